@@ -1,0 +1,10 @@
+"""MobileMamba: the three-stage lightweight visual Mamba network, with everything its paper did.
+
+Importing the package registers ``mobilemamba_{t2,t4,s6,b1,b2,b4}`` with timm and does nothing else.
+"""
+
+from mobilemamba.models import MobileMamba, MobileMambaConfig
+
+__all__ = ["MobileMamba", "MobileMambaConfig"]
+
+__version__ = "0.1.0"

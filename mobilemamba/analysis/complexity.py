@@ -1,0 +1,79 @@
+"""Parameters and operations of a network, in the paper's convention and in full."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.layers import SelectAdaptivePool2d
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mobilemamba.layers.wavelet_mamba import WaveletConv
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """Counts for one picture in evaluation.
+
+    Attributes:
+        params: All parameters, frozen ones included (the paper's convention, on the un-fused model).
+        flops: The paper's convention: a multiply-add is 1; BatchNorm 2 and LayerNorm 5 an element, pooling 1 an input
+            element, the scan ``9 L D N + L D``; the depthwise convolution in the wavelet domain is left out.
+        macs: Multiply-adds of every convolution, matrix product and scan, with nothing left out.
+    """
+
+    params: int
+    flops: int
+    macs: int
+
+
+def complexity(model: nn.Module, size: int | tuple[int, int] = 224) -> Complexity:
+    """Counts a model by running it once on shapes alone, on the meta device; the model itself is not touched.
+
+    Args:
+        model: Any timm image model; the conventions for norms and pooling are applied to its modules.
+        size: Side of the square picture, or (height, width), in pixels.
+    """
+    shadow = copy.deepcopy(model).to("meta").eval()
+    extra = _CountedModules(shadow)
+    height, width = (size, size) if isinstance(size, int) else size
+    picture = torch.empty(1, _in_chans(shadow), height, width, device="meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        shadow(picture)
+    macs = counter.get_total_flops() // 2
+    return Complexity(
+        params=sum(p.numel() for p in model.parameters()),
+        flops=macs + extra.norms_and_pooling - extra.wavelet_convs,
+        macs=macs,
+    )
+
+
+def _in_chans(model: nn.Module) -> int:
+    return next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+
+
+class _CountedModules:
+    """Forward hooks for what the operator counter does not see, or the paper's counter did not."""
+
+    def __init__(self, model: nn.Module):
+        self.norms_and_pooling = 0
+        self.wavelet_convs = 0
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                module.register_forward_hook(lambda m, inputs, output: self._add(2 * output.numel()))
+            elif isinstance(module, nn.LayerNorm):
+                module.register_forward_hook(lambda m, inputs, output: self._add(5 * output.numel()))
+            elif isinstance(module, SelectAdaptivePool2d):
+                module.register_forward_hook(lambda m, inputs, output: self._add(inputs[0].numel()))
+            elif isinstance(module, WaveletConv):
+                module.conv.register_forward_hook(self._wavelet_conv)
+
+    def _add(self, count: int) -> None:
+        self.norms_and_pooling += count
+
+    def _wavelet_conv(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        assert isinstance(module, nn.Conv2d)
+        self.wavelet_convs += output.numel() * module.weight[0].numel()

@@ -1,0 +1,93 @@
+"""Convolution + BatchNorm and BatchNorm + linear, which fold into one convolution or linear layer for inference."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class ConvNorm(nn.Module):
+    """A convolution without bias, then BatchNorm; same padding, (B, C, H, W) in and out.
+
+    Args:
+        in_chans: Input channels.
+        out_chans: Output channels.
+        kernel_size: Odd kernel size.
+        stride: Stride.
+        groups: Groups; ``in_chans`` makes it depthwise.
+        gain: Initial weight of the norm; 0 starts a residual branch as nothing.
+    """
+
+    def __init__(
+        self, in_chans: int, out_chans: int, kernel_size: int = 1, stride: int = 1, groups: int = 1, gain: float = 1.0
+    ):
+        super().__init__()
+        self.conv = nn.Conv2d(in_chans, out_chans, kernel_size, stride, kernel_size // 2, groups=groups, bias=False)
+        self.norm = nn.BatchNorm2d(out_chans)
+        nn.init.constant_(self.norm.weight, gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+    def fuse(self) -> nn.Conv2d:
+        """The same map as one convolution, with the norm's running statistics folded in."""
+        return fuse_conv_norm(self.conv, self.norm)
+
+
+class NormLinear(nn.Module):
+    """BatchNorm, then a linear layer: the classifier. (B, C) in, (B, classes) out.
+
+    Args:
+        in_features: Input width.
+        out_features: Number of classes; 0 makes it the identity, norm included.
+    """
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__()
+        self.norm: nn.Module = nn.BatchNorm1d(in_features) if out_features else nn.Identity()
+        self.linear: nn.Module = nn.Linear(in_features, out_features) if out_features else nn.Identity()
+        if isinstance(self.linear, nn.Linear):
+            nn.init.trunc_normal_(self.linear.weight, std=0.02)
+            nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.norm(x))
+
+    @torch.no_grad()
+    def fuse(self) -> nn.Module:
+        """The same map as one linear layer."""
+        norm, linear = self.norm, self.linear
+        if not isinstance(norm, nn.BatchNorm1d) or not isinstance(linear, nn.Linear):
+            return nn.Identity()
+        scale, shift = _affine(norm)
+        fused = nn.utils.skip_init(nn.Linear, linear.in_features, linear.out_features, device=linear.weight.device, dtype=linear.weight.dtype)
+        fused.weight.copy_(linear.weight * scale)
+        fused.bias.copy_(linear.bias + linear.weight @ shift)
+        return fused
+
+
+def _affine(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """(scale, shift) that the norm applies to each channel in evaluation, both (C,)."""
+    assert norm.running_var is not None and norm.running_mean is not None
+    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    return scale, norm.bias - norm.running_mean * scale
+
+
+@torch.no_grad()
+def fuse_conv_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    """One convolution equal to ``norm(conv(x))`` in evaluation; same device and dtype."""
+    scale, shift = _affine(norm)
+    fused = nn.utils.skip_init(
+        nn.Conv2d,
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        conv.stride,
+        conv.padding,
+        groups=conv.groups,
+        device=conv.weight.device,
+        dtype=conv.weight.dtype,
+    )
+    fused.weight.copy_(conv.weight * scale[:, None, None, None])
+    fused.bias.copy_(shift if conv.bias is None else shift + conv.bias * scale)
+    return fused

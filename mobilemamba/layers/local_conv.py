@@ -1,0 +1,33 @@
+"""MK-DeConv: the multi-kernel depthwise convolution, the local part of the MRFFI module."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mobilemamba.layers.conv_norm import ConvNorm
+
+
+class MultiKernelConv(nn.Module):
+    """Depthwise convolutions of several kernel sizes, each on its share of the channels (Table 8e of the paper).
+
+    Each is convolution, norm, ReLU, then a 1x1 depthwise convolution and norm: a scale and a shift. (B, C, H, W) in, out.
+
+    Args:
+        dim: Channels.
+        kernel_sizes: One odd kernel size a part; the parts' channels differ by at most one.
+    """
+
+    def __init__(self, dim: int, kernel_sizes: tuple[int, ...]):
+        super().__init__()
+        parts = len(kernel_sizes)
+        self.dims = [dim // parts + (part < dim % parts) for part in range(parts)]
+        self.parts = nn.ModuleList(
+            nn.Sequential(ConvNorm(d, d, k, groups=d), nn.ReLU(), ConvNorm(d, d, groups=d))
+            for d, k in zip(self.dims, kernel_sizes, strict=True)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(self.parts) == 1:
+            return self.parts[0](x)
+        return torch.cat([part(xs) for part, xs in zip(self.parts, x.split(self.dims, dim=1), strict=True)], dim=1)

@@ -1,0 +1,35 @@
+"""MRFFI: the multi-receptive-field feature interaction module (Section 3.3 of the paper)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mobilemamba.layers.conv_norm import ConvNorm
+
+
+class MRFFI(nn.Module):
+    """Mixes one part of the channels globally, one locally, leaves the rest, then projects; (B, C, H, W) in and out.
+
+    Args:
+        splits: (global, local, identity) channels; each may be 0.
+        global_mixer: Module for the first part; unused if that has no channels.
+        local_mixer: Module for the second part; unused if that has no channels.
+    """
+
+    def __init__(self, splits: tuple[int, int, int], global_mixer: nn.Module, local_mixer: nn.Module):
+        super().__init__()
+        dim = sum(splits)
+        self.splits = list(splits)
+        self.global_mixer = global_mixer
+        self.local_mixer = local_mixer
+        self.act = nn.ReLU()
+        self.proj = ConvNorm(dim, dim, gain=0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x_global, x_local, x_identity = x.split(self.splits, dim=1)
+        if self.splits[0]:
+            x_global = self.global_mixer(x_global)
+        if self.splits[1]:
+            x_local = self.local_mixer(x_local)
+        return self.proj(self.act(torch.cat([x_global, x_local, x_identity], dim=1)))

@@ -1,0 +1,35 @@
+"""x + f(x)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mobilemamba.layers.conv_norm import ConvNorm
+
+
+class Residual(nn.Module):
+    """Adds a branch to its input.
+
+    Args:
+        branch: A module whose output has the input's shape.
+        drop_path: Applied to the branch's output, for stochastic depth.
+    """
+
+    def __init__(self, branch: nn.Module, drop_path: nn.Module | None = None):
+        super().__init__()
+        self.branch = branch
+        self.drop_path = drop_path or nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.drop_path(self.branch(x))
+
+    @torch.no_grad()
+    def fuse(self) -> nn.Module:
+        """Folds a depthwise ConvNorm branch and the identity into one convolution; otherwise fuses nothing here."""
+        if not isinstance(self.branch, ConvNorm) or self.branch.conv.groups != self.branch.conv.in_channels:
+            return self
+        fused = self.branch.fuse()
+        height, width = fused.kernel_size
+        fused.weight[:, 0, height // 2, width // 2] += 1  # a depthwise identity: 1 at the kernel's centre
+        return fused

@@ -1,0 +1,85 @@
+"""SS2D: the two-dimensional selective state-space module.
+
+Shape letters: B batch, C channels, H and W sides, L = H * W, K scan directions, D inner width, N state size,
+R rank of the step size.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mobilemamba.layers.conv_norm import ConvNorm
+from mobilemamba.ops.cross_scan import cross_merge, cross_scan
+from mobilemamba.ops.selective_scan import selective_scan
+
+
+class SS2D(nn.Module):
+    """Selective scans of a feature map in K directions, gated; (B, C, H, W) in and out.
+
+    Args:
+        dim: Channels C.
+        directions: Scan directions K, see ``cross_scan``.
+        d_state: State size N.
+        ssm_ratio: D over C.
+        dt_rank: R; ``"auto"`` is ``ceil(C / 16)``.
+        scan_backend: Backend of ``selective_scan``.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        directions: int = 2,
+        d_state: int = 1,
+        ssm_ratio: float = 2.0,
+        dt_rank: int | Literal["auto"] = "auto",
+        scan_backend: str = "auto",
+    ):
+        super().__init__()
+        inner = int(ssm_ratio * dim)
+        rank = math.ceil(dim / 16) if dt_rank == "auto" else dt_rank
+        self.directions, self.d_state, self.dt_rank = directions, d_state, rank
+        self.scan_backend = scan_backend
+
+        self.in_proj = ConvNorm(dim, 2 * inner)  # first half: the scan's input; second half: the gate
+        self.conv = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
+        self.x_proj_weight = nn.Parameter(torch.empty(directions, rank + 2 * d_state, inner))  # rows: dt, B, C
+        self.dt_proj_weight = nn.Parameter(torch.empty(directions, inner, rank))
+        self.dt_bias = nn.Parameter(torch.empty(directions, inner))
+        self.A_log = nn.Parameter(torch.zeros(directions, inner, d_state))  # A = -1
+        self.D = nn.Parameter(torch.ones(directions, inner))
+        self.out_norm = nn.LayerNorm(inner)
+        self.out_proj = ConvNorm(inner, dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The release's start: steps of about softplus(0) = 0.7, not Mamba's spread of small ones."""
+        nn.init.uniform_(self.dt_proj_weight, 0, 0.1)
+        nn.init.uniform_(self.dt_bias, 0, 0.1)
+        bound = self.x_proj_weight.shape[-1] ** -0.5  # that of nn.Linear
+        nn.init.uniform_(self.x_proj_weight, -bound, bound)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        x_BDHW, gate_BDHW = self.in_proj(x_BCHW).chunk(2, dim=1)
+        x_BDHW = F.silu(self.conv(x_BDHW))
+        y_BDHW = self.scan(x_BDHW)
+        return self.out_proj(y_BDHW * F.silu(gate_BDHW))
+
+    def scan(self, x_BDHW: Tensor) -> Tensor:
+        """Scan in every direction, sum, LayerNorm over the channels; the input's shape and memory format."""
+        height, width = x_BDHW.shape[-2:]
+        u_BKDL = cross_scan(x_BDHW, self.directions)
+        projected = torch.einsum("bkdl,kcd->bkcl", u_BKDL, self.x_proj_weight)
+        dt_BKRL, B_BKNL, C_BKNL = projected.split([self.dt_rank, self.d_state, self.d_state], dim=2)
+        dt_BKDL = torch.einsum("bkrl,kdr->bkdl", dt_BKRL, self.dt_proj_weight)
+        A_KDN = -torch.exp(self.A_log.float())
+        y_BKDL = selective_scan(u_BKDL, dt_BKDL, A_KDN, B_BKNL, C_BKNL, self.D, self.dt_bias, self.scan_backend)
+        y_BDL = cross_merge(y_BKDL, (height, width))
+        y_BDHW = self.out_norm(y_BDL.transpose(1, 2)).transpose(1, 2).unflatten(2, (height, width))
+        if x_BDHW.is_contiguous(memory_format=torch.channels_last):
+            return y_BDHW
+        return y_BDHW.contiguous()

@@ -1,0 +1,53 @@
+"""WTE-Mamba: the wavelet-enhanced Mamba, the global part of the MRFFI module."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mobilemamba.layers.ss2d import SS2D
+from mobilemamba.ops.wavelet import dwt2d, idwt2d, wavelet_filters
+
+
+class WaveletConv(nn.Module):
+    """A depthwise convolution in the wavelet domain, (B, C, H, W) in and out: details Mamba alone blurs.
+
+    The filters are frozen parameters, one set a channel, as in the released checkpoints and in the paper's counts.
+
+    Args:
+        dim: Channels.
+        kernel_size: Odd kernel size of the convolution over the sub-bands.
+        wavelet: PyWavelets name of an orthogonal wavelet.
+    """
+
+    def __init__(self, dim: int, kernel_size: int, wavelet: str = "db1"):
+        super().__init__()
+        filters = wavelet_filters(wavelet).unsqueeze(1).repeat(dim, 1, 1, 1)
+        self.dwt_filters = nn.Parameter(filters, requires_grad=False)
+        self.idwt_filters = nn.Parameter(filters.clone(), requires_grad=False)
+        self.conv = nn.Conv2d(4 * dim, 4 * dim, kernel_size, padding=kernel_size // 2, groups=4 * dim, bias=False)
+        self.scale = nn.Parameter(torch.full((1, 4 * dim, 1, 1), 0.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        subbands = self.conv(dwt2d(x, self.dwt_filters)) * self.scale
+        return idwt2d(subbands, self.idwt_filters, (height, width))
+
+
+class WaveletMamba(nn.Module):
+    """SS2D, scaled, plus the wavelet branch; (B, C, H, W) in and out.
+
+    Args:
+        ss2d: The state-space module.
+        wavelet_conv: The wavelet branch on the same input.
+        dim: Channels.
+    """
+
+    def __init__(self, ss2d: SS2D, wavelet_conv: WaveletConv, dim: int):
+        super().__init__()
+        self.ss2d = ss2d
+        self.wavelet_conv = wavelet_conv
+        self.scale = nn.Parameter(torch.ones(1, dim, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * self.ss2d(x) + self.wavelet_conv(x)

@@ -1,0 +1,298 @@
+"""MobileMamba (He et al., CVPR 2025): three stages of MRFFI blocks on a stride-16 stem, top to bottom as in Fig. 4.
+
+    picture (B, in_chans, H, W)
+      patch_embed            stride 16
+      stages.0               blocks at 1/16
+      stages.1, stages.2     downsample, then blocks, at 1/32 and 1/64
+      head                   average pool, BatchNorm, linear
+
+A block is ``x + DropPath(F(x))``, where F is dw0, ffn0, mixer, dw1, ffn1, each of them residual. The mixer is the MRFFI
+module. Every residual branch starts with a norm of gain zero, so a fresh block doubles its input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import DropPath, SelectAdaptivePool2d, calculate_drop_path_rates
+from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from mobilemamba.errors import ConfigError
+from mobilemamba.layers.conv_norm import ConvNorm, NormLinear
+from mobilemamba.layers.ffn import FFN
+from mobilemamba.layers.local_conv import MultiKernelConv
+from mobilemamba.layers.mrffi import MRFFI
+from mobilemamba.layers.patch import PatchEmbed, PatchMerging
+from mobilemamba.layers.residual import Residual
+from mobilemamba.layers.ss2d import SS2D
+from mobilemamba.layers.wavelet_mamba import WaveletConv, WaveletMamba
+from mobilemamba.models.config import VARIANTS, MobileMambaConfig
+from mobilemamba.ops.selective_scan import BACKEND_NAMES
+
+STEM_STRIDE = 16
+
+
+def depthwise(dim: int, gain: float) -> Residual:
+    """A residual 3x3 depthwise convolution."""
+    return Residual(ConvNorm(dim, dim, 3, groups=dim, gain=gain))
+
+
+def build_mixer(config: MobileMambaConfig, stage: int, scan_backend: str) -> MRFFI:
+    """The MRFFI module of a stage."""
+    splits = global_dim, local_dim, _ = config.channel_splits[stage]
+    global_mixer: nn.Module = nn.Identity()
+    if global_dim:
+        global_mixer = SS2D(
+            global_dim, config.directions, config.d_state, config.ssm_ratio, config.dt_rank, scan_backend
+        )
+        if config.wavelet != "none":
+            wavelet_conv = WaveletConv(global_dim, config.wavelet_kernels[stage], config.wavelet)
+            global_mixer = WaveletMamba(global_mixer, wavelet_conv, global_dim)
+    local_mixer = MultiKernelConv(local_dim, config.stage_kernels[stage]) if local_dim else nn.Identity()
+    return MRFFI(splits, global_mixer, local_mixer)
+
+
+class MobileMambaBlock(nn.Sequential):
+    """F: depthwise, feed-forward, mixer, depthwise, feed-forward, each residual; (B, C, H, W) in and out."""
+
+    def __init__(self, dim: int, mixer: nn.Module, ffn_ratio: float):
+        super().__init__()
+        self.dw0 = depthwise(dim, gain=0.0)
+        self.ffn0 = Residual(FFN(dim, ffn_ratio))
+        self.mixer = Residual(mixer)
+        self.dw1 = depthwise(dim, gain=0.0)
+        self.ffn1 = Residual(FFN(dim, ffn_ratio))
+
+
+class Downsample(nn.Sequential):
+    """Patch merging between depthwise and feed-forward layers, (B, C, H, W) to (B, C', H/2, W/2)."""
+
+    def __init__(self, dim: int, out_dim: int, ffn_ratio: float):
+        super().__init__()
+        self.dw0 = depthwise(dim, gain=1.0)
+        self.ffn0 = Residual(FFN(dim, ffn_ratio))
+        self.merge = PatchMerging(dim, out_dim)
+        self.dw1 = depthwise(out_dim, gain=1.0)
+        self.ffn1 = Residual(FFN(out_dim, ffn_ratio))
+
+
+class MobileMambaStage(nn.Module):
+    """Downsampling, except in the first stage, then blocks.
+
+    Args:
+        config: The network.
+        stage: Index of the stage.
+        drop_path_rates: Probability of dropping each block's branch.
+        scan_backend: Backend of ``selective_scan``.
+    """
+
+    def __init__(self, config: MobileMambaConfig, stage: int, drop_path_rates: list[float], scan_backend: str):
+        super().__init__()
+        self.grad_checkpointing = False
+        dim = config.embed_dims[stage]
+        self.downsample: nn.Module = nn.Identity()
+        if stage:
+            self.downsample = Downsample(config.embed_dims[stage - 1], dim, config.ffn_ratio)
+        self.blocks = nn.Sequential(
+            *(
+                Residual(
+                    MobileMambaBlock(dim, build_mixer(config, stage, scan_backend), config.ffn_ratio),
+                    DropPath(rate) if rate else None,
+                )
+                for rate in drop_path_rates
+            )
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.downsample(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint_seq(self.blocks, x)
+        return self.blocks(x)
+
+
+class MobileMamba(nn.Module):
+    """The network; pictures (B, in_chans, H, W) of 32 px a side or more to logits (B, num_classes).
+
+    Args:
+        config: The architecture.
+        num_classes: Classes; 0 returns pooled features (B, C).
+        in_chans: Channels of the picture.
+        global_pool: timm's pooling name; ``""`` leaves the map unpooled.
+        drop_rate: Dropout before the classifier.
+        drop_path_rate: Stochastic depth of the last block; earlier blocks rise linearly to it.
+        scan_backend: Backend of ``selective_scan``, see ``mobilemamba backends``.
+
+    Raises:
+        ConfigError: If ``scan_backend`` is unknown.
+    """
+
+    def __init__(
+        self,
+        config: MobileMambaConfig,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        scan_backend: str = "auto",
+    ):
+        super().__init__()
+        if scan_backend not in BACKEND_NAMES:
+            raise ConfigError(f"unknown scan_backend {scan_backend!r}; expected one of {', '.join(BACKEND_NAMES)}")
+        self.config = config
+        self.num_classes = num_classes
+        self.num_features = self.head_hidden_size = config.embed_dims[-1]
+
+        self.patch_embed = PatchEmbed(in_chans, config.embed_dims[0])
+        rates = calculate_drop_path_rates(drop_path_rate, list(config.depths), stagewise=False)
+        rates_of_stage = [rates[sum(config.depths[:i]) : sum(config.depths[: i + 1])] for i in range(len(config.depths))]
+        self.stages = nn.Sequential(
+            *(MobileMambaStage(config, i, stage_rates, scan_backend) for i, stage_rates in enumerate(rates_of_stage))
+        )
+        self.feature_info = [
+            {"num_chs": dim, "reduction": STEM_STRIDE * 2**i, "module": f"stages.{i}"}
+            for i, dim in enumerate(config.embed_dims)
+        ]
+        self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=True)
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head = NormLinear(self.num_features, num_classes)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, in_chans, H, W) to the last stage's map (B, C, H/64, W/64)."""
+        return self.stages(self.patch_embed(x))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """(B, C, h, w) to logits (B, num_classes), or to pooled features (B, C) before the classifier's norm."""
+        x = self.head_drop(self.global_pool(x))
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """timm's interface: the maps of chosen stages, with the last one in front unless ``intermediates_only``.
+
+        Args:
+            x: Pictures (B, in_chans, H, W).
+            indices: Stages, by index (negative from the end); an int takes the last so many; None takes all.
+            norm: Accepted for timm's sake; the stages end without a norm.
+            stop_early: Do not compute stages after the last one asked for.
+            output_fmt: Only ``"NCHW"``.
+            intermediates_only: Return the list alone.
+
+        Raises:
+            ConfigError: If ``output_fmt`` is another.
+        """
+        if output_fmt != "NCHW":
+            raise ConfigError(f"output_fmt={output_fmt!r}: only 'NCHW' is offered")
+        taken, last = feature_take_indices(len(self.stages), indices)
+        stages = self.stages[: last + 1] if stop_early else self.stages
+        intermediates = []
+        x = self.patch_embed(x)
+        for i, stage in enumerate(stages):
+            x = stage(x)
+            if i in taken:
+                intermediates.append(x)
+        return intermediates if intermediates_only else (x, intermediates)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """timm's interface: drops the stages after the last one asked for, and the classifier."""
+        taken, last = feature_take_indices(len(self.stages), indices)
+        self.stages = self.stages[: last + 1]
+        if prune_head:
+            self.reset_classifier(0, "")
+        return taken
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """The linear layer."""
+        return self.head.linear if isinstance(self.head, NormLinear) else self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A fresh classifier, with a fresh norm, for another number of classes; 0 removes it."""
+        self.num_classes = num_classes
+        if global_pool is not None:
+            self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=True)
+        device = next(self.parameters()).device
+        self.head = NormLinear(self.num_features, num_classes).to(device)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that decay would harm: the state matrix, step-size biases, skip weights and learned scales."""
+        leaves = ("A_log", "D", "dt_bias", "scale")
+        return {name for name, _ in self.named_parameters() if name.rsplit(".", 1)[-1] in leaves}
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade computation for memory in training: keep block inputs only."""
+        for stage in self.stages:
+            stage.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """timm's grouping of parameters by depth, for layer-wise learning rates."""
+        if coarse:
+            return {"stem": r"^patch_embed", "blocks": r"^stages\.(\d+)"}
+        blocks = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None)]
+        return {"stem": r"^patch_embed", "blocks": blocks}
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        name: {
+            "url": "",
+            "num_classes": 1000,
+            "input_size": (3, variant.img_size, variant.img_size),
+            "pool_size": (variant.img_size // 64, variant.img_size // 64),
+            "crop_pct": 0.875,
+            "interpolation": "bicubic",
+            "mean": IMAGENET_DEFAULT_MEAN,
+            "std": IMAGENET_DEFAULT_STD,
+            "first_conv": "patch_embed.0.conv",
+            "classifier": "head.linear",
+            "license": "mit",
+            "paper_name": "MobileMamba: Lightweight Multi-Receptive Visual Mamba Network",
+            "paper_ids": "arXiv:2411.15941",
+        }
+        for name, variant in VARIANTS.items()
+    }
+)
+
+
+def _create(variant: str, pretrained: bool, **kwargs: Any) -> MobileMamba:
+    choices = {name: kwargs.pop(name) for name in list(kwargs) if name in MobileMambaConfig.__dataclass_fields__}
+    config = VARIANTS[variant].config.override(**choices)
+    feature_cfg = {"out_indices": tuple(range(len(config.depths))), "flatten_sequential": True}
+    return build_model_with_cfg(MobileMamba, variant, pretrained, feature_cfg=feature_cfg, config=config, **kwargs)
+
+
+def _entry_point(variant: str) -> Callable[..., MobileMamba]:
+    """timm's constructor of a variant; architecture choices of ``MobileMambaConfig`` are taken as keywords."""
+
+    def create(pretrained: bool = False, **kwargs: Any) -> MobileMamba:
+        return _create(variant, pretrained, **kwargs)
+
+    create.__name__ = create.__qualname__ = variant
+    create.__doc__ = f"{variant}: {VARIANTS[variant].img_size} px, {VARIANTS[variant].paper_top1} % top-1 in the paper."
+    return register_model(create)
+
+
+__all__ = ["MobileMamba", "MobileMambaBlock", "MobileMambaStage", "build_mixer"]
+
+for _name in VARIANTS:
+    globals()[_name] = _entry_point(_name)

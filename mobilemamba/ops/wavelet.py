@@ -1,0 +1,89 @@
+"""One level of the two-dimensional discrete wavelet transform for orthogonal wavelets, and its inverse.
+
+Signals are periodic; an odd side is padded by one row or column of zeros at its end. The transform is orthonormal, so
+its inverse is its transpose, and reconstruction is exact for every size.
+
+Shape letters: B batch, C channels, H and W sides (h and w after the transform), F filter length.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pywt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mobilemamba.errors import ConfigError
+
+
+@cache
+def _orthogonal_wavelet(name: str) -> pywt.Wavelet:
+    families = [n for n in pywt.wavelist(kind="discrete") if n.startswith(("haar", "db", "sym", "coif"))]
+    if name not in pywt.wavelist(kind="discrete"):
+        raise ConfigError(f"unknown wavelet {name!r}; expected 'none' or an orthogonal one such as {', '.join(families[:5])}")
+    wavelet = pywt.Wavelet(name)
+    if not wavelet.orthogonal:
+        raise ConfigError(f"wavelet {name!r} is not orthogonal, so its inverse is not its transpose; use e.g. 'db1'")
+    return wavelet
+
+
+def wavelet_filters(name: str) -> Tensor:
+    """The four analysis filters of an orthogonal wavelet; the synthesis filters are the same.
+
+    Args:
+        name: PyWavelets name, e.g. ``"db1"`` (Haar).
+
+    Returns:
+        (4, F, F) float32: sub-bands LL, HL (high along H), LH (high along W), HH, to be correlated with the picture.
+
+    Raises:
+        ConfigError: If PyWavelets does not know the name, or the wavelet is not orthogonal.
+    """
+    wavelet = _orthogonal_wavelet(name)
+    # PyWavelets convolves, torch correlates: reversed decomposition filters are the reconstruction filters.
+    low, high = (torch.tensor(np.array(f), dtype=torch.float64) for f in (wavelet.rec_lo, wavelet.rec_hi))
+    pairs = ((low, low), (high, low), (low, high), (high, high))  # (along H, along W)
+    return torch.stack([torch.outer(along_h, along_w) for along_h, along_w in pairs]).float()
+
+
+def dwt2d(x_BCHW: Tensor, filters: Tensor) -> Tensor:
+    """Forward transform.
+
+    Args:
+        x_BCHW: Picture or feature map, any size.
+        filters: (4C, 1, F, F), the four filters of each channel in turn.
+
+    Returns:
+        (B, 4C, h, w) with h = ceil(H / 2), w = ceil(W / 2); the four sub-bands of a channel stand next to each other.
+    """
+    channels, taps = x_BCHW.shape[1], filters.shape[-1]
+    x_BCHW = F.pad(x_BCHW, (0, x_BCHW.shape[3] % 2, 0, x_BCHW.shape[2] % 2))
+    if taps > 2:  # Haar's windows do not overlap; longer filters run over the border
+        for dim in (2, 3):
+            side = x_BCHW.shape[dim]
+            x_BCHW = x_BCHW.index_select(dim, torch.arange(side + taps - 2, device=x_BCHW.device) % side)
+    return F.conv2d(x_BCHW, filters, stride=2, groups=channels)
+
+
+def idwt2d(y_BChw: Tensor, filters: Tensor, size: tuple[int, int]) -> Tensor:
+    """Inverse transform.
+
+    Args:
+        y_BChw: (B, 4C, h, w) sub-bands as ``dwt2d`` returns them.
+        filters: (4C, 1, F, F), the filters of the forward transform.
+        size: (H, W) to return; H is 2h or 2h - 1.
+
+    Returns:
+        (B, C, H, W).
+    """
+    channels, taps = filters.shape[0] // 4, filters.shape[-1]
+    x = F.conv_transpose2d(y_BChw, filters, stride=2, groups=channels)
+    if taps > 2:  # what runs over the border comes in again at the beginning
+        for dim in (2, 3):
+            side = 2 * y_BChw.shape[dim]
+            wrapped = x.new_zeros(*x.shape[:dim], side, *x.shape[dim + 1 :])
+            x = wrapped.index_add(dim, torch.arange(x.shape[dim], device=x.device) % side, x)
+    return x[:, :, : size[0], : size[1]]
