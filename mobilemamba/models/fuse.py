@@ -5,7 +5,12 @@ from __future__ import annotations
 import copy
 from typing import TypeVar
 
+import torch
 from torch import nn
+
+from mobilemamba.layers.conv_norm import ConvNorm, NormLinear
+from mobilemamba.layers.residual import Residual
+from mobilemamba.models.release_names import StateDict
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -32,3 +37,38 @@ def _fuse_children(module: nn.Module) -> None:
             setattr(module, name, replacement)
         else:
             _fuse_children(child)
+
+
+@torch.no_grad()
+def unfuse_state(model: nn.Module, fused: StateDict) -> StateDict:
+    """A fused network's tensors by the names of the un-fused ``model``, its norms made neutral.
+
+    Each norm gets mean 0, variance 1, the weight that undoes its epsilon, and the fused bias; a residual depthwise
+    kernel gives the identity back. Names that belong to no fused layer are kept.
+
+    Args:
+        model: The un-fused network, for the layers' places and kinds.
+        fused: State dict of ``fuse_norms(model)`` or of a fused release, by our names.
+    """
+    state = dict(fused)
+    for path, module in model.named_modules():
+        branch = module.branch if isinstance(module, Residual) else module
+        if f"{path}.weight" not in state or not isinstance(branch, ConvNorm | NormLinear):
+            continue
+        weight, bias = state.pop(f"{path}.weight"), state.pop(f"{path}.bias")
+        inner = f"{path}.branch" if isinstance(module, Residual) else path
+        if isinstance(module, Residual):
+            weight = weight.clone()
+            weight[:, 0, weight.shape[2] // 2, weight.shape[3] // 2] -= 1
+        gain = (1 + branch.norm.eps) ** 0.5
+        if isinstance(branch, ConvNorm):
+            state[f"{inner}.conv.weight"] = weight
+            shift = bias
+        else:
+            state[f"{inner}.linear.weight"], state[f"{inner}.linear.bias"] = weight, bias
+            shift = torch.zeros_like(weight[0])
+        state[f"{inner}.norm.weight"] = torch.full_like(shift, gain)
+        state[f"{inner}.norm.bias"] = shift
+        state[f"{inner}.norm.running_mean"] = torch.zeros_like(shift)
+        state[f"{inner}.norm.running_var"] = torch.ones_like(shift)
+    return state
