@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mobilemamba.errors import WeightsError
+from mobilemamba.models.config import VARIANTS
 from mobilemamba.models.fuse import unfuse_state
-from mobilemamba.models.mobilemamba import MobileMamba
 from mobilemamba.models.release_names import StateDict, is_fused, is_release, release_to_ours
 
 _CONTAINER_KEYS = ("net", "state_dict", "model", "state_dict_ema", "model_ema", "ema")
@@ -173,20 +174,22 @@ def _find_tensors(content: Mapping[str, Any], where: str) -> StateDict:
     raise WeightsError(f"{where} holds no MobileMamba: no tensor is named '{_ANCHOR}...', its keys begin {list(content)[:3]}")
 
 
-def convert(source: str | Path, target: str | Path, model: MobileMamba, name: str) -> LoadReport:
-    """Writes any checkpoint that fits ``model`` in our format.
+def convert(source: str | Path, target: str | Path, model_name: str) -> LoadReport:
+    """Writes a checkpoint in our format, after a complete load into the model it is of.
 
     Args:
-        source: Checkpoint of either format.
+        source: Checkpoint of either format, with any number of classes.
         target: ``.safetensors`` file to write.
-        model: A network of the right architecture; it receives the weights.
-        name: The model's name, stored in the file.
+        model_name: The model, e.g. ``"mobilemamba_s6"``; stored in the file.
 
     Raises:
         WeightsError: As ``load_weights``; or if ``target`` does not end in ``.safetensors``.
     """
     if Path(target).suffix != ".safetensors":
         raise WeightsError(f"cannot write {target}: expected a name that ends in .safetensors")
+    state, _ = read_weights(source, VARIANTS[model_name].config.directions)
+    classifier = state.get("head.linear.weight", state.get("head.weight"))
+    model = timm.create_model(model_name, num_classes=0 if classifier is None else len(classifier))
     report = load_weights(model, source)
-    save_weights(model, target, {"model": name})
+    save_weights(model, target, {"model": model_name})
     return report

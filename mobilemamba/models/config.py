@@ -141,23 +141,32 @@ def split_channels(dim: int, global_ratio: float, local_ratio: float) -> tuple[i
 
 @dataclass(frozen=True)
 class Variant:
-    """A published model: its network and the square input size in pixels that the paper's numbers are for."""
+    """A published model and the paper's numbers for it (Tables 2 and 3).
+
+    Attributes:
+        config: The network.
+        img_size: Side of the square picture that the numbers are for, in pixels.
+        paper_top1: ImageNet-1k top-1 in %, 300 epochs, without distillation.
+        paper_params_m: Parameters in millions.
+        paper_flops_m: FLOPs in millions.
+    """
 
     config: MobileMambaConfig
     img_size: int
-    #: ImageNet-1k top-1 in %, 300 epochs, without distillation (Tables 2 and 3).
     paper_top1: float
+    paper_params_m: float
+    paper_flops_m: int
 
 
 _B = MobileMambaConfig(embed_dims=(200, 376, 448), depths=(2, 3, 2))
 
 VARIANTS = {
-    "mobilemamba_t2": Variant(MobileMambaConfig(embed_dims=(144, 272, 368)), 192, 73.6),
-    "mobilemamba_t4": Variant(MobileMambaConfig(embed_dims=(176, 368, 448)), 192, 76.1),
-    "mobilemamba_s6": Variant(MobileMambaConfig(), 224, 78.0),
-    "mobilemamba_b1": Variant(_B, 256, 79.9),
-    "mobilemamba_b2": Variant(_B, 384, 81.6),
-    "mobilemamba_b4": Variant(_B, 512, 82.5),
+    "mobilemamba_t2": Variant(MobileMambaConfig(embed_dims=(144, 272, 368)), 192, 73.6, 8.8, 255),
+    "mobilemamba_t4": Variant(MobileMambaConfig(embed_dims=(176, 368, 448)), 192, 76.1, 14.2, 413),
+    "mobilemamba_s6": Variant(MobileMambaConfig(), 224, 78.0, 15.0, 652),
+    "mobilemamba_b1": Variant(_B, 256, 79.9, 17.1, 1080),
+    "mobilemamba_b2": Variant(_B, 384, 81.6, 17.1, 2427),
+    "mobilemamba_b4": Variant(_B, 512, 82.5, 17.1, 4313),
 }
 
 

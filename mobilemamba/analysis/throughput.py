@@ -1,0 +1,180 @@
+"""How many pictures a second a network takes, and under which conditions that was found."""
+
+from __future__ import annotations
+
+import copy
+import platform
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mobilemamba.errors import ConfigError
+
+WARMUP_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """A measured throughput with all that it depends on.
+
+    Attributes:
+        images_per_second: Median over the rounds.
+        spread: (fastest - slowest round) / median; more than about 0.1 says that the machine was busy.
+        latency_ms: Median time of one batch in milliseconds.
+        batch_size: Pictures a batch.
+        img_size: Height and width in pixels.
+        rounds: Number of timed rounds.
+        batches_per_round: Batches timed together in a round.
+        device: The processor in words; a CPU with the number of threads torch used.
+        dtype: Of weights and pictures, e.g. ``"float32"``, or ``"float32 (tf32 convolutions)"`` where CUDA rounds them.
+        layout: ``"channels_last"`` or ``"channels_first"``.
+        batch_norms: BatchNorm layers in the network; 0 if they were folded into the weights.
+        torch: Version.
+    """
+
+    images_per_second: float
+    spread: float
+    latency_ms: float
+    batch_size: int
+    img_size: tuple[int, int]
+    rounds: int
+    batches_per_round: int
+    device: str
+    dtype: str
+    layout: str
+    batch_norms: int
+    torch: str
+
+    def describe(self) -> str:
+        """Number and conditions in one line."""
+        norms = f"{self.batch_norms} batch norms" if self.batch_norms else "no batch norms"
+        return (
+            f"{self.images_per_second:.4g} img/s (median of {self.rounds} rounds, spread {self.spread:.0%}), "
+            f"batch {self.batch_size} at {self.img_size[0]}x{self.img_size[1]}, {self.dtype}, {self.layout}, {norms}, "
+            f"{self.device}, torch {self.torch}"
+        )
+
+
+def measure_throughput(
+    model: nn.Module,
+    img_size: int | tuple[int, int] = 224,
+    batch_size: int | None = None,
+    device: torch.device | str | None = None,
+    rounds: int = 5,
+    budget_s: float = 3.0,
+    in_chans: int = 3,
+    channels_last: bool = True,
+) -> Throughput:
+    """Times inference (eval mode, no autograd) on random pictures that already lie on the device.
+
+    The model is copied: its device, layout and mode stay as they are, and so does the global random state.
+
+    Args:
+        model: Takes (B, ``in_chans``, H, W) pictures of its own dtype.
+        img_size: Pixels, (height, width) or the side of a square.
+        batch_size: By default 32 on a CPU and 256 elsewhere (the paper's, on one L40S).
+        device: By default the one the model is on.
+        rounds: Timed rounds; the result is their median.
+        budget_s: About how long all rounds take together, in seconds. Each round has one batch at least.
+        in_chans: Channels of a picture.
+        channels_last: Layout of weights and pictures.
+
+    Raises:
+        ConfigError: If ``rounds``, ``batch_size`` or ``budget_s`` is not positive.
+    """
+    parameter = next(model.parameters())
+    device = torch.device(device) if device is not None else parameter.device
+    batch_size = batch_size if batch_size is not None else 32 if device.type == "cpu" else 256
+    for name, value in (("rounds", rounds), ("batch_size", batch_size), ("budget_s", budget_s)):
+        if value <= 0:
+            raise ConfigError(f"{name}={value}: expected a number above 0; leave it out for the default")
+    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    model = copy.deepcopy(model).eval().to(device).to(memory_format=layout)
+    pictures = torch.randn(batch_size, in_chans, height, width, generator=torch.Generator().manual_seed(0))
+    pictures = pictures.to(device=device, dtype=parameter.dtype, memory_format=layout)
+
+    time_batches(model, pictures, 1)  # the first call also allocates, chooses kernels and compiles
+    warmup, elapsed = 0, 0.0
+    while elapsed < min(WARMUP_SECONDS, budget_s) or warmup == 0:
+        elapsed += time_batches(model, pictures, 1)
+        warmup += 1
+    batches = max(1, round(budget_s / rounds / (elapsed / warmup)))
+    seconds = [time_batches(model, pictures, batches) / batches for _ in range(rounds)]
+
+    median = statistics.median(seconds)
+    return Throughput(
+        images_per_second=batch_size / median,
+        spread=median / min(seconds) - median / max(seconds),
+        latency_ms=median * 1000,
+        batch_size=batch_size,
+        img_size=(height, width),
+        rounds=rounds,
+        batches_per_round=batches,
+        device=device_name(device),
+        dtype=_dtype_name(parameter.dtype, device),
+        layout="channels_last" if channels_last else "channels_first",
+        batch_norms=sum(isinstance(module, _BatchNorm) for module in model.modules()),
+        torch=torch.__version__,
+    )
+
+
+@torch.inference_mode()
+def time_batches(model: nn.Module, pictures: torch.Tensor, batches: int) -> float:
+    """Seconds that ``batches`` forward passes take on the model's device, the work queued on it included.
+
+    One round of a measurement; to compare networks fairly, take their rounds in turn.
+
+    Args:
+        model: In eval mode.
+        pictures: (B, C, H, W) on the model's device.
+        batches: Number of passes.
+    """
+    _synchronize(pictures.device)
+    start = time.perf_counter()
+    for _ in range(batches):
+        model(pictures)
+    _synchronize(pictures.device)
+    return time.perf_counter() - start
+
+
+def device_name(device: torch.device | str) -> str:
+    """A device in words: a GPU's product name, or a CPU's with the number of threads torch uses."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return str(device)
+    threads = torch.get_num_threads()
+    return f"{_cpu_name()}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def _cpu_name() -> str:
+    try:  # platform.processor() is empty on most Linux systems
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine() or "CPU"
+
+
+def _dtype_name(dtype: torch.dtype, device: torch.device) -> str:
+    name = str(dtype).removeprefix("torch.")
+    if device.type != "cuda" or dtype != torch.float32:
+        return name
+    precision = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+    return f"{name} (tf32 convolutions)" if precision == "tf32" else name
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

@@ -1,0 +1,210 @@
+"""LightningCLI as this package uses it: run folders, defaults that need no configuration, sweeps."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from filelock import FileLock, Timeout
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from mobilemamba.cli.parser import Parser, given_settings, plain
+from mobilemamba.data import ImageDataModule
+from mobilemamba.errors import ConfigError
+from mobilemamba.messages import user_error
+from mobilemamba.sweep import Config, Row, Sweep, SweepRunner, expand
+from mobilemamba.training.callbacks import EpochSeed, RunResults
+
+
+class SaveFitConfig(SaveConfigCallback):
+    """Saves the configuration of trainings alone: a ``validate`` must not overwrite what a run was trained with."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Saves before ``fit``."""
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
+
+
+class MobileMambaCLI(LightningCLI):
+    """LightningCLI with run folders under ``runs/``, defaults that need no configuration, and sweeps.
+
+    Attributes:
+        rows: The rows of the sweep, None for a single run.
+        sweep: Its settings, None for a single run.
+    """
+
+    rows: list[Row] | None = None
+    sweep: Sweep | None = None
+
+    def __init__(self, args: list[str], resources: contextlib.ExitStack) -> None:
+        """Parses, builds and runs.
+
+        Args:
+            args: Subcommand and options.
+            resources: Holds the run folder's lock until its owner lets go.
+        """
+        self.given_args = args
+        self.resources = resources
+        super().__init__(
+            LightningModule,
+            ImageDataModule,
+            save_config_callback=SaveFitConfig,
+            save_config_kwargs={
+                "overwrite": True
+            },  # a resumed run writes it again; the lock and checks guard the folder
+            trainer_defaults={"max_epochs": 10, "deterministic": "warn"},
+            seed_everything_default=0,
+            parser_class=Parser,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            args=args,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds ``--name``, ``--table_size`` and ``--sweep``, the default task and data, and their link."""
+        parser.add_argument(
+            "--name", type=str | None, default=None, help="Folder under runs/; default: the names of the config files."
+        )
+        parser.add_argument(
+            "--table_size",
+            type=int | None,
+            default=224,
+            help="Side in pixels of the picture that FLOPs and throughput are for; null: not measured.",
+        )
+        parser.add_argument(
+            "--sweep", type=Sweep | None, default=None, sub_configs=True, help="Rows of a table; null: a single run."
+        )
+        parser.set_defaults(
+            {
+                "model": {"class_path": "mobilemamba.tasks.ClassificationTask"},
+                "data": {"class_path": "mobilemamba.data.FashionMNISTSample"},
+            }
+        )
+        parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses, names the run folder, and resolves every row of a sweep."""
+        assert isinstance(parser, Parser)
+        self.config = parser.parse(args)
+        config = self.config[self.config.subcommand]
+        sweep = None
+        if self.config.subcommand == "fit" and config.sweep is not None:
+            sweep = Sweep(**config.sweep.as_dict())
+        if config.trainer.default_root_dir is None:
+            root = Path("runs", config.name or _config_name(config.config))
+            if self.config.subcommand == "fit" and sweep is None and config.ckpt_path is None:
+                root = _free_folder(root)
+            config.trainer.default_root_dir = str(root)
+        if sweep is None:
+            return
+        if config.ckpt_path is not None:
+            raise ConfigError(f"ckpt_path={config.ckpt_path} with a sweep: rows go on by themselves; leave it out")
+        base = self.resolved()
+
+        def resolve(overrides: Config) -> Config:
+            texts = [json.dumps(base), json.dumps(overrides)]
+            row = parser.parse(["fit", *(part for text in texts for part in ("--config", text))])
+            return plain(parser, row)
+
+        root = Path(config.trainer.default_root_dir)
+        self.rows = expand(sweep, root, resolve, given_settings(self.given_args))
+        self.sweep = sweep
+
+    def resolved(self) -> Config:
+        """This run's configuration as plain values, without its sweep."""
+        return plain(self.parser, self.config)
+
+    def before_instantiate_classes(self) -> None:
+        """Takes the run folder, so that two processes never train in one."""
+        if self.subcommand != "fit" or self.rows is not None or os.environ.get("LOCAL_RANK", "0") != "0":
+            return
+        config = self.config.fit
+        root = Path(config.trainer.default_root_dir)
+        if config.ckpt_path is None and _holds_run(root):
+            raise ConfigError(
+                f"{root} holds a run already; go on with it by --ckpt_path last, or choose another --name or "
+                "--trainer.default_root_dir"
+            )
+        root.mkdir(parents=True, exist_ok=True)
+        try:
+            self.resources.enter_context(FileLock(root / ".lock", timeout=5))
+        except Timeout:
+            raise ConfigError(f"another process is training in {root}; wait for it or choose another --name") from None
+
+    def instantiate_classes(self) -> None:
+        """Builds data, task and trainer; for a sweep, the runner in the trainer's place."""
+        if self.rows is None or self.sweep is None:
+            try:
+                super().instantiate_classes()
+            except Exception as error:  # jsonargparse wraps what a constructor raises into its own ValueError
+                if found := user_error(error):
+                    raise found from None
+                raise
+            return
+        self.config_init, self.model, self.datamodule = self.config, None, None
+        config = self.config.fit
+        self.trainer = SweepRunner(  # type: ignore[assignment]
+            self.sweep, self.rows, Path(config.trainer.default_root_dir), config.table_size
+        )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Adds our loggers, where none are chosen, and our callbacks."""
+        config = self.config_init[self.subcommand]
+        root, given = config.trainer.default_root_dir, config.trainer
+        if given.logger in (None, True):
+            # The version counts up in one logger only: CSVLogger would delete the metrics of a run that goes on.
+            loggers = [
+                TensorBoardLogger(root, name="", version="", default_hp_metric=False),
+                CSVLogger(root, name="csv"),
+            ]
+            kwargs["logger"] = loggers if self.subcommand == "fit" else False
+        if given.enable_progress_bar is None and not sys.stdout.isatty():
+            kwargs["enable_progress_bar"] = False
+        callbacks = list(given.callbacks or [])
+        if self.subcommand == "fit":
+            callbacks += [EpochSeed(), RunResults(table_img_size=config.table_size)]
+            if given.enable_checkpointing is not False and not any(isinstance(c, ModelCheckpoint) for c in callbacks):
+                callbacks += _checkpoints(root, getattr(self.model, "monitor", "val/top1"))
+        return super().instantiate_trainer(**kwargs, callbacks=callbacks)
+
+
+class Planner(MobileMambaCLI):
+    """Parses a ``fit`` and stops before anything is built."""
+
+    def before_instantiate_classes(self) -> None: ...
+
+    def instantiate_classes(self) -> None:
+        self.config_init, self.model, self.datamodule = self.config, None, None
+        self.trainer = SimpleNamespace(fit=lambda **_: None)  # type: ignore[assignment]
+
+
+def _checkpoints(root: str, monitor: str) -> list[Callback]:
+    # Two, as Lightning's save_last=True leaves last.ckpt alone in epochs that are not the best so far.
+    folder = str(Path(root) / "checkpoints")
+    best = ModelCheckpoint(folder, "best", monitor=monitor, mode="max", save_weights_only=True)
+    last = ModelCheckpoint(folder, "last", enable_version_counter=False)
+    best.CHECKPOINT_EQUALS_CHAR = "="
+    return [best, last]
+
+
+def _config_name(paths: list[Any] | None) -> str:
+    names = [Path(str(path)).stem for path in paths or [] if path is not None]
+    return "-".join(names) or "default"
+
+
+def _holds_run(root: Path) -> bool:
+    return (root / "results.json").exists() or (root / "checkpoints").exists()
+
+
+def _free_folder(root: Path) -> Path:
+    candidates = (root.with_name(f"{root.name}-{number}") if number > 1 else root for number in range(1, 10**6))
+    return next(folder for folder in candidates if not _holds_run(folder))

@@ -1,0 +1,77 @@
+"""One clear line out of what libraries say about a user's mistake."""
+
+from __future__ import annotations
+
+import re
+
+from mobilemamba.errors import MobileMambaError
+
+
+def user_error(error: BaseException | None) -> MobileMambaError | None:
+    """The user's mistake that an exception stems from, if it stems from one.
+
+    Found through the wrappers of jsonargparse (which quote the message) and of torch's data workers (which paste a
+    whole traceback into it).
+    """
+    while error is not None:
+        if isinstance(error, MobileMambaError):
+            text = str(error)
+            if "Original Traceback" not in text:
+                return error
+            last = text.strip().splitlines()[-1]
+            return type(error)(re.sub(r"^[\w.]+Error: ", "", last))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def parser_message(message: str) -> str:
+    """The essence of a jsonargparse error: the setting, what is wrong with its value, what was expected."""
+    found = re.findall(r'Parser key "([^"]+)"', message)
+    keys = [key for key in found if key != "config"]
+    key = ""
+    for nested in keys:
+        key = nested if nested.startswith(f"{key}.") or not key else key if key.endswith(nested) else f"{key}.{nested}"
+    text = _unknown(message, key)
+    if text is None:
+        text = _reasons(message)
+        key = key or ("config" if found else "")
+        text = f"{key}: {text}" if key else text
+    return " ".join(text.replace("init_args.", "").split())
+
+
+def _unknown(message: str, key: str) -> str | None:
+    """For a setting that does not exist; None for other mistakes."""
+    inner = [
+        r"[Oo]ption '([^']+)' is not accepted",
+        r"Group '([^']+)' does not accept option '([^']+)'",
+        r"Subcommand '\w+' does not accept option '([^']+)'",
+        r"[Uu]nrecognized arguments: (.*)",
+    ]
+    for pattern in inner:
+        if found := re.search(pattern, message):
+            name = ".".join([*([key] if key else []), *found.groups()])
+            return f"unknown setting {name}; mobilemamba fit --help lists what there is"
+    return None
+
+
+def _reasons(message: str) -> str:
+    lines = [line.strip() for line in message.splitlines()]
+    if "Errors:" in lines:  # a union of types: each says why it is not it; that it is not None helps nobody
+        lines = [line.removeprefix("- ") for line in lines if line.startswith("- ")]
+        lines = [line for line in lines if not re.match(r"Expected a <class 'NoneType'>|Expected a path but", line)]
+        lines = [line for line in lines if not re.match(r"Does not validate|a (class path|dict) ", line)] or lines
+        # A nested error stands on the lines below its key.
+        below = re.findall(r'Parser key "[^"]+":\s*\n\s*(Expected [^\n]*)', message)
+        lines = [line for line in lines if not line.startswith("Parser key")] + below
+    text = " or ".join(dict.fromkeys(lines)) if "Errors:" in message else " ".join(lines)
+    text = re.sub(r'(Parser key "[^"]+":?\s*)', "", text)
+    text = re.sub(r"Got value: Namespace\(.*", "", text)
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+    text = re.sub(r"[Ee]xpected an? typing\.Literal\[([^\]]*)\]", r"expected one of \1", text)
+    text = re.sub(r"\bExpected an? ", "expected ", text).replace("expected dot import path string:", "no such class:")
+    text = re.sub(r"\.? ?Got value: ", ", got ", text)
+    text = re.sub(r"the following arguments are required: (\S+)", r"missing \1; give a value for it", text)
+    given = re.findall(r"Given value: (.*)", message)
+    if given and "got " not in text and "expected" in text and len(given[0]) < 80:
+        text = f"{text}, got {given[0]}"
+    return text.strip()

@@ -1,0 +1,40 @@
+"""TensorBoard's HParams tab: swept settings and final metrics of every finished row."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from mobilemamba.sweep.table import Record, cell, labels
+
+METRICS = ("top1", "top5", "flops_m", "params_m", "throughput")
+
+
+def write_hparams(folder: Path, entry: Record, swept: list[str]) -> None:
+    """Writes one row's event file, in place of a former one.
+
+    Args:
+        folder: The row's own, under ``hparams/``.
+        entry: A finished row.
+        swept: Settings to show beside the data set, picture size, epochs and seed, which tell sweeps apart.
+
+    Raises:
+        OSError: If the folder cannot be written.
+    """
+    from torch.utils.tensorboard import SummaryWriter  # half a second, and only needed once a row is done
+    from torch.utils.tensorboard.summary import hparams
+
+    names = labels(swept)
+    settings: dict[str, str | int | float | bool] = {names[key]: _plain(entry[key]) for key in swept}
+    settings |= {key: _plain(entry[key]) for key in ("data", "img_size", "epochs", "seed") if key not in settings}
+    metrics = {f"sweep/{key}": float(entry[key]) for key in METRICS if entry[key] is not None}
+    shutil.rmtree(folder, ignore_errors=True)
+    with SummaryWriter(str(folder)) as writer:
+        for summary in hparams(settings, metrics):
+            writer._get_file_writer().add_summary(summary)  # add_hparams() would make a sub-folder named by the time
+        for name, value in metrics.items():
+            writer.add_scalar(name, value)
+
+
+def _plain(value: object) -> str | int | float | bool:
+    return value if isinstance(value, str | int | float | bool) else cell(value)

@@ -1,0 +1,90 @@
+"""The task and the network of a row, built to see that they can be, and counted as the paper's tables do."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jsonargparse
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+
+from mobilemamba.analysis import complexity
+from mobilemamba.messages import user_error
+from mobilemamba.models.config import VARIANTS
+from mobilemamba.sweep.plan import Config, Row, lookup
+
+#: FLOPs, parameters and throughput of a table are for ImageNet's classes and colours, as in the paper.
+TABLE_CLASSES = 1000
+TABLE_CHANNELS = 3
+
+
+def network_kwargs(config: Config) -> dict[str, Any] | None:
+    """The name of a row's network and its architecture choices, as ``timm.create_model`` takes them.
+
+    None if the row's task does not build its network from ``model.name``.
+    """
+    name = lookup(config, "model.name")
+    if name is None:
+        return None
+    arch = lookup(config, "model.arch") or {}
+    return {"model_name": name, **{key: value for key, value in arch.items() if value is not None}}
+
+
+def check_and_count(rows: list[Row], img_size: int | None) -> dict[str, dict[str, float]]:
+    """Builds every row's data set and task, on the meta device: no memory, no arithmetic, but every mistake shows.
+
+    Args:
+        rows: Rows that share a data set build it once.
+        img_size: Side in pixels of the square picture to count for; None leaves the counts out.
+
+    Returns:
+        Row name -> ``flops_m`` (the paper's convention), ``macs_m`` and ``params_m`` in millions; empty for a task
+        without ``build_model``.
+
+    Raises:
+        MobileMambaError: Naming the row and what is wrong with it.
+    """
+    counts: dict[str, dict[str, float]] = {}
+    num_classes: dict[str, int] = {}
+    for row in rows:
+        try:
+            data = json.dumps(row.config.get("data"))
+            if data not in num_classes:
+                num_classes[data] = _build(LightningDataModule, row.config["data"]).num_classes
+            model = json.loads(json.dumps(row.config["model"]))
+            arguments = model.get("init_args", {})
+            arguments.update({"num_classes": num_classes[data]} if "num_classes" in arguments else {})
+            arguments.update({"weights": None} if "weights" in arguments else {})  # read by the row itself
+            with torch.device("meta"):
+                counts[row.name] = _count(_build(LightningModule, model), img_size)
+        except Exception as error:
+            if found := user_error(error):
+                raise type(found)(f"row {row.name!r}: {found}") from error
+            raise
+    return counts
+
+
+def name_variants_choices(row: Row) -> None:
+    """Replaces ``model.arch`` values that were left to the variant by the variant's own, so that no cell is blank."""
+    variant = VARIANTS.get(str(lookup(row.config, "model.name")))
+    for key, value in row.values.items():
+        if value is None and variant is not None and key.startswith("model.arch."):
+            row.values[key] = _listed(getattr(variant.config, key.rpartition(".")[2], None))
+
+
+def _build(base: type, config: Config) -> Any:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(base, "part")
+    return parser.instantiate(parser.parse_object({"part": config})).part
+
+
+def _count(task: Any, img_size: int | None) -> dict[str, float]:
+    if img_size is None or not hasattr(task, "build_model"):
+        return {}
+    found = complexity(task.build_model(num_classes=TABLE_CLASSES, in_chans=TABLE_CHANNELS), img_size)
+    return {"flops_m": found.flops / 1e6, "macs_m": found.macs / 1e6, "params_m": found.params / 1e6}
+
+
+def _listed(value: Any) -> Any:
+    return [_listed(item) for item in value] if isinstance(value, tuple) else value

@@ -1,0 +1,179 @@
+"""From a sweep to its rows: names, resolved settings, and the checks that stop a bad one before anything runs."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from mobilemamba.errors import ConfigError, MobileMambaError
+from mobilemamba.sweep.config import Sweep
+
+Config = dict[str, Any]
+#: Lays dotted settings over the base and returns the whole, checked configuration.
+Resolve = Callable[[Config], Config]
+
+#: Settings that are the sweep's own business.
+_RESERVED = ("name", "config", "sweep", "trainer.default_root_dir", "ckpt_path")
+
+
+@dataclass
+class Row:
+    """One run of a sweep.
+
+    Attributes:
+        name: Also the name of its folder.
+        run_dir: Where everything about it lies.
+        config: The whole resolved configuration, as ``run.yaml`` holds it.
+        values: Each setting that any row of the sweep changes -> its resolved value in this row.
+        paper: The paper's numbers.
+    """
+
+    name: str
+    run_dir: Path
+    config: Config
+    values: dict[str, Any] = field(default_factory=dict)
+    paper: dict[str, float] = field(default_factory=dict)
+
+
+def expand(sweep: Sweep, root: Path, resolve: Resolve, given: Iterable[str] = ()) -> list[Row]:
+    """All rows of a sweep, selected or not, in order.
+
+    Args:
+        sweep: Names and changes.
+        root: The sweep's folder.
+        resolve: Lays a row's changes over the base.
+        given: Settings from the command line; a row must not silently win over them.
+
+    Raises:
+        ConfigError: If a row does not resolve, has an impossible name, equals another one, or sweeps a setting that
+            the command line also gives.
+    """
+    overrides = _named_overrides(sweep)
+    keys = list(dict.fromkeys(key for row in overrides.values() for key in row))
+    _check_keys(keys, given)
+    if unknown := [name for name in sweep.paper if name not in overrides]:
+        raise ConfigError(f"sweep.paper: no row {unknown[0]!r}; take it out, or name one of: {', '.join(overrides)}")
+    rows: list[Row] = []
+    for name, changes in overrides.items():
+        _check_name(name)
+        run_dir = root / name
+        try:
+            config = resolve({**changes, "trainer.default_root_dir": str(run_dir)})
+        except MobileMambaError as error:
+            raise ConfigError(f"row {name!r}: {error}") from error
+        if isinstance(config.get("seed_everything"), bool):  # true: another seed in each row, and after each resume
+            raise ConfigError(f"row {name!r}: seed_everything={config['seed_everything']}; give a number in a sweep")
+        values = {key: lookup(config, key) for key in keys}
+        rows.append(Row(name, run_dir, config, values, sweep.paper.get(name, {})))
+    _check_twins(rows)
+    return rows
+
+
+def select(rows: list[Row], only: str | list[str]) -> list[Row]:
+    """The rows that ``--sweep.only`` names, in the sweep's order.
+
+    Raises:
+        ConfigError: If a name or pattern fits no row.
+    """
+    patterns = [only] if isinstance(only, str) else only
+    for pattern in patterns:
+        if not any(_fits(row.name, pattern) for row in rows):
+            names = ", ".join(row.name for row in rows)
+            raise ConfigError(f"sweep.only={pattern!r} fits no row; expected a name or pattern of: {names}")
+    return [row for row in rows if any(_fits(row.name, pattern) for pattern in patterns)]
+
+
+def lookup(config: Config, key: str) -> Any:
+    """The value of a dotted setting, with or without ``init_args``; None where it is not set."""
+    value: Any = config
+    for part in key.split("."):
+        if isinstance(value, dict) and part not in value and "init_args" in value:
+            value = value["init_args"]
+        value = value.get(part) if isinstance(value, dict) else None
+    if isinstance(value, dict) and set(value) == {"class_path", "init_args"}:
+        return str(value["class_path"]).rpartition(".")[2]
+    return value
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """What changed between two configurations, as ``setting: old -> new``."""
+    before, after = flatten(old), flatten(new)
+    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    return [f"{key}: {json.dumps(before.get(key))} -> {json.dumps(after.get(key))}" for key in keys]
+
+
+def flatten(config: Config, prefix: str = "") -> Config:
+    """Nested settings as dotted ones, ``init_args`` left out."""
+    flat: Config = {}
+    for key, value in config.items():
+        name = short_key(f"{prefix}{key}")
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{name}.")
+        else:
+            flat[name] = value
+    return flat
+
+
+def short_key(key: str) -> str:
+    """``model.init_args.lr`` as ``model.lr``: both are accepted, but not one of each in the same file."""
+    return ".".join(part for part in key.split(".") if part != "init_args")
+
+
+def _named_overrides(sweep: Sweep) -> dict[str, Config]:
+    rows = {name: {short_key(k): v for k, v in (row or {}).items()} for name, row in sweep.rows.items()} or {"": {}}
+    grid = {short_key(key): values for key, values in sweep.grid.items()}
+    named: dict[str, Config] = {}
+    for (name, changes), values in itertools.product(rows.items(), itertools.product(*grid.values())):
+        point = dict(zip(grid, values, strict=True))
+        parts = [f"{key.rpartition('.')[2]}={_compact(value)}" for key, value in point.items()]
+        full_name = ",".join(([name] if name else []) + parts)
+        if full_name in named:
+            raise ConfigError(f"sweep.grid makes two rows named {full_name!r}; give them as sweep.rows with own names")
+        if clash := set(changes) & set(point):
+            raise ConfigError(f"row {name!r} and sweep.grid both set {min(clash)}; keep one of them")
+        named[full_name] = {**changes, **point}
+    return named
+
+
+def _compact(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+    return text.replace("/", "_")  # a value may be a path; a row is one folder
+
+
+def _check_name(name: str) -> None:
+    if not name.strip() or name in (".", "..") or name == "hparams" or "/" in name or "\\" in name or len(name) > 200:
+        raise ConfigError(f"row name {name!r} cannot be a folder's name; use letters, digits, _ and -")
+
+
+def _check_keys(keys: list[str], given: Iterable[str]) -> None:
+    for key in keys:
+        if key in _RESERVED or key.startswith("sweep."):
+            raise ConfigError(f"{key} cannot be swept: the sweep sets it itself; take it out of its rows and grid")
+        for option in map(short_key, given):
+            if option == key or option.startswith(f"{key}.") or key.startswith(f"{option}.class_path"):
+                raise ConfigError(
+                    f"--{option} is given, but the rows of this sweep set {key} and would win; "
+                    "leave the option out, or use --sweep null for a single run with it"
+                )
+
+
+def _check_twins(rows: list[Row]) -> None:
+    # Also catches a swept setting that has no effect because another one determines it (a linked argument).
+    seen: dict[str, str] = {}
+    for row in rows:
+        text = json.dumps({k: v for k, v in flatten(row.config).items() if k != "trainer.default_root_dir"})
+        if text in seen:
+            raise ConfigError(
+                f"rows {seen[text]!r} and {row.name!r} have the same settings; remove one, "
+                "or check that what they sweep is not set by something else (model.num_classes comes from the data)"
+            )
+        seen[text] = row.name
+
+
+def _fits(name: str, pattern: str) -> bool:
+    return name == pattern or fnmatchcase(name, pattern)

@@ -1,0 +1,169 @@
+"""A row on the disk: what state it is in, and ``fit_row``, which trains it in a process of its own.
+
+A row is finished if and only if ``results.json`` is there: it is written last and atomically, while exit codes lie (a
+run that stops early after SIGTERM exits with 0).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from mobilemamba.files import write_text_atomic
+
+#: Seconds that a row may take to stop after SIGTERM before it is killed.
+STOP_SECONDS = 20.0
+POLL_SECONDS = 0.2
+
+#: Left in the environment by a distributed or seeded run in this process; a child must not take them for its own.
+_FOREIGN_VARIABLES = {
+    *("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
+    *("MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED"),
+}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where the file is missing or not one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def is_finished(run_dir: Path) -> bool:
+    """Whether the row has its result."""
+    return bool(read_json(run_dir / "results.json"))
+
+
+def is_locked(run_dir: Path) -> bool:
+    """Whether a process is training in the folder at this moment."""
+    if not (run_dir / ".lock").exists():
+        return False
+    try:
+        with FileLock(run_dir / ".lock", timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def fit_row(
+    run_dir: Path, environment: Mapping[str, str] | None = None, stop: threading.Event | None = None
+) -> str | None:
+    """Trains the row of a run folder to its end, from its last checkpoint where it has one.
+
+    Waits while another process trains in the folder (one that outlived its sweep), so that nothing runs twice.
+
+    Args:
+        run_dir: Holds ``run.yaml``.
+        environment: Variables set for the row, e.g. which GPU it may use.
+        stop: Once set, the row's process is asked to end, and killed if it does not.
+
+    Returns:
+        None if the row is finished, otherwise the reason in one line; ``status.json`` holds it too.
+
+    Raises:
+        OSError: If the run folder cannot be written.
+    """
+    stop = stop or threading.Event()
+    while is_locked(run_dir):
+        if stop.wait(POLL_SECONDS):
+            return "stopped while another process trained it"
+    if is_finished(run_dir):
+        return None
+
+    status = read_json(run_dir / "status.json")
+    status = {
+        "status": "running",
+        "environment": dict(environment or {}),
+        "attempts": status.get("attempts", 0) + 1,
+    }
+    _write_status(run_dir, status)
+    log_path = run_dir / "log.txt"
+    with log_path.open("ab") as log:
+        log.write(f"--- attempt {status['attempts']}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
+        log.flush()
+        start = log.tell()
+        process = subprocess.Popen(
+            _command(run_dir),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=_child_environment(environment or {}),
+            start_new_session=True,  # Ctrl-C reaches the sweep alone, which then stops its rows in order
+        )
+    try:
+        code = _wait(process, stop)
+    finally:
+        _kill_group(process)
+    if is_finished(run_dir):
+        _write_status(run_dir, {**status, "status": "finished"})
+        return None
+    reason = "stopped" if stop.is_set() else _reason(code, log_path, start)
+    state = "stopped" if stop.is_set() else "failed"
+    with contextlib.suppress(OSError):  # the reason is still returned; a full disk is often what it tells
+        _write_status(run_dir, {**status, "status": state, "reason": reason})
+    return reason
+
+
+def _command(run_dir: Path) -> list[str]:
+    command = [sys.executable, "-m", "mobilemamba", "fit", "--config", str(run_dir / "run.yaml")]
+    resuming = (run_dir / "checkpoints" / "last.ckpt").exists()
+    # Not the file's path: with one, Lightning lays the checkpoint's hyperparameters over the configuration.
+    return [*command, "--ckpt_path", "last"] if resuming else command
+
+
+def _write_status(run_dir: Path, status: dict[str, Any]) -> None:
+    write_text_atomic(run_dir / "status.json", json.dumps(status, indent=2) + "\n")
+
+
+def _child_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    inherited = {key: value for key, value in os.environ.items() if key not in _FOREIGN_VARIABLES}
+    if any(key.startswith("SLURM_") for key in inherited):
+        inherited["SLURM_JOB_NAME"] = "interactive"  # otherwise Lightning takes the allocation's ranks for the row's
+    return {**inherited, "PYTHONUNBUFFERED": "1", **environment}
+
+
+def _wait(process: subprocess.Popen[bytes], stop: threading.Event) -> int:
+    while process.poll() is None:
+        if stop.wait(POLL_SECONDS):
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_SECONDS)
+            break
+    _kill_group(process)
+    return process.wait()
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Ends what the row's process left behind: ranks of a distributed run, data loading workers."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _reason(code: int, log_path: Path, start: int) -> str:
+    with log_path.open("rb") as log:
+        log.seek(start)
+        lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+    if code < 0:
+        name = signal.Signals(-code).name
+        return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+    # Our own one-line errors first, then a traceback's last line, then whatever was said last.
+    for pattern in (r"mobilemamba: error: (.*)", r"((?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b.*)"):
+        for line in reversed(lines):
+            if found := re.match(pattern, line):
+                return found[1]
+    last = f": {lines[-1]}" if lines else ""
+    return f"ended before its last epoch, exit code {code}{last}"

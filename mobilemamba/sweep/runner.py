@@ -1,0 +1,218 @@
+"""Runs a sweep: checks everything, starts what is not finished, and keeps the table up to date."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+from filelock import FileLock, Timeout
+
+from mobilemamba.errors import ConfigError, MobileMambaError
+from mobilemamba.files import write_text_atomic
+from mobilemamba.sweep import local
+from mobilemamba.sweep.config import Sweep
+from mobilemamba.sweep.hparams import write_hparams
+from mobilemamba.sweep.live import Display
+from mobilemamba.sweep.network import check_and_count, name_variants_choices
+from mobilemamba.sweep.plan import Row, differences, lookup, select
+from mobilemamba.sweep.plot import plot
+from mobilemamba.sweep.row import fit_row, is_finished, is_locked, read_json
+from mobilemamba.sweep.table import Record, record, to_csv, to_markdown
+
+
+class SweepFailedError(MobileMambaError):
+    """Some rows did not come to their end; the others did, and are in the table."""
+
+    exit_code = 1
+
+
+class SweepRunner:
+    """Stands in the trainer's place: ``fit`` runs the sweep.
+
+    Attributes:
+        rows: All rows.
+        selected: Those that this command runs.
+    """
+
+    def __init__(
+        self, sweep: Sweep, rows: list[Row], root: Path, table_size: int | None = 224, fit: local.FitRow = fit_row
+    ) -> None:
+        """Sets what to run and where.
+
+        Args:
+            sweep: What to do with the rows.
+            rows: All of them.
+            root: Folder of the table, with one folder a row in it.
+            table_size: Side in pixels of the picture that FLOPs are for; None leaves them out.
+            fit: Trains the row of a run folder.
+
+        Raises:
+            ConfigError: If ``sweep.only`` fits no row.
+        """
+        self.sweep, self.rows, self.root, self.table_size, self.fit_row = sweep, rows, root, table_size, fit
+        self.selected = select(rows, sweep.only)
+        self.swept = list(rows[0].values)
+        self.counts: dict[str, dict[str, float]] = {}
+        self._running: set[str] = set()
+        self._drawn: dict[str, Record] = {}
+
+    def fit(self, **_: Any) -> None:
+        """Runs all selected rows that are not finished.
+
+        Raises:
+            ConfigError: If a row cannot work, or its settings changed, before any row starts.
+            SweepFailedError: If a row failed, after the others are done.
+        """
+        environments = local.environments(self.sweep.jobs, self.selected[0].config)
+        changed = self._changed()
+        for row in self.rows:
+            name_variants_choices(row)
+        self.counts = check_and_count(self.rows, self.table_size)
+        display = Display(f"{self.root.name}", self.swept)
+        if self.sweep.dry_run:
+            self._print_plan(display, changed)
+            return
+        self.root.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = FileLock(self.root / ".lock", timeout=0).acquire()
+        except Timeout:
+            raise ConfigError(
+                f"this sweep is being run already, in {self.root}; wait for it or stop it first"
+            ) from None
+        with lock, _stop_on_signals(), display:
+            self._prepare(changed)
+            self._run(display, environments)
+
+    def records(self) -> list[Record]:
+        """The table: rows that are selected, and others that were started before."""
+        shown = [row for row in self.rows if row in self.selected or (row.run_dir / "run.yaml").exists()]
+        return [record(row, self.counts[row.name], row.name in self._running) for row in shown]
+
+    def _run(self, display: Display, environments: list[dict[str, str]]) -> None:
+        names = {row.run_dir: row.name for row in self.selected}
+        for row in self.selected:
+            if is_locked(row.run_dir):
+                display.say(f"{row.name}: still being trained by a process of an earlier command, which is waited for")
+        self._refresh(display)
+        failures: dict[str, str] = {}
+        pending = [row.run_dir for row in self.selected if not is_finished(row.run_dir)]
+        events = local.launch(pending, environments, self.sweep.retries, self.fit_row)
+        try:
+            with contextlib.closing(events):
+                for event, run_dir, reason in events:
+                    if event == "started":
+                        self._running.add(names[run_dir])
+                    elif event == "done":
+                        self._running.discard(names[run_dir])
+                        if reason is not None:
+                            failures[names[run_dir]] = reason
+                    self._refresh(display, write=event == "done")
+        finally:
+            self._running.clear()
+            self._refresh(display)
+        display.say(f"table: {self.root / 'results.md'}")
+        if failures:
+            reasons = "; ".join(
+                f"{name}: {reason} (see {self.root / name / 'log.txt'})" for name, reason in failures.items()
+            )
+            raise SweepFailedError(
+                f"{len(failures)} of {len(self.selected)} rows failed: {reasons}. The same command tries them again"
+            )
+
+    def _refresh(self, display: Display, write: bool = True) -> None:
+        """Redraws the table and, unless a row has merely gone on, writes the files."""
+        records = self.records()
+        progress = {entry["run"]: read_json(Path(entry["run_dir"]) / "progress.json") for entry in records}
+        display.update(records, progress)
+        if not write:
+            return
+        try:
+            write_text_atomic(self.root / "results.csv", to_csv(records, self.swept))
+            title, note = self.root.name, self.sweep.paper_note
+            write_text_atomic(self.root / "results.md", to_markdown(title, records, self.swept, self.table_size, note))
+            plot(records, title, self.root / "results.png", note)
+            for entry in records:
+                if entry["status"] == "finished" and self._drawn.get(entry["run"]) != entry:
+                    write_hparams(self.root / "hparams" / entry["run"], entry, self.swept)
+                    self._drawn[entry["run"]] = entry
+        except OSError as error:  # the rows' own results are safe; the table is made again from them
+            display.say(f"the table could not be written ({error.strerror or error}); the same command will make it")
+
+    def _changed(self) -> dict[str, list[str]]:
+        """Row name -> what differs from the settings it was started with.
+
+        Raises:
+            ConfigError: If there are such rows and ``sweep.changed`` is ``stop``.
+        """
+        changed: dict[str, list[str]] = {}
+        for row in self.rows:
+            path = row.run_dir / "run.yaml"
+            if not path.exists():
+                continue
+            former = yaml.safe_load(path.read_text(encoding="utf-8"))
+            former = former if isinstance(former, dict) else {}
+            if lines := differences(former, row.config):
+                if self.sweep.changed == "keep" or row not in self.selected:
+                    row.config = former
+                    row.values = {key: lookup(former, key) for key in row.values}
+                if row in self.selected:
+                    changed[row.name] = lines
+        if changed and self.sweep.changed == "stop" and not self.sweep.dry_run:
+            shown = "; ".join(f"row {name!r}: {_shorten(lines)}" for name, lines in list(changed.items())[:2])
+            more = f" (and {len(changed) - 2} more rows)" if len(changed) > 2 else ""
+            raise ConfigError(
+                f"settings changed since these rows were started in {self.root}: {shown}{more}. Use another --name, or "
+                "--sweep.changed rerun to train them afresh, or --sweep.changed keep for their former settings"
+            )
+        return changed
+
+    def _prepare(self, changed: dict[str, list[str]]) -> None:
+        for row in self.selected:
+            if row.name in changed and self.sweep.changed == "rerun":
+                if is_locked(row.run_dir):
+                    raise ConfigError(
+                        f"row {row.name!r} is still being trained with its former settings; stop it first"
+                    )
+                shutil.rmtree(row.run_dir)
+                shutil.rmtree(self.root / "hparams" / row.name, ignore_errors=True)
+            if not (row.run_dir / "run.yaml").exists():
+                row.run_dir.mkdir(parents=True, exist_ok=True)
+                text = yaml.safe_dump(row.config, sort_keys=False, allow_unicode=True)
+                write_text_atomic(row.run_dir / "run.yaml", text)
+
+    def _print_plan(self, display: Display, changed: dict[str, list[str]]) -> None:
+        display.console.print(display.table(self.records(), {}))
+        for name, lines in changed.items():
+            display.say(f"row {name!r}: settings changed since it was started: {_shorten(lines)}")
+        display.say(
+            f"{len(self.selected)} of {len(self.rows)} rows, in {self.root}; dry run: nothing was run or written"
+        )
+
+
+def _shorten(lines: list[str], most: int = 4) -> str:
+    more = [f"and {len(lines) - most} more"] if len(lines) > most else []
+    return ", ".join([*lines[:most], *more])
+
+
+@contextlib.contextmanager
+def _stop_on_signals() -> Iterator[None]:
+    """Makes SIGTERM and SIGHUP stop the sweep as Ctrl-C does, also where a background shell had Ctrl-C ignored."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, _: Any) -> None:
+        raise KeyboardInterrupt(128 + number)
+
+    former = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)

@@ -1,0 +1,98 @@
+"""The command line's tools: ``backends``, ``convert`` and ``summary``."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from mobilemamba.analysis import complexity
+from mobilemamba.errors import ConfigError
+from mobilemamba.models import VARIANTS, convert
+from mobilemamba.ops.selective_scan import BACKENDS, resolve_backend
+
+
+def backends() -> None:
+    """Show which selective-scan backends run on this machine, which do not, and why."""
+    console = Console()
+    devices = [torch.device("cpu")] + ([torch.device("cuda")] if torch.cuda.is_available() else [])
+    table = Table(title="Selective scan backends", title_justify="left")
+    for column in ("backend", "what it is", *(device.type for device in devices)):
+        table.add_column(column, overflow="fold")
+    for name, backend in BACKENDS.items():
+        reasons = [backend.why_not(device, 1) for device in devices]
+        table.add_row(name, backend.summary, *("runs" if reason is None else f"no: {reason}" for reason in reasons))
+    table.add_row("reference", "the loop that defines the scan; slow, for tests", *("runs" for _ in devices))
+    console.print(table)
+    for device in devices:
+        console.print(f"auto on {device.type}: {resolve_backend('auto', device)}")
+
+
+def convert_checkpoint(source: Path, target: Path, model: str) -> None:
+    """Convert a checkpoint, such as the authors' release, to .safetensors with this package's names.
+
+    Args:
+        source: A .pth or .safetensors file; the authors' format or ours, fused or not.
+        target: The .safetensors file to write.
+        model: The model it is of, e.g. mobilemamba_s6.
+    """
+    if model not in VARIANTS:
+        raise ConfigError(f"unknown model {model!r}; expected one of: {', '.join(VARIANTS)}")
+    convert(source, target, model)
+    print(f"wrote {target}")
+
+
+def summary(*, config: list[Path] | None = None) -> None:
+    """Print parameters, FLOPs and MACs: of the six sizes beside the paper's, or of every row of a configuration.
+
+    Args:
+        config: Configuration of ``mobilemamba fit``; with a sweep, each of its rows is counted. May be given more than once.
+    """
+    table = Table(title="Counts for one picture, 1,000 classes, norms not fused", title_justify="left")
+    for column in ("model", "size (px)", "params", "FLOPs", "MACs"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    if config is None:
+        table.add_column("paper: params (M)", justify="right")
+        table.add_column("paper: FLOPs (M)", justify="right")
+        for name, variant in VARIANTS.items():
+            paper = (f"{variant.paper_params_m}", f"{variant.paper_flops_m}")
+            table.add_row(*_counts(name, name, {}, variant.img_size), *paper)
+    else:
+        for name, model, kwargs, size in _rows(config):
+            table.add_row(*_counts(name, model, kwargs, size))
+    Console(width=None if os.isatty(1) else 140).print(table)
+    print(
+        "params: all, frozen wavelet filters included. FLOPs: the paper's convention (multiply-add = 1, norms and "
+        "pooling counted, wavelet-domain convolution left out). MACs: every multiply-add."
+    )
+
+
+def _counts(label: str, model: str, kwargs: dict[str, Any], size: int) -> list[str]:
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # initialisers that have nothing to do on shapes alone
+        network = timm.create_model(model, **kwargs)
+    counts = complexity(network, size)
+    return [label, str(size), f"{counts.params:,}", f"{counts.flops:,}", f"{counts.macs:,}"]
+
+
+def _rows(config: list[Path]) -> list[tuple[str, str, dict[str, Any], int]]:
+    from mobilemamba.cli import plan  # lightning, which the other tools do not need
+    from mobilemamba.sweep import network_kwargs
+
+    rows = plan([part for path in config for part in ("--config", str(path))])
+    described = []
+    for row in rows:
+        kwargs = network_kwargs(row.config)
+        described.append((row.name, kwargs.pop("model_name"), kwargs, row.config.get("table_size") or 224))
+    return described
+
+
+#: Name on the command line to function.
+TOOLS: dict[str, Callable[..., None]] = {"backends": backends, "convert": convert_checkpoint, "summary": summary}

@@ -1,0 +1,1 @@
+"""How a network is trained: optimiser groups, learning-rate schedule, and what a run keeps and reports."""

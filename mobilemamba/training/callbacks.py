@@ -1,0 +1,238 @@
+"""Lightning callbacks: reproducible epochs, and what a run leaves for its table."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import timm
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.utils.data import DataLoader
+
+from mobilemamba.analysis.throughput import device_name
+from mobilemamba.files import write_text_atomic
+from mobilemamba.training.provenance import git_revision, measure_network, peak_memory_gib, reset_peak_memory
+
+
+class EpochSeed(Callback):
+    """Gives each epoch random numbers of its own, from (seed, epoch, rank) alone.
+
+    Checkpoints hold no random state. With this, and a sampler that follows ``set_epoch``, a run resumed from an
+    end-of-epoch checkpoint draws what an uninterrupted one draws: order, augmentation, dropout and DropPath. Out of
+    its reach are persistent data workers, which keep their state from epoch to epoch; data sets that draw in them need
+    random numbers tied to the picture, as :mod:`mobilemamba.data.sampling` ties them.
+    """
+
+    def __init__(self, seed: int | None = None) -> None:
+        """Sets the seed.
+
+        Args:
+            seed: By default the one given to ``seed_everything``, or 0 if there was none.
+        """
+        self.seed = seed
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Seeds torch (all devices), numpy and random, before the epoch's data workers start."""
+        seed = self.seed if self.seed is not None else global_seed() or 0
+        sequence = np.random.SeedSequence((seed, trainer.current_epoch, trainer.global_rank))
+        for_torch, for_numpy, for_random = (int(word) for word in sequence.generate_state(3))
+        torch.manual_seed(for_torch)
+        np.random.seed(for_numpy)  # noqa: NPY002  the generator that transforms of others draw from
+        random.seed(for_random)
+
+        # Lightning makes the data iterator after this hook, except in the first epoch of a process: that one was made
+        # before, from whatever state there was, with the sampler still at epoch 0, and its workers are at work already.
+        loop = trainer.fit_loop
+        if trainer.current_epoch == 0 or loop.is_resuming or loop.epoch_loop.restarting:
+            iter(loop._data_fetcher)  # type: ignore[arg-type]  # no public way; Lightning is pinned, a test watches it
+
+
+class RunResults(Callback):
+    """Writes what a run came to into its folder, each number with its conditions.
+
+    ``measure.json`` at the start: params, FLOPs, MACs and throughput, for a module with ``build_model(num_classes=,
+    in_chans=)``. ``progress.json`` after every validation, for whoever watches. ``results.json`` last, and only if the
+    training came to its end: a run is finished if and only if this file is there. All are replaced atomically.
+    Accuracies are in percent.
+    """
+
+    def __init__(self, run_dir: str | None = None, table_img_size: int | None = 224) -> None:
+        """Sets where to write and what to measure.
+
+        Args:
+            run_dir: By default the trainer's ``default_root_dir``.
+            table_img_size: Side in pixels at which the network is counted and timed, with 1000 classes whatever the
+                data set has, so that rows compare with the paper's; None leaves this out.
+        """
+        self.run_dir = run_dir
+        self.table_img_size = table_img_size
+        self.history: list[dict[str, float]] = []
+        self.seconds_before = 0.0
+        self.resumed = False
+        self.resumes = 0
+        self.measured: dict[str, Any] | None = None
+        self._started = time.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the validations so far, and how long they took."""
+        return {"history": self.history, "seconds": self._seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from a checkpoint."""
+        self.history = list(state_dict["history"])
+        self.seconds_before = state_dict["seconds"]
+        self.resumed = True
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock and measures the network."""
+        self._started = time.monotonic()
+        if not _writes(trainer):
+            return
+        folder = self._folder(trainer)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "results.json").unlink(missing_ok=True)
+        # From the folder and not from the checkpoint, which a run may be killed twice after.
+        before = _read_json(folder / "progress.json").get("resumes", 0)
+        self.resumes = before + 1 if self.resumed else 0
+        if self.table_img_size is not None:
+            self.measured = self._measure(pl_module, self.table_img_size, trainer.strategy.root_device)
+            _write_json(folder / "measure.json", self.measured)
+        reset_peak_memory(trainer.strategy.root_device)
+        self._started = time.monotonic()  # the measuring is no part of the training
+        self._write_progress(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keeps this epoch's accuracies and tells how far the run is."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        metrics = {
+            name: round(float(value), 6) for name, value in trainer.callback_metrics.items() if name.startswith("val/")
+        }
+        self.history = [entry for entry in self.history if entry["epoch"] <= trainer.current_epoch]
+        self.history.append({"epoch": trainer.current_epoch + 1, **metrics})
+        if _writes(trainer):
+            self._write_progress(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes ``results.json``."""
+        if _writes(trainer) and not trainer.interrupted:
+            _write_json(self._folder(trainer) / "results.json", self.results(trainer, pl_module))
+
+    def results(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """The content of ``results.json``: plain numbers, strings and dicts; None where a thing is unknown."""
+        best = max(self.history, key=lambda entry: entry.get("val/top1", float("-inf")), default={})
+        last = self.history[-1] if self.history else {}
+        memory, memory_of = peak_memory_gib(trainer.strategy.root_device)
+        return {
+            "top1": best.get("val/top1"),
+            "top5": best.get("val/top5"),
+            "best_epoch": best.get("epoch"),
+            "top1_last": last.get("val/top1"),
+            "top5_last": last.get("val/top5"),
+            "epochs": trainer.current_epoch,
+            "hours": self._seconds() / 3600,
+            "peak_mem_gib": memory,
+            "peak_mem_of": memory_of,
+            "seed": global_seed(),
+            "resumes": self.resumes,
+            **describe_data(trainer),
+            "total_batch_size": getattr(pl_module, "total_batch_size", None),
+            "device": device_name(trainer.strategy.root_device),
+            "devices": trainer.world_size,
+            "precision": str(trainer.precision),
+            "measured": self.measured,
+            "checkpoint": self._checkpoint(trainer),
+            "lightning": lightning.__version__,
+            "torch": torch.__version__,
+            "timm": timm.__version__,
+            "git": git_revision(),
+        }
+
+    def _measure(self, pl_module: LightningModule, img_size: int, device: torch.device) -> dict[str, Any] | None:
+        build_model: Any = getattr(pl_module, "build_model", None)
+        if build_model is None:
+            return None
+        try:
+            return measure_network(build_model, img_size, device)
+        except (AssertionError, RuntimeError, ValueError) as error:  # e.g. a model for one other picture size only
+            rank_zero_warn(
+                f"no FLOPs and throughput in the results: {type(pl_module).__name__}'s network cannot be measured at "
+                f"{img_size} px ({error}); set the RunResults callback's table_img_size to a size it takes, or to null"
+            )
+            return None
+
+    def _folder(self, trainer: Trainer) -> Path:
+        return Path(self.run_dir if self.run_dir is not None else trainer.default_root_dir)
+
+    def _seconds(self) -> float:
+        return self.seconds_before + time.monotonic() - self._started
+
+    def _checkpoint(self, trainer: Trainer) -> str | None:
+        saved = trainer.checkpoint_callback
+        path = getattr(saved, "best_model_path", "") or getattr(saved, "last_model_path", "")
+        if not path:
+            return None
+        folder = self._folder(trainer).resolve()
+        resolved = Path(path).resolve()  # relative where it can be, so that the folder can be moved
+        return str(resolved.relative_to(folder)) if resolved.is_relative_to(folder) else str(resolved)
+
+    def _write_progress(self, trainer: Trainer) -> None:
+        last = self.history[-1] if self.history else {}
+        progress = {
+            "epoch": last.get("epoch", 0),
+            "max_epochs": trainer.max_epochs,
+            "top1": last.get("val/top1"),
+            "top5": last.get("val/top5"),
+            "best_top1": max((entry.get("val/top1", 0.0) for entry in self.history), default=None),
+            "resumes": self.resumes,
+            "hours": self._seconds() / 3600,
+        }
+        _write_json(self._folder(trainer) / "progress.json", progress)
+
+
+def _writes(trainer: Trainer) -> bool:
+    """Whether this process leaves files: one of all devices' processes, and none for a trial of a few batches."""
+    return trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False)
+
+
+def global_seed() -> int | None:
+    """The seed last given to ``seed_everything``."""
+    seed = os.environ.get("PL_GLOBAL_SEED")
+    return int(seed) if seed is not None else None
+
+
+def describe_data(trainer: Trainer) -> dict[str, Any]:
+    """What a training ran on: the data's name, classes and picture size, and how many pictures a pass really used."""
+    data = getattr(trainer, "datamodule", None)
+    devices, val_batches = trainer.world_size, trainer.num_val_batches
+    return {
+        "data": getattr(data, "name", None),
+        "num_classes": getattr(data, "num_classes", None),
+        "img_size": getattr(data, "img_size", None),
+        "train_pictures": _pictures(trainer.train_dataloader, trainer.num_training_batches, devices),
+        "val_pictures": _pictures(trainer.val_dataloaders, val_batches[0] if val_batches else 0, devices),
+    }
+
+
+def _pictures(loader: DataLoader | None, batches: float, devices: int) -> int | None:
+    dataset: Any = getattr(loader, "dataset", None)
+    batch_size = getattr(loader, "batch_size", None)
+    if batch_size is None or not hasattr(dataset, "__len__"):
+        return None
+    return int(min(len(dataset), batches * batch_size * devices))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _write_json(path: Path, content: dict[str, Any] | None) -> None:
+    write_text_atomic(path, json.dumps(content, indent=2) + "\n")

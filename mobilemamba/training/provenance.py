@@ -1,0 +1,91 @@
+"""Under which conditions a run got its numbers: the network's counts and speed, memory, source revision."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mobilemamba.analysis import complexity
+from mobilemamba.analysis.throughput import measure_throughput
+from mobilemamba.models import MobileMamba, fuse_norms
+
+#: Classes and channels of the network that a table's counts and throughput are for, as in the paper.
+TABLE_CLASSES = 1000
+TABLE_CHANNELS = 3
+
+
+def measure_network(
+    build_model: Callable[..., nn.Module], img_size: int, device: torch.device, budget_s: float = 3.0
+) -> dict[str, Any]:
+    """Counts and times a network as the paper's tables do, whatever data it is trained on.
+
+    Counted as trained; timed in eval mode with the norms folded where the model is one of ours, for that is how it is
+    deployed and how the paper timed it. Leaves the random state as it was.
+
+    Args:
+        build_model: Called with ``num_classes`` and ``in_chans``, gives a new network.
+        img_size: Side of the square pictures in pixels.
+        device: Where to time it.
+        budget_s: About how long the timing may take, in seconds.
+
+    Returns:
+        ``img_size``, ``num_classes``, ``params``, ``flops``, ``macs``, and ``throughput`` with the fields of
+        :class:`~mobilemamba.analysis.throughput.Throughput` and the same in words as ``text``. JSON types only.
+    """
+    with torch.random.fork_rng(devices=[]):
+        model = build_model(num_classes=TABLE_CLASSES, in_chans=TABLE_CHANNELS)
+    counts = complexity(model, img_size)
+    if isinstance(model, MobileMamba):
+        model = fuse_norms(model.eval())
+    throughput = measure_throughput(model, img_size, device=device, budget_s=budget_s)
+    return {
+        "img_size": img_size,
+        "num_classes": TABLE_CLASSES,
+        "params": counts.params,
+        "flops": counts.flops,
+        "macs": counts.macs,
+        "throughput": {**asdict(throughput), "text": throughput.describe()},
+    }
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Makes :func:`peak_memory_gib` count from now on, where the system can (CUDA, Linux)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak resident set size
+
+
+def peak_memory_gib(device: torch.device) -> tuple[float | None, str]:
+    """Peak memory in GiB and what it is the peak of: the tensors on a GPU, or else this whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30, "tensors on one GPU"
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None, "unknown on this system"
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, "resident memory of the training process"
+
+
+def git_revision() -> str | None:
+    """Short commit of the package's own source tree, ``-dirty`` if changed; None if it is not a git checkout."""
+    source = Path(__file__).resolve()
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(source.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", source.name)  # not some repository that the package is installed inside
+        return git("describe", "--always", "--dirty", "--exclude", "*")
+    except (OSError, subprocess.SubprocessError):
+        return None

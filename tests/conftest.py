@@ -1,0 +1,33 @@
+"""What every test gets: one thread, a fixed seed, and the way to the optional test data."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_configure() -> None:
+    # The suite runs on all cores already (pytest-xdist); more threads would only make results wait for each other.
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder beside the repository with test data that may not be redistributed."""
+    folder = ROOT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"no folder '{folder.name}' beside the repository: its data may not be redistributed")
+    return folder

@@ -1,0 +1,107 @@
+"""Kills and signals, with real processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mobilemamba.sweep.row import read_json
+
+pytestmark = pytest.mark.slow
+Write = Callable[..., list[str]]
+FAKED = str(Path(__file__).with_name("run_faked.py"))
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    started: list[subprocess.Popen[str]] = []
+
+    def popen(*command: str) -> subprocess.Popen[str]:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        started.append(subprocess.Popen([sys.executable, *command], **pipes))  # type: ignore[call-overload]
+        return started[-1]
+
+    yield popen
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_rows_and_the_same_command_goes_on(
+    write: Write, start: Callable[..., subprocess.Popen[str]], number: signal.Signals
+) -> None:
+    options = write({"a": {"model.lr": 0.1}, "slow": {"model.lr": 0.2}, "bb": {"model.lr": 0.3}})
+    sweep = start(FAKED, "fit", *options)
+    wait_for(Path("runs/table/slow/starts").exists)
+    sweep.send_signal(number)
+    said, _ = sweep.communicate(timeout=60)
+    assert sweep.returncode == 128 + number
+    assert said.strip().endswith("mobilemamba: error: stopped; the same command goes on from here")
+    assert "Traceback" not in said
+    assert "| stopped" in Path("runs/table/results.md").read_text()
+    assert not Path("runs/table/bb/starts").exists()
+    Path("runs/go").touch()
+    sweep = start(FAKED, "fit", *options)
+    sweep.communicate(timeout=60)
+    assert sweep.returncode == 0
+    assert Path("runs/table/a/starts").read_text().count("\n") == 1
+    assert Path("runs/table/bb/results.json").exists()
+
+
+def test_a_killed_sweep_is_taken_up_without_running_a_row_twice(
+    write: Write, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    options = write({"slow": {"model.lr": 0.2}, "bb": {"model.lr": 0.3}})
+    sweep = start(FAKED, "fit", *options)
+    wait_for(Path("runs/table/slow/starts").exists)
+    sweep.kill()
+    again = start(FAKED, "fit", *options)
+    wait_for(lambda: "running" in _read("runs/table/results.md") and again.poll() is None)
+    time.sleep(1)
+    Path("runs/go").touch()
+    said, _ = again.communicate(timeout=60)
+    assert again.returncode == 0, said
+    assert "still being trained by a process of an earlier command" in said
+    assert Path("runs/table/slow/starts").read_text().count("\n") == 1
+
+
+def test_a_real_row_killed_in_its_training_goes_on_from_its_checkpoint(
+    write: Write, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    options = [*write({"a": {"model.lr": 0.01}}), "--trainer.max_epochs", "40", "--table_size", "null"]
+    sweep = start("-m", "mobilemamba", "fit", *options)
+    wait_for(lambda: read_json(Path("runs/table/a/progress.json")).get("epoch", 0) >= 2)
+    children = Path(f"/proc/{sweep.pid}/task/{sweep.pid}/children")
+    pids = subprocess.run(["pgrep", "-P", str(sweep.pid)], capture_output=True, text=True, check=True).stdout.split()
+    assert pids, children
+    for pid in pids:
+        os.kill(int(pid), signal.SIGKILL)
+    said, _ = sweep.communicate(timeout=60)
+    assert sweep.returncode == 1, said
+    assert "a: killed by SIGKILL" in said
+    sweep = start("-m", "mobilemamba", "fit", *options)
+    said, _ = sweep.communicate(timeout=120)
+    assert sweep.returncode == 0, said
+    log = Path("runs/table/a/log.txt").read_text()
+    assert "Restored all states" in log
+    results = read_json(Path("runs/table/a/results.json"))
+    assert (results["epochs"], results["resumes"]) == (40, 1)
+    assert len(list(Path("runs/table/a/csv").iterdir())) == 2, "the metrics from before are kept"
+    assert sorted(path.name for path in Path("runs/table/a/checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+def _read(path: str) -> str:
+    return Path(path).read_text() if Path(path).exists() else ""

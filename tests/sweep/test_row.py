@@ -1,0 +1,82 @@
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from mobilemamba.sweep import fit_row, row
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    (tmp_path / "a").mkdir()
+    return tmp_path / "a"
+
+
+def child(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    monkeypatch.setattr(row, "_command", lambda run_dir: [sys.executable, "-c", code, str(run_dir)])
+
+
+def test_a_killed_row_says_so(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    child(monkeypatch, "import os; os.kill(os.getpid(), 9)")
+    assert fit_row(run_dir) == "killed by SIGKILL (out of memory?)"
+    assert row.read_json(run_dir / "status.json")["status"] == "failed"
+
+
+def test_no_foreign_ranks_and_seeds_reach_a_row(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "PL_GLOBAL_SEED"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    child(monkeypatch, "import os, sys, json; json.dump(dict(os.environ), open(sys.argv[1] + '/results.json', 'w'))")
+    assert fit_row(run_dir, {"CUDA_VISIBLE_DEVICES": "3"}) is None
+    seen = row.read_json(run_dir / "results.json")
+    assert not {"LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "PL_GLOBAL_SEED"} & set(seen)
+    assert (seen["SLURM_JOB_NAME"], seen["CUDA_VISIBLE_DEVICES"]) == ("interactive", "3")
+
+
+def test_a_row_waits_for_the_process_that_still_trains_it(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    child(monkeypatch, "raise SystemExit('started a second time')")
+    results: list[str | None] = []
+    with FileLock(run_dir / ".lock"):
+        thread = threading.Thread(target=lambda: results.append(fit_row(run_dir)))
+        thread.start()
+        time.sleep(0.6)
+        assert thread.is_alive()
+        (run_dir / "results.json").write_text('{"top1": 1}')
+    thread.join(10)
+    assert results == [None]
+    assert not (run_dir / "log.txt").exists()
+
+
+def test_stop_ends_the_process_and_what_it_started(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = """
+import subprocess, sys, time
+worker = subprocess.Popen(["sleep", "60"])
+open(sys.argv[1] + "/pid", "w").write(str(worker.pid))
+open(sys.argv[1] + "/ready", "w").close()
+time.sleep(60)"""
+    child(monkeypatch, code)
+    stop = threading.Event()
+
+    def stop_when_ready() -> None:
+        while not (run_dir / "ready").exists():
+            time.sleep(0.05)
+        stop.set()
+
+    threading.Thread(target=stop_when_ready).start()
+    assert fit_row(run_dir, stop=stop) == "stopped"
+    assert row.read_json(run_dir / "status.json")["status"] == "stopped"
+    time.sleep(0.2)
+    worker = int((run_dir / "pid").read_text())
+    state = Path(f"/proc/{worker}/stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z" or os.name != "posix"
+
+
+def test_a_row_goes_on_from_its_last_checkpoint(run_dir: Path) -> None:
+    assert "--ckpt_path" not in row._command(run_dir)
+    (run_dir / "checkpoints").mkdir()
+    (run_dir / "checkpoints/last.ckpt").touch()
+    assert row._command(run_dir)[-2:] == ["--ckpt_path", "last"]

@@ -1,0 +1,181 @@
+import csv
+import errno
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from filelock import FileLock
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import metadata
+
+from mobilemamba.errors import ConfigError
+from mobilemamba.sweep import SweepFailedError, local, runner
+
+Sweeper = Callable[..., Any]
+ROOT = Path("runs/table")
+
+
+def table() -> dict[str, dict[str, str]]:
+    with (ROOT / "results.csv").open() as file:
+        return {line["run"]: line for line in csv.DictReader(file)}
+
+
+def starts(name: str) -> int:
+    path = ROOT / name / "starts"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def test_a_finished_sweep_leaves_its_files_and_is_not_run_again(sweep_faked: Sweeper) -> None:
+    paper = {"a": {"top1": 77.5, "flops_m": 620, "throughput": 11353}}
+    sweep_faked("a", "bb", paper=paper, paper_note="ImageNet-1k, L40S")
+    for name in ("results.csv", "results.md", "results.png", "a/run.yaml", "a/log.txt", "a/status.json", "hparams/a"):
+        assert (ROOT / name).exists(), name
+    assert "sweep" not in yaml.safe_load((ROOT / "a/run.yaml").read_text())
+    rows = table()
+    assert [rows["a"]["top1"], rows["bb"]["top1"]] == ["81.0", "82.0"]
+    assert [rows["a"]["lr"], rows["bb"]["lr"]] == ["0.001", "0.002"]
+    assert float(rows["a"]["flops_m"]) > 0
+    assert rows["a"]["paper_top1"] == "77.5"
+    text = (ROOT / "results.md").read_text()
+    assert "toys, best epoch of 2, 8,000 training and 2,000 validation pictures" in text
+    assert "ImageNet-1k, L40S" in text
+    sweep_faked("a", "bb", paper=paper, paper_note="ImageNet-1k, L40S")
+    assert starts("a") == starts("bb") == 1
+
+
+def test_failing_rows_leave_the_others_finished(sweep_faked: Sweeper) -> None:
+    with pytest.raises(SweepFailedError) as caught:
+        sweep_faked("a", "bad", "bug", "early", "bb")
+    assert caught.value.exit_code == 1
+    message = str(caught.value)
+    assert "3 of 5 rows failed" in message
+    assert "bad: data.root /nope is not a folder (see runs/table/bad/log.txt)" in message
+    assert "bug: ValueError: a bug" in message
+    assert "early: ended before its last epoch, exit code 0: fake row early" in message
+    rows = table()
+    assert [row["status"] for row in rows.values()] == ["finished", "failed", "failed", "failed", "finished"]
+    assert rows["bad"]["reason"] == "data.root /nope is not a folder"
+    with pytest.raises(SweepFailedError):
+        sweep_faked("a", "bad", "bug", "early", "bb")
+    assert [starts(name) for name in ("a", "bad")] == [1, 2]
+
+
+def test_retries(sweep_faked: Sweeper) -> None:
+    sweep_faked("flaky", options=("--sweep.retries", "1"))
+    assert starts("flaky") == 2
+
+
+def test_only_runs_what_it_names_and_keeps_the_other_rows_in_the_table(sweep_faked: Sweeper) -> None:
+    sweep_faked("a", "bb", "cc", options=("--sweep.only", "b*"))
+    assert list(table()) == ["bb"]
+    sweep_faked("a", "bb", "cc", options=("--sweep.only", "[a]"))
+    assert list(table()) == ["a", "bb"]
+    assert starts("cc") == 0
+    with pytest.raises(ConfigError, match="fits no row"):
+        sweep_faked("a", "bb", options=("--sweep.only", "x"))
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(sweep_faked: Sweeper, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep_faked("a", "bb", options=("--sweep.dry_run", "true"))
+    assert not Path("runs").exists()
+    printed = capsys.readouterr().out
+    assert "waiting" in printed
+    assert "2 of 2 rows" in printed
+
+
+def test_changed_settings_stop_before_anything_runs(sweep_faked: Sweeper) -> None:
+    sweep_faked("a", "bb")
+    more = ("--trainer.max_epochs", "9")
+    with pytest.raises(ConfigError, match=r"row 'a': trainer.max_epochs: 2 -> 9; .*--sweep.changed rerun"):
+        sweep_faked("a", "bb", "cc", options=more)
+    assert starts("cc") == 0
+    sweep_faked("a", "bb", "cc", options=(*more, "--sweep.changed", "keep"))
+    assert [starts(name) for name in ("a", "bb", "cc")] == [1, 1, 1]
+    assert yaml.safe_load((ROOT / "a/run.yaml").read_text())["trainer"]["max_epochs"] == 2
+    (ROOT / "a/checkpoints").mkdir()
+    sweep_faked("a", "bb", "cc", options=(*more, "--sweep.changed", "rerun", "--sweep.only", "[a, bb]"))
+    assert yaml.safe_load((ROOT / "a/run.yaml").read_text())["trainer"]["max_epochs"] == 9
+    assert not (ROOT / "a/checkpoints").exists()
+    assert [row["status"] for row in table().values()] == ["finished"] * 3
+
+
+def test_two_sweeps_do_not_share_a_folder(sweep_faked: Sweeper) -> None:
+    ROOT.mkdir(parents=True)
+    with FileLock(ROOT / ".lock"), pytest.raises(ConfigError, match="is being run already"):
+        sweep_faked("a")
+
+
+def test_jobs_share_the_cores(sweep_faked: Sweeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    sweep_faked("a", "bb", "cc", options=("--sweep.jobs", "2"))
+    assert [(ROOT / name / "starts").read_text() for name in ("a", "bb", "cc")] == ["4\n"] * 3
+    assert table()["a"]["shared_device"] == "true"
+    assert "(shared device)" in (ROOT / "results.md").read_text()
+
+
+def test_each_job_gets_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,6,7")
+
+    def gpus(jobs: int, devices: object, accelerator: str = "auto") -> list[str | None]:
+        found = local.environments(jobs, {"trainer": {"devices": devices, "accelerator": accelerator}})
+        return [environment.get("CUDA_VISIBLE_DEVICES") for environment in found]
+
+    assert gpus(2, "auto") == ["3", "5"]
+    assert gpus(2, 2) == ["3,5", "6,7"]
+    assert gpus(1, 4) == [None], "a single job has the machine as it is"
+    assert gpus(3, 1, "cpu") == [None] * 3
+    with pytest.raises(ConfigError, match=r"use --sweep.jobs 2"):
+        gpus(3, 2)
+    with pytest.raises(ConfigError, match="give their number"):
+        gpus(2, [0, 1])
+
+
+def test_a_full_disk_costs_the_table_but_no_row(
+    sweep_faked: Sweeper, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep_faked("a")
+    before = (ROOT / "results.csv").read_text()
+
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "write_text_atomic", full)
+        patch.setattr("mobilemamba.sweep.row.write_text_atomic", full)
+        (ROOT / "bb").mkdir()
+        (ROOT / "bb/run.yaml").write_text("{}")
+        with pytest.raises(SweepFailedError, match=r"bb: No space left on device: runs/table/bb/status.json"):
+            sweep_faked("a", "bb", options=("--sweep.changed", "keep"))
+    assert "the table could not be written (No space left on device)" in capsys.readouterr().out
+    assert (ROOT / "results.csv").read_text() == before
+    sweep_faked("a", "bb", options=("--sweep.changed", "rerun"))
+    assert list(table()) == ["a", "bb"]
+
+
+def test_tensorboard_reads_the_hparams(sweep_faked: Sweeper) -> None:
+    sweep_faked("a", "bb")
+    events = EventAccumulator(str(ROOT / "hparams/bb"))
+    events.Reload()
+    start = metadata.parse_session_start_info_plugin_data(
+        events.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
+    )
+    assert start.hparams["lr"].number_value == 0.002
+    assert start.hparams["data"].string_value == "toys"
+    assert events.Scalars("sweep/top1")[0].value == 82.0
+    experiment = metadata.parse_experiment_plugin_data(
+        events.SummaryMetadata(metadata.EXPERIMENT_TAG).plugin_data.content
+    )
+    assert "sweep/flops_m" in [info.name.tag for info in experiment.metric_infos]
+
+
+def test_the_default_architecture_shows_in_the_table(sweep_faked: Sweeper, write: Callable[..., list[str]]) -> None:
+    from mobilemamba.cli import main
+
+    rows = {"a": {"model.arch.global_ratio": [0.5, 0.5, 0.5]}, "base": {"model.arch.local_ratio": [0.1, 0.1, 0.1]}}
+    main(["fit", *write(rows)])
+    assert table()["base"]["global_ratio"] == "0.8, 0.7, 0.6"

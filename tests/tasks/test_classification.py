@@ -1,0 +1,180 @@
+"""The classification task: network, losses, exact metrics, learning rate, checkpoints."""
+
+import math
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader, TensorDataset
+
+from mobilemamba.errors import ConfigError, WeightsError
+from mobilemamba.models import ArchOverrides
+from mobilemamba.tasks import ClassificationTask
+
+CLASSES = 7
+
+
+def pictures(count=10, classes=CLASSES, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, 3, 32, 32, generator=generator)
+    return TensorDataset(x, torch.randint(classes, (count,), generator=generator))
+
+
+def make_task(**changes):
+    torch.manual_seed(0)
+    return ClassificationTask(**{"name": "test_efficientnet", "num_classes": CLASSES, "warmup_epochs": 1} | changes)
+
+
+def make_trainer(folder, **changes):
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    return Trainer(**quiet | {"default_root_dir": folder, "max_epochs": 2, "enable_checkpointing": False} | changes)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:lightning")
+class TestFit:
+    @pytest.mark.parametrize("stage", ["validate", "test"])
+    @pytest.mark.parametrize("batch_size", [10, 4, 3])
+    def test_metrics_are_exact_over_uneven_batches(self, tmp_path, stage, batch_size):
+        data, task = pictures(), make_task().eval()
+        x, target = data.tensors
+        with torch.no_grad():
+            logits = task(x)
+        order = logits.argsort(dim=1, descending=True)
+        expected = {
+            "loss": torch.nn.functional.cross_entropy(logits, target).item(),  # without label smoothing
+            "top1": 100 * (order[:, 0] == target).float().mean().item(),
+            "top5": 100 * (order[:, :5] == target[:, None]).any(1).float().mean().item(),
+        }
+        assert 0 < expected["top5"] < 100
+        prefix = {"validate": "val", "test": "test"}[stage]
+        run = getattr(make_trainer(tmp_path), stage)
+        (logged,) = run(task, DataLoader(data, batch_size=batch_size), verbose=False)
+        assert logged == pytest.approx({f"{prefix}/{name}": value for name, value in expected.items()}, rel=1e-5)
+
+    def test_metrics_start_afresh_each_time(self, tmp_path):
+        task, trainer = make_task(), make_trainer(tmp_path)
+        trainer.validate(task, DataLoader(pictures(seed=1), batch_size=4), verbose=False)
+        (again,) = trainer.validate(task, DataLoader(pictures(), batch_size=4), verbose=False)
+        (alone,) = make_trainer(tmp_path).validate(make_task(), DataLoader(pictures(), batch_size=4), verbose=False)
+        assert again == alone
+
+    def test_a_fit_logs_smoothed_loss_and_lr(self, tmp_path):
+        trainer = make_trainer(tmp_path, max_epochs=1)
+        task = make_task(lr=0.0, weight_decay=0.0)  # so that the weights stay
+        data = pictures()
+        trainer.fit(task, DataLoader(data, batch_size=10), DataLoader(data, batch_size=4))
+        logged = trainer.logged_metrics
+        assert {"train/loss", "train/loss_step", "lr", "val/loss", "val/top1", "val/top5"} <= logged.keys()
+        with torch.no_grad():
+            logits = make_task().train()(data.tensors[0])
+        expected = torch.nn.functional.cross_entropy(logits, data.tensors[1], label_smoothing=0.1)
+        assert logged["train/loss"] == pytest.approx(expected.item(), rel=1e-5)
+        assert logged["lr"] == 0
+
+    @pytest.mark.parametrize(("batch_size", "accumulate"), [(2, 1), (2, 3)])
+    def test_lr_follows_the_schedule_at_the_real_batch_size(self, tmp_path, batch_size, accumulate):
+        trainer = make_trainer(tmp_path, max_epochs=4, accumulate_grad_batches=accumulate)
+        task = make_task(lr=1.0, reference_batch_size=8, min_lr_ratio=0.1, warmup_lr_ratio=0.2)
+        rates = []
+        task.on_before_optimizer_step = lambda optimizer: rates.append(optimizer.param_groups[0]["lr"])
+        trainer.fit(task, DataLoader(pictures(), batch_size=batch_size))
+        peak = batch_size * accumulate / 8
+        steps = math.ceil(5 / accumulate)  # an epoch; the warm-up is one epoch
+        warmup = [peak * (0.2 + 0.8 * step / steps) for step in range(steps)]
+        cosine = [
+            peak * (0.1 + 0.45 * (1 + math.cos(math.pi * step / (4 * steps)))) for step in range(steps, 4 * steps)
+        ]
+        assert rates == pytest.approx(warmup + cosine)
+
+    def test_checkpoint_is_plain_data_and_loads(self, tmp_path):
+        arch = ArchOverrides(global_ratio=(0.8, 0.8, 0.8), local_ratio=(0.2, 0.1, 0.1), depths=(1, 1, 1))
+        task = make_task(name="mobilemamba_t2", arch=arch, label_smoothing=0.2)
+        trainer = make_trainer(tmp_path, max_steps=1, enable_checkpointing=True)
+        trainer.fit(task, DataLoader(pictures(4), batch_size=4))
+        path = tmp_path / "task.ckpt"
+        trainer.save_checkpoint(path)
+        kept = torch.load(path, weights_only=True)["hyper_parameters"]
+        assert kept["arch"] == arch.given()
+        again = ClassificationTask.load_from_checkpoint(path, weights_only=True)
+        assert again.hparams == task.hparams
+        x = torch.randn(2, 3, 64, 64)
+        assert torch.equal(again.eval()(x), task.eval()(x))
+
+    def test_predicts_probabilities_and_the_likeliest_classes(self, tmp_path):
+        task = make_task()
+        (out,) = make_trainer(tmp_path).predict(task, DataLoader(pictures(), batch_size=10))
+        assert out["probabilities"].shape == (10, CLASSES)
+        assert out["probabilities"].sum(1) == pytest.approx(torch.ones(10), abs=1e-5)
+        assert torch.equal(out["top_indices"][:, 0], out["probabilities"].argmax(1))
+        assert torch.equal(out["top_probabilities"], out["probabilities"].gather(1, out["top_indices"]))
+        assert out["top_indices"].shape == (10, 5)
+
+    def test_top5_with_fewer_classes(self, tmp_path):
+        task = make_task(num_classes=3)
+        (logged,) = make_trainer(tmp_path).validate(task, DataLoader(pictures(classes=3), batch_size=4), verbose=False)
+        assert logged["val/top5"] == 100
+        assert logged["val/top1"] < 100
+
+    def test_endless_training_is_refused(self, tmp_path):
+        with pytest.raises(ConfigError, match=r"set trainer\.max_epochs"):
+            make_trainer(tmp_path, max_epochs=-1).fit(make_task(), DataLoader(pictures(), batch_size=5))
+
+    def test_warmup_beyond_the_end_is_told(self, tmp_path):
+        with pytest.warns(UserWarning, match=r"warmup_epochs=5 .*lower model.warmup_epochs"):
+            make_trainer(tmp_path).fit(make_task(warmup_epochs=5), DataLoader(pictures(), batch_size=5))
+
+
+def test_forward_gives_logits_in_either_layout():
+    x = torch.randn(2, 3, 32, 40)
+    last, first = make_task().eval(), make_task(channels_last=False).eval()
+    assert last(x).shape == (2, CLASSES)
+    torch.testing.assert_close(last(x), first(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "mobilemamba_s7"}, r"'mobilemamba_s7'.*did you mean mobilemamba_s6"),
+        ({"name": "qqqqqqqq"}, r"list_models"),
+        ({"arch": ArchOverrides(d_state=4)}, r"arch.d_state: .*'test_efficientnet'"),
+        ({"name": "vgg11", "drop_path_rate": 0.1}, r"drop_path_rate=0.1: vgg11"),
+        ({"num_classes": 0}, r"num_classes=0: expected 1 or more"),
+        ({"label_smoothing": 1.5}, r"label_smoothing=1.5: expected 0 to 1"),
+        ({"lr": -1.0}, r"lr=-1.0: expected 0 or more"),
+        ({"name": "mobilemamba_s6", "arch": ArchOverrides(global_ratio=(2, 0, 0))}, "global_ratio=2"),
+    ],
+)
+def test_mistakes_are_one_line(changes, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        make_task(**changes)
+    assert "\n" not in str(error.value)
+
+
+def test_weights_are_loaded(tmp_path):
+    arch = ArchOverrides(depths=(1, 1, 1))
+    source = make_task(name="mobilemamba_t2", arch=arch)
+    torch.nn.init.constant_(source.model.get_classifier().weight, 0.5)
+    path = tmp_path / "start.pth"
+    torch.save(source.model.state_dict(), path)
+    task = make_task(name="mobilemamba_t2", arch=arch, weights=str(path))
+    for name, value in source.model.state_dict().items():
+        assert torch.equal(task.model.state_dict()[name], value), name
+    assert "weights" not in task.hparams  # or a checkpoint could not be loaded once the file is gone
+
+
+def test_weights_of_other_classes_are_loaded_but_for_the_head_if_told(tmp_path):
+    arch = ArchOverrides(depths=(1, 1, 1))
+    source = make_task(name="mobilemamba_t2", arch=arch, num_classes=4)
+    path = tmp_path / "start.pth"
+    torch.save({name: value + 1 for name, value in source.model.state_dict().items()}, path)
+    with pytest.raises(WeightsError):
+        make_task(name="mobilemamba_t2", arch=arch, weights=str(path))
+    task = make_task(name="mobilemamba_t2", arch=arch, weights=str(path), partial_weights=True)
+    stem = next(iter(source.model.state_dict()))
+    assert torch.equal(task.model.state_dict()[stem], source.model.state_dict()[stem] + 1)
+    assert task.model.get_classifier().weight.shape[0] == CLASSES
+
+
+def test_drop_path_reaches_the_network():
+    blocks = [m for m in make_task(drop_path_rate=0.2).model.modules() if type(m).__name__ == "DropPath"]
+    assert any(block.drop_prob > 0 for block in blocks)

@@ -1,0 +1,68 @@
+"""What a run says about its network, its memory and its source."""
+
+import json
+import os
+import subprocess
+
+import pytest
+import torch
+
+from mobilemamba.analysis import complexity
+from mobilemamba.models.config import ArchOverrides
+from mobilemamba.tasks import ClassificationTask
+from mobilemamba.training import provenance
+
+
+@pytest.mark.parametrize(
+    ("name", "arch", "norms_left"),
+    [("mobilemamba_t2", ArchOverrides(depths=(1, 1, 1)), 0), ("test_efficientnet", ArchOverrides(), None)],
+)
+def test_network_is_measured_as_in_the_tables_whatever_the_task_has(name, arch, norms_left):
+    task = ClassificationTask(name, arch, num_classes=7, in_chans=1)
+    state = torch.get_rng_state()
+    measured = provenance.measure_network(task.build_model, 64, torch.device("cpu"), budget_s=0.01)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert json.loads(json.dumps(measured))["num_classes"] == 1000
+    model = ClassificationTask(name, arch).model
+    assert measured["params"] == sum(parameter.numel() for parameter in model.parameters())
+    counts = complexity(model, 64)
+    assert (measured["flops"], measured["macs"]) == (counts.flops, counts.macs)
+    left = sum(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
+    assert measured["throughput"]["batch_norms"] == (left if norms_left is None else norms_left)
+    assert measured["throughput"]["batch_size"] == 32
+
+
+def test_peak_memory_counts_from_the_reset():
+    cpu = torch.device("cpu")
+    block = torch.ones(100, 2**20)  # 0.39 GiB, touched
+    del block
+    before, what = provenance.peak_memory_gib(cpu)
+    assert what == "resident memory of the training process"
+    assert before > 0.39
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        pytest.skip("the peak of a process cannot be reset on this system")
+    provenance.reset_peak_memory(cpu)
+    after, _ = provenance.peak_memory_gib(cpu)
+    assert after < before - 0.3
+
+
+def test_git_revision_is_the_package_s_own(tmp_path, monkeypatch):
+    def git(*arguments):
+        subprocess.run(["git", "-C", str(tmp_path), *arguments], check=True, capture_output=True)
+
+    source = tmp_path / "pkg" / "provenance.py"
+    source.parent.mkdir()
+    source.write_text("")
+    monkeypatch.setattr(provenance, "__file__", str(source))
+    assert provenance.git_revision() is None  # no repository
+    git("init")
+    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "--allow-empty", "-m", "x")
+    assert provenance.git_revision() is None  # in somebody else's repository
+    git("add", ".")
+    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-m", "y")
+    head = subprocess.run(["git", "-C", str(tmp_path), "rev-parse", "HEAD"], capture_output=True, text=True).stdout
+    revision = provenance.git_revision()
+    assert len(revision) >= 7
+    assert head.startswith(revision)
+    source.write_text("# changed")
+    assert provenance.git_revision() == f"{revision}-dirty"
