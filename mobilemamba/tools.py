@@ -35,7 +35,7 @@ def backends() -> None:
         console.print(f"auto on {device.type}: {resolve_backend('auto', device)}")
 
 
-def convert_checkpoint(source: Path, target: Path, model: str) -> None:
+def convert_checkpoint(source: Path, target: Path, *, model: str | None = None) -> None:
     """Convert a checkpoint, such as the authors' release, to .safetensors with this package's names.
 
     Args:
@@ -44,16 +44,17 @@ def convert_checkpoint(source: Path, target: Path, model: str) -> None:
         model: The model it is of, e.g. mobilemamba_s6.
     """
     if model not in VARIANTS:
-        raise ConfigError(f"unknown model {model!r}; expected one of: {', '.join(VARIANTS)}")
+        raise ConfigError(f"--model {model}: expected the model the checkpoint is of, one of: {', '.join(VARIANTS)}")
     convert(source, target, model)
     print(f"wrote {target}")
 
 
-def summary(*, config: list[Path] | None = None) -> None:
+def summary(*, config: str | list[str] | None = None) -> None:
     """Print parameters, FLOPs and MACs: of the six sizes beside the paper's, or of every row of a configuration.
 
     Args:
-        config: Configuration of ``mobilemamba fit``; with a sweep, each of its rows is counted. May be given more than once.
+        config: Configuration of ``mobilemamba fit``; with a sweep, each of its rows is counted. Several
+            as a list: ``[a.yaml, b.yaml]``.
     """
     table = Table(title="Counts for one picture, 1,000 classes, norms not fused", title_justify="left")
     for column in ("model", "size (px)", "params", "FLOPs", "MACs"):
@@ -65,7 +66,7 @@ def summary(*, config: list[Path] | None = None) -> None:
             paper = (f"{variant.paper_params_m}", f"{variant.paper_flops_m}")
             table.add_row(*_counts(name, name, {}, variant.img_size), *paper)
     else:
-        for name, model, kwargs, size in _rows(config):
+        for name, model, kwargs, size in _rows([config] if isinstance(config, str) else config):
             table.add_row(*_counts(name, model, kwargs, size))
     Console(width=None if os.isatty(1) else 140).print(table)
     print(
@@ -82,14 +83,16 @@ def _counts(label: str, model: str, kwargs: dict[str, Any], size: int) -> list[s
     return [label, str(size), f"{counts.params:,}", f"{counts.flops:,}", f"{counts.macs:,}"]
 
 
-def _rows(config: list[Path]) -> list[tuple[str, str, dict[str, Any], int]]:
+def _rows(config: list[str]) -> list[tuple[str, str, dict[str, Any], int]]:
     from mobilemamba.cli import plan  # lightning, which the other tools do not need
     from mobilemamba.sweep import network_kwargs
 
-    rows = plan([part for path in config for part in ("--config", str(path))])
+    rows = plan([part for path in config for part in ("--config", path)])
     described = []
     for row in rows:
         kwargs = network_kwargs(row.config)
+        if kwargs is None:
+            raise ConfigError(f"row {row.name!r}: its task has no model.name; summary counts classification networks")
         described.append((row.name, kwargs.pop("model_name"), kwargs, row.config.get("table_size") or 224))
     return described
 

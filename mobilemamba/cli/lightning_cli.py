@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -98,7 +99,8 @@ class MobileMambaCLI(LightningCLI):
         config = self.config[self.config.subcommand]
         sweep = None
         if self.config.subcommand == "fit" and config.sweep is not None:
-            sweep = Sweep(**config.sweep.as_dict())
+            given = config.sweep.as_dict()
+            sweep = Sweep(**{field.name: given[field.name] for field in fields(Sweep)})  # not its file's path
         if config.trainer.default_root_dir is None:
             root = Path("runs", config.name or _config_name(config.config))
             if self.config.subcommand == "fit" and sweep is None and config.ckpt_path is None:

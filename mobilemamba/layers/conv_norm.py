@@ -60,7 +60,9 @@ class NormLinear(nn.Module):
         if not isinstance(norm, nn.BatchNorm1d) or not isinstance(linear, nn.Linear):
             return nn.Identity()
         scale, shift = _affine(norm)
-        fused = nn.utils.skip_init(nn.Linear, linear.in_features, linear.out_features, device=linear.weight.device, dtype=linear.weight.dtype)
+        fused = nn.utils.skip_init(
+            nn.Linear, linear.in_features, linear.out_features, device=linear.weight.device, dtype=linear.weight.dtype
+        )
         fused.weight.copy_(linear.weight * scale)
         fused.bias.copy_(linear.bias + linear.weight @ shift)
         return fused
@@ -68,7 +70,8 @@ class NormLinear(nn.Module):
 
 def _affine(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """(scale, shift) that the norm applies to each channel in evaluation, both (C,)."""
-    assert norm.running_var is not None and norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.running_mean is not None
     scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
     return scale, norm.bias - norm.running_mean * scale
 

@@ -11,7 +11,8 @@ from mobilemamba.layers.conv_norm import ConvNorm
 class MultiKernelConv(nn.Module):
     """Depthwise convolutions of several kernel sizes, each on its share of the channels (Table 8e of the paper).
 
-    Each is convolution, norm, ReLU, then a 1x1 depthwise convolution and norm: a scale and a shift. (B, C, H, W) in, out.
+    Each is convolution, norm, ReLU, then a 1x1 depthwise convolution and norm: a scale and a shift. (B, C, H, W) in
+    and out.
 
     Args:
         dim: Channels.

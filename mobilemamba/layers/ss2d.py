@@ -75,7 +75,7 @@ class SS2D(nn.Module):
         u_BKDL = cross_scan(x_BDHW, self.directions)
         projected = torch.einsum("bkdl,kcd->bkcl", u_BKDL, self.x_proj_weight)
         dt_BKRL, B_BKNL, C_BKNL = projected.split([self.dt_rank, self.d_state, self.d_state], dim=2)
-        dt_BKDL = torch.einsum("bkrl,kdr->bkdl", dt_BKRL, self.dt_proj_weight)
+        dt_BKDL = self.dt_proj_weight @ dt_BKRL  # not einsum: for R = 1 it multiplies, and the counter sees no product
         A_KDN = -torch.exp(self.A_log.float())
         y_BKDL = selective_scan(u_BKDL, dt_BKDL, A_KDN, B_BKNL, C_BKNL, self.D, self.dt_bias, self.scan_backend)
         y_BDL = cross_merge(y_BKDL, (height, width))

@@ -168,10 +168,10 @@ def _find_tensors(content: Mapping[str, Any], where: str) -> StateDict:
             raise WeightsError(f"{where} holds several networks ({prefixes}); pass the state dict of one of them")
         if prefixes:
             prefix = prefixes[0]
-            return {
-                k[len(prefix) :]: v for k, v in candidate.items() if k.startswith(prefix) and isinstance(v, Tensor)
-            }
-    raise WeightsError(f"{where} holds no MobileMamba: no tensor is named '{_ANCHOR}...', its keys begin {list(content)[:3]}")
+            return {k[len(prefix) :]: v for k, v in candidate.items() if k.startswith(prefix) and isinstance(v, Tensor)}
+    raise WeightsError(
+        f"{where} holds no MobileMamba: no tensor is named '{_ANCHOR}...', its keys begin {list(content)[:3]}"
+    )
 
 
 def convert(source: str | Path, target: str | Path, model_name: str) -> LoadReport:

@@ -61,9 +61,13 @@ class MobileMambaConfig:
         for name in ("depths", "global_ratio", "local_ratio", "kernel_sizes", "wavelet_kernel_sizes"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, tuple) or len(value) != stages):
-                raise ConfigError(f"{name}={value} needs one entry for each of the {stages} stages of {self.embed_dims=}")
+                raise ConfigError(
+                    f"{name}={value} needs one entry for each of the {stages} stages of {self.embed_dims=}"
+                )
         if stages == 0 or min(self.embed_dims) < 8:
-            raise ConfigError(f"embed_dims={self.embed_dims}: every stage needs at least 8 channels, e.g. (192, 384, 448)")
+            raise ConfigError(
+                f"embed_dims={self.embed_dims}: every stage needs at least 8 channels, e.g. (192, 384, 448)"
+            )
         if min(self.depths) < 1:
             raise ConfigError(f"depths={self.depths}: every stage needs at least one block, e.g. (1, 2, 2)")
         if self.directions not in (1, 2, 4):

@@ -60,6 +60,7 @@ def unfuse_state(model: nn.Module, fused: StateDict) -> StateDict:
         if isinstance(module, Residual):
             weight = weight.clone()
             weight[:, 0, weight.shape[2] // 2, weight.shape[3] // 2] -= 1
+        assert isinstance(branch.norm, nn.BatchNorm1d | nn.BatchNorm2d)
         gain = (1 + branch.norm.eps) ** 0.5
         if isinstance(branch, ConvNorm):
             state[f"{inner}.conv.weight"] = weight

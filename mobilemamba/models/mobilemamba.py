@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import DropPath, SelectAdaptivePool2d, calculate_drop_path_rates
+from timm.layers import DropPath, SelectAdaptivePool2d
 from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
@@ -149,8 +149,10 @@ class MobileMamba(nn.Module):
         self.num_features = self.head_hidden_size = config.embed_dims[-1]
 
         self.patch_embed = PatchEmbed(in_chans, config.embed_dims[0])
-        rates = calculate_drop_path_rates(drop_path_rate, list(config.depths), stagewise=False)
-        rates_of_stage = [rates[sum(config.depths[:i]) : sum(config.depths[: i + 1])] for i in range(len(config.depths))]
+        rates = torch.linspace(0, drop_path_rate, sum(config.depths), device="cpu").tolist()
+        rates_of_stage = [
+            rates[sum(config.depths[:i]) : sum(config.depths[: i + 1])] for i in range(len(config.depths))
+        ]
         self.stages = nn.Sequential(
             *(MobileMambaStage(config, i, stage_rates, scan_backend) for i, stage_rates in enumerate(rates_of_stage))
         )
@@ -240,8 +242,9 @@ class MobileMamba(nn.Module):
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trade computation for memory in training: keep block inputs only."""
-        for stage in self.stages:
-            stage.grad_checkpointing = enable
+        for stage in self.modules():
+            if isinstance(stage, MobileMambaStage):
+                stage.grad_checkpointing = enable
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

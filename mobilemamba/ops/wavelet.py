@@ -23,7 +23,9 @@ from mobilemamba.errors import ConfigError
 def _orthogonal_wavelet(name: str) -> pywt.Wavelet:
     families = [n for n in pywt.wavelist(kind="discrete") if n.startswith(("haar", "db", "sym", "coif"))]
     if name not in pywt.wavelist(kind="discrete"):
-        raise ConfigError(f"unknown wavelet {name!r}; expected 'none' or an orthogonal one such as {', '.join(families[:5])}")
+        raise ConfigError(
+            f"unknown wavelet {name!r}; expected 'none' or an orthogonal one such as {', '.join(families[:5])}"
+        )
     wavelet = pywt.Wavelet(name)
     if not wavelet.orthogonal:
         raise ConfigError(f"wavelet {name!r} is not orthogonal, so its inverse is not its transpose; use e.g. 'db1'")

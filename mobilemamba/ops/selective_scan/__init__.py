@@ -1,7 +1,8 @@
 """The selective scan (Mamba, arXiv:2312.00752, Algorithm 2) with several backends behind one function.
 
-Each backend is a file with ``forward`` and ``backward``; they run inside one custom op, so that autograd, torch.compile,
-torch.export and the flop counter all see a single node. ``reference`` alone is plain autograd: it is the definition.
+Each backend is a file with ``forward`` and ``backward``; they run inside one custom op, so that autograd,
+torch.compile, torch.export and the flop counter all see a single node. ``reference`` alone is plain autograd: it is
+the definition.
 
 Shape letters: B batch, K scan directions, D inner width, N state size, L sequence length.
 """
@@ -49,7 +50,9 @@ BACKENDS = {
     backend.name: backend
     for backend in (
         Backend("mamba_ssm", "mamba-ssm's CUDA kernel", mamba_ssm.forward, mamba_ssm.backward, mamba_ssm.why_not),
-        Backend("chunked", "plain PyTorch, any device", chunked.forward, chunked.backward, lambda device, d_state: None),
+        Backend(
+            "chunked", "plain PyTorch, any device", chunked.forward, chunked.backward, lambda device, d_state: None
+        ),
     )
 }
 BACKEND_NAMES = ("auto", *BACKENDS, "reference")
@@ -100,14 +103,17 @@ def selective_scan(
     }
     for name, (tensor, shape) in expected.items():
         if tensor.shape != shape:
-            raise ConfigError(f"selective_scan: {name} has shape {tuple(tensor.shape)}; with u {tuple(u_BKDL.shape)} "
-                              f"and A {tuple(A_KDN.shape)} it must be {shape}")
+            raise ConfigError(
+                f"selective_scan: {name} has shape {tuple(tensor.shape)}; with u {tuple(u_BKDL.shape)} "
+                f"and A {tuple(A_KDN.shape)} it must be {shape}"
+            )
     if backend == "reference":
         return selective_scan_reference(u_BKDL, dt_BKDL, A_KDN, B_BKNL, C_BKNL, D_KD, dt_bias_KD)
     chosen = resolve_backend(backend, u_BKDL.device, d_state)
     return torch.ops.mobilemamba.selective_scan(u_BKDL, dt_BKDL, A_KDN, B_BKNL, C_BKNL, D_KD, dt_bias_KD, chosen)
 
 
+@torch.compiler.assume_constant_result  # the compiler cannot trace the probe, and need not
 def resolve_backend(backend: str, device: torch.device, d_state: int = 1) -> str:
     """The custom-op backend that ``backend`` stands for on ``device``.
 
@@ -129,7 +135,7 @@ def resolve_backend(backend: str, device: torch.device, d_state: int = 1) -> str
 @cache
 def _auto_backend(device_type: str, d_state: int) -> str:
     """The fastest backend that can run; says once which, and why no faster one does."""
-    refused = []
+    refused: list[str] = []
     for name, backend in BACKENDS.items():
         reason = backend.why_not(torch.device(device_type), d_state)
         if reason is None:

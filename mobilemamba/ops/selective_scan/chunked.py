@@ -101,7 +101,7 @@ def forward(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, d
 def backward(
     grad_y: Tensor, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor
 ) -> tuple[Tensor, ...]:
-    """Gradients of all seven inputs; the states are computed again rather than kept, which keeps training memory low."""
+    """Gradients of all seven inputs; the states are computed again, not kept, so that training takes less memory."""
     x = _discretise(u, dt, A, B, C, dt_bias)
     dtype = x.u_LBKD.dtype
     h_LBKDN = linear_recurrence(x.decay_LBKDN, x.drive_LBKDN)

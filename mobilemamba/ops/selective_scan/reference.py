@@ -15,9 +15,7 @@ def selective_scan_reference(
 ) -> Tensor:
     """Scans in fp32, or in fp64 for fp64 input; differentiable by autograd. Arguments as in ``selective_scan``."""
     dtype = torch.promote_types(u_BKDL.dtype, torch.float32)
-    u, dt, A, B, C, D, dt_bias = (
-        x.to(dtype) for x in (u_BKDL, dt_BKDL, A_KDN, B_BKNL, C_BKNL, D_KD, dt_bias_KD)
-    )
+    u, dt, A, B, C, D, dt_bias = (x.to(dtype) for x in (u_BKDL, dt_BKDL, A_KDN, B_BKNL, C_BKNL, D_KD, dt_bias_KD))
     dt = F.softplus(dt + dt_bias[..., None])
     h_BKDN = torch.zeros(*u.shape[:3], A.shape[-1], dtype=dtype, device=u.device)
     y = []
