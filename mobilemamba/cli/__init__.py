@@ -10,12 +10,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import jsonargparse
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mobilemamba.cli.lightning_cli import MobileMambaCLI, Planner
-from mobilemamba.cli.parser import Parser, short_errors
+from mobilemamba.cli.parser import ToolParser
 from mobilemamba.errors import ConfigError, MobileMambaError
 from mobilemamba.messages import user_error
 from mobilemamba.sweep import Row
@@ -75,8 +74,9 @@ def main(args: list[str] | None = None) -> LightningCLI | None:
         return None
     if command not in tools:
         raise ConfigError(f"unknown command {command!r}; expected one of: {', '.join([*COMMANDS, *tools])}")
-    with short_errors():
-        jsonargparse.auto_cli(tools[command], args=args[1:], prog=f"mobilemamba {command}", parser_class=Parser)
+    parser = ToolParser(prog=f"mobilemamba {command}", description=_first_line(tools[command]))
+    parser.add_function_arguments(tools[command], as_group=False, as_positional=True)
+    tools[command](**parser.parse(args[1:]).as_dict())
     return None
 
 
@@ -108,8 +108,12 @@ def _tools() -> dict[str, Callable[..., Any]]:
     return TOOLS
 
 
+def _first_line(tool: Callable[..., Any]) -> str:
+    return (tool.__doc__ or "").strip().partition("\n")[0]
+
+
 def _help(tools: dict[str, Callable[..., Any]]) -> str:
-    described = {**COMMANDS, **{name: (tool.__doc__ or "").strip().partition("\n")[0] for name, tool in tools.items()}}
+    described = {**COMMANDS, **{name: _first_line(tool) for name, tool in tools.items()}}
     commands = "\n".join(f"  {name:10} {text}" for name, text in described.items())
     return f"""usage: mobilemamba COMMAND [options]
 

@@ -24,6 +24,9 @@ from mobilemamba.messages import user_error
 from mobilemamba.sweep import Config, Row, Sweep, SweepRunner, expand
 from mobilemamba.training.callbacks import EpochSeed, RunResults
 
+#: How long a run waits for its folder: a process that ends may hold it a little longer than its parent waited.
+LOCK_SECONDS = 5.0
+
 
 class SaveFitConfig(SaveConfigCallback):
     """Saves the configuration of trainings alone: a ``validate`` must not overwrite what a run was trained with."""
@@ -86,7 +89,11 @@ class MobileMambaCLI(LightningCLI):
         )
         parser.set_defaults(
             {
-                "model": {"class_path": "mobilemamba.tasks.ClassificationTask"},
+                # The task's own defaults are the paper's, for 300 epochs of ImageNet in batches of 1024.
+                "model": {
+                    "class_path": "mobilemamba.tasks.ClassificationTask",
+                    "init_args": {"lr": 1e-3, "reference_batch_size": 64, "warmup_epochs": 0.5},
+                },
                 "data": {"class_path": "mobilemamba.data.FashionMNISTSample"},
             }
         )
@@ -138,7 +145,7 @@ class MobileMambaCLI(LightningCLI):
             )
         root.mkdir(parents=True, exist_ok=True)
         try:
-            self.resources.enter_context(FileLock(root / ".lock", timeout=5))
+            self.resources.enter_context(FileLock(root / ".lock", timeout=LOCK_SECONDS))
         except Timeout:
             raise ConfigError(f"another process is training in {root}; wait for it or choose another --name") from None
 
@@ -171,6 +178,8 @@ class MobileMambaCLI(LightningCLI):
             kwargs["logger"] = loggers if self.subcommand == "fit" else False
         if given.enable_progress_bar is None and not sys.stdout.isatty():
             kwargs["enable_progress_bar"] = False
+        if given.enable_model_summary is None:
+            kwargs["enable_model_summary"] = False  # Lightning's counts no FLOPs here; `mobilemamba summary` does
         callbacks = list(given.callbacks or [])
         if self.subcommand == "fit":
             callbacks += [EpochSeed(), RunResults(table_img_size=config.table_size)]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jsonargparse
-import yaml  # type: ignore[import-untyped]
+import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
 from mobilemamba.errors import ConfigError
@@ -34,7 +34,7 @@ def short_errors() -> Iterator[None]:
         raise user_error(error) or ConfigError(parser_message(str(error))) from error
 
 
-class Parser(LightningArgumentParser):
+class ToolParser(jsonargparse.ArgumentParser):
     """Raises mistakes as one line instead of printing usage, types and given values over a page."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -53,6 +53,10 @@ class Parser(LightningArgumentParser):
         """
         with short_errors():
             return self.parse_args(args)
+
+
+class Parser(ToolParser, LightningArgumentParser):
+    """The same for Lightning's subcommands, with their ``--config``."""
 
 
 def plain(parser: LightningArgumentParser, config: jsonargparse.Namespace) -> Config:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mobilemamba.errors import WeightsError
+from mobilemamba.errors import ConfigError, WeightsError
 from mobilemamba.models.config import VARIANTS
 from mobilemamba.models.fuse import unfuse_state
 from mobilemamba.models.release_names import StateDict, is_fused, is_release, release_to_ours
@@ -118,7 +118,7 @@ def save_weights(model: nn.Module, path: str | Path, metadata: dict[str, str] | 
     try:
         save_file(state, unfinished, metadata={"format": "pt", **(metadata or {})})
         unfinished.replace(path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise WeightsError(f"cannot write {path}: {error}; choose a folder that exists and has room") from None
     finally:
         unfinished.unlink(missing_ok=True)
@@ -183,10 +183,13 @@ def convert(source: str | Path, target: str | Path, model_name: str) -> LoadRepo
         model_name: The model, e.g. ``"mobilemamba_s6"``; stored in the file.
 
     Raises:
+        ConfigError: If ``model_name`` is none of the six.
         WeightsError: As ``load_weights``; or if ``target`` does not end in ``.safetensors``.
     """
     if Path(target).suffix != ".safetensors":
         raise WeightsError(f"cannot write {target}: expected a name that ends in .safetensors")
+    if model_name not in VARIANTS:
+        raise ConfigError(f"unknown model {model_name!r}; expected one of: {', '.join(VARIANTS)}")
     state, _ = read_weights(source, VARIANTS[model_name].config.directions)
     classifier = state.get("head.linear.weight", state.get("head.weight"))
     model = timm.create_model(model_name, num_classes=0 if classifier is None else len(classifier))

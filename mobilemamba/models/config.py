@@ -129,7 +129,7 @@ def split_channels(dim: int, global_ratio: float, local_ratio: float) -> tuple[i
     if global_ratio + local_ratio > 1 + 1e-6:
         raise ConfigError(
             f"global_ratio={global_ratio} and local_ratio={local_ratio} take more than all {dim} channels; "
-            f"with this global_ratio, local_ratio can be at most {1 - global_ratio:.4g}"
+            f"with this global_ratio, local_ratio can be at most {math.floor((1 - global_ratio + 1e-6) * 1000) / 1000}"
         )
     global_dim = (int(global_ratio * dim) + CHANNEL_MULTIPLE // 2) // CHANNEL_MULTIPLE * CHANNEL_MULTIPLE
     if global_dim > dim:

@@ -12,6 +12,7 @@ module. Every residual branch starts with a norm of gain zero, so a fresh block 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -160,7 +161,7 @@ class MobileMamba(nn.Module):
             {"num_chs": dim, "reduction": STEM_STRIDE * 2**i, "module": f"stages.{i}"}
             for i, dim in enumerate(config.embed_dims)
         ]
-        self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=True)
+        self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
         self.head_drop = nn.Dropout(drop_rate)
         self.head = NormLinear(self.num_features, num_classes)
 
@@ -229,9 +230,9 @@ class MobileMamba(nn.Module):
         """A fresh classifier, with a fresh norm, for another number of classes; 0 removes it."""
         self.num_classes = num_classes
         if global_pool is not None:
-            self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=True)
-        device = next(self.parameters()).device
-        self.head = NormLinear(self.num_features, num_classes).to(device)
+            self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
+        like = next(self.parameters())
+        self.head = NormLinear(self.num_features, num_classes).to(like.device, like.dtype).train(self.training)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -261,7 +262,7 @@ default_cfgs = generate_default_cfgs(
             "url": "",
             "num_classes": 1000,
             "input_size": (3, variant.img_size, variant.img_size),
-            "pool_size": (variant.img_size // 64, variant.img_size // 64),
+            "pool_size": (math.ceil(variant.img_size / 64),) * 2,
             "crop_pct": 0.875,
             "interpolation": "bicubic",
             "mean": IMAGENET_DEFAULT_MEAN,

@@ -58,18 +58,25 @@ class Display:
 
     def table(self, records: list[Record], progress: dict[str, dict[str, Any]]) -> Table:
         """The rows as a rich table."""
-        table = Table(title=self.title, title_justify="left")
-        for name in ("row", *labels(self.swept).values(), "FLOPs (M)", "Params (M)", "img/s", "status"):
-            table.add_column(name, justify="right" if name.endswith((")", "img/s")) else "left", no_wrap=name == "row")
+        table = Table(title=self.title, title_justify="left", caption_justify="left")
+        table.caption = "; ".join(dict.fromkeys(f"top-1 on {entry['data']}" for entry in records if entry["data"]))
+        table.add_column("row", no_wrap=True)
+        for name in labels(self.swept).values():
+            table.add_column(name)
+        for name in ("FLOPs (M)", "Params (M)", "img/s", "epoch", "top-1 (%)"):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("status")
         for entry in records:
-            status = self._line(entry, progress.get(entry["run"], {}))
+            now = progress.get(entry["run"], {}) if entry["status"] != "finished" else {}
             table.add_row(
                 entry["run"],
                 *(cell(entry[key]) for key in self.swept),
                 cell(entry["flops_m"], 1),
                 cell(entry["params_m"], 2),
                 cell(entry["throughput"], 0),
-                status,
+                f"{now['epoch']}/{now['max_epochs']}" if now else cell(entry["epochs"]),
+                cell(now.get("best_top1") if now else entry["top1"], 2),
+                f"{entry['status']}: {entry['reason']}" if entry["reason"] else entry["status"],
                 style=_COLOURS.get(entry["status"]),
             )
         return table

@@ -66,8 +66,7 @@ def expand(sweep: Sweep, root: Path, resolve: Resolve, given: Iterable[str] = ()
             config = resolve({**changes, "trainer.default_root_dir": str(run_dir)})
         except MobileMambaError as error:
             raise ConfigError(f"row {name!r}: {error}") from error
-        if isinstance(config.get("seed_everything"), bool):  # true: another seed in each row, and after each resume
-            raise ConfigError(f"row {name!r}: seed_everything={config['seed_everything']}; give a number in a sweep")
+        _check_config(name, config)
         values = {key: lookup(config, key) for key in keys}
         rows.append(Row(name, run_dir, config, values, sweep.paper.get(name, {})))
     _check_twins(rows)
@@ -148,6 +147,16 @@ def _compact(value: Any) -> str:
 def _check_name(name: str) -> None:
     if not name.strip() or name in (".", "..") or name == "hparams" or "/" in name or "\\" in name or len(name) > 200:
         raise ConfigError(f"row name {name!r} cannot be a folder's name; use letters, digits, _ and -")
+
+
+def _check_config(name: str, config: Config) -> None:
+    if isinstance(config.get("seed_everything"), bool):  # true: another seed in each row, and after each resume
+        raise ConfigError(f"row {name!r}: seed_everything={config['seed_everything']}; give a number in a sweep")
+    if lookup(config, "trainer.fast_dev_run"):
+        raise ConfigError(
+            f"row {name!r}: trainer.fast_dev_run leaves no results for a table; try the sweep with "
+            "--trainer.limit_train_batches 2 --trainer.max_epochs 1 and a --name of its own"
+        )
 
 
 def _check_keys(keys: list[str], given: Iterable[str]) -> None:

@@ -11,6 +11,11 @@ from matplotlib.figure import Figure
 
 from mobilemamba.sweep.table import Record, describe
 
+#: Left, bottom, right and top in pixels.
+_Box = tuple[float, float, float, float]
+#: Where a label may stand: right or left of its point, and how many points above.
+_PLACES = [(side, height) for step in range(8) for height in (11 * step, -11 * step) for side in (1, -1)]
+_GAP = 7  # points between a point and its label
 _AXES = {"flops_m": "FLOPs (M), paper's convention", "throughput": "throughput (img/s)"}
 
 
@@ -27,7 +32,7 @@ def plot(records: list[Record], title: str, path: Path, paper_note: str) -> None
     paper = [entry for entry in records if entry["paper_top1"] is not None]
     colours = {entry["run"]: f"C{index % 10}" for index, entry in enumerate(records)}
     tall = 2 if paper else 1
-    figure = Figure(figsize=(12, 5.2 + 3.2 * (tall - 1)), layout="constrained")
+    figure = Figure(figsize=(12, 5.2 + 3.2 * (tall - 1)), layout="constrained", dpi=120)
     axes = figure.subplots(tall, 2, squeeze=False, height_ratios=[5, 3][:tall])
     data = " / ".join(dict.fromkeys(str(entry["data"]) for entry in measured)) or "no row finished yet"
     devices = " / ".join(dict.fromkeys(str(entry["device"]) for entry in measured if entry["throughput"]))
@@ -51,7 +56,7 @@ def plot(records: list[Record], title: str, path: Path, paper_note: str) -> None
     figure.text(0.5, 0.965 if tall == 2 else 0.945, subtitle, ha="center", va="top", fontsize=8)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        figure.savefig(temporary, format="png", dpi=120)
+        figure.savefig(temporary, format="png")
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -67,36 +72,37 @@ def _scatter(axis: Any, points: list[Record], x: str, y: str, colours: dict[str,
             edgecolors=colours[entry["run"]],
             **(hollow or {"c": colours[entry["run"]]}),
         )
-    axis.margins(0.28, 0.18)
+    axis.margins(0.3, 0.18)
     axis.figure.canvas.draw()  # fixes the scales, by which labels are kept apart
-    taken: list[tuple[float, float, float, float]] = []
+    taken: list[_Box] = []
+    pixels = axis.figure.dpi / 72
     for entry in sorted(points, key=lambda entry: -entry[y]):
         centre = axis.transData.transform((entry[x], entry[y]))
-        width, height = 5.2 * len(entry["run"]), 13.0
-        offset = next((o for o in _offsets(width) if not _overlaps(_box(centre, o, width, height), taken)), (8, 0))
-        taken.append(_box(centre, offset, width, height))
+        size = (4.8 * len(entry["run"]) * pixels, 10.0 * pixels)
+        boxes = {place: _box(centre, place, size, pixels) for place in _PLACES}
+        side, height = next((place for place in _PLACES if not _overlaps(boxes[place], taken)), _PLACES[0])
+        taken.append(boxes[side, height])
         axis.annotate(
             entry["run"],
             (entry[x], entry[y]),
-            xytext=offset,
-            textcoords="offset pixels",
+            xytext=(side * _GAP, height),
+            textcoords="offset points",
+            ha="left" if side > 0 else "right",
+            va="center",
             fontsize=8,
             color=colours[entry["run"]],
-            arrowprops={"arrowstyle": "-", "lw": 0.4, "color": colours[entry["run"]]} if abs(offset[1]) > 12 else None,
+            arrowprops={"arrowstyle": "-", "lw": 0.4, "color": colours[entry["run"]]} if height else None,
         )
 
 
-def _offsets(width: float) -> list[tuple[float, float]]:
-    heights = [0, 14, -14, 28, -28, 42, -42, 56, -56, 70, -70, 84, -84]
-    return [(side, height) for height in heights for side in (8.0, -width - 8.0)]
+def _box(centre: Any, place: tuple[int, int], size: tuple[float, float], pixels: float) -> _Box:
+    side, height = place
+    left = centre[0] + side * _GAP * pixels - (size[0] if side < 0 else 0)
+    middle = centre[1] + height * pixels
+    return left, middle - size[1] / 2, left + size[0], middle + size[1] / 2
 
 
-def _box(centre: Any, offset: tuple[float, float], width: float, height: float) -> tuple[float, float, float, float]:
-    left, bottom = centre[0] + offset[0], centre[1] + offset[1] - 3
-    return left, bottom, left + width, bottom + height
-
-
-def _overlaps(box: tuple[float, float, float, float], others: list[tuple[float, float, float, float]]) -> bool:
+def _overlaps(box: _Box, others: list[_Box]) -> bool:
     return any(box[0] < o[2] and o[0] < box[2] and box[1] < o[3] and o[1] < box[3] for o in others)
 
 

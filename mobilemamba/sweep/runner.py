@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 from filelock import FileLock, Timeout
 
 from mobilemamba.errors import ConfigError, MobileMambaError
@@ -60,6 +60,7 @@ class SweepRunner:
         self.swept = list(rows[0].values)
         self.counts: dict[str, dict[str, float]] = {}
         self._running: set[str] = set()
+        self._failures: dict[str, str] = {}
         self._drawn: dict[str, Record] = {}
 
     def fit(self, **_: Any) -> None:
@@ -92,7 +93,11 @@ class SweepRunner:
     def records(self) -> list[Record]:
         """The table: rows that are selected, and others that were started before."""
         shown = [row for row in self.rows if row in self.selected or (row.run_dir / "run.yaml").exists()]
-        return [record(row, self.counts[row.name], row.name in self._running) for row in shown]
+        records = [record(row, self.counts[row.name], row.name in self._running) for row in shown]
+        for entry in records:
+            if entry["run"] in self._failures:  # also where a full disk kept the row from saying so itself
+                entry |= {"status": "failed", "reason": self._failures[entry["run"]]}
+        return records
 
     def _run(self, display: Display, environments: list[dict[str, str]]) -> None:
         names = {row.run_dir: row.name for row in self.selected}
@@ -100,7 +105,7 @@ class SweepRunner:
             if is_locked(row.run_dir):
                 display.say(f"{row.name}: still being trained by a process of an earlier command, which is waited for")
         self._refresh(display)
-        failures: dict[str, str] = {}
+        self._failures = {}
         pending = [row.run_dir for row in self.selected if not is_finished(row.run_dir)]
         events = local.launch(pending, environments, self.sweep.retries, self.fit_row)
         try:
@@ -111,18 +116,17 @@ class SweepRunner:
                     elif event == "done":
                         self._running.discard(names[run_dir])
                         if reason is not None:
-                            failures[names[run_dir]] = reason
+                            self._failures[names[run_dir]] = reason
                     self._refresh(display, write=event == "done")
         finally:
             self._running.clear()
             self._refresh(display)
         display.say(f"table: {self.root / 'results.md'}")
-        if failures:
-            reasons = "; ".join(
-                f"{name}: {reason} (see {self.root / name / 'log.txt'})" for name, reason in failures.items()
-            )
+        if self._failures:
+            failed = [(row.name, self._failures[row.name]) for row in self.selected if row.name in self._failures]
+            reasons = "; ".join(f"{name}: {reason} (see {self.root / name / 'log.txt'})" for name, reason in failed)
             raise SweepFailedError(
-                f"{len(failures)} of {len(self.selected)} rows failed: {reasons}. The same command tries them again"
+                f"{len(failed)} of {len(self.selected)} rows failed: {reasons}. The same command tries them again"
             )
 
     def _refresh(self, display: Display, write: bool = True) -> None:

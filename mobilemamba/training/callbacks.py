@@ -124,7 +124,11 @@ class RunResults(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes ``results.json``."""
         if _writes(trainer) and not trainer.interrupted:
-            _write_json(self._folder(trainer) / "results.json", self.results(trainer, pl_module))
+            path = self._folder(trainer) / "results.json"
+            results = self.results(trainer, pl_module)
+            _write_json(path, results)
+            if results["top1"] is not None:
+                rank_zero_info(f"top-1 {results['top1']:.2f} % after epoch {results['best_epoch']}: {path}")
 
     def results(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """The content of ``results.json``: plain numbers, strings and dicts; None where a thing is unknown."""

@@ -42,7 +42,9 @@ def assert_same(scan: Callable[..., Tensor], inputs: list[Tensor], tolerance: fl
     y, expected = scan(*inputs), selective_scan_reference(*inputs)
     torch.testing.assert_close(y, expected, rtol=tolerance, atol=tolerance)
     weights = torch.randn_like(expected)
-    pairs = zip(NAMES, gradients(scan, inputs, weights), gradients(selective_scan_reference, inputs, weights), strict=True)
+    pairs = zip(
+        NAMES, gradients(scan, inputs, weights), gradients(selective_scan_reference, inputs, weights), strict=True
+    )
     for name, ours, theirs in pairs:
         torch.testing.assert_close(
             ours, theirs, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"gradient of {name}: {text}"
@@ -151,7 +153,9 @@ def test_strong_decay_neither_overflows_nor_divides_by_zero() -> None:
 def test_skip_and_bias_may_be_left_out() -> None:
     u, dt, A, B, C, D, dt_bias = make_inputs(2, 2, 3, 1, 9)
     y = selective_scan(u, dt, A, B, C)
-    torch.testing.assert_close(y, selective_scan_reference(u, dt, A, B, C, torch.zeros_like(D), torch.zeros_like(dt_bias)))
+    torch.testing.assert_close(
+        y, selective_scan_reference(u, dt, A, B, C, torch.zeros_like(D), torch.zeros_like(dt_bias))
+    )
 
 
 def test_inputs_need_not_be_contiguous() -> None:
@@ -351,9 +355,7 @@ class StandInKernel(ModuleType):
         y = self._scan(u, delta, A, B, C, D, delta_bias)
         return [y, torch.full((1,), 42.0)]
 
-    def bwd(
-        self, u, delta, A, B, C, D, z, delta_bias, dout, states, out, dz, delta_softplus, recompute_out_z
-    ):
+    def bwd(self, u, delta, A, B, C, D, z, delta_bias, dout, states, out, dz, delta_softplus, recompute_out_z):
         self._check(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
         assert dout.dtype == u.dtype
         assert dout.shape == u.shape

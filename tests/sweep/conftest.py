@@ -13,9 +13,10 @@ Sweeper = Callable[..., Any]
 
 
 @pytest.fixture
-def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def tiny(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A configuration that trains in seconds; runs/ is in the current, empty folder."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(root))  # for children, where the package is not installed
     return {
         "trainer": {"max_epochs": 2, "limit_train_batches": 2, "limit_val_batches": 1, "accelerator": "cpu"},
         "data": {"img_size": 32, "batch_size": 4},

@@ -109,7 +109,7 @@ def test_a_mistake_in_one_row_is_named_before_anything_starts(write: Write, tmp_
     rows = {"good": {"model.lr": 0.1}, "seventh": {"model.arch.globl_ratio": [0.1] * 3}}
     with pytest.raises(ConfigError, match=r"row 'seventh': unknown setting model.arch.globl_ratio"):
         main(["fit", *write(rows)])
-    rows["seventh"] = {XI: [0.9, 0.9, 2.0]}
+    rows["seventh"] = {XI: [2.0, 0.9, 0.9]}
     with pytest.raises(ConfigError, match=r"row 'seventh': global_ratio=2.0: expected 0 to 1"):
         main(["fit", *write(rows)])
     rows["seventh"] = {"model.label_smoothing": 3.0}
@@ -121,6 +121,11 @@ def test_a_mistake_in_one_row_is_named_before_anything_starts(write: Write, tmp_
 def test_another_seed_for_each_row_is_refused(write: Write) -> None:
     with pytest.raises(ConfigError, match="seed_everything=True; give a number"):
         plan([*write({"a": {}}), "--seed_everything", "true"])
+
+
+def test_a_fast_dev_run_makes_no_table(write: Write) -> None:
+    with pytest.raises(ConfigError, match="fast_dev_run leaves no results"):
+        plan([*write({"a": {}}), "--trainer.fast_dev_run", "true"])
 
 
 def test_select() -> None:

@@ -152,7 +152,9 @@ def test_a_full_disk_costs_the_table_but_no_row(
         patch.setattr("mobilemamba.sweep.row.write_text_atomic", full)
         with pytest.raises(SweepFailedError, match=r"bb: No space left on device: runs/table/bb/status.json"):
             sweep_faked("a", "bb")
-    assert "the table could not be written (No space left on device)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "bb: failed: No space left on device: runs/table/bb/status.json" in printed
+    assert "the table could not be written (No space left on device)" in printed
     assert (ROOT / "results.csv").read_text() == before
     sweep_faked("a", "bb")
     assert list(table()) == ["a", "bb"]

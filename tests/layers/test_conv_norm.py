@@ -1,0 +1,62 @@
+"""Folding a norm into its convolution or linear layer is exact."""
+
+import pytest
+import torch
+from torch import nn
+
+from mobilemamba.layers.conv_norm import ConvNorm, NormLinear, fuse_conv_norm
+
+
+def trained(module: nn.Module) -> nn.Module:
+    """In evaluation mode, its norms as after training; fp64, where folding leaves no doubt."""
+    for norm in (m for m in module.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.1, 2)
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    return module.double().eval()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"kernel_size": 1}, {"kernel_size": 3}, {"kernel_size": 3, "stride": 2}, {"kernel_size": 5, "groups": 4}],
+    ids=str,
+)
+def test_conv_norm_fuses_exactly(arguments: dict[str, int]) -> None:
+    layer, x = trained(ConvNorm(8, 12, **arguments)), torch.randn(2, 8, 7, 9, dtype=torch.float64)
+    fused = layer.fuse()
+    assert type(fused) is nn.Conv2d
+    assert fused.weight.dtype == torch.float64
+    with torch.no_grad():
+        torch.testing.assert_close(fused(x), layer(x), rtol=1e-12, atol=1e-12)
+
+
+def test_a_convolution_with_bias_fuses_exactly() -> None:
+    layer = trained(nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.BatchNorm2d(6)))
+    x = torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(fuse_conv_norm(*layer)(x), layer(x), rtol=1e-12, atol=1e-12)
+
+
+def test_norm_linear_fuses_exactly() -> None:
+    layer, x = trained(NormLinear(8, 5)), torch.randn(3, 8, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(layer.fuse()(x), layer(x), rtol=1e-12, atol=1e-12)
+
+
+def test_no_classes_make_the_identity() -> None:
+    layer, x = NormLinear(8, 0), torch.randn(3, 8)
+    assert layer(x) is x
+    assert layer.fuse()(x) is x
+    assert not list(layer.parameters())
+
+
+@pytest.mark.parametrize("gain", [0.0, 1.0])
+def test_gain_is_the_norm_s_start(gain: float) -> None:
+    assert (ConvNorm(4, 4, 3, gain=gain).norm.weight == gain).all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 8)], ids=str)
+@pytest.mark.parametrize("kernel_size", [1, 3, 5, 7])
+def test_size_is_kept(kernel_size: int, size: tuple[int, int]) -> None:
+    assert ConvNorm(4, 4, kernel_size).eval()(torch.randn(1, 4, *size)).shape == (1, 4, *size)

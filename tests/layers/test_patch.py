@@ -1,0 +1,22 @@
+"""Sizes of the maps behind the stem and the downsampling."""
+
+import pytest
+import torch
+
+from mobilemamba.layers.patch import PatchEmbed, PatchMerging
+
+
+@pytest.mark.parametrize(("side", "expected"), [(224, 14), (192, 12), (512, 32), (33, 3), (32, 2)])
+def test_stem_has_stride_16(side: int, expected: int) -> None:
+    assert PatchEmbed(3, 32).eval()(torch.randn(1, 3, side, 32)).shape == (1, 32, expected, 2)
+
+
+@pytest.mark.parametrize(("side", "expected"), [(14, 7), (7, 4), (6, 3), (3, 2), (1, 1)])
+def test_merging_has_stride_2(side: int, expected: int) -> None:
+    assert PatchMerging(8, 12).eval()(torch.randn(1, 8, side, 4)).shape == (1, 12, expected, 2)
+
+
+def test_merging_widens_fourfold_and_squeezes_to_a_quarter() -> None:
+    merging = PatchMerging(16, 24)
+    assert merging.dw.conv.groups == 64
+    assert merging.se.fc1.out_channels == 16

@@ -1,0 +1,49 @@
+"""The wavelet branch and its sum with SS2D."""
+
+import pytest
+import torch
+from torch import nn
+
+from mobilemamba.layers.ss2d import SS2D
+from mobilemamba.layers.wavelet_mamba import WaveletConv, WaveletMamba
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3, 7])
+def test_number_of_parameters(kernel_size: int) -> None:
+    conv = WaveletConv(10, kernel_size)
+    trained, frozen = (sum(p.numel() for p in conv.parameters() if p.requires_grad == g) for g in (True, False))
+    assert (trained, frozen) == (4 * 10 * kernel_size**2 + 4 * 10, 32 * 10)
+
+
+@pytest.mark.parametrize("wavelet", ["db1", "db2"])
+@pytest.mark.parametrize("size", [(6, 8), (7, 5), (1, 1), (2, 3)], ids=str)
+def test_an_identity_convolution_gives_the_input_back(size: tuple[int, int], wavelet: str) -> None:
+    conv, x = WaveletConv(4, 3, wavelet), torch.randn(2, 4, *size)
+    nn.init.dirac_(conv.conv.weight, groups=16)
+    with torch.no_grad():
+        torch.testing.assert_close(conv(x), 0.1 * x, rtol=1e-4, atol=1e-6)  # 0.1: the scale's start
+
+
+@pytest.mark.parametrize("size", [(6, 8), (7, 5)], ids=str)
+def test_memory_format_is_kept(size: tuple[int, int]) -> None:
+    conv, x = WaveletConv(4, 3), torch.randn(2, 4, *size)
+    with torch.no_grad():
+        plain, last = conv(x), conv(x.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(plain, last, rtol=1e-4, atol=1e-6)
+
+
+def test_sum_of_both_branches() -> None:
+    ss2d, conv = SS2D(16).eval(), WaveletConv(16, 5)
+    both, x = WaveletMamba(ss2d, conv, 16), torch.randn(2, 16, 5, 7)
+    assert (both.scale == 1).all()
+    with torch.no_grad():
+        both.scale.fill_(3)
+        torch.testing.assert_close(both(x), 3 * ss2d(x) + conv(x))
+
+
+def test_filters_are_frozen_and_saved() -> None:
+    conv = WaveletConv(2, 3)
+    assert not conv.dwt_filters.requires_grad
+    assert not conv.idwt_filters.requires_grad
+    assert {"dwt_filters", "idwt_filters"} < conv.state_dict().keys()
+    assert conv.dwt_filters.shape == (8, 1, 2, 2)

@@ -1,0 +1,210 @@
+import csv
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonargparse
+import pytest
+import torch
+import yaml
+from filelock import FileLock
+
+from mobilemamba.cli import main, plan
+from mobilemamba.errors import ConfigError, DataError, MobileMambaError
+from mobilemamba.messages import parser_message, user_error
+from mobilemamba.sweep import network_kwargs
+
+TINY = shlex.split(
+    "--trainer.max_epochs 1 --trainer.limit_train_batches 2 --trainer.limit_val_batches 1 --trainer.accelerator cpu "
+    "--data.img_size 32 --data.batch_size 4 --model.warmup_epochs 0 --model.arch.embed_dims [16,16,16] "
+    "--model.arch.depths [1,1,1] --table_size null"
+)
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _restore_torch() -> object:
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_fit_alone_trains_on_the_sample_and_keeps_runs_apart() -> None:
+    cli = main(["fit", *TINY])
+    assert type(cli.datamodule).__name__ == "FashionMNISTSample"
+    assert cli.model.hparams["num_classes"] == 10
+    run_dir = Path("runs/default")
+    assert json.loads((run_dir / "results.json").read_text())["data"] == cli.datamodule.name
+    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert list(run_dir.glob("events*"))
+    assert "val/top1" in next(csv.reader((run_dir / "csv/version_0/metrics.csv").open()))
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    assert config["seed_everything"] == 0
+    assert config["trainer"]["deterministic"] == "warn"
+
+    main(["fit", *TINY])
+    assert Path("runs/default-2/results.json").exists()
+    with pytest.raises(ConfigError, match="holds a run already; go on with it by --ckpt_path last"):
+        main(["fit", *TINY, "--trainer.default_root_dir", "runs/default"])
+
+    # Going on, from the saved configuration.
+    cli = main(["fit", "--config", "runs/default/config.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "2"])
+    assert cli.trainer.global_step == 4
+    assert json.loads((run_dir / "results.json").read_text())["epochs"] == 2
+    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+
+    # Other commands leave the training's files alone.
+    before = (run_dir / "config.yaml").read_text()
+    main(["validate", "--config", str(run_dir / "config.yaml"), "--ckpt_path", str(run_dir / "checkpoints/best.ckpt")])
+    assert (run_dir / "config.yaml").read_text() == before
+    cli = main(
+        ["predict", *TINY, "--ckpt_path", str(run_dir / "checkpoints/best.ckpt"), "--trainer.limit_predict_batches=1"]
+    )
+    assert cli.trainer.num_predict_batches == [1]
+
+
+def test_last_is_written_in_epochs_that_are_not_the_best() -> None:
+    main(["fit", *TINY, "--trainer.max_epochs", "3", "--model.lr", "0"])
+    last = torch.load("runs/default/checkpoints/last.ckpt", weights_only=True)
+    assert last["epoch"] == 2
+
+
+def test_a_run_folder_in_use_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("runs/x").mkdir(parents=True)
+    monkeypatch.setattr("mobilemamba.cli.lightning_cli.LOCK_SECONDS", 0.1)
+    with FileLock("runs/x/.lock"), pytest.raises(ConfigError, match="another process is training in runs/x"):
+        main(["fit", *TINY, "--name", "x"])
+
+
+def test_the_lock_is_released_after_a_run() -> None:
+    with pytest.raises(MobileMambaError):
+        main(["fit", *TINY, "--name", "x", "--model.name", "resnet999"])
+    main(["fit", *TINY, "--name", "x"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--model.lrr 3", "unknown setting model.lrr"),
+        ("--model.lr abc", "model.lr: expected float, got abc"),
+        ("--model.arch.global_ratio [a]", "model.arch.global_ratio: expected float, got a"),
+        ("--model.arch.directions 3", "model.arch.directions: expected one of 1, 2, 4, got 3"),
+        ("--model.arch.global_ratio [2,.1,.1]", "global_ratio=2.0: expected 0 to 1"),
+        ("--model.name mobilemamba_s7", "model name 'mobilemamba_s7': expected"),
+        ("--model.label_smoothing 2", "label_smoothing=2.0: expected 0 to 1"),
+        ("--data ImageFoler", "data: no such class: ImageFoler"),
+        ("--data ImageFolder", "data: missing root"),
+        ("--data ImageFolder --data.root /nope", "data.root /nope is not a folder"),
+        ("--data.batch_size 0", "data.batch_size 0 is impossible"),
+        ("--config nofile.yaml", "config: File does not exist"),
+        ("--config broken.yaml", "config: "),
+        ("--config typo.yaml", "unknown setting model.arch.depth"),
+        ("--trainer.max_epoch 3", "unknown setting --trainer.max_epoch"),
+        ("--trainer.max_epochs x", "trainer.max_epochs: expected int, got x"),
+        ("--sweep.changed x", "sweep.changed: expected one of 'stop', 'rerun', 'keep', got x"),
+    ],
+)
+def test_mistakes_are_one_line_with_the_setting(options: str, message: str) -> None:
+    Path("broken.yaml").write_text("model: {lr: ")
+    Path("typo.yaml").write_text("model: {arch: {depth: 3}}")
+    with pytest.raises(MobileMambaError) as caught:
+        main(["fit", *TINY, *shlex.split(options)])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("command", ["", "fit --model.lr abc", "nonsense", "fit --trainer.accelerator mps --name x"])
+def test_the_process_says_one_line_and_exits_with_2(command: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(root))
+    done = subprocess.run(
+        [sys.executable, "-m", "mobilemamba", *command.split()], capture_output=True, text=True, check=False
+    )
+    if not command:
+        assert done.returncode == 0
+        assert "usage" in done.stdout
+        return
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("mobilemamba: error: ")
+
+
+def test_help_lists_commands_and_tools(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--help"])
+    listed = capsys.readouterr().out
+    for command in ("fit", "validate", "test", "predict", "backends", "convert", "summary"):
+        assert f"  {command} " in listed
+    with pytest.raises(ConfigError, match=r"unknown command 'tain'; expected one of: fit, .*summary"):
+        main(["tain"])
+
+
+def test_tools_are_dispatched(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def shout(text: str, times: int = 1) -> None:
+        print(text.upper() * times)
+
+    monkeypatch.setattr("mobilemamba.cli._tools", lambda: {"shout": shout})
+    assert main(["shout", "a", "--times", "3"]) is None
+    assert capsys.readouterr().out == "AAA\n"
+    with pytest.raises(ConfigError, match="times: expected int, got x"):
+        main(["shout", "a", "--times", "x"])
+
+
+def test_print_config_of_a_sweep(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["fit", "--config", str(root / "experiments/ablation_xi.yaml"), "--print_config"])
+    assert caught.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert len(printed["sweep"]["rows"]) == 9
+    assert not Path("runs").exists()
+
+
+def test_options_before_the_file_lose_and_after_it_win(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("trainer: {max_epochs: 5}")
+    file, option = ["--config", "x.yaml"], ["--trainer.max_epochs", "7"]
+    assert plan([*option, *file])[0].config["trainer"]["max_epochs"] == 5
+    assert plan([*file, *option])[0].config["trainer"]["max_epochs"] == 7
+
+
+def test_plan_gives_what_timm_takes(root: Path) -> None:
+    rows = plan(["--config", str(root / "experiments/ablation_xi.yaml")])
+    assert len(rows) == 9
+    assert network_kwargs(rows[0].config) == {
+        "model_name": "mobilemamba_s6",
+        "global_ratio": [0.6, 0.6, 0.6],
+        "local_ratio": [0.4, 0.3, 0.3],
+    }
+    single = plan(["--model.name", "resnet18"])
+    assert [network_kwargs(row.config) for row in single] == [{"model_name": "resnet18"}]
+
+
+def test_errors_from_data_workers_are_one_line() -> None:
+    text = (
+        "Caught DataError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  File ...\n"
+        "mobilemamba.errors.DataError: cannot read a.png: truncated"
+    )
+    found = user_error(DataError(text))
+    assert type(found) is DataError
+    assert str(found) == "cannot read a.png: truncated"
+    assert user_error(ValueError("a bug")) is None
+
+
+@pytest.mark.parametrize(
+    ("annotation", "given", "message"),
+    [
+        (int, "x", "a: expected int, got x"),
+        (int | None, "x", "a: expected int, got x"),
+        (list[int], "[x]", "a: expected int"),
+    ],
+)
+def test_messages_of_the_installed_jsonargparse(annotation: type, given: str, message: str) -> None:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--a", type=annotation)
+    with pytest.raises(jsonargparse.ArgumentError) as caught:
+        parser.parse_args(["--a", given])
+    assert parser_message(str(caught.value)).startswith(message)

@@ -1,0 +1,121 @@
+"""The README is true: its Python runs, its commands run, its counts are the package's."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from mobilemamba.analysis import complexity
+from mobilemamba.cli import main
+from mobilemamba.models import VARIANTS, save_weights
+from mobilemamba.models.release_names import ours_to_release
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = [line.partition(" #")[0].strip() for block in blocks("bash") for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+# What shortens a training without changing what the command does.
+SHORT = [
+    "--trainer.max_epochs=1",
+    "--trainer.limit_train_batches=1",
+    "--trainer.limit_val_batches=1",
+    "--data.init_args.img_size=32",
+    "--data.init_args.batch_size=4",
+    "--table_size=null",
+]
+FIT = [command for command in commands() if command.startswith("mobilemamba fit")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's folder: the experiments, own pictures, released weights."""
+    folder = tmp_path_factory.mktemp("readme")
+    shutil.copytree(ROOT / "experiments", folder / "experiments")
+    for data in ("my_pictures", "my_imagenet"):
+        for part, count in (("train", 4), ("val", 2)):
+            for label, colour in (("red", (200, 0, 0)), ("blue", (0, 0, 200))):
+                (folder / data / part / label).mkdir(parents=True)
+                for number in range(count):
+                    Image.new("RGB", (40, 36), colour).save(folder / data / part / label / f"{number}.jpg")
+    release = timm.create_model("mobilemamba_s6")
+    torch.save({"net": ours_to_release(release.state_dict())}, folder / "release.pth")
+    save_weights(timm.create_model("mobilemamba_s6", num_classes=2), folder / "s6.safetensors")
+    return folder
+
+
+def test_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = blocks("python")
+    exec(compile(block, "README.md", "exec"), {})
+    assert "[2, 10]" in capsys.readouterr().out
+
+
+def test_model_table_is_counted() -> None:
+    for name, variant in VARIANTS.items():
+        with torch.device("meta"):
+            found = complexity(timm.create_model(name), variant.img_size)
+        row = f"| `{name}` | {variant.img_size} | {found.params:,} | {found.flops:,} | {variant.paper_top1} |"
+        assert row in README
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if re.match(r"mobilemamba (summary|backends|convert)", c)])
+def test_tools(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(folder)
+    release_only = "convert" in command
+    if release_only:
+        command = command.replace("s6.safetensors", "converted.safetensors")
+    main(shlex.split(command)[1:])
+    assert capsys.readouterr().out.strip()
+    assert not release_only or (folder / "converted.safetensors").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", FIT + [c for c in commands() if c.startswith("mobilemamba validate")])
+def test_trains(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each as written but short; a sweep's selection is cut to one row, as every row has a test of its own."""
+    monkeypatch.chdir(folder)
+    short = list(SHORT)
+    if command.startswith("mobilemamba validate"):
+        short = [option for option in short if "limit_train" not in option and "table" not in option]
+        short = [option for option in short if "max_epochs" not in option]
+    elif "sweep null" not in command and "ablation" in command:
+        short.append("--sweep.only=xi_876_mu_223")
+    number = commands().index(command)
+    name = [] if command.startswith("mobilemamba validate") else [f"--name=readme-{number}"]
+    line = [*shlex.split(command)[1:], *short, *name]
+    result = subprocess.run([sys.executable, "-m", "mobilemamba", *line], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+    if "dry_run" not in command and not command.startswith("mobilemamba validate"):
+        assert list((folder / "runs" / f"readme-{number}").rglob("results.json"))
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for command in commands():
+        if command.startswith("make"):
+            assert re.search(rf"^{command.split()[1]}:", makefile, re.MULTILINE)
+
+
+def test_make_ablation_is_the_sweep() -> None:
+    planned = subprocess.run(["make", "-n", "ablation"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "mobilemamba fit --config experiments/ablation_xi.yaml" in planned
+
+
+def test_linked_files_exist() -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
