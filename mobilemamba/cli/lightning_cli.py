@@ -201,10 +201,11 @@ class Planner(MobileMambaCLI):
 def _checkpoints(root: str, monitor: str) -> list[Callback]:
     # Two, as Lightning's save_last=True leaves last.ckpt alone in epochs that are not the best so far.
     folder = str(Path(root) / "checkpoints")
-    best = ModelCheckpoint(folder, "best", monitor=monitor, mode="max", save_weights_only=True)
-    last = ModelCheckpoint(folder, "last", enable_version_counter=False)
-    best.CHECKPOINT_EQUALS_CHAR = "="
-    return [best, last]
+    # No version counter: a run that was killed before its first last.ckpt starts anew over its former best.ckpt.
+    best = ModelCheckpoint(
+        folder, "best", monitor=monitor, mode="max", save_weights_only=True, enable_version_counter=False
+    )
+    return [best, ModelCheckpoint(folder, "last", enable_version_counter=False)]
 
 
 def _config_name(paths: list[Any] | None) -> str:
