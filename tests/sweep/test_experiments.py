@@ -41,6 +41,9 @@ def test_overlays_change_the_data_of_every_row(path: Path, overlay: Path, tmp_pa
     assert {row.config["data"]["init_args"]["img_size"] for row in rows} == {224}
     assert {row.config["trainer"]["max_epochs"] for row in rows} == {300}
     assert {row.config["model"]["init_args"]["warmup_epochs"] for row in rows} == {20}
+    # What the sample's schedule leaves out must not leak into the other data set.
+    assert {row.config["data"]["init_args"]["hflip"] for row in rows} == {0.5}
+    assert {row.config["model"]["init_args"]["label_smoothing"] for row in rows} == {0.1}
     assert all(row.run_dir.parent.name == f"{path.stem}-{overlay.stem}" for row in rows)
 
 
