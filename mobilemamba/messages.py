@@ -49,7 +49,8 @@ def _unknown(message: str, key: str) -> str | None:
     ]
     for pattern in inner:
         if found := re.search(pattern, message):
-            name = ".".join([*([key] if key else []), *found.groups()])
+            parts = [key, *found.groups()] if key else found.groups()
+            name = ".".join(part.removeprefix("--") for part in parts)
             return f"unknown setting {name}; mobilemamba fit --help lists what there is"
     return None
 
