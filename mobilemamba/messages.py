@@ -51,7 +51,7 @@ def _unknown(message: str, key: str) -> str | None:
         if found := re.search(pattern, message):
             parts = [key, *found.groups()] if key else found.groups()
             name = ".".join(part.removeprefix("--") for part in parts)
-            return f"unknown setting {name}; mobilemamba fit --help lists what there is"
+            return f"unknown setting {name}; the command with --help lists what there is"
     return None
 
 
