@@ -22,3 +22,15 @@ class WeightsError(MobileMambaError, RuntimeError):
 
 class DataError(MobileMambaError, RuntimeError):
     """A data set is missing, empty, inconsistent or unreadable."""
+
+
+class UnreadablePicturesError(DataError):
+    """Some of many pictures could not be read; what could be done was done with the others."""
+
+    exit_code = 1
+
+
+class DivergedError(MobileMambaError, RuntimeError):
+    """A training that has no finite loss any more."""
+
+    exit_code = 1

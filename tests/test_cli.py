@@ -14,6 +14,7 @@ from filelock import FileLock
 from mobilemamba.cli import main, plan
 from mobilemamba.errors import ConfigError, DataError, MobileMambaError
 from mobilemamba.messages import parser_message, user_error
+from mobilemamba.models import read_card
 from mobilemamba.sweep import network_kwargs
 
 TINY = shlex.split(
@@ -62,10 +63,10 @@ def test_fit_alone_trains_on_the_sample_and_keeps_runs_apart() -> None:
     before = (run_dir / "config.yaml").read_text()
     main(["validate", "--config", str(run_dir / "config.yaml"), "--ckpt_path", str(run_dir / "checkpoints/best.ckpt")])
     assert (run_dir / "config.yaml").read_text() == before
-    cli = main(
-        ["predict", *TINY, "--ckpt_path", str(run_dir / "checkpoints/best.ckpt"), "--trainer.limit_predict_batches=1"]
-    )
-    assert cli.trainer.num_predict_batches == [1]
+
+    card = read_card(run_dir / "best.safetensors")
+    assert (card.model, card.class_names) == ("mobilemamba_s6", cli.datamodule.class_names)
+    assert card.preprocessing.img_size == (32, 32)
 
 
 def test_last_is_written_in_epochs_that_are_not_the_best() -> None:

@@ -1,12 +1,16 @@
-"""The command line: Lightning's ``fit``, ``validate``, ``test`` and ``predict``, sweeps, and the tools."""
+"""The command line: Lightning's ``fit``, ``validate`` and ``test``, sweeps, and the tools."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import logging
+import re
 import sys
+import warnings
 from collections.abc import Callable
 from importlib.metadata import version
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +29,6 @@ COMMANDS = {
     "fit": "train a network; with a sweep: section, every row of a table",
     "validate": "accuracy of a checkpoint on the validation pictures",
     "test": "accuracy of a checkpoint on the test pictures",
-    "predict": "classes of pictures",
 }
 
 
@@ -76,12 +79,18 @@ def main(args: list[str] | None = None) -> LightningCLI | None:
         raise ConfigError(f"unknown command {command!r}; expected one of: {', '.join([*COMMANDS, *tools])}")
     parser = ToolParser(prog=f"mobilemamba {command}", description=_first_line(tools[command]))
     parser.add_function_arguments(tools[command], as_group=False, as_positional=True)
-    tools[command](**parser.parse(args[1:]).as_dict())
+    several = [p.name for p in signature(tools[command]).parameters.values() if p.kind is p.VAR_POSITIONAL]
+    for name in several:
+        parser.add_argument(name, nargs="*")
+    options = parser.parse(args[1:]).as_dict()
+    values = [value for name in several for value in options.pop(name)]
+    tools[command](*values, **options)
     return None
 
 
 def run() -> None:
     """The console script: :func:`main`, with the user's mistakes as one line and exit code 2."""
+    _silence_advertising()
     try:
         main()
     except MobileMambaError as error:
@@ -94,6 +103,13 @@ def run() -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG):
             raise
         _fail(f"{error.strerror}: {error.filename or Path.cwd()}; free some space or choose another folder", 1)
+
+
+def _silence_advertising() -> None:
+    """Leaves out what Lightning says at each start that its user can do nothing about; it has no switch for it."""
+    warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    logger.addFilter(lambda record: not re.search(r"\b(litlogger|litmodels)\b", record.getMessage()))
 
 
 def _fail(message: str, code: int) -> None:

@@ -18,11 +18,13 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from mobilemamba.cli.parser import Parser, given_settings, plain
+from mobilemamba.cli.report import print_accuracies
+from mobilemamba.cli.shorthand import expand_options, fill_preprocessing
 from mobilemamba.data import ImageDataModule
 from mobilemamba.errors import ConfigError
 from mobilemamba.messages import user_error
 from mobilemamba.sweep import Config, Row, Sweep, SweepRunner, expand
-from mobilemamba.training.callbacks import EpochSeed, RunResults
+from mobilemamba.training.callbacks import ExportBest, RunResults, SkipNonFinite, StepSeed
 
 #: How long a run waits for its folder: a process that ends may hold it a little longer than its parent waited.
 LOCK_SECONDS = 5.0
@@ -55,6 +57,7 @@ class MobileMambaCLI(LightningCLI):
             args: Subcommand and options.
             resources: Holds the run folder's lock until its owner lets go.
         """
+        args = [*args[:1], *expand_options(args[1:])]
         self.given_args = args
         self.resources = resources
         super().__init__(
@@ -133,7 +136,11 @@ class MobileMambaCLI(LightningCLI):
         return plain(self.parser, self.config)
 
     def before_instantiate_classes(self) -> None:
-        """Takes the run folder, so that two processes never train in one."""
+        """Completes the data's settings, and takes the run folder, so that two processes never train in one."""
+        if self.rows is None:
+            fill_preprocessing(self.config[self.subcommand])
+        if self.subcommand != "fit":
+            self.config[self.subcommand].verbose = False  # our own table takes the place of Lightning's
         if self.subcommand != "fit" or self.rows is not None or os.environ.get("LOCAL_RANK", "0") != "0":
             return
         config = self.config.fit
@@ -182,10 +189,31 @@ class MobileMambaCLI(LightningCLI):
             kwargs["enable_model_summary"] = False  # Lightning's counts no FLOPs here; `mobilemamba summary` does
         callbacks = list(given.callbacks or [])
         if self.subcommand == "fit":
-            callbacks += [EpochSeed(), RunResults(table_img_size=config.table_size)]
+            callbacks += [StepSeed(), ExportBest(), RunResults(table_img_size=config.table_size)]
+            if not any(isinstance(c, SkipNonFinite) for c in callbacks):
+                callbacks.append(SkipNonFinite())
             if given.enable_checkpointing is not False and not any(isinstance(c, ModelCheckpoint) for c in callbacks):
                 callbacks += _checkpoints(root, getattr(self.model, "monitor", "val/top1"))
         return super().instantiate_trainer(**kwargs, callbacks=callbacks)
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's, but for ``predict``, which is a tool of its own."""
+        return {name: skip for name, skip in LightningCLI.subcommands().items() if name != "predict"}
+
+    def after_validate(self) -> None:
+        """Prints the accuracies."""
+        self._print_accuracies("val", self.trainer.val_dataloaders)
+
+    def after_test(self) -> None:
+        """Prints the accuracies."""
+        self._print_accuracies("test", self.trainer.test_dataloaders)
+
+    def _print_accuracies(self, split: str, loader: Any) -> None:
+        if self.trainer.is_global_zero:
+            title = f"{getattr(self.model.hparams, 'name', type(self.model).__name__)} on {self.datamodule.name}"
+            title += f", {self.datamodule.image_hw[0]}x{self.datamodule.image_hw[1]} px"
+            print_accuracies(self.trainer.callback_metrics, split, title, len(loader.dataset))
 
 
 class Planner(MobileMambaCLI):

@@ -1,14 +1,16 @@
 """What every image data set offers: its names for tables, its statistics, and loaders that repeat exactly."""
 
 import os
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Sized
 from typing import Any, cast
 
 import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
-from mobilemamba.data.sampling import EpochSampler, make_generator
+from mobilemamba.data.batches import MarkRepeats
+from mobilemamba.data.loader import PictureLoader
+from mobilemamba.data.sampling import EpochSampler, EvaluationSampler, make_generator
 from mobilemamba.errors import ConfigError, DataError
 
 
@@ -16,10 +18,14 @@ class ImageDataModule(LightningDataModule):
     """Base of the data modules. A subclass gives the attributes below and fills the two sets in :meth:`setup`.
 
     A batch is ``(images, labels)``: images (B, 3, H, W) float32, normalised with ``mean`` and ``std``; labels (B,)
-    int64. ``train_set`` is indexed by the keys of :mod:`mobilemamba.data.sampling`, ``val_set`` by plain indices.
+    int64. ``train_set`` is indexed by the keys of :mod:`mobilemamba.data.sampling`, ``val_set`` by plain indices. Both
+    may offer ``name(index)``, what messages call a picture.
+
+    The loaders hand each process its share of the pictures. In an evaluation the repeats that make the shares equal are
+    labelled :data:`~mobilemamba.data.sampling.IGNORED`.
 
     Args:
-        img_size: Side in pixels, or (height, width).
+        img_size: Side in pixels, or (height, width); None is 224.
         batch_size: Pictures in a batch, per process.
         num_workers: Processes that load; None chooses what suits the data set.
         seed: Fixes the order and the augmentation of every epoch; 0 or more.
@@ -29,6 +35,8 @@ class ImageDataModule(LightningDataModule):
         class_names: In the order of the labels.
         mean: Per channel, of pictures in 0..1.
         std: Per channel, of pictures in 0..1.
+        interpolation: How validation pictures are scaled.
+        crop_pct: Their short side is scaled to ``img_size / crop_pct``, and the centre cut out.
 
     Raises:
         ConfigError: In :meth:`setup` and in the loaders, if an argument cannot work.
@@ -38,23 +46,26 @@ class ImageDataModule(LightningDataModule):
     class_names: tuple[str, ...]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    interpolation: str
+    crop_pct: float
     train_set: Dataset[Any] | None
     val_set: Dataset[Any] | None
 
     def __init__(
         self,
-        img_size: int | tuple[int, int] = 224,
+        img_size: int | tuple[int, int] | None = None,
         batch_size: int = 64,
         num_workers: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.img_size = img_size
+        self.img_size = 224 if img_size is None else img_size
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
         self.train_set = None
         self.val_set = None
+        self._skipped: dict[str, str] = {}
 
     @property
     def num_classes(self) -> int:
@@ -65,6 +76,22 @@ class ImageDataModule(LightningDataModule):
     def image_hw(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return (self.img_size, self.img_size) if isinstance(self.img_size, int) else self.img_size
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """How validation pictures are prepared: img_size (h, w), mean, std, interpolation, crop_pct."""
+        return {
+            "img_size": self.image_hw,
+            "mean": self.mean,
+            "std": self.std,
+            "interpolation": self.interpolation,
+            "crop_pct": self.crop_pct,
+        }
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """The pictures that this process could not read and left out so far: name to reason."""
+        return self._skipped
 
     def check_arguments(self) -> None:
         """Refuse arguments that cannot work, in the words of the configuration.
@@ -87,36 +114,56 @@ class ImageDataModule(LightningDataModule):
         ranks_here = self.trainer.num_devices if self.trainer is not None else 1
         return min(8, cpus // ranks_here)
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        """All training pictures in a new order each epoch; at most one picture is left out (see below).
+    def train_dataloader(self) -> PictureLoader:
+        """All training pictures in a new order each epoch; at most one picture per process is left out (see below).
 
         Raises:
             ConfigError: If a batch would hold a single picture: batch norm has no statistics of one picture.
         """
         data = self._ready(self.train_set, "training")
-        ranks = self.trainer.world_size if self.trainer is not None else 1
-        share = -(-len(cast(Sized, data)) // ranks)  # a distributed sampler pads to equal shares
+        sampler = self.train_sampler()
+        share = len(sampler)
         if self.batch_size == 1 or share == 1:
             raise ConfigError(
                 f"data.batch_size {self.batch_size} with {share} training picture(s) per process gives batches of one, "
                 "which batch norm cannot train on: use a batch size and a training set of at least 2"
             )
         # Only a last batch of one is dropped: small sets lose nothing else.
-        drop_last = share % self.batch_size == 1
-        sampler = EpochSampler(len(cast(Sized, data)), self.seed)
-        return self._loader(data, sampler=sampler, drop_last=drop_last)
+        return self._loader(data, sampler=sampler, drop_last=share % self.batch_size == 1)
 
-    def val_dataloader(self) -> DataLoader[Any]:
+    def val_dataloader(self) -> PictureLoader:
         """All validation pictures in their fixed order."""
-        return self._loader(self._ready(self.val_set, "validation"))
+        data = self._ready(self.val_set, "validation")
+        sampler = EvaluationSampler(len(cast(Sized, data)), *self._place)
+        return self._loader(MarkRepeats(data), sampler=sampler, blank_hw=self.image_hw)
 
-    def test_dataloader(self) -> DataLoader[Any]:
+    def test_dataloader(self) -> PictureLoader:
         """The validation pictures: the data sets here have no third part."""
         return self.val_dataloader()
 
-    def predict_dataloader(self) -> DataLoader[Any]:
+    def predict_dataloader(self) -> PictureLoader:
         """The validation pictures."""
         return self.val_dataloader()
+
+    def train_sampler(self) -> EpochSampler:
+        """The order of this process's training pictures."""
+        return EpochSampler(len(cast(Sized, self._ready(self.train_set, "training"))), self.seed, *self._place)
+
+    def describe_batch(self, epoch: int, batch_idx: int) -> list[str]:
+        """Names of the pictures in batch ``batch_idx`` (from 0) of this process in epoch ``epoch``, for messages."""
+        data: Any = self._ready(self.train_set, "training")
+        loader = getattr(self.trainer, "train_dataloader", None)
+        # Lightning's overfit_batches puts another sampler in the place of ours.
+        sampler = loader.sampler if isinstance(loader, DataLoader) else self.train_sampler()
+        keys = sampler.keys(epoch) if isinstance(sampler, EpochSampler) else list(sampler)
+        batch = keys[batch_idx * self.batch_size : (batch_idx + 1) * self.batch_size]
+        name = getattr(data, "name", "picture {}".format)
+        return [name(key % len(data)) for key in batch]
+
+    @property
+    def _place(self) -> tuple[int, int]:
+        """Rank of this process and number of processes."""
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
     def _ready(self, data: Dataset[Any] | None, part: str) -> Dataset[Any]:
         self.check_arguments()
@@ -124,32 +171,16 @@ class ImageDataModule(LightningDataModule):
             raise DataError(f"{type(self).__name__} has no {part} pictures yet: call setup() first")
         return data
 
-    def _loader(self, data: Dataset[Any], **options: Any) -> DataLoader[Any]:
+    def _loader(self, data: Dataset[Any], **options: Any) -> PictureLoader:
         workers = self.default_workers() if self.num_workers is None else self.num_workers
-        # A set that indexes whole batches at once gives them collated.
-        collate: Callable[[Any], Any] | None = _as_it_is if hasattr(data, "__getitems__") else None
-        return _OneLineErrorLoader(
+        return PictureLoader(
             data,
             batch_size=self.batch_size,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
-            collate_fn=collate,
             # Without its own generator a loader draws from the global stream, and so shifts the model's dropout.
             generator=make_generator(self.seed),
+            skipped=self._skipped,
             **options,
         )
-
-
-class _OneLineErrorLoader(DataLoader[Any]):
-    """Gives back a worker's DataError as the line it was raised with, without the worker's traceback around it."""
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        try:
-            yield from super().__iter__()
-        except DataError as error:
-            raise DataError(str(error).strip().rpartition("DataError: ")[2]) from None
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch

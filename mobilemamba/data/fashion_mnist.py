@@ -26,7 +26,7 @@ class FashionMNISTSample(ImageDataModule):
     other scores on them, not with those published for Fashion-MNIST, whose training part is not used here.
 
     Args:
-        img_size: Side in pixels, or (height, width); any.
+        img_size: Side in pixels, or (height, width); any. None is 64.
         batch_size: Pictures in a batch, per process.
         num_workers: None means 0: making a batch takes less time than handing it over from a worker.
         seed: Fixes the order and the augmentation of every epoch; 0 or more.
@@ -49,17 +49,19 @@ class FashionMNISTSample(ImageDataModule):
     )
     mean = (_MEAN, _MEAN, _MEAN)
     std = (_STD, _STD, _STD)
+    interpolation = "bilinear"
+    crop_pct = 1.0
 
     def __init__(
         self,
-        img_size: int | tuple[int, int] = 64,
+        img_size: int | tuple[int, int] | None = None,
         batch_size: int = 64,
         num_workers: int | None = None,
         seed: int = 0,
         max_shift: int = 2,
         hflip: float = 0.5,
     ) -> None:
-        super().__init__(img_size, batch_size, num_workers, seed)
+        super().__init__(64 if img_size is None else img_size, batch_size, num_workers, seed)
         self.max_shift = max_shift
         self.hflip = hflip
 
@@ -146,7 +148,7 @@ class _Pictures(Dataset[tuple[Tensor, Tensor]]):
         return images_BCHW[0], labels_B[0]
 
     def __getitems__(self, keys: list[int]) -> tuple[Tensor, Tensor]:
-        """Return the batch (B, 3, H, W) float32 and its labels (B,) for the keys of :class:`EpochSampler`."""
+        """Return the batch (B, 3, H, W) float32 and its labels (B,) for keys of :mod:`mobilemamba.data.sampling`."""
         keys_B = torch.tensor(keys)
         index_B = keys_B % len(self)
         # A batch is of one epoch.

@@ -3,15 +3,22 @@
 A sampler hands the data set *keys* rather than indices: ``key = epoch * len(data) + index``. One integer thus tells the
 data set the epoch, in the main process and in a worker that was started epochs ago. What a picture looks like then
 depends neither on the number of workers, nor on the batch it is in, nor on whether training was interrupted before.
+
+The samplers share the pictures among the processes themselves. They are ``DistributedSampler``s because Lightning
+wraps any other kind, which would undo the marks of :class:`EvaluationSampler`.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 import numpy as np
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, DistributedSampler
+
+#: Label of a picture that does not count: a repeat that fills up the processes' equal shares of a validation.
+IGNORED = -1
 
 
 def make_generator(seed: int, *parts: int) -> torch.Generator:
@@ -40,29 +47,74 @@ def seeded(seed: int, *parts: int) -> Iterator[None]:
         torch.set_rng_state(torch_state)
 
 
-class EpochSampler(Sampler[int]):
-    """Shuffles anew each epoch; yields the keys of the module's docstring.
+class EpochSampler(DistributedSampler[int]):
+    """Shuffles anew each epoch and yields this process's share of the keys of the module's docstring.
+
+    All processes draw the same order of all pictures; of it, process r of R takes every R-th from the r-th on. Shares
+    are equal: the first pictures of the order fill up the last round. So B pictures in each of R processes are the same
+    B * R pictures as in one process, whatever R.
 
     Lightning calls :meth:`set_epoch` before each epoch, also after a resume, where a plain shuffle would repeat the
-    order of epoch 0. Under a distributed strategy Lightning wraps the sampler and passes the call on.
+    order of epoch 0.
 
     Args:
         size: Number of pictures.
         seed: 0 or more.
+        rank: Of this process, from 0.
+        ranks: Number of processes.
+        shards: Of each picture, the number of the file it lies in, from 0; (size,). Needed by ``window`` alone.
+        window: If given, shuffles the files, and then the pictures within each run of so many files. Reading is then
+            local: only so many files are in use at a time.
+
+    Attributes:
+        start: The next iterations leave out so many keys at the beginning of the share; for a resumed epoch.
     """
 
-    def __init__(self, size: int, seed: int = 0) -> None:
+    def __init__(
+        self,
+        size: int,
+        seed: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
+        shards: Sequence[int] | np.ndarray | None = None,
+        window: int | None = None,
+    ) -> None:
+        super().__init__(cast(Dataset[int], range(size)), num_replicas=ranks, rank=rank, seed=seed)
         self.size = size
-        self.seed = seed
-        self.epoch = 0
+        self.shards = None if shards is None or window is None else torch.as_tensor(shards).long()
+        self.window = window
+        self.start = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of epoch ``epoch`` (from 0) for the next iteration."""
-        self.epoch = epoch
+    def keys(self, epoch: int) -> list[int]:
+        """This process's keys in epoch ``epoch`` (from 0), from the beginning of the epoch."""
+        generator = make_generator(self.seed, epoch)
+        order = torch.randperm(self.size, generator=generator)
+        if self.shards is not None and self.window is not None:
+            shard_order = torch.randperm(int(self.shards.max()) + 1, generator=generator)
+            window_of = shard_order.argsort() // self.window
+            order = order[window_of[self.shards[order]].argsort(stable=True)]
+        taken = order[torch.arange(self.rank, self.total_size, self.num_replicas) % self.size]
+        return (taken + epoch * self.size).tolist()
 
     def __iter__(self) -> Iterator[int]:
-        order = torch.randperm(self.size, generator=make_generator(self.seed, self.epoch))
-        return iter((order + self.epoch * self.size).tolist())
+        return iter(self.keys(self.epoch)[self.start :])
 
-    def __len__(self) -> int:
-        return self.size
+
+class EvaluationSampler(DistributedSampler[int]):
+    """Yields this process's share of the pictures in their fixed order, and marks repeats.
+
+    Shares are equal, as processes that evaluate unequal numbers of batches would wait for each other for ever. The keys
+    that fill up the last round are ``size`` or more: :class:`~mobilemamba.data.batches.MarkRepeats` gives these
+    repeats the label :data:`IGNORED`, so that no picture counts twice.
+
+    Args:
+        size: Number of pictures.
+        rank: Of this process, from 0.
+        ranks: Number of processes.
+    """
+
+    def __init__(self, size: int, rank: int = 0, ranks: int = 1) -> None:
+        super().__init__(cast(Dataset[int], range(size)), num_replicas=ranks, rank=rank, shuffle=False)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.rank, self.total_size, self.num_replicas))

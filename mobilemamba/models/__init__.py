@@ -1,8 +1,11 @@
 """MobileMamba, its variants and its checkpoints; importing it registers the six sizes with timm."""
 
-from mobilemamba.models.checkpoints import LoadReport, convert, load_weights, save_weights
+from mobilemamba.models.card import ModelCard, Preprocessing, read_card
+from mobilemamba.models.checkpoints import LoadReport, convert, load_network, load_weights, save_weights
 from mobilemamba.models.config import VARIANTS, ArchOverrides, MobileMambaConfig, split_channels
+from mobilemamba.models.create import create_model
 from mobilemamba.models.fuse import fuse_norms
+from mobilemamba.models.matching import head_names
 from mobilemamba.models.mobilemamba import MobileMamba
 
 __all__ = [
@@ -11,9 +14,15 @@ __all__ = [
     "LoadReport",
     "MobileMamba",
     "MobileMambaConfig",
+    "ModelCard",
+    "Preprocessing",
     "convert",
+    "create_model",
     "fuse_norms",
+    "head_names",
+    "load_network",
     "load_weights",
+    "read_card",
     "save_weights",
     "split_channels",
 ]

@@ -127,6 +127,8 @@ class MobileMamba(nn.Module):
         drop_rate: Dropout before the classifier.
         drop_path_rate: Stochastic depth of the last block; earlier blocks rise linearly to it.
         scan_backend: Backend of ``selective_scan``, see ``mobilemamba backends``.
+        distilled: A second classifier ``head_dist``, trained on a teacher's answers (Touvron et al., "Training
+            data-efficient image transformers", 2021); the logits are then the mean of both.
 
     Raises:
         ConfigError: If ``scan_backend`` is unknown.
@@ -141,6 +143,7 @@ class MobileMamba(nn.Module):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         scan_backend: str = "auto",
+        distilled: bool = False,
     ):
         super().__init__()
         if scan_backend not in BACKEND_NAMES:
@@ -164,6 +167,7 @@ class MobileMamba(nn.Module):
         self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
         self.head_drop = nn.Dropout(drop_rate)
         self.head = NormLinear(self.num_features, num_classes)
+        self.head_dist = NormLinear(self.num_features, num_classes) if distilled else None
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, in_chans, H, W) to the last stage's map (B, C, H/64, W/64)."""
@@ -172,10 +176,26 @@ class MobileMamba(nn.Module):
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, C, h, w) to logits (B, num_classes), or to pooled features (B, C) before the classifier's norm."""
         x = self.head_drop(self.global_pool(x))
-        return x if pre_logits else self.head(x)
+        if pre_logits:
+            return x
+        return self.head(x) if self.head_dist is None else (self.head(x) + self.head_dist(x)) / 2
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
+
+    def forward_heads(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, in_chans, H, W) to the logits of both classifiers, (B, num_classes) each, for a training with a teacher.
+
+        Returns:
+            Those to compare with the labels, and those to compare with the teacher.
+
+        Raises:
+            ConfigError: If the network has one classifier only.
+        """
+        if self.head_dist is None:
+            raise ConfigError("the network has one classifier; build it with distilled=True to have two")
+        x = self.forward_head(self.forward_features(x), pre_logits=True)
+        return self.head(x), self.head_dist(x)
 
     def forward_intermediates(
         self,
@@ -222,17 +242,22 @@ class MobileMamba(nn.Module):
         return taken
 
     @torch.jit.ignore
-    def get_classifier(self) -> nn.Module:
-        """The linear layer."""
-        return self.head.linear if isinstance(self.head, NormLinear) else self.head
+    def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
+        """The linear layer; as for timm's other distilled models, both of them where there are two."""
+        heads = [self.head] if self.head_dist is None else [self.head, self.head_dist]
+        head, *dist = (head.linear if isinstance(head, NormLinear) else head for head in heads)
+        return (head, dist[0]) if dist else head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A fresh classifier, with a fresh norm, for another number of classes; 0 removes it."""
+        """A fresh classifier (or two), with a fresh norm, for another number of classes; 0 removes it."""
         self.num_classes = num_classes
         if global_pool is not None:
             self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
         like = next(self.parameters())
-        self.head = NormLinear(self.num_features, num_classes).to(like.device, like.dtype).train(self.training)
+        for name in ("head", "head_dist"):
+            if getattr(self, name) is not None:
+                head = NormLinear(self.num_features, num_classes)
+                setattr(self, name, head.to(like.device, like.dtype).train(self.training))
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:

@@ -46,6 +46,7 @@ _FRAGMENTS = (  # (release, ours) within a block, the more special first
     ("merge.conv2.", "merge.dw."),
     ("merge.conv3.", "merge.project."),
     ("head.l.", "head.linear."),
+    ("head_dist.l.", "head_dist.linear."),
     (".c.", ".conv."),
     (".bn.", ".norm."),
 )

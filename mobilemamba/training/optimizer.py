@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
-from timm.optim import param_groups_weight_decay
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
+from mobilemamba.models.matching import head_names
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Sorts the trainable parameters into those that decay and those that do not.
+DecayRule = Literal["release", "clean"]
 
-    Vectors (norms, biases, skip terms) do not decay, nor does what the model names in ``no_weight_decay()``: in
-    MobileMamba the matrices that are biases, scales or logarithms in substance. Frozen parameters are in no group.
+
+def parameter_groups(
+    model: nn.Module, weight_decay: float, rule: DecayRule = "release", layer_decay: float | None = None
+) -> list[dict[str, Any]]:
+    """Sorts the trainable parameters into those that decay and those that do not, and by depth if asked for.
+
+    Vectors (norms, biases, skip terms) never decay. By the release's rule every other parameter does, in MobileMamba
+    also the scan's ``A_log`` and ``dt_bias`` and the learned scales. The clean rule spares what the model names in
+    ``no_weight_decay()``: matrices that are biases, scales or logarithms in substance. Frozen parameters are in no
+    group.
 
     Args:
         model: The network itself, not a wrapper: the names of ``no_weight_decay()`` are relative to it.
         weight_decay: For the weights that decay.
+        rule: See above.
+        layer_decay: Factor from one layer to the layer before it, by timm's ``group_matcher``, for fine-tuning.
 
     Returns:
-        One or two groups for a torch optimiser; each trainable parameter is in exactly one.
+        Groups for a torch optimiser, each trainable parameter in exactly one; with ``layer_decay`` a group's
+        ``lr_scale`` is what its learning rate is to be multiplied by.
     """
-    names = getattr(model, "no_weight_decay", None)
-    exempt: Iterable[str] = names() if callable(names) else ()
-    return param_groups_weight_decay(model, weight_decay, no_weight_decay_list=set(exempt))
+    exempt = _flat_in_release(model) if rule == "release" else _named_by_model(model)
+    if layer_decay is None:
+        return param_groups_weight_decay(model, weight_decay, no_weight_decay_list=exempt)
+    return param_groups_layer_decay(model, weight_decay, no_weight_decay_list=exempt, layer_decay=layer_decay)
+
+
+def set_learning_rates(groups: list[dict[str, Any]], lr: float) -> None:
+    """Gives each group its learning rate: ``lr`` times its ``lr_scale``, which is taken out."""
+    for group in groups:
+        group["lr"] = lr * group.pop("lr_scale", 1.0)
 
 
 def scale_lr(lr: float, batch_size: int, reference_batch_size: int) -> float:
@@ -36,3 +53,29 @@ def scale_lr(lr: float, batch_size: int, reference_batch_size: int) -> float:
         reference_batch_size: See ``lr``.
     """
     return lr * batch_size / reference_batch_size
+
+
+def freeze_backbone(model: nn.Module) -> None:
+    """Leaves only the classifier trainable: the parameters outside ``get_classifier()`` and its norm get no gradient.
+
+    Args:
+        model: A timm model.
+    """
+    trained = {id(parameter) for module in classifier_modules(model) for parameter in module.parameters()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in trained)
+
+
+def classifier_modules(model: nn.Module) -> list[nn.Module]:
+    """The modules that map pooled features to logits: timm's classifiers, each of a MobileMamba with its norm."""
+    return [model.get_submodule(name) for name in head_names(model)]
+
+
+def _flat_in_release(model: nn.Module) -> set[str]:
+    # The skip weights are (K, D) here and flat in the release, where vectors do not decay.
+    return {name for name, _ in model.named_parameters() if name.rpartition(".")[2] == "D"}
+
+
+def _named_by_model(model: nn.Module) -> set[str]:
+    names = getattr(model, "no_weight_decay", None)
+    return set(names()) if callable(names) else set()

@@ -63,6 +63,13 @@ def test_what_it_offers_before_setup() -> None:
     assert data.num_classes == len(data.class_names) == 10
     assert data.name == "Fashion-MNIST sample (8,000/2,000)"
     assert len(data.mean) == len(data.std) == 3
+    assert data.preprocessing == {
+        "img_size": (64, 64),
+        "mean": data.mean,
+        "std": data.std,
+        "interpolation": "bilinear",
+        "crop_pct": 1.0,
+    }
 
 
 def test_statistics_are_those_of_the_training_pictures() -> None:
@@ -197,7 +204,7 @@ def test_no_training_batch_of_one_picture(batch_size: int, batches: int) -> None
 @pytest.mark.parametrize(("ranks", "batch_size", "drops"), [(1, 3999, False), (2, 3999, True), (3, 2666, True)])
 def test_a_last_batch_of_one_is_seen_from_each_process(ranks: int, batch_size: int, drops: bool) -> None:
     data = ready(batch_size=batch_size)
-    data.trainer = SimpleNamespace(world_size=ranks, num_devices=ranks)  # type: ignore[assignment]
+    data.trainer = SimpleNamespace(world_size=ranks, global_rank=0, num_devices=ranks)  # type: ignore[assignment]
     assert data.train_dataloader().drop_last is drops
 
 

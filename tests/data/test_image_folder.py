@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from timm.data import create_transform
 
 from mobilemamba.data import ImageFolder
 from mobilemamba.data.image_folder import _set_aside
@@ -45,7 +46,7 @@ def epoch_of(data: ImageFolder, epoch: int) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def val_files(data: ImageFolder) -> list[str]:
-    return [path for path, _ in data.val_set.samples]  # type: ignore[union-attr]
+    return list(data.val_set.source.paths)  # type: ignore[union-attr]
 
 
 def test_what_it_offers_before_setup(pets: Path) -> None:
@@ -57,6 +58,31 @@ def test_what_it_offers_before_setup(pets: Path) -> None:
 
 def test_construction_reads_nothing() -> None:
     ImageFolder("no/such/folder", crop_pct=7)  # refused when it is used, with a message that is not wrapped
+
+
+def test_preprocessing(pets: Path) -> None:
+    assert ImageFolder(str(pets)).preprocessing == {
+        "img_size": (224, 224),
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+        "interpolation": "bicubic",
+        "crop_pct": 0.875,
+    }
+    given: dict[str, Any] = {"img_size": (64, 96), "mean": (0.5, 0.4, 0.3), "std": (0.1, 0.2, 0.3), "crop_pct": 1.0}
+    assert ImageFolder(str(pets), interpolation="bilinear", **given).preprocessing == {
+        **given,
+        "interpolation": "bilinear",
+    }
+    # It concerns training alone.
+    assert ImageFolder(str(pets), interpolation="random").preprocessing["interpolation"] == "bicubic"
+
+
+@pytest.mark.parametrize("crop_pct", [None, 0.875, 1.0])
+def test_validation_is_what_preprocessing_says(pets: Path, crop_pct: float | None) -> None:
+    data = ready(pets, crop_pct=crop_pct, interpolation="bilinear", batch_size=5)
+    transform = create_transform(16, mean=data.mean, std=data.std, interpolation="bilinear", crop_pct=crop_pct or 0.875)
+    expected = torch.stack([transform(Image.open(path).convert("RGB")) for path in val_files(data)])
+    assert torch.equal(next(iter(data.val_dataloader()))[0], expected)
 
 
 @pytest.mark.parametrize("size", [16, (16, 31), 33])
@@ -240,6 +266,7 @@ def test_unreadable_picture(pets: Path, damage: str, workers: int) -> None:
         ({"val_fraction": 1.0}, "data.val_fraction 1.0"),
         ({"crop_pct": 1.5}, "data.crop_pct 1.5"),
         ({"img_size": -3}, "data.img_size -3"),
+        ({"std": (0.2, 0.2, 0.0)}, r"data.std \[0.2, 0.2, 0.0\]"),
     ],
 )
 def test_impossible_arguments_are_refused(pets: Path, arguments: dict[str, Any], message: str) -> None:

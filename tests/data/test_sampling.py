@@ -4,9 +4,9 @@ import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
+from torch.utils.data import DistributedSampler
 
-from mobilemamba.data.sampling import EpochSampler, make_generator, seeded
+from mobilemamba.data.sampling import EpochSampler, EvaluationSampler, make_generator, seeded
 
 seeds = st.integers(0, 2**32)
 
@@ -49,13 +49,67 @@ def test_generators_of_different_parts_differ(parts: list[int]) -> None:
     assert not torch.equal(torch.rand(8, generator=first), torch.rand(8, generator=second))
 
 
-def test_processes_share_an_epoch() -> None:
-    keys = []
-    for rank in range(2):
-        sampler = DistributedSamplerWrapper(EpochSampler(10, 3), num_replicas=2, rank=rank)
-        sampler.set_epoch(4)  # as Lightning does
-        keys += list(sampler)
-    assert sorted(keys) == list(range(40, 50))
+@given(size=st.integers(1, 60), ranks=st.integers(1, 7), epoch=st.integers(0, 20))
+def test_processes_share_an_epoch(size: int, ranks: int, epoch: int) -> None:
+    whole = EpochSampler(size, 3).keys(epoch)
+    shares = [EpochSampler(size, 3, rank, ranks).keys(epoch) for rank in range(ranks)]
+    assert {len(share) for share in shares} == {len(EpochSampler(size, 3, 0, ranks))} == {-(-size // ranks)}
+    # Dealt out in turn: the first n of each process are the first n * ranks of the whole order, then its beginning.
+    dealt = [shares[place % ranks][place // ranks] for place in range(sum(map(len, shares)))]
+    assert dealt == [whole[place % size] for place in range(len(dealt))]
+
+
+def test_start_leaves_out_the_beginning_and_no_more() -> None:
+    sampler = EpochSampler(20, 3, 1, 2)
+    sampler.set_epoch(5)
+    sampler.start = 4
+    assert list(sampler) == sampler.keys(5)[4:]
+    assert len(sampler) == 10
+
+
+@given(sizes=st.lists(st.integers(1, 20), min_size=1, max_size=12), window=st.integers(1, 15), epoch=st.integers(0, 9))
+def test_a_window_keeps_few_files_in_use(sizes: list[int], window: int, epoch: int) -> None:
+    rng = np.random.default_rng(0)
+    shards = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
+    order = [key % len(shards) for key in EpochSampler(len(shards), 1, shards=shards, window=window).keys(epoch)]
+    assert sorted(order) == list(range(len(shards)))
+    visited = shards[order]
+    groups: list[set[int]] = []
+    for shard in visited:
+        if not groups or (shard not in groups[-1] and len(groups[-1]) == window):
+            groups.append(set())
+        groups[-1].add(int(shard))
+    assert len(groups) == -(-len(sizes) // window)
+    assert sum(map(len, groups)) == len(sizes)  # no file is met in two windows
+
+
+def test_within_a_window_all_is_shuffled() -> None:
+    shards = np.repeat(np.arange(8), 50)
+    first, second = (EpochSampler(400, 1, shards=shards, window=4).keys(epoch) for epoch in (0, 1))
+    assert [key % 400 for key in first] != [key % 400 for key in second]
+    visited = shards[np.array(first) % 400][:200]
+    assert {int(shard) for shard in visited[:30]} == {int(shard) for shard in visited}  # 4 files from the start
+    assert EpochSampler(400, 1, shards=shards, window=8).keys(3) == EpochSampler(400, 1).keys(3)
+
+
+@given(size=st.integers(1, 60), ranks=st.integers(1, 7))
+def test_an_evaluation_counts_each_picture_once(size: int, ranks: int) -> None:
+    shares = [list(EvaluationSampler(size, rank, ranks)) for rank in range(ranks)]
+    assert {len(share) for share in shares} == {len(EvaluationSampler(size, 0, ranks))} == {-(-size // ranks)}
+    keys = [key for share in shares for key in share]
+    assert sorted(key for key in keys if key < size) == list(range(size))
+
+
+def test_the_order_of_an_evaluation_is_fixed() -> None:
+    sampler = EvaluationSampler(7, 1, 2)
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        assert list(sampler) == [1, 3, 5, 7]
+
+
+def test_lightning_wraps_neither() -> None:
+    assert isinstance(EpochSampler(4), DistributedSampler)
+    assert isinstance(EvaluationSampler(4), DistributedSampler)
 
 
 def draw() -> tuple[float, float, float]:

@@ -1,12 +1,12 @@
 """Networks whose every part matters: small, and with norms and scales as after training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mobilemamba.models import MobileMamba
 
@@ -42,6 +42,42 @@ def trained() -> Callable[..., MobileMamba]:
         return model
 
     return build
+
+
+@pytest.fixture(scope="module")
+def source(tiny: Callable[..., MobileMamba]) -> MobileMamba:
+    """A network whose weights are to be loaded."""
+    return tiny()
+
+
+@pytest.fixture
+def target() -> MobileMamba:
+    """A fresh network of the same architecture as ``source``."""
+    return timm.create_model("mobilemamba_s6", **TINY).eval()
+
+
+@pytest.fixture(scope="session")
+def equal() -> Callable[[nn.Module, Mapping[str, Tensor]], bool]:
+    """Whether a network holds exactly these tensors."""
+
+    def compare(model: nn.Module, state: Mapping[str, Tensor]) -> bool:
+        own = model.state_dict()
+        return own.keys() == state.keys() and all(torch.equal(own[name], state[name]) for name in own)
+
+    return compare
+
+
+@pytest.fixture(scope="session")
+def near() -> Callable[[nn.Module, nn.Module], bool]:
+    """Whether two networks answer alike."""
+
+    def compare(one: nn.Module, other: nn.Module) -> bool:
+        pictures = torch.randn(2, 3, 64, 96)
+        with torch.no_grad():
+            expected = one(pictures)
+            return bool((other(pictures) - expected).norm() < 1e-5 * expected.norm())
+
+    return compare
 
 
 @pytest.fixture(scope="session")

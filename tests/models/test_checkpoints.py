@@ -1,6 +1,5 @@
-"""Checkpoints of both formats load whole or not at all, and say what became of each tensor."""
+"""Weights load whole or not at all, are written bit for bit, and bring their network along."""
 
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,186 +10,29 @@ import torch
 from safetensors.torch import load_file, safe_open, save_file
 from torch import Tensor, nn
 
-from mobilemamba.errors import MobileMambaError, WeightsError
-from mobilemamba.models import MobileMamba, convert, fuse_norms, load_weights, save_weights
-from mobilemamba.models.release_names import is_fused, is_release, ours_to_release, release_to_ours
+from mobilemamba.errors import ConfigError, MobileMambaError, WeightsError
+from mobilemamba.models import (
+    MobileMamba,
+    ModelCard,
+    Preprocessing,
+    convert,
+    fuse_norms,
+    load_network,
+    load_weights,
+    read_card,
+    save_weights,
+)
+from mobilemamba.models.release_names import ours_to_release
 
 Build = Callable[..., MobileMamba]
 State = dict[str, Tensor]
-
-
-@pytest.fixture(scope="module")
-def source(tiny: Build) -> MobileMamba:
-    return tiny()
-
-
-@pytest.fixture
-def target() -> MobileMamba:
-    """A fresh network of the same architecture."""
-    return timm.create_model("mobilemamba_s6", embed_dims=(32, 48, 64), depths=(1, 1, 1), num_classes=7).eval()
-
-
-def assert_equal(model: nn.Module, state: State) -> None:
-    own = model.state_dict()
-    assert own.keys() == state.keys()
-    assert all(torch.equal(own[name], state[name]) for name in own)
-
-
-def assert_same_output(one: nn.Module, other: nn.Module) -> None:
-    pictures = torch.randn(2, 3, 64, 96)
-    with torch.no_grad():
-        expected = one(pictures)
-        assert (other(pictures) - expected).norm() < 1e-5 * expected.norm()
 
 
 def snapshot(model: nn.Module) -> State:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-def release_fused(model: MobileMamba) -> State:
-    """A fused checkpoint by the release's names: its layers take the place of a convolution with norm."""
-    names = {
-        "mixer.branch.global_mixer.ss2d.x_proj_weight": "mixer.m.attn.global_op.global_atten.x_proj_weight",
-        "mixer.branch.global_mixer.ss2d.dt_proj_weight": "mixer.m.attn.global_op.global_atten.dt_projs_weight",
-        "mixer.branch.global_mixer.ss2d.dt_bias": "mixer.m.attn.global_op.global_atten.dt_projs_bias",
-        "mixer.branch.global_mixer.ss2d.A_log": "mixer.m.attn.global_op.global_atten.A_logs",
-        "mixer.branch.global_mixer.ss2d.D": "mixer.m.attn.global_op.global_atten.Ds",
-        "mixer.branch.global_mixer.ss2d.conv.": "mixer.m.attn.global_op.global_atten.conv2d.",
-        "mixer.branch.global_mixer.ss2d.": "mixer.m.attn.global_op.global_atten.",
-        "mixer.branch.global_mixer.scale": "mixer.m.attn.global_op.base_scale.weight",
-        "mixer.branch.global_mixer.wavelet_conv.dwt_filters": "mixer.m.attn.global_op.wt_filter",
-        "mixer.branch.global_mixer.wavelet_conv.idwt_filters": "mixer.m.attn.global_op.iwt_filter",
-        "mixer.branch.global_mixer.wavelet_conv.conv.": "mixer.m.attn.global_op.wavelet_convs.0.",
-        "mixer.branch.global_mixer.wavelet_conv.scale": "mixer.m.attn.global_op.wavelet_scale.0.weight",
-        "mixer.branch.local_mixer.parts.0.0.": "mixer.m.attn.local_op.dwconv3x3.",
-        "mixer.branch.local_mixer.parts.0.2.": "mixer.m.attn.local_op.dwconv1x1.",
-        "mixer.branch.proj.": "mixer.m.attn.proj.1.",
-        "ffn0.branch.": "ffn0.m.",
-        "ffn1.branch.": "ffn1.m.",
-        "merge.expand.": "merge.conv1.",
-        "merge.dw.": "merge.conv2.",
-        "merge.project.": "merge.conv3.",
-        "stages.0.blocks.0.branch.": "blocks1.0.",
-        "stages.1.blocks.0.branch.": "blocks2.3.",
-        "stages.2.blocks.0.branch.": "blocks3.3.",
-        **{
-            f"stages.{stage}.downsample.{ours}.": f"blocks{stage + 1}.{theirs}."
-            for stage in (1, 2)
-            for ours, theirs in (("dw0", "0.0"), ("ffn0", "0.1"), ("merge", "1"), ("dw1", "2.0"), ("ffn1", "2.1"))
-        },
-    }
-    state = {}
-    for name, tensor in fuse_norms(model).state_dict().items():
-        flat = tensor.flatten(0, 1) if name.endswith(("ss2d.A_log", "ss2d.D")) else tensor
-        for ours, theirs in names.items():
-            name = name.replace(ours, theirs)
-        state[name] = flat
-    return state
-
-
-# Names
-
-
-@pytest.mark.parametrize(
-    "choices", [{}, {"directions": 4, "d_state": 3}, {"directions": 1}, {"depths": (2, 3, 2)}], ids=str
-)
-def test_round_trip_is_bit_exact(tiny: Build, choices: dict[str, Any]) -> None:
-    model = tiny(**choices)
-    release = ours_to_release(model.state_dict())
-    assert is_release(release)
-    assert not is_release(model.state_dict())
-    assert_equal(model, release_to_ours(release, model.config.directions))
-    again = ours_to_release(release_to_ours(release, model.config.directions))
-    assert again.keys() == release.keys()
-    assert all(torch.equal(again[name], tensor) for name, tensor in release.items())
-
-
-def test_release_names() -> None:
-    """By the release's own list; the whole list is compared where the optional test data is."""
-    release = ours_to_release(timm.create_model("mobilemamba_s6").state_dict())
-    attention = "blocks2.4.mixer.m.attn.global_op.global_atten"
-    assert release.keys() > {
-        "patch_embed.0.c.weight",
-        "blocks1.0.dw0.m.c.weight",
-        "blocks2.0.0.m.bn.weight",
-        "blocks2.0.1.m.pw1.c.weight",
-        "blocks3.1.conv2.c.weight",
-        f"{attention}.x_proj_weight",
-        "head.l.weight",
-    }
-    assert release[f"{attention}.A_logs"].shape == (2 * 544, 1)
-    assert release[f"{attention}.Ds"].shape == (2 * 544,)
-
-
-# Formats
-
-
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-@pytest.mark.parametrize("release", [False, True], ids=["ours", "release"])
-def test_files_of_both_formats(
-    source: MobileMamba, target: MobileMamba, tmp_path: Path, release: bool, suffix: str, capsys: pytest.CaptureFixture
-) -> None:
-    state = ours_to_release(source.state_dict()) if release else source.state_dict()
-    path = tmp_path / f"weights{suffix}"
-    if suffix == ".pth":
-        torch.save(state, path)
-    else:
-        save_file({name: tensor.clone() for name, tensor in state.items()}, path)
-    report = load_weights(target, path)
-    assert report.complete
-    assert report.format == ("release" if release else "mobilemamba")
-    assert len(report.loaded) == len(state)
-    assert capsys.readouterr().out == f"{report}\n"
-    assert_equal(target, source.state_dict())
-
-
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        pytest.param(lambda state: {"net": state, "epoch": 3}, id="net"),
-        pytest.param(lambda state: {"state_dict": state, "lr": 0.1}, id="state_dict"),
-        pytest.param(lambda state: {"net": {f"module.{n}": t for n, t in state.items()}}, id="net-module."),
-        pytest.param(lambda state: {f"ema.{n}": t for n, t in state.items()}, id="ema."),
-        pytest.param(lambda state: {f"module.ema.{n}": t for n, t in state.items()}, id="module.ema."),
-        pytest.param(
-            lambda state: {"state_dict": {f"model.{n}": t for n, t in state.items()} | {"loss.w": torch.ones(1)}},
-            id="state_dict-model.",
-        ),
-    ],
-)
-@pytest.mark.parametrize("release", [False, True], ids=["ours", "release"])
-def test_containers_and_prefixes(source: MobileMamba, target: MobileMamba, wrap: Callable, release: bool) -> None:
-    state = ours_to_release(source.state_dict()) if release else source.state_dict()
-    assert load_weights(target, wrap(state), verbose=False).complete
-    assert_equal(target, source.state_dict())
-
-
-def test_several_networks_in_one_are_refused(source: MobileMamba, target: MobileMamba) -> None:
-    state = source.state_dict()
-    both = {f"{prefix}.{name}": tensor for prefix in ("model", "ema") for name, tensor in state.items()}
-    with pytest.raises(WeightsError, match=r"several networks \(\['ema\.', 'model\.'\]\)"):
-        load_weights(target, both)
-
-
-@pytest.mark.parametrize("release", [False, True], ids=["ours", "release"])
-@pytest.mark.parametrize("into", ["fused", "unfused"])
-def test_fused_checkpoints(source: MobileMamba, target: MobileMamba, into: str, release: bool) -> None:
-    state = release_fused(source) if release else fuse_norms(source).state_dict()
-    assert is_fused(state)
-    assert is_release(state) == release
-    network = fuse_norms(target) if into == "fused" else target
-    report = load_weights(network, state, verbose=False)
-    assert report.complete
-    assert report.format == ("release" if release else "mobilemamba") + ", norms fused"
-    assert_same_output(source, network)
-
-
-def test_norm_counters_may_lack(source: MobileMamba, target: MobileMamba) -> None:
-    state = {n: t for n, t in source.state_dict().items() if not n.endswith("num_batches_tracked")}
-    assert load_weights(target, state, verbose=False).complete
-
-
-# Reports and refusals
+# Loading
 
 
 def damaged(source: nn.Module) -> State:
@@ -201,7 +43,7 @@ def damaged(source: nn.Module) -> State:
     return state
 
 
-def test_what_does_not_fit_is_refused_by_name(source: MobileMamba, target: MobileMamba) -> None:
+def test_what_does_not_fit_is_refused_by_name(source: MobileMamba, target: MobileMamba, equal: Callable) -> None:
     before = snapshot(target)
     with pytest.raises(WeightsError) as error:
         load_weights(target, damaged(source))
@@ -210,7 +52,7 @@ def test_what_does_not_fit_is_refused_by_name(source: MobileMamba, target: Mobil
     assert "1 unexpected (teacher.weight)" in message
     assert "1 wrong shape (head.linear.weight (1000, 64), the model has (7, 64))" in message
     assert "partial=True" in message
-    assert_equal(target, before)
+    assert equal(target, before)
 
 
 def test_partial_loads_what_fits(source: MobileMamba, target: MobileMamba, capsys: pytest.CaptureFixture) -> None:
@@ -233,80 +75,63 @@ def test_another_architecture_is_refused(tiny: Build, target: MobileMamba) -> No
         load_weights(target, ours_to_release(tiny(depths=(1, 2, 1)).state_dict()))
 
 
-def write_garbage(path: Path) -> None:
-    path.write_bytes(b"<html>not found</html>" * 50)
-
-
-def write_half(path: Path) -> None:
-    torch.save({"patch_embed.0.conv.weight": torch.zeros(1000)}, path)
-    path.write_bytes(path.read_bytes()[:1500])
-
-
-def write_list(path: Path) -> None:
-    torch.save([torch.zeros(1)], path)
-
-
-def write_other_network(path: Path) -> None:
-    torch.save({"conv1.weight": torch.zeros(1)}, path)
-
-
-class Payload:
-    """Code that a pickle runs when it is read."""
-
-    def __reduce__(self) -> tuple[Callable, tuple]:
-        return pytest.fail, ("a checkpoint ran code",)
-
-
-def write_payload(path: Path) -> None:
-    torch.save({"net": Payload()}, path)
-
-
-def write_pickle(path: Path) -> None:
-    path.write_bytes(pickle.dumps({"net": Payload()}))
-
-
-@pytest.mark.parametrize(
-    ("write", "message"),
-    [
-        (write_garbage, "cannot read .*expected a .safetensors file or a .pth"),
-        (Path.touch, "cannot read"),
-        (write_half, "cannot read"),
-        (write_list, "holds a list; expected a state dict"),
-        (write_other_network, "holds no MobileMamba.*conv1.weight"),
-        (write_payload, "cannot read"),
-        (write_pickle, "cannot read"),
-        (Path.mkdir, "no weights at"),
-        (lambda path: None, "no weights at"),
-    ],
-    ids=["garbage", "empty", "cut-off", "list", "other-network", "code", "pickled-code", "folder", "absent"],
-)
-def test_unusable_files(write: Callable, message: str, target: MobileMamba, tmp_path: Path) -> None:
+@pytest.mark.parametrize("partial", [False, True])
+def test_another_network_is_refused(target: MobileMamba, equal: Callable, tmp_path: Path, partial: bool) -> None:
     path, before = tmp_path / "weights.pth", snapshot(target)
-    write(path)
-    with pytest.raises(WeightsError, match=message) as error:
-        load_weights(target, path)
-    assert "\n" not in str(error.value)
-    assert_equal(target, before)
+    torch.save({"conv1.weight": torch.zeros(1)}, path)
+    with pytest.raises(WeightsError, match=r"holds no MobileMamba.*conv1.weight"):
+        load_weights(target, path, partial=partial)
+    assert equal(target, before)
 
 
-def test_unusable_safetensors(target: MobileMamba, tmp_path: Path) -> None:
-    write_garbage(tmp_path / "weights.safetensors")
-    with pytest.raises(WeightsError, match="cannot read"):
-        load_weights(target, tmp_path / "weights.safetensors")
+@pytest.mark.parametrize("use_ema", [False, True])
+def test_the_better_of_a_lightning_checkpoint(
+    tiny: Build, target: MobileMamba, equal: Callable, use_ema: bool, tmp_path: Path
+) -> None:
+    raw = tiny()
+    averaged = {name: tensor * 2 if tensor.is_floating_point() else tensor for name, tensor in snapshot(raw).items()}
+    torch.save(lightning(raw.state_dict(), averaged, use_ema=use_ema), tmp_path / "best.ckpt")
+    report = load_weights(target, tmp_path / "best.ckpt")
+    assert report.format == ("mobilemamba, EMA weights" if use_ema else "mobilemamba")
+    assert equal(target, averaged if use_ema else raw.state_dict())
+    load_weights(target, tmp_path / "best.ckpt", ema=not use_ema)
+    assert equal(target, raw.state_dict() if use_ema else averaged)
+
+
+def lightning(raw: State, averaged: State, **entries: Any) -> dict[str, Any]:
+    state = {f"model.{name}": t for name, t in raw.items()} | {f"ema.module.{name}": t for name, t in averaged.items()}
+    return {"pytorch-lightning_version": "2.6.6", "epoch": 3, "state_dict": state, **entries}
 
 
 # Writing
 
 
-def test_saved_weights_load_again(source: MobileMamba, target: MobileMamba, tmp_path: Path) -> None:
-    path = tmp_path / "weights.safetensors"
+def card_of(model: MobileMamba, **entries: Any) -> ModelCard:
+    preprocessing = Preprocessing((96, 64), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear", 0.9)
+    arch = {"embed_dims": (32, 48, 64), "depths": (1, 1, 1)}
+    return ModelCard("mobilemamba_s6", preprocessing, model.num_classes, arch=arch, **entries)
+
+
+def test_saved_weights_load_again(source: MobileMamba, target: MobileMamba, equal: Callable, tmp_path: Path) -> None:
+    path, card = tmp_path / "weights.safetensors", card_of(source, class_names=tuple("abcdefg"), data="seven letters")
     path.write_text("an older file")
-    save_weights(source, path, {"note": "of a test"})
+    save_weights(source, path, card)
     assert load_weights(target, path, verbose=False).complete
-    assert_equal(target, source.state_dict())
+    assert equal(target, source.state_dict())
+    assert read_card(path) == card
     with safe_open(path, "pt") as file:
-        assert file.metadata()["note"] == "of a test"
+        assert file.metadata()["format"] == "pt"  # without which other libraries refuse the file
     assert [p.name for p in tmp_path.iterdir()] == [path.name]  # no temporary file stays
+
+
+def test_any_layout_and_shared_tensors_are_written(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(5, 5), nn.Linear(5, 5)).to(memory_format=torch.channels_last)
+    model[2].weight = model[1].weight
+    save_weights(model, tmp_path / "weights.safetensors")
+    written = load_file(tmp_path / "weights.safetensors")
+    assert written.keys() == model.state_dict().keys()
+    assert all(torch.equal(written[name], tensor) for name, tensor in model.state_dict().items())
+    assert read_card(tmp_path / "weights.safetensors") is None
 
 
 def test_a_missing_folder_is_named(source: MobileMamba, tmp_path: Path) -> None:
@@ -314,9 +139,14 @@ def test_a_missing_folder_is_named(source: MobileMamba, tmp_path: Path) -> None:
         save_weights(source, tmp_path / "nowhere" / "weights.safetensors")
 
 
+# Converting
+
+
 @pytest.mark.parametrize("num_classes", [1000, 3, 0])
 @pytest.mark.parametrize("fused", [False, True], ids=["unfused", "fused"])
-def test_convert(trained: Build, tmp_path: Path, num_classes: int, fused: bool) -> None:
+def test_convert(
+    trained: Build, equal: Callable, near: Callable, tmp_path: Path, num_classes: int, fused: bool
+) -> None:
     model = trained("mobilemamba_t2", num_classes=num_classes)
     state = fuse_norms(model).state_dict() if fused else ours_to_release(model.state_dict())
     torch.save({"net": state}, tmp_path / "release.pth")
@@ -325,13 +155,36 @@ def test_convert(trained: Build, tmp_path: Path, num_classes: int, fused: bool) 
     assert report.complete
     converted = load_file(target)
     assert converted.keys() == model.state_dict().keys()
-    with safe_open(target, "pt") as file:
-        assert file.metadata()["model"] == "mobilemamba_t2"
+    card = read_card(target)
+    assert card == ModelCard("mobilemamba_t2", Preprocessing.of_model("mobilemamba_t2"), num_classes)
     if not fused:
-        assert_equal(model, converted)
-    again = timm.create_model("mobilemamba_t2", num_classes=num_classes).eval()
-    load_weights(again, target, verbose=False)
-    assert_same_output(model, again)
+        assert equal(model, converted)
+    again, card_again = load_network(target)
+    assert card_again == card
+    assert near(model, again)
+
+
+def test_convert_takes_a_checkpoints_card_along(
+    tiny: Build, equal: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    model = tiny(distilled=True)
+    card = card_of(model, distilled=True, class_names=tuple("abcdefg"))
+    entries = {"use_ema": True, "model_card": card.as_dict()}
+    torch.save(lightning(tiny(distilled=True).state_dict(), model.state_dict(), **entries), tmp_path / "best.ckpt")
+    report = convert(tmp_path / "best.ckpt", tmp_path / "best.safetensors", verbose=False)
+    assert report.format == "mobilemamba, EMA weights"
+    assert not capsys.readouterr().out
+    assert read_card(tmp_path / "best.safetensors") == card
+    assert equal(model, load_file(tmp_path / "best.safetensors"))
+
+
+def test_convert_any_timm_model(equal: Callable, tmp_path: Path) -> None:
+    model = timm.create_model("test_resnet", num_classes=5)
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    convert(tmp_path / "weights.pth", tmp_path / "weights.safetensors", "test_resnet")
+    network, card = load_network(tmp_path / "weights.safetensors")
+    assert equal(network, model.state_dict())
+    assert card == ModelCard("test_resnet", Preprocessing.of_model("test_resnet"), 5)
 
 
 @pytest.mark.parametrize(
@@ -339,13 +192,106 @@ def test_convert(trained: Build, tmp_path: Path, num_classes: int, fused: bool) 
     [
         ("ours.pth", "mobilemamba_t2", "ends in .safetensors"),
         ("ours.safetensors", "mobilemamba_s6", "wrong shape"),
-        ("ours.safetensors", "mobilemamba_x9", "unknown model"),
+        ("ours.safetensors", "mobilemamba_x9", "'mobilemamba_x9': expected one of: mobilemamba_t2,"),
+        ("ours.safetensors", None, "release.pth does not say which network it is of; name the model"),
         ("nowhere/ours.safetensors", "mobilemamba_t2", "cannot write"),
     ],
-    ids=["suffix", "another-model", "unknown-model", "no-folder"],
+    ids=["suffix", "another-model", "unknown-model", "no-model", "no-folder"],
 )
-def test_convert_refuses(trained: Build, tmp_path: Path, target: str, model: str, message: str) -> None:
+def test_convert_refuses(trained: Build, tmp_path: Path, target: str, model: str | None, message: str) -> None:
     torch.save(ours_to_release(trained("mobilemamba_t2").state_dict()), tmp_path / "release.pth")
     with pytest.raises(MobileMambaError, match=message):
         convert(tmp_path / "release.pth", tmp_path / target, model)
     assert [p.name for p in tmp_path.iterdir()] == ["release.pth"]
+
+
+# The network of a file
+
+
+@pytest.mark.parametrize("choices", [{}, {"distilled": True}, {"num_classes": 3}, {"num_classes": 0}], ids=str)
+@pytest.mark.parametrize("form", ["ours", "release", "fused"])
+def test_the_network_is_told_by_name_and_tensors(
+    trained: Build, near: Callable, tmp_path: Path, choices: dict[str, Any], form: str
+) -> None:
+    model = trained("mobilemamba_t2", **choices)
+    network = fuse_norms(model) if form == "fused" else model
+    state = ours_to_release(network.state_dict()) if form == "release" else network.state_dict()
+    torch.save({"state_dict": state}, tmp_path / "weights.pth")
+    loaded, card = load_network(tmp_path / "weights.pth", "mobilemamba_t2", verbose=False)
+    preprocessing = Preprocessing.of_model("mobilemamba_t2")
+    assert card == ModelCard(
+        "mobilemamba_t2", preprocessing, model.num_classes, distilled=choices.get("distilled", False)
+    )
+    assert not loaded.training
+    assert near(model, loaded)
+
+
+def test_the_network_is_told_by_the_card(source: MobileMamba, equal: Callable, tmp_path: Path) -> None:
+    card = card_of(source)
+    save_weights(source, tmp_path / "weights.safetensors", card)
+    for name in (None, "mobilemamba_s6"):
+        network, found = load_network(tmp_path / "weights.safetensors", name, verbose=False)
+        assert found == card
+        assert equal(network, source.state_dict())
+    with pytest.raises(ConfigError, match=r"is of a mobilemamba_s6, and the model named is mobilemamba_t2"):
+        load_network(tmp_path / "weights.safetensors", "mobilemamba_t2")
+
+
+def test_pictures_of_other_channels(tiny: Build, equal: Callable, tmp_path: Path) -> None:
+    model = tiny(in_chans=1)
+    card = ModelCard(
+        "mobilemamba_s6",
+        Preprocessing((28, 28), (0.3,), (0.4,)),
+        7,
+        in_chans=1,
+        arch={"embed_dims": (32, 48, 64), "depths": (1, 1, 1)},
+    )
+    save_weights(model, tmp_path / "weights.safetensors", card)
+    assert equal(load_network(tmp_path / "weights.safetensors")[0], model.state_dict())
+
+
+def test_loading_leaves_the_random_state(source: MobileMamba, tmp_path: Path) -> None:
+    save_weights(source, tmp_path / "weights.safetensors", card_of(source))
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "weights.pth")
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    load_network(tmp_path / "weights.safetensors")
+    load_network(tmp_path / "weights.pth", "test_resnet")
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_file_by_order_gives_its_network(near: Callable, tmp_path: Path) -> None:
+    model = timm.create_model("test_efficientnet", num_classes=11).eval()
+    torch.save({f"layer.{i}": t for i, t in enumerate(model.state_dict().values())}, tmp_path / "weights.pth")
+    network, card = load_network(tmp_path / "weights.pth", "test_efficientnet")
+    assert card.num_classes == 11
+    assert near(model, network)
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "message"),
+    [
+        ("absent.pth", None, "no weights at"),
+        ("absent.safetensors", "mobilemamba_s6", "no weights at"),
+        ("plain.pth", None, "plain.pth does not say which network it is of; name the model"),
+        ("plain.pth", "mobilemamba_y1", "model name 'mobilemamba_y1': expected"),
+        ("plain.pth", "test_resnet", "holds no ResNet"),
+        ("plain.safetensors", None, "plain.safetensors does not say"),
+        ("half.safetensors", None, "1 missing"),
+    ],
+)
+def test_files_without_a_network(
+    source: MobileMamba, tmp_path: Path, name: str, model: str | None, message: str
+) -> None:
+    torch.save(source.state_dict(), tmp_path / "plain.pth")
+    save_weights(source, tmp_path / "plain.safetensors")
+    save_weights(source, tmp_path / "half.safetensors", card_of(source))
+    with safe_open(tmp_path / "half.safetensors", "pt") as file:
+        metadata = file.metadata()
+    state = load_file(tmp_path / "half.safetensors")
+    del state["head.linear.bias"]
+    save_file(state, tmp_path / "half.safetensors", metadata)
+    with pytest.raises(MobileMambaError, match=message) as error:
+        load_network(tmp_path / name, model)
+    assert "\n" not in str(error.value)

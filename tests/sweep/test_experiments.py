@@ -2,17 +2,25 @@
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+import timm
 import torch
 import yaml
+from PIL import Image
 
 from mobilemamba.cli import main, plan
+from mobilemamba.data.fashion_mnist import read_sample
+from mobilemamba.data.imagenet_labels import imagenet_classes
+from mobilemamba.models import VARIANTS, ModelCard, Preprocessing, load_network, save_weights
 from mobilemamba.sweep import Row, select
 from mobilemamba.sweep.network import check_and_count
 
 ROOT = Path(__file__).resolve().parents[2]
-EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
+EXPERIMENTS = sorted(path for path in (ROOT / "experiments").glob("*.yaml") if path.stem != "finetune")
+FINETUNE = ROOT / "experiments/finetune.yaml"
+RECIPES = sorted((ROOT / "experiments/imagenet").glob("*.yaml"))
 OVERLAYS = sorted((ROOT / "experiments/data").glob("*.yaml"))
 XI = ROOT / "experiments/ablation_xi.yaml"
 STEP = shlex.split(
@@ -37,7 +45,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_overlays_change_the_data_of_every_row(path: Path, overlay: Path, tmp_path: Path) -> None:
     rows = rows_of(path, "--config", str(overlay), "--data.root", str(tmp_path))
-    assert {row.config["data"]["class_path"] for row in rows} == {"mobilemamba.data.ImageFolder"}
+    assert {row.config["data"]["class_path"] for row in rows} == {"mobilemamba.data.ImageNet"}
     assert {row.config["data"]["init_args"]["img_size"] for row in rows} == {224}
     assert {row.config["trainer"]["max_epochs"] for row in rows} == {300}
     assert {row.config["model"]["init_args"]["warmup_epochs"] for row in rows} == {20}
@@ -75,3 +83,110 @@ def test_the_default_run_of_table_a1_is_its_eight_rows(capsys: pytest.CaptureFix
     assert "as_printed" not in printed
     main(["fit", "--config", str(XI), "--sweep.dry_run", "true", "--sweep.only", "as_printed*"])
     assert "as_printed_xi_078_mu_A21" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def sample_as_imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real pictures of the sample in ImageNet's layout, as pictures of ten of its classes."""
+    folder = tmp_path_factory.mktemp("imagenet")
+    pictures, labels = read_sample()
+    for part, first in (("train", 0), ("val", 40)):
+        for number, label in enumerate(labels[first : first + 40].tolist(), start=first):
+            place = folder / part / imagenet_classes()[0][label]
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pictures[number].numpy()).save(place / f"{number}.JPEG")
+    return folder
+
+
+def recipe(path: Path) -> dict[str, Any]:
+    (row,) = plan(["--config", str(path), "--data.root", "imagenet"])
+    return row.config
+
+
+def test_there_is_a_recipe_of_each_model_with_and_without_a_teacher() -> None:
+    assert {path.stem for path in RECIPES} == {f"{name}{teacher}" for name in VARIANTS for teacher in ("", "_kd")}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_are_the_released_ones(path: Path) -> None:
+    name = path.stem.removesuffix("_kd")
+    config = recipe(path)
+    model, data = config["model"]["init_args"], config["data"]["init_args"]
+    assert model["name"] == name
+    assert data["img_size"] == VARIANTS[name].img_size
+    assert config["trainer"]["max_epochs"] == (1000 if path.stem.endswith("_kd") else 300)
+    assert model["drop_path_rate"] == (0.03 if name[-2] == "b" else 0)
+    assert (model["distillation"] is None) == (not path.stem.endswith("_kd"))
+    # All else is common to all.
+    first = recipe(RECIPES[0])
+    for part, own in (("data", {"img_size"}), ("model", {"name", "drop_path_rate", "distillation"})):
+        one, other = config[part]["init_args"], first[part]["init_args"]
+        assert {k: v for k, v in one.items() if k not in own} == {k: v for k, v in other.items() if k not in own}
+    assert {k: v for k, v in config["trainer"].items() if k not in ("max_epochs", "default_root_dir")} == {
+        k: v for k, v in first["trainer"].items() if k not in ("max_epochs", "default_root_dir")
+    }
+
+
+def test_a_recipes_numbers() -> None:
+    config = recipe(ROOT / "experiments/imagenet/mobilemamba_s6_kd.yaml")
+    expected = {
+        "trainer": {"gradient_clip_val": 5.0},
+        "model": {
+            "lr": 3e-3,
+            "reference_batch_size": 1024,
+            "warmup_epochs": 20,
+            "warmup_lr_ratio": 0.001,
+            "min_lr_ratio": 0.01,
+            "weight_decay": 0.05,
+            "weight_decay_rule": "release",
+            "ema_decay": 0.9998,
+            "mixing": {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "prob": 1.0, "switch_prob": 0.5, "mode": "batch"},
+        },
+        "data": {"auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.25, "re_mode": "pixel", "color_jitter": 0.4},
+    }
+    for part, settings in expected.items():
+        found = config[part].get("init_args", config[part])
+        assert {key: found[key] for key in settings} == settings
+    teacher = config["model"]["init_args"]["distillation"]
+    settings = {"teacher": "tresnet_v2_l", "kind": "soft", "weight": 5.0, "tau": 1.0, "antialias": False}
+    assert {key: teacher[key] for key in settings} == settings
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_take_two_steps_on_real_pictures(path: Path, sample_as_imagenet: Path) -> None:
+    options = shlex.split(
+        "--trainer.max_epochs 1 --trainer.limit_train_batches 2 --trainer.limit_val_batches 1 --trainer.precision 32 "
+        "--trainer.accelerator cpu --data.img_size 32 --data.batch_size 4 --data.num_workers 0 --table_size null "
+        "--trainer.logger false --trainer.enable_checkpointing false"
+    )
+    if path.stem.endswith("_kd"):  # a small teacher in the place of the large one
+        save_weights(
+            timm.create_model("test_efficientnet"),
+            "teacher.safetensors",
+            ModelCard("test_efficientnet", Preprocessing((64, 64), (0.5,) * 3, (0.5,) * 3)),
+        )
+        options += ["--model.distillation.teacher", "null", "--model.distillation.weights", "teacher.safetensors"]
+    cli = main(["fit", "--config", str(path), "--data.root", str(sample_as_imagenet), *options])
+    assert cli.trainer.global_step == 2
+    assert cli.trainer.callback_metrics["train/loss"].isfinite()
+    assert {"val/top1", "val/top1_ema"} <= cli.trainer.callback_metrics.keys()
+
+
+@pytest.mark.slow
+def test_fine_tuning_from_an_own_run(sample_as_imagenet: Path) -> None:
+    """From weights of other classes: the head starts afresh, the best network is exported with its classes' names."""
+    common = shlex.split(
+        "--trainer.accelerator cpu --trainer.limit_train_batches 2 --data.num_workers 0 --data.batch_size 8 "
+        "--data.img_size 32 --table_size null --model.arch.depths [1,1,1] --model.arch.embed_dims [16,16,16]"
+    )
+    main(["fit", *common, "--name", "first", "--trainer.max_epochs", "1", "--trainer.limit_val_batches", "1"])
+    pictures, first = sample_as_imagenet / "train", "runs/first/best.safetensors"
+    options = ["--data.root", str(pictures), "--weights", first, "--trainer.max_epochs", "2"]
+    cli = main(["fit", "--config", str(FINETUNE), *options, *common])
+    rates = {group["lr"] for group in cli.trainer.optimizers[0].param_groups}
+    assert len(rates) > 3  # by depth
+    network, card = load_network("runs/finetune/best.safetensors")
+    assert card.class_names == tuple(sorted(path.name for path in pictures.iterdir()))
+    assert network.num_classes == len(card.class_names)
+    assert card.preprocessing.img_size == (32, 32)

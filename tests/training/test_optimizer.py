@@ -1,11 +1,17 @@
-"""Who decays: every trainable parameter is in one group, and in the right one."""
+"""Who decays, who learns how fast, who is frozen: every trainable parameter is in one group, and in the right one."""
 
 import pytest
 import timm
 import torch
 from torch import nn
 
-from mobilemamba.training.optimizer import parameter_groups, scale_lr
+from mobilemamba.training.optimizer import (
+    classifier_modules,
+    freeze_backbone,
+    parameter_groups,
+    scale_lr,
+    set_learning_rates,
+)
 
 
 class Scan(nn.Module):
@@ -23,32 +29,67 @@ class Scan(nn.Module):
         return {"A_logs", "scale"}
 
 
-def names_by_decay(model, weight_decay=0.05):
+def names_by_decay(model, rule, weight_decay=0.05):
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    groups = parameter_groups(model, weight_decay)
+    groups = parameter_groups(model, weight_decay, rule)
     return {group["weight_decay"]: [names[id(parameter)] for parameter in group["params"]] for group in groups}
 
 
 def test_matrices_decay_unless_the_model_exempts_them():
-    assert names_by_decay(Scan()) == {0.0: ["A_logs", "scale", "Ds"], 0.05: ["weight"]}
+    assert names_by_decay(Scan(), "clean") == {0.0: ["A_logs", "scale", "Ds"], 0.05: ["weight"]}
+    assert names_by_decay(Scan(), "release") == {0.0: ["Ds"], 0.05: ["weight", "A_logs", "scale"]}
 
 
-def test_a_model_that_exempts_nothing():
-    assert names_by_decay(nn.Linear(3, 2)) == {0.0: ["bias"], 0.05: ["weight"]}
+@pytest.mark.parametrize("rule", ["release", "clean"])
+def test_a_model_that_exempts_nothing(rule):
+    assert names_by_decay(nn.Linear(3, 2), rule) == {0.0: ["bias"], 0.05: ["weight"]}
 
 
-@pytest.mark.parametrize("name", ["test_efficientnet", "test_vit", "mobilemamba_s6"])
-def test_each_trainable_parameter_is_in_exactly_one_group(name):
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_vit", "mobilemamba_t2"])
+@pytest.mark.parametrize("layer_decay", [None, 0.7])
+@pytest.mark.parametrize("rule", ["release", "clean"])
+def test_each_trainable_parameter_is_in_exactly_one_group(name, layer_decay, rule):
     model = timm.create_model(name)
-    grouped = [id(parameter) for group in parameter_groups(model, 0.05) for parameter in group["params"]]
+    groups = parameter_groups(model, 0.05, rule, layer_decay)
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(grouped) == sorted(id(parameter) for parameter in model.parameters() if parameter.requires_grad)
 
 
-def test_mobilemamba_decays_weights_only():
-    model = timm.create_model("mobilemamba_s6")
-    decaying = names_by_decay(model)[0.05]
-    assert {name.rpartition(".")[2] for name in decaying} == {"weight", "x_proj_weight", "dt_proj_weight"}
+def decaying_kinds(rule):
+    model = timm.create_model("mobilemamba_t2")
+    decaying = names_by_decay(model, rule)[0.05]
     assert all(parameter.ndim > 1 for name, parameter in model.named_parameters() if name in decaying)
+    return {name.rpartition(".")[2] for name in decaying}
+
+
+def test_mobilemamba_by_either_rule():
+    clean = {"weight", "x_proj_weight", "dt_proj_weight"}
+    assert decaying_kinds("clean") == clean
+    assert decaying_kinds("release") == clean | {"A_log", "dt_bias", "scale"}  # D is flat there, so it is spared
+
+
+def test_layer_decay_goes_by_depth():
+    model = timm.create_model("mobilemamba_t2")
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = parameter_groups(model, 0.05, "clean", 0.5)
+    set_learning_rates(groups, 1.0)
+    rate = {names[id(parameter)]: group["lr"] for group in groups for parameter in group["params"]}
+    assert "lr_scale" not in groups[0]
+    stem, head = rate["patch_embed.0.conv.weight"], rate["head.linear.weight"]
+    first, last = (rate[f"stages.{block}.branch.dw0.branch.conv.weight"] for block in ("0.blocks.0", "2.blocks.1"))
+    assert head == 1.0
+    assert head == rate["head.norm.weight"] > last > first > stem
+    assert all(value == 0.5 ** round(-torch.tensor(value).log2().item()) for value in rate.values())
+
+
+@pytest.mark.parametrize("name", ["mobilemamba_t2", "test_efficientnet"])
+def test_a_frozen_backbone_trains_its_classifier_alone(name):
+    model = timm.create_model(name, num_classes=4)
+    freeze_backbone(model)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    own = {"head.norm.weight", "head.norm.bias", "head.linear.weight", "head.linear.bias"}
+    assert trained == (own if name.startswith("mobilemamba") else {"classifier.weight", "classifier.bias"})
+    assert len(classifier_modules(model)) == 1
 
 
 def test_lr_is_in_proportion_to_the_batch():

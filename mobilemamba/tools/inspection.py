@@ -1,11 +1,9 @@
-"""The command line's tools: ``backends``, ``convert`` and ``summary``."""
+"""What there is: scan backends on this machine, and the networks' parameters and operations."""
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -15,7 +13,7 @@ from rich.table import Table
 
 from mobilemamba.analysis import complexity
 from mobilemamba.errors import ConfigError
-from mobilemamba.models import VARIANTS, convert
+from mobilemamba.models import VARIANTS
 from mobilemamba.ops.selective_scan import BACKENDS, resolve_backend
 
 
@@ -33,20 +31,6 @@ def backends() -> None:
     console.print(table)
     for device in devices:
         console.print(f"auto on {device.type}: {resolve_backend('auto', device)}")
-
-
-def convert_checkpoint(source: Path, target: Path, *, model: str | None = None) -> None:
-    """Convert a checkpoint, such as the authors' release, to .safetensors with this package's names.
-
-    Args:
-        source: A .pth or .safetensors file; the authors' format or ours, fused or not.
-        target: The .safetensors file to write.
-        model: The model it is of, e.g. mobilemamba_s6.
-    """
-    if model not in VARIANTS:
-        raise ConfigError(f"--model {model}: expected the model the checkpoint is of, one of: {', '.join(VARIANTS)}")
-    convert(source, target, model)
-    print(f"wrote {target}")
 
 
 def summary(*, config: str | list[str] | None = None) -> None:
@@ -95,7 +79,3 @@ def _rows(config: list[str]) -> list[tuple[str, str, dict[str, Any], int]]:
             raise ConfigError(f"row {row.name!r}: its task has no model.name; summary counts classification networks")
         described.append((row.name, kwargs.pop("model_name"), kwargs, row.config.get("table_size") or 224))
     return described
-
-
-#: Name on the command line to function.
-TOOLS: dict[str, Callable[..., None]] = {"backends": backends, "convert": convert_checkpoint, "summary": summary}

@@ -1,16 +1,13 @@
-"""Lightning callbacks: reproducible epochs, and what a run leaves for its table."""
+"""What a run leaves for its table."""
 
 from __future__ import annotations
 
 import json
-import os
-import random
 import time
 from pathlib import Path
 from typing import Any
 
 import lightning
-import numpy as np
 import timm
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -19,40 +16,8 @@ from torch.utils.data import DataLoader
 
 from mobilemamba.analysis.throughput import device_name
 from mobilemamba.files import write_text_atomic
+from mobilemamba.training.callbacks.seed import global_seed
 from mobilemamba.training.provenance import git_revision, measure_network, peak_memory_gib, reset_peak_memory
-
-
-class EpochSeed(Callback):
-    """Gives each epoch random numbers of its own, from (seed, epoch, rank) alone.
-
-    Checkpoints hold no random state. With this, and a sampler that follows ``set_epoch``, a run resumed from an
-    end-of-epoch checkpoint draws what an uninterrupted one draws: order, augmentation, dropout and DropPath. Out of
-    its reach are persistent data workers, which keep their state from epoch to epoch; data sets that draw in them need
-    random numbers tied to the picture, as :mod:`mobilemamba.data.sampling` ties them.
-    """
-
-    def __init__(self, seed: int | None = None) -> None:
-        """Sets the seed.
-
-        Args:
-            seed: By default the one given to ``seed_everything``, or 0 if there was none.
-        """
-        self.seed = seed
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Seeds torch (all devices), numpy and random, before the epoch's data workers start."""
-        seed = self.seed if self.seed is not None else global_seed() or 0
-        sequence = np.random.SeedSequence((seed, trainer.current_epoch, trainer.global_rank))
-        for_torch, for_numpy, for_random = (int(word) for word in sequence.generate_state(3))
-        torch.manual_seed(for_torch)
-        np.random.seed(for_numpy)  # noqa: NPY002  the generator that transforms of others draw from
-        random.seed(for_random)
-
-        # Lightning makes the data iterator after this hook, except in the first epoch of a process: that one was made
-        # before, from whatever state there was, with the sampler still at epoch 0, and its workers are at work already.
-        loop = trainer.fit_loop
-        if trainer.current_epoch == 0 or loop.is_resuming or loop.epoch_loop.restarting:
-            iter(loop._data_fetcher)  # type: ignore[arg-type]  # no public way; Lightning is pinned, a test watches it
 
 
 class RunResults(Callback):
@@ -128,17 +93,22 @@ class RunResults(Callback):
             results = self.results(trainer, pl_module)
             _write_json(path, results)
             if results["top1"] is not None:
-                rank_zero_info(f"top-1 {results['top1']:.2f} % after epoch {results['best_epoch']}: {path}")
+                ema = results["top1_ema"]
+                averaged = "" if ema is None else f", EMA {ema:.2f} % after epoch {results['best_epoch_ema']}"
+                rank_zero_info(f"top-1 {results['top1']:.2f} % after epoch {results['best_epoch']}{averaged}: {path}")
 
     def results(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """The content of ``results.json``: plain numbers, strings and dicts; None where a thing is unknown."""
-        best = max(self.history, key=lambda entry: entry.get("val/top1", float("-inf")), default={})
+        best, best_ema = self._best("val/top1"), self._best("val/top1_ema")
         last = self.history[-1] if self.history else {}
         memory, memory_of = peak_memory_gib(trainer.strategy.root_device)
         return {
             "top1": best.get("val/top1"),
             "top5": best.get("val/top5"),
             "best_epoch": best.get("epoch"),
+            "top1_ema": best_ema.get("val/top1_ema"),
+            "top5_ema": best_ema.get("val/top5_ema"),
+            "best_epoch_ema": best_ema.get("epoch"),
             "top1_last": last.get("val/top1"),
             "top5_last": last.get("val/top5"),
             "epochs": trainer.current_epoch,
@@ -159,6 +129,10 @@ class RunResults(Callback):
             "timm": timm.__version__,
             "git": git_revision(),
         }
+
+    def _best(self, metric: str) -> dict[str, Any]:
+        known = [entry for entry in self.history if metric in entry]
+        return max(known, key=lambda entry: entry[metric], default={})
 
     def _measure(self, pl_module: LightningModule, img_size: int, device: torch.device) -> dict[str, Any] | None:
         build_model: Any = getattr(pl_module, "build_model", None)
@@ -205,12 +179,6 @@ class RunResults(Callback):
 def _writes(trainer: Trainer) -> bool:
     """Whether this process leaves files: one of all devices' processes, and none for a trial of a few batches."""
     return trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False)
-
-
-def global_seed() -> int | None:
-    """The seed last given to ``seed_everything``."""
-    seed = os.environ.get("PL_GLOBAL_SEED")
-    return int(seed) if seed is not None else None
 
 
 def describe_data(trainer: Trainer) -> dict[str, Any]:

@@ -1,0 +1,90 @@
+"""Short options: a model by its name, weights by their file, data by its folder.
+
+``--model mobilemamba_s6 --weights s6.safetensors --data my_pictures`` stands for ``--model.name``, ``--model.weights``
+and ``--data ImageFolder --data.root my_pictures`` (or ``ImageNet``, where the folder holds that). Weights that carry a
+card also say which network they are of.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import timm
+
+from mobilemamba.data.imagenet import holds_imagenet
+from mobilemamba.errors import ConfigError
+from mobilemamba.models import Preprocessing, read_card
+
+#: Settings that the network decides where they are left open, in data modules that have all of them.
+_PREPROCESSING = ("img_size", "mean", "std", "interpolation", "crop_pct")
+
+
+def expand_options(args: list[str]) -> list[str]:
+    """The options of a command with the short ones written out.
+
+    Args:
+        args: Options, without the command.
+
+    Raises:
+        ConfigError: If a short option's value is none that it could have.
+        WeightsError: If the weights cannot be read.
+    """
+    expanded: list[str] = []
+    rest = iter(args)
+    for arg in rest:
+        name, equals, value = arg.partition("=")
+        if name not in ("--model", "--weights", "--data"):
+            expanded.append(arg)
+            continue
+        value = value if equals else next(rest, "")
+        if name == "--weights":
+            expanded += _weights(value, args)
+        elif name == "--model" and timm.is_model(value):
+            expanded += ["--model.name", value]
+        elif name == "--data" and Path(value).is_dir():
+            expanded += ["--data", "ImageNet" if holds_imagenet(value) else "ImageFolder", "--data.root", value]
+        elif name == "--data" and "/" in value:
+            raise ConfigError(
+                f"--data {value}: no such folder; give a folder of pictures, or FashionMNISTSample, ImageFolder or "
+                "ImageNet"
+            )
+        else:
+            expanded += [name, value]
+    return expanded
+
+
+def _weights(path: str, args: list[str]) -> list[str]:
+    options = ["--model.weights", path]
+    given = {arg.partition("=")[0] for arg in args}
+    card = read_card(path)
+    if card is None or given & {"--model", "--model.name", "--config"}:
+        return options
+    options += ["--model.name", card.model, "--model.in_chans", str(card.in_chans)]
+    options += ["--model.arch", json.dumps(card.arch)] if card.arch else []
+    return [*options, "--model.distillation_head", "true"] if card.distilled else options
+
+
+def fill_preprocessing(config: Any) -> None:
+    """Sets what the data's configuration leaves open to what the weights, or else the model, want; in place.
+
+    Args:
+        config: Of a command, with ``model`` and ``data`` as class paths and arguments.
+
+    Raises:
+        ConfigError: If there is no such model.
+        WeightsError: If the weights cannot be read.
+    """
+    model, data = config.model.get("init_args", {}), config.data.get("init_args", {})
+    if not all(name in data for name in _PREPROCESSING) or not model.get("name"):
+        return
+    left_open = [name for name in _PREPROCESSING if data[name] is None]
+    if not left_open:
+        return
+    card = read_card(model["weights"]) if model.get("weights") else None
+    wanted = card.preprocessing if card is not None else Preprocessing.of_model(model["name"])
+    for name in left_open:
+        data[name] = getattr(wanted, name)
+    if "img_size" in left_open and wanted.img_size[0] == wanted.img_size[1]:
+        data["img_size"] = wanted.img_size[0]

@@ -1,0 +1,215 @@
+"""ImageNet-1k as people keep it: class folders, a flat validation folder with a list of labels, or tar files."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
+
+from mobilemamba.data.folders import class_folders, list_classes, scan_folder
+from mobilemamba.data.imagenet_labels import find_val_labels, imagenet_classes, read_val_labels
+from mobilemamba.data.picture_data import PictureDataModule, count
+from mobilemamba.data.picture_set import FileSource
+from mobilemamba.data.pictures import Augmentation
+from mobilemamba.data.sampling import EpochSampler
+from mobilemamba.data.shards import ShardSource, find_shards
+from mobilemamba.errors import ConfigError, DataError
+
+_PARTS = {"train": "train", "val": "val|validation"}
+
+
+class ImageNet(PictureDataModule):
+    """ImageNet-1k, or a part of it, with the augmentation of the paper's recipe.
+
+    The labels are the 1,000 classes in the usual order, whichever of them there are. Each part, ``train`` and ``val``,
+    is found in ``root`` in one of these forms:
+
+    - ``train/<wnid>/*.JPEG``, ``val/<wnid>/*.JPEG``;
+    - ``val/*.JPEG`` with a file of labels (see ``val_labels``);
+    - numbered tar files as of WebDataset, uncompressed, e.g. ``imagenet1k-train-0000.tar``, ``val-000.tar``: with
+      ``key.jpg`` and ``key.cls``, a number from 0, or with the class's WordNet id as a folder. An index of them is
+      kept beside them, ``mobilemamba-train-index.json``.
+
+    The same pictures give the same batches in each form. With ``val`` alone the set can be validated on, not trained
+    on. Pictures stay as they are stored, whatever their EXIF orientation, as in the release.
+
+    Args:
+        root: The folder.
+        val_labels: The labels of a flat ``val`` folder: Kaggle's ``LOC_val_solution.csv``; lines of a picture's name
+            and its WordNet id or number from 0; lines of WordNet ids alone, in the order of the names; or the
+            development kit's ``ILSVRC2012_validation_ground_truth.txt`` with ``meta.mat`` beside it, for which scipy is
+            needed. None looks for them in ``root``.
+        shard_window: For tar files on storage that is slow at random places. None shuffles over all pictures, as in
+            folders; a number shuffles the tar files, and pictures only within each run of so many of them. The pictures
+            must have been packed in random order, or batches would be of a few classes.
+        img_size: Side in pixels, or (height, width); None is what the model wants, in Python 224.
+        batch_size: Pictures in a batch, per process.
+        num_workers: Processes that load; None takes one per CPU, 8 at most.
+        seed: Fixes the order and the augmentation of every epoch; 0 or more.
+        mean: Per channel, of pictures in 0..1; None is what the model wants, in Python ImageNet's.
+        std: Per channel, of pictures in 0..1; None is what the model wants, in Python ImageNet's.
+        interpolation: Of the scaling; None is what the model wants, in Python bicubic.
+        crop_pct: Validation scales the short side to ``img_size / crop_pct`` and cuts out the centre; None is what the
+            model wants, in Python 0.875.
+        scale: Area of a random crop for training, least and largest share of the picture.
+        ratio: Width to height of a random crop, least and largest.
+        hflip: Probability of a horizontal flip.
+        color_jitter: Strength of the change of brightness, contrast and saturation; not used with ``auto_augment``.
+        auto_augment: timm's policy; null leaves it out.
+        re_prob: Probability of random erasing.
+        re_mode: What random erasing fills with: zeros, one random colour, or random pixels.
+        on_error: What a picture that cannot be read does: ``stop`` ends the run, ``skip`` leaves it out of its batch,
+            with a warning, and counts it.
+
+    Attributes:
+        wnids: The WordNet ids of the classes, in the order of the labels.
+
+    Raises:
+        DataError: From ``name`` and :meth:`setup`, if ``root`` does not hold such a data set; from the loaders, if a
+            picture cannot be read.
+    """
+
+    upright = False
+
+    def __init__(
+        self,
+        root: str,
+        val_labels: str | None = None,
+        shard_window: int | None = None,
+        img_size: int | tuple[int, int] | None = None,
+        batch_size: int = 64,
+        num_workers: int | None = None,
+        seed: int = 0,
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
+        interpolation: Literal["bilinear", "bicubic", "random"] | None = None,
+        crop_pct: float | None = None,
+        scale: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        hflip: float = 0.5,
+        color_jitter: float = 0.4,
+        auto_augment: str | None = "rand-m9-mstd0.5-inc1",
+        re_prob: float = 0.25,
+        re_mode: Literal["const", "rand", "pixel"] = "pixel",
+        on_error: Literal["stop", "skip"] = "stop",
+    ) -> None:
+        augmentation = Augmentation(scale, ratio, hflip, color_jitter, auto_augment, re_prob, re_mode)
+        super().__init__(
+            root, img_size, batch_size, num_workers, seed, mean, std, interpolation, crop_pct, augmentation, on_error
+        )
+        self.val_labels = val_labels
+        self.shard_window = shard_window
+        self.wnids, self.class_names = imagenet_classes()
+
+    @cached_property
+    def name(self) -> str:  # type: ignore[override]
+        """The data set's name with the number of training and validation pictures."""
+        train, val = self.sources
+        return f"ImageNet-1k ({count(train):,}/{count(val):,})"
+
+    @cached_property
+    def sources(self) -> tuple[FileSource | ShardSource | None, FileSource | ShardSource | None]:
+        """The training and the validation pictures, as far as there are any.
+
+        Raises:
+            DataError: If ``root`` does not hold such a data set.
+        """
+        root = Path(self.root)
+        if not root.is_dir():
+            raise DataError(f"data.root {self.root} is not a folder: give one that holds train/<wnid>/ and val/<wnid>/")
+        train, val = self._source("train"), self._source("val")
+        if train is None and val is None:
+            raise DataError(
+                f"data.root {self.root} holds no ImageNet: expected the folders train and val, or tar files such as "
+                "train-0000.tar and val-0000.tar"
+            )
+        return train, val
+
+    @property
+    def classes_present(self) -> dict[str, int]:
+        """Of how many classes there are training pictures (``train``) and validation pictures (``val``)."""
+        return {
+            part: 0 if source is None else len(np.unique(source.labels))
+            for part, source in zip(_PARTS, self.sources, strict=True)
+        }
+
+    def check_arguments(self) -> None:
+        """Refuse arguments that cannot work.
+
+        Raises:
+            ConfigError: Naming the argument, its value and what is possible.
+        """
+        super().check_arguments()
+        if self.shard_window is not None and self.shard_window < 1:
+            raise ConfigError(f"data.shard_window {self.shard_window} is impossible: give 1 tar file or more, or null")
+
+    def prepare_data(self) -> None:
+        """Index tar files, in one process of each machine; the others then read the index."""
+        self.check_arguments()
+        _ = self.sources
+
+    def setup(self, stage: str | None = None) -> None:
+        """List the pictures; once. Say so if classes are missing."""
+        first = self.train_set is None and self.val_set is None
+        super().setup(stage)
+        for part, classes in self.classes_present.items():
+            if first and 0 < classes < self.num_classes:
+                rank_zero_info(f"{self.root}: {part} has pictures of {classes} of the {self.num_classes:,} classes")
+
+    def train_sampler(self) -> EpochSampler:
+        """The order of this process's training pictures."""
+        train, _ = self.sources
+        if self.shard_window is None or not isinstance(train, ShardSource):
+            return super().train_sampler()
+        return EpochSampler(len(train.labels), self.seed, *self._place, shards=train.shard_of, window=self.shard_window)
+
+    def _source(self, part: str) -> FileSource | ShardSource | None:
+        root = Path(self.root)
+        folder, shards = root / part, find_shards(root, _PARTS[part])
+        labels = {wnid: label for label, wnid in enumerate(self.wnids)}
+        if shards and folder.is_dir():
+            raise DataError(f"{root} holds both {folder.name}/ and {shards[0].name}: move one of them elsewhere")
+        if shards:
+            source = ShardSource(shards, labels, f"mobilemamba-{part}-index.json")
+            if not len(source.labels):
+                raise DataError(
+                    f"{shards[0]} and the other {part} files hold no pictures (key.jpg, .jpeg, .png, .webp)"
+                )
+            return source
+        if not folder.is_dir():
+            return None
+        flat, folders = scan_folder(folder)
+        if flat and folders:
+            raise DataError(
+                f"{folder} holds both pictures and folders: keep them in class folders, or all of them flat"
+            )
+        if flat and part == "val":
+            file = Path(self.val_labels) if self.val_labels is not None else find_val_labels(root)
+            found = read_val_labels(file, [Path(path).name for path in flat])
+            # By class, as in the other forms.
+            return FileSource([(path, label) for label, path in sorted(zip(found, flat, strict=True))])
+        present = class_folders(folder)
+        unknown = [name for name in present if name not in labels]
+        if unknown:
+            raise DataError(
+                f"{folder / unknown[0]} is none of the 1,000 classes of ImageNet-1k: name class folders by WordNet ids "
+                "such as n01440764, or use ImageFolder for other classes"
+            )
+        return FileSource(list_classes(folder, {name: labels[name] for name in present}, every_class=True))
+
+
+def holds_imagenet(root: str | Path) -> bool:
+    """Whether a folder looks like ImageNet in one of its forms, rather than like pictures of other classes."""
+    wnids = set(imagenet_classes()[0])
+    if not Path(root).is_dir():
+        return False
+    for part, names in _PARTS.items():
+        folder = Path(root) / part
+        if find_shards(Path(root), names):
+            return True
+        if folder.is_dir():
+            pictures, folders = scan_folder(folder)
+            if (part == "val" and pictures and not folders) or any(Path(path).name in wnids for path in folders):
+                return True
+    return False

@@ -1,0 +1,207 @@
+"""Pictures in tar files, as WebDataset packs them: one index over all files, so that any picture can be read at once.
+
+The files are not streamed. The index says where each picture begins, in an order that does not depend on how they were
+packed; order, augmentation, resuming and counts are then those of the same pictures in a folder.
+"""
+
+import io
+import json
+import os
+import re
+import tarfile
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+from mobilemamba.data.picture_set import Texts
+from mobilemamba.errors import DataError
+from mobilemamba.files import write_text_atomic
+
+_KINDS = {"jpg", "jpeg", "png", "webp"}
+_COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst)|tgz)$")
+_VERSION = 1
+_OPEN_FILES = 64  # per process; systems often allow 1,024, and a data set may have more
+
+
+def find_shards(root: Path, part: str) -> list[Path]:
+    """The tar files of ``root`` whose name ends in ``part`` and a number, e.g. ``imagenet1k-train-0012.tar``; sorted.
+
+    Args:
+        root: The folder.
+        part: A regular expression for the name of the part, e.g. ``"val|validation"``.
+
+    Raises:
+        DataError: If there is such a file in compressed form only, which cannot be read from the middle.
+    """
+    numbered = re.compile(rf"(^|.*[-_.])({part})[-_.]?\d+$")
+    names = sorted(path.name for path in root.iterdir())
+    shards = [name for name in names if name.endswith(".tar") and numbered.match(name.removesuffix(".tar"))]
+    for name in names:
+        stem = _COMPRESSED.sub("", name)
+        if stem != name and numbered.match(stem) and f"{stem}.tar" not in shards:
+            raise DataError(
+                f"{root / name} is compressed, so that no picture can be read without all before it: unpack it to "
+                f"{stem}.tar"
+            )
+    return [root / name for name in shards]
+
+
+class _Member(NamedTuple):
+    label: int
+    name: str
+    shard: int
+    offset: int
+    size: int
+
+
+class ShardSource:
+    """The pictures of tar files, sorted by label and file name.
+
+    A member ``key.jpg`` (or jpeg, png, webp) has its label in ``key.cls``, a number from 0, or in a folder of its
+    path that is named after its class. The index is kept in a file beside the tars, if that can be written, and made
+    anew when their names, sizes or times of change are others.
+
+    Args:
+        shards: The files, all in one folder.
+        labels: Of the classes, by name.
+        index_name: Name of the file that the index is kept in.
+
+    Attributes:
+        shards: The files.
+        labels: (N,) int64.
+        shard_of: (N,) int64, the number of the file in ``shards``.
+
+    Raises:
+        DataError: If a file is damaged or compressed, or a picture has no label.
+    """
+
+    def __init__(self, shards: list[Path], labels: dict[str, int], index_name: str) -> None:
+        self.shards = shards
+        state = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in shards]
+        file = shards[0].with_name(index_name)
+        index = _read_index(file, state)
+        if index is None:
+            members = sorted(member for number, path in enumerate(shards) for member in _scan(path, number, labels))
+            columns = [list(column) for column in zip(*members, strict=True)] or [[]] * len(_Member._fields)
+            index = dict(zip(_Member._fields, columns, strict=True))
+            _write_index(file, {"version": _VERSION, "shards": state, **index})
+        self.labels = np.array(index["label"], np.int64)
+        self.shard_of = np.array(index["shard"], np.int64)
+        self._names = Texts(index["name"])
+        self._offsets = np.array(index["offset"], np.int64)
+        self._sizes = np.array(index["size"], np.int64)
+        self._files = _OpenFiles()
+
+    def name(self, index: int) -> str:
+        """The tar file and the member's name in it."""
+        return f"{self.shards[self.shard_of[index]]}/{self._names[index]}"
+
+    def open(self, index: int) -> IO[bytes]:
+        """The bytes of the picture.
+
+        Raises:
+            DataError: If they cannot be read.
+        """
+        try:
+            file = self._files.get(self.shards[self.shard_of[index]])
+            file.seek(int(self._offsets[index]))
+            return io.BytesIO(file.read(int(self._sizes[index])))
+        except OSError as error:
+            raise DataError(error.strerror or str(error)) from error
+
+
+class _OpenFiles:
+    """The files used last, opened by the process that reads them: two processes must not share a place in a file."""
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+        self._files: OrderedDict[Path, IO[bytes]] = OrderedDict()
+
+    def get(self, path: Path) -> IO[bytes]:
+        if self._process != os.getpid():  # a worker that was forked
+            self._close()
+            self._process = os.getpid()
+        if path not in self._files:
+            if len(self._files) == _OPEN_FILES:
+                self._files.popitem(last=False)[1].close()
+            self._files[path] = path.open("rb")
+        self._files.move_to_end(path)
+        return self._files[path]
+
+    def _close(self) -> None:
+        while self._files:
+            self._files.popitem()[1].close()
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:  # to a worker that is started afresh: none of the files
+        return type(self), ()
+
+    def __del__(self) -> None:
+        self._close()
+
+
+def _scan(path: Path, number: int, labels: dict[str, int]) -> Iterator[_Member]:
+    """Yield the pictures of one file, the ``number``-th."""
+    end = path.stat().st_size
+    pictures: dict[str, tarfile.TarInfo] = {}
+    given: dict[str, int] = {}
+    try:
+        # "r:" is without compression; what follows the last whole member is looked at here, as tarfile lets it pass.
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                folder, _, base = member.name.rpartition("/")
+                if base.startswith("."):
+                    continue
+                stem, _, kind = base.partition(".")  # WebDataset's rule: the first dot ends the key
+                key = f"{folder}/{stem}"
+                if kind.lower() in _KINDS:
+                    if not member.isreg() or member.issparse() or member.offset_data + member.size > end:
+                        raise DataError(f"{path}: {member.name} is cut off or no plain file: pack the file again")
+                    pictures[key] = member
+                elif kind == "cls" and member.isreg():
+                    given[key] = _class_index(path, member, tar, len(labels))
+    except (tarfile.TarError, OSError) as error:
+        raise DataError(f"{path} cannot be read as an uncompressed tar file ({error}): pack it again") from error
+    for key, member in pictures.items():
+        named = [labels[part] for part in PurePosixPath(member.name).parts[:-1] if part in labels]
+        if key not in given and not named:
+            raise DataError(
+                f"{path}: {member.name} has no label: add {key.strip('/')}.cls with the number of its class, or put it "
+                "into a folder of the class's name"
+            )
+        if named and given.get(key, named[-1]) != named[-1]:
+            raise DataError(
+                f"{path}: {member.name} is of class {named[-1]} by its folder, {given[key]} by its .cls file"
+            )
+        label = given[key] if key in given else named[-1]
+        yield _Member(label, member.name.rpartition("/")[2], number, member.offset_data, member.size)
+
+
+def _class_index(path: Path, member: tarfile.TarInfo, tar: tarfile.TarFile, classes: int) -> int:
+    content = tar.extractfile(member)
+    text = content.read(20).decode("ascii", "replace").strip() if content else ""
+    if not text.isdecimal() or int(text) >= classes:
+        raise DataError(f"{path}: {member.name} holds {text!r}: expected a number from 0 to {classes - 1}")
+    return int(text)
+
+
+def _read_index(file: Path, state: list[list[Any]]) -> dict[str, list[Any]] | None:
+    """The index kept in ``file``, None if there is none for the tar files as they are now."""
+    try:
+        index = json.loads(file.read_text(encoding="utf-8"))
+        columns = {name: index[name] for name in _Member._fields}
+        return columns if index["version"] == _VERSION and index["shards"] == state else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write_index(file: Path, index: dict[str, Any]) -> None:
+    try:
+        write_text_atomic(file, json.dumps(index, separators=(",", ":")))
+    except OSError as error:
+        warnings.warn(
+            f"{file} cannot be written ({error.strerror}): the tar files are searched again at each start", stacklevel=2
+        )

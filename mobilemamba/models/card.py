@@ -1,0 +1,128 @@
+"""What a weights file says of its network: architecture, classes, and how its pictures are prepared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+from safetensors import SafetensorError, safe_open
+
+from mobilemamba.errors import WeightsError
+from mobilemamba.models.config import ArchOverrides
+from mobilemamba.models.create import check_model_name
+from mobilemamba.models.weights_file import first_line, read_checkpoint
+
+#: Under which a card stands in a Lightning checkpoint, and in the header of a .safetensors file.
+CARD_KEY = "model_card"
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a network wants its pictures.
+
+    Attributes:
+        img_size: Height and width in pixels.
+        mean: Per channel, of pictures in 0..1.
+        std: Per channel, of pictures in 0..1.
+        interpolation: Of the scaling, e.g. ``"bicubic"``.
+        crop_pct: The short side is scaled to ``img_size / crop_pct``, and the centre cut out.
+    """
+
+    img_size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bicubic"
+    crop_pct: float = 0.875
+
+    def __post_init__(self) -> None:
+        for name in ("img_size", "mean", "std"):  # JSON brings lists
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    @classmethod
+    def of_model(cls, name: str) -> Preprocessing:
+        """What timm's configuration of a model says; for mobilemamba models, the paper's size and ImageNet's colours.
+
+        Raises:
+            ConfigError: If there is no such model.
+        """
+        check_model_name(name)
+        known = timm.models.get_pretrained_cfg(name)
+        cfg = timm.data.resolve_data_config({}, pretrained_cfg=known.to_dict() if known else {})
+        return cls(cfg["input_size"][1:], cfg["mean"], cfg["std"], cfg["interpolation"], cfg["crop_pct"])
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """Enough to rebuild a network from its weights alone and to read its answers.
+
+    Attributes:
+        model: timm's name.
+        preprocessing: How its pictures are prepared.
+        num_classes: Outputs.
+        in_chans: Channels of a picture.
+        arch: Architecture choices laid over the model, by the names of ``ArchOverrides``.
+        distilled: Whether it has a second classifier, for a teacher's labels.
+        class_names: In the order of the outputs; empty if they are not known.
+        data: What it was trained on, with the numbers of pictures; empty if not known.
+    """
+
+    model: str
+    preprocessing: Preprocessing
+    num_classes: int = 1000
+    in_chans: int = 3
+    arch: dict[str, Any] = field(default_factory=dict)
+    distilled: bool = False
+    class_names: tuple[str, ...] = ()
+    data: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "arch", json.loads(json.dumps(self.arch)))  # as a file keeps it, lists for tuples
+        object.__setattr__(self, "class_names", tuple(self.class_names))
+
+    @property
+    def overrides(self) -> ArchOverrides:
+        """``arch`` as ``create_model`` takes it."""
+        return ArchOverrides(**self.arch)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON types only."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> ModelCard:
+        """The inverse of :meth:`as_dict`.
+
+        Raises:
+            TypeError: If fields are missing or unknown.
+        """
+        parts = dict(content)
+        parts["preprocessing"] = Preprocessing(**parts["preprocessing"])
+        card = cls(**parts)
+        _ = card.overrides
+        return card
+
+
+def read_card(path: str | Path) -> ModelCard | None:
+    """The card in a ``.safetensors`` file or a Lightning checkpoint; None where there is none.
+
+    Raises:
+        WeightsError: If the file cannot be read, or its card is of another version of this package.
+    """
+    path = Path(path)
+    content: Any = None
+    try:
+        if path.suffix == ".safetensors" and path.is_file():
+            with safe_open(path, "pt") as file:
+                text = (file.metadata() or {}).get(CARD_KEY)
+            content = json.loads(text) if text else None
+        elif path.suffix == ".ckpt" or not path.is_file():  # the reader says what is wrong with a missing file
+            content = read_checkpoint(path, mmap=True).get(CARD_KEY)
+        return ModelCard.from_dict(content) if content else None
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+        raise WeightsError(
+            f"cannot read what {path} says of its network: {first_line(error)}; write the file with this version"
+        ) from None

@@ -1,0 +1,70 @@
+"""Building any timm model by name, with errors for the user rather than for the programmer."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import timm
+from torch import nn
+
+from mobilemamba.errors import ConfigError
+from mobilemamba.models.config import VARIANTS, ArchOverrides
+
+
+def create_model(
+    name: str,
+    arch: ArchOverrides | None = None,
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    drop_path_rate: float = 0.0,
+    distilled: bool = False,
+) -> nn.Module:
+    """Builds a timm model without pretrained weights.
+
+    Args:
+        name: Any timm model.
+        arch: Architecture choices, for a mobilemamba model only.
+        num_classes: Outputs.
+        in_chans: Channels of a picture.
+        drop_path_rate: Stochastic depth; 0 leaves it to the model, as not every timm model knows it.
+        distilled: A second classifier for a teacher's labels, for a mobilemamba model only.
+
+    Raises:
+        ConfigError: If there is no such model, or it does not take what is given.
+    """
+    check_model_name(name)
+    options: dict[str, Any] = arch.given() if arch is not None else {}
+    chosen = [f"arch.{choice}" for choice in options] + ["distilled"] * distilled
+    if chosen and not name.startswith("mobilemamba_"):
+        raise ConfigError(
+            f"{', '.join(chosen)}: only the mobilemamba models have such choices, and the model is {name!r}; "
+            "leave them out or choose a mobilemamba model"
+        )
+    if distilled:
+        options["distilled"] = True
+    if drop_path_rate:
+        options["drop_path_rate"] = drop_path_rate
+    try:
+        return timm.create_model(name, num_classes=num_classes, in_chans=in_chans, **options)
+    except TypeError as error:
+        if "drop_path_rate" in options and "drop_path_rate" in str(error):
+            raise ConfigError(f"drop_path_rate={drop_path_rate}: {name} has no such option; set it to 0") from error
+        raise
+
+
+def check_model_name(name: str) -> None:
+    """Refuses what is no timm model, or none with such weights (``resnet50.a1_in1k`` names both).
+
+    Raises:
+        ConfigError: With the names that come nearest.
+    """
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() names them all"
+        raise ConfigError(f"model name {name!r}: expected one of: {', '.join(VARIANTS)}, or another timm model; {hint}")
+    model, _, tag = name.partition(".")
+    if tag and name not in (known := timm.list_pretrained(f"{model}.*")):
+        tags = [weights.partition(".")[2] for weights in known]
+        expected = f"expected one of: {', '.join(tags)}" if tags else "there are none, leave it out"
+        raise ConfigError(f"model name {name!r}: timm has no weights {tag!r} of a {model}; {expected}")

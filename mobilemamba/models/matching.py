@@ -1,0 +1,188 @@
+"""Which tensor of a checkpoint belongs to which of a network, with a report of every one."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from mobilemamba.layers.conv_norm import NormLinear
+from mobilemamba.models.fuse import unfuse_state
+from mobilemamba.models.mobilemamba import MobileMamba
+from mobilemamba.models.release_names import StateDict, is_fused, is_release, ours_to_release, release_to_ours
+from mobilemamba.models.weights_file import FoundTensors
+
+# A counter that only matters for norms with cumulative averages, and that some exports drop.
+_COUNTER = "num_batches_tracked"
+
+
+@dataclass
+class LoadReport:
+    """What became of each tensor, by the network's names.
+
+    Attributes:
+        format: How the checkpoint was recognised, e.g. ``"release, norms fused"`` or ``"by name"``.
+        loaded: Tensors that were copied into the model.
+        missing: Tensors of the model that the checkpoint lacks; they keep their values.
+        unexpected: Tensors of the checkpoint that the model lacks.
+        wrong_shape: Tensors of both that differ in shape, with both shapes.
+        fresh_heads: Classifiers that start afresh, as ``new_head`` allows, with both numbers of classes.
+    """
+
+    format: str
+    loaded: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    wrong_shape: list[str] = field(default_factory=list)
+    fresh_heads: list[str] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every tensor found its place, those of a fresh head aside."""
+        return not (self.missing or self.unexpected or self.wrong_shape)
+
+    def __str__(self) -> str:
+        lines = [f"{self.format}: {len(self.loaded)} tensors loaded", *self.fresh_heads]
+        for title, names in (
+            ("missing", self.missing),
+            ("unexpected", self.unexpected),
+            ("wrong shape", self.wrong_shape),
+        ):
+            if names:
+                shown = ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+                lines.append(f"{len(names)} {title} ({shown})")
+        return "; ".join(lines)
+
+
+@dataclass(frozen=True)
+class Match:
+    """A checkpoint's tensors by the network's names.
+
+    Attributes:
+        state: All of them, whether they fit or not.
+        fitting: Those that can be copied.
+        fresh: Classifiers, by their modules' names, that none of them is for.
+        report: What became of each.
+    """
+
+    state: StateDict
+    fitting: StateDict
+    fresh: list[str]
+    report: LoadReport
+
+
+def spellings(model: nn.Module) -> list[Collection[str]]:
+    """The names of a network's tensors, by every convention they are known in."""
+    own = model.state_dict()
+    return [own.keys(), ours_to_release(own).keys()] if isinstance(model, MobileMamba) else [own.keys()]
+
+
+def match(model: nn.Module, found: FoundTensors, *, new_head: bool = False) -> Match:
+    """Finds each tensor's place: by name, else through timm's filter for the model's older files, else by order.
+
+    The last two count only if they place every tensor.
+
+    Args:
+        model: The network; it is not changed.
+        found: The checkpoint.
+        new_head: Leave a classifier for another number of classes out, on both sides.
+    """
+    heads = head_names(model) if new_head else []
+    first = None
+    for how, state in _readings(model, found, heads):
+        reading = _fit(model, state, f"{how}, EMA weights" if found.ema else how, heads)
+        if reading.report.complete:
+            return reading
+        first = first or reading
+    assert first is not None
+    return first
+
+
+def head_names(model: nn.Module) -> list[str]:
+    """The modules that turn features into logits: timm's classifiers, each with the norm of a :class:`NormLinear`."""
+    get_classifier: Callable[[], Any] = getattr(model, "get_classifier", lambda: None)
+    classifiers = get_classifier()
+    classifiers = classifiers if isinstance(classifiers, tuple | list) else [classifiers]
+    modules = dict(model.named_modules())
+    names = [name for name, module in modules.items() if name and any(module is one for one in classifiers)]
+    parents = [name.rpartition(".")[0] for name in names]
+    return [
+        parent if isinstance(modules[parent], NormLinear) else name for name, parent in zip(names, parents, strict=True)
+    ]
+
+
+def classes_of(state: StateDict, head: str) -> int:
+    """Outputs of a classifier, by its weight's first dimension; 0 if it is not there."""
+    weights = [t for n, t in state.items() if n.startswith(f"{head}.") and n.endswith("weight") and t.ndim > 1]
+    return len(weights[-1]) if weights else 0
+
+
+def _readings(model: nn.Module, found: FoundTensors, heads: list[str]) -> Iterator[tuple[str, StateDict]]:
+    """The tensors by the network's names, in every way there is to read them; each with its name for the report."""
+    state = found.state
+    if isinstance(model, MobileMamba):
+        yield _as_mobilemamba(model, state)
+    else:
+        yield "by name", state
+        to_timm = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+        if to_timm is not None:
+            filtered: StateDict = {}
+            # Such a function is written for certain files, and may fail on any other in any way.
+            with contextlib.suppress(Exception):
+                filtered = to_timm(dict(state), model)
+            yield "by name through timm's checkpoint_filter_fn", filtered
+    if found.ordered and (renamed := _by_order(model, state, heads)):
+        yield f"by order (names differ, {len(renamed)} shapes agree)", renamed
+
+
+def _as_mobilemamba(model: MobileMamba, state: StateDict) -> tuple[str, StateDict]:
+    release, fused = is_release(state), is_fused(state)
+    how = ("release" if release else "mobilemamba") + (", norms fused" if fused else "")
+    if release:
+        state = release_to_ours(state, model.config.directions)
+    return how, unfuse_state(model, state) if fused and not is_fused(model.state_dict()) else state
+
+
+def _by_order(model: nn.Module, state: StateDict, heads: list[str]) -> StateDict:
+    """The tensors under the network's names in the same place; nothing unless all shapes agree and all names differ.
+
+    A file that shares some names is of a related network, whose other tensors may mean something else.
+    """
+    own = model.state_dict()
+    if len(own) != len(state):
+        own = {name: tensor for name, tensor in own.items() if not name.endswith(_COUNTER)}
+    if len(own) != len(state) or own.keys() & state.keys():
+        return {}
+    for (name, tensor), theirs in zip(own.items(), state.values(), strict=True):
+        in_head = any(name.startswith(f"{head}.") for head in heads)
+        if tensor.shape != theirs.shape and not (in_head and tensor.ndim == theirs.ndim):
+            return {}
+    return dict(zip(own, state.values(), strict=True))
+
+
+def _fit(model: nn.Module, state: StateDict, how: str, heads: list[str]) -> Match:
+    own: dict[str, Tensor] = model.state_dict()
+    report = LoadReport(how)
+    fresh = [head for head in heads if classes_of(state, head) != classes_of(own, head)]
+    for head in fresh:
+        theirs, ours = classes_of(state, head), classes_of(own, head)
+        what = "starts afresh" if ours else "left out"
+        report.fresh_heads.append(f"{head}: {theirs} classes in the weights, {ours} here: {what}")
+    aside = tuple(f"{head}." for head in fresh)
+    fitting = {}
+    for name, tensor in state.items():
+        if name.startswith(aside):
+            continue
+        if name not in own:
+            report.unexpected.append(name)
+        elif tensor.shape != own[name].shape:
+            report.wrong_shape.append(f"{name} {tuple(tensor.shape)}, the model has {tuple(own[name].shape)}")
+        else:
+            fitting[name] = tensor
+            report.loaded.append(name)
+    report.missing = [n for n in own if n not in state and not n.endswith(_COUNTER) and not n.startswith(aside)]
+    return Match(state, fitting, fresh, report)

@@ -1,0 +1,149 @@
+"""Reading a checkpoint: from the file to one network's tensors, out of whatever they are wrapped in."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mobilemamba.errors import WeightsError
+from mobilemamba.models.release_names import StateDict
+
+_CONTAINER_KEYS = ("net", "state_dict", "model", "state_dict_ema", "model_ema", "ema")
+_WRAPPERS = re.compile(r"(?:(?:module|model|net|network|ema|_orig_mod)\.)+")
+#: Share of a network's tensors that has to stand behind a prefix, where a network of another kind has few by accident.
+#: Not more, as fusing the norms leaves few names as they were.
+_LEAST_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class FoundTensors:
+    """One network's tensors, by the names they have in the file.
+
+    Attributes:
+        state: The tensors, prefix taken off.
+        where: The source, for messages.
+        ema: Whether they are an exponential moving average, by the name of what they were wrapped in.
+        ordered: Whether their order is that of the network's layers; a ``.safetensors`` file does not keep it.
+        begin: The first keys of the file, for messages.
+    """
+
+    state: StateDict
+    where: str
+    ema: bool
+    ordered: bool
+    begin: list[str]
+
+
+def read_checkpoint(path: str | Path, *, mmap: bool = False) -> Mapping[str, Any]:
+    """The content of a ``.safetensors`` file, or of a file that torch wrote, on the CPU; no code in it is run.
+
+    Args:
+        path: The file.
+        mmap: Do not read tensors before they are used.
+
+    Raises:
+        WeightsError: If it cannot be read or is no dictionary.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"no weights at {path}: expected a .safetensors, .pth or .ckpt file")
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = load_file(path)
+        else:
+            # timm's training script keeps its arguments beside the weights in a Namespace, a class without behaviour.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                content = torch.load(path, "cpu", weights_only=True, mmap=mmap)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        raise WeightsError(
+            f"cannot read {path}: {first_line(error)}; expected a .safetensors file or a .pth state dict of plain "
+            "tensors"
+        ) from None
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path} holds a {type(content).__name__}; expected a state dict")
+    return content
+
+
+def find_tensors(
+    source: str | Path | Mapping[str, Any], *spellings: Collection[str], ema: bool | None = None
+) -> FoundTensors:
+    """The tensors of the network that has these names, out of containers such as ``state_dict`` and of a prefix.
+
+    Args:
+        source: A file, or what is in one.
+        spellings: The names of the network's tensors; several where there are several conventions.
+        ema: Take the averaged weights, or the others, of a source that has both; by default what a Lightning
+            checkpoint says under ``use_ema``, where false stands for a missing entry.
+
+    Raises:
+        WeightsError: If the source cannot be read, has several such networks, or has not the kind asked for.
+    """
+    where = "the state dict" if isinstance(source, Mapping) else str(source)
+    content = source if isinstance(source, Mapping) else read_checkpoint(source)
+    if ema is None and ("use_ema" in content or "pytorch-lightning_version" in content):
+        ema = bool(content.get("use_ema", False))
+    begin = [str(key) for key in list(content)[:3]]
+    ordered = isinstance(source, Mapping) or Path(source).suffix != ".safetensors"
+
+    def found(state: Mapping[Any, Any], container: str, prefix: str) -> FoundTensors:
+        tensors = {k[len(prefix) :]: v for k, v in _tensors(state).items() if k.startswith(prefix)}
+        return FoundTensors(tensors, where, _is_ema(f"{container}.{prefix}"), ordered, begin)
+
+    containers = {"": content} | {k: content[k] for k in _CONTAINER_KEYS if isinstance(content.get(k), Mapping)}
+    other_kind = False
+    for container, state in containers.items():
+        prefixes = _prefixes(_tensors(state), spellings)
+        if ema is not None:
+            of_kind = [prefix for prefix in prefixes if _is_ema(f"{container}.{prefix}") == ema]
+            other_kind |= len(of_kind) < len(prefixes)
+            prefixes = of_kind
+        if len(prefixes) > 1:
+            raise WeightsError(f"{where} holds several networks ({prefixes}); pass the state dict of one of them")
+        if prefixes:
+            return found(state, container, prefixes[0])
+    if other_kind:
+        raise WeightsError(
+            f"{where} holds {'no' if ema else 'only'} EMA weights; leave `ema` out to take what is there"
+        )
+    # Not by these names: by others, perhaps, in the first container that holds tensors.
+    container = next((name for name, state in containers.items() if _tensors(state)), "")
+    state = containers[container]
+    shared = {match[0] if (match := _WRAPPERS.match(name)) else "" for name in _tensors(state)}
+    return found(state, container, shared.pop() if len(shared) == 1 else "")
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _tensors(state: Mapping[Any, Any]) -> StateDict:
+    return {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)}
+
+
+def _prefixes(state: StateDict, spellings: tuple[Collection[str], ...]) -> list[str]:
+    """What stands before the network's names, the shortest first; several if there are several such networks."""
+    names = set().union(*spellings)
+    counts: Counter[str] = Counter()
+    for name in state:
+        starts = [0, *(match.end() for match in re.finditer(r"\.", name))]
+        counts.update(name[:start] for start in starts if name[start:] in names)
+    most = max(counts.values(), default=0)
+    if most < max(1, _LEAST_SHARE * min(map(len, spellings))):
+        return []
+    return sorted((prefix for prefix, count in counts.items() if count > most / 2), key=len)
+
+
+def _is_ema(place: str) -> bool:
+    return re.search(r"(?:^|[._])ema(?:[._]|$)", place) is not None

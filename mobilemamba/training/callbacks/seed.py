@@ -1,0 +1,56 @@
+"""Random numbers that depend on the place in the training alone."""
+
+from __future__ import annotations
+
+import os
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class StepSeed(Callback):
+    """Gives each epoch and each step random numbers of its own, from (seed, epoch, batch, rank) alone.
+
+    So no random state has to be kept in a checkpoint: a resumed run draws what an uninterrupted one draws (Mixup,
+    dropout, DropPath), also from the middle of an epoch. What the data set draws, its loader and
+    :mod:`mobilemamba.data.sampling` tie to the picture in the same way; for other data sets each epoch's workers are
+    seeded here. Out of reach are persistent workers of such data sets, which keep their state from epoch to epoch.
+    """
+
+    def __init__(self, seed: int | None = None) -> None:
+        """Sets the seed.
+
+        Args:
+            seed: By default the one given to ``seed_everything``, or 0 if there was none.
+        """
+        self.seed = seed
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Seeds the epoch, before its data workers start."""
+        self._seed_all(trainer, trainer.current_epoch)
+        # Lightning makes the data iterator after this hook, except in the first epoch of a process: that one was made
+        # before, from whatever state there was, and its workers may be at work already.
+        loop = trainer.fit_loop
+        if trainer.current_epoch == 0 or loop.is_resuming or loop.epoch_loop.restarting:
+            iter(loop._data_fetcher)  # type: ignore[arg-type]  # no public way; Lightning is pinned, a test watches it
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Seeds the step."""
+        self._seed_all(trainer, trainer.current_epoch, batch_idx + 1)
+
+    def _seed_all(self, trainer: Trainer, *place: int) -> None:
+        seed = self.seed if self.seed is not None else global_seed() or 0
+        sequence = np.random.SeedSequence((seed, *place, trainer.global_rank))
+        for_torch, for_numpy, for_random = (int(word) for word in sequence.generate_state(3))
+        torch.manual_seed(for_torch)
+        np.random.seed(for_numpy)  # noqa: NPY002  the generator that timm's Mixup and the transforms of others draw from
+        random.seed(for_random)
+
+
+def global_seed() -> int | None:
+    """The seed last given to ``seed_everything``."""
+    seed = os.environ.get("PL_GLOBAL_SEED")
+    return int(seed) if seed is not None else None

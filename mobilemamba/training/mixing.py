@@ -1,0 +1,63 @@
+"""Mixup and CutMix, timm's, as a configuration."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from timm.data import Mixup
+from torch import Tensor
+
+from mobilemamba.errors import ConfigError
+
+
+@dataclass
+class Mixing:
+    """Mixup (Zhang et al., 2018) and CutMix (Yun et al., 2019); the defaults are the ImageNet recipe's.
+
+    Attributes:
+        mixup_alpha: Of Mixup's Beta distribution; 0 leaves Mixup out.
+        cutmix_alpha: Of CutMix's; 0 leaves CutMix out.
+        prob: Probability that a batch (or a picture, by ``mode``) is mixed at all.
+        switch_prob: Probability of CutMix rather than Mixup where both are on.
+        mode: Draw once for a ``batch``, for each ``pair`` of pictures, or for each picture (``elem``).
+
+    Raises:
+        ConfigError: If a value is out of range.
+    """
+
+    mixup_alpha: float = 0.8
+    cutmix_alpha: float = 1.0
+    prob: float = 1.0
+    switch_prob: float = 0.5
+    mode: Literal["batch", "pair", "elem"] = "batch"
+
+    def __post_init__(self) -> None:
+        if min(self.mixup_alpha, self.cutmix_alpha) < 0 or self.mixup_alpha == self.cutmix_alpha == 0:
+            raise ConfigError(
+                f"mixing.mixup_alpha={self.mixup_alpha}, mixing.cutmix_alpha={self.cutmix_alpha}: expected 0 or more "
+                "and one of them above 0; set model.mixing to null for no mixing"
+            )
+        for name in ("prob", "switch_prob"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"mixing.{name}={getattr(self, name)}: a probability is 0 to 1")
+
+    def build(self, num_classes: int) -> MixBatch:
+        """The function on batches."""
+        # Smoothing is left to the loss, which treats soft targets alike.
+        return MixBatch(Mixup(**asdict(self), label_smoothing=0.0, num_classes=num_classes))
+
+
+class MixBatch:
+    """Mixes pictures (B, C, H, W) and class indices (B,) into pictures and soft targets (B, num_classes).
+
+    A batch is mixed with itself in reverse order, so its size has to be even: of an odd one the last picture is left
+    out. The pictures are changed in place. Draws from numpy's global generator.
+    """
+
+    def __init__(self, mixup: Mixup) -> None:
+        self.mixup = mixup
+
+    def __call__(self, pictures: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        even = len(pictures) - len(pictures) % 2
+        return self.mixup(pictures[:even], target[:even])

@@ -1,0 +1,78 @@
+"""A training that is killed in the middle of an epoch goes on to the very same end."""
+
+import json
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils._pytree import tree_flatten
+
+from mobilemamba.cli import main
+
+# Everything that keeps a state or draws random numbers: average, Mixup, DropPath, shifts and flips, schedule.
+OPTIONS = shlex.split(
+    "--trainer.max_epochs 2 --trainer.limit_train_batches 12 --trainer.limit_val_batches 3 --trainer.accelerator cpu "
+    "--data.img_size 32 --data.batch_size 8 --table_size null --model.arch.embed_dims [16,16,16] "
+    "--model.arch.depths [1,1,1] --model.ema_decay 0.9 --model.mixing {} --model.drop_path_rate 0.3 "
+    "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint --trainer.callbacks.every_n_train_steps=5 "
+    "--trainer.callbacks.filename=last --trainer.callbacks.enable_version_counter=false "
+)
+KILLED = """
+import os, signal, sys
+import torch
+from mobilemamba.cli import main
+from mobilemamba.tasks import ClassificationTask
+
+step = ClassificationTask.training_step
+
+def training_step(self, batch):
+    if self.global_step == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, batch)
+
+ClassificationTask.training_step = training_step
+torch.set_num_threads(1)  # as in the tests
+main(sys.argv[2:])
+"""
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: Path) -> object:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(root))
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def options(name: str, workers: int) -> list[str]:
+    folder = f"runs/{name}/checkpoints"
+    return ["fit", *OPTIONS, f"--trainer.callbacks.dirpath={folder}", f"--data.num_workers={workers}", f"--name={name}"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("step", "workers"), [(8, 0), (17, 1)])
+def test_killed_in_mid_epoch_and_resumed_equals_uninterrupted_bit_for_bit(step: int, workers: int) -> None:
+    main(options("straight", workers))
+    command = [sys.executable, "-c", KILLED, str(step), *options("killed", workers)]
+    killed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    last = torch.load("runs/killed/checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] == step - step % 5  # so the step is lost, and its batch comes again
+    cli = main([*options("killed", workers), "--ckpt_path", "last"])
+    assert cli.trainer.global_step == 24
+
+    one, other = (
+        torch.load(f"runs/{name}/checkpoints/last.ckpt", weights_only=True) for name in ("straight", "killed")
+    )
+    for part in ("state_dict", "optimizer_states", "lr_schedulers"):
+        (left, left_spec), (right, right_spec) = tree_flatten(one[part]), tree_flatten(other[part])
+        assert left_spec == right_spec
+        assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(left, right, strict=True)), part
+    assert any(name.startswith("ema.module.") for name in one["state_dict"])
+    results = [json.loads(Path(f"runs/{name}/results.json").read_text()) for name in names]
+    for key in ("top1", "top1_ema", "top5", "best_epoch", "epochs"):
+        assert results[0][key] == results[1][key], key

@@ -1,0 +1,113 @@
+"""Short options are written out; what the data leaves open is what the weights or the model want."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from jsonargparse import Namespace
+from PIL import Image
+
+from mobilemamba.cli.shorthand import expand_options, fill_preprocessing
+from mobilemamba.errors import ConfigError, WeightsError
+from mobilemamba.models import ModelCard, Preprocessing, save_weights
+
+WANTED = Preprocessing((40, 40), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), "bilinear", 0.9)
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """Of a network that is not the default one."""
+    model = timm.create_model("mobilemamba_t2", num_classes=3, depths=(1, 1, 1), distilled=True)
+    card = ModelCard("mobilemamba_t2", WANTED, 3, arch={"depths": [1, 1, 1]}, distilled=True)
+    save_weights(model, tmp_path / "own.safetensors", card)
+    return tmp_path / "own.safetensors"
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "pets" / name / "1.png")
+    return tmp_path / "pets"
+
+
+def test_other_options_stay() -> None:
+    options = ["--trainer.max_epochs", "3", "--model.lr=2", "--config", "x.yaml", "--data", "FashionMNISTSample"]
+    assert expand_options(options) == options
+
+
+@pytest.mark.parametrize("options", [["--model", "resnet18"], ["--model=resnet18"]])
+def test_a_model_by_its_name(options: list[str]) -> None:
+    assert expand_options(options) == ["--model.name", "resnet18"]
+
+
+def test_a_model_by_its_class() -> None:
+    assert expand_options(["--model", "ClassificationTask"]) == ["--model", "ClassificationTask"]
+
+
+def test_data_by_its_folder(pictures: Path, tmp_path: Path) -> None:
+    assert expand_options(["--data", str(pictures)]) == ["--data", "ImageFolder", "--data.root", str(pictures)]
+    (tmp_path / "imagenet/val/n01440764").mkdir(parents=True)
+    (tmp_path / "imagenet/val/n01440764/1.JPEG").touch()
+    imagenet = str(tmp_path / "imagenet")
+    assert expand_options(["--data", imagenet]) == ["--data", "ImageNet", "--data.root", imagenet]
+
+
+def test_a_folder_that_is_not_there() -> None:
+    with pytest.raises(ConfigError, match=r"--data no/where: no such folder; .*ImageFolder or ImageNet"):
+        expand_options(["--data", "no/where"])
+
+
+def test_weights_say_what_they_are_of(weights: Path) -> None:
+    assert expand_options(["--weights", str(weights)]) == [
+        *("--model.weights", str(weights), "--model.name", "mobilemamba_t2", "--model.in_chans", "3"),
+        *("--model.arch", '{"depths": [1, 1, 1]}', "--model.distillation_head", "true"),
+    ]
+
+
+@pytest.mark.parametrize("before", [["--model", "mobilemamba_s6"], ["--model.name=mobilemamba_s6"], ["--config", "a"]])
+def test_a_network_that_is_named_otherwise_stays(weights: Path, before: list[str]) -> None:
+    assert expand_options([*before, "--weights", str(weights)])[-2:] == ["--model.weights", str(weights)]
+
+
+def test_weights_that_are_not_there() -> None:
+    with pytest.raises(WeightsError, match=r"no weights at absent.pth"):
+        expand_options(["--weights", "absent.pth"])
+
+
+def config(model: dict, **data: object) -> Namespace:
+    settings = {"img_size": 1, "mean": 1, "std": 1, "interpolation": 1, "crop_pct": 1} | data
+    return Namespace(
+        model=Namespace(class_path="x", init_args=Namespace(**model)),
+        data=Namespace(class_path="y", init_args=Namespace(**settings)),
+    )
+
+
+def test_open_settings_are_the_models() -> None:
+    found = config({"name": "mobilemamba_b1", "weights": None}, img_size=None, mean=None, crop_pct=0.5)
+    fill_preprocessing(found)
+    data = found.data.init_args
+    assert (data.img_size, data.crop_pct, data.std) == (256, 0.5, 1)
+    assert data.mean == pytest.approx((0.485, 0.456, 0.406))
+
+
+def test_the_weights_come_before_the_model(weights: Path) -> None:
+    found = config({"name": "mobilemamba_b1", "weights": str(weights)}, img_size=None, std=None, interpolation=None)
+    fill_preprocessing(found)
+    data = found.data.init_args
+    assert (data.img_size, data.std, data.interpolation) == (40, (0.2, 0.2, 0.2), "bilinear")
+
+
+def test_weights_without_a_card_leave_it_to_the_model(tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "plain.pth")
+    found = config({"name": "tf_efficientnet_lite0", "weights": str(tmp_path / "plain.pth")}, mean=None)
+    fill_preprocessing(found)
+    assert found.data.init_args.mean == (0.5, 0.5, 0.5)
+
+
+def test_data_without_such_settings_is_left_alone() -> None:
+    found = config({"name": "mobilemamba_b1"}, img_size=None)
+    del found.data.init_args["crop_pct"]
+    fill_preprocessing(found)
+    assert found.data.init_args.img_size is None

@@ -1,0 +1,42 @@
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mobilemamba.data.picture_set import FileSource, Texts
+
+paths = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=30)
+
+
+@given(st.lists(paths, max_size=20))
+def test_texts_are_a_list(given_texts: list[str]) -> None:
+    texts = Texts(given_texts)
+    assert list(texts) == given_texts
+    assert len(texts) == len(given_texts)
+    assert texts[1:5] == given_texts[1:5]
+    assert list(pickle.loads(pickle.dumps(texts))) == given_texts
+    if given_texts:
+        assert texts[-1] == given_texts[-1]
+    for beyond in (len(texts), -len(texts) - 1):
+        with pytest.raises(IndexError):
+            texts[beyond]
+
+
+def test_texts_keep_names_that_are_no_unicode() -> None:
+    name = b"caf\xe9.jpg".decode(errors="surrogateescape")
+    assert list(Texts([name])) == [name]
+
+
+def test_texts_take_little_memory() -> None:
+    texts = Texts(f"/data/train/n{i % 1000:08}/n{i % 1000:08}_{i}.JPEG" for i in range(10_000))
+    assert (
+        sum(part.nbytes if isinstance(part, np.ndarray) else len(part) for part in vars(texts).values()) < 60 * 10_000
+    )
+
+
+def test_file_source() -> None:
+    source = FileSource([("a/0.png", 3), ("b/1.png", 0)])
+    assert source.labels.tolist() == [3, 0]
+    assert source.name(1) == source.open(1) == "b/1.png"

@@ -1,0 +1,49 @@
+"""What the tools ``backends`` and ``summary`` print."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from mobilemamba.errors import ConfigError
+
+
+def test_backends_say_what_runs_and_why_not(printed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    out = printed("backends")
+    row = {
+        name: next(line for line in out.splitlines() if re.match(rf"\W*{name} ", line))
+        for name in ("chunked", "reference")
+    }
+    assert all(line.rstrip(" │").endswith("runs") for line in row.values())
+    assert "mamba_ssm" in out
+    assert "no: " in out
+    assert "auto on cpu: chunked" in out
+
+
+def test_summary_of_the_six_sizes_beside_the_paper(printed) -> None:
+    out = printed("summary")
+    rows = {cells[0]: cells[1:] for line in out.splitlines() if (cells := re.findall(r"[\w.,]+", line))}
+    assert rows["mobilemamba_s6"][:3] == ["224", "15,036,632", "652,334,736"]
+    assert rows["mobilemamba_s6"][-2:] == ["15.0", "652"]
+    assert rows["mobilemamba_b4"][:3] == ["512", "17,122,849", "4,313,308,544"]
+    assert {f"mobilemamba_{size}" for size in ("t2", "t4", "s6", "b1", "b2", "b4")} < rows.keys()
+    assert "norms not fused" in out
+    assert "the paper's convention" in out  # each number says how it was obtained
+
+
+@pytest.mark.slow
+def test_summary_of_a_sweep(printed, root: Path) -> None:
+    out = printed("summary", "--config", str(root / "experiments" / "ablation_xi.yaml"))
+    rows = re.findall(r"224\W+(\d\d,\d{3},\d{3})\W+(\d{3},\d{3},\d{3})", out)
+    assert len(rows) >= 8
+    assert ("15,036,632", "652,334,736") in rows
+    assert ["14.615", "619.78"] in [
+        [f"{int(p.replace(',', '')) / 1e6:.3f}", f"{int(f.replace(',', '')) / 1e6:.2f}"] for p, f in rows
+    ]
+
+
+def test_an_unknown_tool_lists_the_known(printed) -> None:
+    with pytest.raises(ConfigError, match=r"unknown command 'sumary'.*predict, summary, convert, backends"):
+        printed("sumary")

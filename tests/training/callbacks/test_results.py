@@ -1,0 +1,122 @@
+"""A finished run leaves its numbers, an unfinished one none."""
+
+import json
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback
+
+from mobilemamba.training.callbacks import RunResults
+from mobilemamba.training.callbacks import results as results_module
+from tests.training.callbacks.runs import Data, StopAfter, fit, small_task
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::UserWarning:torch")
+
+
+@pytest.fixture
+def quick_measure(monkeypatch):
+    """Counting and timing have tests of their own."""
+    monkeypatch.setattr(results_module, "measure_network", lambda *_: {"img_size": 224, "flops": 7})
+
+
+@pytest.mark.usefixtures("quick_measure")
+class TestRunResults:
+    def test_a_finished_run_leaves_its_numbers(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("PL_GLOBAL_SEED", "3")
+        results = RunResults(tmp_path / "run")
+        trainer, _ = fit(tmp_path / "run", 2, module=small_task, extra=(results,))
+        written = json.loads((tmp_path / "run" / "results.json").read_text())
+        assert written["top1_last"] == pytest.approx(float(trainer.callback_metrics["val/top1"]))
+        assert written["top5"] == 100
+        best = max(results.history, key=lambda entry: entry["val/top1"])
+        assert (written["top1"], written["best_epoch"]) == (best["val/top1"], best["epoch"])
+        expected = {
+            "epochs": 2,
+            "seed": 3,
+            "resumes": 0,
+            "data": "noise",
+            "num_classes": 5,
+            "img_size": 32,
+            "train_pictures": 12,
+            "val_pictures": 12,
+            "total_batch_size": 4,
+            "measured": {"img_size": 224, "flops": 7},
+            "torch": torch.__version__,
+        }
+        assert {key: written[key] for key in expected} == expected
+        assert (tmp_path / "run" / written["checkpoint"]).is_file()
+        assert written["hours"] > 0
+        assert written["peak_mem_gib"] > 0
+        assert json.loads((tmp_path / "run" / "measure.json").read_text())["flops"] == 7
+        progress = json.loads((tmp_path / "run" / "progress.json").read_text())
+        assert (progress["epoch"], progress["max_epochs"], progress["top1"]) == (2, 2, written["top1_last"])
+
+    def test_a_killed_run_has_none_and_goes_on_counting(self, tmp_path):
+        folder = tmp_path / "run"
+
+        def start(kill_at=None):
+            results = RunResults(folder)
+            last = folder / "last.ckpt"
+            extra = (results, *([StopAfter(kill_at)] if kill_at is not None else []))
+            fit(folder, 3, module=small_task, extra=extra, ckpt_path=str(last) if last.exists() else None)
+            return results
+
+        for kill_at in (1, 1, 2):  # the second dies before it saved anything
+            with pytest.raises(ConnectionAbortedError):
+                start(kill_at)
+            assert not (folder / "results.json").exists()
+            progress = json.loads((folder / "progress.json").read_text())
+        assert progress["resumes"] == 2
+        finished = start()
+        assert [entry["epoch"] for entry in finished.history] == [1, 2, 3]
+        written = json.loads((folder / "results.json").read_text())
+        assert (written["resumes"], written["epochs"]) == (3, 3)
+
+        (folder / "results.json").unlink()  # killed between the last checkpoint and the results
+        start()
+        again = json.loads((folder / "results.json").read_text())
+        for key in ("top1", "top5", "best_epoch", "top1_last", "epochs", "train_pictures", "val_pictures"):
+            assert again[key] == written[key], key
+
+    def test_ctrl_c_leaves_no_results(self, tmp_path):
+        class CtrlC(Callback):
+            def on_train_batch_start(self, *_):
+                raise KeyboardInterrupt
+
+        with pytest.raises(SystemExit):
+            fit(tmp_path, 1, module=small_task, extra=(RunResults(tmp_path), CtrlC()))
+        assert not (tmp_path / "results.json").exists()
+
+    def test_a_new_run_takes_an_older_one_s_results_away(self, tmp_path):
+        (tmp_path / "results.json").write_text("{}")
+        with pytest.raises(ConnectionAbortedError):
+            fit(tmp_path, 1, module=small_task, extra=(RunResults(tmp_path), StopAfter(0)))
+        assert not (tmp_path / "results.json").exists()
+
+    def test_a_limited_validation_says_on_how_many_pictures(self, tmp_path):
+        trainer = Trainer(
+            max_epochs=1,
+            limit_val_batches=1,
+            limit_train_batches=2,
+            callbacks=[RunResults(tmp_path)],
+            default_root_dir=tmp_path,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            accelerator="cpu",
+        )
+        trainer.fit(small_task(), Data())
+        written = json.loads((tmp_path / "results.json").read_text())
+        assert (written["train_pictures"], written["val_pictures"]) == (8, 5)
+        assert written["checkpoint"] is None
+
+    def test_a_network_that_cannot_be_measured_is_trained_all_the_same(self, tmp_path, monkeypatch):
+        def refuse(*_):
+            raise AssertionError("Input height (224) doesn't match model (384).")
+
+        monkeypatch.setattr(results_module, "measure_network", refuse)
+        with pytest.warns(UserWarning, match="table_img_size"):
+            fit(tmp_path, 1, module=small_task, extra=(RunResults(tmp_path),))
+        assert json.loads((tmp_path / "results.json").read_text())["measured"] is None

@@ -1,0 +1,49 @@
+"""Resuming draws what an uninterrupted run draws."""
+
+import pytest
+
+from mobilemamba.training.callbacks import StepSeed
+from tests.training.callbacks.runs import Data, fit, killed_and_resumed, same_weights, small_task
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::UserWarning:torch")
+
+
+class TestStepSeed:
+    @pytest.mark.parametrize("after", [1, 2])
+    @pytest.mark.parametrize("workers", [0, 1])
+    @pytest.mark.parametrize("saving", [{}, {"save_on_train_epoch_end": True}], ids=["after-val", "after-train"])
+    def test_resumed_equals_uninterrupted_bit_for_bit(self, tmp_path, after, workers, saving):
+        _, straight = fit(tmp_path / "a", 3, data=Data(workers), **saving)
+        _, resumed = killed_and_resumed(tmp_path / "b", after, data=Data(workers), **saving)
+        assert resumed.seen == [entry for entry in straight.seen if entry[0] >= after]
+        assert same_weights(straight, resumed)
+
+    def test_with_the_task_and_drop_path(self, tmp_path):
+        _, straight = fit(tmp_path / "a", 3, module=small_task)
+        _, resumed = killed_and_resumed(tmp_path / "b", 2, module=small_task)
+        assert same_weights(straight, resumed)
+
+    def test_without_it_they_differ(self, tmp_path):
+        """The comparison above can fail."""
+        _, straight = fit(tmp_path / "a", 3, extra=())
+        _, resumed = killed_and_resumed(tmp_path / "b", 2, extra=())
+        assert not same_weights(straight, resumed)
+
+    def test_epochs_and_seeds_draw_differently(self, tmp_path):
+        _, first = fit(tmp_path / "a", 2)
+        _, second = fit(tmp_path / "b", 2, extra=(StepSeed(1),))
+        sums = [total for model in (first, second) for _, _, total in model.seen]
+        assert len(set(sums)) == len(sums) == 12
+
+    def test_takes_the_seed_of_seed_everything(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("PL_GLOBAL_SEED", "5")
+        _, first = fit(tmp_path / "a", 1, extra=(StepSeed(),))
+        _, second = fit(tmp_path / "b", 1, seed=1, extra=(StepSeed(5),))
+        assert first.seen == second.seen
+
+    def test_persistent_workers_follow_the_epoch_too(self, tmp_path):
+        data = {"workers": 1, "persistent_workers": True}
+        _, straight = fit(tmp_path / "a", 3, data=Data(**data))
+        _, resumed = killed_and_resumed(tmp_path / "b", 2, data=Data(**data))
+        order = [labels for epoch, labels, _ in straight.seen if epoch == 2]
+        assert [labels for _, labels, _ in resumed.seen] == order
