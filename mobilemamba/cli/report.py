@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -12,11 +13,11 @@ from mobilemamba.training.evaluation import Comparison
 _NETWORKS = {"raw": "as trained", "ema": "averaged (EMA)", "fused": "norms folded"}
 
 
-def print_accuracies(metrics: Mapping[str, float], split: str, title: str, pictures: int | None) -> None:
+def print_accuracies(metrics: Mapping[str, Any], split: str, title: str, pictures: int | None) -> None:
     """A table of every network that was evaluated, and whether folding the norms changed an answer.
 
     Args:
-        metrics: As logged, e.g. ``val/top1_fused``.
+        metrics: Numbers as logged, e.g. ``val/top1_fused``.
         split: ``"val"`` or ``"test"``.
         title: What was evaluated on what.
         pictures: How many pictures were evaluated; None if unknown.

@@ -67,7 +67,7 @@ def predict(
     network, card = load_network(weights, model)
     chosen = "cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device
     try:
-        network = fuse_norms(network).to(chosen, memory_format=torch.channels_last)
+        network = fuse_norms(network).to(chosen).to(memory_format=torch.channels_last)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"--device {device}: {str(error).splitlines()[0]}; use auto or cpu") from None
     names = class_names(card)

@@ -65,9 +65,8 @@ def test_killed_in_mid_epoch_and_resumed_equals_uninterrupted_bit_for_bit(step: 
     cli = main([*options("killed", workers), "--ckpt_path", "last"])
     assert cli.trainer.global_step == 24
 
-    one, other = (
-        torch.load(f"runs/{name}/checkpoints/last.ckpt", weights_only=True) for name in ("straight", "killed")
-    )
+    names = ("straight", "killed")
+    one, other = (torch.load(f"runs/{name}/checkpoints/last.ckpt", weights_only=True) for name in names)
     for part in ("state_dict", "optimizer_states", "lr_schedulers"):
         (left, left_spec), (right, right_spec) = tree_flatten(one[part]), tree_flatten(other[part])
         assert left_spec == right_spec

@@ -166,7 +166,9 @@ def test_recipes_take_two_steps_on_real_pictures(path: Path, sample_as_imagenet:
             "teacher.safetensors",
             ModelCard("test_efficientnet", Preprocessing((64, 64), (0.5,) * 3, (0.5,) * 3)),
         )
-        options += ["--model.distillation.teacher", "null", "--model.distillation.weights", "teacher.safetensors"]
+        options += shlex.split(
+            "--model.distillation.teacher test_efficientnet --model.distillation.weights teacher.safetensors"
+        )
     cli = main(["fit", "--config", str(path), "--data.root", str(sample_as_imagenet), *options])
     assert cli.trainer.global_step == 2
     assert cli.trainer.callback_metrics["train/loss"].isfinite()

@@ -100,7 +100,7 @@ def _what(trainer: Trainer, loss_finite: bool) -> str:
     place = f"epoch {epoch}, batch {batch_idx}"
     if trainer.world_size > 1:
         place += f", rank {trainer.global_rank}"
-    describe = getattr(trainer.datamodule, "describe_batch", None)
+    describe = getattr(getattr(trainer, "datamodule", None), "describe_batch", None)
     names = describe(epoch, batch_idx) if callable(describe) else []
     shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     return f"{value} is not finite in {place}" + (f" ({shown})" if shown else "")

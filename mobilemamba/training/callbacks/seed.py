@@ -28,6 +28,12 @@ class StepSeed(Callback):
         """
         self.seed = seed
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gives the loader its place in a resumed epoch."""
+        # Lightning does this when it makes the loader. A task that asks for the number of steps, as a schedule must,
+        # has the loader made before the checkpoint is read; the place would be lost.
+        trainer.fit_loop._load_combined_loader_states()
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Seeds the epoch, before its data workers start."""
         self._seed_all(trainer, trainer.current_epoch)
