@@ -14,7 +14,7 @@ from PIL import Image
 
 from mobilemamba.analysis import complexity
 from mobilemamba.cli import main
-from mobilemamba.models import VARIANTS, save_weights
+from mobilemamba.models import VARIANTS, ModelCard, Preprocessing, save_weights
 from mobilemamba.models.release_names import ours_to_release
 
 ROOT = Path(__file__).parents[1]
@@ -39,6 +39,7 @@ SHORT = [
     "--data.init_args.batch_size=4",
     "--table_size=null",
 ]
+TOOLS = [c for c in commands() if re.match(r"mobilemamba (summary|backends|convert|predict)", c)]
 FIT = [command for command in commands() if command.startswith("mobilemamba fit")]
 
 
@@ -47,15 +48,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A user's folder: the experiments, own pictures, released weights."""
     folder = tmp_path_factory.mktemp("readme")
     shutil.copytree(ROOT / "experiments", folder / "experiments")
-    for data in ("my_pictures", "my_imagenet"):
+    names = {"my_pictures": ("red", "blue"), "my_imagenet": ("n01440764", "n01443537")}
+    for data, labels in names.items():
         for part, count in (("train", 4), ("val", 2)):
-            for label, colour in (("red", (200, 0, 0)), ("blue", (0, 0, 200))):
+            for label, colour in zip(labels, ((200, 0, 0), (0, 0, 200)), strict=True):
                 (folder / data / part / label).mkdir(parents=True)
                 for number in range(count):
                     Image.new("RGB", (40, 36), colour).save(folder / data / part / label / f"{number}.jpg")
     release = timm.create_model("mobilemamba_s6")
     torch.save({"net": ours_to_release(release.state_dict())}, folder / "release.pth")
-    save_weights(timm.create_model("mobilemamba_s6", num_classes=2), folder / "s6.safetensors")
+    torch.save(timm.create_model("tresnet_v2_l").state_dict(), folder / "tresnet_v2_l.pth")
+    preprocessing = Preprocessing.of_model("mobilemamba_s6")
+    save_weights(release, folder / "s6_imagenet.safetensors", ModelCard("mobilemamba_s6", preprocessing))
+    own = ModelCard("mobilemamba_s6", preprocessing, num_classes=2, class_names=names["my_pictures"])
+    save_weights(timm.create_model("mobilemamba_s6", num_classes=2), folder / "s6.safetensors", own)
     return folder
 
 
@@ -73,7 +79,7 @@ def test_model_table_is_counted() -> None:
         assert row in README
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if re.match(r"mobilemamba (summary|backends|convert)", c)])
+@pytest.mark.parametrize("command", TOOLS)
 def test_tools(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(folder)
     release_only = "convert" in command

@@ -142,6 +142,7 @@ class ClassificationTask(EvaluationTask):
         self.configure_models(weights, partial_weights, new_head)
         self.configure_losses()
         self.configure_metrics()
+        self.train()  # Lightning takes the modules' modes as they are, and a frozen backbone has one of its own
 
     def _check(self) -> None:
         for name, (low, high) in _LIMITS.items():

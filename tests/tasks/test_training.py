@@ -1,0 +1,142 @@
+"""What the recipe adds to a plain training: average, teacher, frozen backbone, low precision, compilation."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import Callback
+from torch.utils.data import DataLoader
+
+from mobilemamba.models import ArchOverrides, ModelCard, Preprocessing, create_model, load_network, save_weights
+from mobilemamba.training.distillation import Distillation, Teacher, distillation_loss
+from mobilemamba.training.mixing import Mixing
+from tests.tasks.test_classification import CLASSES, make_task, make_trainer, pictures
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::UserWarning:torch")
+
+TINY = {"name": "mobilemamba_t2", "arch": ArchOverrides(embed_dims=(16, 16, 16), depths=(1, 1, 1))}
+
+
+class Watch(Callback):
+    """Keeps the network's state after each step."""
+
+    def __init__(self):
+        self.states = []
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        self.states.append(copy.deepcopy(pl_module.model.state_dict()))
+
+
+def fit(folder, task, *, callbacks=(), validation=None, **options):
+    trainer = make_trainer(folder, callbacks=list(callbacks), **{"max_epochs": 1} | options)
+    trainer.fit(task, DataLoader(pictures(), batch_size=4), validation)
+    return trainer
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    """The configuration of a small teacher, and its file."""
+    torch.manual_seed(3)
+    path = tmp_path / "teacher.safetensors"
+    card = ModelCard("test_efficientnet", Preprocessing((48, 48), (0.5,) * 3, (0.25,) * 3), num_classes=CLASSES)
+    save_weights(create_model("test_efficientnet", num_classes=CLASSES), path, card)
+    return Distillation(weights=str(path))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_average_is_the_recurrence(tmp_path, accumulate):
+    task, watch = make_task(ema_decay=0.7, lr=0.01), Watch()
+    expected = copy.deepcopy(task.model.state_dict())
+    fit(tmp_path, task, callbacks=[watch], accumulate_grad_batches=accumulate)
+    steps = {1: (0, 1, 2), 2: (1, 2)}[accumulate]  # the batches after which there is one
+    for state in (watch.states[batch] for batch in steps):
+        expected = {name: 0.7 * expected[name] + 0.3 * state[name] for name in expected}
+    for name, value in task.ema.module.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6)
+    assert not any(parameter.requires_grad for parameter in task.ema.parameters())
+
+
+def test_the_average_is_evaluated_beside_the_network(tmp_path):
+    trainer = fit(tmp_path, make_task(ema_decay=0.5, lr=0.3), validation=DataLoader(pictures(seed=1), batch_size=3))
+    metrics = trainer.callback_metrics
+    assert metrics["val/loss"] != metrics["val/loss_ema"]
+    assert metrics["val/top1_max"] == max(metrics["val/top1"], metrics["val/top1_ema"])
+    assert "val/top1_fused" not in metrics
+
+
+@pytest.mark.parametrize("better", ["raw", "ema"])
+def test_a_checkpoint_says_which_network_is_better_and_what_it_is(tmp_path, better):
+    task = make_task(**TINY, ema_decay=0.5)
+    trainer = fit(tmp_path, task)
+    trainer.callback_metrics.update({"val/top1": torch.tensor(60.0 if better == "raw" else 40.0)})
+    trainer.callback_metrics.update({"val/top1_ema": torch.tensor(50.0)})
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    network, card = load_network(tmp_path / "run.ckpt")
+    expected = task.model if better == "raw" else task.ema.module
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in expected.state_dict().items())
+    assert (card.model, card.num_classes) == ("mobilemamba_t2", CLASSES)
+    assert ArchOverrides(**{name: tuple(value) for name, value in card.arch.items()}) == TINY["arch"]
+
+
+def test_a_frozen_backbone_does_not_move(tmp_path):
+    task = make_task(**TINY, freeze_backbone=True, lr=0.1)
+    before = copy.deepcopy(task.model.state_dict())
+    fit(tmp_path, task)
+    changed = {name for name, value in task.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert {"head.linear.weight", "head.norm.running_mean"} <= changed
+    assert all(name.startswith("head.") for name in changed)
+
+
+def test_the_loss_is_the_tasks_and_the_teachers(tmp_path, teacher):
+    task = make_task(distillation=teacher, label_smoothing=0.0)
+    fit(tmp_path, task, limit_train_batches=1)
+    x, target = pictures().tensors[0][:4], pictures().tensors[1][:4]
+    wanted = Preprocessing.of_model("test_efficientnet")
+    answers = Teacher(teacher, CLASSES, wanted.mean, wanted.std)(x)
+    torch.manual_seed(0)
+    fresh = make_task(label_smoothing=0.0)
+    logits = fresh.train()(x)
+    expected = F.cross_entropy(logits, target) + 5 * distillation_loss(logits, answers)
+    assert task.trainer.callback_metrics["train/loss"].item() == pytest.approx(expected.item(), rel=1e-4)
+    assert not any("teacher" in name for name in task.state_dict())
+
+
+def test_the_second_head_learns_from_the_teacher_alone(tmp_path, teacher):
+    task = make_task(**TINY, distillation=teacher, distillation_head=True, mixing=Mixing(), lr=0.01)
+    before = copy.deepcopy(task.model.state_dict())
+    fit(tmp_path, task)
+    for head in ("head", "head_dist"):
+        assert not torch.equal(task.model.state_dict()[f"{head}.linear.weight"], before[f"{head}.linear.weight"])
+    x, target = pictures().tensors
+    task.model.zero_grad()
+    logits, of_teacher = task.model.forward_heads(x)
+    F.cross_entropy(logits, target).backward(retain_graph=True)
+    assert task.model.head_dist.linear.weight.grad is None
+    torch.testing.assert_close(task.model.eval()(x), sum(task.model.forward_heads(x)) / 2)
+    assert of_teacher.shape == logits.shape
+
+
+def test_a_checkpoint_of_all_of_it_loads(tmp_path, teacher):
+    task = make_task(**TINY, distillation=teacher, mixing=Mixing(), ema_decay=0.9)
+    fit(tmp_path, task, limit_train_batches=1).save_checkpoint(tmp_path / "run.ckpt")
+    again = type(task).load_from_checkpoint(tmp_path / "run.ckpt", weights_only=True)
+    assert (again.distillation, again.mixing) == (task.distillation, task.mixing)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in task.state_dict().items())
+
+
+def test_bfloat16_stays_finite_and_keeps_weights_in_fp32(tmp_path):
+    task = make_task(**TINY, ema_decay=0.9)
+    trainer = fit(tmp_path, task, precision="bf16-mixed")
+    assert trainer.callback_metrics["train/loss"].isfinite()
+    assert all(parameter.dtype == torch.float32 for parameter in task.model.parameters())
+
+
+@pytest.mark.slow
+def test_compiled_gives_the_same_loss(tmp_path):
+    losses = []
+    for compiled in (False, True):
+        trainer = fit(tmp_path, make_task(**TINY, compile=compiled), limit_train_batches=2)
+        losses.append(trainer.callback_metrics["train/loss"].item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
