@@ -55,7 +55,8 @@ def check_and_count(rows: list[Row], img_size: int | None) -> dict[str, dict[str
             model = json.loads(json.dumps(row.config["model"]))
             arguments = model.get("init_args", {})
             arguments.update({"num_classes": num_classes[data]} if "num_classes" in arguments else {})
-            arguments.update({"weights": None} if "weights" in arguments else {})  # read by the row itself
+            # The weights are read by the row itself, and an average needs a real device.
+            arguments.update({name: None for name in ("weights", "ema_decay") if name in arguments})
             with torch.device("meta"):
                 counts[row.name] = _count(_build(LightningModule, model), img_size)
         except Exception as error:
