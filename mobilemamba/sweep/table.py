@@ -16,7 +16,7 @@ Record = dict[str, Any]
 
 #: Taken from ``results.json`` as they are.
 _RESULTS = (
-    *("top1", "top5", "best_epoch", "epochs", "hours", "peak_mem_gib", "seed", "resumes"),
+    *("top1", "top5", "best_epoch", "top1_ema", "best_epoch_ema", "epochs", "hours", "peak_mem_gib", "seed", "resumes"),
     *("data", "num_classes", "img_size", "train_pictures", "val_pictures", "total_batch_size", "precision"),
     *("git", "lightning", "torch"),
 )

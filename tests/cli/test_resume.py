@@ -40,14 +40,6 @@ main(sys.argv[2:])
 """
 
 
-@pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: Path) -> object:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(root))
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 def options(name: str, workers: int) -> list[str]:
     folder = f"runs/{name}/checkpoints"
     return ["fit", *OPTIONS, f"--trainer.callbacks.dirpath={folder}", f"--data.num_workers={workers}", f"--name={name}"]

@@ -16,14 +16,6 @@ from mobilemamba.models import ModelCard, Preprocessing, save_weights
 TINY = shlex.split("--trainer.accelerator cpu --data FashionMNISTSample --data.img_size 32")
 
 
-@pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: Path) -> object:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(root))
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 @pytest.fixture
 def weights(tmp_path: Path) -> str:
     """Of a small network whose norms do something."""

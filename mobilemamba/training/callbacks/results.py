@@ -95,6 +95,8 @@ class RunResults(Callback):
             if results["top1"] is not None:
                 ema = results["top1_ema"]
                 averaged = "" if ema is None else f", EMA {ema:.2f} % after epoch {results['best_epoch_ema']}"
+                if results["skipped_pictures"]:
+                    rank_zero_info(f"{results['skipped_pictures']} unreadable pictures were skipped, named above")
                 rank_zero_info(f"top-1 {results['top1']:.2f} % after epoch {results['best_epoch']}{averaged}: {path}")
 
     def results(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
@@ -118,6 +120,7 @@ class RunResults(Callback):
             "seed": global_seed(),
             "resumes": self.resumes,
             **describe_data(trainer),
+            "skipped_pictures": len(getattr(getattr(trainer, "datamodule", None), "skipped", ())),
             "total_batch_size": getattr(pl_module, "total_batch_size", None),
             "device": device_name(trainer.strategy.root_device),
             "devices": trainer.world_size,
