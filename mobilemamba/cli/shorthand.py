@@ -11,11 +11,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import timm
-
 from mobilemamba.data.imagenet import holds_imagenet
 from mobilemamba.errors import ConfigError
 from mobilemamba.models import Preprocessing, read_card
+from mobilemamba.models.create import check_model_name
 
 #: Settings that the network decides where they are left open, in data modules that have all of them.
 _PREPROCESSING = ("img_size", "mean", "std", "interpolation", "crop_pct")
@@ -41,7 +40,8 @@ def expand_options(args: list[str]) -> list[str]:
         value = value if equals else next(rest, "")
         if name == "--weights":
             expanded += _weights(value, args)
-        elif name == "--model" and timm.is_model(value):
+        elif name == "--model" and value.islower() and "." not in value:  # a class has capitals or a path
+            check_model_name(value)
             expanded += ["--model.name", value]
         elif name == "--data" and Path(value).is_dir():
             expanded += ["--data", "ImageNet" if holds_imagenet(value) else "ImageFolder", "--data.root", value]

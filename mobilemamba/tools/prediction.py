@@ -89,9 +89,7 @@ def predict(
     for found in failed:
         print(f"skipped: {found['error']}", file=sys.stderr)
     if failed:
-        raise UnreadablePicturesError(
-            f"{len(failed)} of {len(answers)} pictures could not be read; the others are above"
-        )
+        raise UnreadablePicturesError(f"{len(failed)} of {len(answers)} pictures could not be read, see above")
 
 
 def find_pictures(given: Iterable[str]) -> Iterator[Path]:

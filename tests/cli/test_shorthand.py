@@ -46,6 +46,11 @@ def test_a_model_by_its_class() -> None:
     assert expand_options(["--model", "ClassificationTask"]) == ["--model", "ClassificationTask"]
 
 
+def test_a_model_that_does_not_exist() -> None:
+    with pytest.raises(ConfigError, match=r"'mobilemamba_s7': .*did you mean mobilemamba_s6"):
+        expand_options(["--model", "mobilemamba_s7"])
+
+
 def test_data_by_its_folder(pictures: Path, tmp_path: Path) -> None:
     assert expand_options(["--data", str(pictures)]) == ["--data", "ImageFolder", "--data.root", str(pictures)]
     (tmp_path / "imagenet/val/n01440764").mkdir(parents=True)
