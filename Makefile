@@ -29,12 +29,14 @@ clean:  ## remove .venv, caches and builds; runs/ stays
 	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The stamps keep an installation until pyproject.toml changes.
-.venv/.installed: pyproject.toml | .venv/bin/python
+# The stamps keep an installation until pyproject.toml or the compiled kernels' sources change.
+KERNELS := $(wildcard hatch_build.py mobilemamba/ops/native/*.[ch] mobilemamba/ops/native/build.py)
+
+.venv/.installed: pyproject.toml $(KERNELS) | .venv/bin/python
 	$(BIN)/python -m pip install -e .
 	@touch $@
 
-.venv/.installed-test: pyproject.toml | .venv/bin/python
+.venv/.installed-test: pyproject.toml $(KERNELS) | .venv/bin/python
 	$(BIN)/python -m pip install -e '.[test]'
 	@touch $@ .venv/.installed
 

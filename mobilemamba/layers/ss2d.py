@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobilemamba.layers.conv_norm import ConvNorm
-from mobilemamba.ops.cross_scan import cross_merge, cross_scan
-from mobilemamba.ops.selective_scan import selective_scan
+from mobilemamba.ops.scan_2d import selective_scan_2d
 
 
 class SS2D(nn.Module):
@@ -23,7 +22,7 @@ class SS2D(nn.Module):
 
     Args:
         dim: Channels C.
-        directions: Scan directions K, see ``cross_scan``.
+        directions: Scan directions K, see ``scan_order``.
         d_state: State size N.
         ssm_ratio: D over C.
         dt_rank: R; ``"auto"`` is ``ceil(C / 16)``.
@@ -71,15 +70,21 @@ class SS2D(nn.Module):
 
     def scan(self, x_BDHW: Tensor) -> Tensor:
         """Scan in every direction, sum, LayerNorm over the channels; the input's shape and memory format."""
-        height, width = x_BDHW.shape[-2:]
-        u_BKDL = cross_scan(x_BDHW, self.directions)
-        projected = torch.einsum("bkdl,kcd->bkcl", u_BKDL, self.x_proj_weight)
-        dt_BKRL, B_BKNL, C_BKNL = projected.split([self.dt_rank, self.d_state, self.d_state], dim=2)
-        dt_BKDL = self.dt_proj_weight @ dt_BKRL  # not einsum: for R = 1 it multiplies, and the counter sees no product
+        size = (x_BDHW.shape[2], x_BDHW.shape[3])
+        u_BLD = x_BDHW.flatten(2).transpose(1, 2)  # a view if memory is channels-last
+        projected_BLKC = F.linear(u_BLD, self.x_proj_weight.flatten(0, 1)).unflatten(2, (self.directions, -1))
+        dt_BKLR, B_BKLN, C_BKLN = projected_BLKC.transpose(1, 2).split([self.dt_rank, self.d_state, self.d_state], 3)
+        dt_BKLD = self.expand_dt(dt_BKLR)
         A_KDN = -torch.exp(self.A_log.float())
-        y_BKDL = selective_scan(u_BKDL, dt_BKDL, A_KDN, B_BKNL, C_BKNL, self.D, self.dt_bias, self.scan_backend)
-        y_BDL = cross_merge(y_BKDL, (height, width))
-        y_BDHW = self.out_norm(y_BDL.transpose(1, 2)).transpose(1, 2).unflatten(2, (height, width))
+        y_BLD = selective_scan_2d(u_BLD, dt_BKLD, A_KDN, B_BKLN, C_BKLN, self.D, self.dt_bias, size, self.scan_backend)
+        y_BDHW = self.out_norm(y_BLD).transpose(1, 2).unflatten(2, size)
         if x_BDHW.is_contiguous(memory_format=torch.channels_last):
             return y_BDHW
         return y_BDHW.contiguous()
+
+    def expand_dt(self, dt_BKLR: Tensor) -> Tensor:
+        """The step sizes of all channels from their low-rank form, one matrix product a direction."""
+        batch, _, length, _ = dt_BKLR.shape
+        dt_KMR = dt_BKLR.transpose(0, 1).flatten(1, 2)  # M = B * L
+        dt_KMD = torch.bmm(dt_KMR, self.dt_proj_weight.transpose(1, 2))
+        return dt_KMD.unflatten(1, (batch, length)).transpose(0, 1)

@@ -1,48 +1,54 @@
-"""Feature maps to scan sequences and back: along rows forwards and backwards, and along columns for four directions.
+"""The orders in which a feature map is scanned: rows forwards and backwards, and columns for four directions.
 
-Shape letters: B batch, K scan directions, D channels, H and W sides, L = H * W.
+Shape letters: B batch, K scan directions, C channels, H and W sides, L = H * W.
 """
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
+from mobilemamba.errors import ConfigError
 
-def cross_scan(x_BDHW: Tensor, directions: int) -> Tensor:
-    """The sequences of a feature map.
+
+def scan_order(directions: int, size: tuple[int, int]) -> Tensor:
+    """The positions of a map in the order in which each direction visits them.
 
     Args:
-        x_BDHW: Feature map.
         directions: 1: rows (l = h W + w); 2: rows, rows backwards; 4: rows, columns (l = w H + h), and both backwards.
+        size: (H, W).
 
     Returns:
-        x_BKDL, contiguous.
+        order_KL, int32, on the CPU: the row-major position of each step.
+
+    Raises:
+        ConfigError: If there is no such number of directions.
     """
-    rows = x_BDHW.flatten(2)
-    if directions == 1:
-        return rows.unsqueeze(1).contiguous()
-    forwards = [rows] if directions == 2 else [rows, x_BDHW.transpose(2, 3).flatten(2)]
-    x_BKDL = torch.stack(forwards, dim=1)
-    return torch.cat([x_BKDL, x_BKDL.flip(-1)], dim=1)
-
-
-def cross_merge(y_BKDL: Tensor, size: tuple[int, int]) -> Tensor:
-    """Puts each sequence's values back in their place and adds them: the transpose of ``cross_scan``.
-
-    Args:
-        y_BKDL: Sequences as ``cross_scan`` orders them.
-        size: (H, W) with H * W = L.
-
-    Returns:
-        y_BDL, row-major.
-    """
-    directions = y_BKDL.shape[1]
-    if directions == 1:
-        return y_BKDL[:, 0]
-    y_BKDL = y_BKDL[:, : directions // 2] + y_BKDL[:, directions // 2 :].flip(-1)
-    if directions == 2:
-        return y_BKDL[:, 0]
+    if directions not in (1, 2, 4):
+        raise ConfigError(f"{directions} scan directions; expected 1, 2 or 4")
     height, width = size
-    columns = y_BKDL[:, 1].unflatten(-1, (width, height)).transpose(2, 3).flatten(2)
-    return y_BKDL[:, 0] + columns
+    rows = torch.arange(height * width, dtype=torch.int32, device="cpu").reshape(height, width)
+    forwards = [rows.flatten()] if directions < 4 else [rows.flatten(), rows.T.flatten()]
+    backwards = [order.flip(0) for order in forwards] if directions > 1 else []
+    return torch.stack(forwards + backwards)
+
+
+#: ``scan_order``, computed once. For the inside of operators alone: elsewhere a tracer's tensors would be kept.
+kept_scan_order = cache(scan_order)
+
+
+def cross_scan(x_BKCL: Tensor, order_KL: Tensor) -> Tensor:
+    """Puts each direction's sequence, which stands by position, in the order of its steps."""
+    return x_BKCL.gather(-1, _index(order_KL, x_BKCL))
+
+
+def cross_merge(y_BKCL: Tensor, order_KL: Tensor) -> Tensor:
+    """Puts each sequence's steps back in their place and adds the directions, (B, C, L): ``cross_scan``'s transpose."""
+    position_KL = torch.argsort(order_KL, dim=-1)
+    return y_BKCL.gather(-1, _index(position_KL, y_BKCL)).sum(1)
+
+
+def _index(index_KL: Tensor, x_BKCL: Tensor) -> Tensor:
+    return index_KL.to(x_BKCL.device, torch.int64)[None, :, None].expand_as(x_BKCL)

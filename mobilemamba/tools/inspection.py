@@ -25,7 +25,7 @@ def backends() -> None:
     for column in ("backend", "what it is", *(device.type for device in devices)):
         table.add_column(column, overflow="fold")
     for name, backend in BACKENDS.items():
-        reasons = [backend.why_not(device, 1) for device in devices]
+        reasons = [backend.why_not(device, 1, torch.float32) for device in devices]
         table.add_row(name, backend.summary, *("runs" if reason is None else f"no: {reason}" for reason in reasons))
     table.add_row("reference", "the loop that defines the scan; slow, for tests", *("runs" for _ in devices))
     console.print(table)

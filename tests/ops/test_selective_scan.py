@@ -16,43 +16,41 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mobilemamba.errors import BackendUnavailableError, ConfigError
 from mobilemamba.ops import selective_scan as dispatcher
+from mobilemamba.ops.native import library
 from mobilemamba.ops.selective_scan import BACKEND_NAMES, chunked, mamba_ssm, selective_scan
 from mobilemamba.ops.selective_scan.reference import selective_scan_reference
+from tests.ops import recurrences
+from tests.ops.recurrences import gradients
+from tests.ops.scans import (
+    NAMES,
+    NATIVE,
+    assert_near,
+    assert_rounds_to,
+    make_inputs,
+    needs_native,
+    poisoned_memory,
+    threads,
+)
 
-NAMES = ("u", "dt", "A", "B", "C", "D", "dt_bias")
-
-
-def make_inputs(
-    batch: int, directions: int, width: int, d_state: int, length: int, dtype: torch.dtype = torch.float64
-) -> list[Tensor]:
-    """Random inputs of a stable recurrence, each a leaf that wants its gradient."""
-    B, K, D, N, L = batch, directions, width, d_state, length
-    shapes = ((B, K, D, L), (B, K, D, L), (K, D, N), (B, K, N, L), (B, K, N, L), (K, D), (K, D))
-    inputs = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
-    inputs[2] = -torch.exp(0.5 * inputs[2])
-    return [x.to(dtype).requires_grad_() for x in inputs]
-
-
-def gradients(scan: Callable[..., Tensor], inputs: list[Tensor], weights: Tensor) -> tuple[Tensor, ...]:
-    return torch.autograd.grad((scan(*inputs) * weights).sum(), inputs)
+ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2**-8}  # error over the largest element
 
 
 def assert_same(scan: Callable[..., Tensor], inputs: list[Tensor], tolerance: float = 1e-9) -> None:
-    """Output and all seven gradients as the reference has them."""
-    y, expected = scan(*inputs), selective_scan_reference(*inputs)
-    torch.testing.assert_close(y, expected, rtol=tolerance, atol=tolerance)
-    weights = torch.randn_like(expected)
-    pairs = zip(
-        NAMES, gradients(scan, inputs, weights), gradients(selective_scan_reference, inputs, weights), strict=True
-    )
-    for name, ours, theirs in pairs:
-        torch.testing.assert_close(
-            ours, theirs, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"gradient of {name}: {text}"
-        )
+    """Output and all seven gradients as the reference has them, in the inputs' precision."""
+    recurrences.assert_same(scan, selective_scan_reference, inputs, tolerance)
 
 
 def chunked_scan(*inputs: Tensor) -> Tensor:
     return selective_scan(*inputs, backend="chunked")
+
+
+def native_scan(*inputs: Tensor) -> Tensor:
+    return selective_scan(*inputs, backend="native")
+
+
+SCANS = [pytest.param(native_scan, id="native", marks=needs_native), pytest.param(chunked_scan, id="chunked")]
+LENGTHS = [1, 2, 7, 49, 196, 225]
+SHAPES = [(2, 2, 3, 1), (1, 4, 2, 3), (3, 1, 5, 16), (0, 2, 3, 1)]  # batch, directions, width, state
 
 
 @pytest.fixture(params=[0, 1 << 62], ids=["one-chunk", "many-chunks"])
@@ -94,14 +92,10 @@ def test_reference_by_hand() -> None:
 
 
 @pytest.mark.usefixtures("chunking")
-@pytest.mark.parametrize("length", [1, 2, 7, 49, 196, 225])
-@pytest.mark.parametrize(
-    ("batch", "directions", "width", "d_state"),
-    [(2, 2, 3, 1), (1, 4, 2, 3), (3, 1, 5, 16), (0, 2, 3, 1)],
-    ids=lambda value: str(value),
-)
-def test_chunked_equals_reference(batch: int, directions: int, width: int, d_state: int, length: int) -> None:
-    assert_same(chunked_scan, make_inputs(batch, directions, width, d_state, length))
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_chunked_equals_reference(shape: tuple[int, int, int, int], length: int) -> None:
+    assert_same(chunked_scan, make_inputs(*shape, length))
 
 
 @settings(max_examples=25, deadline=None)
@@ -115,11 +109,15 @@ def test_chunked_equals_reference_for_any_shape(
 
 
 @pytest.mark.usefixtures("chunking")
-def test_an_empty_sequence_gives_an_empty_sequence_and_zero_gradients() -> None:
-    inputs = make_inputs(2, 2, 3, 4, 0)
-    y = chunked_scan(*inputs)
+@pytest.mark.parametrize("scan", SCANS)
+def test_an_empty_sequence_gives_an_empty_sequence_and_zero_gradients(scan: Callable[..., Tensor]) -> None:
+    inputs = make_inputs(2, 2, 3, 4, 0, torch.float32)
+    with poisoned_memory():
+        y = scan(*inputs)
+        grads = gradients(scan, inputs, y)
     assert y.shape == selective_scan_reference(*inputs).shape == (2, 2, 3, 0)
-    assert all(not gradient.any() for gradient in gradients(chunked_scan, inputs, y))
+    assert [g.shape for g in grads] == [x.shape for x in inputs]
+    assert not any(g.any() for g in grads)  # NaN is true
 
 
 @pytest.mark.usefixtures("chunking")
@@ -147,6 +145,55 @@ def test_strong_decay_neither_overflows_nor_divides_by_zero() -> None:
     assert all(g.isfinite().all() for g in gradients(chunked_scan, inputs, torch.ones(1, 1, 4, 100)))
 
 
+# The compiled kernel, which has no double precision
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 2, 16, 1), (1, 2, 100, 2)], ids=str)
+def test_native_equals_reference(shape: tuple[int, int, int, int], length: int, dtype: torch.dtype) -> None:
+    inputs = make_inputs(*shape, length, dtype)
+    assert_rounds_to(native_scan, selective_scan_reference, inputs, ROUNDING[dtype])
+
+
+@needs_native
+@settings(max_examples=50, deadline=None)
+@given(
+    *(st.integers(low, high) for low, high in ((0, 3), (1, 5), (1, 70), (1, 6), (1, 40))),
+    st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_native_equals_reference_for_any_shape(
+    batch: int, directions: int, width: int, d_state: int, length: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)  # so that an example by itself can be repeated
+    inputs = make_inputs(batch, directions, width, d_state, length, dtype)
+    assert_rounds_to(native_scan, selective_scan_reference, inputs, ROUNDING[dtype])
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_native_writes_every_element(dtype: torch.dtype) -> None:
+    inputs = make_inputs(2, 3, 70, 2, 30, dtype)
+    with poisoned_memory():
+        y = native_scan(*inputs)
+        grads = gradients(native_scan, inputs, torch.ones_like(y))
+    assert not any(x.isnan().any() for x in (y, *grads))
+
+
+@needs_native
+@pytest.mark.parametrize("shape", [(1, 2, 200, 2, 30), (5, 3, 17, 1, 30)], ids=str)
+def test_native_gives_the_same_bits_in_every_run_and_for_any_number_of_threads(shape: tuple[int, ...]) -> None:
+    inputs = make_inputs(*shape, dtype=torch.float32)
+    weights = torch.randn(inputs[0].shape)
+    results = []
+    for number in (1, 1, 2, 3, 3):
+        with threads(number):
+            results.append((native_scan(*inputs), *gradients(native_scan, inputs, weights)))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
 # Any tensors
 
 
@@ -158,23 +205,61 @@ def test_skip_and_bias_may_be_left_out() -> None:
     )
 
 
-def test_inputs_need_not_be_contiguous() -> None:
-    inputs = make_inputs(2, 2, 3, 4, 10)
-    strided = [x.detach().transpose(0, -1).contiguous().transpose(0, -1).requires_grad_() for x in inputs]
-    assert not any(x.is_contiguous() for x in strided)
-    y = chunked_scan(*strided)
-    assert y.is_contiguous()
-    assert_same(chunked_scan, strided)
+def transposed(x: Tensor) -> Tensor:
+    return x.transpose(0, -1).contiguous().transpose(0, -1)
 
 
-def test_inputs_are_left_as_they_were() -> None:
-    inputs = make_inputs(2, 2, 3, 4, 10)
+def channels_last(x: Tensor) -> Tensor:
+    return x.transpose(-1, -2).contiguous().transpose(-1, -2)
+
+
+def every_other(x: Tensor) -> Tensor:
+    return torch.stack([x, x.new_full(x.shape, torch.nan)], -1)[..., 0]
+
+
+def expanded(x: Tensor) -> Tensor:
+    return x[..., :1].expand_as(x)
+
+
+def overlapping(x: Tensor) -> Tensor:
+    """Windows of one row of numbers: neighbours in memory, and the same numbers several times."""
+    return torch.randn(x.numel() + 1, dtype=x.dtype).as_strided(x.shape, [*range(x.ndim - 1, 0, -1), 1])
+
+
+@pytest.mark.parametrize(
+    "arrange", [transposed, channels_last, every_other, expanded, overlapping], ids=lambda f: f.__name__
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("scan", SCANS)
+def test_inputs_and_gradients_of_any_strides(
+    scan: Callable[..., Tensor], dtype: torch.dtype, arrange: Callable[[Tensor], Tensor]
+) -> None:
+    inputs = [arrange(x.detach()) for x in make_inputs(3, 2, 20, 4, 10, dtype)]
+    inputs[2] = -inputs[2].abs()
+    assert not any(x.is_contiguous() for x in inputs[:2])
+    assert scan(*inputs).is_contiguous()
+    assert_rounds_to(scan, selective_scan_reference, inputs, ROUNDING[dtype])
+    weights = arrange(torch.randn(3, 2, 20, 10).to(dtype))
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    pairs = zip(
+        NAMES,
+        gradients(scan, [x.requires_grad_() for x in inputs], weights),
+        gradients(selective_scan_reference, exact, weights),
+        strict=True,
+    )
+    for name, ours, theirs in pairs:
+        assert_near(ours, theirs, ROUNDING[dtype], f"gradient of {name}")
+
+
+@pytest.mark.parametrize("scan", SCANS)
+def test_inputs_are_left_as_they_were(scan: Callable[..., Tensor]) -> None:
+    inputs = make_inputs(2, 2, 3, 4, 10, torch.float32)
     before = [x.detach().clone() for x in inputs]
-    gradients(chunked_scan, inputs, torch.ones(2, 2, 3, 10))
+    gradients(scan, inputs, torch.ones(2, 2, 3, 10))
     assert all(torch.equal(x, old) for x, old in zip(inputs, before, strict=True))
 
 
-@pytest.mark.parametrize("backend", ["chunked", "reference"])
+@pytest.mark.parametrize("backend", [NATIVE, "chunked", "reference"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 1e-2), (torch.float16, 1e-3)], ids=["bf16", "fp16"])
 def test_half_precision_is_rounded_once_at_the_end(backend: str, dtype: torch.dtype, tolerance: float) -> None:
     half = make_inputs(2, 2, 4, 2, 49, dtype)
@@ -186,12 +271,13 @@ def test_half_precision_is_rounded_once_at_the_end(backend: str, dtype: torch.dt
     assert all(x.grad is not None and x.grad.dtype == dtype and x.grad.isfinite().all() for x in half)
 
 
-def test_autocast_leaves_the_scan_in_fp32() -> None:
+@pytest.mark.parametrize("scan", SCANS)
+def test_autocast_leaves_the_scan_in_fp32(scan: Callable[..., Tensor]) -> None:
     inputs = make_inputs(2, 2, 4, 2, 49, torch.float32)
     weights = torch.randn(2, 2, 4, 49)
-    y, grads = chunked_scan(*inputs), gradients(chunked_scan, inputs, weights)
+    y, grads = scan(*inputs), gradients(scan, inputs, weights)
     with torch.autocast("cpu", torch.bfloat16):
-        y_cast, grads_cast = chunked_scan(*inputs), gradients(chunked_scan, inputs, weights)
+        y_cast, grads_cast = scan(*inputs), gradients(scan, inputs, weights)
     assert y_cast.dtype == torch.float32
     assert torch.equal(y, y_cast)
     assert all(torch.equal(a, b) for a, b in zip(grads, grads_cast, strict=True))
@@ -201,8 +287,9 @@ def test_autocast_leaves_the_scan_in_fp32() -> None:
 
 
 @pytest.mark.parametrize("length", [64, 256])
-def test_memory_kept_for_backward_is_the_inputs(length: int) -> None:
-    inputs = make_inputs(1, 2, 4, 8, length)
+@pytest.mark.parametrize("scan", SCANS)
+def test_memory_kept_for_backward_is_the_inputs(scan: Callable[..., Tensor], length: int) -> None:
+    inputs = make_inputs(1, 2, 4, 8, length, torch.float32)
     kept: list[Tensor] = []
 
     def pack(tensor: Tensor) -> Tensor:
@@ -210,7 +297,7 @@ def test_memory_kept_for_backward_is_the_inputs(length: int) -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        chunked_scan(*inputs)
+        scan(*inputs)
     assert {t.data_ptr() for t in kept} <= {x.data_ptr() for x in inputs}
     assert sum(t.nbytes for t in kept) <= sum(x.nbytes for x in inputs)
 
@@ -226,8 +313,9 @@ def graph_size(y: Tensor) -> int:
     return len(seen)
 
 
-def test_backward_has_no_node_a_step() -> None:
-    sizes = {graph_size(chunked_scan(*make_inputs(1, 1, 2, 1, length))) for length in (1, 16, 256)}
+@pytest.mark.parametrize("scan", SCANS)
+def test_backward_has_no_node_a_step(scan: Callable[..., Tensor]) -> None:
+    sizes = {graph_size(scan(*make_inputs(1, 1, 2, 1, length, torch.float32))) for length in (1, 16, 256)}
     assert sizes == {1 + len(NAMES)}  # the scan, and one node for each input's gradient
 
 
@@ -248,11 +336,12 @@ def test_number_of_launches_grows_with_the_root_of_the_length(pass_: str) -> Non
 
 
 @pytest.mark.parametrize(("directions", "d_state"), [(2, 1), (4, 16)])
-def test_flop_formula(directions: int, d_state: int) -> None:
+@pytest.mark.parametrize("scan", SCANS)
+def test_flop_formula(scan: Callable[..., Tensor], directions: int, d_state: int) -> None:
     width, length = 6, 49
-    inputs = [x.detach() for x in make_inputs(1, directions, width, d_state, length)]
+    inputs = [x.detach() for x in make_inputs(1, directions, width, d_state, length, torch.float32)]
     with FlopCounterMode(display=False) as counter:
-        chunked_scan(*inputs)
+        scan(*inputs)
     all_channels = directions * width
     assert counter.get_total_flops() == 2 * (9 * length * all_channels * d_state + length * all_channels)
 
@@ -260,11 +349,12 @@ def test_flop_formula(directions: int, d_state: int) -> None:
 # One operator for torch.compile and torch.export
 
 
+@pytest.mark.parametrize("backend", [NATIVE, "chunked"])
 @pytest.mark.parametrize("shape", [(2, 2, 3, 2, 9), (1, 1, 1, 1, 1)], ids=str)
-def test_opcheck(shape: tuple[int, ...]) -> None:
+def test_opcheck(shape: tuple[int, ...], backend: str) -> None:
     inputs = make_inputs(*shape, dtype=torch.float32)
-    torch.library.opcheck(torch.ops.mobilemamba.selective_scan.default, (*inputs, "chunked"))
-    backward_inputs = [torch.ones_like(inputs[0]), *(x.detach() for x in inputs), "chunked"]
+    torch.library.opcheck(torch.ops.mobilemamba.selective_scan.default, (*inputs, backend))
+    backward_inputs = [torch.ones_like(inputs[0]), *(x.detach() for x in inputs), backend]
     torch.library.opcheck(torch.ops.mobilemamba.selective_scan_backward.default, backward_inputs)
 
 
@@ -302,6 +392,7 @@ def fresh_choice() -> Iterator[None]:
 def _forget() -> None:
     dispatcher._auto_backend.cache_clear()
     mamba_ssm._kernel.cache_clear()
+    library._load.cache_clear()
 
 
 @pytest.fixture
@@ -324,14 +415,51 @@ def test_explicit_backend_never_falls_back() -> None:
 
 
 @pytest.mark.usefixtures("no_kernel")
-def test_auto_says_once_what_runs_and_why_nothing_faster(caplog: pytest.LogCaptureFixture) -> None:
-    inputs = make_inputs(1, 1, 1, 1, 4)
+def test_auto_says_once_what_runs_and_why_nothing_faster(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOBILEMAMBA_NATIVE", "0")
+    inputs = make_inputs(1, 1, 1, 1, 4, torch.float32)
     with caplog.at_level(logging.INFO, logger="mobilemamba"):
         for _ in range(3):
             selective_scan(*inputs)
     (record,) = caplog.records
     assert "selective scan on cpu: chunked" in record.message
     assert "not mamba_ssm: its kernel selective_scan_cuda does not import" in record.message
+    assert "not native: switched off by MOBILEMAMBA_NATIVE=0" in record.message
+
+
+@needs_native
+@pytest.mark.usefixtures("no_kernel")
+@pytest.mark.parametrize(
+    ("dtype", "backend"),
+    [
+        (torch.float32, "native"),
+        (torch.bfloat16, "native"),
+        (torch.float16, "native"),
+        (torch.float64, "chunked"),
+    ],
+    ids=str,
+)
+def test_auto_takes_the_compiled_kernel_on_a_cpu_for_what_it_computes(dtype: torch.dtype, backend: str) -> None:
+    assert dispatcher.resolve_backend("auto", torch.device("cpu"), 1, dtype) == backend
+    inputs = [x.detach() for x in make_inputs(2, 2, 20, 2, 9, dtype)]
+    assert torch.equal(selective_scan(*inputs), selective_scan(*inputs, backend=backend))
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("device", "dtype", "reason"),
+    [
+        ("cuda", torch.float32, "its kernel is for the CPU, not for cuda"),
+        ("meta", torch.float32, "its kernel is for the CPU, not for meta"),
+        ("cpu", torch.float64, "its kernel computes in single precision"),
+    ],
+)
+def test_the_compiled_kernel_says_why_not(device: str, dtype: torch.dtype, reason: str) -> None:
+    with pytest.raises(BackendUnavailableError, match=f"scan backend 'native' cannot run here: {reason}. Use") as error:
+        dispatcher.resolve_backend("native", torch.device(device), 1, dtype)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("position", range(1, 7), ids=NAMES[1:])
@@ -429,7 +557,7 @@ def test_adapter_keeps_the_kernels_contract(shape: tuple[int, ...], dtype: torch
     [("cpu", 1, "the tensors are on cpu"), ("cuda", 257, "d_state=257 exceeds the kernel's 256"), ("cuda", 256, None)],
 )
 def test_adapter_says_why_not(device: str, d_state: int, reason: str | None) -> None:
-    found = mamba_ssm.why_not(torch.device(device), d_state)
+    found = mamba_ssm.why_not(torch.device(device), d_state, torch.float32)
     assert found is None if reason is None else reason in (found or "")
 
 

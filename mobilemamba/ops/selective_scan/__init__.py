@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from mobilemamba.errors import BackendUnavailableError, ConfigError
-from mobilemamba.ops.selective_scan import chunked, mamba_ssm
+from mobilemamba.ops.selective_scan import chunked, mamba_ssm, native
 from mobilemamba.ops.selective_scan.reference import selective_scan_reference
 
 logger = logging.getLogger(__name__)
@@ -35,14 +35,14 @@ class Backend:
         summary: One line for ``mobilemamba backends``.
         forward: The scan on (u, dt, A, B, C, D, dt_bias).
         backward: All seven gradients from (grad_y, *inputs).
-        why_not: Given a device and a state size, the reason it cannot run there, or None.
+        why_not: Given a device, a state size and a dtype, the reason it cannot run there, or None.
     """
 
     name: str
     summary: str
     forward: Callable[..., Tensor]
     backward: Callable[..., tuple[Tensor, ...]]
-    why_not: Callable[[torch.device, int], str | None]
+    why_not: Callable[[torch.device, int, torch.dtype], str | None]
 
 
 #: Custom-op backends, the fastest first: ``auto`` takes the first that can run.
@@ -50,9 +50,8 @@ BACKENDS = {
     backend.name: backend
     for backend in (
         Backend("mamba_ssm", "mamba-ssm's CUDA kernel", mamba_ssm.forward, mamba_ssm.backward, mamba_ssm.why_not),
-        Backend(
-            "chunked", "plain PyTorch, any device", chunked.forward, chunked.backward, lambda device, d_state: None
-        ),
+        Backend("native", "compiled CPU kernel", native.forward, native.backward, native.why_not),
+        Backend("chunked", "plain PyTorch, any device", chunked.forward, chunked.backward, lambda *_: None),
     )
 }
 BACKEND_NAMES = ("auto", *BACKENDS, "reference")
@@ -101,20 +100,29 @@ def selective_scan(
         "D": (D_KD, (directions, width)),
         "dt_bias": (dt_bias_KD, (directions, width)),
     }
-    for name, (tensor, shape) in expected.items():
-        if tensor.shape != shape:
-            raise ConfigError(
-                f"selective_scan: {name} has shape {tuple(tensor.shape)}; with u {tuple(u_BKDL.shape)} "
-                f"and A {tuple(A_KDN.shape)} it must be {shape}"
-            )
+    check_shapes("selective_scan", u_BKDL, A_KDN, expected)
     if backend == "reference":
         return selective_scan_reference(u_BKDL, dt_BKDL, A_KDN, B_BKNL, C_BKNL, D_KD, dt_bias_KD)
-    chosen = resolve_backend(backend, u_BKDL.device, d_state)
+    chosen = resolve_backend(backend, u_BKDL.device, d_state, u_BKDL.dtype)
     return torch.ops.mobilemamba.selective_scan(u_BKDL, dt_BKDL, A_KDN, B_BKNL, C_BKNL, D_KD, dt_bias_KD, chosen)
 
 
+def check_shapes(function: str, u: Tensor, A: Tensor, expected: dict[str, tuple[Tensor, tuple[int, ...]]]) -> None:
+    """Every tensor's shape against the one that u's and A's ask for: a compiled kernel cannot notice.
+
+    Raises:
+        ConfigError: At the first that differs.
+    """
+    for name, (tensor, shape) in expected.items():
+        if tensor.shape != shape:
+            raise ConfigError(
+                f"{function}: {name} has shape {tuple(tensor.shape)}; with u {tuple(u.shape)} "
+                f"and A {tuple(A.shape)} it must be {shape}"
+            )
+
+
 @torch.compiler.assume_constant_result  # the compiler cannot trace the probe, and need not
-def resolve_backend(backend: str, device: torch.device, d_state: int = 1) -> str:
+def resolve_backend(backend: str, device: torch.device, d_state: int = 1, dtype: torch.dtype = torch.float32) -> str:
     """The custom-op backend that ``backend`` stands for on ``device``.
 
     Raises:
@@ -122,10 +130,10 @@ def resolve_backend(backend: str, device: torch.device, d_state: int = 1) -> str
         BackendUnavailableError: If it was named explicitly and cannot run there.
     """
     if backend == "auto":
-        return _auto_backend(device.type, d_state)
+        return _auto_backend(device.type, d_state, dtype)
     if backend not in BACKENDS:
         raise ConfigError(f"unknown scan backend {backend!r}; expected one of {', '.join(BACKEND_NAMES)}")
-    if reason := BACKENDS[backend].why_not(device, d_state):
+    if reason := BACKENDS[backend].why_not(device, d_state, dtype):
         raise BackendUnavailableError(
             f"scan backend {backend!r} cannot run here: {reason}. Use backend='auto', or see: mobilemamba backends"
         )
@@ -133,11 +141,11 @@ def resolve_backend(backend: str, device: torch.device, d_state: int = 1) -> str
 
 
 @cache
-def _auto_backend(device_type: str, d_state: int) -> str:
+def _auto_backend(device_type: str, d_state: int, dtype: torch.dtype) -> str:
     """The fastest backend that can run; says once which, and why no faster one does."""
     refused: list[str] = []
     for name, backend in BACKENDS.items():
-        reason = backend.why_not(torch.device(device_type), d_state)
+        reason = backend.why_not(torch.device(device_type), d_state, dtype)
         if reason is None:
             logger.info("selective scan on %s: %s%s", device_type, name, "".join(f"; not {r}" for r in refused))
             return name

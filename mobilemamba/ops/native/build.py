@@ -1,0 +1,68 @@
+"""Compiles the kernels into one shared library. Standard library only: it runs where nothing else is installed yet."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+LIBRARY = HERE / "libmobilemamba.so"
+
+_FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-shared", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-unknown-pragmas")
+# The best first. Clones choose the instruction set at run time; OpenMP is the runtime that PyTorch has loaded already.
+_EXTRAS = (("-fopenmp", "-DMOBILEMAMBA_CLONES"), ("-fopenmp",), ("-DMOBILEMAMBA_CLONES",), ())
+
+
+class CompilationError(RuntimeError):
+    """There is no C compiler, or it refuses the sources."""
+
+
+def fingerprint() -> str:
+    """Of the sources, without which no library is trusted: its structures are laid out as theirs."""
+    sources = sorted(HERE.glob("*.[ch]"))
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
+
+
+def compile_library(target: Path = LIBRARY, flags: tuple[str, ...] = ()) -> Path:
+    """Compiles all ``*.c`` beside this file, with the compiler that ``CC`` names, else ``cc``, ``gcc`` or ``clang``.
+
+    Args:
+        target: The library to write; it is replaced in one step.
+        flags: Further compiler flags, e.g. a sanitizer's.
+
+    Returns:
+        ``target``.
+
+    Raises:
+        CompilationError: If there is no compiler, or it fails; the message is its last line.
+    """
+    named = os.environ.get("CC")
+    compiler = shlex.split(named) if named else [c for c in map(shutil.which, ("cc", "gcc", "clang")) if c][:1]
+    if sys.platform == "win32" or not compiler:
+        raise CompilationError("no C compiler (gcc or clang)")
+    sources = sorted(str(source) for source in HERE.glob("*.c"))
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        built = Path(folder) / target.name
+        for extras in _EXTRAS:
+            defines = f'-DMOBILEMAMBA_FINGERPRINT="{fingerprint()}"'
+            command = [*compiler, *_FLAGS, *extras, *flags, defines, *sources, "-lm", "-o", str(built)]
+            try:
+                result = subprocess.run(command, capture_output=True, text=True, check=False)
+            except OSError as error:
+                raise CompilationError(f"{compiler[0]}: {error.strerror}") from error
+            if result.returncode == 0:
+                return built.replace(target)
+    raise CompilationError((result.stderr.strip().splitlines() or ["the compiler failed"])[-1])
+
+
+if __name__ == "__main__":
+    try:
+        print(compile_library())  # noqa: T201
+    except CompilationError as error:
+        sys.exit(f"mobilemamba's CPU kernels were not built: {error}")

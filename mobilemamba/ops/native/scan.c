@@ -1,0 +1,271 @@
+/* The selective scan of a sequence in several directions, forwards and backwards.
+ *
+ * Sequences lie channels-last: the D channels of a position are neighbours in memory. A direction is a list of positions,
+ * so nothing is flipped or copied: u, dt, B, C and y are indexed by position, never by step. Letters as in the Python
+ * code: B batch, K directions, D width, N state size, L length, R rank of the step size.
+ *
+ * Work is cut into tasks (picture x group of channels) whose results do not depend on which thread runs them, and what is
+ * summed over tasks is summed in a fixed order afterwards: the same bits for any number of threads. */
+#include <stdlib.h>
+
+#include "simd.h"
+
+#define GROUP 4 /* blocks of LANES channels that share the sums over channels of the backward pass */
+
+typedef struct {
+    int64_t batch, directions, width, d_state, length, rank;
+    int64_t type;          /* dtype of u, dt, B, C, y, gate and of their gradients; all else is float */
+    int64_t threads;
+    const int32_t *order;  /* (K, L) positions in the order of visit */
+    const void *u;         /* (B, K, L, D) by strides; a direction's stride may be 0 */
+    const void *dt;        /* (B, K, L, D), or (B, K, L, R) if rank > 0 */
+    const void *B, *C;     /* (B, K, L, N) by strides */
+    const float *A;        /* (K, D, N) */
+    const float *skip;     /* (K, D) */
+    const float *bias;     /* (K, D) */
+    const float *dt_weight; /* (K, R, D), if rank > 0 */
+    void *y;               /* (B, K, L, D) by strides; with a direction's stride of 0 the directions are summed */
+    int64_t u_stride[3], dt_stride[3], B_stride[4], C_stride[4], y_stride[3]; /* elements: B, K, L(, N) */
+    /* After the scan, over the channels of each position: LayerNorm, then times silu(gate). Null: neither. */
+    const float *norm_weight, *norm_bias;
+    double norm_eps;
+    const void *gate; /* (B, L, D) by gate_stride */
+    int64_t gate_stride[2];
+    /* Backwards only. Strides of grad_y are those of y, of grad_u those of u, of grad_dt those of dt. */
+    const void *grad_y;
+    void *grad_u, *grad_dt;
+    float *grad_A, *grad_skip, *grad_bias; /* as A, skip, bias */
+    float *grad_B, *grad_C;                /* (B, L, K, N) */
+    float *partial;                        /* scratch of scan_scratch() floats */
+} scan_args;
+
+/* The step size before softplus, for n channels from d on at position l. */
+INLINE vec raw_step(const scan_args *s, dtype type, int64_t b, int64_t k, int64_t l, int64_t d, int64_t n, vec bias) {
+    int64_t at = b * s->dt_stride[0] + k * s->dt_stride[1] + l * s->dt_stride[2];
+    if (!s->rank) return bias + load(s->dt, at + d, type, n);
+    const float *weight = s->dt_weight + k * s->rank * s->width + d;
+    for (int64_t r = 0; r < s->rank; r++)
+        bias += load1(s->dt, at + r, type) * load(weight, r * s->width, FLOAT32, n);
+    return bias;
+}
+
+INLINE void scan_block(const scan_args *s, dtype type, int64_t N, int64_t b, block own, const int64_t n, vec *sums) {
+    int64_t d = own.start, K = s->directions, L = s->length;
+    int merged = K > 1 && s->y_stride[1] == 0;
+    vec A[N], h[N];
+    for (int64_t k = 0; k < K; k++) {
+        const int32_t *order = s->order + k * L;
+        vec bias = load(s->bias, k * s->width + d, FLOAT32, n), skip = load(s->skip, k * s->width + d, FLOAT32, n);
+        for (int64_t i = 0; i < N; i++) {
+            h[i] = splat(0);
+            for (int64_t j = 0; j < LANES; j++) A[i][j] = j < n ? s->A[(k * s->width + d + j) * N + i] : 0;
+        }
+        for (int64_t t = 0; t < L; t++) {
+            int64_t l = order[t];
+            vec u = load(s->u, b * s->u_stride[0] + k * s->u_stride[1] + l * s->u_stride[2] + d, type, n);
+            vec delta = softplus(raw_step(s, type, b, k, l, d, n, bias), 0);
+            vec drive = delta * u, y = skip * u;
+            int64_t B_at = b * s->B_stride[0] + k * s->B_stride[1] + l * s->B_stride[2];
+            int64_t C_at = b * s->C_stride[0] + k * s->C_stride[1] + l * s->C_stride[2];
+            for (int64_t i = 0; i < N; i++) {
+                h[i] = exp_vec(delta * A[i]) * h[i] + drive * load1(s->B, B_at + i * s->B_stride[3], type);
+                y += h[i] * load1(s->C, C_at + i * s->C_stride[3], type);
+            }
+            int64_t at = b * s->y_stride[0] + k * s->y_stride[1] + l * s->y_stride[2] + d;
+            if (!merged) store(s->y, at, type, own.skip, n, y);
+            else if (k == 0) sums[l] = y;
+            else if (k < K - 1) sums[l] += y;
+            else store(s->y, at, type, own.skip, n, sums[l] + y);
+        }
+    }
+}
+
+/* The width and the type as constants where that is common: the compiler then drops the general case. */
+CLONED static void scan_forward_task(const scan_args *s, int64_t task) {
+    int64_t blocks = blocks_of(s->width), b = task / blocks;
+    block own = block_at(s->width, task % blocks);
+    vec *sums = aligned_alloc(sizeof(vec), (size_t)(s->length + 1) * sizeof(vec));
+    int common = s->d_state == 1 && own.n == LANES;
+    if (s->type == FLOAT32) {
+        if (common) scan_block(s, FLOAT32, 1, b, own, LANES, sums);
+        else scan_block(s, FLOAT32, s->d_state, b, own, own.n, sums);
+    } else {
+        if (common) scan_block(s, BFLOAT16, 1, b, own, LANES, sums);
+        else scan_block(s, BFLOAT16, s->d_state, b, own, own.n, sums);
+    }
+    free(sums);
+}
+
+INLINE void norm_gate_row(const scan_args *s, dtype type, int64_t b, int64_t l) {
+    int64_t D = s->width, at = b * s->y_stride[0] + l * s->y_stride[2];
+    int64_t gate_at = b * s->gate_stride[0] + l * s->gate_stride[1];
+    vec y[blocks_of(D)], sum = splat(0), squares = splat(0);
+    for (int64_t i = 0; i < blocks_of(D); i++) {
+        block own = block_at(D, i);
+        y[i] = load(s->y, at + own.start, type, own.n);
+        sum += own_lanes(y[i], own);
+    }
+    float mean = sum_lanes(sum) / (float)D;
+    for (int64_t i = 0; i < blocks_of(D); i++) {
+        y[i] -= mean;
+        squares += own_lanes(y[i] * y[i], block_at(D, i));
+    }
+    float scale = 1 / __builtin_sqrtf(sum_lanes(squares) / (float)D + (float)s->norm_eps);
+    for (int64_t i = 0; i < blocks_of(D); i++) {
+        block own = block_at(D, i);
+        int64_t d = own.start, n = own.n;
+        vec normed = y[i] * scale * load(s->norm_weight, d, FLOAT32, n) + load(s->norm_bias, d, FLOAT32, n);
+        store(s->y, at + d, type, own.skip, n, normed * silu(load(s->gate, gate_at + d, type, n)));
+    }
+}
+
+CLONED static void norm_gate_task(const scan_args *s, int64_t task) {
+    int64_t b = task / s->length, l = task % s->length;
+    if (s->type == FLOAT32) norm_gate_row(s, FLOAT32, b, l);
+    else norm_gate_row(s, BFLOAT16, b, l);
+}
+
+void mobilemamba_scan_forward(const scan_args *s) {
+    int64_t tasks = s->batch * blocks_of(s->width), rows = s->batch * s->length;
+#pragma omp parallel for schedule(static) num_threads((int)s->threads)
+    for (int64_t task = 0; task < tasks; task++) scan_forward_task(s, task);
+    if (!s->norm_weight) return;
+#pragma omp parallel for schedule(static) num_threads((int)s->threads)
+    for (int64_t row = 0; row < rows; row++) norm_gate_task(s, row);
+}
+
+/* What a step leaves for the way back. */
+typedef struct {
+    vec delta, derivative; /* the step size, and its derivative by the raw one */
+} step;
+
+INLINE void scan_block_backward(const scan_args *s, dtype type, int64_t N, int64_t b, int64_t k, block own,
+                                const int64_t n, step *steps, vec *decays, vec *states, vec *grad_us, vec *grad_Bs, vec *grad_Cs,
+                                float *grad_params) {
+    int64_t d = own.start, K = s->directions, L = s->length;
+    int merged = K > 1 && s->u_stride[1] == 0;
+    const int32_t *order = s->order + k * L;
+    vec bias = load(s->bias, k * s->width + d, FLOAT32, n), skip = load(s->skip, k * s->width + d, FLOAT32, n);
+    vec A[N], grad_A[N], grad_h[N], grad_skip = splat(0), grad_bias = splat(0);
+    for (int64_t i = 0; i < N; i++) {
+        states[i] = grad_A[i] = grad_h[i] = splat(0);
+        for (int64_t j = 0; j < LANES; j++) A[i][j] = j < n ? s->A[(k * s->width + d + j) * N + i] : 0;
+    }
+    for (int64_t t = 0; t < L; t++) {
+        int64_t l = order[t];
+        vec u = load(s->u, b * s->u_stride[0] + k * s->u_stride[1] + l * s->u_stride[2] + d, type, n);
+        steps[t].delta = softplus(raw_step(s, type, b, k, l, d, n, bias), &steps[t].derivative);
+        int64_t B_at = b * s->B_stride[0] + k * s->B_stride[1] + l * s->B_stride[2];
+        for (int64_t i = 0; i < N; i++) {
+            decays[t * N + i] = exp_vec(steps[t].delta * A[i]);
+            states[(t + 1) * N + i] = decays[t * N + i] * states[t * N + i] +
+                                      steps[t].delta * u * load1(s->B, B_at + i * s->B_stride[3], type);
+        }
+    }
+    for (int64_t t = L - 1; t >= 0; t--) {
+        int64_t l = order[t];
+        int64_t u_at = b * s->u_stride[0] + k * s->u_stride[1] + l * s->u_stride[2] + d;
+        int64_t B_at = b * s->B_stride[0] + k * s->B_stride[1] + l * s->B_stride[2];
+        int64_t C_at = b * s->C_stride[0] + k * s->C_stride[1] + l * s->C_stride[2];
+        vec u = load(s->u, u_at, type, n), delta = steps[t].delta;
+        vec grad_y = load(s->grad_y, b * s->y_stride[0] + k * s->y_stride[1] + l * s->y_stride[2] + d, type, n);
+        grad_y = own_lanes(grad_y, own); /* a neighbour's channels give nothing */
+        vec grad_delta = splat(0), grad_drive = splat(0); /* of delta through the decay; of delta * u */
+        for (int64_t i = 0; i < N; i++) {
+            vec g = grad_h[i] + grad_y * load1(s->C, C_at + i * s->C_stride[3], type);
+            grad_Cs[l * N + i] += grad_y * states[(t + 1) * N + i];
+            grad_Bs[l * N + i] += g * (delta * u);
+            grad_drive += g * load1(s->B, B_at + i * s->B_stride[3], type);
+            grad_h[i] = g * decays[t * N + i]; /* of the state before this step */
+            vec grad_exponent = grad_h[i] * states[t * N + i];
+            grad_delta += grad_exponent * A[i];
+            grad_A[i] += grad_exponent * delta;
+        }
+        vec grad_raw = (grad_delta + grad_drive * u) * steps[t].derivative;
+        vec grad_u = grad_drive * delta + skip * grad_y;
+        grad_bias += grad_raw;
+        grad_skip += grad_y * u;
+        store(s->grad_dt, b * s->dt_stride[0] + k * s->dt_stride[1] + l * s->dt_stride[2] + d, type, own.skip, n,
+              grad_raw);
+        if (!merged) store(s->grad_u, u_at, type, own.skip, n, grad_u);
+        else if (k == 0) grad_us[l] = grad_u;
+        else if (k < K - 1) grad_us[l] += grad_u;
+        else store(s->grad_u, u_at, type, own.skip, n, grad_us[l] + grad_u);
+    }
+    for (int64_t j = own.skip; j < n; j++) { /* (K, D, N + 2): A, skip, bias */
+        float *to = grad_params + ((b * K + k) * s->width + d + j) * (N + 2);
+        for (int64_t i = 0; i < N; i++) to[i] = grad_A[i][j];
+        to[N] = grad_skip[j];
+        to[N + 1] = grad_bias[j];
+    }
+}
+
+INLINE int64_t groups_of(const scan_args *s) { return (blocks_of(s->width) + GROUP - 1) / GROUP; }
+
+int64_t mobilemamba_scan_scratch(const scan_args *s) {
+    int64_t over_channels = 2 * groups_of(s) * s->length * s->d_state, over_steps = s->width * (s->d_state + 2);
+    return s->batch * s->directions * (over_channels + over_steps);
+}
+
+/* partial: (B, K, D, N + 2) sums over steps, then (2, groups, B, L, K, N) sums over a group's channels, B's and C's. */
+CLONED static void scan_backward_task(const scan_args *s, int64_t task) {
+    int64_t K = s->directions, L = s->length, N = s->d_state, groups = groups_of(s);
+    int64_t b = task / groups, group = task % groups;
+    int64_t size = s->batch * L * K * N;
+    float *grad_params = s->partial, *of_B = grad_params + s->batch * K * s->width * (N + 2) + group * size;
+    float *of_C = of_B + groups * size;
+    size_t vecs = (size_t)(L * 2 + L * N + (L + 1) * N + GROUP * L + 2 * L * N);
+    step *steps = aligned_alloc(sizeof(vec), (vecs + 1) * sizeof(vec));
+    vec *decays = (vec *)(steps + L), *states = decays + L * N, *grad_us = states + (L + 1) * N;
+    vec *grad_Bs = grad_us + GROUP * L, *grad_Cs = grad_Bs + L * N;
+    for (int64_t k = 0; k < K; k++) {
+        for (int64_t i = 0; i < 2 * L * N; i++) grad_Bs[i] = splat(0);
+        for (int64_t i = group * GROUP; i < smaller((group + 1) * GROUP, blocks_of(s->width)); i++) {
+            block own = block_at(s->width, i);
+            vec *us = grad_us + i % GROUP * L;
+            int common = N == 1 && own.n == LANES;
+#define BACKWARD(type, N, n) \
+    scan_block_backward(s, type, N, b, k, own, n, steps, decays, states, us, grad_Bs, grad_Cs, grad_params)
+            if (s->type == FLOAT32) {
+                if (common) BACKWARD(FLOAT32, 1, LANES);
+                else BACKWARD(FLOAT32, N, own.n);
+            } else {
+                if (common) BACKWARD(BFLOAT16, 1, LANES);
+                else BACKWARD(BFLOAT16, N, own.n);
+            }
+        }
+        for (int64_t l = 0; l < L; l++)
+            for (int64_t i = 0; i < N; i++) {
+                of_B[((b * L + l) * K + k) * N + i] = sum_lanes(grad_Bs[l * N + i]);
+                of_C[((b * L + l) * K + k) * N + i] = sum_lanes(grad_Cs[l * N + i]);
+            }
+    }
+    free(steps);
+}
+
+void mobilemamba_scan_backward(const scan_args *s) {
+    int64_t groups = groups_of(s), N = s->d_state, rows = s->directions * s->width, size = s->batch * s->length * s->directions * N;
+    const float *of_params = s->partial, *of_B = of_params + s->batch * rows * (N + 2), *of_C = of_B + groups * size;
+#pragma omp parallel for schedule(static) num_threads((int)s->threads)
+    for (int64_t task = 0; task < s->batch * groups; task++) scan_backward_task(s, task);
+#pragma omp parallel for schedule(static) num_threads((int)s->threads)
+    for (int64_t row = 0; row < rows; row++) {
+        for (int64_t i = 0; i < N + 2; i++) {
+            float sum = 0;
+            for (int64_t b = 0; b < s->batch; b++) sum += of_params[(b * rows + row) * (N + 2) + i];
+            if (i < N) s->grad_A[row * N + i] = sum;
+            else if (i == N) s->grad_skip[row] = sum;
+            else s->grad_bias[row] = sum;
+        }
+    }
+#pragma omp parallel for schedule(static) num_threads((int)s->threads)
+    for (int64_t i = 0; i < size; i++) {
+        float sum_B = 0, sum_C = 0;
+        for (int64_t group = 0; group < groups; group++) {
+            sum_B += of_B[group * size + i];
+            sum_C += of_C[group * size + i];
+        }
+        s->grad_B[i] = sum_B;
+        s->grad_C[i] = sum_C;
+    }
+}

@@ -1,0 +1,197 @@
+"""The scan by the compiled CPU kernel: one pass, nothing flipped or copied, threads over pictures and channels.
+
+Here all tensors are indexed by position and lie channels-last (BKLD): a direction is an order in which positions are
+visited. Letters as in the package: B batch, K scan directions, D inner width, N state size, L length, R rank of dt.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from mobilemamba.ops.native import library
+
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+_i64 = ctypes.c_int64
+_pointer = ctypes.c_void_p
+
+
+class _ScanArgs(ctypes.Structure):
+    """``scan_args`` of scan.c."""
+
+    _fields_ = [
+        *((name, _i64) for name in ("batch", "directions", "width", "d_state", "length", "rank", "type", "threads")),
+        *((name, _pointer) for name in ("order", "u", "dt", "B", "C", "A", "skip", "bias", "dt_weight", "y")),
+        ("u_stride", _i64 * 3),
+        ("dt_stride", _i64 * 3),
+        ("B_stride", _i64 * 4),
+        ("C_stride", _i64 * 4),
+        ("y_stride", _i64 * 3),
+        ("norm_weight", _pointer),
+        ("norm_bias", _pointer),
+        ("norm_eps", ctypes.c_double),
+        ("gate", _pointer),
+        ("gate_stride", _i64 * 2),
+        *((name, _pointer) for name in ("grad_y", "grad_u", "grad_dt", "grad_A", "grad_skip", "grad_bias")),
+        *((name, _pointer) for name in ("grad_B", "grad_C", "partial")),
+    ]
+
+
+def why_not(device: torch.device, d_state: int, dtype: torch.dtype) -> str | None:
+    """The reason why the kernel cannot run, or None."""
+    if device.type != "cpu":
+        return f"its kernel is for the CPU, not for {device.type}"
+    if dtype == torch.float64:
+        return "its kernel computes in single precision"
+    return library.why_not()
+
+
+def lay_out(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in a dtype that the kernel reads, channels (last dimension) side by side, each element in its own place."""
+    x = x.to(dtype)
+    return x if x.stride(-1) == 1 and not _overlaps(x) else x.contiguous()
+
+
+def _overlaps(x: Tensor) -> bool:
+    """Whether two elements may share their memory, as after ``expand`` or ``unfold``."""
+    extent = 1
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size > 1 and stride < extent:
+            return True
+        extent += (size - 1) * stride
+    return False
+
+
+def kernel_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which the kernel reads and writes tensors of ``dtype``."""
+    return dtype if dtype in _DTYPES else torch.float32
+
+
+class Scan:
+    """One call of the kernel: its arguments, kept alive together.
+
+    Args:
+        u: Inputs (B, K, L, D), or (B, L, D) if they are the same for every direction.
+        dt_BKLD: Step sizes before bias and softplus; (B, K, L, R) if ``dt_weight_KRD`` is given.
+        A_KDN: State matrix.
+        B_BKLN: Input projections, any strides.
+        C_BKLN: Output projections, any strides.
+        D_KD: Skip weights.
+        bias_KD: Step-size bias.
+        order_KL: int32; the positions in the order in which each direction visits them.
+        dt_weight_KRD: Maps the low-rank step sizes to the channels.
+    """
+
+    def __init__(
+        self,
+        u: Tensor,
+        dt_BKLD: Tensor,
+        A_KDN: Tensor,
+        B_BKLN: Tensor,
+        C_BKLN: Tensor,
+        D_KD: Tensor,
+        bias_KD: Tensor,
+        order_KL: Tensor,
+        dt_weight_KRD: Tensor | None = None,
+    ):
+        self.dtype = dtype = kernel_dtype(u.dtype)
+        self.u, self.dt = lay_out(u, dtype), lay_out(dt_BKLD, dtype)
+        self.B, self.C = B_BKLN.to(dtype), C_BKLN.to(dtype)
+        self.kept = [x.float().contiguous() for x in (A_KDN, D_KD, bias_KD)]
+        self.kept.append(order_KL.contiguous())
+        A, D, bias, order = self.kept
+        batch, length, width = self.u.shape[0], *self.u.shape[-2:]
+        directions, _, d_state = A.shape
+        self.args = args = _ScanArgs(batch, directions, width, d_state, length, 0, _DTYPES[dtype])
+        args.threads = torch.get_num_threads()
+        args.order, args.A, args.skip, args.bias = (x.data_ptr() for x in (order, A, D, bias))
+        args.u, args.dt, args.B, args.C = (x.data_ptr() for x in (self.u, self.dt, self.B, self.C))
+        args.u_stride[:], args.dt_stride[:] = _strides(self.u), _strides(self.dt)
+        args.B_stride[:], args.C_stride[:] = self.B.stride(), self.C.stride()
+        if dt_weight_KRD is not None:
+            self.kept.append(dt_weight_KRD.float().contiguous())
+            args.dt_weight, args.rank = self.kept[-1].data_ptr(), self.dt.shape[-1]
+
+    def forward(
+        self, y: Tensor, norm: tuple[Tensor, Tensor, float] | None = None, gate: Tensor | None = None
+    ) -> Tensor:
+        """Writes y: (B, K, L, D), or (B, L, D) for the sum over the directions.
+
+        Args:
+            y: Where to write, channels side by side, of the kernel's dtype.
+            norm: Weight, bias (D,) float32 and epsilon of a LayerNorm over the channels of the sum.
+            gate: (B, L, D), with ``norm``: the result is multiplied by its SiLU.
+        """
+        args = self.args
+        self._set_y(y)
+        if norm is not None and gate is not None:
+            weight, bias, args.norm_eps = norm
+            gate = lay_out(gate, self.dtype)
+            args.norm_weight, args.norm_bias, args.gate = weight.data_ptr(), bias.data_ptr(), gate.data_ptr()
+            args.gate_stride[:] = gate.stride()[:2]
+        library.library().mobilemamba_scan_forward(ctypes.byref(args))
+        return y
+
+    def backward(self, grad_y: Tensor) -> tuple[Tensor, ...]:
+        """Gradients of u, dt, A, B, C, D and bias in the kernel's layout; those of B and C as (B, L, K, N) in float32.
+
+        Args:
+            grad_y: As y in ``forward``, any strides; summed over the directions if u is.
+        """
+        args, lib = self.args, library.library()
+        grad_y = lay_out(grad_y, self.dtype)
+        self._set_y(grad_y)
+        A, D, bias, _ = self.kept
+        grad_u, grad_dt = (torch.empty_strided(x.shape, x.stride(), dtype=x.dtype) for x in (self.u, self.dt))
+        grad_A, grad_D, grad_bias = (torch.empty_like(x) for x in (A, D, bias))
+        grad_B, grad_C = (A.new_empty(args.batch, args.length, args.directions, args.d_state) for _ in range(2))
+        lib.mobilemamba_scan_scratch.restype = _i64
+        partial = A.new_empty(lib.mobilemamba_scan_scratch(ctypes.byref(args)))
+        args.grad_y, args.partial = grad_y.data_ptr(), partial.data_ptr()
+        args.grad_u, args.grad_dt = grad_u.data_ptr(), grad_dt.data_ptr()
+        args.grad_A, args.grad_skip, args.grad_bias = grad_A.data_ptr(), grad_D.data_ptr(), grad_bias.data_ptr()
+        args.grad_B, args.grad_C = grad_B.data_ptr(), grad_C.data_ptr()
+        lib.mobilemamba_scan_backward(ctypes.byref(args))
+        return grad_u, grad_dt, grad_A, grad_B, grad_C, grad_D, grad_bias
+
+    def _set_y(self, y: Tensor) -> None:
+        self.args.y = y.data_ptr()
+        self.args.y_stride[:] = _strides(y)
+
+
+def _strides(x: Tensor) -> tuple[int, int, int]:
+    """Of picture, direction and position; 0 for the direction of a tensor (B, L, D) that all directions share."""
+    stride = x.stride()
+    return (stride[0], 0, stride[1]) if x.ndim == 3 else stride[:3]  # type: ignore[return-value]
+
+
+@cache
+def _in_order(directions: int, length: int) -> Tensor:
+    return torch.arange(length, dtype=torch.int32, device="cpu").expand(directions, length).contiguous()
+
+
+def _by_position(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor) -> Scan:
+    """The arguments of ``selective_scan``, steps last, as the kernel takes them."""
+    u, dt, B, C = (x.transpose(2, 3) for x in (u, dt, B, C))
+    return Scan(u, dt, A, B, C, D, dt_bias, _in_order(*A.shape[:1], u.shape[2]))
+
+
+def forward(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor) -> Tensor:
+    """The scan; arguments and result as in ``selective_scan``."""
+    scan = _by_position(u, dt, A, B, C, D, dt_bias)
+    y = scan.forward(torch.empty_like(scan.u, memory_format=torch.contiguous_format))
+    return y.transpose(2, 3).to(u.dtype).contiguous()
+
+
+def backward(
+    grad_y: Tensor, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor
+) -> tuple[Tensor, ...]:
+    """Gradients of all seven inputs."""
+    scan = _by_position(u, dt, A, B, C, D, dt_bias)
+    gu, gdt, gA, gB, gC, gD, gbias = scan.backward(grad_y.transpose(2, 3))
+    grads = (gu.transpose(2, 3), gdt.transpose(2, 3), gA, gB.permute(0, 2, 3, 1), gC.permute(0, 2, 3, 1), gD, gbias)
+    inputs = (u, dt, A, B, C, D, dt_bias)
+    return tuple(g.to(i.dtype).contiguous() for g, i in zip(grads, inputs, strict=True))

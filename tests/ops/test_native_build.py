@@ -1,0 +1,267 @@
+"""The compiled kernels' making and absence, and the other tests once more under sanitizers and for other processors."""
+
+import ctypes
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from mobilemamba.errors import BackendUnavailableError
+from mobilemamba.ops import selective_scan as dispatcher
+from mobilemamba.ops.native import build, library
+from mobilemamba.ops.native.build import CompilationError, compile_library
+from tests.ops.scans import needs_native
+
+COMPILER = next((c for c in map(shutil.which, ("cc", "gcc", "clang")) if c), None)
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="there is no C compiler (cc, gcc or clang)")
+FUNCTIONS = ("scan_forward", "scan_backward", "scan_scratch", "local_conv", "wavelet")
+
+# Notes how it was called, in place of the library; "$last" is the argument after -o.
+FAKE_COMPILER = """#!/bin/sh
+for last; do :; done
+echo "$@" >> "{folder}/calls"
+case " $* " in *{refused}*) echo "a warning" >&2; echo "error: {refused} is refused" >&2; exit 1;; esac
+echo "$@" > "$last"
+"""
+
+
+def fake_compiler(folder: Path, refused: str) -> str:
+    script = folder / "compiler"
+    script.write_text(FAKE_COMPILER.format(folder=folder, refused=refused))
+    script.chmod(0o755)
+    return str(script)
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    """Where to write a library; an older one is there."""
+    folder = tmp_path / "package"
+    folder.mkdir()
+    (folder / "kernels.so").write_text("older")
+    return folder / "kernels.so"
+
+
+def assert_as_it_was(target: Path) -> None:
+    assert target.read_text() == "older"
+    assert [file.name for file in target.parent.iterdir()] == [target.name]
+
+
+# Making it
+
+
+def test_a_compiler_that_is_not_there(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "/nonexistent -O1")
+    with pytest.raises(CompilationError, match=r"^/nonexistent: No such file or directory$"):
+        compile_library(target)
+    assert_as_it_was(target)
+
+
+def test_no_compiler_at_all(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(CompilationError, match=r"^no C compiler \(gcc or clang\)$"):
+        compile_library(target)
+    assert_as_it_was(target)
+
+
+def test_a_compiler_that_refuses_is_quoted_in_one_line(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", fake_compiler(target.parent.parent, refused="-O3"))
+    with pytest.raises(CompilationError, match=r"^error: -O3 is refused$"):
+        compile_library(target)
+    assert_as_it_was(target)
+
+
+@pytest.mark.parametrize(
+    ("refused", "calls", "kept"),
+    [
+        ("-nothing", 1, {"-fopenmp", "-DMOBILEMAMBA_CLONES"}),
+        ("-DMOBILEMAMBA_CLONES", 2, {"-fopenmp"}),
+        ("-fopenmp", 3, {"-DMOBILEMAMBA_CLONES"}),
+    ],
+)
+def test_what_a_compiler_does_not_know_is_left_out(
+    target: Path, monkeypatch: pytest.MonkeyPatch, refused: str, calls: int, kept: set[str]
+) -> None:
+    monkeypatch.setenv("CC", fake_compiler(target.parent.parent, refused) + " -extra='two words'")
+    assert compile_library(target, ("-g",)) == target
+    used = target.read_text().split()
+    assert {"-fopenmp", "-DMOBILEMAMBA_CLONES"} & set(used) == kept
+    assert {"-extra=two", "-g", "-O3", str(build.HERE / "scan.c")} <= set(used)
+    assert len((target.parent.parent / "calls").read_text().splitlines()) == calls
+    assert [file.name for file in target.parent.iterdir()] == [target.name]
+
+
+def test_the_script_needs_no_package_and_fails_in_one_line() -> None:
+    before = build.LIBRARY.stat() if build.LIBRARY.exists() else None
+    command = [sys.executable, "-I", "-S", build.__file__]
+    result = subprocess.run(command, env={"CC": "/nonexistent"}, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert result.stderr == "mobilemamba's CPU kernels were not built: /nonexistent: No such file or directory\n"
+    assert before == (build.LIBRARY.stat() if build.LIBRARY.exists() else None)
+
+
+@needs_compiler
+def test_the_sources_compile_without_warnings(target: Path) -> None:
+    """Not optimised, which is quick."""
+    compiled = ctypes.CDLL(str(compile_library(target, ("-O0", "-Werror"))))
+    assert all(hasattr(compiled, f"mobilemamba_{name}") for name in FUNCTIONS)
+
+
+# Doing without
+
+
+@pytest.fixture
+def fresh_choice(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Forgets what was loaded and chosen before, and after."""
+    caches = (library._load, dispatcher._auto_backend)
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    monkeypatch.undo()
+    for cache in caches:
+        cache.cache_clear()
+
+
+def assert_unavailable(reason: str) -> None:
+    """``auto`` takes the next backend, and an explicit choice fails with the reason in one line."""
+    cpu = torch.device("cpu")
+    assert dispatcher.resolve_backend("auto", cpu) == "chunked"
+    with pytest.raises(BackendUnavailableError) as error:
+        dispatcher.resolve_backend("native", cpu)
+    assert str(error.value).startswith(f"scan backend 'native' cannot run here: {reason}")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.usefixtures("fresh_choice")
+def test_not_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "LIBRARY", tmp_path / "none.so")
+    assert_unavailable("not compiled (install gcc or clang, then: python -m mobilemamba.ops.native.build)")
+
+
+@pytest.mark.usefixtures("fresh_choice")
+def test_not_a_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "broken.so"
+    path.write_text("not a library, but longer than the header of one. " * 10)
+    monkeypatch.setattr(library, "LIBRARY", path)
+    assert_unavailable(f"cannot be loaded ({path}: ")
+
+
+@needs_native
+@pytest.mark.usefixtures("fresh_choice")
+def test_compiled_from_other_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "fingerprint", lambda: "another")
+    assert_unavailable("compiled from other sources (install gcc or clang, then: python -m")
+
+
+def test_the_fingerprint_is_of_every_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(build.HERE, tmp_path / "native")
+    seen = {build.fingerprint()}
+    monkeypatch.setattr(build, "HERE", tmp_path / "native")
+    assert {build.fingerprint()} == seen
+    for source in sorted((tmp_path / "native").glob("*.[ch]")):
+        source.write_text(source.read_text() + "\n")
+        assert build.fingerprint() not in seen
+        seen.add(build.fingerprint())
+
+
+def test_switched_off() -> None:
+    """In a process of its own, as a user does it."""
+    code = """
+import torch
+from mobilemamba.ops.selective_scan import resolve_backend
+print(resolve_backend("auto", torch.device("cpu")))
+resolve_backend("native", torch.device("cpu"))
+"""
+    env = os.environ | {"MOBILEMAMBA_NATIVE": "0"}
+    result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert result.stdout == "chunked\n"
+    assert result.stderr.splitlines()[-1].endswith(
+        "scan backend 'native' cannot run here: switched off by MOBILEMAMBA_NATIVE=0. "
+        "Use backend='auto', or see: mobilemamba backends"
+    )
+
+
+# Other libraries of the same sources, through the same tests
+
+
+def rerun(folder: Path, flags: tuple[str, ...], select: str, env: dict[str, str] | None = None) -> None:
+    """Compiles with further flags and runs the kernels' tests with the result in a new process."""
+    compiled = compile_library(folder / "kernels.so", flags)
+    plugin = f"""
+from pathlib import Path
+from mobilemamba.ops.native import library
+library.LIBRARY = Path({str(compiled)!r})
+"""
+    (folder / "other_library.py").write_text(plugin)
+    here = Path(__file__).parent
+    files = [str(here / f"test_{name}.py") for name in ("scan_2d", "selective_scan", "inference")]
+    plugins = [option for name in ("other_library", "no:cacheprovider", "no:xdist") for option in ("-p", name)]
+    options = [
+        "-q",
+        "-x",
+        "--capture=sys",
+        *plugins,
+        "-k",
+        select,
+    ]  # a sanitizer reports to the file, and ends the process
+    path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *files],
+        cwd=here.parents[1],
+        env=os.environ | {"PYTHONPATH": path} | (env or {}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-5000:]
+    assert "skipped" not in result.stdout  # which they are if the library does not load
+
+
+# torch.compile and opcheck have nothing to do with the compiled code, and take long.
+KERNEL_TESTS = "(native or scan_norm_gate or mix_channels or bits) and not opcheck and not compile and not export"
+
+
+def runtime_of_the_sanitizer() -> str | None:
+    """The libraries that a process must load first if it is to load a sanitized one; the second for its exceptions."""
+    if COMPILER is None or platform.system() != "Linux":
+        return None
+    found = []
+    for name in ("libasan.so", "libstdc++.so"):
+        command = [COMPILER, f"-print-file-name={name}"]
+        path = Path(subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip())
+        if not path.is_absolute() or not path.exists():
+            return None
+        found.append(str(path.resolve()))
+    return " ".join(found)
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_no_access_out_of_bounds_and_nothing_undefined(tmp_path: Path) -> None:
+    runtime = runtime_of_the_sanitizer()
+    if runtime is None:
+        pytest.skip("there is no libasan.so, or no libstdc++.so, beside the C compiler")
+    flags = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g", "-O1")
+    # Python does not free all at its end. Fresh memory is NaN, so that what is read before it is written stands out.
+    options = "detect_leaks=0:max_malloc_fill_size=1000000000:malloc_fill_byte=255"
+    rerun(tmp_path, flags, KERNEL_TESTS, {"LD_PRELOAD": runtime, "ASAN_OPTIONS": options})
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="elsewhere there is one instruction set")
+@pytest.mark.parametrize("level", ["x86-64", "x86-64-v3", "x86-64-v4"])
+def test_each_instruction_set(tmp_path: Path, level: str) -> None:
+    """Of those that are compiled, the loader picks the best: the others are not otherwise tested."""
+    feature = {"x86-64": "fpu", "x86-64-v3": "avx2", "x86-64-v4": "avx512vl"}[level]
+    processor = Path("/proc/cpuinfo")
+    if not processor.exists() or feature not in processor.read_text().split():
+        pytest.skip(f"this processor is not known to be of level {level}")
+    rerun(tmp_path, ("-UMOBILEMAMBA_CLONES", f"-march={level}"), KERNEL_TESTS)
