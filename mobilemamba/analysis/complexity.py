@@ -20,8 +20,8 @@ class Complexity:
 
     Attributes:
         params: All parameters, frozen ones included (the paper's convention, on the un-fused model).
-        flops: The paper's convention: a multiply-add is 1; BatchNorm 2 and LayerNorm 5 an element, pooling 1 an input
-            element, the scan ``9 L D N + L D``; the depthwise convolution in the wavelet domain is left out.
+        flops: The paper's convention: a multiply-add is 1; BatchNorm 2, LayerNorm and GroupNorm 5 an element, pooling 1
+            an input element, the scan ``9 L D N + L D``; the depthwise convolution in the wavelet domain is left out.
         macs: Multiply-adds of every convolution, matrix product and scan, with nothing left out.
     """
 
@@ -64,7 +64,7 @@ class _CountedModules:
         for module in model.modules():
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
                 module.register_forward_hook(lambda m, inputs, output: self._add(2 * output.numel()))
-            elif isinstance(module, nn.LayerNorm):
+            elif isinstance(module, nn.LayerNorm | nn.GroupNorm):
                 module.register_forward_hook(lambda m, inputs, output: self._add(5 * output.numel()))
             elif isinstance(module, SelectAdaptivePool2d):
                 module.register_forward_hook(lambda m, inputs, output: self._add(inputs[0].numel()))

@@ -1,6 +1,8 @@
-"""Patch embedding (stride 16) and patch merging (stride 2)."""
+"""Patch embedding (stride 16, or 4 for four stages) and patch merging (stride 2)."""
 
 from __future__ import annotations
+
+import itertools
 
 from timm.layers import SqueezeExcite
 from torch import Tensor, nn
@@ -9,23 +11,19 @@ from mobilemamba.layers.conv_norm import ConvNorm
 
 
 class PatchEmbed(nn.Sequential):
-    """Four strided 3x3 convolutions, (B, in_chans, H, W) to (B, dim, ceil(H / 16), ceil(W / 16)).
+    """Strided 3x3 convolutions, (B, in_chans, H, W) to (B, dim, ceil(H / stride), ceil(W / stride)).
 
     Args:
         in_chans: Channels of the picture.
-        dim: Output channels; the steps before have an eighth, a quarter and a half of them.
+        dim: Output channels; each step before has half of the next one's.
+        stride: A power of two; each convolution halves the map.
     """
 
-    def __init__(self, in_chans: int, dim: int):
-        super().__init__(
-            ConvNorm(in_chans, dim // 8, 3, stride=2),
-            nn.ReLU(),
-            ConvNorm(dim // 8, dim // 4, 3, stride=2),
-            nn.ReLU(),
-            ConvNorm(dim // 4, dim // 2, 3, stride=2),
-            nn.ReLU(),
-            ConvNorm(dim // 2, dim, 3, stride=2),
-        )
+    def __init__(self, in_chans: int, dim: int, stride: int = 16):
+        steps = stride.bit_length() - 1
+        dims = [in_chans, *(dim // 2**i for i in reversed(range(steps)))]
+        convs = [ConvNorm(i, o, 3, stride=2) for i, o in itertools.pairwise(dims)]
+        super().__init__(*[layer for conv in convs for layer in (conv, nn.ReLU())][:-1])
 
 
 class PatchMerging(nn.Module):

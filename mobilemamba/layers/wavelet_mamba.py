@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mobilemamba.layers.ss2d import SS2D
 from mobilemamba.ops.wavelet import dwt2d, idwt2d, wavelet_filters
 
 
@@ -38,12 +37,12 @@ class WaveletMamba(nn.Module):
     """SS2D, scaled, plus the wavelet branch; (B, C, H, W) in and out.
 
     Args:
-        ss2d: The state-space module.
+        ss2d: The state-space module, or what stands in its place (Table 1 of the paper).
         wavelet_conv: The wavelet branch on the same input.
         dim: Channels.
     """
 
-    def __init__(self, ss2d: SS2D, wavelet_conv: WaveletConv, dim: int):
+    def __init__(self, ss2d: nn.Module, wavelet_conv: WaveletConv, dim: int):
         super().__init__()
         self.ss2d = ss2d
         self.wavelet_conv = wavelet_conv

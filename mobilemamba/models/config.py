@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from mobilemamba.errors import ConfigError
 
+#: What mixes the global channels, and what a stage's blocks are.
+GlobalMixer = Literal["mamba", "ttt", "mlstm", "rwkv6", "attention", "identity"]
+StageKind = Literal["mobilemamba", "cnn"]
+
 #: Global channels come in multiples of this, so that every published model can be cut into heads of 16 channels.
 CHANNEL_MULTIPLE = 16
+
+_MAMBA_CHOICES = ("directions", "d_state", "ssm_ratio", "dt_rank")
 
 
 @dataclass(frozen=True)
 class MobileMambaConfig:
     """One MobileMamba network; the defaults are S6 (Tables 2 and 3 of the paper). Sequences have one entry a stage.
+
+    Four-stage networks (Fig. 3) have four entries and ``stem_stride=4``; the paper does not give their widths.
 
     Attributes:
         embed_dims: Channels.
@@ -25,11 +33,17 @@ class MobileMambaConfig:
         wavelet_kernel_sizes: Odd kernel size of the convolution between the wavelet transforms; by default the
             (first) entry of ``kernel_sizes``.
         wavelet: PyWavelets name of an orthogonal wavelet; ``"none"`` leaves the wavelet branch out (Table 8f).
+        global_mixer: What mixes the global channels, beside the wavelet branch (Table 1): ``"mamba"``, ``"ttt"``
+            (TTT-Linear), ``"mlstm"`` (xLSTM), ``"rwkv6"``, ``"attention"`` or ``"identity"``, nothing. The next four
+            are choices of ``"mamba"`` alone.
         directions: Scan directions of the state-space model: 1, 2 (rows, both ways) or 4 (columns too).
         d_state: State size N of the scan.
         ssm_ratio: Inner width of the state-space model over its input width.
         dt_rank: Rank of the step-size projection, ``"auto"`` for ``ceil(channels / 16)``.
         ffn_ratio: Hidden width of the feed-forward layers over their input width.
+        stages: ``"mobilemamba"`` or ``"cnn"``, a block without its token mixer: ratios and kernel sizes are not used.
+            By default all are the first.
+        stem_stride: Stride of the first stage, 4 or 16; each later stage doubles it.
 
     Raises:
         ConfigError: If a value is impossible; the message computes one that works.
@@ -42,11 +56,14 @@ class MobileMambaConfig:
     kernel_sizes: tuple[int | tuple[int, ...], ...] = (7, 5, 3)
     wavelet_kernel_sizes: tuple[int, ...] | None = None
     wavelet: str = "db1"
+    global_mixer: GlobalMixer = "mamba"
     directions: Literal[1, 2, 4] = 2
     d_state: int = 1
     ssm_ratio: float = 2.0
     dt_rank: int | Literal["auto"] = "auto"
     ffn_ratio: float = 2.0
+    stages: tuple[StageKind, ...] | None = None
+    stem_stride: Literal[4, 16] = 16
 
     def __post_init__(self) -> None:
         for field in fields(self):  # YAML and keyword arguments bring lists; tuples keep the dataclass hashable
@@ -58,7 +75,7 @@ class MobileMambaConfig:
 
     def _check(self) -> None:
         stages = len(self.embed_dims)
-        for name in ("depths", "global_ratio", "local_ratio", "kernel_sizes", "wavelet_kernel_sizes"):
+        for name in ("depths", "global_ratio", "local_ratio", "kernel_sizes", "wavelet_kernel_sizes", "stages"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, tuple) or len(value) != stages):
                 raise ConfigError(
@@ -70,6 +87,16 @@ class MobileMambaConfig:
             )
         if min(self.depths) < 1:
             raise ConfigError(f"depths={self.depths}: every stage needs at least one block, e.g. (1, 2, 2)")
+        for kind in self.stage_kinds:
+            if kind not in get_args(StageKind):
+                raise ConfigError(f"stages={self.stages}: expected {' or '.join(get_args(StageKind))} for each stage")
+        if self.stem_stride not in (4, 16):
+            raise ConfigError(f"stem_stride={self.stem_stride}: expected 4 or 16")
+        if self.global_mixer not in get_args(GlobalMixer):
+            names = ", ".join(get_args(GlobalMixer))
+            raise ConfigError(f"unknown global_mixer {self.global_mixer!r}; expected one of {names}")
+        if self.global_mixer != "mamba":
+            self._refuse_mamba_choices()
         if self.directions not in (1, 2, 4):
             raise ConfigError(f"directions={self.directions}: expected 1, 2 or 4")
         if self.d_state < 1:
@@ -87,6 +114,21 @@ class MobileMambaConfig:
             if 0 < local < len(kernels):
                 raise ConfigError(f"{len(kernels)} kernels {kernels} for {local} local channels: raise local_ratio")
 
+    def _refuse_mamba_choices(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in _MAMBA_CHOICES and value != field.default:
+                raise ConfigError(
+                    f"{field.name}={value} is a choice of global_mixer='mamba'; leave it out with "
+                    f"global_mixer={self.global_mixer!r}"
+                )
+
+    @property
+    def stage_kinds(self) -> tuple[StageKind, ...]:
+        """What each stage's blocks are."""
+        kind: StageKind = "mobilemamba"
+        return self.stages or (kind,) * len(self.embed_dims)
+
     @property
     def stage_kernels(self) -> tuple[tuple[int, ...], ...]:
         """Kernel sizes of the local convolution, always as a tuple a stage."""
@@ -99,8 +141,13 @@ class MobileMambaConfig:
 
     @property
     def channel_splits(self) -> tuple[tuple[int, int, int], ...]:
-        """(global, local, identity) channels of each stage."""
-        return tuple(map(split_channels, self.embed_dims, self.global_ratio, self.local_ratio))
+        """(global, local, identity) channels of each stage; a CNN stage leaves all as they are."""
+        return tuple(
+            split_channels(dim, *ratios) if kind == "mobilemamba" else (0, 0, dim)
+            for kind, dim, *ratios in zip(
+                self.stage_kinds, self.embed_dims, self.global_ratio, self.local_ratio, strict=True
+            )
+        )
 
     def override(self, **changes: Any) -> MobileMambaConfig:
         """A copy with some choices changed.
@@ -188,11 +235,14 @@ class ArchOverrides:
     kernel_sizes: tuple[int | tuple[int, ...], ...] | None = None
     wavelet_kernel_sizes: tuple[int, ...] | None = None
     wavelet: str | None = None
+    global_mixer: GlobalMixer | None = None
     directions: Literal[1, 2, 4] | None = None
     d_state: int | None = None
     ssm_ratio: float | None = None
     dt_rank: int | Literal["auto"] | None = None
     ffn_ratio: float | None = None
+    stages: tuple[StageKind, ...] | None = None
+    stem_stride: Literal[4, 16] | None = None
 
     def given(self) -> dict[str, Any]:
         """The choices that were made."""

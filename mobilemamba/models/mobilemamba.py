@@ -6,8 +6,11 @@
       stages.1, stages.2     downsample, then blocks, at 1/32 and 1/64
       head                   average pool, BatchNorm, linear
 
+With ``stem_stride=4`` the stages stand at 1/4, 1/8, and so on: the four-stage networks of Fig. 3.
+
 A block is ``x + DropPath(F(x))``, where F is dw0, ffn0, mixer, dw1, ffn1, each of them residual. The mixer is the MRFFI
-module. Every residual branch starts with a norm of gain zero, so a fresh block doubles its input.
+module; a CNN stage's blocks have none. Every residual branch starts with a norm of gain zero, so a fresh block doubles
+its input.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from torch import Tensor, nn
 from mobilemamba.errors import ConfigError
 from mobilemamba.layers.conv_norm import ConvNorm, NormLinear
 from mobilemamba.layers.ffn import FFN
+from mobilemamba.layers.global_mixer import GLOBAL_MIXERS
 from mobilemamba.layers.local_conv import MultiKernelConv
 from mobilemamba.layers.mrffi import MRFFI
 from mobilemamba.layers.patch import PatchEmbed, PatchMerging
@@ -35,22 +39,25 @@ from mobilemamba.layers.wavelet_mamba import WaveletConv, WaveletMamba
 from mobilemamba.models.config import VARIANTS, MobileMambaConfig
 from mobilemamba.ops.selective_scan import BACKEND_NAMES
 
-STEM_STRIDE = 16
-
 
 def depthwise(dim: int, gain: float) -> Residual:
     """A residual 3x3 depthwise convolution."""
     return Residual(ConvNorm(dim, dim, 3, groups=dim, gain=gain))
 
 
-def build_mixer(config: MobileMambaConfig, stage: int, scan_backend: str) -> MRFFI:
-    """The MRFFI module of a stage."""
+def build_mixer(config: MobileMambaConfig, stage: int, scan_backend: str) -> MRFFI | None:
+    """The MRFFI module of a stage's blocks; a CNN stage has none."""
+    if config.stage_kinds[stage] == "cnn":
+        return None
     splits = global_dim, local_dim, _ = config.channel_splits[stage]
     global_mixer: nn.Module = nn.Identity()
     if global_dim:
-        global_mixer = SS2D(
-            global_dim, config.directions, config.d_state, config.ssm_ratio, config.dt_rank, scan_backend
-        )
+        if config.global_mixer == "mamba":
+            global_mixer = SS2D(
+                global_dim, config.directions, config.d_state, config.ssm_ratio, config.dt_rank, scan_backend
+            )
+        else:
+            global_mixer = GLOBAL_MIXERS[config.global_mixer](global_dim)
         if config.wavelet != "none":
             wavelet_conv = WaveletConv(global_dim, config.wavelet_kernels[stage], config.wavelet)
             global_mixer = WaveletMamba(global_mixer, wavelet_conv, global_dim)
@@ -59,13 +66,14 @@ def build_mixer(config: MobileMambaConfig, stage: int, scan_backend: str) -> MRF
 
 
 class MobileMambaBlock(nn.Sequential):
-    """F: depthwise, feed-forward, mixer, depthwise, feed-forward, each residual; (B, C, H, W) in and out."""
+    """F: depthwise, feed-forward, mixer (if any), depthwise, feed-forward, each residual; (B, C, H, W) in and out."""
 
-    def __init__(self, dim: int, mixer: nn.Module, ffn_ratio: float):
+    def __init__(self, dim: int, mixer: nn.Module | None, ffn_ratio: float):
         super().__init__()
         self.dw0 = depthwise(dim, gain=0.0)
         self.ffn0 = Residual(FFN(dim, ffn_ratio))
-        self.mixer = Residual(mixer)
+        if mixer is not None:
+            self.mixer = Residual(mixer)
         self.dw1 = depthwise(dim, gain=0.0)
         self.ffn1 = Residual(FFN(dim, ffn_ratio))
 
@@ -152,7 +160,7 @@ class MobileMamba(nn.Module):
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = config.embed_dims[-1]
 
-        self.patch_embed = PatchEmbed(in_chans, config.embed_dims[0])
+        self.patch_embed = PatchEmbed(in_chans, config.embed_dims[0], config.stem_stride)
         rates = torch.linspace(0, drop_path_rate, sum(config.depths), device="cpu").tolist()
         rates_of_stage = [
             rates[sum(config.depths[:i]) : sum(config.depths[: i + 1])] for i in range(len(config.depths))
@@ -161,7 +169,7 @@ class MobileMamba(nn.Module):
             *(MobileMambaStage(config, i, stage_rates, scan_backend) for i, stage_rates in enumerate(rates_of_stage))
         )
         self.feature_info = [
-            {"num_chs": dim, "reduction": STEM_STRIDE * 2**i, "module": f"stages.{i}"}
+            {"num_chs": dim, "reduction": config.stem_stride * 2**i, "module": f"stages.{i}"}
             for i, dim in enumerate(config.embed_dims)
         ]
         self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
@@ -170,7 +178,7 @@ class MobileMamba(nn.Module):
         self.head_dist = NormLinear(self.num_features, num_classes) if distilled else None
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(B, in_chans, H, W) to the last stage's map (B, C, H/64, W/64)."""
+        """(B, in_chans, H, W) to the last stage's map, (B, C, H/64, W/64) after three stages."""
         return self.stages(self.patch_embed(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -262,7 +270,7 @@ class MobileMamba(nn.Module):
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Parameters that decay would harm: the state matrix, step-size biases, skip weights and learned scales."""
-        leaves = ("A_log", "D", "dt_bias", "scale")
+        leaves = ("A_log", "D", "dt_bias", "scale", "decay", "bonus", "mix")
         return {name for name, _ in self.named_parameters() if name.rsplit(".", 1)[-1] in leaves}
 
     @torch.jit.ignore

@@ -11,6 +11,13 @@ def test_stem_has_stride_16(side: int, expected: int) -> None:
     assert PatchEmbed(3, 32).eval()(torch.randn(1, 3, side, 32)).shape == (1, 32, expected, 2)
 
 
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (64, 98)], ids=str)
+def test_the_fine_stem_has_stride_4(size: tuple[int, int]) -> None:
+    stem = PatchEmbed(3, 48, stride=4)
+    assert stem(torch.randn(2, 3, *size)).shape == (2, 48, *(-(-side // 4) for side in size))
+    assert sum(p.numel() for p in stem.parameters()) == 9 * 3 * 24 + 9 * 24 * 48 + 2 * (24 + 48)
+
+
 @pytest.mark.parametrize(("side", "expected"), [(14, 7), (7, 4), (6, 3), (3, 2), (1, 1)])
 def test_merging_has_stride_2(side: int, expected: int) -> None:
     assert PatchMerging(8, 12).eval()(torch.randn(1, 8, side, 4)).shape == (1, 12, expected, 2)

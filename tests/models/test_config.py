@@ -107,6 +107,12 @@ def test_the_suggested_local_ratio_works(dim: int, global_ratio: float, local_ra
         assert not again or "rounds up" in again  # the other mistake, not this one again
 
 
+def test_a_cnn_stage_splits_nothing() -> None:
+    config = MobileMambaConfig(stages=("cnn", "mobilemamba", "cnn"), global_ratio=(9, 0.7, 0.6))  # 9: not used
+    assert config.channel_splits == ((0, 0, 192), (272, 76, 36), (0, 0, 448))
+    assert MobileMambaConfig().stage_kinds == ("mobilemamba",) * 3
+
+
 @pytest.mark.parametrize("value", [-0.1, 1.5])
 @pytest.mark.parametrize("name", ["global_ratio", "local_ratio"])
 def test_a_ratio_out_of_range_names_the_nearest_valid(name: str, value: float) -> None:
@@ -137,6 +143,14 @@ def test_a_ratio_out_of_range_names_the_nearest_valid(name: str, value: float) -
         ({"kernel_sizes": ((3, 5, 7), 5, 3), "local_ratio": (0.01, 0.2, 0.3)}, "3 kernels .* 1 local channels"),
         ({"global_ratio": (0.9, 0.7, 0.6)}, "take more than all 144 channels; .* at most 0.1"),
         ({"global_ratio": 0.5}, "global_ratio=0.5 needs one entry for each"),
+        ({"stages": ("cnn", "mobilemamba")}, "stages=.* 3 stages"),
+        ({"stages": ("cnn", "mamba", "mobilemamba")}, "stages=.*: expected mobilemamba or cnn for each stage"),
+        ({"stem_stride": 8}, "stem_stride=8: expected 4 or 16"),
+        ({"global_mixer": "gru"}, "unknown global_mixer 'gru'; expected one of mamba, ttt, "),
+        (
+            {"global_mixer": "ttt", "d_state": 4},
+            "d_state=4 is a choice of global_mixer='mamba'; leave it out with global_mixer='ttt'",
+        ),
         ({"wavelet": "nosuch"}, "unknown wavelet 'nosuch'"),
         ({"wavelet": "bior2.2"}, "'bior2.2' is not orthogonal"),
     ],
