@@ -18,7 +18,7 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mobilemamba.cli.lightning_cli import MobileMambaCLI, Planner
-from mobilemamba.cli.parser import ToolParser
+from mobilemamba.cli.parser import ToolParser, switches
 from mobilemamba.errors import ConfigError, MobileMambaError
 from mobilemamba.messages import user_error
 from mobilemamba.sweep import Row
@@ -82,7 +82,8 @@ def main(args: list[str] | None = None) -> LightningCLI | None:
     several = [p.name for p in signature(tools[command]).parameters.values() if p.kind is p.VAR_POSITIONAL]
     for name in several:
         parser.add_argument(name, nargs="*")
-    options = parser.parse(args[1:]).as_dict()
+    yes_or_no = [p.name for p in signature(tools[command]).parameters.values() if p.annotation in (bool, "bool")]
+    options = parser.parse(switches(args[1:], yes_or_no)).as_dict()
     values = [value for name in several for value in options.pop(name)]
     tools[command](*values, **options)
     return None

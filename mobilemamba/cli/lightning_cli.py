@@ -16,7 +16,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 
+from mobilemamba.cli.checks import check_checkpoint, check_classes
 from mobilemamba.cli.parser import Parser, given_settings, plain
 from mobilemamba.cli.report import print_accuracies
 from mobilemamba.cli.shorthand import expand_options, fill_preprocessing
@@ -108,7 +110,7 @@ class MobileMambaCLI(LightningCLI):
         self.config = parser.parse(args)
         config = self.config[self.config.subcommand]
         sweep = None
-        if self.config.subcommand == "fit" and config.sweep is not None:
+        if config.sweep is not None:
             given = config.sweep.as_dict()
             sweep = Sweep(**{field.name: given[field.name] for field in fields(Sweep)})  # not its file's path
         if config.trainer.default_root_dir is None:
@@ -124,7 +126,7 @@ class MobileMambaCLI(LightningCLI):
 
         def resolve(overrides: Config) -> Config:
             texts = [json.dumps(base), json.dumps(overrides)]
-            row = parser.parse(["fit", *(part for text in texts for part in ("--config", text))])
+            row = parser.parse([self.config.subcommand, *(part for text in texts for part in ("--config", text))])
             return plain(parser, row)
 
         root = Path(config.trainer.default_root_dir)
@@ -138,10 +140,11 @@ class MobileMambaCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Completes the data's settings, and takes the run folder, so that two processes never train in one."""
         if self.rows is None:
+            check_checkpoint(str(self.subcommand), self.config[self.subcommand])
             fill_preprocessing(self.config[self.subcommand])
         if self.subcommand != "fit":
             self.config[self.subcommand].verbose = False  # our own table takes the place of Lightning's
-        if self.subcommand != "fit" or self.rows is not None or os.environ.get("LOCAL_RANK", "0") != "0":
+        if self.subcommand != "fit" or self.rows is not None or not is_first_process():
             return
         config = self.config.fit
         root = Path(config.trainer.default_root_dir)
@@ -165,12 +168,12 @@ class MobileMambaCLI(LightningCLI):
                 if found := user_error(error):
                     raise found from None
                 raise
+            if self.subcommand != "fit":
+                check_classes(self.config[self.subcommand], tuple(self.datamodule.class_names))
             return
         self.config_init, self.model, self.datamodule = self.config, None, None
-        config = self.config.fit
-        self.trainer = SweepRunner(  # type: ignore[assignment]
-            self.sweep, self.rows, Path(config.trainer.default_root_dir), config.table_size
-        )
+        root = Path(self.config[self.subcommand].trainer.default_root_dir)
+        self.trainer = SweepRunner(self.sweep, self.rows, root, self.given_args[1:])  # type: ignore[assignment]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds our loggers, where none are chosen, and our callbacks."""
@@ -203,11 +206,13 @@ class MobileMambaCLI(LightningCLI):
 
     def after_validate(self) -> None:
         """Prints the accuracies."""
-        self._print_accuracies("val", self.trainer.val_dataloaders)
+        if self.rows is None:
+            self._print_accuracies("val", self.trainer.val_dataloaders)
 
     def after_test(self) -> None:
         """Prints the accuracies."""
-        self._print_accuracies("test", self.trainer.test_dataloaders)
+        if self.rows is None:
+            self._print_accuracies("test", self.trainer.test_dataloaders)
 
     def _print_accuracies(self, split: str, loader: Any) -> None:
         if self.trainer.is_global_zero:
@@ -239,6 +244,11 @@ def _checkpoints(root: str, monitor: str) -> list[Callback]:
 def _config_name(paths: list[Any] | None) -> str:
     names = [Path(str(path)).stem for path in paths or [] if path is not None]
     return "-".join(names) or "default"
+
+
+def is_first_process() -> bool:
+    """Whether no other process of the same training, on this machine or another one, has the run folder."""
+    return getattr(rank_zero_only, "rank", 0) == 0 and os.environ.get("NODE_RANK", "0") == "0"
 
 
 def _holds_run(root: Path) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jsonargparse
@@ -41,6 +41,12 @@ class ToolParser(jsonargparse.ArgumentParser):
         # Otherwise --trainer.max_epoch passes as max_epochs.
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
+    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """As ever, but ``--setting=None`` is null: what jsonargparse makes of a null for the setting of a setting."""
+        if args is not None:
+            args = [f"{arg[:-4]}null" if arg.startswith("--") and arg.endswith("=None") else arg for arg in args]
+        return super().parse_args(args, *rest, **kwargs)
+
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Raises the whole message; nested parsers quote each other's, so only the outermost is made short."""
         raise _ParserError(message) from ex
@@ -53,6 +59,21 @@ class ToolParser(jsonargparse.ArgumentParser):
         """
         with short_errors():
             return self.parse_args(args)
+
+
+def switches(args: list[str], names: list[str]) -> list[str]:
+    """Options with ``--name`` and ``--no-name`` for the yes-or-no settings, which jsonargparse wants a value for.
+
+    Args:
+        args: As given.
+        names: Of the settings.
+    """
+    spelt = []
+    for arg, after in itertools.zip_longest(args, args[1:], fillvalue=""):
+        name, no = arg.removeprefix("--").removeprefix("no-"), arg.startswith("--no-")
+        bare = arg.startswith("--") and name in names and (no or after.lower() not in ("true", "false"))
+        spelt.append(f"--{name}={str(not no).lower()}" if bare else arg)
+    return spelt
 
 
 class Parser(ToolParser, LightningArgumentParser):

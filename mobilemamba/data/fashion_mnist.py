@@ -23,13 +23,12 @@ class FashionMNISTSample(ImageDataModule):
 
     Grey pictures of 28 x 28, scaled to ``img_size`` and repeated over three channels. Needs no download. On the
     validation pictures the nearest neighbour in raw pixels reaches 80.3 % top-1. A score on them compares only with
-    other scores on them, not with those published for Fashion-MNIST, whose training part is not used here.
+    other scores on them, not with those published for Fashion-MNIST, whose training part is not used here. The other
+    arguments are described in :class:`ImageDataModule`.
 
     Args:
         img_size: Side in pixels, or (height, width); any. None is 64.
-        batch_size: Pictures in a batch, per process.
         num_workers: None means 0: making a batch takes less time than handing it over from a worker.
-        seed: Fixes the order and the augmentation of every epoch; 0 or more.
         max_shift: Augmentation: training pictures move by up to this many of their 28 pixels each way. 0 leaves it out.
         hflip: Augmentation: probability of a horizontal flip.
     """

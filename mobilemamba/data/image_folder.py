@@ -19,33 +19,10 @@ class ImageFolder(PictureDataModule):
     Without ``val`` the share ``val_fraction`` of each class is set aside for validation: always the same pictures,
     evenly spread over the sorted file names, whatever the seed. With ``val`` alone the set can be validated on, not
     trained on. The random arguments are timm's, with mild defaults for fine-tuning; :class:`ImageNet` has the paper's.
-    Pictures are turned as their EXIF orientation says.
+    Pictures are turned as their EXIF orientation says. The other arguments are described in :class:`PictureDataModule`.
 
     Args:
-        root: The folder.
-        img_size: Side in pixels, or (height, width); None is what the model wants, in Python 224.
-        batch_size: Pictures in a batch, per process.
-        num_workers: Processes that load; None takes one per CPU, 8 at most.
-        seed: Fixes the order and the augmentation of every epoch; 0 or more.
         val_fraction: Share of each class for validation if there is no ``val`` folder, above 0 and below 1.
-        mean: Per channel, of pictures in 0..1; None is what the model wants, in Python ImageNet's.
-        std: Per channel, of pictures in 0..1; None is what the model wants, in Python ImageNet's.
-        interpolation: Of the scaling; None is what the model wants, in Python bicubic.
-        crop_pct: Validation scales the short side to ``img_size / crop_pct`` and cuts out the centre; None is what the
-            model wants, in Python 0.875.
-        scale: Area of a random crop for training, least and largest share of the picture.
-        ratio: Width to height of a random crop, least and largest.
-        hflip: Probability of a horizontal flip.
-        color_jitter: Strength of the change of brightness, contrast and saturation; not used with ``auto_augment``.
-        auto_augment: timm's policy, e.g. ``rand-m9-mstd0.5-inc1``.
-        re_prob: Probability of random erasing.
-        re_mode: What random erasing fills with: zeros, one random colour, or random pixels.
-        on_error: What a picture that cannot be read does: ``stop`` ends the run, ``skip`` leaves it out of its batch,
-            with a warning, and counts it.
-
-    Raises:
-        DataError: From ``class_names`` and :meth:`setup`, if the folders do not hold such a data set; from the loaders,
-            if a picture cannot be read.
     """
 
     def __init__(

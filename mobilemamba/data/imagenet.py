@@ -32,10 +32,10 @@ class ImageNet(PictureDataModule):
       kept beside them, ``mobilemamba-train-index.json``.
 
     The same pictures give the same batches in each form. With ``val`` alone the set can be validated on, not trained
-    on. Pictures stay as they are stored, whatever their EXIF orientation, as in the release.
+    on. Pictures stay as they are stored, whatever their EXIF orientation, as in the release. The other arguments are
+    described in :class:`PictureDataModule`.
 
     Args:
-        root: The folder.
         val_labels: The labels of a flat ``val`` folder: Kaggle's ``LOC_val_solution.csv``; lines of a picture's name
             and its WordNet id or number from 0; lines of WordNet ids alone, in the order of the names; or the
             development kit's ``ILSVRC2012_validation_ground_truth.txt`` with ``meta.mat`` beside it, for which scipy is
@@ -43,31 +43,9 @@ class ImageNet(PictureDataModule):
         shard_window: For tar files on storage that is slow at random places. None shuffles over all pictures, as in
             folders; a number shuffles the tar files, and pictures only within each run of so many of them. The pictures
             must have been packed in random order, or batches would be of a few classes.
-        img_size: Side in pixels, or (height, width); None is what the model wants, in Python 224.
-        batch_size: Pictures in a batch, per process.
-        num_workers: Processes that load; None takes one per CPU, 8 at most.
-        seed: Fixes the order and the augmentation of every epoch; 0 or more.
-        mean: Per channel, of pictures in 0..1; None is what the model wants, in Python ImageNet's.
-        std: Per channel, of pictures in 0..1; None is what the model wants, in Python ImageNet's.
-        interpolation: Of the scaling; None is what the model wants, in Python bicubic.
-        crop_pct: Validation scales the short side to ``img_size / crop_pct`` and cuts out the centre; None is what the
-            model wants, in Python 0.875.
-        scale: Area of a random crop for training, least and largest share of the picture.
-        ratio: Width to height of a random crop, least and largest.
-        hflip: Probability of a horizontal flip.
-        color_jitter: Strength of the change of brightness, contrast and saturation; not used with ``auto_augment``.
-        auto_augment: timm's policy; null leaves it out.
-        re_prob: Probability of random erasing.
-        re_mode: What random erasing fills with: zeros, one random colour, or random pixels.
-        on_error: What a picture that cannot be read does: ``stop`` ends the run, ``skip`` leaves it out of its batch,
-            with a warning, and counts it.
 
     Attributes:
         wnids: The WordNet ids of the classes, in the order of the labels.
-
-    Raises:
-        DataError: From ``name`` and :meth:`setup`, if ``root`` does not hold such a data set; from the loaders, if a
-            picture cannot be read.
     """
 
     upright = False

@@ -18,21 +18,34 @@ Interpolation = Literal["bilinear", "bicubic", "random"]
 class PictureDataModule(ImageDataModule):
     """Base of data modules that list their pictures in :attr:`sources`.
 
+    Here stand the arguments that they share; those from ``scale`` to ``re_mode`` come here as one ``augmentation``.
+
     Args:
         root: The folder.
-        img_size: Side in pixels, or (height, width); None is 224.
-        batch_size: Pictures in a batch, per process.
+        img_size: Side in pixels, or (height, width); None is what the model wants, in Python 224.
         num_workers: Processes that load; None takes one per CPU, 8 at most.
-        seed: Fixes the order and the augmentation of every epoch; 0 or more.
-        mean: Per channel, of pictures in 0..1; None is ImageNet's.
-        std: Per channel, of pictures in 0..1; None is ImageNet's.
-        interpolation: Of the scaling; None is bicubic. ``random`` concerns training alone.
-        crop_pct: Validation scales the short side to ``img_size / crop_pct`` and cuts out the centre; None is 0.875.
-        augmentation: Of training pictures.
-        on_error: Whether a picture that cannot be read stops the run, or is left out of its batch and counted.
+        mean: Per channel, of pictures in 0..1; None is what the model wants, in Python ImageNet's.
+        std: Per channel, of pictures in 0..1; None is what the model wants, in Python ImageNet's.
+        interpolation: Of the scaling; None is what the model wants, in Python bicubic. ``random`` draws one of both for
+            each training picture.
+        crop_pct: Validation scales the short side to ``img_size / crop_pct`` and cuts out the centre; None is what the
+            model wants, in Python 0.875.
+        scale: Area of a random crop for training, least and largest share of the picture.
+        ratio: Width to height of a random crop, least and largest.
+        hflip: Probability of a horizontal flip.
+        color_jitter: Strength of the change of brightness, contrast and saturation; not used with ``auto_augment``.
+        auto_augment: timm's policy, e.g. ``rand-m9-mstd0.5-inc1``; null for none.
+        re_prob: Probability of random erasing.
+        re_mode: What random erasing fills with: zeros, one random colour, or random pixels.
+        on_error: What a picture that cannot be read does: ``stop`` ends the run, ``skip`` leaves it out of its batch,
+            with a warning, and counts it.
 
     Attributes:
         upright: Whether pictures are turned as their EXIF orientation says.
+
+    Raises:
+        DataError: From ``name`` and :meth:`setup`, if ``root`` does not hold such a data set; from the loaders, if a
+            picture cannot be read.
     """
 
     upright = True

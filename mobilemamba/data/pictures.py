@@ -107,17 +107,7 @@ def _is_empty(source: str | Path | IO[bytes]) -> bool:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """timm's random changes of training pictures.
-
-    Attributes:
-        scale: Area of a random crop, least and largest share of the picture.
-        ratio: Width to height of a random crop, least and largest.
-        hflip: Probability of a horizontal flip.
-        color_jitter: Strength of the change of brightness, contrast and saturation; not used with ``auto_augment``.
-        auto_augment: timm's policy, e.g. ``rand-m9-mstd0.5-inc1``.
-        re_prob: Probability of random erasing.
-        re_mode: What random erasing fills with: zeros, one random colour, or random pixels.
-    """
+    """timm's random changes of training pictures: arguments of ``mobilemamba.data.picture_data.PictureDataModule``."""
 
     scale: tuple[float, float]
     ratio: tuple[float, float]

@@ -16,7 +16,7 @@ from torchmetrics import MeanMetric
 from mobilemamba.errors import ConfigError
 from mobilemamba.models import ArchOverrides, ModelCard, Preprocessing, create_model, load_weights
 from mobilemamba.models.card import CARD_KEY
-from mobilemamba.tasks.evaluation import EvaluationTask
+from mobilemamba.tasks.evaluation import SAME_EVERYWHERE, EvaluationTask
 from mobilemamba.training.distillation import Distillation, Teacher, distillation_loss
 from mobilemamba.training.mixing import Mixing
 from mobilemamba.training.optimizer import (
@@ -142,7 +142,6 @@ class ClassificationTask(EvaluationTask):
         self.configure_models(weights, partial_weights, new_head)
         self.configure_losses()
         self.configure_metrics()
-        self.train()  # Lightning takes the modules' modes as they are, and a frozen backbone has one of its own
 
     def _check(self) -> None:
         for name, (low, high) in _LIMITS.items():
@@ -159,7 +158,8 @@ class ClassificationTask(EvaluationTask):
         if self.hparams["freeze_backbone"]:
             freeze_backbone(self.model)
         if self.hparams["channels_last"]:
-            self.model = self.model.to(memory_format=torch.channels_last)
+            # Not by `to`, as a scale (1, C, 1, 1) and its gradient would then differ in strides, of which DDP warns.
+            self.model = nn.utils.convert_conv2d_weight_memory_format(self.model, torch.channels_last)
         self.ema: ModelEmaV3 | None = None
         if self.hparams["ema_decay"] is not None:
             self.ema = ModelEmaV3(self.model, decay=self.hparams["ema_decay"]).requires_grad_(False)
@@ -224,6 +224,10 @@ class ClassificationTask(EvaluationTask):
         if "teacher" in self._beside:
             self._beside["teacher"].to(self.device)
 
+    def on_train_start(self) -> None:
+        """Sets a frozen backbone's mode; not before, as Lightning warns of what it then finds in evaluation."""
+        self.train()
+
     def on_train_epoch_start(self) -> None:
         """Starts the epoch's mean; not where an epoch goes on after a resume."""
         self.mean_train_loss.reset()
@@ -254,7 +258,7 @@ class ClassificationTask(EvaluationTask):
 
     def on_train_epoch_end(self) -> None:
         """Logs the mean loss."""
-        self.log("train/loss", self.mean_train_loss.compute())
+        self.log("train/loss", self.mean_train_loss.compute(), **SAME_EVERYWHERE)
         if "teacher" in self._beside:
             cast(Teacher, self._beside["teacher"]).end_epoch()
 

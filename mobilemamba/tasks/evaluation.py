@@ -14,6 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mobilemamba.models import fuse_norms
 from mobilemamba.training.evaluation import Comparison
 
+#: For the log of a number that all processes have computed together; Lightning would warn of it otherwise.
+SAME_EVERYWHERE: dict[str, Any] = {"sync_dist": True, "reduce_fx": "max"}
+
 
 class EvaluationTask(LightningModule):
     """Validation, test and prediction of ``model``, of its average ``ema`` if there is one, and of its fused form.
@@ -81,9 +84,8 @@ class EvaluationTask(LightningModule):
 
     def _log_metrics(self, split: str) -> None:
         values = self.comparison.compute(self._evaluated, split)
-        shown = {name: value for name, value in values.items() if "top" in name}
-        self.log_dict(shown, prog_bar=True)
-        self.log_dict({name: value for name, value in values.items() if name not in shown})
+        for name, value in values.items():
+            self.log(name, value, prog_bar="top" in name, **SAME_EVERYWHERE)
         self._evaluated = {}
 
     def predict_step(self, batch: Any) -> dict[str, Tensor]:

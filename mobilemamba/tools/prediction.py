@@ -61,6 +61,8 @@ def predict(
             raise ConfigError(f"--{name} {value}: expected 1 or more")
     if output is not None and output.suffix not in (".csv", ".json"):
         raise ConfigError(f"--output {output}: expected a name that ends in .csv or .json")
+    if output is not None and not output.parent.is_dir():  # better known before the work than after it
+        raise ConfigError(f"--output {output}: there is no folder {output.parent}; make it, or choose another")
     paths = list(find_pictures(pictures))
     if not paths:
         raise DataError(f"no pictures in {', '.join(pictures) or 'an empty list'}; give files or folders with pictures")

@@ -1,6 +1,7 @@
 """What the recipe adds to a plain training: average, teacher, frozen backbone, low precision, compilation."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -83,7 +84,9 @@ def test_a_checkpoint_says_which_network_is_better_and_what_it_is(tmp_path, bett
 def test_a_frozen_backbone_does_not_move(tmp_path):
     task = make_task(**TINY, freeze_backbone=True, lr=0.1)
     before = copy.deepcopy(task.model.state_dict())
-    fit(tmp_path, task)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Found .* in eval mode")  # Lightning's, which is not for those who froze it
+        fit(tmp_path, task, validation=DataLoader(pictures(seed=1), batch_size=4), max_epochs=2)
     changed = {name for name, value in task.model.state_dict().items() if not torch.equal(value, before[name])}
     assert {"head.linear.weight", "head.norm.running_mean"} <= changed
     assert all(name.startswith("head.") for name in changed)
@@ -131,6 +134,20 @@ def test_bfloat16_stays_finite_and_keeps_weights_in_fp32(tmp_path):
     trainer = fit(tmp_path, task, precision="bf16-mixed")
     assert trainer.callback_metrics["train/loss"].isfinite()
     assert all(parameter.dtype == torch.float32 for parameter in task.model.parameters())
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_channels_last_is_a_choice(channels_last):
+    task = make_task(**TINY, channels_last=channels_last)
+    seen = {}
+    first, last = task.model.patch_embed[0].conv, task.model.stages[-1]
+    for module in (first, last):
+        module.register_forward_hook(lambda module, _, y: seen.update({module: y}))
+    task(torch.randn(2, 3, 96, 96)).sum().backward()
+    for tensor in (first.weight, *seen.values()):
+        assert tensor.is_contiguous(memory_format=torch.channels_last) == channels_last
+    # Else DDP would copy each gradient, and warn of it.
+    assert all(p.grad.stride() == p.stride() for p in task.model.parameters() if p.grad is not None and p.ndim == 4)
 
 
 @pytest.mark.slow

@@ -130,6 +130,7 @@ def test_unreadable_pictures_are_reported_and_skipped(
         (["--weights", "absent.pth"], WeightsError, "absent.pth"),
         (["--weights", "W", "--topk", "0"], ConfigError, "--topk 0: expected 1 or more"),
         (["--weights", "W", "--output", "x.txt"], ConfigError, "--output x.txt: .*ends in .csv or .json"),
+        (["--weights", "W", "--output", "no/x.csv"], ConfigError, "--output no/x.csv: there is no folder no; make it"),
         (["--weights", "W", "--device", "quantum"], ConfigError, "--device quantum"),
         (["--weights", "W", "--model", "mobilemamba_t2"], ConfigError, "mobilemamba_t2"),
         (["nowhere.jpg", "--weights", "W"], DataError, "no such picture or folder: nowhere.jpg"),

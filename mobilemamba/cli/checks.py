@@ -1,0 +1,57 @@
+"""Where the weights come from, and whether they are for these pictures: mistakes that would give a wrong number."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mobilemamba.errors import ConfigError
+from mobilemamba.models import read_card
+
+
+def check_checkpoint(subcommand: str, config: Any) -> None:
+    """Refuses a checkpoint that is not there, and an evaluation of a network that nobody has trained.
+
+    Args:
+        subcommand: ``fit``, ``validate`` or ``test``.
+        config: Its settings.
+
+    Raises:
+        ConfigError: In these cases.
+    """
+    path, model = config.ckpt_path, config.model.get("init_args", {})
+    if path in ("last", "best", "hpc"):
+        if subcommand != "fit":
+            raise ConfigError(f"ckpt_path={path} is for fit, which knows its run's folder; give {subcommand} a file")
+    elif path is not None:
+        if not _elsewhere(path) and not Path(path).exists():
+            raise ConfigError(f"ckpt_path={path}: no such file; give one of a run's folder checkpoints")
+    elif subcommand != "fit" and "weights" in model and model["weights"] is None:
+        raise ConfigError(f"{subcommand} has no weights, only a network that is not trained; give --weights FILE")
+
+
+def check_classes(config: Any, class_names: tuple[str, ...]) -> None:
+    """Refuses pictures of other classes than the weights know: as many of them would pass unnoticed.
+
+    Args:
+        config: Of an evaluation.
+        class_names: Of the pictures, as many as the network has outputs.
+
+    Raises:
+        ConfigError: Naming the first class that differs.
+        WeightsError: If the weights cannot be read.
+    """
+    for path in (config.model.get("init_args", {}).get("weights"), config.ckpt_path):
+        card = None if path is None or _elsewhere(path) else read_card(path)
+        if card is None or not card.class_names or card.class_names == class_names:
+            continue
+        here, there = next(pair for pair in zip(class_names, card.class_names, strict=True) if len(set(pair)) == 2)
+        raise ConfigError(
+            f"the pictures are of other classes than {path}: {here!r} where the weights know {there!r}; give pictures "
+            "in folders of the classes' names"
+        )
+
+
+def _elsewhere(path: str | Path) -> bool:
+    """Whether it is an address that Lightning reads, and none of this file system."""
+    return "://" in str(path) or str(path).startswith("registry")

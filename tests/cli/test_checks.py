@@ -1,0 +1,62 @@
+"""Mistakes with weights that would otherwise end in a traceback, or in a number that means nothing."""
+
+import pytest
+import timm
+from jsonargparse import Namespace
+
+from mobilemamba.cli.checks import check_checkpoint, check_classes
+from mobilemamba.errors import ConfigError, WeightsError
+from mobilemamba.models import ModelCard, Preprocessing, save_weights
+
+
+def config(ckpt_path: str | None = None, **model: str | None) -> Namespace:
+    return Namespace(ckpt_path=ckpt_path, model=Namespace(init_args=Namespace(**model)))
+
+
+def save(path: str, *class_names: str) -> str:
+    name = "test_efficientnet"
+    card = ModelCard(name, Preprocessing.of_model(name), num_classes=2, class_names=class_names)
+    save_weights(timm.create_model(name, num_classes=2), path, card)
+    return path
+
+
+@pytest.fixture
+def weights() -> str:
+    return save("best.safetensors", "cat", "dog")
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test"])
+def test_a_checkpoint_that_is_not_there(command: str) -> None:
+    for path in ("none.ckpt", "last.ckpt", "no/best.ckpt"):
+        with pytest.raises(ConfigError, match=f"ckpt_path={path}: no such file; give"):
+            check_checkpoint(command, config(path))
+
+
+def test_what_lightning_finds_is_left_to_it() -> None:
+    for path in (None, "last", "hpc", "s3://bucket/run.ckpt", "registry:name"):
+        check_checkpoint("fit", config(path, weights=None))
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_an_evaluation_needs_weights(command: str, weights: str) -> None:
+    with pytest.raises(ConfigError, match=f"{command} has no weights, only a network that is not trained; give --wei"):
+        check_checkpoint(command, config(weights=None))
+    with pytest.raises(ConfigError, match=f"ckpt_path=last is for fit, .*; give {command} a file"):
+        check_checkpoint(command, config("last", weights=None))
+    check_checkpoint(command, config(weights=weights))
+    check_checkpoint(command, config(weights, weights=None))
+    check_checkpoint(command, config())  # another task, which may have its weights from anywhere
+
+
+def test_other_classes_are_refused(weights: str) -> None:
+    for given in (config(weights=weights), config(weights, weights=None), config(weights)):
+        check_classes(given, ("cat", "dog"))
+        with pytest.raises(ConfigError, match=r"best.safetensors: 'cow' where the weights know 'dog'; give"):
+            check_classes(given, ("cat", "cow"))
+    with pytest.raises(WeightsError, match="absent"):
+        check_classes(config(weights="absent.pth"), ("cat", "dog"))
+
+
+def test_weights_that_name_no_classes_fit_all() -> None:
+    check_classes(config(weights=save("plain.safetensors")), ("cat", "cow"))
+    check_classes(config("s3://bucket/run.ckpt"), ("cat", "cow"))
