@@ -5,7 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from mobilemamba.sweep.table import Record, cell, labels
+from mobilemamba.sweep.plan import SEED
+from mobilemamba.sweep.seeds import Record
+from mobilemamba.sweep.sheet import cell
+from mobilemamba.sweep.table import labels
 
 METRICS = ("top1", "top5", "flops_m", "params_m", "throughput")
 
@@ -25,7 +28,8 @@ def write_hparams(folder: Path, entry: Record, swept: list[str]) -> None:
     from torch.utils.tensorboard.summary import hparams
 
     names = labels(swept)
-    settings: dict[str, str | int | float | bool] = {names[key]: _plain(entry[key]) for key in swept}
+    # The seed stands among the others, whether it is swept or not.
+    settings: dict[str, str | int | float | bool] = {names[key]: _plain(entry[key]) for key in swept if key != SEED}
     settings |= {key: _plain(entry[key]) for key in ("data", "img_size", "epochs", "seed") if key not in settings}
     metrics = {f"sweep/{key}": float(entry[key]) for key in METRICS if entry[key] is not None}
     shutil.rmtree(folder, ignore_errors=True)

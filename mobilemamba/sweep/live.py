@@ -9,7 +9,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from mobilemamba.sweep.table import Record, cell, labels
+from mobilemamba.sweep.seeds import Record
+from mobilemamba.sweep.sheet import cell
+from mobilemamba.sweep.table import labels
 
 _COLOURS = {"finished": "green", "running": "yellow", "failed": "red", "stopped": "red"}
 

@@ -10,7 +10,9 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 
 from mobilemamba.analysis import complexity
+from mobilemamba.errors import ConfigError
 from mobilemamba.messages import user_error
+from mobilemamba.models import fuse_norms
 from mobilemamba.models.config import VARIANTS
 from mobilemamba.sweep.plan import Config, Row, lookup
 
@@ -31,16 +33,16 @@ def network_kwargs(config: Config) -> dict[str, Any] | None:
     return {"model_name": name, **{key: value for key, value in arch.items() if value is not None}}
 
 
-def check_and_count(rows: list[Row], img_size: int | None) -> dict[str, dict[str, float]]:
+def check_and_count(rows: list[Row]) -> dict[str, dict[str, float]]:
     """Builds every row's data set and task, on the meta device: no memory, no arithmetic, but every mistake shows.
 
     Args:
-        rows: Rows that share a data set build it once.
-        img_size: Side in pixels of the square picture to count for; None leaves the counts out.
+        rows: Rows that share a data set build it once. Each is counted for a square picture of its ``table_size``
+            pixels; with its norms folded where it is such a row.
 
     Returns:
         Row name -> ``flops_m`` (the paper's convention), ``macs_m`` and ``params_m`` in millions; empty for a task
-        without ``build_model``.
+        without ``build_model``, and where ``table_size`` is null.
 
     Raises:
         MobileMambaError: Naming the row and what is wrong with it.
@@ -58,7 +60,7 @@ def check_and_count(rows: list[Row], img_size: int | None) -> dict[str, dict[str
             # The weights are read by the row itself, and an average needs a real device.
             arguments.update({name: None for name in ("weights", "ema_decay") if name in arguments})
             with torch.device("meta"):
-                counts[row.name] = _count(_build(LightningModule, model), img_size)
+                counts[row.name] = _count(_build(LightningModule, model), row)
         except Exception as error:
             if found := user_error(error):
                 raise type(found)(f"row {row.name!r}: {found}") from error
@@ -80,10 +82,17 @@ def _build(base: type, config: Config) -> Any:
     return parser.instantiate(parser.parse_object({"part": config})).part
 
 
-def _count(task: Any, img_size: int | None) -> dict[str, float]:
+def _count(task: Any, row: Row) -> dict[str, float]:
+    img_size = row.config.get("table_size")
     if img_size is None or not hasattr(task, "build_model"):
         return {}
-    found = complexity(task.build_model(num_classes=TABLE_CLASSES, in_chans=TABLE_CHANNELS), img_size)
+    network = task.build_model(num_classes=TABLE_CLASSES, in_chans=TABLE_CHANNELS)
+    if row.fused_of:
+        parameters = sum(p.numel() for p in network.parameters())
+        network = fuse_norms(network)
+        if sum(p.numel() for p in network.parameters()) == parameters:
+            raise ConfigError("sweep.fused: this network has no norms that can be folded; take the row out")
+    found = complexity(network, img_size)
     return {"flops_m": found.flops / 1e6, "macs_m": found.macs / 1e6, "params_m": found.params / 1e6}
 
 

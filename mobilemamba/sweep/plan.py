@@ -17,6 +17,8 @@ Config = dict[str, Any]
 #: Lays dotted settings over the base and returns the whole, checked configuration.
 Resolve = Callable[[Config], Config]
 
+#: A grid over this is a repetition: its rows are one line of the table.
+SEED = "seed_everything"
 #: Settings that are the sweep's own business.
 _RESERVED = ("name", "config", "sweep", "trainer.default_root_dir", "ckpt_path")
 
@@ -31,6 +33,10 @@ class Row:
         config: The whole resolved configuration, as ``run.yaml`` holds it.
         values: Each setting that any row of the sweep changes -> its resolved value in this row.
         paper: The paper's numbers.
+        note: What of it is inferred; blank if nothing.
+        group: The name without the grid's seed: rows of one group differ in their seed alone. By default the name.
+        fused_of: The row in whose folder the network lies that this row evaluates with its norms folded; None for a
+            row with a training of its own.
     """
 
     name: str
@@ -38,6 +44,12 @@ class Row:
     config: Config
     values: dict[str, Any] = field(default_factory=dict)
     paper: dict[str, float] = field(default_factory=dict)
+    note: str = ""
+    group: str = ""
+    fused_of: str | None = None
+
+    def __post_init__(self) -> None:
+        self.group = self.group or self.name
 
 
 def expand(sweep: Sweep, root: Path, resolve: Resolve, given: Iterable[str] = ()) -> list[Row]:
@@ -53,11 +65,9 @@ def expand(sweep: Sweep, root: Path, resolve: Resolve, given: Iterable[str] = ()
         ConfigError: If a row does not resolve, has an impossible name, equals another one, or sweeps a setting that
             the command line also gives.
     """
-    overrides = _named_overrides(sweep)
+    overrides, groups = _named_overrides(sweep)
     keys = list(dict.fromkeys(key for row in overrides.values() for key in row))
-    _check_keys(keys, given)
-    if unknown := [name for name in sweep.paper if name not in overrides]:
-        raise ConfigError(f"sweep.paper: no row {unknown[0]!r}; take it out, or name one of: {', '.join(overrides)}")
+    _check_keys(overrides, given)
     rows: list[Row] = []
     for name, changes in overrides.items():
         _check_name(name)
@@ -68,8 +78,10 @@ def expand(sweep: Sweep, root: Path, resolve: Resolve, given: Iterable[str] = ()
             raise ConfigError(f"row {name!r}: {error}") from error
         _check_config(name, config)
         values = {key: lookup(config, key) for key in keys}
-        rows.append(Row(name, run_dir, config, values, sweep.paper.get(name, {})))
+        rows.append(Row(name, run_dir, config, values, group=groups[name]))
     _check_twins(rows)
+    rows += _fused_rows(sweep, rows)
+    _annotate(sweep, rows)
     return rows
 
 
@@ -81,10 +93,10 @@ def select(rows: list[Row], only: str | list[str]) -> list[Row]:
     """
     patterns = [only] if isinstance(only, str) else only
     for pattern in patterns:
-        if not any(_fits(row.name, pattern) for row in rows):
+        if not any(_fits(row, pattern) for row in rows):
             names = ", ".join(row.name for row in rows)
             raise ConfigError(f"sweep.only={pattern!r} fits no row; expected a name or pattern of: {names}")
-    return [row for row in rows if any(_fits(row.name, pattern) for pattern in patterns)]
+    return [row for row in rows if any(_fits(row, pattern) for pattern in patterns)]
 
 
 def lookup(config: Config, key: str) -> Any:
@@ -123,20 +135,68 @@ def short_key(key: str) -> str:
     return ".".join(part for part in key.split(".") if part != "init_args")
 
 
-def _named_overrides(sweep: Sweep) -> dict[str, Config]:
+def _named_overrides(sweep: Sweep) -> tuple[dict[str, Config], dict[str, str]]:
+    """Row name -> its changes, and row name -> its group."""
     rows = {name: {short_key(k): v for k, v in (row or {}).items()} for name, row in sweep.rows.items()} or {"": {}}
     grid = {short_key(key): values for key, values in sweep.grid.items()}
     named: dict[str, Config] = {}
+    groups: dict[str, str] = {}
     for (name, changes), values in itertools.product(rows.items(), itertools.product(*grid.values())):
         point = dict(zip(grid, values, strict=True))
-        parts = [f"{key.rpartition('.')[2]}={_compact(value)}" for key, value in point.items()]
-        full_name = ",".join(([name] if name else []) + parts)
+        parts = {key: f"{key.rpartition('.')[2]}={_compact(value)}" for key, value in point.items()}
+        full_name = ",".join(([name] if name else []) + list(parts.values()))
         if full_name in named:
             raise ConfigError(f"sweep.grid makes two rows named {full_name!r}; give them as sweep.rows with own names")
         if clash := set(changes) & set(point):
             raise ConfigError(f"row {name!r} and sweep.grid both set {min(clash)}; keep one of them")
         named[full_name] = {**changes, **point}
+        seedless = [part for key, part in parts.items() if key != SEED]
+        groups[full_name] = ",".join(([name] if name else []) + seedless) or "base"
+    return _scaled(named, {short_key(key): factor for key, factor in sweep.scale.items()}), groups
+
+
+def _scaled(named: dict[str, Config], scale: dict[str, float]) -> dict[str, Config]:
+    for key, factor in scale.items():
+        for name, changes in named.items():
+            value = changes.get(key)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ConfigError(f"sweep.scale: {key} is {value!r} in row {name!r}; only numbers can be scaled")
+            changes[key] = max(1, round(value * factor)) if isinstance(value, int) else value * factor
+        if not any(key in changes for changes in named.values()):
+            raise ConfigError(f"sweep.scale: no row sets {key}; take it out, or set it in sweep.rows or sweep.grid")
     return named
+
+
+def _fused_rows(sweep: Sweep, rows: list[Row]) -> list[Row]:
+    fused = []
+    for name, parent in sweep.fused.items():
+        parents = [row for row in rows if parent in (row.name, row.group)]
+        if not parents or any(name in (row.name, row.group) for row in rows):
+            raise ConfigError(
+                f"sweep.fused: {name}: {parent}; expected a new name, and one of: "
+                f"{', '.join(dict.fromkeys(row.group for row in rows))}"
+            )
+        _check_name(name)
+        for row in parents:
+            own_name = name if row.name == parent else f"{name},{SEED}={lookup(row.config, SEED)}"
+            values = dict(row.values)
+            fused.append(Row(own_name, row.run_dir, row.config, values, group=name, fused_of=row.name))
+    return fused
+
+
+def _annotate(sweep: Sweep, rows: list[Row]) -> None:
+    """Gives the rows their papers' numbers and notes, by their own name or by their group's."""
+    names = list(dict.fromkeys(name for row in rows for name in (row.group, row.name)))
+    for section, given in (("paper", sweep.paper), ("notes", sweep.notes)):
+        if unknown := [name for name in given if name not in names]:
+            raise ConfigError(
+                f"sweep.{section}: no row {unknown[0]!r}; take it out, or name one of: {', '.join(names)}"
+            )
+    for row in rows:
+        row.paper = sweep.paper.get(row.name, sweep.paper.get(row.group, {}))
+        row.note = sweep.notes.get(row.name, sweep.notes.get(row.group, ""))
 
 
 def _compact(value: Any) -> str:
@@ -145,7 +205,8 @@ def _compact(value: Any) -> str:
 
 
 def _check_name(name: str) -> None:
-    if not name.strip() or name in (".", "..") or name == "hparams" or "/" in name or "\\" in name or len(name) > 200:
+    taken = name in (".", "..", "hparams", "slurm")
+    if not name.strip() or taken or "/" in name or "\\" in name or len(name) > 200:
         raise ConfigError(f"row name {name!r} cannot be a folder's name; use letters, digits, _ and -")
 
 
@@ -159,12 +220,16 @@ def _check_config(name: str, config: Config) -> None:
         )
 
 
-def _check_keys(keys: list[str], given: Iterable[str]) -> None:
-    for key in keys:
+def _check_keys(overrides: dict[str, Config], given: Iterable[str]) -> None:
+    options = list(map(short_key, given))
+    for key in dict.fromkeys(key for row in overrides.values() for key in row):
         if key in _RESERVED or key.startswith("sweep."):
             raise ConfigError(f"{key} cannot be swept: the sweep sets it itself; take it out of its rows and grid")
-        for option in map(short_key, given):
-            if option == key or option.startswith(f"{key}.") or key.startswith(f"{option}.class_path"):
+        # Where the rows do no more than leave a part out (null), the others still follow an option inside it.
+        only_left_out = all(row[key] is None for row in overrides.values() if key in row)
+        for option in options:
+            inside = option.startswith(f"{key}.") and not only_left_out
+            if option == key or inside or key.startswith(f"{option}.class_path"):
                 raise ConfigError(
                     f"--{option} is given, but the rows of this sweep set {key} and would win; "
                     "leave the option out, or use --sweep null for a single run with it"
@@ -184,5 +249,5 @@ def _check_twins(rows: list[Row]) -> None:
         seen[text] = row.name
 
 
-def _fits(name: str, pattern: str) -> bool:
-    return name == pattern or fnmatchcase(name, pattern)
+def _fits(row: Row, pattern: str) -> bool:
+    return any(name == pattern or fnmatchcase(name, pattern) for name in (row.name, row.group))

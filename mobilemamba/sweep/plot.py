@@ -9,7 +9,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from mobilemamba.sweep.table import Record, describe
+from mobilemamba.sweep.seeds import Record, over_seeds
+from mobilemamba.sweep.table import describe
 
 #: Left, bottom, right and top in pixels.
 _Box = tuple[float, float, float, float]
@@ -22,15 +23,16 @@ _AXES = {"flops_m": "FLOPs (M), paper's convention", "throughput": "throughput (
 def plot(records: list[Record], title: str, path: Path, paper_note: str) -> None:
     """Draws all rows that have an accuracy; replaces the file atomically.
 
-    Sample scores and the paper's never share a panel. Bars are one standard error of a share among the validation
-    pictures: rows whose bars overlap are not told apart by this run.
+    Sample scores and the paper's never share a panel. Bars are the standard deviation over the seeds, or else one
+    standard error of a share among the validation pictures: rows whose bars overlap are not told apart by this run.
 
     Raises:
         OSError: If the file cannot be written.
     """
-    measured = [entry for entry in records if entry["top1"] is not None]
-    paper = [entry for entry in records if entry["paper_top1"] is not None]
-    colours = {entry["run"]: f"C{index % 10}" for index, entry in enumerate(records)}
+    shown = over_seeds(records)
+    measured = [entry for entry in shown if entry["top1"] is not None]
+    paper = [entry for entry in shown if entry["paper_top1"] is not None]
+    colours = {entry["run"]: f"C{index % 10}" for index, entry in enumerate(shown)}
     tall = 2 if paper else 1
     figure = Figure(figsize=(12, 5.2 + 3.2 * (tall - 1)), layout="constrained", dpi=120)
     axes = figure.subplots(tall, 2, squeeze=False, height_ratios=[5, 3][:tall])
@@ -40,7 +42,7 @@ def plot(records: list[Record], title: str, path: Path, paper_note: str) -> None
         points = [entry for entry in measured if entry[key] is not None]
         _scatter(axis, points, key, "top1", colours, "o")
         for entry in points:
-            error = _standard_error(entry)
+            error = _bar(entry)
             axis.errorbar(entry[key], entry["top1"], error, fmt="none", ecolor=colours[entry["run"]], alpha=0.3)
         axis.set(
             xlabel=f"{label}, {devices}" if key == "throughput" and devices else label, ylabel=f"top-1 (%), {data}"
@@ -49,11 +51,44 @@ def plot(records: list[Record], title: str, path: Path, paper_note: str) -> None
         _scatter(axis, [e for e in paper if e[f"paper_{key}"] is not None], f"paper_{key}", "paper_top1", colours, "D")
         axis.set(xlabel=label, ylabel="paper's top-1 (%)", title=f"paper: {paper_note}", facecolor="#f4f4f4")
         axis.title.set_fontsize(9)
-    for axis in axes.flat:
-        axis.grid(alpha=0.3)
     subtitle = "\n".join(describe(records)) or "nothing measured yet"
     figure.suptitle(f"{title}\n", fontweight="bold")
     figure.text(0.5, 0.965 if tall == 2 else 0.945, subtitle, ha="center", va="top", fontsize=8)
+    _save(figure, path)
+
+
+def plot_together(sweeps: dict[str, list[Record]], path: Path) -> None:
+    """Draws several sweeps in common panels, a colour each; a row of panels for each data set, which do not compare.
+
+    Args:
+        sweeps: Title -> records.
+        path: PNG file, replaced atomically.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    merged = {title: [e for e in over_seeds(records) if e["top1"] is not None] for title, records in sweeps.items()}
+    data = list(dict.fromkeys(entry["data"] for records in merged.values() for entry in records)) or ["nothing yet"]
+    figure = Figure(figsize=(12, 4.5 * len(data)), layout="constrained", dpi=120)
+    axes = figure.subplots(len(data), 2, squeeze=False)
+    for line, of_data in zip(axes, data, strict=True):
+        for axis, (key, label) in zip(line, _AXES.items(), strict=True):
+            for number, (title, records) in enumerate(merged.items()):
+                points = [entry for entry in records if entry["data"] == of_data and entry[key] is not None]
+                x, y = [entry[key] for entry in points], [entry["top1"] for entry in points]
+                if points:
+                    axis.errorbar(
+                        x, y, list(map(_bar, points)), fmt="o", color=f"C{number % 10}", label=title, alpha=0.7
+                    )
+            axis.set(xlabel=label, ylabel=f"top-1 (%), {of_data}")
+            if axis.has_data():
+                axis.legend(fontsize=8)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    for axis in figure.axes:
+        axis.grid(alpha=0.3)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         figure.savefig(temporary, format="png")
@@ -106,6 +141,8 @@ def _overlaps(box: _Box, others: list[_Box]) -> bool:
     return any(box[0] < o[2] and o[0] < box[2] and box[1] < o[3] and o[1] < box[3] for o in others)
 
 
-def _standard_error(entry: Record) -> float:
+def _bar(entry: Record) -> float:
+    if entry["top1_sd"] is not None:
+        return float(entry["top1_sd"])
     share, pictures = entry["top1"] / 100, entry["val_pictures"] or math.inf
     return 100 * math.sqrt(max(share * (1 - share), 0) / pictures)

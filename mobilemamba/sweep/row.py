@@ -15,13 +15,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from mobilemamba.files import write_text_atomic
+
+#: (run_dir, environment, stop) -> None if finished, else the reason.
+FitRow = Callable[[Path, dict[str, str], threading.Event], str | None]
 
 #: Seconds that a row may take to stop after SIGTERM before it is killed.
 STOP_SECONDS = 20.0
@@ -91,13 +94,41 @@ def fit_row(
         "attempts": status.get("attempts", 0) + 1,
     }
     _write_status(run_dir, status)
-    log_path = run_dir / "log.txt"
+    ending = run_logged(_command(run_dir), run_dir / "log.txt", f"attempt {status['attempts']}", environment, stop)
+    if is_finished(run_dir):
+        _write_status(run_dir, {**status, "status": "finished"})
+        return None
+    reason = "stopped" if stop.is_set() else ending
+    state = "stopped" if stop.is_set() else "failed"
+    with contextlib.suppress(OSError):  # the reason is still returned; a full disk is often what it tells
+        _write_status(run_dir, {**status, "status": state, "reason": reason})
+    return reason
+
+
+def run_logged(
+    command: list[str], log_path: Path, title: str, environment: Mapping[str, str] | None, stop: threading.Event
+) -> str:
+    """Runs a command to its end, in a session of its own, with its output appended to a file.
+
+    Args:
+        command: Program and arguments.
+        log_path: Where standard output and error go, after a line with the title and the time.
+        title: What is being run.
+        environment: Variables set for it.
+        stop: Once set, the process is asked to end, and killed if it does not.
+
+    Returns:
+        How it ended, in a line: an exit code alone does not tell whether it did what it should.
+
+    Raises:
+        OSError: If the log cannot be written.
+    """
     with log_path.open("ab") as log:
-        log.write(f"--- attempt {status['attempts']}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
+        log.write(f"--- {title}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
         log.flush()
         start = log.tell()
         process = subprocess.Popen(
-            _command(run_dir),
+            command,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -108,14 +139,7 @@ def fit_row(
         code = _wait(process, stop)
     finally:
         _kill_group(process)
-    if is_finished(run_dir):
-        _write_status(run_dir, {**status, "status": "finished"})
-        return None
-    reason = "stopped" if stop.is_set() else _reason(code, log_path, start)
-    state = "stopped" if stop.is_set() else "failed"
-    with contextlib.suppress(OSError):  # the reason is still returned; a full disk is often what it tells
-        _write_status(run_dir, {**status, "status": state, "reason": reason})
-    return reason
+    return _reason(code, log_path, start)
 
 
 def _command(run_dir: Path) -> list[str]:

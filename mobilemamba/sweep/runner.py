@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,17 @@ from filelock import FileLock, Timeout
 
 from mobilemamba.errors import ConfigError, MobileMambaError
 from mobilemamba.files import write_text_atomic
-from mobilemamba.sweep import local
 from mobilemamba.sweep.config import Sweep
+from mobilemamba.sweep.evaluate import Command, evaluation_sheet, evaluator, passed_on
 from mobilemamba.sweep.hparams import write_hparams
+from mobilemamba.sweep.launchers import Launch, launcher
 from mobilemamba.sweep.live import Display
 from mobilemamba.sweep.network import check_and_count, name_variants_choices
 from mobilemamba.sweep.plan import Row, differences, lookup, select
-from mobilemamba.sweep.plot import plot
-from mobilemamba.sweep.row import fit_row, is_finished, is_locked, read_json
-from mobilemamba.sweep.table import Record, record, to_csv, to_markdown
+from mobilemamba.sweep.row import FitRow, fit_row, is_finished, is_locked, read_json
+from mobilemamba.sweep.saved import SavedSweep, save_plan, write_tables
+from mobilemamba.sweep.seeds import Record
+from mobilemamba.sweep.table import FUSED_FILE, record
 
 
 class SweepFailedError(MobileMambaError):
@@ -33,15 +35,15 @@ class SweepFailedError(MobileMambaError):
 
 
 class SweepRunner:
-    """Stands in the trainer's place: ``fit`` runs the sweep.
+    """Stands in the trainer's place: ``fit`` runs the sweep, ``validate`` and ``test`` evaluate what it trained.
 
     Attributes:
         rows: All rows.
-        selected: Those that this command runs.
+        selected: Those that this command runs, and those whose networks such rows fold.
     """
 
     def __init__(
-        self, sweep: Sweep, rows: list[Row], root: Path, table_size: int | None = 224, fit: local.FitRow = fit_row
+        self, sweep: Sweep, rows: list[Row], root: Path, options: Sequence[str] = (), fit: FitRow = fit_row
     ) -> None:
         """Sets what to run and where.
 
@@ -49,14 +51,16 @@ class SweepRunner:
             sweep: What to do with the rows.
             rows: All of them.
             root: Folder of the table, with one folder a row in it.
-            table_size: Side in pixels of the picture that FLOPs are for; None leaves them out.
+            options: Of the command line, for ``validate`` and ``test`` to pass on to each row.
             fit: Trains the row of a run folder.
 
         Raises:
             ConfigError: If ``sweep.only`` fits no row.
         """
-        self.sweep, self.rows, self.root, self.table_size, self.fit_row = sweep, rows, root, table_size, fit
-        self.selected = select(rows, sweep.only)
+        self.sweep, self.rows, self.root, self.options, self.fit_row = sweep, rows, root, options, fit
+        chosen = select(rows, sweep.only)
+        folded = {row.fused_of for row in chosen}
+        self.selected = [row for row in rows if row in chosen or row.name in folded]
         self.swept = list(rows[0].values)
         self.counts: dict[str, dict[str, float]] = {}
         self._running: set[str] = set()
@@ -70,25 +74,71 @@ class SweepRunner:
             ConfigError: If a row cannot work, or its settings changed, before any row starts.
             SweepFailedError: If a row failed, after the others are done.
         """
-        environments = local.environments(self.sweep.jobs, self.selected[0].config)
+        launch = launcher(self.sweep, self.selected[0].config)
         changed = self._changed()
         for row in self.rows:
             name_variants_choices(row)
-        self.counts = check_and_count(self.rows, self.table_size)
+        self.counts = check_and_count(self.rows)
         display = Display(f"{self.root.name}", self.swept)
         if self.sweep.dry_run:
             self._print_plan(display, changed)
             return
+        with self._lock(), _stop_on_signals(), display:
+            self._prepare(changed)
+            self._run(display, launch)
+
+    def validate(self, **_: Any) -> None:
+        """Validates the network of every selected row that is finished.
+
+        Raises:
+            ConfigError: If there is none, or an option makes no sense here.
+            SweepFailedError: If a row failed, after the others are done.
+        """
+        self._evaluate("validate")
+
+    def test(self, **_: Any) -> None:
+        """As :meth:`validate`, on the test pictures."""
+        self._evaluate("test")
+
+    def _evaluate(self, command: Command) -> None:
+        options = passed_on(self.options)
+        rows = [row for row in self.selected if not row.fused_of and is_finished(row.run_dir)]
+        if not rows:
+            raise ConfigError(
+                f"no row in {self.root} is finished; train with the same options by mobilemamba fit first"
+            )
+        for row in rows:
+            name_variants_choices(row)
+        launch = launcher(self.sweep, rows[0].config)
+        display = Display(self.root.name, self.swept)
+        names = {row.run_dir: row.name for row in rows}
+        self._failures = {}
+        with self._lock(), _stop_on_signals():
+            events = launch(list(names), evaluator(command, f"{command}.json", options))
+            with contextlib.closing(events):
+                for event, run_dir, reason in events:
+                    if event == "said":
+                        display.say(str(reason))
+                    elif event == "done":
+                        display.say(f"{names[run_dir]}: {reason or 'done'}")
+                        self._failures |= {names[run_dir]: reason} if reason else {}
+        sheet = evaluation_sheet(f"{self.root.name}: {command}", rows, self.swept, command)
+        write_text_atomic(self.root / f"{command}.csv", sheet.to_csv())
+        write_text_atomic(self.root / f"{command}.md", sheet.to_markdown())
+        display.console.print(sheet.to_rich())
+        if waiting := len(self.selected) - len([row for row in self.selected if is_finished(row.run_dir)]):
+            display.say(f"{waiting} rows are not finished and were left out")
+        display.say(f"table: {self.root / f'{command}.md'}")
+        self._raise_failures()
+
+    def _lock(self) -> FileLock:
         self.root.mkdir(parents=True, exist_ok=True)
         try:
-            lock = FileLock(self.root / ".lock", timeout=0).acquire()
+            return FileLock(self.root / ".lock", timeout=0).acquire()  # type: ignore[return-value]
         except Timeout:
             raise ConfigError(
                 f"this sweep is being run already, in {self.root}; wait for it or stop it first"
             ) from None
-        with lock, _stop_on_signals(), display:
-            self._prepare(changed)
-            self._run(display, environments)
 
     def records(self) -> list[Record]:
         """The table: rows that are selected, and others that were started before."""
@@ -99,32 +149,44 @@ class SweepRunner:
                 entry |= {"status": "failed", "reason": self._failures[entry["run"]]}
         return records
 
-    def _run(self, display: Display, environments: list[dict[str, str]]) -> None:
-        names = {row.run_dir: row.name for row in self.selected}
-        for row in self.selected:
-            if is_locked(row.run_dir):
-                display.say(f"{row.name}: still being trained by a process of an earlier command, which is waited for")
-        self._refresh(display)
+    def _run(self, display: Display, launch: Launch) -> None:
+        trained = {row.run_dir: row.name for row in self.selected if not row.fused_of}
+        for run_dir, name in trained.items():
+            if is_locked(run_dir):
+                display.say(f"{name}: still being trained by a process of an earlier command, which is waited for")
         self._failures = {}
-        pending = [row.run_dir for row in self.selected if not is_finished(row.run_dir)]
-        events = local.launch(pending, environments, self.sweep.retries, self.fit_row)
+        self._refresh(display)
         try:
-            with contextlib.closing(events):
-                for event, run_dir, reason in events:
-                    if event == "started":
-                        self._running.add(names[run_dir])
-                    elif event == "done":
-                        self._running.discard(names[run_dir])
-                        if reason is not None:
-                            self._failures[names[run_dir]] = reason
-                    self._refresh(display, write=event == "done")
+            pending = {run_dir: name for run_dir, name in trained.items() if not is_finished(run_dir)}
+            self._launch(display, pending, launch, self.fit_row)
+            folds = {row.run_dir: row.name for row in self.selected if row.fused_of and is_finished(row.run_dir)}
+            pending = {run_dir: name for run_dir, name in folds.items() if not read_json(run_dir / FUSED_FILE)}
+            self._launch(display, pending, launch, evaluator("validate", FUSED_FILE, []))
         finally:
             self._running.clear()
             self._refresh(display)
         display.say(f"table: {self.root / 'results.md'}")
-        if self._failures:
-            failed = [(row.name, self._failures[row.name]) for row in self.selected if row.name in self._failures]
-            reasons = "; ".join(f"{name}: {reason} (see {self.root / name / 'log.txt'})" for name, reason in failed)
+        self._raise_failures()
+
+    def _launch(self, display: Display, names: dict[Path, str], launch: Launch, fit: FitRow) -> None:
+        """Runs one process for each folder, and keeps the table up to date meanwhile."""
+        events = launch(list(names), fit)
+        with contextlib.closing(events):
+            for event, run_dir, reason in events:
+                if event == "said":
+                    display.say(str(reason))
+                elif event == "started":
+                    self._running.add(names[run_dir])
+                elif event == "done":
+                    self._running.discard(names[run_dir])
+                    if reason is not None:
+                        self._failures[names[run_dir]] = reason
+                self._refresh(display, write=event == "done")
+
+    def _raise_failures(self) -> None:
+        failed = [(row, self._failures[row.name]) for row in self.selected if row.name in self._failures]
+        if failed:
+            reasons = "; ".join(f"{row.name}: {reason} (see {row.run_dir / 'log.txt'})" for row, reason in failed)
             raise SweepFailedError(
                 f"{len(failed)} of {len(self.selected)} rows failed: {reasons}. The same command tries them again"
             )
@@ -132,15 +194,15 @@ class SweepRunner:
     def _refresh(self, display: Display, write: bool = True) -> None:
         """Redraws the table and, unless a row has merely gone on, writes the files."""
         records = self.records()
-        progress = {entry["run"]: read_json(Path(entry["run_dir"]) / "progress.json") for entry in records}
-        display.update(records, progress)
+        trained = [entry for entry in records if not entry["fused_of"]]
+        display.update(
+            records, {entry["run"]: read_json(Path(entry["run_dir"]) / "progress.json") for entry in trained}
+        )
         if not write:
             return
         try:
-            write_text_atomic(self.root / "results.csv", to_csv(records, self.swept))
-            title, note = self.root.name, self.sweep.paper_note
-            write_text_atomic(self.root / "results.md", to_markdown(title, records, self.swept, self.table_size, note))
-            plot(records, title, self.root / "results.png", note)
+            save_plan(self.root, self.rows, self.counts, self.sweep.paper_note)
+            write_tables(self.root, SavedSweep(self.root.name, self.swept, self.sweep.paper_note, records))
             for entry in records:
                 if entry["status"] == "finished" and self._drawn.get(entry["run"]) != entry:
                     write_hparams(self.root / "hparams" / entry["run"], entry, self.swept)
@@ -165,7 +227,7 @@ class SweepRunner:
                 if self.sweep.changed == "keep" or row not in self.selected:
                     row.config = former
                     row.values = {key: lookup(former, key) for key in row.values}
-                if row in self.selected:
+                if row in self.selected and not row.fused_of:
                     changed[row.name] = lines
         if changed and self.sweep.changed == "stop" and not self.sweep.dry_run:
             shown = "; ".join(f"row {name!r}: {_shorten(lines)}" for name, lines in list(changed.items())[:2])
@@ -178,6 +240,8 @@ class SweepRunner:
 
     def _prepare(self, changed: dict[str, list[str]]) -> None:
         for row in self.selected:
+            if row.fused_of:
+                continue
             if row.name in changed and self.sweep.changed == "rerun":
                 if is_locked(row.run_dir):
                     raise ConfigError(

@@ -1,18 +1,14 @@
-"""The table of a sweep: one record a row, as CSV with everything and as Markdown with what the paper shows."""
+"""The table of a sweep: one record a row, as CSV with everything and as a sheet with what the paper shows."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from pathlib import Path
-from typing import Any
 
 from mobilemamba.sweep.config import PAPER_COLUMNS
-from mobilemamba.sweep.plan import Row
+from mobilemamba.sweep.plan import SEED, Row
 from mobilemamba.sweep.row import is_finished, is_locked, read_json
-
-Record = dict[str, Any]
+from mobilemamba.sweep.seeds import Record, over_seeds, spread
+from mobilemamba.sweep.sheet import Sheet, cell, csv_text
 
 #: Taken from ``results.json`` as they are.
 _RESULTS = (
@@ -22,6 +18,8 @@ _RESULTS = (
 )
 
 
+#: Metrics of a row's network with its norms folded, in its run folder; see ``Row.fused_of``.
+FUSED_FILE = "fused.json"
 #: Share by which the rounds of a throughput may differ before the table says so: something else was running.
 BUSY_SPREAD = 0.1
 
@@ -36,11 +34,15 @@ def record(row: Row, counts: dict[str, float], running: bool = False) -> Record:
     """
     results, status = read_json(row.run_dir / "results.json"), read_json(row.run_dir / "status.json")
     progress = read_json(row.run_dir / "progress.json")
+    if row.fused_of:
+        results, status, progress = _fused_results(row, results), {}, {}
     measured = results.get("measured") or read_json(row.run_dir / "measure.json")
     throughput = measured.get("throughput") or {}
     slot = status.get("environment", {})
-    entry: Record = {"run": row.name, **{key: row.values[key] for key in row.values}}
+    entry: Record = {"run": row.name, "group": row.group, **row.values}
     entry["status"] = state(row.run_dir, running)
+    if row.fused_of:
+        entry["status"] = "running" if running else "finished" if results else "waiting"
     entry["reason"] = status.get("reason") if entry["status"] in ("failed", "stopped") else None
     entry |= {key: counts.get(key) for key in ("flops_m", "macs_m", "params_m")}
     entry |= {
@@ -55,12 +57,22 @@ def record(row: Row, counts: dict[str, float], running: bool = False) -> Record:
     entry |= {key: results.get(key) for key in _RESULTS}
     if not results:
         entry |= {"epochs": progress.get("epoch"), "resumes": progress.get("resumes")}
-    entry |= {"run_dir": str(row.run_dir)}
+    entry |= {"table_size": row.config.get("table_size"), "run_dir": str(row.run_dir)}
+    entry |= {"note": row.note, "fused_of": row.fused_of}
     entry |= {f"paper_{key}": row.paper.get(key) for key in PAPER_COLUMNS}
     for key in ("flops_m", "params_m"):  # not top-1: a sample's score and an ImageNet score have no difference
         both = entry[key] is not None and key in row.paper
         entry[f"delta_{key}"] = entry[key] - row.paper[key] if both else None
     return entry
+
+
+def _fused_results(row: Row, results: Record) -> Record:
+    """The results of a row's network, with the accuracies that it has once its norms are folded."""
+    found = read_json(row.run_dir / FUSED_FILE)
+    if not results or "top1_fused" not in found:
+        return {}
+    accuracies = {name: round(found[f"{name}_fused"], 6) for name in ("top1", "top5")}
+    return {**results, **accuracies, "top1_ema": None, "best_epoch_ema": None}
 
 
 def state(run_dir: Path, running: bool = False) -> str:
@@ -79,54 +91,77 @@ def labels(keys: list[str]) -> dict[str, str]:
     return {key: name if list(short.values()).count(name) == 1 else key for key, name in short.items()}
 
 
-def cell(value: Any, digits: int | None = None) -> str:
-    """A value as a table shows it; blank where it is unknown."""
-    if value is None:
-        return ""
-    if digits is not None and isinstance(value, int | float):
-        return f"{value:,.{digits}f}"
-    if isinstance(value, list | tuple):
-        return ", ".join(f"({cell(item)})" if isinstance(item, list | tuple) else cell(item) for item in value)
-    return value if isinstance(value, str) else json.dumps(value)
-
-
 def to_csv(records: list[Record], swept: list[str]) -> str:
     """All columns of all rows."""
     names = labels(swept)
-    rows = [{names.get(key, key): cell(value) for key, value in entry.items()} for entry in records]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    rows: list[Record] = [{} for _ in records]
+    for row, entry in zip(rows, records, strict=True):
+        for key, value in entry.items():
+            # A swept setting comes first, and wins over a result of the same name, which is blank until the end.
+            row.setdefault(names.get(key, key), value)
+    return csv_text(rows)
 
 
-def to_markdown(title: str, records: list[Record], swept: list[str], table_size: int | None, paper_note: str) -> str:
-    """The paper's columns, with what the numbers were measured on."""
-    names = labels(swept)
-    paper = [key for key in PAPER_COLUMNS if any(entry[f"paper_{key}"] is not None for entry in records)]
+def to_sheet(title: str, records: list[Record], swept: list[str], paper_note: str) -> Sheet:
+    """The paper's columns, with what the numbers were measured on; rows that differ in their seed alone are one."""
+    shown = over_seeds(records)
+    swept = [key for key in swept if key != SEED or len(shown) == len(records)]
+    # What every row of a longer table sets alike is a note and no column.
+    alike = [key for key in swept if len(shown) > 1 and all(entry[key] == shown[0][key] for entry in shown)]
+    swept = [key for key in swept if key not in alike]
+    paper = [key for key in PAPER_COLUMNS if any(entry[f"paper_{key}"] is not None for entry in shown)]
     heads = {"flops_m": "FLOPs (M)", "params_m": "Params (M)", "throughput": "img/s", "top1": "top-1", "top5": "top-5"}
-    header = ["row", *names.values(), "FLOPs (M)", "Params (M)", "img/s", "top-1 (%)", "top-5 (%)", "epochs"]
+    header = ["row", *labels(swept).values(), "FLOPs (M)", "Params (M)", "img/s", "top-1 (%)", "top-5 (%)", "epochs"]
+    numeric = set(range(1 + len(swept), len(header) + len(paper)))
     header += [f"paper {heads[key]}" for key in paper] + ["status"]
+    marks = list(dict.fromkeys(entry["note"] for entry in shown if entry["note"]))
     lines = []
-    for entry in records:
-        cells = [entry["run"], *(cell(entry[key]) for key in swept)]
-        cells += [cell(entry["flops_m"], 1), cell(entry["params_m"], 2), cell(entry["throughput"], 0)]
-        cells[-1] += _doubts(entry)
-        cells += [cell(entry["top1"], 2), cell(entry["top5"], 2), cell(entry["epochs"])]
-        cells += ["" if (value := entry[f"paper_{key}"]) is None else f"{value:,.6g}" for key in paper]
-        cells.append(f"{entry['status']}: {entry['reason']}" if entry["reason"] else entry["status"])
-        lines.append([text.replace("|", "\\|").replace("\n", " ") for text in cells])
-    notes = describe(records)
-    if table_size:
-        notes.append(f"FLOPs (the paper's convention) and Params are for {table_size} px and 1000 classes.")
+    for entry in shown:
+        mark = f" [{marks.index(entry['note']) + 1}]" if entry["note"] else ""
+        line = [f"{entry['run']}{mark}", *(cell(entry[key]) for key in swept)]
+        line += [cell(entry["flops_m"], 1), cell(entry["params_m"], 2), cell(entry["throughput"], 0) + _doubts(entry)]
+        line += [cell(entry[key], 2) + spread(entry, key) for key in ("top1", "top5")] + [cell(entry["epochs"])]
+        line += ["" if (value := entry[f"paper_{key}"]) is None else f"{value:,.6g}" for key in paper]
+        line.append(f"{entry['status']}: {entry['reason']}" if entry["reason"] else entry["status"])
+        lines.append(line)
+    notes = [f"[{number}] {text}" for number, text in enumerate(marks, start=1)] + describe(records)
+    if alike:
+        notes.append(f"All rows: {', '.join(f'{name} {cell(shown[0][key])}' for key, name in labels(alike).items())}.")
+    if sizes := list(dict.fromkeys(str(entry["table_size"]) for entry in shown if entry["table_size"])):
+        notes.append(f"FLOPs (the paper's convention) and Params are for {', '.join(sizes)} px and 1000 classes.")
+    if len(shown) < len(records):
+        notes.append(
+            "± is the standard deviation over the seeds, with their number in brackets where some are missing."
+        )
     notes += [f"img/s: {text}." for text in conditions(records)]
     if paper:
-        notes.append(f"Columns headed *paper*: {paper_note}. They do not compare with scores on other data.")
-    table = [header, ["---"] * len(header), *lines]
-    body = "\n".join(f"| {' | '.join(line)} |" for line in table)
-    bullets = "\n".join(f"- {note}" for note in notes)
-    return f"# {title}\n\n{body}\n\n{bullets}\n"
+        notes.append(f"Columns headed paper: {paper_note}. They do not compare with scores on other data.")
+    return Sheet(title, header, lines, notes, numeric)
+
+
+def side_by_side(sweeps: dict[str, list[Record]]) -> Sheet | None:
+    """The top-1 of rows that several sweeps have in common, a column a sweep; None if there are none.
+
+    Args:
+        sweeps: Title -> records.
+    """
+    merged = {title: {entry["run"]: entry for entry in over_seeds(records)} for title, records in sweeps.items()}
+    names = list(dict.fromkeys(name for rows in merged.values() for name in rows))
+    common = [name for name in names if sum(name in rows for rows in merged.values()) > 1]
+    if not common:
+        return None
+    lines = [
+        [
+            name,
+            *(
+                cell(rows[name]["top1"], 2) + spread(rows[name], "top1") if name in rows else ""
+                for rows in merged.values()
+            ),
+        ]
+        for name in common
+    ]
+    notes = [f"{title}: {note}" for title, records in sweeps.items() for note in describe(records)]
+    return Sheet("Side by side: top-1 (%)", ["row", *sweeps], lines, notes, set(range(1, 1 + len(sweeps))))
 
 
 def _doubts(entry: Record) -> str:
@@ -140,14 +175,19 @@ def _doubts(entry: Record) -> str:
 
 def describe(records: list[Record]) -> list[str]:
     """What the accuracies were measured on: a line for each data set and schedule in the table."""
-    lines = (
-        f"top-1 and top-5: {entry['data']}, best epoch of {entry['epochs']}, {cell(entry['train_pictures'], 0)} "
-        f"training and {cell(entry['val_pictures'], 0)} validation pictures, {cell(entry['img_size'])} px, "
-        f"seed {entry['seed']}."
-        for entry in records
-        if entry["top1"] is not None
-    )
-    return list(dict.fromkeys(lines))
+    seeds: dict[str, list[str]] = {}
+    for entry in records:
+        if entry["top1"] is not None:
+            line = (
+                f"top-1 and top-5: {entry['data']}, best epoch of {entry['epochs']}, "
+                f"{cell(entry['train_pictures'], 0)} training and {cell(entry['val_pictures'], 0)} validation "
+                f"pictures, {cell(entry['img_size'])} px"
+            )
+            seeds.setdefault(line, []).append(cell(entry["seed"]))
+    return [
+        f"{line}, seed{'s' if len(set(used)) > 1 else ''} {', '.join(dict.fromkeys(used))}."
+        for line, used in seeds.items()
+    ]
 
 
 def conditions(records: list[Record]) -> list[str]:

@@ -30,6 +30,63 @@ def test_grid_crosses_rows() -> None:
     assert rows[0].values["lr"] == 1, "a row shows the resolved value of what other rows sweep"
 
 
+def test_rows_of_a_grid_of_seeds_are_one_group() -> None:
+    rows = toy_rows(
+        rows={"a": {}, "b": {"lr": 5}},
+        grid={"seed_everything": [0, 1], "size": [3]},
+        paper={"b,size=3": {"top1": 70}, "a,seed_everything=1,size=3": {"top1": 60}},
+        notes={"a,size=3": "a guess"},
+    )
+    assert [row.name for row in rows] == [f"{r},seed_everything={s},size=3" for r in "ab" for s in (0, 1)]
+    assert [row.group for row in rows] == ["a,size=3"] * 2 + ["b,size=3"] * 2
+    assert [row.paper.get("top1") for row in rows] == [None, 60, 70, 70]
+    assert [row.note for row in rows] == ["a guess", "a guess", "", ""]
+    assert select(rows, "b,size=3") == rows[2:]
+
+
+def test_a_grid_of_seeds_alone_repeats_the_base() -> None:
+    assert [row.group for row in toy_rows(grid={"seed_everything": [0, 1]})] == ["base", "base"]
+
+
+def test_the_command_line_adds_seeds_to_any_sweep(write: Write) -> None:
+    rows = plan([*write({"a": {"model.lr": 0.1}}), "--sweep.grid", "{seed_everything: [3, 4]}"])
+    assert [lookup(row.config, "seed_everything") for row in rows] == [3, 4]
+    assert {row.group for row in rows} == {"a"}
+
+
+def test_scaled_settings() -> None:
+    rows = {"a": {"size": 192, "lr": 0.5}, "b": {"size": 1, "lr": 0.1}, "c": {"lr": 1}}
+    scaled = toy_rows(rows=rows, scale={"size": 0.25, "lr": 0.5})
+    assert [(row.config["size"], row.config["lr"]) for row in scaled] == [(48, 0.25), (1, 0.05), (2, 1)]
+    assert [row.values["size"] for row in scaled] == [48, 1, 2], "the table shows what was trained"
+
+
+def test_a_second_file_takes_the_scale_back(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "full.yaml").write_text("sweep: {scale: {}}")
+    options = write({"a": {"data.img_size": 160}}, scale={"data.img_size": 0.25})
+    assert plan(options)[0].config["data"]["init_args"]["img_size"] == 40
+    assert plan([*options, "--config", "full.yaml"])[0].config["data"]["init_args"]["img_size"] == 160
+
+
+def test_a_fused_row_is_its_parents_network() -> None:
+    seeds = {"seed_everything": [0, 1]}
+    rows = toy_rows(rows={"a": {"lr": 2}}, fused={"f": "a"}, paper={"f": {"flops_m": 648}}, grid=seeds)
+    assert [row.name for row in rows[2:]] == ["f,seed_everything=0", "f,seed_everything=1"]
+    assert [row.fused_of for row in rows] == [None, None, "a,seed_everything=0", "a,seed_everything=1"]
+    assert [row.run_dir for row in rows[2:]] == [row.run_dir for row in rows[:2]]
+    assert [(row.group, row.paper, row.values["lr"]) for row in rows[2:]] == [("f", {"flops_m": 648}, 2)] * 2
+
+
+def test_an_option_inside_what_other_rows_leave_out() -> None:
+    off = {"rows": {"plain": {"distillation": None}, "kd": {"lr": 2}}}
+    assert [row.name for row in toy_rows(("distillation.weight",), **off)] == ["plain", "kd"]
+    with pytest.raises(ConfigError, match="--distillation is given"):
+        toy_rows(("distillation",), **off)
+    other = {"rows": {"plain": {"distillation": None}, "kd": {"distillation": {"weight": 2}}}}
+    with pytest.raises(ConfigError, match=r"--distillation.weight is given"):
+        toy_rows(("distillation.weight",), **other)
+
+
 @pytest.mark.parametrize("name", ["a/b", "..", ".", "", " ", "hparams", "x" * 300])
 def test_row_names_are_folders(name: str) -> None:
     with pytest.raises(ConfigError, match="cannot be a folder"):
@@ -146,6 +203,14 @@ def test_select() -> None:
         ({"rows": {"a": {}}, "paper": {"b": {"top1": 1}}}, "no row 'b'"),
         ({"rows": {"a": {"lr": 2}}, "grid": {"lr": [1]}}, "both set lr"),
         ({"grid": {"a.x": [1, 1]}}, "two rows named"),
+        ({"rows": {"a": {}}, "notes": {"b": "?"}}, "sweep.notes: no row 'b'"),
+        ({"rows": {"a": {"lr": 2}}, "scale": {"size": 0.5}}, "no row sets size"),
+        ({"rows": {"a": {"lr": 2}}, "scale": {"lr": 0}}, "expected a factor above 0"),
+        ({"rows": {"a": {"lr": "x"}}, "scale": {"lr": 2}}, "lr is 'x' in row 'a'; only numbers"),
+        ({"rows": {"a": {"lr": True}}, "scale": {"lr": 2}}, "only numbers"),
+        ({"rows": {"a": {}}, "fused": {"f": "b"}}, "sweep.fused: f: b; expected a new name, and one of: a"),
+        ({"rows": {"a": {}}, "fused": {"a": "a"}}, "expected a new name"),
+        ({"rows": {"a": {}}, "fused": {"x/y": "a"}}, "cannot be a folder"),
     ],
 )
 def test_impossible_sweeps(sweep: dict[str, Any], message: str) -> None:

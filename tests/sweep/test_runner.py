@@ -12,7 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import metadata
 
 from mobilemamba.errors import ConfigError
-from mobilemamba.sweep import SweepFailedError, local, runner
+from mobilemamba.sweep import SweepFailedError, runner
+from mobilemamba.sweep.launchers import local
 
 Sweeper = Callable[..., Any]
 ROOT = Path("runs/table")
@@ -150,6 +151,7 @@ def test_a_full_disk_costs_the_table_but_no_row(
     with monkeypatch.context() as patch:
         patch.setattr(runner, "write_text_atomic", full)
         patch.setattr("mobilemamba.sweep.row.write_text_atomic", full)
+        patch.setattr("mobilemamba.sweep.saved.write_text_atomic", full)
         with pytest.raises(SweepFailedError, match=r"bb: No space left on device: runs/table/bb/status.json"):
             sweep_faked("a", "bb")
     printed = capsys.readouterr().out

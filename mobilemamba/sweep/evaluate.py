@@ -1,0 +1,159 @@
+"""Validates or tests the network of a finished row, in a process of its own."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from mobilemamba.errors import ConfigError
+from mobilemamba.files import write_text_atomic
+from mobilemamba.sweep.plan import Row, lookup, short_key
+from mobilemamba.sweep.row import FitRow, read_json, run_logged
+from mobilemamba.sweep.sheet import Sheet, cell
+from mobilemamba.sweep.table import labels
+
+Command = Literal["validate", "test"]
+#: Options that choose the sweep, and so are none of its rows' own.
+_OF_SWEEP = ("config", "name", "table_size", "sweep", "trainer.default_root_dir")
+#: Options that would make a row something else than what was trained, or take the place of the sweep's own.
+_REFUSED = ("model", "ckpt_path", "trainer.callbacks")
+
+
+class SaveMetrics(Callback):
+    """Writes what ``validate`` or ``test`` found as JSON: the metrics, and the data they are of.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves the metrics named ``val/...``."""
+        self._save(trainer, "val", trainer.val_dataloaders)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves the metrics named ``test/...``."""
+        self._save(trainer, "test", trainer.test_dataloaders)
+
+    def _save(self, trainer: Trainer, split: str, loader: Any) -> None:
+        if not trainer.is_global_zero:
+            return
+        data = getattr(trainer, "datamodule", None)
+        metrics = trainer.callback_metrics.items()
+        found: dict[str, Any] = {name.removeprefix(f"{split}/"): float(value) for name, value in metrics}
+        batches = sum(trainer.num_val_batches if split == "val" else trainer.num_test_batches)
+        pictures = min(len(loader.dataset), int(batches) * loader.batch_size * trainer.world_size)
+        found |= {
+            "data": getattr(data, "name", None),
+            "pictures": pictures,
+            "img_size": getattr(data, "img_size", None),
+        }
+        write_text_atomic(self.path, json.dumps(found, indent=2) + "\n")
+
+
+def evaluator(command: Command, file: str, options: list[str]) -> FitRow:
+    """What a launcher calls for each row to have it evaluated."""
+    return functools.partial(_evaluate, command, file, options)
+
+
+def _evaluate(
+    command: Command,
+    file: str,
+    options: list[str],
+    run_dir: Path,
+    environment: Mapping[str, str] | None = None,
+    stop: threading.Event | None = None,
+) -> str | None:
+    """Evaluates ``best.safetensors`` of a run folder with the row's own settings.
+
+    Args:
+        command: On which part of the data.
+        file: Name of the file in the folder that takes the metrics.
+        options: Laid over the row's settings, e.g. ``["--data.root", "elsewhere"]``.
+        run_dir: Holds ``run.yaml`` and the weights.
+        environment: Variables set for the process.
+        stop: Once set, the process is ended.
+
+    Returns:
+        None if the metrics are there, otherwise the reason in one line.
+
+    Raises:
+        OSError: If the folder cannot be written.
+    """
+    target, weights = run_dir / file, run_dir / "best.safetensors"
+    if not weights.exists():
+        return f"no {weights}: this row exported no weights (its trainer.enable_checkpointing was off?)"
+    target.unlink(missing_ok=True)
+    config = yaml.safe_load((run_dir / "run.yaml").read_text(encoding="utf-8"))
+    arguments = [sys.executable, "-m", "mobilemamba", command, "--config", str(run_dir / "run.yaml"), *options]
+    arguments += ["--model.weights", str(weights), "--trainer.callbacks+", f"{__name__}.{SaveMetrics.__name__}"]
+    arguments += ["--trainer.callbacks.path", str(target)]
+    if lookup(config, "model.ema_decay") is not None:
+        arguments += ["--model.ema_decay", "null"]  # the weights are the better of the raw and the averaged ones
+    ending = run_logged(arguments, run_dir / "log.txt", command, environment, stop or threading.Event())
+    return None if target.exists() else ending
+
+
+def passed_on(args: Sequence[str]) -> list[str]:
+    """The options of ``validate --config SWEEP`` that reach each row, in the order given.
+
+    Args:
+        args: Options, without the command.
+
+    Raises:
+        ConfigError: If one of them would make a row another network than the one that was trained.
+    """
+    kept: list[str] = []
+    rest = iter(args)
+    for arg in rest:
+        name, equals, _ = arg.partition("=")
+        values = [] if equals else [next(rest, "")]
+        key = short_key(name.removeprefix("--").removesuffix("+"))
+        if _is_one_of(key, _REFUSED):
+            raise ConfigError(
+                f"{name} with a sweep: every finished row is evaluated with its own network; leave it out, or add "
+                "--sweep null to evaluate one network"
+            )
+        if not _is_one_of(key, _OF_SWEEP):
+            kept += [arg, *values]
+    return kept
+
+
+def _is_one_of(key: str, names: tuple[str, ...]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def evaluation_sheet(title: str, rows: list[Row], swept: list[str], command: Command) -> Sheet:
+    """What the evaluations of these rows found, and in how many pictures folding the norms changed the class.
+
+    Args:
+        title: Of the table.
+        rows: Those without metrics are left out.
+        swept: Settings to show.
+        command: Which evaluation.
+    """
+    header = ["row", *labels(swept).values(), "top-1 (%)", "top-5 (%)", "loss", "top-1 fused (%)", "changed"]
+    lines, measured_on = [], []
+    for row in rows:
+        found = read_json(row.run_dir / f"{command}.json")
+        if not found:
+            continue
+        line = [row.name, *(cell(row.values[key]) for key in swept)]
+        line += [cell(found.get(key), digits) for key, digits in (("top1", 2), ("top5", 2), ("loss", 4))]
+        lines.append([*line, cell(found.get("top1_fused"), 2), cell(found.get("fused_changed"), 0)])
+        measured_on.append(f"{found['data']}, {found['pictures']:,} pictures, {cell(found['img_size'])} px.")
+    notes = list(dict.fromkeys(measured_on))
+    notes.append(
+        "Of each row's best.safetensors. Fused: with the norms folded; changed: pictures whose class this changes."
+    )
+    return Sheet(title, header, lines, notes, set(range(1 + len(swept), len(header))))

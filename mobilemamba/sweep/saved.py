@@ -1,0 +1,93 @@
+"""What a sweep's folder keeps beside its runs: the plan, and the tables made of both."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mobilemamba.errors import ConfigError
+from mobilemamba.files import write_text_atomic
+from mobilemamba.sweep.plan import Row
+from mobilemamba.sweep.plot import plot
+from mobilemamba.sweep.row import read_json
+from mobilemamba.sweep.seeds import Record
+from mobilemamba.sweep.table import record, to_csv, to_sheet
+
+#: In the sweep's folder.
+PLAN_FILE = "sweep.json"
+
+
+@dataclass
+class SavedSweep:
+    """A sweep as its folder tells it.
+
+    Attributes:
+        title: The folder's name.
+        swept: Settings that the rows change.
+        paper_note: What the paper's numbers were measured on.
+        records: Its rows, as :func:`mobilemamba.sweep.table.record` gives them.
+    """
+
+    title: str
+    swept: list[str]
+    paper_note: str
+    records: list[Record]
+
+
+def save_plan(root: Path, rows: list[Row], counts: dict[str, dict[str, float]], paper_note: str) -> None:
+    """Writes what :func:`load_sweep` needs to make the tables anew, whatever becomes of the YAML.
+
+    Raises:
+        OSError: If the folder cannot be written.
+    """
+    saved = []
+    for row in rows:
+        # The whole configuration lies in the row's own folder, and the folder may be moved.
+        own = {key: value for key, value in asdict(row).items() if key not in ("config", "run_dir")}
+        own |= {"folder": row.run_dir.name, "table_size": row.config.get("table_size"), "counts": counts[row.name]}
+        saved.append(own)
+    write_text_atomic(root / PLAN_FILE, json.dumps({"paper_note": paper_note, "rows": saved}, indent=2) + "\n")
+
+
+def load_sweep(root: Path) -> SavedSweep:
+    """The sweep, or the single run, of a folder, with what its rows have come to by now.
+
+    Args:
+        root: A sweep's folder, or a run's with ``results.json``.
+
+    Raises:
+        ConfigError: If the folder holds neither.
+    """
+    plan, single = read_json(root / PLAN_FILE), read_json(root / "results.json")
+    if plan:
+        rows = []
+        for saved in plan["rows"]:
+            folder, size, counts = (saved.pop(key) for key in ("folder", "table_size", "counts"))
+            rows.append((Row(run_dir=root / folder, config={"table_size": size}, **saved), counts))
+        started = [(row, counts) for row, counts in rows if (row.run_dir / "run.yaml").exists()]
+        records = [record(row, counts) for row, counts in started]
+        swept = list(rows[0][0].values)
+        if records:
+            return SavedSweep(root.name, swept, plan["paper_note"], records)
+    if single:
+        measured = single.get("measured") or {}
+        counts = {f"{key}_m": measured[key] / 1e6 for key in ("flops", "macs", "params") if key in measured}
+        row = Row(root.name, root, {"table_size": measured.get("img_size")})
+        return SavedSweep(root.name, [], "", [record(row, counts)])
+    raise ConfigError(
+        f"{root} holds no sweep that was started and no finished run; give the folders under runs/, after "
+        "mobilemamba fit (which also writes the plan of an older sweep anew, without training a finished row)"
+    )
+
+
+def write_tables(root: Path, sweep: SavedSweep) -> None:
+    """Writes ``results.csv``, ``results.md`` and ``results.png``.
+
+    Raises:
+        OSError: If the folder cannot be written.
+    """
+    write_text_atomic(root / "results.csv", to_csv(sweep.records, sweep.swept))
+    sheet = to_sheet(sweep.title, sweep.records, sweep.swept, sweep.paper_note)
+    write_text_atomic(root / "results.md", sheet.to_markdown())
+    plot(sweep.records, sweep.title, root / "results.png", sweep.paper_note)

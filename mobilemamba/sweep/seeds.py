@@ -1,0 +1,55 @@
+"""Repetitions: the mean and the standard deviation of rows that differ in their seed alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from statistics import fmean, stdev
+from typing import Any
+
+#: One row of a table, as :func:`mobilemamba.sweep.table.record` gives it.
+Record = dict[str, Any]
+
+#: Columns that differ between repetitions.
+_MEASURED = ("top1", "top5", "top1_ema", "throughput", "throughput_spread", "hours", "peak_mem_gib")
+
+
+def over_seeds(records: list[Record]) -> list[Record]:
+    """One record for each group of rows.
+
+    Args:
+        records: Of one sweep; rows of a group have its name in ``group``.
+
+    Returns:
+        The records, with ``top1_sd`` and ``top5_sd`` (the sample's standard deviation; None for fewer than two values)
+        and ``seeds``, how many rows the means are of. Unknown values take no part in a mean.
+    """
+    groups: dict[str, list[Record]] = {}
+    for entry in records:
+        groups.setdefault(entry["group"], []).append(entry)
+    return [_merged(name, members) for name, members in groups.items()]
+
+
+def spread(entry: Record, key: str) -> str:
+    """`` ± 0.35``, or blank; with the number of seeds where not all rows of the group have a value."""
+    deviation = entry.get(f"{key}_sd")
+    if deviation is None:
+        return ""
+    return f" ± {deviation:.2f}" + (f" ({entry['seeds']})" if entry["seeds"] < entry["runs"] else "")
+
+
+def _merged(name: str, members: list[Record]) -> Record:
+    if len(members) == 1:
+        return {**members[0], "top1_sd": None, "top5_sd": None, "seeds": 1, "runs": 1}
+    merged = {**members[0], "run": name, "runs": len(members)}
+    merged["shared_device"] = any(entry["shared_device"] for entry in members)
+    for key in _MEASURED:
+        values = [entry[key] for entry in members if entry[key] is not None]
+        merged[key] = fmean(values) if values else None
+        if key in ("top1", "top5"):
+            merged[f"{key}_sd"] = stdev(values) if len(values) > 1 else None
+    merged["seeds"] = sum(entry["top1"] is not None for entry in members)
+    states = Counter(entry["status"] for entry in members)
+    counted = [f"{count} {state}" for state, count in states.items()]
+    merged["status"] = ", ".join(counted) if len(states) > 1 else members[0]["status"]
+    merged["reason"] = next((entry["reason"] for entry in members if entry["reason"]), None)
+    return merged

@@ -1,0 +1,111 @@
+"""A table of texts with notes, and the forms it is written in."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+}
+
+
+@dataclass
+class Sheet:
+    """What a table shows, as text.
+
+    Attributes:
+        title: Above it.
+        header: One name a column.
+        lines: Rows of cells, as long as the header.
+        notes: Below it, a sentence each.
+        numeric: Columns that are set to the right.
+    """
+
+    title: str
+    header: list[str]
+    lines: list[list[str]]
+    notes: list[str] = field(default_factory=list)
+    numeric: set[int] = field(default_factory=set)
+
+    def to_csv(self) -> str:
+        """Header and lines, without the notes."""
+        return csv_text([dict(zip(self.header, line, strict=True)) for line in self.lines])
+
+    def to_rich(self) -> Table:
+        """For a terminal; the notes as its caption."""
+        table = Table(title=self.title, caption=" ".join(self.notes), title_justify="left", caption_justify="left")
+        for column, name in enumerate(self.header):
+            table.add_column(name, justify="right" if column in self.numeric else "left")
+        for line in self.lines:
+            table.add_row(*map(escape, line))
+        return table
+
+    def to_markdown(self, heading: str = "#") -> str:
+        """A heading, the table, the notes as bullets."""
+        rule = ["---:" if column in self.numeric else "---" for column in range(len(self.header))]
+        cells = [[text.replace("|", "\\|").replace("\n", " ") for text in line] for line in self.lines]
+        body = "\n".join(f"| {' | '.join(line)} |" for line in [self.header, rule, *cells])
+        bullets = "\n".join(f"- {note}" for note in self.notes)
+        return f"{heading} {self.title}\n\n{body}\n" + (f"\n{bullets}\n" if bullets else "")
+
+    def to_latex(self) -> str:
+        """A ``table`` environment with rules of the booktabs package; the notes stand below in small print."""
+        columns = "".join("r" if column in self.numeric else "l" for column in range(len(self.header)))
+        lines = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(self.title)}}}"]
+        lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
+        lines += [f"{' & '.join(map(_latex, self.header))} \\\\", r"\midrule"]
+        lines += [f"{' & '.join(map(_latex, line))} \\\\" for line in self.lines]
+        lines += [r"\bottomrule", r"\end{tabular}"]
+        lines += [rf"\par{{\footnotesize {_latex(note)}}}" for note in self.notes]
+        return "\n".join([*lines, r"\end{table}"]) + "\n"
+
+    def to_html(self) -> str:
+        """A heading, a ``table`` and a list."""
+        kinds = [' class="number"' if column in self.numeric else "" for column in range(len(self.header))]
+
+        def row(tag: str, cells: list[str]) -> str:
+            inner = (f"<{tag}{kind}>{html.escape(text)}</{tag}>" for kind, text in zip(kinds, cells, strict=True))
+            return f"<tr>{''.join(inner)}</tr>"
+
+        body = "\n".join(row("td", line) for line in self.lines)
+        notes = "\n".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
+        table = f"<table>\n<thead>{row('th', self.header)}</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+        return f"<h2>{html.escape(self.title)}</h2>\n{table}\n<ul>\n{notes}\n</ul>\n"
+
+
+def cell(value: Any, digits: int | None = None) -> str:
+    """A value as a table shows it; blank where it is unknown."""
+    if value is None:
+        return ""
+    if digits is not None and isinstance(value, int | float):
+        return f"{value:,.{digits}f}"
+    if isinstance(value, list | tuple):
+        return ", ".join(f"({cell(item)})" if isinstance(item, list | tuple) else cell(item) for item in value)
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def csv_text(rows: list[dict[str, Any]]) -> str:
+    """Rows as CSV; the columns are those of any row, in the order they are first met."""
+    text = io.StringIO()
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: cell(value) for key, value in row.items()} for row in rows)
+    return text.getvalue()
+
+
+def _latex(text: str) -> str:
+    return re.sub(r"[\\~^±&%$#_{}]", lambda found: _LATEX[found[0]], text.replace("\n", " "))

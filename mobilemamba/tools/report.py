@@ -1,0 +1,99 @@
+"""One report of finished sweeps and runs: tables in four formats, and plots."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mobilemamba.errors import ConfigError
+from mobilemamba.files import write_text_atomic
+
+if TYPE_CHECKING:
+    from mobilemamba.sweep.saved import SavedSweep
+    from mobilemamba.sweep.sheet import Sheet
+
+_STYLE = """
+body { font-family: sans-serif; margin: 2em; color: #222; background: #fff; }
+main { display: flex; flex-wrap: wrap; gap: 3em; align-items: flex-start; }
+section { flex: 1 1 44em; min-width: 0; max-width: 70em; overflow-x: auto; }
+img { max-width: 100%; display: block; }
+table { border-collapse: collapse; font-size: 0.9em; }
+th, td { padding: 0.3em 0.7em; border-bottom: 1px solid #ccc; text-align: left; white-space: nowrap; }
+.number { text-align: right; font-variant-numeric: tabular-nums; }
+li { font-size: 0.85em; color: #555; max-width: 70em; }
+"""
+
+
+def report(*folders: str, output: str = "runs/report") -> None:
+    """Rebuild tables and plots from finished runs: Markdown, CSV, LaTeX and one HTML page.
+
+    Nothing is trained or measured: the numbers are what the runs left in their folders.
+
+    Args:
+        folders: Sweeps, e.g. runs/ablation_xi, or single runs; several stand side by side.
+        output: Folder that takes report.md, report.csv, report.tex, report.html and the plots.
+    """
+    from mobilemamba.sweep.plot import plot, plot_together  # lightning, which the other tools do not need
+    from mobilemamba.sweep.saved import load_sweep
+    from mobilemamba.sweep.table import side_by_side, to_csv, to_sheet
+
+    if not folders:
+        raise ConfigError(
+            "report of what? Give the folders of sweeps or runs, e.g. mobilemamba report runs/ablation_xi"
+        )
+    sweeps = _with_distinct_titles([load_sweep(Path(folder)) for folder in folders], list(folders))
+    root = Path(output)
+    root.mkdir(parents=True, exist_ok=True)
+    parts: list[tuple[Sheet | None, Path | None]] = []
+    if len(sweeps) > 1:
+        plot_together({sweep.title: sweep.records for sweep in sweeps}, root / "together.png")
+        sheet = side_by_side({sweep.title: sweep.records for sweep in sweeps})
+        parts.append((sheet, root / "together.png"))
+    for sweep in sweeps:
+        picture = root / f"{sweep.title.replace('/', '_')}.png"
+        plot(sweep.records, sweep.title, picture, sweep.paper_note)
+        parts.append((to_sheet(sweep.title, sweep.records, sweep.swept, sweep.paper_note), picture))
+    records = [{"sweep": sweep.title, **entry} for sweep in sweeps for entry in sweep.records]
+    swept = list(dict.fromkeys(key for sweep in sweeps for key in sweep.swept))
+    title = ", ".join(sweep.title for sweep in sweeps)
+    write_text_atomic(root / "report.csv", to_csv(records, swept))
+    write_text_atomic(root / "report.md", f"# {title}\n\n" + "\n".join(_markdown(*part) for part in parts))
+    tables = [sheet.to_latex() for sheet, _ in parts if sheet]
+    write_text_atomic(root / "report.tex", "% Needs \\usepackage{booktabs}.\n" + "\n".join(tables))
+    write_text_atomic(root / "report.html", _page(title, "\n".join(_section(*part) for part in parts)))
+    finished = sum(entry["status"] == "finished" for entry in records)
+    print(f"{len(sweeps)} sweeps or runs, {finished} of {len(records)} rows finished: {root / 'report.html'}")
+
+
+def _with_distinct_titles(sweeps: list[SavedSweep], folders: list[str]) -> list[SavedSweep]:
+    """Names those that share a name by their whole path."""
+    count = Counter(sweep.title for sweep in sweeps)
+    for sweep, folder in zip(sweeps, folders, strict=True):
+        if count[sweep.title] > 1:
+            sweep.title = Path(folder).as_posix()
+    if len({sweep.title for sweep in sweeps}) < len(sweeps):
+        raise ConfigError("a folder is given twice; give each once")
+    return sweeps
+
+
+def _markdown(sheet: Sheet | None, picture: Path | None) -> str:
+    shown = f"![{picture.stem}](<{picture.name}>)\n" if picture else ""
+    return f"{sheet.to_markdown('##')}\n{shown}" if sheet else shown
+
+
+def _section(sheet: Sheet | None, picture: Path | None) -> str:
+    table = sheet.to_html() if sheet else ""
+    if picture is None:
+        return f"<section>\n{table}</section>"
+    data = base64.b64encode(picture.read_bytes()).decode("ascii")
+    name = html.escape(picture.stem, quote=True)
+    return f'<section>\n{table}<img alt="plot of {name}" src="data:image/png;base64,{data}">\n</section>'
+
+
+def _page(title: str, body: str) -> str:
+    head = f'<meta charset="utf-8">\n<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>'
+    page = f"<head>\n{head}\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>"
+    return f'<!DOCTYPE html>\n<html lang="en">\n{page}\n</html>\n'

@@ -1,0 +1,84 @@
+"""Channels for equal throughput: the search on speeds that are known, and the command on small networks."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mobilemamba.cli import main
+from mobilemamba.errors import ConfigError
+from mobilemamba.tools.width import Dims, match_width
+
+CONFIG = """
+model: {class_path: ClassificationTask, init_args: {name: mobilemamba_t2}}
+sweep:
+  rows:
+    wide: {model.arch.embed_dims: [32, 48, 64], model.arch.depths: [1, 1, 1]}
+    own: {}
+"""  # the second row has nothing to scale
+
+
+class Clock:
+    """Networks whose time is a power of their channels."""
+
+    def __init__(self, power: float, as_wide_as: float):
+        self.power, self.target = power, as_wide_as
+        self.asked: list[Dims] = []
+
+    def speed(self, dims: Dims) -> float:
+        self.asked.append(dims)
+        return float((self.target / dims[-1]) ** self.power)
+
+
+def test_it_finds_the_width_of_equal_speed() -> None:
+    clock = Clock(power=2, as_wide_as=480)
+    dims, ratio = match_width((80, 160, 320), clock.speed, tolerance=0.02)
+    assert dims == (120, 240, 480)
+    assert ratio == pytest.approx(1)
+    assert clock.asked[0] == (80, 160, 320)
+    assert len(clock.asked) <= 5
+
+
+def test_what_is_equal_already_stays() -> None:
+    clock = Clock(power=2, as_wide_as=320)
+    assert match_width((80, 160, 320), clock.speed, tolerance=0.02) == ((80, 160, 320), 1)
+    assert len(clock.asked) == 1
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(0.5, 3), st.floats(64, 2048), st.integers(8, 100))
+def test_it_comes_as_near_as_the_channels_allow(power: float, target: float, first: int) -> None:
+    clock = Clock(power, target)
+    dims, ratio = match_width((8 * first,), clock.speed, tolerance=0.01, tries=12)
+    assert all(dim % 8 == 0 for dim in dims)
+    assert ratio == Clock(power, target).speed(dims)
+    assert abs(dims[0] - target) <= max(16, 0.05 * target)
+    assert len(clock.asked) == len(set(clock.asked)) <= 12
+
+
+def test_a_network_that_is_always_too_slow_ends_at_the_narrowest() -> None:
+    dims, ratio = match_width((32, 64), lambda dims: 0.5 * 8 / dims[0], tolerance=0.02)
+    assert (dims[0], ratio) == (8, 0.5)
+
+
+@pytest.mark.slow
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "rows.yaml"
+    path.write_text(CONFIG)
+    quick = ["--size", "32", "--batch", "1", "--rounds", "1", "--seconds", "0.01", "--tolerance", "0.5"]
+    main(["match_throughput", "--config", str(path), "--reference", "mobilemamba_t2", *quick])
+    out = capsys.readouterr().out
+    assert "As fast as mobilemamba_t2" in out
+    assert "│ wide │" in out
+    assert "│ own" not in out
+    assert "inference, batch 1 at 32x32, float32, channels-last, norms folded" in out
+
+
+def test_a_configuration_without_channels_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.yaml"
+    path.write_text("model: {class_path: ClassificationTask, init_args: {name: mobilemamba_t2}}\n")
+    with pytest.raises(ConfigError, match=r"no row sets model\.arch\.embed_dims"):
+        main(["match_throughput", "--config", str(path)])
+    with pytest.raises(ConfigError, match="--rounds 0: expected more than 0"):
+        main(["match_throughput", "--config", str(path), "--rounds", "0"])
