@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import copy
-import platform
-import statistics
-import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mobilemamba.analysis.machine import device_name, rounds_to_tf32
+from mobilemamba.analysis.rounds import WARMUP_SECONDS, Timings, calls_per_round, time_calls
 from mobilemamba.errors import ConfigError
-
-WARMUP_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -100,15 +96,12 @@ def measure_throughput(
     pictures = torch.randn(batch_size, in_chans, height, width, generator=torch.Generator().manual_seed(0))
     pictures = pictures.to(device=device, dtype=parameter.dtype, memory_format=layout)
 
-    time_batches(model, pictures, 1)  # the first call also allocates, chooses kernels and compiles
-    warmup, elapsed = 0, 0.0
-    while elapsed < min(WARMUP_SECONDS, budget_s) or warmup == 0:
-        elapsed += time_batches(model, pictures, 1)
-        warmup += 1
-    batches = max(1, round(budget_s / rounds / (elapsed / warmup)))
-    seconds = [time_batches(model, pictures, batches) / batches for _ in range(rounds)]
+    def clock(batches: int) -> float:
+        return time_batches(model, pictures, batches)
 
-    median = statistics.median(seconds)
+    batches = calls_per_round(clock, budget_s / rounds, min(WARMUP_SECONDS, budget_s))
+    seconds = [clock(batches) / batches for _ in range(rounds)]
+    median = Timings(tuple(seconds), batches).median
     return Throughput(
         images_per_second=batch_size / median,
         spread=median / min(seconds) - median / max(seconds),
@@ -136,45 +129,10 @@ def time_batches(model: nn.Module, pictures: torch.Tensor, batches: int) -> floa
         pictures: (B, C, H, W) on the model's device.
         batches: Number of passes.
     """
-    _synchronize(pictures.device)
-    start = time.perf_counter()
-    for _ in range(batches):
-        model(pictures)
-    _synchronize(pictures.device)
-    return time.perf_counter() - start
-
-
-def device_name(device: torch.device | str) -> str:
-    """A device in words: a GPU's product name, or a CPU's with the number of threads torch uses."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    if device.type != "cpu":
-        return str(device)
-    threads = torch.get_num_threads()
-    return f"{_cpu_name()}, {threads} thread{'s' if threads > 1 else ''}"
-
-
-def _cpu_name() -> str:
-    try:  # platform.processor() is empty on most Linux systems
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine() or "CPU"
+    return time_calls(lambda: model(pictures), batches, pictures.device)
 
 
 def _dtype_name(dtype: torch.dtype, device: torch.device) -> str:
     name = str(dtype).removeprefix("torch.")
-    if device.type != "cuda" or dtype != torch.float32:
-        return name
-    precision = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
-    return f"{name} (tf32 convolutions)" if precision == "tf32" else name
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+    rounded = dtype == torch.float32 and rounds_to_tf32(device)[1]
+    return f"{name} (tf32 convolutions)" if rounded else name

@@ -7,6 +7,7 @@ from mobilemamba.models.create import create_model
 from mobilemamba.models.fuse import fuse_norms
 from mobilemamba.models.matching import head_names
 from mobilemamba.models.mobilemamba import MobileMamba
+from mobilemamba.models.optimize import optimize_for_inference
 
 __all__ = [
     "VARIANTS",
@@ -22,6 +23,7 @@ __all__ = [
     "head_names",
     "load_network",
     "load_weights",
+    "optimize_for_inference",
     "read_card",
     "save_weights",
     "split_channels",

@@ -1,0 +1,146 @@
+"""What is to be measured: every combination of networks and conditions, checked before the first is built."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import timm
+import torch
+
+from mobilemamba.errors import ConfigError
+from mobilemamba.models.create import check_model_name
+from mobilemamba.ops.selective_scan import resolve_backend
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MODES = ("eager", "compiled", "exported")
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One network under one set of conditions.
+
+    Attributes:
+        model: timm's name.
+        size: Side of the square pictures in pixels.
+        batch: Pictures at a time.
+        device: torch's name of it.
+        dtype: Of weights and pictures; in training of the autocast region, with weights in float32.
+        mode: ``"eager"``, ``"compiled"`` (torch.compile) or ``"exported"`` (torch.export).
+        layout: Of weights and pictures: ``"contiguous"``, ``"channels_last"`` or ``"auto"``, the faster of the two.
+        fused: Whether norms are folded into weights; only in inference.
+        train: Time a training step instead of inference.
+        scan_backend: Of the selective scan, for a mobilemamba model.
+    """
+
+    model: str
+    size: int
+    batch: int = 1
+    device: str = "cpu"
+    dtype: str = "float32"
+    mode: str = "eager"
+    layout: str = "auto"
+    fused: bool = True
+    train: bool = False
+    scan_backend: str = "auto"
+
+    @property
+    def is_ours(self) -> bool:
+        return self.model.startswith("mobilemamba_")
+
+    @property
+    def label(self) -> str:
+        step = "training" if self.train else "inference"
+        return f"{self.model}, {self.size} px, batch {self.batch}, {self.dtype}, {self.mode} {step} on {self.device}"
+
+
+def expand(
+    models: Sequence[str],
+    sizes: Sequence[int] = (),
+    batches: Sequence[int] = (1, 32),
+    devices: Sequence[str] = ("cpu",),
+    dtypes: Sequence[str] = ("float32",),
+    modes: Sequence[str] = ("eager",),
+    layouts: Sequence[str] = ("auto",),
+    fused: bool = True,
+    train: bool = False,
+    scan_backend: str = "auto",
+) -> list[Case]:
+    """Every combination; the models vary fastest, so that networks to be compared stand together.
+
+    Args:
+        models: timm's names.
+        sizes: Sides of the pictures in pixels; none for each model's own.
+        batches: Pictures at a time.
+        devices: torch's names.
+        dtypes: Keys of ``DTYPES``.
+        modes: Entries of ``MODES``.
+        layouts: Keys of ``LAYOUTS``, or ``"auto"``.
+        fused: Fold norms, where it is inference.
+        train: Time training steps.
+        scan_backend: For the mobilemamba models.
+
+    Raises:
+        ConfigError: If a value is unknown, impossible or cannot run on this machine.
+        BackendUnavailableError: If the scan backend cannot.
+    """
+    for name in models:
+        check_model_name(name)
+    for setting, values, known in (
+        ("dtype", dtypes, tuple(DTYPES)),
+        ("mode", modes, MODES),
+        ("layout", layouts, ("auto", *LAYOUTS)),
+    ):
+        for value in values:
+            if value not in known:
+                raise ConfigError(f"{setting} {value!r}: expected one of {', '.join(known)}")
+    for setting, numbers, least in (("size", sizes, 32), ("batch", batches, 2 if train else 1)):
+        for number in numbers:
+            if number < least:
+                why = "; a norm in training needs two pictures" if setting == "batch" and train else ""
+                raise ConfigError(f"{setting} {number}: expected {least} or more{why}")
+    if train and "exported" in modes:
+        raise ConfigError("mode 'exported': an exported network is for inference; leave it out or leave train out")
+    for device in devices:
+        check_device(device)
+        for dtype in dtypes:
+            if scan_backend != "reference":
+                resolve_backend(scan_backend, torch.device(device), dtype=DTYPES[dtype])
+    if not models:
+        raise ConfigError("no model to measure: expected at least one timm name")
+    combinations = itertools.product(batches, devices, dtypes, modes, layouts, sizes or (None,), models)
+    cases = [
+        Case(
+            model,
+            own_size(model) if size is None else size,
+            *(batch, device, dtype, mode, layout),
+            fused=fused and not train,
+            train=train,
+            scan_backend=scan_backend if model.startswith("mobilemamba_") else "auto",
+        )
+        for batch, device, dtype, mode, layout, size, model in combinations
+    ]
+    return list(dict.fromkeys(cases))
+
+
+def own_size(model: str) -> int:
+    """Side of the pictures that a timm model was made for, in pixels."""
+    config = timm.get_pretrained_cfg(model)
+    return int(config.input_size[-1]) if config is not None else 224
+
+
+def check_device(name: str) -> None:
+    """Refuses a device that is none or is not here.
+
+    Raises:
+        ConfigError: With torch's reason.
+    """
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device {name!r}: there is no CUDA device here; use cpu")
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ConfigError(f"device {name!r}: {reason}; use cpu, or another of this machine") from None

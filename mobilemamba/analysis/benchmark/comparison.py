@@ -1,0 +1,90 @@
+"""What a table of records says: cost against pixels, and speed at equal accuracy."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+
+from mobilemamba.analysis.benchmark.paper import family
+from mobilemamba.analysis.benchmark.records import Record
+
+#: What two records must share to be compared: device, dtype, mode, training or not, batch.
+Conditions = tuple[str, str, str, bool, int]
+
+
+def conditions(record: Record) -> Conditions:
+    """The conditions of a record, its model and picture size aside."""
+    return record.device, record.dtype, record.mode, record.train, record.batch
+
+
+def grouped(records: Iterable[Record]) -> dict[Conditions, list[Record]]:
+    """Records that have results, by their conditions."""
+    groups: dict[Conditions, list[Record]] = {}
+    for record in records:
+        if not record.error:
+            groups.setdefault(conditions(record), []).append(record)
+    return groups
+
+
+def exponent(sizes: Sequence[int], seconds: Sequence[float]) -> float:
+    """The p of ``seconds = c * pixels ** p``, by least squares of the logarithms.
+
+    Args:
+        sizes: Sides of square pictures in pixels, two different ones at least.
+        seconds: Time for a picture of each.
+    """
+    pixels = [math.log(size**2) for size in sizes]
+    return statistics.linear_regression(pixels, [math.log(value) for value in seconds]).slope
+
+
+def exponents(records: Iterable[Record]) -> dict[tuple[str, Conditions], float]:
+    """The exponent of cost against pixels for each model and conditions with two sizes or more."""
+    found = {}
+    for shared, group in grouped(records).items():
+        for model in dict.fromkeys(record.model for record in group):
+            own = [record for record in group if record.model == model]
+            if len({record.size for record in own}) > 1:
+                times = [record.latency_ms for record in own if record.latency_ms is not None]
+                found[model, shared] = exponent([record.size for record in own], times)
+    return found
+
+
+def line(points: Sequence[tuple[float, float]], top1: float) -> float:
+    """Throughput at an accuracy on the line through a family's points, its logarithm being linear between two.
+
+    Args:
+        points: (top-1, throughput), two different accuracies at least; beyond the outermost the last piece goes on.
+        top1: Where.
+    """
+    points = sorted(points)
+    pieces = list(itertools.pairwise(points))
+    (left, slow), (right, fast) = next((piece for piece in pieces if top1 <= piece[1][0]), pieces[-1])
+    share = (top1 - left) / (right - left)
+    return math.exp(math.log(slow) + share * (math.log(fast) - math.log(slow)))
+
+
+def at_equal_top1(
+    records: Iterable[Record], rival: str = "efficientvit", reach: float = 1.0
+) -> dict[tuple[str, Conditions], float]:
+    """How many times as fast each other model is as the line through a rival family, at its published top-1.
+
+    Args:
+        records: Those of the rival family too.
+        rival: See :func:`~mobilemamba.analysis.benchmark.paper.family`.
+        reach: How far, in points of top-1, the line is drawn on beyond the family's ends; models further off are
+            left out.
+    """
+    found = {}
+    for shared, group in grouped(records).items():
+        known = [(r, r.paper_top1, r.images_per_second) for r in group if r.paper_top1 and r.images_per_second]
+        points = [(top1, speed) for record, top1, speed in known if family(record.model) == rival]
+        accuracies = {top1 for top1, _ in points}
+        if len(accuracies) < 2:
+            continue
+        for record, top1, speed in known:
+            near = min(accuracies) - reach <= top1 <= max(accuracies) + reach
+            if family(record.model) != rival and near:
+                found[record.model, shared] = speed / line(points, top1)
+    return found

@@ -1,0 +1,193 @@
+"""Networks against each other: built, measured in common rounds, and recorded with their conditions."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Hashable, Iterable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+
+import torch
+
+from mobilemamba.analysis.benchmark.cases import DTYPES, LAYOUTS, Case
+from mobilemamba.analysis.benchmark.ceilings import matrix_product
+from mobilemamba.analysis.benchmark.memory import can_measure_cpu, cpu_meter, cuda_peak, describe, is_too_large
+from mobilemamba.analysis.benchmark.paper import TOP1
+from mobilemamba.analysis.benchmark.records import Record
+from mobilemamba.analysis.benchmark.workload import Workload, Workshop, create, silently
+from mobilemamba.analysis.complexity import complexity
+from mobilemamba.analysis.machine import device_name, rounds_to_tf32, versions
+from mobilemamba.analysis.rounds import Clock, Timings, interleave, time_calls
+from mobilemamba.ops.selective_scan import resolve_backend
+
+#: What is being done, how much of it is done, and how much there is.
+Progress = Callable[[str, int, int], None]
+_TRIAL_ROUNDS = 5
+_TRIAL_SECONDS = 0.2
+
+
+@dataclass
+class _Candidate:
+    """A case on its way to a record; ``case.layout`` is a layout, not ``auto``."""
+
+    case: Case
+    layout_chosen: bool = False
+    workload: Workload | None = None
+    peak_bytes: int | None = None
+    error: str = ""
+
+    @property
+    def clock(self) -> Clock:
+        assert self.workload is not None
+        return clock_of(self.workload.run, self.case.device)
+
+
+def measure(
+    cases: Iterable[Case],
+    rounds: int = 15,
+    seconds: float = 0.5,
+    memory: bool = True,
+    progress: Progress = lambda what, done, total: None,
+) -> list[Record]:
+    """Measures cases in common rounds, in which a matrix product shows what the machine can do.
+
+    A case that fails, for want of memory say, has the reason in its record; the others go on.
+
+    Args:
+        cases: See :func:`~mobilemamba.analysis.benchmark.cases.expand`.
+        rounds: Number of rounds.
+        seconds: About how long each case runs in a round.
+        memory: Whether to measure the peak memory as well.
+        progress: Is told how far it is.
+    """
+    cases = list(cases)
+    workshop = Workshop()
+    candidates: list[_Candidate] = []
+    with ExitStack() as stack:
+        meter = None
+        if memory and can_measure_cpu() and any(torch.device(case.device).type == "cpu" for case in cases):
+            meter = stack.enter_context(cpu_meter(torch.get_num_threads()))
+        for number, case in enumerate(cases):
+            progress("build and warm up", number, len(cases))
+            layouts = LAYOUTS if case.layout == "auto" else (case.layout,)
+            rivals = [_Candidate(replace(case, layout=layout), case.layout == "auto") for layout in layouts]
+            for rival in rivals:
+                _prepare(rival, workshop, meter.peak if meter else None, memory)
+            candidates.append(_faster(rivals, seconds))
+    progress("build and warm up", len(cases), len(cases))
+
+    clocks: dict[Hashable, Clock] = {number: c.clock for number, c in enumerate(candidates) if not c.error}
+    places = dict.fromkeys((c.case.device, c.case.dtype) for c in candidates if not c.error)
+    products = {place: matrix_product(*place) for place in places}
+    clocks |= {place: clock_of(run, place[0]) for place, (run, _) in products.items()}
+    timings, failed = interleave(clocks, rounds, seconds, advance=counting(progress, len(clocks), rounds))
+    ceilings = {place: macs / timings[place].median / 1e9 for place, (_, macs) in products.items() if place in timings}
+    for number, candidate in enumerate(candidates):
+        if number in failed:
+            candidate.error = describe(failed[number])
+    return [
+        _record(c, timings.get(number), ceilings.get((c.case.device, c.case.dtype)), rounds)
+        for number, c in enumerate(candidates)
+    ]
+
+
+def clock_of(run: Callable[[], object], device: str) -> Clock:
+    """Times calls of a function on a device."""
+    return lambda calls: time_calls(run, calls, torch.device(device))
+
+
+def counting(progress: Progress, clocks: int, rounds: int) -> Callable[[], None]:
+    """Tells the progress of :func:`~mobilemamba.analysis.rounds.interleave` when it advances."""
+    steps = itertools.count(1)
+    return lambda: progress("measure", next(steps), clocks * (rounds + 1))
+
+
+def latency(timings: Timings | None) -> tuple[float | None, float | None, float | None]:
+    """Median and quartiles of a call in milliseconds."""
+    if timings is None:
+        return None, None, None
+    first, third = timings.quartiles
+    return 1e3 * timings.median, 1e3 * first, 1e3 * third
+
+
+def _prepare(
+    candidate: _Candidate, workshop: Workshop, cpu_peak: Callable[[Case, str], int] | None, memory: bool
+) -> None:
+    case, device = candidate.case, torch.device(candidate.case.device)
+    try:
+        if device.type == "cpu" and cpu_peak is not None:
+            candidate.peak_bytes = cpu_peak(case, case.layout)
+        workload: Workload = silently(lambda: workshop.build(case, case.layout))
+        silently(workload.run)
+        if device.type == "cuda" and memory:
+            candidate.peak_bytes = cuda_peak(workload, device)
+        candidate.workload = workload
+    except Exception as error:  # whatever a network may raise; it is reported in its row
+        candidate.error = describe(error)
+        if device.type == "cuda" and is_too_large(error):
+            torch.cuda.empty_cache()
+
+
+def _faster(rivals: list[_Candidate], seconds: float) -> _Candidate:
+    """The one that wins a short trial in common rounds; the others' networks are let go."""
+    running = [rival for rival in rivals if not rival.error]
+    if len(running) <= 1:
+        return (running or rivals)[0]
+    clocks = {number: rival.clock for number, rival in enumerate(running)}
+    trial = min(seconds, _TRIAL_SECONDS)
+    timings, _ = interleave(clocks, _TRIAL_ROUNDS, trial, trial)
+    return running[min(timings, key=lambda number: timings[number].median)] if timings else running[0]
+
+
+@functools.cache
+def _macs(model: str, size: int) -> int | None:
+    with torch.device("meta"):
+        network = silently(lambda: create(Case(model, size)))
+    try:
+        return complexity(network, size).macs
+    except Exception:  # a network that does not run on shapes alone is timed without a count
+        return None
+
+
+def _scan_backend(case: Case) -> str:
+    if case.scan_backend == "reference":
+        return "reference"
+    return resolve_backend(case.scan_backend, torch.device(case.device), dtype=DTYPES[case.dtype])
+
+
+def _record(candidate: _Candidate, timings: Timings | None, ceiling: float | None, rounds: int) -> Record:
+    case, device = candidate.case, torch.device(candidate.case.device)
+    macs = _macs(case.model, case.size) if timings else None
+    if macs and case.train:
+        macs *= 3  # a backward pass has two products for each of the forward pass
+    rate = macs * case.batch / timings.median / 1e9 if macs and timings else None
+    first, third = timings.quartiles if timings else (0.0, 0.0)
+    tf32_matmul, tf32_convolution = rounds_to_tf32(device)
+    ms, q1_ms, q3_ms = latency(timings)
+    conditions = asdict(case)
+    conditions["scan_backend"] = _scan_backend(case) if case.is_ours else ""
+    return Record(
+        **conditions,
+        layout_chosen=candidate.layout_chosen,
+        batch_norms=candidate.workload.batch_norms if candidate.workload else None,
+        latency_ms=ms,
+        latency_q1_ms=q1_ms,
+        latency_q3_ms=q3_ms,
+        images_per_second=case.batch / timings.median if timings else None,
+        spread=(third - first) / timings.median if timings else None,
+        macs=macs,
+        gmacs_per_second=rate,
+        ceiling_gmacs_per_second=ceiling if timings else None,
+        ceiling_fraction=rate / ceiling if rate and ceiling else None,
+        peak_memory_mib=candidate.peak_bytes / 2**20 if candidate.peak_bytes is not None else None,
+        rounds=rounds,
+        calls_per_round=timings.calls if timings else None,
+        paper_top1=TOP1.get(case.model),
+        processor=device_name(device),
+        threads=torch.get_num_threads(),
+        tf32_matmul=tf32_matmul,
+        tf32_convolution=tf32_convolution,
+        versions=versions(),
+        error=candidate.error,
+    )

@@ -1,0 +1,26 @@
+"""The paper's comparison of speeds (Table 7): what timm has of it, what it lacks, and the published accuracies."""
+
+from __future__ import annotations
+
+from mobilemamba.models import VARIANTS
+
+#: EfficientViT's ImageNet-1k top-1 in %, 300 epochs at 224 px (Liu et al., CVPR 2023, Table 2).
+EFFICIENTVIT_TOP1 = {
+    "efficientvit_m0": 63.2,
+    "efficientvit_m1": 68.4,
+    "efficientvit_m2": 70.8,
+    "efficientvit_m3": 73.4,
+    "efficientvit_m4": 74.3,
+    "efficientvit_m5": 77.1,
+}
+#: Published ImageNet-1k top-1 in %, by timm's name, of a training without a teacher.
+TOP1 = EFFICIENTVIT_TOP1 | {name: variant.paper_top1 for name, variant in VARIANTS.items()}
+#: The networks of Table 7 that can be measured.
+TABLE7 = ("efficientvit_m2", "efficientvit_m4", "efficientvit_m5", *VARIANTS)
+#: The Mamba networks that the paper compares with and timm does not have.
+NOT_IN_TIMM = ("LocalVim-T", "EfficientVMamba-T", "EfficientVMamba-S", "EfficientVMamba-B")
+
+
+def family(model: str) -> str:
+    """The part of a timm name before its size: networks that a line joins."""
+    return model.partition(".")[0].rpartition("_")[0] or model

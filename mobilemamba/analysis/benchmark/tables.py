@@ -1,0 +1,143 @@
+"""Records on the screen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.table import Table
+
+from mobilemamba.analysis.benchmark.comparison import Conditions, at_equal_top1, exponents
+from mobilemamba.analysis.benchmark.records import Record
+from mobilemamba.analysis.benchmark.scans import ScanRecord
+
+#: Highest exponent of cost against pixels that counts as linear.
+LINEAR = 1.05
+
+
+def network_table(records: Sequence[Record]) -> Table:
+    """A line for each record; one that failed has its reason."""
+    what = "Training steps" if records[0].train else "Inference"
+    table = Table(title=f"{what}, medians of {records[0].rounds} common rounds", title_justify="left")
+    for column in ("model", "px", "batch", "dtype", "mode", "layout", "ms", "quartiles", "img/s", "of ceiling", "MiB"):
+        table.add_column(column, justify="left" if column in ("model", "dtype", "mode", "layout") else "right")
+    for record in records:
+        start = (record.model, f"{record.size}", f"{record.batch}", record.dtype, record.mode, record.layout)
+        if record.error:
+            table.add_row(*start, "", record.error)
+            continue
+        table.add_row(
+            *start,
+            f"{record.latency_ms:.4g}",
+            f"{record.latency_q1_ms:.4g}-{record.latency_q3_ms:.4g}",
+            f"{record.images_per_second:.4g}",
+            "" if record.ceiling_fraction is None else f"{record.ceiling_fraction:.2f}",
+            "" if record.peak_memory_mib is None else f"{record.peak_memory_mib:.0f}",
+        )
+    return table
+
+
+def network_notes(records: Sequence[Record]) -> list[str]:
+    """The conditions that all records share, and what they say together."""
+    first = records[0]
+    ceilings = {
+        (r.processor, r.dtype): f"{2 * r.ceiling_gmacs_per_second:.0f} GFLOP/s in {r.dtype} on {r.processor}"
+        for r in records
+        if r.ceiling_gmacs_per_second
+    }
+    lines = []
+    if ceilings:
+        lines.append(f"ceiling: a large matrix product in the same rounds, {'; '.join(ceilings.values())}")
+    lines.append("norms folded" if first.fused else "norms as trained")
+    if first.fused and (kept := {r.model: r.batch_norms for r in records if r.batch_norms}):
+        lines[-1] += "".join(f", but {count} of {model} are left" for model, count in kept.items())
+    if backends := dict.fromkeys(r.scan_backend for r in records if r.scan_backend):
+        lines[-1] += f"; scan backend {', '.join(backends)}"
+    tf32 = f"TF32 for matrix products {_on(first.tf32_matmul)}, for convolutions {_on(first.tf32_convolution)}"
+    lines[-1] += f"; {_count(first.threads, 'thread')}; {tf32}; {first.versions}"
+    if any(record.peak_memory_mib is not None for record in records):
+        lines.append("MiB: weights and pictures, and what a call takes on top of them at its peak")
+    if equal := at_equal_top1(records):
+        lines.append("times the speed of the line through EfficientViT's points at the same published top-1:")
+        lines += _by_conditions(equal)
+    if fits := exponents(records):
+        lines.append(f"p in cost = c * pixels^p (linear: at most {LINEAR}):")
+        lines += _by_conditions(fits)
+    return lines
+
+
+def scan_table(records: Sequence[ScanRecord]) -> Table:
+    """A line for each backend and shape, the shares of the ceilings beside the rates."""
+    what = "forward and backward" if records[0].train else "forward"
+    table = Table(title=f"Selective scan, {what}, {records[0].dtype}", title_justify="left")
+    for column in (
+        "B",
+        "K",
+        "D",
+        "N",
+        "H x W",
+        "in",
+        "backend",
+        "ms",
+        "quartiles",
+        "GB/s",
+        "of copy",
+        "GFLOP/s",
+        "of mm",
+    ):
+        table.add_column(column, justify="left" if column in ("in", "backend") else "right")
+    shape: tuple[int, ...] = ()
+    for record in records:
+        own = (record.batch, record.directions, record.width, record.d_state, record.height, record.map_width)
+        sides = f"{record.height}x{record.map_width}"
+        start = [*map(str, own[:4]), sides, record.used_by] if own != shape else [""] * 6
+        if shape and own != shape:
+            table.add_section()
+        shape = own
+        if record.error:
+            table.add_row(*start, record.backend, "", record.error)
+            continue
+        table.add_row(
+            *start,
+            record.backend,
+            f"{record.latency_ms:.4g}",
+            f"{record.latency_q1_ms:.4g}-{record.latency_q3_ms:.4g}",
+            f"{record.gbytes_per_second:.3g}",
+            _share(record.gbytes_per_second, record.copy_gbytes_per_second),
+            f"{record.gflops_per_second:.3g}",
+            _share(record.gflops_per_second, record.product_gflops_per_second),
+        )
+    return table
+
+
+def scan_notes(records: Sequence[ScanRecord]) -> list[str]:
+    """The ceilings, the conditions, and how the rates are counted."""
+    first = records[0]
+    lines = []
+    if first.copy_gbytes_per_second and first.product_gflops_per_second:
+        lines.append(
+            f"ceilings in the same rounds: a large copy {first.copy_gbytes_per_second:.1f} GB/s (reading and writing), "
+            f"a large matrix product {first.product_gflops_per_second:.0f} GFLOP/s"
+        )
+    lines.append(f"{first.processor}; {first.versions}")
+    lines.append("GB/s: inputs read and outputs written once; what stays in the caches can be faster than the copy")
+    return lines
+
+
+def _by_conditions(values: dict[tuple[str, Conditions], float]) -> Iterable[str]:
+    groups: dict[Conditions, list[str]] = {}
+    for (model, shared), value in values.items():
+        groups.setdefault(shared, []).append(f"{model} {value:.2f}")
+    for (device, dtype, mode, _, batch), entries in groups.items():
+        yield f"  batch {batch}, {dtype}, {mode}, {device}: {', '.join(entries)}"
+
+
+def _share(value: float | None, ceiling: float | None) -> str:
+    return "" if value is None or ceiling is None else f"{value / ceiling:.2f}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _on(value: bool) -> str:
+    return "on" if value else "off"

@@ -1,0 +1,177 @@
+"""A case as something to call: the network prepared as it would be used, and its pictures."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import FunctionType
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.utils import reparameterize_model
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mobilemamba.analysis.benchmark.cases import DTYPES, LAYOUTS, Case, own_size
+from mobilemamba.models import MobileMamba, fuse_norms, optimize_for_inference
+from mobilemamba.ops.native import library
+
+CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One batch's inference or one training step, ready to be called.
+
+    Attributes:
+        run: Does it once.
+        network: What it runs; in inference after its norms were folded.
+        held: Tensors that stay in memory between calls, the pictures included.
+    """
+
+    run: Callable[[], object]
+    network: nn.Module
+    held: Callable[[], Iterator[Tensor]]
+
+    @property
+    def batch_norms(self) -> int:
+        return sum(isinstance(module, _BatchNorm) for module in self.network.modules())
+
+    @property
+    def held_bytes(self) -> int:
+        """Size of the distinct storages of ``held``, in bytes."""
+        sizes: dict[int, int] = {}
+        for tensor in self.held():
+            if tensor.layout == torch.strided:
+                storage = tensor.untyped_storage()
+                sizes[storage.data_ptr()] = storage.nbytes()
+            else:  # laid out by oneDNN, which shows no storage
+                sizes[id(tensor)] = tensor.numel() * tensor.element_size()
+        return sum(sizes.values())
+
+
+class Workshop:
+    """Builds workloads; those of one network in different batch sizes share its weights."""
+
+    def __init__(self) -> None:
+        self._networks: dict[Case, nn.Module] = {}
+
+    def build(self, case: Case, layout: str) -> Workload:
+        """The workload of a case.
+
+        Args:
+            case: Its own layout is not looked at.
+            layout: ``"contiguous"`` or ``"channels_last"``.
+        """
+        generator = torch.Generator().manual_seed(0)
+        pictures = torch.randn(case.batch, 3, case.size, case.size, generator=generator)
+        pictures = pictures.to(case.device, memory_format=LAYOUTS[layout])
+        if case.train:
+            return _training(case, layout, pictures, generator)
+        pictures = pictures.to(DTYPES[case.dtype])
+        key = Case(**{**vars(case), "batch": 0, "mode": "", "layout": layout})
+        if key not in self._networks:
+            self._networks[key] = _for_inference(case, layout)
+        network = self._networks[key]
+        call: Callable[[Tensor], Any] = network
+        with torch.no_grad():
+            if case.mode == "compiled":
+                call = _compiled(network)
+            elif case.mode == "exported":
+                call = torch.export.export(network, (pictures,)).module()
+
+        def run() -> object:
+            with torch.inference_mode():
+                return call(pictures)
+
+        def held() -> Iterator[Tensor]:
+            yield from (pictures, *network.parameters(), *network.buffers())
+
+        return Workload(run, network, held)
+
+
+def create(case: Case) -> nn.Module:
+    """The case's network in float32 on torch's default device, not fused.
+
+    Raises:
+        TypeError: If the network cannot be built for pictures of that size.
+    """
+    options: dict[str, Any] = {"scan_backend": case.scan_backend} if case.is_ours else {}
+    if not case.is_ours and case.size != own_size(case.model):
+        try:  # attention with a table of positions must know the size; others do not take it
+            return timm.create_model(case.model, num_classes=CLASSES, img_size=case.size)
+        except TypeError as error:
+            if "img_size" not in str(error):
+                raise
+    return timm.create_model(case.model, num_classes=CLASSES, **options)
+
+
+def fused(network: nn.Module, case: Case, layout: str) -> nn.Module:
+    """A copy for inference with its norms folded, by timm's means for its networks.
+
+    Ours is laid out for the CPU as well where it runs there, unless a scan backend is asked for that this does without.
+    """
+    if not isinstance(network, MobileMamba):
+        return reparameterize_model(network.eval())
+    dtype = DTYPES[case.dtype]
+    fits = case.device == "cpu" and layout == "channels_last" and dtype in (torch.float32, torch.bfloat16)
+    if fits and case.scan_backend in ("auto", "native") and library.why_not() is None:
+        return optimize_for_inference(network, dtype)
+    return fuse_norms(network)
+
+
+def _for_inference(case: Case, layout: str) -> nn.Module:
+    network = create(case).eval()
+    if case.fused:
+        network = fused(network, case, layout)
+    network = network.to(case.device, DTYPES[case.dtype]).to(memory_format=LAYOUTS[layout])
+    return network.requires_grad_(False)
+
+
+def _compiled(network: nn.Module) -> Callable[[Tensor], Any]:
+    """torch.compile for one shape, in a cache of its own.
+
+    The compiler keeps its versions by code object and gives up on the ninth; so each case gets another code object,
+    or the networks of one class would use up each other's.
+    """
+
+    def call(pictures: Tensor) -> Any:
+        return network(pictures)
+
+    own = FunctionType(call.__code__.replace(), call.__globals__, call.__name__, None, call.__closure__)
+    return torch.compile(own, dynamic=False)
+
+
+def _training(case: Case, layout: str, pictures: Tensor, generator: torch.Generator) -> Workload:
+    network = create(case).to(case.device).to(memory_format=LAYOUTS[layout]).train()
+    labels = torch.randint(CLASSES, (case.batch,), generator=generator).to(case.device)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=0.05)
+    dtype = DTYPES[case.dtype]
+    scaler = torch.amp.GradScaler(pictures.device.type, enabled=dtype == torch.float16)
+    call = _compiled(network) if case.mode == "compiled" else network
+
+    def run() -> object:
+        with torch.autocast(pictures.device.type, dtype, enabled=dtype != torch.float32):
+            loss = F.cross_entropy(call(pictures), labels, label_smoothing=0.1)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        return loss
+
+    def held() -> Iterator[Tensor]:
+        yield from (pictures, labels, *network.parameters(), *network.buffers())
+        for state in optimizer.state.values():
+            yield from (value for value in state.values() if isinstance(value, Tensor))
+
+    return Workload(run, network, held)
+
+
+def silently(build: Callable[[], Any]) -> Any:
+    """Builds without the warnings of libraries, which no reader of a table can do anything about."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return build()

@@ -1,0 +1,49 @@
+"""The conditions of a measurement in words."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+
+def device_name(device: torch.device | str) -> str:
+    """A device in words: a GPU's product name, or a CPU's with the number of threads torch uses."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return str(device)
+    threads = torch.get_num_threads()
+    return f"{_cpu_name()}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def _cpu_name() -> str:
+    try:  # platform.processor() is empty on most Linux systems
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine() or "CPU"
+
+
+def rounds_to_tf32(device: torch.device | str) -> tuple[bool, bool]:
+    """Whether CUDA rounds fp32 matrix products and convolutions to TF32; never on other devices."""
+    if torch.device(device).type != "cuda":
+        return False, False
+    matmul = torch.backends.cuda.matmul.fp32_precision
+    convolution = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+    return matmul == "tf32", convolution == "tf32"
+
+
+def versions() -> str:
+    """Versions of what a measurement depends on, in words."""
+    found = {name: version(name) for name in ("mobilemamba", "torch", "timm")}
+    found["torch"] = torch.__version__  # with the build, which the package's metadata leaves out
+    if torch.version.cuda:
+        found["CUDA"] = torch.version.cuda
+    found["Python"] = platform.python_version()
+    return ", ".join(f"{name} {number}" for name, number in found.items())

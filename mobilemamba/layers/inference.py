@@ -1,0 +1,232 @@
+"""The network's layers as a CPU runs them in inference: weights laid out beforehand, element-wise steps fused.
+
+Each is built from the norm-free layer that it stands for, computes the same, and has the same interface, (B, C, H, W)
+in and out, in channels-last memory. None has gradients. The convolutions are oneDNN's, as torch.compile calls them; the
+rest is this package's compiled kernels.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mobilemamba.layers.ffn import FFN
+from mobilemamba.layers.local_conv import MultiKernelConv
+from mobilemamba.layers.mrffi import MRFFI
+from mobilemamba.layers.patch import PatchEmbed, PatchMerging
+from mobilemamba.layers.residual import Residual
+from mobilemamba.layers.ss2d import SS2D
+from mobilemamba.layers.wavelet_mamba import WaveletConv, WaveletMamba
+from mobilemamba.ops.inference import mix_channels, scan_norm_gate
+from mobilemamba.ops.wavelet import wavelet_filters
+
+#: A side for which oneDNN chooses the layout of a convolution's weight; the layout suits other sizes too.
+_TYPICAL_SIDE = 48
+
+_ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "swish": F.silu, "sigmoid": torch.sigmoid}
+
+
+class PackedConv(nn.Module):
+    """A convolution with bias and activation, and with an addition if it is 1x1, all in one pass.
+
+    Args:
+        weight: (out, in / groups, kernel, kernel), float32 or bfloat16.
+        bias: (out,), or none.
+        stride: Stride; the padding is ``kernel // 2``.
+        groups: Groups.
+        act: Activation of the result.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: int = 1,
+        groups: int = 1,
+        act: Literal["none", "relu", "swish", "sigmoid"] = "none",
+    ):
+        super().__init__()
+        kernel = weight.shape[-1]
+        self.act, self.stride, self.groups, self.padding = act, stride, groups, kernel // 2
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self.pointwise = kernel == stride == groups == 1
+        self.geometry = ([self.padding] * 2, [stride] * 2, [1, 1], groups)
+        if self.pointwise:
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.flatten(1).contiguous())
+        else:
+            size = [1, weight.shape[1] * groups, _TYPICAL_SIDE, _TYPICAL_SIDE]
+            self.packed = torch.ops.mkldnn._reorder_convolution_weight(weight.contiguous(), *self.geometry, size)
+
+    @classmethod
+    def of(cls, conv: nn.Module, act: Literal["none", "relu", "swish", "sigmoid"] = "none") -> PackedConv:
+        """The same convolution."""
+        assert isinstance(conv, nn.Conv2d)
+        return cls(conv.weight, conv.bias, conv.stride[0], conv.groups, act)
+
+    def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        if torch.compiler.is_compiling():  # the compiler lays out and fuses itself, and an export is to run anywhere
+            y = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, 1, self.groups)
+            y = y if add is None else y + add
+            return _ACTIVATIONS[self.act](y)
+        mkldnn = torch.ops.mkldnn
+        if not self.pointwise:
+            return mkldnn._convolution_pointwise(x, self.packed, self.bias, *self.geometry, self.act, [], "")
+        x = _last(x)
+        if add is None:
+            return _first(mkldnn._linear_pointwise(x, self.packed, self.bias, self.act, [], ""))
+        return _first(mkldnn._linear_pointwise.binary(x, _last(add), self.packed, self.bias, "add"))
+
+
+class InferenceFFN(nn.Module):
+    """x + FFN(x)."""
+
+    def __init__(self, ffn: FFN):
+        super().__init__()
+        self.pw1, self.pw2 = PackedConv.of(ffn.pw1, "relu"), PackedConv.of(ffn.pw2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pw2(self.pw1(x), add=x)
+
+
+class InferencePatchEmbed(nn.Sequential):
+    """Patch embedding."""
+
+    def __init__(self, patch_embed: PatchEmbed):
+        *convs, last = (layer for layer in patch_embed if not isinstance(layer, nn.ReLU))
+        super().__init__(*(PackedConv.of(conv, "relu") for conv in convs), PackedConv.of(last))
+
+
+class InferencePatchMerging(nn.Module):
+    """Patch merging."""
+
+    def __init__(self, merging: PatchMerging):
+        super().__init__()
+        self.expand, self.dw = PackedConv.of(merging.expand, "relu"), PackedConv.of(merging.dw, "relu")
+        self.squeeze, self.excite = PackedConv.of(merging.se.fc1, "relu"), PackedConv.of(merging.se.fc2, "sigmoid")
+        self.project = PackedConv.of(merging.project)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.dw(self.expand(x))
+        return self.project(x * self.excite(self.squeeze(x.mean((2, 3), keepdim=True))))
+
+
+class InferenceSS2D(nn.Module):
+    """SS2D, times a scale.
+
+    Args:
+        ss2d: The layer.
+        scale: One number a channel, or one for all; any shape.
+    """
+
+    def __init__(self, ss2d: SS2D, scale: Tensor):
+        super().__init__()
+        out = ss2d.out_proj
+        assert isinstance(out, nn.Conv2d)
+        assert out.bias is not None
+        dtype, scale = out.weight.dtype, scale.float().flatten()
+        self.in_proj = PackedConv.of(ss2d.in_proj)
+        self.conv = PackedConv.of(ss2d.conv, "swish")
+        self.x_proj = PackedConv(ss2d.x_proj_weight.flatten(0, 1)[:, :, None, None].to(dtype))
+        self.out_proj = PackedConv((out.weight * scale.view(-1, 1, 1, 1)).to(dtype), (out.bias * scale).to(dtype))
+        self.dt_weight = _float(ss2d.dt_proj_weight.transpose(1, 2))
+        self.A = -torch.exp(ss2d.A_log.float())
+        self.D, self.dt_bias = _float(ss2d.D), _float(ss2d.dt_bias)
+        self.norm_weight, self.norm_bias = _float(ss2d.out_norm.weight), _float(ss2d.out_norm.bias)
+        self.norm_eps = ss2d.out_norm.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, gate = self.in_proj(x).chunk(2, dim=1)
+        x = self.conv(x)
+        weights = (self.dt_weight, self.A, self.D, self.dt_bias, self.norm_weight, self.norm_bias, self.norm_eps)
+        y = scan_norm_gate(_last(x), _last(self.x_proj(x)), _last(gate), *weights)
+        return self.out_proj(_first(y))
+
+
+class InferenceMRFFI(nn.Module):
+    """x + MRFFI(x), with a state-space module as the global mixer, with or without its wavelet branch."""
+
+    def __init__(self, mrffi: MRFFI):
+        super().__init__()
+        mixer: nn.Module = mrffi.global_mixer
+        scale: Tensor = torch.ones(1)
+        self.global_dim, local_dim, _ = mrffi.splits
+        self.wavelet_weight: Tensor | None = None
+        if isinstance(mixer, WaveletMamba):
+            self.wavelet_weight = _wavelet_weight(mixer.wavelet_conv)
+            scale = mixer.scale.data
+            mixer = mixer.ss2d
+        assert isinstance(mixer, SS2D)
+        self.ss2d = InferenceSS2D(mixer, scale)
+        self.local_weights: list[Tensor] = []
+        if local_dim:
+            assert isinstance(mrffi.local_mixer, MultiKernelConv)
+            for part in mrffi.local_mixer.parts:
+                conv, affine = (layer for layer in part.children() if isinstance(layer, nn.Conv2d))
+                kernel = conv.weight[:, 0].permute(1, 2, 0)
+                self.local_weights += map(_float, (kernel, conv.bias, affine.weight.flatten(), affine.bias))
+        self.proj = PackedConv.of(mrffi.proj)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x_global = x[:, : self.global_dim].contiguous(memory_format=torch.channels_last)
+        mixed = mix_channels(_last(x), _last(self.ss2d(x_global)), self.wavelet_weight, self.local_weights)
+        return self.proj(_first(mixed), add=x)
+
+
+def replacement(layer: nn.Module) -> nn.Module | None:
+    """The inference layer of a norm-free layer or of a residual branch's ``x + branch(x)``; None if there is none."""
+    branch = layer.branch if isinstance(layer, Residual) else None
+    if isinstance(branch, FFN):
+        return InferenceFFN(branch)
+    if isinstance(branch, MRFFI) and _fits(branch):
+        return InferenceMRFFI(branch)
+    if isinstance(layer, PatchEmbed):
+        return InferencePatchEmbed(layer)
+    if isinstance(layer, PatchMerging):
+        return InferencePatchMerging(layer)
+    return PackedConv.of(layer) if isinstance(layer, nn.Conv2d) and _keeps_size(layer) else None
+
+
+def _keeps_size(conv: nn.Conv2d) -> bool:
+    """Whether it is square, with zeros around, and makes the map smaller by its stride only."""
+    kernel = conv.kernel_size[0]
+    geometry = (conv.kernel_size, conv.padding, conv.dilation, conv.stride)
+    return conv.padding_mode == "zeros" and geometry == (
+        (kernel, kernel),
+        (kernel // 2, kernel // 2),
+        (1, 1),
+        (conv.stride[0], conv.stride[0]),
+    )
+
+
+def _fits(mrffi: MRFFI) -> bool:
+    """Whether the compiled kernels do all of it: Mamba, and Haar's wavelet or none."""
+    mixer = mrffi.global_mixer
+    if isinstance(mixer, WaveletMamba):
+        haar = wavelet_filters("db1").to(mixer.wavelet_conv.dwt_filters)
+        filters = (mixer.wavelet_conv.dwt_filters, mixer.wavelet_conv.idwt_filters)
+        same = all(f.shape[-1] == 2 and torch.allclose(f.view(-1, 4, 2, 2), haar, atol=1e-6) for f in filters)
+        return same and isinstance(mixer.ss2d, SS2D)
+    return isinstance(mixer, SS2D)
+
+
+def _wavelet_weight(conv: WaveletConv) -> Tensor:
+    """The sub-bands' kernels times their scales, (4, kernel, kernel, C): neighbouring channels side by side."""
+    scaled = conv.conv.weight * conv.scale.view(-1, 1, 1, 1)
+    return _float(scaled.unflatten(0, (-1, 4)).squeeze(2).permute(1, 2, 3, 0))
+
+
+def _float(x: Tensor | None) -> Tensor:
+    assert x is not None
+    return x.detach().float().contiguous()
+
+
+def _last(x_BCHW: Tensor) -> Tensor:
+    return x_BCHW.permute(0, 2, 3, 1)
+
+
+def _first(x_BHWC: Tensor) -> Tensor:
+    return x_BHWC.permute(0, 3, 1, 2)

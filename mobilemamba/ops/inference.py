@@ -1,0 +1,139 @@
+"""Operators of the network in inference, fused by the compiled CPU kernels; channels-last, without gradients.
+
+Only ``layers.inference`` builds on them; the other layers define what they compute. Shape letters: B batch, H and W
+sides, L = H * W, C channels, K scan directions, D inner width, N state size, R rank of the step size, G channels of the
+global mixer.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from mobilemamba.ops.cross_scan import kept_scan_order
+from mobilemamba.ops.native import library
+from mobilemamba.ops.selective_scan.native import Scan, kernel_dtype, lay_out
+
+_i64 = ctypes.c_int64
+_pointer = ctypes.c_void_p
+_TYPES = {torch.float32: 0, torch.bfloat16: 1}
+
+
+class _LocalArgs(ctypes.Structure):
+    """``local_args`` of local_conv.c."""
+
+    _fields_ = [
+        *((name, _i64) for name in ("batch", "height", "width", "channels", "kernel", "type", "threads")),
+        *((name, _pointer) for name in ("x", "y")),
+        *((name, _i64 * 3) for name in ("x_stride", "y_stride")),
+        *((name, _pointer) for name in ("weight", "bias", "scale", "shift")),
+    ]
+
+
+class _WaveletArgs(ctypes.Structure):
+    """``wavelet_args`` of wavelet.c."""
+
+    _fields_ = [
+        *((name, _i64) for name in ("batch", "height", "width", "channels", "kernel", "type", "threads", "relu")),
+        *((name, _pointer) for name in ("x", "other", "y")),
+        *((name, _i64 * 3) for name in ("x_stride", "other_stride", "y_stride")),
+        ("weight", _pointer),
+    ]
+
+
+def _local(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor) -> None:
+    args = _LocalArgs(*x.shape, weight.shape[0], _TYPES[x.dtype], torch.get_num_threads())
+    args.x, args.y, args.weight = x.data_ptr(), y.data_ptr(), weight.data_ptr()
+    args.x_stride[:], args.y_stride[:] = x.stride()[:3], y.stride()[:3]
+    args.bias, args.scale, args.shift = bias.data_ptr(), scale.data_ptr(), shift.data_ptr()
+    library.library().mobilemamba_local_conv(ctypes.byref(args))
+
+
+@torch.library.custom_op("mobilemamba::scan_norm_gate", mutates_args=())
+def scan_norm_gate(
+    u_BHWD: Tensor,
+    projected_BHWC: Tensor,
+    gate_BHWD: Tensor,
+    dt_weight_KRD: Tensor,
+    A_KDN: Tensor,
+    D_KD: Tensor,
+    dt_bias_KD: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    norm_eps: float,
+) -> Tensor:
+    """SS2D between its projections: step sizes, the scan in all directions, LayerNorm, times the SiLU of the gate.
+
+    Args:
+        u_BHWD: The scan's input, float32 or bfloat16.
+        projected_BHWC: For each direction in turn R low-rank step sizes, then N of B, then N of C.
+        gate_BHWD: The gate before its SiLU.
+        dt_weight_KRD: Maps low-rank step sizes to channels; this and all that follow are float32.
+        A_KDN: State matrix.
+        D_KD: Skip weights.
+        dt_bias_KD: Step-size bias.
+        norm_weight: (D,) of the LayerNorm.
+        norm_bias: (D,) of the LayerNorm.
+        norm_eps: Of the LayerNorm.
+
+    Returns:
+        (B, H, W, D), of u's dtype.
+    """
+    directions, rank, _ = dt_weight_KRD.shape
+    d_state = A_KDN.shape[-1]
+    parts = projected_BHWC.flatten(1, 2).unflatten(2, (directions, -1)).transpose(1, 2)
+    dt, B, C = parts.split([rank, d_state, d_state], dim=-1)
+    order = kept_scan_order(directions, (u_BHWD.shape[1], u_BHWD.shape[2]))
+    scan = Scan(u_BHWD.flatten(1, 2), dt, A_KDN, B, C, D_KD, dt_bias_KD, order, dt_weight_KRD)
+    y = torch.empty(u_BHWD.shape, dtype=scan.dtype)
+    scan.forward(y.flatten(1, 2), (norm_weight, norm_bias, norm_eps), gate_BHWD.flatten(1, 2))
+    return y
+
+
+@scan_norm_gate.register_fake
+def _(u: Tensor, *_: Tensor | float) -> Tensor:
+    return u.new_empty(u.shape)
+
+
+@torch.library.custom_op("mobilemamba::mix_channels", mutates_args=())
+def mix_channels(
+    x_BHWC: Tensor, global_BHWG: Tensor, wavelet_weight: Tensor | None, local_weights: list[Tensor]
+) -> Tensor:
+    """MRFFI before its projection: the global part plus its wavelet branch, the local part, the rest; then ReLU.
+
+    Args:
+        x_BHWC: MRFFI's input, float32 or bfloat16.
+        global_BHWG: What the state-space module makes of the first G channels.
+        wavelet_weight: (4, kernel, kernel, G) float32 of the wavelet branch, or none.
+        local_weights: Of each local convolution in turn its weight (kernel, kernel, c), bias, scale and shift (c,),
+            float32.
+
+    Returns:
+        (B, H, W, C), of x's dtype.
+    """
+    dtype = kernel_dtype(x_BHWC.dtype)
+    x, mixed = lay_out(x_BHWC, dtype), lay_out(global_BHWG, dtype)
+    y = torch.empty(x.shape, dtype=dtype)
+    at = mixed.shape[-1]
+    if wavelet_weight is None:
+        torch.clamp_min(mixed, 0, out=y[..., :at])
+    else:
+        kernel = wavelet_weight.shape[1]
+        args = _WaveletArgs(*mixed.shape, kernel, _TYPES[dtype], torch.get_num_threads(), 1)
+        args.x, args.other, args.y = x.data_ptr(), mixed.data_ptr(), y.data_ptr()
+        args.x_stride[:], args.other_stride[:], args.y_stride[:] = (t.stride()[:3] for t in (x, mixed, y))
+        args.weight = wavelet_weight.data_ptr()
+        library.library().mobilemamba_wavelet(ctypes.byref(args))
+    for i in range(0, len(local_weights), 4):
+        part = slice(at, at + local_weights[i].shape[-1])
+        _local(x[..., part], y[..., part], *local_weights[i : i + 4])
+        at = part.stop
+    torch.clamp_min(x[..., at:], 0, out=y[..., at:])
+    return y
+
+
+@mix_channels.register_fake
+def _(x: Tensor, mixed: Tensor, wavelet_weight: Tensor | None, local_weights: list[Tensor]) -> Tensor:
+    return x.new_empty(x.shape)

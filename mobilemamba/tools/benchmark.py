@@ -1,0 +1,182 @@
+"""Speed: networks against each other and against the machine's ceiling."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from mobilemamba.analysis.benchmark.cases import expand
+from mobilemamba.analysis.benchmark.networks import Progress as Report
+from mobilemamba.analysis.benchmark.networks import measure
+from mobilemamba.analysis.benchmark.paper import NOT_IN_TIMM, TABLE7
+from mobilemamba.analysis.benchmark.plot import plot as draw
+from mobilemamba.analysis.benchmark.records import write_records
+from mobilemamba.analysis.benchmark.scans import measure_scans
+from mobilemamba.analysis.benchmark.tables import network_notes, network_table, scan_notes, scan_table
+from mobilemamba.errors import ConfigError, MobileMambaError
+from mobilemamba.models import VARIANTS
+
+#: What --scaling measures by default: each architecture of ours once, and the rival that is as large.
+SCALED_MODELS = ("efficientvit_m5", "mobilemamba_t2", "mobilemamba_t4", "mobilemamba_s6", "mobilemamba_b1")
+SCALED_SIZES = "192,256,384,512,768,1024"
+
+
+class NothingMeasuredError(MobileMambaError, RuntimeError):
+    """Every configuration failed."""
+
+    exit_code = 1
+
+
+def benchmark(
+    *models: str,
+    size: str | None = None,
+    batch: str | None = None,
+    device: str = "auto",
+    dtype: str = "float32",
+    mode: str = "eager",
+    layout: str = "auto",
+    fused: bool = True,
+    train: bool = False,
+    scaling: bool = False,
+    ops: bool = False,
+    scan_backend: str = "auto",
+    memory: bool = True,
+    threads: int | None = None,
+    rounds: int = 15,
+    seconds: float | None = None,
+    output: Path | None = None,
+    plot: Path | None = None,
+) -> None:
+    """Time networks against each other and the machine's ceiling; by default those of the paper's Table 7.
+
+    Several values of size, batch, device, dtype, mode and layout are separated by commas; every combination is
+    measured, all of them in turn in each round.
+
+    Args:
+        models: timm's names.
+        size: Sides of the pictures in pixels; by default what each network was made for.
+        batch: Pictures at a time; by default 1,32, in training 32, for scaling 1.
+        device: cpu, cuda or another of torch's; auto takes a GPU where there is one.
+        dtype: float32, bfloat16, float16; in training that of the autocast region.
+        mode: eager, compiled (torch.compile), exported (torch.export).
+        layout: contiguous, channels_last; auto takes for each network the faster of the two.
+        fused: Fold norms into weights, in inference.
+        train: Time training steps (forward, backward, AdamW) instead of inference.
+        scaling: Time 192 to 1024 px, and fit the exponent of cost against pixels.
+        ops: Time the scan backends against each other over the networks' own scans.
+        scan_backend: Of the mobilemamba models, see mobilemamba backends; with ops, the only one to time.
+        memory: Measure the peak memory as well.
+        threads: Of torch on the CPU; by default torch's own choice.
+        rounds: How often each is timed, in turn with the others.
+        seconds: About how long each runs in a round; by default 0.5, with ops 0.1.
+        output: A .csv or .json file to write.
+        plot: A .png file to draw the published accuracy against the throughput into.
+
+    Raises:
+        ConfigError: If an option cannot work.
+        NothingMeasuredError: If nothing could be measured.
+    """
+    _check_options(rounds=rounds, seconds=seconds, threads=threads)
+    _check_files(output, plot if not ops else None)
+    if ops and (scaling or plot is not None):
+        raise ConfigError(f"--ops with --{'scaling' if scaling else 'plot'}: it measures no networks; leave one out")
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    names = models or (tuple(VARIANTS) if ops else SCALED_MODELS if scaling else TABLE7)
+    cases = expand(
+        names,
+        sizes=_numbers("size", size or (SCALED_SIZES if scaling else "")),
+        batches=_numbers("batch", batch or ("32" if train else "1" if scaling else "1,32")),
+        devices=_words(chosen),
+        dtypes=_words(dtype),
+        modes=_words(mode),
+        layouts=_words(layout),
+        fused=fused,
+        train=train,
+        scan_backend=scan_backend,
+    )
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    with _threads(threads), _progress() as report:
+        if ops:
+            scans = measure_scans(
+                cases,
+                rounds=rounds,
+                seconds=seconds or 0.1,
+                backends=None if scan_backend == "auto" else (scan_backend,),
+                progress=report,
+            )
+        else:
+            records = measure(cases, rounds, seconds or 0.5, memory, report)
+    found = scans if ops else records
+    console.print(scan_table(scans) if ops else network_table(records))
+    for line in scan_notes(scans) if ops else network_notes(records):
+        print(line)
+    if not models and not ops and not scaling:
+        print(f"compared by the paper, but timm lacks them, so not measured: {', '.join(NOT_IN_TIMM)}")
+    if output is not None:
+        write_records(found, output)
+        print(f"wrote {output}")
+    if all(record.error for record in found):
+        raise NothingMeasuredError("nothing could be measured, see above")
+    if plot is not None:
+        draw(records, plot)
+        print(f"wrote {plot}")
+
+
+def _check_options(**values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and value <= 0:
+            raise ConfigError(f"--{name} {value}: expected more than 0")
+
+
+def _check_files(output: Path | None, plot: Path | None) -> None:
+    for name, path, endings in (("output", output, (".csv", ".json")), ("plot", plot, (".png",))):
+        if path is None:
+            continue
+        if path.suffix not in endings:
+            raise ConfigError(f"--{name} {path}: expected a name that ends in {' or '.join(endings)}")
+        if not path.absolute().parent.is_dir():  # not after minutes of measuring
+            raise ConfigError(f"--{name} {path}: there is no folder {path.parent}; make it first")
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.strip("[]").split(",") if word.strip()]
+
+
+def _numbers(name: str, text: str) -> list[int]:
+    try:
+        return [int(word) for word in _words(text)]
+    except ValueError:
+        raise ConfigError(f"--{name} {text}: expected whole numbers, separated by commas") from None
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _progress() -> Iterator[Report]:
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"))
+    tasks: dict[str, TaskID] = {}
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done)
+
+        yield report

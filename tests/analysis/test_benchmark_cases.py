@@ -1,0 +1,73 @@
+"""Which configurations a request stands for, and which are refused."""
+
+import pytest
+import torch
+
+from mobilemamba.analysis.benchmark.cases import Case, expand, own_size
+from mobilemamba.analysis.benchmark.paper import NOT_IN_TIMM, TABLE7, TOP1, family
+from mobilemamba.errors import ConfigError
+
+
+def test_every_combination_once_with_the_models_fastest():
+    cases = expand(["efficientvit_m2", "mobilemamba_t2"], batches=(1, 2), dtypes=("float32", "bfloat16"))
+    assert len(cases) == len(set(cases)) == 8
+    assert [case.model for case in cases] == ["efficientvit_m2", "mobilemamba_t2"] * 4
+    assert {(case.batch, case.dtype) for case in cases} == {(b, d) for b in (1, 2) for d in ("float32", "bfloat16")}
+
+
+def test_each_network_at_its_own_size_unless_told():
+    assert [case.size for case in expand(["mobilemamba_t2", "mobilemamba_b4"], batches=(1,))] == [192, 512]
+    assert [case.size for case in expand(["mobilemamba_t2"], sizes=(64, 96), batches=(1,))] == [64, 96]
+    assert own_size("efficientvit_m5") == 224
+
+
+def test_training_is_never_fused():
+    assert not expand(["mobilemamba_t2"], batches=(2,), train=True)[0].fused
+    assert expand(["mobilemamba_t2"], batches=(2,))[0].fused
+
+
+def test_a_label_names_all_conditions():
+    label = Case("mobilemamba_t2", 192, 32, dtype="bfloat16", mode="compiled").label
+    assert label == "mobilemamba_t2, 192 px, batch 32, bfloat16, compiled inference on cpu"
+
+
+@pytest.mark.parametrize(
+    ("models", "options", "message"),
+    [
+        (["mobilemamba_t3"], {}, r"'mobilemamba_t3'.*did you mean mobilemamba_t"),
+        ([], {}, "no model"),
+        (["mobilemamba_t2"], {"dtypes": ["int3"]}, r"dtype 'int3': expected one of float32, bfloat16, float16"),
+        (["mobilemamba_t2"], {"modes": ["fast"]}, r"mode 'fast': expected one of eager, compiled, exported"),
+        (["mobilemamba_t2"], {"layouts": ["last"]}, r"layout 'last': expected one of auto, contiguous, channels_last"),
+        (["mobilemamba_t2"], {"sizes": [16]}, r"size 16: expected 32 or more"),
+        (["mobilemamba_t2"], {"batches": [0]}, r"batch 0: expected 1 or more"),
+        (["mobilemamba_t2"], {"batches": [1], "train": True}, r"batch 1: expected 2 or more; a norm"),
+        (["mobilemamba_t2"], {"batches": [2], "train": True, "modes": ["exported"]}, r"mode 'exported'"),
+        (["mobilemamba_t2"], {"devices": ["quantum"]}, r"device 'quantum'"),
+        (["mobilemamba_t2"], {"scan_backend": "magic"}, r"unknown scan backend 'magic'"),
+    ],
+)
+def test_mistakes_are_one_line(models, options, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        expand(models, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_cuda_where_there_is_none(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="device 'cuda': there is no CUDA device here; use cpu"):
+        expand(["mobilemamba_t2"], devices=["cuda"])
+
+
+def test_the_paper_s_table_is_measured_or_named():
+    expand(TABLE7, batches=(1,))  # all of them exist
+    assert set(TABLE7) <= TOP1.keys()
+    assert not {name.lower().replace("-", "_") for name in NOT_IN_TIMM} & set(TABLE7)
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [("mobilemamba_t2", "mobilemamba"), ("efficientvit_m5", "efficientvit"), ("resnet18", "resnet18")],
+)
+def test_families(model, expected):
+    assert family(model) == expected

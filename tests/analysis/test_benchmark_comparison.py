@@ -1,0 +1,190 @@
+"""The arithmetic on known numbers: exponents, lines at equal accuracy, files, pictures."""
+
+import csv
+import json
+import math
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from mobilemamba.analysis.benchmark import plot as plotting
+from mobilemamba.analysis.benchmark.comparison import at_equal_top1, exponent, exponents, line
+from mobilemamba.analysis.benchmark.plot import plot, short_label
+from mobilemamba.analysis.benchmark.records import Record, write_records
+from mobilemamba.analysis.benchmark.tables import network_notes, network_table
+from mobilemamba.errors import ConfigError
+
+SPEEDS = {
+    "efficientvit_m2": (70.8, 300.0),
+    "efficientvit_m4": (74.3, 200.0),
+    "efficientvit_m5": (77.1, 100.0),
+    "mobilemamba_t2": (73.6, 250.0),
+    "mobilemamba_s6": (78.0, 90.0),
+    "mobilemamba_b4": (82.5, 10.0),
+}
+
+
+def record(model="mobilemamba_t2", speed=250.0, top1=None, **changes):
+    found = Record(
+        model=model,
+        size=224,
+        batch=32,
+        device="cpu",
+        dtype="float32",
+        mode="eager",
+        train=False,
+        layout="channels_last",
+        layout_chosen=True,
+        fused=True,
+        batch_norms=0,
+        scan_backend="chunked" if model.startswith("mobilemamba") else "",
+        latency_ms=32e3 / speed,
+        latency_q1_ms=31e3 / speed,
+        latency_q3_ms=33e3 / speed,
+        images_per_second=speed,
+        spread=2 / 32,
+        macs=250_000_000,
+        gmacs_per_second=speed / 4,
+        ceiling_gmacs_per_second=90.0,
+        ceiling_fraction=speed / 360,
+        peak_memory_mib=87.25,
+        rounds=15,
+        calls_per_round=3,
+        paper_top1=top1,
+        processor="a processor, 2 threads",
+        threads=2,
+        tf32_matmul=False,
+        tf32_convolution=False,
+        versions="torch 0",
+        error="",
+    )
+    return replace(found, **changes)
+
+
+FAILED = {
+    field.name: None for field in fields(Record) if field.name.startswith(("latency", "gmacs", "images", "spread"))
+}
+
+
+@pytest.fixture
+def records():
+    return [record(model, speed, top1) for model, (top1, speed) in SPEEDS.items()]
+
+
+@given(st.floats(0.2, 3), st.floats(1e-3, 1e3))
+def test_the_exponent_of_a_power_is_found(p, factor):
+    sizes = (192, 256, 384, 1024)
+    assert exponent(sizes, [factor * (size**2) ** p for size in sizes]) == pytest.approx(p, abs=1e-6)
+
+
+def test_the_exponent_is_the_least_squares_slope():
+    # log2 of pixels 0, 2, 4 and of seconds 0, 3, 4: slope = (-2 * -7/3 + 2 * 5/3) / 8 = 1
+    assert exponent((1, 2, 4), (1, 8, 16)) == pytest.approx(1.0)
+
+
+def test_exponents_by_model_and_conditions():
+    found = exponents(
+        record(model, size=size, batch=batch, latency_ms=size ** (2 * p))
+        for model, p in (("mobilemamba_t2", 1.0), ("efficientvit_m5", 1.5))
+        for batch in (1, 8)
+        for size in (192, 384, 768)
+    )
+    assert {(model, shared[-1]): value for (model, shared), value in found.items()} == pytest.approx(
+        {(m, b): p for m, p in (("mobilemamba_t2", 1.0), ("efficientvit_m5", 1.5)) for b in (1, 8)}
+    )
+    assert not exponents([record(size=192)])
+
+
+def test_the_line_goes_through_its_points_and_is_straight_in_the_logarithm():
+    points = [(74.0, 200.0), (70.0, 800.0), (76.0, 50.0)]
+    assert [line(points, top1) for top1, _ in points] == pytest.approx([200, 800, 50])
+    assert line(points, 72.0) == pytest.approx(math.sqrt(200 * 800))
+    assert line(points, 77.0) == pytest.approx(25)  # the last piece goes on: half as fast for each point
+    assert line(points, 68.0) == pytest.approx(1600)
+
+
+def test_speed_at_equal_top1(records):
+    found = {model: ratio for (model, _), ratio in at_equal_top1(records).items()}
+    share = (73.6 - 70.8) / (74.3 - 70.8)
+    assert found["mobilemamba_t2"] == pytest.approx(250 / (300 * (200 / 300) ** share))
+    assert found["mobilemamba_s6"] == pytest.approx(90 / (100 * 0.5 ** (0.9 / 2.8)))
+    assert "mobilemamba_b4" not in found  # too far beyond the line's end
+
+
+def test_only_equal_conditions_are_compared(records):
+    others = [replace(r, dtype="bfloat16") for r in records if r.model.startswith("mobilemamba")]
+    found = at_equal_top1([*records, *others])
+    assert {shared[1] for _, shared in found} == {"float32"}
+    assert not at_equal_top1([r for r in records if r.model != "efficientvit_m2" and r.model != "efficientvit_m4"])
+
+
+def test_csv_is_read_back(records, tmp_path: Path):
+    failed = replace(records[0], error="out of memory", **FAILED)
+    write_records([*records, failed], tmp_path / "out.csv")
+    with (tmp_path / "out.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == [field.name for field in fields(Record)]
+    assert [float(row["images_per_second"]) for row in rows[:-1]] == [r.images_per_second for r in records]
+    assert rows[0]["versions"] == "torch 0"
+    assert (rows[-1]["error"], rows[-1]["latency_ms"]) == ("out of memory", "")
+
+
+def test_json_is_read_back(records, tmp_path: Path):
+    write_records(records, tmp_path / "out.json")
+    assert [Record(**row) for row in json.loads((tmp_path / "out.json").read_text())] == records
+
+
+def test_the_plot_is_a_picture_of_its_size_with_its_labels(records, tmp_path: Path, monkeypatch):
+    figures = []
+
+    class Remembered(plotting.Figure):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            figures.append(self)
+
+    monkeypatch.setattr(plotting, "Figure", Remembered)
+    batch_1 = [replace(r, batch=1) for r in records]
+    plot([*records, *batch_1, record("resnet18", 50.0)], tmp_path / "out.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
+    with Image.open(tmp_path / "out.png") as picture:
+        assert picture.format == "PNG"
+        assert picture.size == (round(2 * plotting.PANEL[0] * plotting.DPI), round(plotting.PANEL[1] * plotting.DPI))
+        assert len(set(picture.convert("RGB").resize((64, 32)).get_flattened_data())) > 10  # something is on it
+    axes = figures[0].axes
+    assert [axis.get_title() for axis in axes] == ["batch 32, float32, eager", "batch 1, float32, eager"]
+    for axis in axes:
+        assert {line.get_label() for line in axis.get_lines()} == {"MobileMamba", "EfficientViT"}
+        assert {text.get_text() for text in axis.texts} == {short_label(record(model)) for model in SPEEDS}
+        assert axis.get_xlabel() == "throughput (img/s, log scale), a processor, 2 threads"
+        ours = next(line for line in axis.get_lines() if line.get_label() == "MobileMamba")
+        assert list(zip(ours.get_xdata(), ours.get_ydata(), strict=True)) == [(250, 73.6), (90, 78.0), (10, 82.5)]
+
+
+def test_nothing_to_plot(tmp_path: Path):
+    with pytest.raises(ConfigError, match="nothing to plot"):
+        plot([record("resnet18", 50.0)], tmp_path / "out.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_notes_state_every_condition(records):
+    notes = "\n".join(network_notes([replace(r, batch_norms=20 if r is records[0] else 0) for r in records]))
+    for part in (
+        "180 GFLOP/s in float32 on a processor, 2 threads",
+        "norms folded, but 20 of efficientvit_m2 are left",
+        "scan backend chunked",
+        "TF32 for matrix products off, for convolutions off",
+        "torch 0",
+        "same published top-1",
+    ):
+        assert part in notes
+
+
+def test_a_failed_row_says_why(records):
+    failed = replace(records[0], error="out of memory", **FAILED)
+    table = network_table([failed, *records])
+    assert table.row_count == 1 + len(records)
+    assert "out of memory" in [cell for column in table.columns for cell in column.cells]

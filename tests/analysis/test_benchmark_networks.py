@@ -1,0 +1,197 @@
+"""Measuring: what is run under which conditions. Networks are tiny and nothing depends on speed."""
+
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from mobilemamba.analysis import complexity
+from mobilemamba.analysis.benchmark import networks
+from mobilemamba.analysis.benchmark.cases import Case
+from mobilemamba.analysis.benchmark.ceilings import matrix_product, memory_copy
+from mobilemamba.analysis.benchmark.memory import TooLargeError, can_measure_cpu, cpu_meter, describe, is_too_large
+from mobilemamba.analysis.benchmark.networks import measure
+from mobilemamba.analysis.benchmark.workload import Workshop, create
+from mobilemamba.analysis.rounds import Timings
+
+TINY = Case("test_efficientnet", 64, 2, layout="contiguous")
+
+
+@pytest.fixture
+def small_products(monkeypatch):
+    monkeypatch.setattr(networks, "matrix_product", lambda device, dtype: matrix_product(device, dtype, side=16))
+
+
+@pytest.fixture
+def clockwork(monkeypatch):
+    """Every case takes 4 ms, every product 2 s, in the common rounds; layouts are tried for real."""
+    real = networks.interleave
+
+    def interleave(clocks, rounds, *args, **kwargs):
+        if not any(isinstance(key, tuple) for key in clocks):
+            return real(clocks, 1, 0.001, 0.001)
+        for clock in clocks.values():
+            clock(1)
+        seconds = {key: 2.0 if isinstance(key, tuple) else 0.004 for key in clocks}
+        return {key: Timings((seconds[key],) * rounds, 1) for key in clocks}, {}
+
+    monkeypatch.setattr(networks, "interleave", interleave)
+
+
+def test_rates_and_the_share_of_the_ceiling(small_products, clockwork):
+    (found,) = measure([TINY], rounds=3, memory=False)
+    macs = complexity(create(TINY), 64).macs
+    assert (found.latency_ms, found.latency_q1_ms, found.latency_q3_ms) == pytest.approx((4, 4, 4))
+    assert found.images_per_second == pytest.approx(2 / 0.004)
+    assert found.macs == macs
+    assert found.gmacs_per_second == pytest.approx(macs * 2 / 0.004 / 1e9)
+    assert found.ceiling_gmacs_per_second == pytest.approx(16**3 / 2 / 1e9)
+    assert found.ceiling_fraction == pytest.approx((macs * 2 / 0.004) / (16**3 / 2))
+    assert (found.rounds, found.calls_per_round, found.threads) == (3, 1, torch.get_num_threads())
+    assert f"torch {torch.__version__}" in found.versions
+
+
+def test_training_counts_three_forward_passes(small_products, clockwork):
+    case = Case("test_efficientnet", 64, 2, layout="contiguous", fused=False, train=True)
+    (found,) = measure([case], rounds=1, memory=False)
+    assert found.macs == 3 * complexity(create(case), 64).macs
+    assert found.batch_norms > 0
+
+
+def test_one_that_fails_is_recorded_and_the_others_go_on(small_products, clockwork, monkeypatch):
+    build = Workshop.build
+
+    def out_of_memory(self, case, layout):
+        if case.batch == 7:
+            raise torch.OutOfMemoryError("tried to allocate everything")
+        return build(self, case, layout)
+
+    monkeypatch.setattr(Workshop, "build", out_of_memory)
+    found = measure([Case("test_efficientnet", 64, 7), TINY], rounds=1, memory=False)
+    assert [record.error for record in found] == ["out of memory", ""]
+    assert found[0].latency_ms is None
+    assert found[1].images_per_second
+
+
+def test_auto_measures_both_layouts_and_keeps_one(small_products, clockwork):
+    (found,) = measure([Case("test_efficientnet", 64, 2)], rounds=1, memory=False)
+    assert found.layout in ("contiguous", "channels_last")
+    assert found.layout_chosen
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_inference_runs_on_what_is_described(layout):
+    case = Case("mobilemamba_t2", 64, 2, dtype="bfloat16", scan_backend="chunked")
+    workload = Workshop().build(case, layout)
+    logits = workload.run()
+    assert (logits.shape, logits.dtype, logits.is_inference()) == ((2, 1000), torch.bfloat16, True)
+    assert workload.batch_norms == 0
+    assert not workload.network.training
+    convolution = next(m for m in workload.network.modules() if isinstance(m, nn.Conv2d) and m.weight.shape[2] > 1)
+    expected = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    assert convolution.weight.is_contiguous(memory_format=expected)
+
+
+@pytest.mark.parametrize(("model", "left"), [("efficientvit_m0", False), ("test_efficientnet", True)])
+def test_norms_of_timm_s_networks_are_folded_where_timm_can(model, left):
+    fused = Workshop().build(Case(model, 224), "contiguous")
+    plain = Workshop().build(Case(model, 224, fused=False), "contiguous")
+    assert plain.batch_norms > 0
+    assert (fused.batch_norms > 0) == left
+
+
+def test_batches_share_a_network_but_dtypes_do_not():
+    workshop = Workshop()
+    first, second = (workshop.build(Case("test_efficientnet", 64, batch), "contiguous") for batch in (1, 2))
+    other = workshop.build(Case("test_efficientnet", 64, dtype="bfloat16"), "contiguous")
+    assert first.network is second.network
+    assert first.network is not other.network
+    assert (first.run().shape, second.run().shape) == ((1, 1000), (2, 1000))
+
+
+def test_an_exported_network_gives_the_same():
+    workshop = Workshop()
+    eager, exported = (
+        workshop.build(Case("mobilemamba_t2", 64, 2, mode=mode), "contiguous").run() for mode in ("eager", "exported")
+    )
+    torch.testing.assert_close(exported, eager, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_compiled_networks_of_one_class_do_not_use_up_each_other_s_cache():
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    workshop = Workshop()
+    for batch in range(1, 11):
+        case = Case("test_byobnet", 32, batch, mode="compiled")
+        assert workshop.build(case, "contiguous").run().shape == (batch, 1000)
+    assert counters["stats"]["unique_graphs"] == 10
+
+
+def test_a_training_step_moves_the_weights_and_lowers_the_loss():
+    workload = Workshop().build(Case("test_efficientnet", 64, 4, fused=False, train=True), "channels_last")
+    before = [parameter.clone() for parameter in workload.network.parameters()]
+    losses = [workload.run().item() for _ in range(8)]
+    assert losses[-1] < losses[0]
+    assert all(not torch.equal(a, b) for a, b in zip(before, workload.network.parameters(), strict=True))
+    assert all(parameter.grad is None for parameter in workload.network.parameters())
+
+
+def test_training_in_bfloat16_keeps_weights_in_float32():
+    workload = Workshop().build(Case("test_efficientnet", 64, 2, dtype="bfloat16", train=True), "contiguous")
+    assert torch.isfinite(workload.run())
+    assert {parameter.dtype for parameter in workload.network.parameters()} == {torch.float32}
+
+
+def test_what_is_held_is_weights_pictures_and_the_optimiser_s_state():
+    inference = Workshop().build(TINY, "contiguous")
+    weights = sum(t.nbytes for t in (*inference.network.parameters(), *inference.network.buffers()))
+    assert inference.held_bytes == weights + 2 * 3 * 64 * 64 * 4
+    training = Workshop().build(Case("test_efficientnet", 64, 2, train=True), "contiguous")
+    training.run()
+    trained = sum(parameter.nbytes for parameter in training.network.parameters())
+    assert training.held_bytes >= weights + 2 * trained  # AdamW's two averages
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from Linux's /proc")
+def test_peak_memory_of_known_tensors():
+    """resnet18 peaks where its first norm reads and writes 64 channels at half the size, if there are several pictures.
+
+    For a single one it is later, where oneDNN rearranges large weights.
+    """
+    assert can_measure_cpu()
+    with cpu_meter(1) as meter:
+        small, large = (meter.peak(Case("resnet18", 224, batch), "contiguous") for batch in (4, 8))
+        with pytest.raises(TooLargeError):
+            meter.peak(Case("resnet18", 224, 10**8), "contiguous")
+        with pytest.raises(RuntimeError, match="no_such_model"):
+            meter.peak(Case("no_such_model", 64), "contiguous")
+        again = meter.peak(Case("resnet18", 224, 4), "contiguous")  # the process goes on after failures
+    weights = sum(tensor.nbytes for tensor in create(Case("resnet18", 224)).parameters())
+    pictures, stem = 3 * 224 * 224 * 4, 64 * 112 * 112 * 4
+    assert small == pytest.approx(weights + 4 * (pictures + 2 * stem), rel=0.05)
+    assert large - small == pytest.approx(4 * (pictures + 2 * stem), rel=0.05)
+    assert again == pytest.approx(small, abs=2**21)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "out of memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory"),
+        (ValueError("first\nsecond"), "ValueError: first"),
+        (KeyError(), "KeyError: "),
+    ],
+)
+def test_errors_in_one_line(error, line):
+    assert describe(error) == line
+    assert is_too_large(error) == (line == "out of memory")
+
+
+def test_ceilings_count_what_they_do():
+    run, macs = matrix_product("cpu", "float32", side=32)
+    assert (macs, run().shape) == (32**3, (32, 32))
+    run, moved = memory_copy("cpu", size=4096)
+    assert moved == 2 * 4096  # each byte is read and written
+    assert run().nbytes == 4096

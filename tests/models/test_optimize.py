@@ -1,0 +1,163 @@
+"""The network laid out for inference computes the same."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from mobilemamba.errors import BackendUnavailableError
+from mobilemamba.layers.inference import InferenceMRFFI, PackedConv
+from mobilemamba.models import VARIANTS, MobileMamba, fuse_norms, optimize_for_inference
+from mobilemamba.ops.native import library
+
+Build = Callable[..., MobileMamba]
+
+pytestmark = pytest.mark.skipif(
+    library.why_not() is not None or not torch.backends.mkldnn.is_available(),
+    reason=f"needs oneDNN and the compiled kernels ({library.why_not()})",
+)
+
+
+def assert_same_output(model: nn.Module, optimized: nn.Module, size: tuple[int, int] = (64, 96)) -> None:
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        pictures = torch.randn(2, 3, *size).contiguous(memory_format=memory_format)
+        with torch.inference_mode():
+            expected, logits = model(pictures), optimized(pictures)
+        assert (logits - expected).norm() < 1e-5 * expected.norm()
+
+
+def fast_mixers(model: nn.Module) -> int:
+    return sum(isinstance(module, InferenceMRFFI) for module in model.modules())
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_six_sizes(trained: Build, name: str) -> None:
+    model = trained(name)
+    optimized = optimize_for_inference(model)
+    assert fast_mixers(optimized) == sum(model.config.depths)
+    assert not any(isinstance(module, nn.Conv2d) for module in optimized.modules())
+    assert_same_output(model, optimized)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (65, 40), (224, 192)], ids=str)
+def test_odd_sizes(trained: Build, size: tuple[int, int]) -> None:
+    model = trained("mobilemamba_t2")
+    assert_same_output(model, optimize_for_inference(model), size)
+
+
+@pytest.mark.parametrize(
+    ("choices", "fast"),
+    [
+        ({"directions": 4, "d_state": 2}, True),
+        ({"directions": 1, "ssm_ratio": 1}, True),
+        ({"kernel_sizes": ((3, 5, 7), (3, 5), 3)}, True),
+        ({"wavelet": "none"}, True),
+        ({"global_ratio": (1, 1, 1), "local_ratio": (0, 0, 0)}, True),
+        ({"wavelet": "db2"}, False),
+        ({"global_ratio": (0, 0, 0), "local_ratio": (1, 0.5, 0)}, False),
+        ({"global_mixer": "attention"}, False),
+        ({"global_mixer": "identity", "wavelet": "none"}, False),
+        ({"num_classes": 0}, True),
+        ({"drop_path_rate": 0.3, "distilled": True}, True),
+    ],
+    ids=str,
+)
+def test_every_choice_of_architecture(tiny: Build, choices: dict[str, Any], fast: bool) -> None:
+    model = tiny(**choices)
+    optimized = optimize_for_inference(model)
+    assert (fast_mixers(optimized) > 0) == fast
+    assert_same_output(model, optimized)
+
+
+def test_wavelet_filters_other_than_haar_s_are_not_taken_for_them(tiny: Build) -> None:
+    """A checkpoint may hold any filters; the kernel knows one."""
+    model = tiny()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("idwt_filters"):
+                parameter.mul_(1.5)
+    optimized = optimize_for_inference(model)
+    assert fast_mixers(optimized) == 0
+    assert_same_output(model, optimized)
+
+
+def test_stages_and_head_keep_their_interface(trained: Build) -> None:
+    model = trained("mobilemamba_t2")
+    optimized, pictures = optimize_for_inference(model), torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        expected, maps = (m.forward_intermediates(pictures, intermediates_only=True) for m in (model, optimized))
+        for ours, theirs in zip(maps, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+        pooled = optimized.forward_head(optimized.forward_features(pictures), pre_logits=True)
+        torch.testing.assert_close(optimized.head(pooled), optimized(pictures))
+
+
+def test_bfloat16_rounds_no_more_than_the_plain_network_does(trained: Build) -> None:
+    model = trained("mobilemamba_t2")
+    plain, optimized = fuse_norms(model).bfloat16(), optimize_for_inference(model, torch.bfloat16)
+    pictures = torch.randn(8, 3, 96, 96).bfloat16()
+    with torch.inference_mode():
+        expected = model(pictures.float())
+        errors = [(network(pictures).float() - expected).norm() for network in (optimized, plain)]
+        assert optimized(pictures).dtype == torch.bfloat16
+    assert errors[0] < min(1.2 * errors[1], 0.1 * expected.norm())
+
+
+def test_the_original_is_left_as_it_was(tiny: Build) -> None:
+    model = tiny().train()
+    before = copy.deepcopy(model.state_dict())
+    optimized = optimize_for_inference(model)
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.head.parameters())
+    assert not any(parameter.requires_grad for parameter in optimized.parameters())
+    assert not optimized.training
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_same_bits_on_every_run(trained: Build) -> None:
+    optimized, pictures = optimize_for_inference(trained("mobilemamba_t2")), torch.randn(3, 3, 64, 64)
+    with torch.inference_mode():
+        first = optimized(pictures)
+        assert all(torch.equal(optimized(pictures), first) for _ in range(3))
+
+
+@pytest.mark.parametrize(("kernel", "stride", "groups"), [(1, 1, 1), (3, 2, 1), (3, 1, 8), (5, 2, 8), (1, 2, 1)])
+@pytest.mark.parametrize(("act", "function"), [("none", nn.Identity()), ("relu", nn.ReLU()), ("swish", nn.SiLU())])
+def test_packed_convolution(kernel: int, stride: int, groups: int, act: Any, function: nn.Module) -> None:
+    conv = nn.Conv2d(8, 16 if groups == 1 else 8, kernel, stride, kernel // 2, groups=groups)
+    x = torch.randn(2, 8, 7, 9).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        torch.testing.assert_close(PackedConv.of(conv, act)(x), function(conv(x)), rtol=1e-5, atol=1e-5)
+
+
+def test_packed_addition() -> None:
+    conv, x, other = nn.Conv2d(8, 16, 1), torch.randn(2, 8, 5, 5), torch.randn(2, 16, 5, 5)
+    with torch.no_grad():
+        torch.testing.assert_close(PackedConv.of(conv)(x, add=other), conv(x) + other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_compiles(trained: Build) -> None:
+    optimized, pictures = optimize_for_inference(trained("mobilemamba_t2")), torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        expected = optimized(pictures)
+        torch.testing.assert_close(torch.compile(optimized)(pictures), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_without_the_kernels_it_says_what_to_do(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "why_not", lambda: "not compiled")
+    with pytest.raises(BackendUnavailableError, match=r"not compiled.*use fuse_norms"):
+        optimize_for_inference(tiny())
+
+
+def test_a_network_of_timm_s_without_our_layers_is_packed_too() -> None:
+    model = timm.create_model("test_convnext").eval()
+    optimized, pictures = optimize_for_inference(model), torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(optimized(pictures), model(pictures), rtol=1e-4, atol=1e-4)
+    assert isinstance(fuse_norms(model), type(optimized))

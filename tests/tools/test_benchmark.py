@@ -1,0 +1,148 @@
+"""``mobilemamba benchmark``: options in, table, files and picture out. Tiny sizes; nothing depends on speed."""
+
+import csv
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from mobilemamba.analysis.benchmark import networks, scans
+from mobilemamba.analysis.benchmark.ceilings import matrix_product, memory_copy
+from mobilemamba.analysis.benchmark.workload import Workshop
+from mobilemamba.cli.parser import switches
+from mobilemamba.errors import BackendUnavailableError, ConfigError, MobileMambaError
+from mobilemamba.tools.benchmark import SCALED_MODELS, SCALED_SIZES
+
+QUICK = ("--rounds", "2", "--seconds", "0.001", "--no-memory")
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    common = networks.interleave
+
+    def interleave(clocks, rounds, seconds, warmup=0.001, advance=lambda: None):
+        return common(clocks, rounds, seconds, warmup, advance)
+
+    monkeypatch.setattr(networks, "interleave", interleave)
+    monkeypatch.setattr(networks, "matrix_product", lambda device, dtype: matrix_product(device, dtype, 16))
+    monkeypatch.setattr(scans, "matrix_product", lambda device, dtype: matrix_product(device, dtype, 16))
+    monkeypatch.setattr(scans, "memory_copy", lambda device: memory_copy(device, 4096))
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_networks_side_by_side(printed, tmp_path: Path) -> None:
+    models = ("mobilemamba_t2", "test_efficientnet")
+    files = ("--output", str(tmp_path / "out.csv"), "--plot", str(tmp_path / "out.png"))
+    out = printed("benchmark", *models, "--size", "64", "--batch", "1,2", *QUICK, *files)
+    found = rows(tmp_path / "out.csv")
+    assert [(row["model"], row["batch"]) for row in found] == [(m, b) for b in "12" for m in models]
+    for row in found:
+        assert row["error"] == ""
+        assert float(row["images_per_second"]) == pytest.approx(int(row["batch"]) * 1000 / float(row["latency_ms"]))
+        assert row["model"] in out
+    assert "of ceiling" in out
+    assert f"torch {torch.__version__}" in out
+    assert "LocalVim" not in out  # only of the paper's table
+    with Image.open(tmp_path / "out.png") as picture:
+        assert picture.format == "PNG"
+
+
+def test_training_steps_as_json(printed, tmp_path: Path) -> None:
+    printed("benchmark", "test_efficientnet", "--train", "--batch", "2", *QUICK, "--output", str(tmp_path / "out.json"))
+    (found,) = json.loads((tmp_path / "out.json").read_text())
+    assert (found["train"], found["fused"], found["error"]) == (True, False, "")
+
+
+def test_scaling_prints_the_exponent(printed) -> None:
+    out = printed("benchmark", "--scaling", "test_efficientnet", "--size", "32,64,96", *QUICK)
+    assert "cost = c * pixels^p" in out
+    assert "batch 1, float32, eager, cpu: test_efficientnet " in out
+
+
+def test_scaling_s_defaults_reach_from_192_to_1024() -> None:
+    sizes = [int(size) for size in SCALED_SIZES.split(",")]
+    assert (sizes[0], sizes[-1]) == (192, 1024)
+    assert "mobilemamba_s6" in SCALED_MODELS
+
+
+def test_ops_beside_the_ceilings(printed, tmp_path: Path) -> None:
+    files = ("--output", str(tmp_path / "out.csv"))
+    out = printed("benchmark", "--ops", "mobilemamba_t2", "--size", "64", "--batch", "1", *QUICK, *files)
+    assert "ceilings in the same rounds" in out
+    assert {row["backend"] for row in rows(tmp_path / "out.csv")} >= {"chunked"}
+    assert all(float(row["gbytes_per_second"]) > 0 for row in rows(tmp_path / "out.csv"))
+
+
+def test_the_paper_s_table_is_the_default_and_names_what_is_missing(printed, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def fail(self: Workshop, case: networks.Case, layout: str) -> None:
+        asked.append(case.model)
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(Workshop, "build", fail)
+    with pytest.raises(MobileMambaError, match="nothing could be measured") as caught:
+        printed("benchmark", "--batch", "1", "--layout", "contiguous", *QUICK)
+    assert caught.value.exit_code == 1
+    assert {"efficientvit_m2", "efficientvit_m4", "efficientvit_m5", "mobilemamba_t2", "mobilemamba_b4"} <= set(asked)
+
+
+def test_missing_networks_are_named(printed, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = importlib.import_module("mobilemamba.tools.benchmark")  # the package has the function by that name
+    monkeypatch.setattr(tool, "TABLE7", ("test_efficientnet",))
+    assert "timm lacks them, so not measured: LocalVim-T" in printed("benchmark", "--batch", "1", *QUICK)
+
+
+def test_threads_are_set_and_given_back(printed, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    printed(
+        "benchmark", "test_efficientnet", "--batch", "1", "--threads", "2", *QUICK, "--output", str(tmp_path / "o.csv")
+    )
+    assert rows(tmp_path / "o.csv")[0]["threads"] == "2"
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (["mobilemamba_t3"], ConfigError, "did you mean mobilemamba_t"),
+        (["--dtype", "int3"], ConfigError, "dtype 'int3'"),
+        (["--batch", "many"], ConfigError, "--batch many: expected whole numbers"),
+        (["--batch", "0"], ConfigError, "batch 0"),
+        (["--rounds", "0"], ConfigError, "--rounds 0: expected more than 0"),
+        (["--device", "quantum"], ConfigError, "device 'quantum'"),
+        (["--scan_backend", "mamba_ssm", "--device", "cpu"], BackendUnavailableError, "mamba_ssm"),
+        (["--output", "out.txt"], ConfigError, r"--output out.txt: .*\.csv or \.json"),
+        (["--output", "nowhere/out.csv"], ConfigError, "there is no folder nowhere"),
+        (["--plot", "out.jpg"], ConfigError, r"--plot out.jpg: .*\.png"),
+        (["--ops", "efficientvit_m2"], ConfigError, "no selective scan"),
+        (["--ops", "--scaling"], ConfigError, "--ops with --scaling"),
+        (["--ops", "--plot", "out.png"], ConfigError, "--ops with --plot"),
+    ],
+)
+def test_mistakes_are_one_line(printed, options: list[str], error: type, message: str) -> None:
+    with pytest.raises(error, match=message) as caught:
+        printed("benchmark", *options)
+    assert "\n" not in str(caught.value)
+    assert getattr(caught.value, "exit_code", 2) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "spelt"),
+    [
+        (["a", "--train", "b"], ["a", "--train=true", "b"]),
+        (["--no-fused"], ["--fused=false"]),
+        (["--train", "false"], ["--train", "false"]),
+        (["--train=false"], ["--train=false"]),
+        (["--no-output", "--batch", "1"], ["--no-output", "--batch", "1"]),
+    ],
+)
+def test_yes_or_no_settings(given: list[str], spelt: list[str]) -> None:
+    assert switches(given, ["train", "fused"]) == spelt
