@@ -19,9 +19,8 @@ from mobilemamba.layers.mrffi import MRFFI
 from mobilemamba.layers.patch import PatchEmbed, PatchMerging
 from mobilemamba.layers.residual import Residual
 from mobilemamba.layers.ss2d import SS2D
-from mobilemamba.layers.wavelet_mamba import WaveletConv, WaveletMamba
+from mobilemamba.layers.wavelet_mamba import WaveletMamba
 from mobilemamba.ops.inference import mix_channels, scan_norm_gate
-from mobilemamba.ops.wavelet import wavelet_filters
 
 #: A side for which oneDNN chooses the layout of a convolution's weight; the layout suits other sizes too.
 _TYPICAL_SIDE = 48
@@ -156,7 +155,7 @@ class InferenceMRFFI(nn.Module):
         self.global_dim, local_dim, _ = mrffi.splits
         self.wavelet_weight: Tensor | None = None
         if isinstance(mixer, WaveletMamba):
-            self.wavelet_weight = _wavelet_weight(mixer.wavelet_conv)
+            self.wavelet_weight = _float(mixer.wavelet_conv.kernels())
             scale = mixer.scale.data
             mixer = mixer.ss2d
         assert isinstance(mixer, SS2D)
@@ -206,17 +205,8 @@ def _fits(mrffi: MRFFI) -> bool:
     """Whether the compiled kernels do all of it: Mamba, and Haar's wavelet or none."""
     mixer = mrffi.global_mixer
     if isinstance(mixer, WaveletMamba):
-        haar = wavelet_filters("db1").to(mixer.wavelet_conv.dwt_filters)
-        filters = (mixer.wavelet_conv.dwt_filters, mixer.wavelet_conv.idwt_filters)
-        same = all(f.shape[-1] == 2 and torch.allclose(f.view(-1, 4, 2, 2), haar, atol=1e-6) for f in filters)
-        return same and isinstance(mixer.ss2d, SS2D)
+        return mixer.wavelet_conv.is_haar and isinstance(mixer.ss2d, SS2D)
     return isinstance(mixer, SS2D)
-
-
-def _wavelet_weight(conv: WaveletConv) -> Tensor:
-    """The sub-bands' kernels times their scales, (4, kernel, kernel, C): neighbouring channels side by side."""
-    scaled = conv.conv.weight * conv.scale.view(-1, 1, 1, 1)
-    return _float(scaled.unflatten(0, (-1, 4)).squeeze(2).permute(1, 2, 3, 0))
 
 
 def _float(x: Tensor | None) -> Tensor:

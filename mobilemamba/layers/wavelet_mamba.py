@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from mobilemamba.ops.haar_conv import haar_conv, kernels_run
 from mobilemamba.ops.wavelet import dwt2d, idwt2d, wavelet_filters
 
 
@@ -26,8 +29,24 @@ class WaveletConv(nn.Module):
         self.idwt_filters = nn.Parameter(filters.clone(), requires_grad=False)
         self.conv = nn.Conv2d(4 * dim, 4 * dim, kernel_size, padding=kernel_size // 2, groups=4 * dim, bias=False)
         self.scale = nn.Parameter(torch.full((1, 4 * dim, 1, 1), 0.1))
+        self.is_haar = wavelet == "db1"
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        """Looks whether the loaded filters are Haar's: the compiled kernel knows no others."""
+        super()._load_from_state_dict(*args)
+        if self.is_haar and not self.dwt_filters.is_meta:
+            haar = wavelet_filters("db1").to(self.dwt_filters).repeat(self.dwt_filters.shape[0] // 4, 1, 1)[:, None]
+            self.is_haar = all(torch.allclose(f, haar, atol=1e-6) for f in (self.dwt_filters, self.idwt_filters))
+
+    def kernels(self) -> Tensor:
+        """The sub-bands' kernels times their scales as ``haar_conv`` takes them, (4, kernel, kernel, C) float32."""
+        return (
+            (self.conv.weight * self.scale.view(-1, 1, 1, 1)).float().unflatten(0, (-1, 4))[:, :, 0].permute(1, 2, 3, 0)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.is_haar and x.device.type == "cpu" and x.dtype != torch.float64 and kernels_run():
+            return haar_conv(x.permute(0, 2, 3, 1), self.kernels()).permute(0, 3, 1, 2)
         height, width = x.shape[-2:]
         subbands = self.conv(dwt2d(x, self.dwt_filters)) * self.scale
         return idwt2d(subbands, self.idwt_filters, (height, width))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mobilemamba.ops.cross_scan import kept_scan_order
+from mobilemamba.ops.haar_conv import call_wavelet
 from mobilemamba.ops.native import library
 from mobilemamba.ops.selective_scan.native import Scan, kernel_dtype, lay_out
 
@@ -29,17 +30,6 @@ class _LocalArgs(ctypes.Structure):
         *((name, _pointer) for name in ("x", "y")),
         *((name, _i64 * 3) for name in ("x_stride", "y_stride")),
         *((name, _pointer) for name in ("weight", "bias", "scale", "shift")),
-    ]
-
-
-class _WaveletArgs(ctypes.Structure):
-    """``wavelet_args`` of wavelet.c."""
-
-    _fields_ = [
-        *((name, _i64) for name in ("batch", "height", "width", "channels", "kernel", "type", "threads", "relu")),
-        *((name, _pointer) for name in ("x", "other", "y")),
-        *((name, _i64 * 3) for name in ("x_stride", "other_stride", "y_stride")),
-        ("weight", _pointer),
     ]
 
 
@@ -120,12 +110,7 @@ def mix_channels(
     if wavelet_weight is None:
         torch.clamp_min(mixed, 0, out=y[..., :at])
     else:
-        kernel = wavelet_weight.shape[1]
-        args = _WaveletArgs(*mixed.shape, kernel, _TYPES[dtype], torch.get_num_threads(), 1)
-        args.x, args.other, args.y = x.data_ptr(), mixed.data_ptr(), y.data_ptr()
-        args.x_stride[:], args.other_stride[:], args.y_stride[:] = (t.stride()[:3] for t in (x, mixed, y))
-        args.weight = wavelet_weight.data_ptr()
-        library.library().mobilemamba_wavelet(ctypes.byref(args))
+        call_wavelet("mobilemamba_wavelet", x[..., :at], mixed, y[..., :at], wavelet_weight, relu=True)
     for i in range(0, len(local_weights), 4):
         part = slice(at, at + local_weights[i].shape[-1])
         _local(x[..., part], y[..., part], *local_weights[i : i + 4])

@@ -47,3 +47,23 @@ def test_filters_are_frozen_and_saved() -> None:
     assert not conv.idwt_filters.requires_grad
     assert {"dwt_filters", "idwt_filters"} < conv.state_dict().keys()
     assert conv.dwt_filters.shape == (8, 1, 2, 2)
+
+
+@pytest.mark.parametrize("wavelet", ["db1", "db2"])
+def test_the_fast_path_computes_what_the_plain_one_does(wavelet: str) -> None:
+    conv, x = WaveletConv(20, 3, wavelet), torch.randn(2, 20, 7, 6)
+    with torch.no_grad():
+        conv.scale.normal_()
+        torch.testing.assert_close(conv(x), conv.double()(x.double()).float(), rtol=1e-4, atol=1e-5)
+
+
+def test_filters_that_a_checkpoint_holds_are_used_whatever_they_are() -> None:
+    conv, x = WaveletConv(4, 3), torch.randn(1, 4, 6, 6)
+    state = {name: tensor.clone() for name, tensor in conv.state_dict().items()}
+    with torch.no_grad():
+        expected = conv(x)
+        conv.load_state_dict(state)
+        assert conv.is_haar
+        conv.load_state_dict({**state, "idwt_filters": 2 * state["idwt_filters"]})
+        assert not conv.is_haar
+        torch.testing.assert_close(conv(x), 2 * expected, rtol=1e-4, atol=1e-6)

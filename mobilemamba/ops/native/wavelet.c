@@ -13,6 +13,7 @@ typedef struct {
     void *y;
     int64_t x_stride[3], other_stride[3], y_stride[3]; /* elements: picture, row, column */
     const float *weight; /* (4, kernel, kernel, C): sub-bands LL, HL (high along H), LH, HH */
+    float *grad_weight;  /* the same; `other` is then the gradient of y */
 } wavelet_args;
 
 INLINE void convolve(const vec *from, vec *to, const float *weight, int64_t rows, int64_t columns, int64_t kernel,
@@ -31,18 +32,18 @@ INLINE void convolve(const vec *from, vec *to, const float *weight, int64_t rows
         }
 }
 
-INLINE void wavelet_block(const wavelet_args *a, dtype type, int64_t b, block at, const int64_t n) {
-    int64_t c = at.start;
-    int64_t rows = (a->height + 1) / 2, columns = (a->width + 1) / 2, size = rows * columns;
-    vec *bands = aligned_alloc(sizeof(vec), (size_t)(8 * size + 1) * sizeof(vec)), *mixed = bands + 4 * size;
+/* Haar's transform of n channels of a map: `bands` vectors (4, rows, columns). */
+INLINE void transform(const void *x, const int64_t *stride, dtype type, int64_t height, int64_t width, int64_t first,
+                      const int64_t n, vec *bands) {
+    int64_t rows = (height + 1) / 2, columns = (width + 1) / 2, size = rows * columns;
     for (int64_t i = 0; i < rows; i++)
         for (int64_t j = 0; j < columns; j++) {
             vec p[2][2];
             for (int64_t y = 0; y < 2; y++)
-                for (int64_t x = 0; x < 2; x++) {
-                    int64_t row = 2 * i + y, column = 2 * j + x;
-                    int64_t from = b * a->x_stride[0] + row * a->x_stride[1] + column * a->x_stride[2] + c;
-                    p[y][x] = row < a->height && column < a->width ? load(a->x, from, type, n) * 0.5f : splat(0);
+                for (int64_t x_ = 0; x_ < 2; x_++) {
+                    int64_t row = 2 * i + y, column = 2 * j + x_;
+                    int64_t from = first + row * stride[1] + column * stride[2];
+                    p[y][x_] = row < height && column < width ? load(x, from, type, n) * 0.5f : splat(0);
                 }
             vec above = p[0][0] + p[0][1], below = p[1][0] + p[1][1];
             vec above_w = p[0][0] - p[0][1], below_w = p[1][0] - p[1][1];
@@ -50,6 +51,13 @@ INLINE void wavelet_block(const wavelet_args *a, dtype type, int64_t b, block at
             to[0] = above + below, to[size] = above - below;
             to[2 * size] = above_w + below_w, to[3 * size] = above_w - below_w;
         }
+}
+
+INLINE void wavelet_block(const wavelet_args *a, dtype type, int64_t b, block at, const int64_t n) {
+    int64_t c = at.start;
+    int64_t rows = (a->height + 1) / 2, columns = (a->width + 1) / 2, size = rows * columns;
+    vec *bands = aligned_alloc(sizeof(vec), (size_t)(8 * size + 1) * sizeof(vec)), *mixed = bands + 4 * size;
+    transform(a->x, a->x_stride, type, a->height, a->width, b * a->x_stride[0] + c, n, bands);
     for (int64_t band = 0; band < 4; band++) {
         const float *weight = a->weight + band * a->kernel * a->kernel * a->channels + c;
         if (a->kernel == 3) convolve(bands + band * size, mixed + band * size, weight, rows, columns, 3, a->channels, n);
@@ -81,4 +89,41 @@ CLONED static void wavelet_task(const wavelet_args *a, int64_t task) {
 void mobilemamba_wavelet(const wavelet_args *a) {
 #pragma omp parallel for schedule(static) num_threads((int)a->threads)
     for (int64_t task = 0; task < a->batch * blocks_of(a->channels); task++) wavelet_task(a, task);
+}
+
+/* The gradient of one sub-band's kernels: products of the transforms of x and of y's gradient, summed over the batch. */
+INLINE void weight_block(const wavelet_args *a, dtype type, int64_t band, block at, const int64_t n) {
+    int64_t rows = (a->height + 1) / 2, columns = (a->width + 1) / 2, size = rows * columns, kernel = a->kernel;
+    vec *of_x = aligned_alloc(sizeof(vec), (size_t)(8 * size + 1) * sizeof(vec)), *of_grad = of_x + 4 * size;
+    vec sums[kernel * kernel];
+    for (int64_t tap = 0; tap < kernel * kernel; tap++) sums[tap] = splat(0);
+    for (int64_t b = 0; b < a->batch; b++) {
+        transform(a->x, a->x_stride, type, a->height, a->width, b * a->x_stride[0] + at.start, n, of_x);
+        transform(a->other, a->other_stride, type, a->height, a->width, b * a->other_stride[0] + at.start, n, of_grad);
+        const vec *from = of_x + band * size, *grad = of_grad + band * size;
+        for (int64_t y = 0; y < kernel; y++)
+            for (int64_t x = 0; x < kernel; x++) {
+                int64_t down = y - kernel / 2, right = x - kernel / 2;
+                vec sum = splat(0);
+                for (int64_t i = down < 0 ? -down : 0; i < smaller(rows, rows - down); i++)
+                    for (int64_t j = right < 0 ? -right : 0; j < smaller(columns, columns - right); j++)
+                        sum += grad[i * columns + j] * from[(i + down) * columns + j + right];
+                sums[y * kernel + x] += sum;
+            }
+    }
+    for (int64_t tap = 0; tap < kernel * kernel; tap++)
+        store(a->grad_weight, (band * kernel * kernel + tap) * a->channels + at.start, FLOAT32, at.skip, n, sums[tap]);
+    free(of_x);
+}
+
+CLONED static void weight_task(const wavelet_args *a, int64_t task) {
+    block at = block_at(a->channels, task / 4);
+    if (a->type == BFLOAT16) weight_block(a, BFLOAT16, task % 4, at, at.n);
+    else if (at.n == LANES) weight_block(a, FLOAT32, task % 4, at, LANES);
+    else weight_block(a, FLOAT32, task % 4, at, at.n);
+}
+
+void mobilemamba_wavelet_weight(const wavelet_args *a) {
+#pragma omp parallel for schedule(static) num_threads((int)a->threads)
+    for (int64_t task = 0; task < 4 * blocks_of(a->channels); task++) weight_task(a, task);
 }

@@ -1,0 +1,106 @@
+"""A depthwise convolution in Haar's wavelet domain by the compiled CPU kernel: all three steps in one pass.
+
+Haar's transform H is orthonormal, so that the gradient of ``y = H^T W H x`` is the same operator with mirrored kernels.
+Shape letters: B batch, H and W sides, C channels.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mobilemamba.ops.native import library
+from mobilemamba.ops.selective_scan.native import kernel_dtype, lay_out
+
+_i64 = ctypes.c_int64
+_pointer = ctypes.c_void_p
+_TYPES = {torch.float32: 0, torch.bfloat16: 1}
+
+
+class _WaveletArgs(ctypes.Structure):
+    """``wavelet_args`` of wavelet.c."""
+
+    _fields_ = [
+        *((name, _i64) for name in ("batch", "height", "width", "channels", "kernel", "type", "threads", "relu")),
+        *((name, _pointer) for name in ("x", "other", "y")),
+        *((name, _i64 * 3) for name in ("x_stride", "other_stride", "y_stride")),
+        *((name, _pointer) for name in ("weight", "grad_weight")),
+    ]
+
+
+@torch.compiler.assume_constant_result  # the compiler cannot trace the probe, and need not
+def kernels_run() -> bool:
+    """Whether the kernel can be called; an export is to run anywhere, so it cannot there."""
+    return library.why_not() is None and not torch.compiler.is_exporting()
+
+
+def call_wavelet(
+    function: str, x: Tensor, other: Tensor | None, y: Tensor | None, weight: Tensor, relu: bool = False
+) -> None:
+    """Calls a function of wavelet.c; maps are (B, H, W, C) of one dtype, the weight (4, kernel, kernel, C) float32.
+
+    Args:
+        function: Its name.
+        x: Input.
+        other: What is added to the output, or the output's gradient.
+        y: Where the output is written, or none: then the weight's gradient is written to ``weight``.
+        weight: The kernels.
+        relu: Cut the output off at zero.
+    """
+    args = _WaveletArgs(*x.shape, weight.shape[1], _TYPES[x.dtype], torch.get_num_threads(), relu)
+    for name, tensor in (("x", x), ("other", other), ("y", y)):
+        if tensor is not None:
+            setattr(args, name, tensor.data_ptr())
+            getattr(args, f"{name}_stride")[:] = tensor.stride()[:3]
+    setattr(args, "grad_weight" if y is None else "weight", weight.data_ptr())
+    getattr(library.library(), function)(ctypes.byref(args))
+
+
+@torch.library.custom_op("mobilemamba::haar_conv", mutates_args=())
+def haar_conv(x_BHWC: Tensor, weight: Tensor) -> Tensor:
+    """``idwt2d(conv(dwt2d(x)))`` with Haar's filters.
+
+    Args:
+        x_BHWC: Maps of any size, float32 or bfloat16.
+        weight: (4, kernel, kernel, C) float32, kernel odd: of the sub-bands LL, HL (high along H), LH, HH.
+
+    Returns:
+        (B, H, W, C), of x's dtype.
+    """
+    x = lay_out(x_BHWC, kernel_dtype(x_BHWC.dtype))
+    y = torch.empty(x.shape, dtype=x.dtype)
+    call_wavelet("mobilemamba_wavelet", x, None, y, weight.contiguous())
+    return y.to(x_BHWC.dtype)
+
+
+@haar_conv.register_fake
+def _(x: Tensor, weight: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("mobilemamba::haar_conv_weight", mutates_args=())
+def _weight_gradient(grad_BHWC: Tensor, x_BHWC: Tensor, weight: Tensor) -> Tensor:
+    dtype = kernel_dtype(x_BHWC.dtype)
+    grad_weight = torch.empty(weight.shape)
+    call_wavelet("mobilemamba_wavelet_weight", lay_out(x_BHWC, dtype), lay_out(grad_BHWC, dtype), None, grad_weight)
+    return grad_weight
+
+
+@_weight_gradient.register_fake
+def _(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    return weight.new_empty(weight.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    x, weight = ctx.saved_tensors
+    return haar_conv(grad, weight.flip(1, 2)), _weight_gradient(grad, x, weight)
+
+
+haar_conv.register_autograd(_gradients, setup_context=_save)
