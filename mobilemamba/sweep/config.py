@@ -27,7 +27,7 @@ class Sweep:
         jobs: Rows at a time on a machine; they share its cores, and take one group of ``trainer.devices`` GPUs each.
         launcher: Who starts the rows: ``local`` on this machine, ``ray`` on the machines of a Ray cluster, ``slurm`` as
             jobs of an array. The last two need the extra of their name, and a folder that all machines share.
-        slurm: What to ask of SLURM for each row, by submitit's names, e.g. ``{slurm_partition: gpu, timeout_min: 1440}``.
+        slurm: What to ask of SLURM for each row, by submitit's names: ``{slurm_partition: gpu, timeout_min: 1440}``.
         retries: How often a failed row is started again.
         changed: What happens to a row whose settings differ from those it was started with: ``stop`` before any row
             starts, ``rerun`` it afresh (its former results are deleted), or ``keep`` it with its former settings.

@@ -1,0 +1,90 @@
+"""The local launcher: rows as processes on this machine, ``jobs`` at a time."""
+
+from __future__ import annotations
+
+import functools
+import os
+import queue
+import threading
+from collections.abc import Generator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+
+import torch
+
+from mobilemamba.errors import ConfigError
+from mobilemamba.sweep.config import Sweep
+from mobilemamba.sweep.launchers.base import Event, Launch, try_row
+from mobilemamba.sweep.plan import Config, lookup
+from mobilemamba.sweep.row import FitRow
+
+
+def launcher(sweep: Sweep, config: Config) -> Launch:
+    """Starts rows here, one at a time in each share of the machine; Ctrl-C stops those that run.
+
+    Raises:
+        ConfigError: If there are not as many GPUs as ``sweep.jobs`` rows need.
+    """
+    return functools.partial(_launch, environments=environments(sweep.jobs, config), retries=sweep.retries)
+
+
+def _launch(
+    run_dirs: list[Path], fit: FitRow, environments: list[dict[str, str]], retries: int, tick_seconds: float = 1.0
+) -> Generator[Event]:
+    stop = threading.Event()
+    slots: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
+    started: queue.SimpleQueue[Path] = queue.SimpleQueue()
+    for environment in environments:
+        slots.put(environment)
+
+    def work(run_dir: Path) -> str | None:
+        slot = slots.get()
+        started.put(run_dir)
+        try:
+            return try_row(fit, run_dir, slot, stop, retries)
+        finally:
+            slots.put(slot)
+
+    pool = ThreadPoolExecutor(len(environments), thread_name_prefix="row")
+    try:
+        pending: dict[Future[str | None], Path] = {pool.submit(work, run_dir): run_dir for run_dir in run_dirs}
+        while pending:
+            done, _ = wait(pending, timeout=tick_seconds, return_when=FIRST_COMPLETED)
+            while not started.empty():
+                yield "started", started.get(), None
+            for future in done:
+                yield "done", pending.pop(future), future.result()
+            yield "tick", Path(), None
+    finally:
+        stop.set()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def environments(jobs: int, config: Config) -> list[dict[str, str]]:
+    """One set of environment variables for each of ``jobs`` rows at a time: their share of cores and of GPUs.
+
+    A single job has the machine as it is.
+
+    Raises:
+        ConfigError: If the rows name GPUs by index, or need more than there are.
+    """
+    if jobs == 1:
+        return [{}]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or cores) // jobs)
+    share = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    if lookup(config, "trainer.accelerator") == "cpu" or not torch.cuda.is_available():
+        return [dict(share) for _ in range(jobs)]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
+    devices = lookup(config, "trainer.devices")
+    if isinstance(devices, list):
+        raise ConfigError(f"trainer.devices={devices} with sweep.jobs={jobs}: give their number, e.g. {len(devices)}")
+    size = int(devices) if str(devices).isdigit() else 1  # "auto" would give all of them to each row
+    groups = [gpus[start : start + size] for start in range(0, len(gpus) - size + 1, size)]
+    if len(groups) < jobs:
+        raise ConfigError(
+            f"sweep.jobs={jobs} rows of {size} GPU(s) each need {jobs * size}, there are {len(gpus)}; "
+            f"use --sweep.jobs {max(1, len(groups))}"
+        )
+    return [{**share, "CUDA_VISIBLE_DEVICES": ",".join(group)} for group in groups[:jobs]]
