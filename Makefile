@@ -13,8 +13,9 @@ help:  ## list these targets
 ablation: .venv/.installed  ## run the ablation of Table A1 on the built-in sample (the same command resumes)
 	$(BIN)/mobilemamba fit --config experiments/ablation_xi.yaml
 
-test: lint  ## run the linters, the type checker and the whole test suite
+test: lint  ## run the linters, the type checker and the whole test suite, then its quick part without the compiled kernels
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	MOBILEMAMBA_NATIVE=0 $(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow"
 
 lint: .venv/.installed-test  ## run ruff and mypy
 	$(BIN)/python -m ruff check .

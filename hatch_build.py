@@ -22,7 +22,7 @@ class CompileKernels(BuildHookInterface):
         spec.loader.exec_module(build)
         try:
             build.compile_library()
-        except build.CompilationError as error:
+        except (build.CompilationError, OSError) as error:  # OSError: the folder cannot be written
             self.app.display_warning(f"CPU kernels not compiled, plain PyTorch will do their work: {error}")
             return
         build_data["artifacts"].append(f"/{build.LIBRARY.relative_to(self.root).as_posix()}")

@@ -32,7 +32,14 @@ MAY_IMPORT = {
     "__init__": _INSPECTION,
 }
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}
-OPTIONAL = {"triton", "mamba_ssm", "selective_scan_cuda"}
+_SCAN, _LAUNCHERS = "ops/selective_scan/", "sweep/launchers/"
+OPTIONAL = {
+    "triton": _SCAN,
+    "mamba_ssm": _SCAN,
+    "selective_scan_cuda": _SCAN,
+    "ray": _LAUNCHERS,
+    "submitit": _LAUNCHERS,
+}
 
 
 class Import(NamedTuple):
@@ -94,8 +101,8 @@ def broken_rules(found: Import) -> Iterator[str]:
         if not allowed and not found.file.startswith("training/callbacks"):
             yield f"{found.at}, but lightning belongs to cli, sweep, tasks, training/callbacks and data"
     if top in OPTIONAL:
-        if not found.file.startswith("ops/selective_scan/"):
-            yield f"{found.at}, but {top} belongs to ops/selective_scan"
+        if not found.file.startswith(OPTIONAL[top]):
+            yield f"{found.at}, but {top} belongs to {OPTIONAL[top].rstrip('/')}"
         if not found.lazy:
             yield f"{found.at} at its top: {top} is optional, import it inside a function"
     if top in {"experiments", "notebooks", "tests"}:

@@ -119,7 +119,8 @@ def test_the_sources_compile_without_warnings(target: Path) -> None:
 
 @pytest.fixture
 def fresh_choice(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Forgets what was loaded and chosen before, and after."""
+    """Forgets what was loaded and chosen before, and after; nothing is switched off."""
+    monkeypatch.delenv("MOBILEMAMBA_NATIVE", raising=False)
     caches = (library._load, dispatcher._auto_backend)
     for cache in caches:
         cache.cache_clear()
@@ -215,7 +216,7 @@ library.LIBRARY = Path({str(compiled)!r})
     result = subprocess.run(
         [sys.executable, "-m", "pytest", *options, *files],
         cwd=here.parents[1],
-        env=os.environ | {"PYTHONPATH": path} | (env or {}),
+        env=os.environ | {"PYTHONPATH": path, "MOBILEMAMBA_NATIVE": "1"} | (env or {}),
         capture_output=True,
         text=True,
         check=False,

@@ -13,7 +13,7 @@ import torch
 from mobilemamba.analysis.benchmark.cases import DTYPES, LAYOUTS, Case
 from mobilemamba.analysis.benchmark.ceilings import matrix_product
 from mobilemamba.analysis.benchmark.memory import can_measure_cpu, cpu_meter, cuda_peak, describe, is_too_large
-from mobilemamba.analysis.benchmark.paper import TOP1
+from mobilemamba.analysis.benchmark.paper import published_top1
 from mobilemamba.analysis.benchmark.records import Record
 from mobilemamba.analysis.benchmark.workload import Workload, Workshop, create, silently
 from mobilemamba.analysis.complexity import complexity
@@ -183,7 +183,7 @@ def _record(candidate: _Candidate, timings: Timings | None, ceiling: float | Non
         peak_memory_mib=candidate.peak_bytes / 2**20 if candidate.peak_bytes is not None else None,
         rounds=rounds,
         calls_per_round=timings.calls if timings else None,
-        paper_top1=TOP1.get(case.model),
+        paper_top1=published_top1(case.model, case.size),
         processor=device_name(device),
         threads=torch.get_num_threads(),
         tf32_matmul=tf32_matmul,

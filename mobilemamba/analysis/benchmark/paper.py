@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mobilemamba.models import VARIANTS
 
+EFFICIENTVIT_SIZE = 224
 #: EfficientViT's ImageNet-1k top-1 in %, 300 epochs at 224 px (Liu et al., CVPR 2023, Table 2).
 EFFICIENTVIT_TOP1 = {
     "efficientvit_m0": 63.2,
@@ -13,12 +14,17 @@ EFFICIENTVIT_TOP1 = {
     "efficientvit_m4": 74.3,
     "efficientvit_m5": 77.1,
 }
-#: Published ImageNet-1k top-1 in %, by timm's name, of a training without a teacher.
-TOP1 = EFFICIENTVIT_TOP1 | {name: variant.paper_top1 for name, variant in VARIANTS.items()}
 #: The networks of Table 7 that can be measured.
 TABLE7 = ("efficientvit_m2", "efficientvit_m4", "efficientvit_m5", *VARIANTS)
 #: The Mamba networks that the paper compares with and timm does not have.
 NOT_IN_TIMM = ("LocalVim-T", "EfficientVMamba-T", "EfficientVMamba-S", "EfficientVMamba-B")
+
+
+def published_top1(model: str, size: int) -> float | None:
+    """ImageNet-1k top-1 in % of a training without a teacher, published for this side, or None."""
+    if model in VARIANTS:
+        return VARIANTS[model].paper_top1 if size == VARIANTS[model].img_size else None
+    return EFFICIENTVIT_TOP1.get(model) if size == EFFICIENTVIT_SIZE else None
 
 
 def family(model: str) -> str:

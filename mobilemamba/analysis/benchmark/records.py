@@ -43,7 +43,7 @@ class Record:
         peak_memory_mib: See :mod:`mobilemamba.analysis.benchmark.memory`.
         rounds: Number of rounds.
         calls_per_round: Batches or steps timed together in a round.
-        paper_top1: Published ImageNet-1k top-1 in %.
+        paper_top1: Published ImageNet-1k top-1 in %, at the size that it is of.
         processor: The device in words.
         threads: Of torch on the CPU.
         tf32_matmul: Whether CUDA rounds fp32 matrix products to TF32.

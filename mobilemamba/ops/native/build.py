@@ -64,5 +64,5 @@ def compile_library(target: Path = LIBRARY, flags: tuple[str, ...] = ()) -> Path
 if __name__ == "__main__":
     try:
         print(compile_library())  # noqa: T201
-    except CompilationError as error:
+    except (CompilationError, OSError) as error:  # OSError: the folder cannot be written
         sys.exit(f"mobilemamba's CPU kernels were not built: {error}")

@@ -6,8 +6,6 @@ import ctypes
 import os
 from functools import cache
 
-from torch import Tensor
-
 from mobilemamba.ops.native.build import LIBRARY, fingerprint
 
 _REMEDY = "install gcc or clang, then: python -m mobilemamba.ops.native.build"
@@ -41,8 +39,3 @@ def library() -> ctypes.CDLL:
     loaded = _load()
     assert isinstance(loaded, ctypes.CDLL), loaded
     return loaded
-
-
-def pointer(tensor: Tensor | None) -> int | None:
-    """The address of a tensor's first element, for a C function."""
-    return None if tensor is None else tensor.data_ptr()

@@ -25,7 +25,7 @@ def _kernel() -> ModuleType | str:
         return f"its kernel selective_scan_cuda does not import ({error})"
 
 
-def why_not(device: torch.device, d_state: int, dtype: torch.dtype = torch.float32) -> str | None:
+def why_not(device: torch.device, d_state: int, dtype: torch.dtype) -> str | None:
     """Why the kernel cannot run there, or None if it can."""
     kernel = _kernel()
     if isinstance(kernel, str):
