@@ -16,6 +16,7 @@ from mobilemamba.analysis import complexity
 from mobilemamba.cli import main
 from mobilemamba.models import VARIANTS, ModelCard, Preprocessing, save_weights
 from mobilemamba.models.release_names import ours_to_release
+from tests.ops.scans import needs_native
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -39,8 +40,12 @@ SHORT = [
     "--data.init_args.batch_size=4",
     "--table_size=null",
 ]
-TOOLS = [c for c in commands() if re.match(r"mobilemamba (summary|backends|convert|predict)", c)]
+TOOLS = [c for c in commands() if re.match(r"mobilemamba (summary|backends|convert|predict|benchmark)", c)]
 FIT = [command for command in commands() if command.startswith("mobilemamba fit")]
+AFTER_SWEEP = [c for c in commands() if re.match(r"mobilemamba (report|validate --config)", c)]
+VALIDATE = [c for c in commands() if c.startswith("mobilemamba validate") and c not in AFTER_SWEEP]
+# The same for a benchmark; its modes that compile have tests of their own.
+SHORT_BENCHMARK = ["--size=32,64", "--batch=2", "--rounds=1", "--seconds=0.001", "--mode=eager", "--no-memory"]
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +70,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@needs_native
 def test_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
     (block,) = blocks("python")
     exec(compile(block, "README.md", "exec"), {})
@@ -85,13 +91,13 @@ def test_tools(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch, caps
     release_only = "convert" in command
     if release_only:
         command = command.replace("s6.safetensors", "converted.safetensors")
-    main(shlex.split(command)[1:])
+    main(shlex.split(command)[1:] + (SHORT_BENCHMARK if "benchmark" in command else []))
     assert capsys.readouterr().out.strip()
     assert not release_only or (folder / "converted.safetensors").exists()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", FIT + [c for c in commands() if c.startswith("mobilemamba validate")])
+@pytest.mark.parametrize("command", FIT + VALIDATE)
 def test_trains(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each as written but short; a sweep's selection is cut to one row, as every row has a test of its own."""
     monkeypatch.chdir(folder)
@@ -108,6 +114,17 @@ def test_trains(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
     if "dry_run" not in command and not command.startswith("mobilemamba validate"):
         assert list((folder / "runs" / f"readme-{number}").rglob("results.json"))
+
+
+@pytest.mark.slow
+def test_after_a_sweep(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    sweep = "mobilemamba fit --config experiments/ablation_xi.yaml --sweep.only xi_876_mu_223"
+    for command in (" ".join([sweep, *SHORT]), *(c.replace("--config", f"{SHORT[2]} --config") for c in AFTER_SWEEP)):
+        line = [sys.executable, "-m", "mobilemamba", *shlex.split(command)[1:]]
+        result = subprocess.run(line, capture_output=True, text=True)
+        assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+    assert list((folder / "runs" / "report").glob("report.html"))
 
 
 def test_make_targets_exist() -> None:
