@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from mobilemamba.errors import BackendUnavailableError
+from mobilemamba.errors import BackendUnavailableError, ConfigError
 from mobilemamba.layers.inference import replacement
 from mobilemamba.models.fuse import fuse_norms
 from mobilemamba.ops.native import library
@@ -28,9 +28,14 @@ def optimize_for_inference(model: Model, dtype: torch.dtype = torch.float32) -> 
         dtype: float32 or bfloat16, of weights and activations; the scan accumulates in float32 either way.
 
     Raises:
+        ConfigError: If the model is on another device, or for another dtype.
         BackendUnavailableError: If PyTorch lacks oneDNN, or the compiled kernels are missing. ``fuse_norms`` needs
             neither.
     """
+    if elsewhere := {p.device.type for p in model.parameters()} - {"cpu"}:
+        raise ConfigError(f"optimize_for_inference: the model is on {elsewhere.pop()}; move it to the cpu first")
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise ConfigError(f"optimize_for_inference: dtype={dtype}; expected torch.float32 or torch.bfloat16")
     if not torch.backends.mkldnn.is_available():
         raise BackendUnavailableError("optimize_for_inference: this PyTorch has no oneDNN; use fuse_norms instead")
     if reason := library.why_not():

@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import nn
 
-from mobilemamba.errors import BackendUnavailableError
+from mobilemamba.errors import BackendUnavailableError, ConfigError
 from mobilemamba.layers.inference import InferenceMRFFI, PackedConv
 from mobilemamba.models import VARIANTS, MobileMamba, fuse_norms, optimize_for_inference
 from mobilemamba.ops.native import library
@@ -153,6 +153,13 @@ def test_without_the_kernels_it_says_what_to_do(tiny: Build, monkeypatch: pytest
     monkeypatch.setattr(library, "why_not", lambda: "not compiled")
     with pytest.raises(BackendUnavailableError, match=r"not compiled.*use fuse_norms"):
         optimize_for_inference(tiny())
+
+
+def test_what_it_cannot_lay_out_is_refused(tiny: Build) -> None:
+    with pytest.raises(ConfigError, match=r"the model is on meta; move it to the cpu"):
+        optimize_for_inference(tiny().to("meta"))
+    with pytest.raises(ConfigError, match=r"dtype=torch.float16; expected torch.float32 or torch.bfloat16"):
+        optimize_for_inference(tiny(), torch.float16)
 
 
 def test_a_network_of_timm_s_without_our_layers_is_packed_too() -> None:
