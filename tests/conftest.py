@@ -1,9 +1,12 @@
 """What every test gets: one thread, a fixed seed, and the way to the optional test data."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from mobilemamba.ops.selective_scan import _auto_backend
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -16,6 +19,13 @@ def pytest_configure() -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _forget_the_automatic_backend() -> Iterator[None]:
+    """A test that plays a machine without some backend must not choose for those after it."""
+    yield
+    _auto_backend.cache_clear()
 
 
 @pytest.fixture(scope="session")

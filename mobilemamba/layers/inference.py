@@ -20,6 +20,7 @@ from mobilemamba.layers.patch import PatchEmbed, PatchMerging
 from mobilemamba.layers.residual import Residual
 from mobilemamba.layers.ss2d import SS2D
 from mobilemamba.layers.wavelet_mamba import WaveletMamba
+from mobilemamba.ops.haar_conv import by_band
 from mobilemamba.ops.inference import mix_channels, scan_norm_gate
 
 #: A side for which oneDNN chooses the layout of a convolution's weight; the layout suits other sizes too.
@@ -155,7 +156,8 @@ class InferenceMRFFI(nn.Module):
         self.global_dim, local_dim, _ = mrffi.splits
         self.wavelet_weight: Tensor | None = None
         if isinstance(mixer, WaveletMamba):
-            self.wavelet_weight = _float(mixer.wavelet_conv.kernels())
+            wavelet = mixer.wavelet_conv
+            self.wavelet_weight = by_band(wavelet.conv.weight * wavelet.scale.view(-1, 1, 1, 1))
             scale = mixer.scale.data
             mixer = mixer.ss2d
         assert isinstance(mixer, SS2D)

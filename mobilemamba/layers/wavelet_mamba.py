@@ -38,15 +38,9 @@ class WaveletConv(nn.Module):
             haar = wavelet_filters("db1").to(self.dwt_filters).repeat(self.dwt_filters.shape[0] // 4, 1, 1)[:, None]
             self.is_haar = all(torch.allclose(f, haar, atol=1e-6) for f in (self.dwt_filters, self.idwt_filters))
 
-    def kernels(self) -> Tensor:
-        """The sub-bands' kernels times their scales as ``haar_conv`` takes them, (4, kernel, kernel, C) float32."""
-        return (
-            (self.conv.weight * self.scale.view(-1, 1, 1, 1)).float().unflatten(0, (-1, 4))[:, :, 0].permute(1, 2, 3, 0)
-        )
-
     def forward(self, x: Tensor) -> Tensor:
         if self.is_haar and x.device.type == "cpu" and x.dtype != torch.float64 and kernels_run():
-            return haar_conv(x.permute(0, 2, 3, 1), self.kernels()).permute(0, 3, 1, 2)
+            return haar_conv(x.permute(0, 2, 3, 1), self.conv.weight * self.scale.view(-1, 1, 1, 1)).permute(0, 3, 1, 2)
         height, width = x.shape[-2:]
         subbands = self.conv(dwt2d(x, self.dwt_filters)) * self.scale
         return idwt2d(subbands, self.idwt_filters, (height, width))

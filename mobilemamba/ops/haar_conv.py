@@ -59,20 +59,25 @@ def call_wavelet(
     getattr(library.library(), function)(ctypes.byref(args))
 
 
+def by_band(weight: Tensor) -> Tensor:
+    """Weight of a convolution over four sub-bands a channel, (4C, 1, k, k), as the kernel takes it, (4, k, k, C)."""
+    return weight.float().unflatten(0, (-1, 4))[:, :, 0].permute(1, 2, 3, 0).contiguous()
+
+
 @torch.library.custom_op("mobilemamba::haar_conv", mutates_args=())
 def haar_conv(x_BHWC: Tensor, weight: Tensor) -> Tensor:
     """``idwt2d(conv(dwt2d(x)))`` with Haar's filters.
 
     Args:
         x_BHWC: Maps of any size, float32 or bfloat16.
-        weight: (4, kernel, kernel, C) float32, kernel odd: of the sub-bands LL, HL (high along H), LH, HH.
+        weight: (4C, 1, kernel, kernel), kernel odd: for each channel of the sub-bands LL, HL (high along H), LH, HH.
 
     Returns:
         (B, H, W, C), of x's dtype.
     """
     x = lay_out(x_BHWC, kernel_dtype(x_BHWC.dtype))
     y = torch.empty(x.shape, dtype=x.dtype)
-    call_wavelet("mobilemamba_wavelet", x, None, y, weight.contiguous())
+    call_wavelet("mobilemamba_wavelet", x, None, y, by_band(weight))
     return y.to(x_BHWC.dtype)
 
 
@@ -84,14 +89,15 @@ def _(x: Tensor, weight: Tensor) -> Tensor:
 @torch.library.custom_op("mobilemamba::haar_conv_weight", mutates_args=())
 def _weight_gradient(grad_BHWC: Tensor, x_BHWC: Tensor, weight: Tensor) -> Tensor:
     dtype = kernel_dtype(x_BHWC.dtype)
-    grad_weight = torch.empty(weight.shape)
-    call_wavelet("mobilemamba_wavelet_weight", lay_out(x_BHWC, dtype), lay_out(grad_BHWC, dtype), None, grad_weight)
-    return grad_weight
+    kernel = weight.shape[-1]
+    of_bands = torch.empty(4, kernel, kernel, x_BHWC.shape[-1])
+    call_wavelet("mobilemamba_wavelet_weight", lay_out(x_BHWC, dtype), lay_out(grad_BHWC, dtype), None, of_bands)
+    return torch.empty_like(weight).copy_(of_bands.permute(3, 0, 1, 2).reshape(weight.shape))
 
 
 @_weight_gradient.register_fake
 def _(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    return weight.new_empty(weight.shape)
+    return torch.empty_like(weight)
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -100,7 +106,7 @@ def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
 
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
     x, weight = ctx.saved_tensors
-    return haar_conv(grad, weight.flip(1, 2)), _weight_gradient(grad, x, weight)
+    return haar_conv(grad, weight.flip(2, 3)), _weight_gradient(grad, x, weight)
 
 
 haar_conv.register_autograd(_gradients, setup_context=_save)

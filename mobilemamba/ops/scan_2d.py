@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from mobilemamba.ops.cross_scan import cross_merge, cross_scan, kept_scan_order, scan_order
+from mobilemamba.ops.native import library
 from mobilemamba.ops.selective_scan import check_shapes, resolve_backend, scan_macs, selective_scan
 from mobilemamba.ops.selective_scan.native import Scan
 
@@ -65,6 +66,22 @@ def selective_scan_2d(
         backend = resolve_backend(backend, u_BLD.device, d_state, u_BLD.dtype)
     if backend == "native":
         return torch.ops.mobilemamba.selective_scan_2d(u_BLD, dt_BKLD, A_KDN, B_BKLN, C_BKLN, D_KD, dt_bias_KD, *size)
+    return _rearranged(u_BLD, dt_BKLD, A_KDN, B_BKLN, C_BKLN, D_KD, dt_bias_KD, size, backend)
+
+
+def _rearranged(
+    u_BLD: Tensor,
+    dt_BKLD: Tensor,
+    A_KDN: Tensor,
+    B_BKLN: Tensor,
+    C_BKLN: Tensor,
+    D_KD: Tensor,
+    dt_bias_KD: Tensor,
+    size: tuple[int, int],
+    backend: str,
+) -> Tensor:
+    """The same by ``selective_scan``, whose sequences are in the order of their steps."""
+    directions = A_KDN.shape[0]
     order_KL = scan_order(directions, size)
     u_BKLD = u_BLD[:, None].expand(-1, directions, -1, -1)
     u_BKDL, dt_BKDL, B_BKNL, C_BKNL = (
@@ -78,6 +95,8 @@ def selective_scan_2d(
 def _scan_op(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor, height: int, width: int
 ) -> Tensor:
+    if library.why_not() is not None:  # an exported network may come to a machine without the kernel
+        return _rearranged(u, dt, A, B, C, D, dt_bias, (height, width), "auto").contiguous()
     scan = Scan(u, dt, A, B, C, D, dt_bias, kept_scan_order(A.shape[0], (height, width)))
     return scan.forward(torch.empty(u.shape, dtype=scan.dtype)).to(u.dtype)
 

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from mobilemamba.analysis.benchmark.cases import expand
 from mobilemamba.analysis.benchmark.networks import Progress as Report
 from mobilemamba.analysis.benchmark.networks import measure
-from mobilemamba.analysis.benchmark.paper import NOT_IN_TIMM, TABLE7
+from mobilemamba.analysis.benchmark.paper import NOT_IN_TIMM, TABLE7, published_top1
 from mobilemamba.analysis.benchmark.plot import plot as draw
 from mobilemamba.analysis.benchmark.records import write_records
 from mobilemamba.analysis.benchmark.scans import measure_scans
@@ -100,6 +100,8 @@ def benchmark(
         train=train,
         scan_backend=scan_backend,
     )
+    if plot is not None and not any(published_top1(case.model, case.size) for case in cases):
+        raise ConfigError(f"--plot {plot}: none of these networks has a published accuracy at its size; leave it out")
     console = Console(width=None if sys.stdout.isatty() else 160)
     with _threads(threads), _progress() as report:
         if ops:

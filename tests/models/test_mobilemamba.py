@@ -277,7 +277,10 @@ def test_compiled_training_of_t2() -> None:
 def test_export_of_t2_keeps_one_node_a_scan(t2: MobileMamba) -> None:
     pictures = torch.randn(1, 3, 64, 64)
     program = torch.export.export(t2, (pictures,))
-    scans = [n for n in program.graph.nodes if str(n.target) == "mobilemamba.selective_scan.default"]
+    names = [str(node.target) for node in program.graph.nodes]
+    scans = [
+        name for name in names if name.startswith("mobilemamba.selective_scan")
+    ]  # of a map where kernels are compiled
     assert len(scans) == sum(t2.config.depths)
     with torch.no_grad():
         torch.testing.assert_close(program.module()(pictures), t2(pictures), rtol=1e-4, atol=1e-4)
