@@ -1,5 +1,6 @@
 """What every test gets: one thread, a fixed seed, and the way to the optional test data."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,18 @@ def pytest_configure() -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _same_process_for_the_next_test() -> Iterator[None]:
+    """Other threads change bits, and a process group makes every later training one of several processes."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    yield
+    for name in os.environ.keys() - environment.keys() - {"PYTEST_CURRENT_TEST"}:
+        del os.environ[name]  # Lightning's seeds and addresses
+    os.environ.update(environment)
+    assert torch.get_num_threads() == 1
+    assert not torch.distributed.is_initialized()
 
 
 @pytest.fixture(autouse=True)

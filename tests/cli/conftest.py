@@ -1,4 +1,3 @@
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +10,5 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: Path) -> Iterat
     """An empty folder for runs/, and the package for child processes; the determinism that a run sets is taken back."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(root))
-    # For those of several processes: below the ports that the system gives out meanwhile, another one for each worker.
-    monkeypatch.setenv("MASTER_PORT", str(20_000 + os.getpid() % 10_000))
     yield
     torch.use_deterministic_algorithms(False)

@@ -1,11 +1,11 @@
-"""The paper's comparison of speeds (Table 7): what timm has of it, what it lacks, and the published accuracies."""
+"""The paper's comparison of speeds (Table 7) as far as timm has its networks, and the published accuracies."""
 
 from __future__ import annotations
 
 from mobilemamba.models import VARIANTS
 
 EFFICIENTVIT_SIZE = 224
-#: EfficientViT's ImageNet-1k top-1 in %, 300 epochs at 224 px (Liu et al., CVPR 2023, Table 2).
+#: EfficientViT's ImageNet-1k top-1 in %, 300 epochs at 224 px (Liu et al., CVPR 2023; its authors' model zoo).
 EFFICIENTVIT_TOP1 = {
     "efficientvit_m0": 63.2,
     "efficientvit_m1": 68.4,
@@ -16,8 +16,8 @@ EFFICIENTVIT_TOP1 = {
 }
 #: The networks of Table 7 that can be measured.
 TABLE7 = ("efficientvit_m2", "efficientvit_m4", "efficientvit_m5", *VARIANTS)
-#: The Mamba networks that the paper compares with and timm does not have.
-NOT_IN_TIMM = ("LocalVim-T", "EfficientVMamba-T", "EfficientVMamba-S", "EfficientVMamba-B")
+#: The families of Mamba networks that the paper compares with and timm does not have.
+NOT_IN_TIMM = ("LocalVim", "EfficientVMamba")
 
 
 def published_top1(model: str, size: int) -> float | None:
