@@ -7,7 +7,7 @@ rest is this package's compiled kernels.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -55,17 +55,27 @@ class PackedConv(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self.pointwise = kernel == stride == groups == 1
         self.geometry = ([self.padding] * 2, [stride] * 2, [1, 1], groups)
-        if self.pointwise:
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.flatten(1).contiguous())
-        else:
-            size = [1, weight.shape[1] * groups, _TYPICAL_SIDE, _TYPICAL_SIDE]
-            self.packed = torch.ops.mkldnn._reorder_convolution_weight(weight.contiguous(), *self.geometry, size)
+        self.packed = self._pack()
 
     @classmethod
     def of(cls, conv: nn.Module, act: Literal["none", "relu", "swish", "sigmoid"] = "none") -> PackedConv:
         """The same convolution."""
         assert isinstance(conv, nn.Conv2d)
         return cls(conv.weight, conv.bias, conv.stride[0], conv.groups, act)
+
+    def _pack(self) -> Tensor:
+        if self.pointwise:
+            return torch.ops.mkldnn._reorder_linear_weight(self.weight.flatten(1).contiguous())
+        size = [1, self.weight.shape[1] * self.groups, _TYPICAL_SIDE, _TYPICAL_SIDE]
+        return torch.ops.mkldnn._reorder_convolution_weight(self.weight.contiguous(), *self.geometry, size)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the packed weight, which can neither be copied nor saved."""
+        return {name: value for name, value in self.__dict__.items() if name != "packed"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.packed = self._pack()
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         if torch.compiler.is_compiling():  # the compiler lays out and fuses itself, and an export is to run anywhere

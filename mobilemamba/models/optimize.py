@@ -21,7 +21,8 @@ def optimize_for_inference(model: Model, dtype: torch.dtype = torch.float32) -> 
 
     The copy has the model's class and interface, but neither gradients nor the checkpoint's names: save the original.
     It takes pictures (B, in_chans, H, W) of ``dtype`` in any memory format; channels-last is fastest. Layers that have
-    no fast form, such as other token mixers, stay as they are.
+    no fast form, such as other token mixers, stay as they are. ``torch.compile`` leaves the copy alone, as it would
+    undo the layout; ``torch.export`` takes it.
 
     Args:
         model: A MobileMamba on the CPU, or any module built of this package's layers.
@@ -47,6 +48,8 @@ def optimize_for_inference(model: Model, dtype: torch.dtype = torch.float32) -> 
         if isinstance(layer, nn.Conv2d | nn.Linear):  # not the scan's parameters, which the kernel takes in float32
             layer.to(dtype)
     _replace_children(optimized)
+    cls = type(optimized)
+    optimized.__class__ = type(cls.__name__, (cls,), {"forward": torch.compiler.disable(cls.forward)})
     return optimized.to(dtype)
 
 

@@ -141,12 +141,30 @@ def test_packed_addition() -> None:
         torch.testing.assert_close(PackedConv.of(conv)(x, add=other), conv(x) + other, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.slow
-def test_compiles(trained: Build) -> None:
-    optimized, pictures = optimize_for_inference(trained("mobilemamba_t2")), torch.randn(2, 3, 64, 64)
+def test_a_copy_is_laid_out_too(tiny: Build) -> None:
+    optimized, pictures = optimize_for_inference(tiny()), torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
-        expected = optimized(pictures)
-        torch.testing.assert_close(torch.compile(optimized)(pictures), expected, rtol=1e-4, atol=1e-4)
+        assert torch.equal(copy.deepcopy(optimized)(pictures), optimized(pictures))
+
+
+def test_the_compiler_leaves_it_alone(tiny: Build) -> None:
+    optimized, pictures = optimize_for_inference(tiny()), torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(torch.compile(optimized)(pictures), optimized(pictures))
+
+
+@pytest.mark.slow
+def test_its_layers_compile(trained: Build) -> None:
+    stages, x = optimize_for_inference(trained("mobilemamba_t2")).stages, torch.randn(2, 144, 8, 8)
+    with torch.inference_mode():
+        torch.testing.assert_close(torch.compile(stages)(x), stages(x), rtol=1e-3, atol=1e-3)
+
+
+def test_exports(tiny: Build) -> None:
+    optimized, pictures = optimize_for_inference(tiny()), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        exported = torch.export.export(optimized, (pictures,)).module()
+        torch.testing.assert_close(exported(pictures), optimized(pictures), rtol=1e-4, atol=1e-4)
 
 
 def test_without_the_kernels_it_says_what_to_do(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,4 +185,4 @@ def test_a_network_of_timm_s_without_our_layers_is_packed_too() -> None:
     optimized, pictures = optimize_for_inference(model), torch.randn(1, 3, 64, 64)
     with torch.inference_mode():
         torch.testing.assert_close(optimized(pictures), model(pictures), rtol=1e-4, atol=1e-4)
-    assert isinstance(fuse_norms(model), type(optimized))
+    assert isinstance(optimized, type(fuse_norms(model)))
