@@ -13,21 +13,17 @@ import torch
 from torch import Tensor
 
 from mobilemamba.ops.native import library
-from mobilemamba.ops.selective_scan.native import kernel_dtype, lay_out
-
-_i64 = ctypes.c_int64
-_pointer = ctypes.c_void_p
-_TYPES = {torch.float32: 0, torch.bfloat16: 1}
+from mobilemamba.ops.native.arguments import DTYPE_CODES, I64, POINTER, kernel_dtype, lay_out
 
 
 class _WaveletArgs(ctypes.Structure):
     """``wavelet_args`` of wavelet.c."""
 
     _fields_ = [
-        *((name, _i64) for name in ("batch", "height", "width", "channels", "kernel", "type", "threads", "relu")),
-        *((name, _pointer) for name in ("x", "other", "y")),
-        *((name, _i64 * 3) for name in ("x_stride", "other_stride", "y_stride")),
-        *((name, _pointer) for name in ("weight", "grad_weight")),
+        *((name, I64) for name in ("batch", "height", "width", "channels", "kernel", "type", "threads", "relu")),
+        *((name, POINTER) for name in ("x", "other", "y")),
+        *((name, I64 * 3) for name in ("x_stride", "other_stride", "y_stride")),
+        *((name, POINTER) for name in ("weight", "grad_weight")),
     ]
 
 
@@ -50,7 +46,7 @@ def call_wavelet(
         weight: The kernels.
         relu: Cut the output off at zero.
     """
-    args = _WaveletArgs(*x.shape, weight.shape[1], _TYPES[x.dtype], torch.get_num_threads(), relu)
+    args = _WaveletArgs(*x.shape, weight.shape[1], DTYPE_CODES[x.dtype], torch.get_num_threads(), relu)
     for name, tensor in (("x", x), ("other", other), ("y", y)):
         if tensor is not None:
             setattr(args, name, tensor.data_ptr())

@@ -15,26 +15,23 @@ from torch import Tensor
 from mobilemamba.ops.cross_scan import kept_scan_order
 from mobilemamba.ops.haar_conv import call_wavelet
 from mobilemamba.ops.native import library
-from mobilemamba.ops.selective_scan.native import Scan, kernel_dtype, lay_out
-
-_i64 = ctypes.c_int64
-_pointer = ctypes.c_void_p
-_TYPES = {torch.float32: 0, torch.bfloat16: 1}
+from mobilemamba.ops.native.arguments import DTYPE_CODES, I64, POINTER, kernel_dtype, lay_out
+from mobilemamba.ops.selective_scan.native import Scan
 
 
 class _LocalArgs(ctypes.Structure):
     """``local_args`` of local_conv.c."""
 
     _fields_ = [
-        *((name, _i64) for name in ("batch", "height", "width", "channels", "kernel", "type", "threads")),
-        *((name, _pointer) for name in ("x", "y")),
-        *((name, _i64 * 3) for name in ("x_stride", "y_stride")),
-        *((name, _pointer) for name in ("weight", "bias", "scale", "shift")),
+        *((name, I64) for name in ("batch", "height", "width", "channels", "kernel", "type", "threads")),
+        *((name, POINTER) for name in ("x", "y")),
+        *((name, I64 * 3) for name in ("x_stride", "y_stride")),
+        *((name, POINTER) for name in ("weight", "bias", "scale", "shift")),
     ]
 
 
 def _local(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor) -> None:
-    args = _LocalArgs(*x.shape, weight.shape[0], _TYPES[x.dtype], torch.get_num_threads())
+    args = _LocalArgs(*x.shape, weight.shape[0], DTYPE_CODES[x.dtype], torch.get_num_threads())
     args.x, args.y, args.weight = x.data_ptr(), y.data_ptr(), weight.data_ptr()
     args.x_stride[:], args.y_stride[:] = x.stride()[:3], y.stride()[:3]
     args.bias, args.scale, args.shift = bias.data_ptr(), scale.data_ptr(), shift.data_ptr()

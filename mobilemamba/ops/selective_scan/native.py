@@ -13,30 +13,27 @@ import torch
 from torch import Tensor
 
 from mobilemamba.ops.native import library
-
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1}
-_i64 = ctypes.c_int64
-_pointer = ctypes.c_void_p
+from mobilemamba.ops.native.arguments import DTYPE_CODES, I64, POINTER, kernel_dtype, lay_out
 
 
 class _ScanArgs(ctypes.Structure):
     """``scan_args`` of scan.c."""
 
     _fields_ = [
-        *((name, _i64) for name in ("batch", "directions", "width", "d_state", "length", "rank", "type", "threads")),
-        *((name, _pointer) for name in ("order", "u", "dt", "B", "C", "A", "skip", "bias", "dt_weight", "y")),
-        ("u_stride", _i64 * 3),
-        ("dt_stride", _i64 * 3),
-        ("B_stride", _i64 * 4),
-        ("C_stride", _i64 * 4),
-        ("y_stride", _i64 * 3),
-        ("norm_weight", _pointer),
-        ("norm_bias", _pointer),
+        *((name, I64) for name in ("batch", "directions", "width", "d_state", "length", "rank", "type", "threads")),
+        *((name, POINTER) for name in ("order", "u", "dt", "B", "C", "A", "skip", "bias", "dt_weight", "y")),
+        ("u_stride", I64 * 3),
+        ("dt_stride", I64 * 3),
+        ("B_stride", I64 * 4),
+        ("C_stride", I64 * 4),
+        ("y_stride", I64 * 3),
+        ("norm_weight", POINTER),
+        ("norm_bias", POINTER),
         ("norm_eps", ctypes.c_double),
-        ("gate", _pointer),
-        ("gate_stride", _i64 * 2),
-        *((name, _pointer) for name in ("grad_y", "grad_u", "grad_dt", "grad_A", "grad_skip", "grad_bias")),
-        *((name, _pointer) for name in ("grad_B", "grad_C", "partial")),
+        ("gate", POINTER),
+        ("gate_stride", I64 * 2),
+        *((name, POINTER) for name in ("grad_y", "grad_u", "grad_dt", "grad_A", "grad_skip", "grad_bias")),
+        *((name, POINTER) for name in ("grad_B", "grad_C", "partial")),
     ]
 
 
@@ -47,27 +44,6 @@ def why_not(device: torch.device, d_state: int, dtype: torch.dtype) -> str | Non
     if dtype == torch.float64:
         return "its kernel computes in single precision"
     return library.why_not()
-
-
-def lay_out(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x in a dtype that the kernel reads, channels (last dimension) side by side, each element in its own place."""
-    x = x.to(dtype)
-    return x if x.stride(-1) == 1 and not _overlaps(x) else x.contiguous()
-
-
-def _overlaps(x: Tensor) -> bool:
-    """Whether two elements may share their memory, as after ``expand`` or ``unfold``."""
-    extent = 1
-    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
-        if size > 1 and stride < extent:
-            return True
-        extent += (size - 1) * stride
-    return False
-
-
-def kernel_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which the kernel reads and writes tensors of ``dtype``."""
-    return dtype if dtype in _DTYPES else torch.float32
 
 
 class Scan:
@@ -105,7 +81,7 @@ class Scan:
         A, D, bias, order = self.kept
         batch, length, width = self.u.shape[0], *self.u.shape[-2:]
         directions, _, d_state = A.shape
-        self.args = args = _ScanArgs(batch, directions, width, d_state, length, 0, _DTYPES[dtype])
+        self.args = args = _ScanArgs(batch, directions, width, d_state, length, 0, DTYPE_CODES[dtype])
         args.threads = torch.get_num_threads()
         args.order, args.A, args.skip, args.bias = (x.data_ptr() for x in (order, A, D, bias))
         args.u, args.dt, args.B, args.C = (x.data_ptr() for x in (self.u, self.dt, self.B, self.C))
@@ -148,7 +124,7 @@ class Scan:
         grad_u, grad_dt = (torch.empty_strided(x.shape, x.stride(), dtype=x.dtype) for x in (self.u, self.dt))
         grad_A, grad_D, grad_bias = (torch.empty_like(x) for x in (A, D, bias))
         grad_B, grad_C = (A.new_empty(args.batch, args.length, args.directions, args.d_state) for _ in range(2))
-        lib.mobilemamba_scan_scratch.restype = _i64
+        lib.mobilemamba_scan_scratch.restype = I64
         partial = A.new_empty(lib.mobilemamba_scan_scratch(ctypes.byref(args)))
         args.grad_y, args.partial = grad_y.data_ptr(), partial.data_ptr()
         args.grad_u, args.grad_dt = grad_u.data_ptr(), grad_dt.data_ptr()

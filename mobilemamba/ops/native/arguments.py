@@ -1,0 +1,35 @@
+"""How tensors are handed to the compiled kernels: pointers and strides of channels-last memory in a dtype they read."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+I64 = ctypes.c_int64
+POINTER = ctypes.c_void_p
+
+#: ``dtype`` of simd.h.
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
+
+
+def kernel_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which the kernels read and write tensors of ``dtype``."""
+    return dtype if dtype in DTYPE_CODES else torch.float32
+
+
+def lay_out(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in a dtype that the kernels read, channels (last dimension) side by side, each element in its own place."""
+    x = x.to(dtype)
+    return x if x.stride(-1) == 1 and not _overlaps(x) else x.contiguous()
+
+
+def _overlaps(x: Tensor) -> bool:
+    """Whether two elements may share their memory, as after ``expand`` or ``unfold``."""
+    extent = 1
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size > 1 and stride < extent:
+            return True
+        extent += (size - 1) * stride
+    return False
