@@ -71,18 +71,18 @@ def plot_together(sweeps: dict[str, list[Record]], path: Path) -> None:
     data = list(dict.fromkeys(entry["data"] for records in merged.values() for entry in records)) or ["nothing yet"]
     figure = Figure(figsize=(12, 4.5 * len(data)), layout="constrained", dpi=120)
     axes = figure.subplots(len(data), 2, squeeze=False)
+    drawn: dict[str, Any] = {}
     for line, of_data in zip(axes, data, strict=True):
         for axis, (key, label) in zip(line, _AXES.items(), strict=True):
             for number, (title, records) in enumerate(merged.items()):
                 points = [entry for entry in records if entry["data"] == of_data and entry[key] is not None]
                 x, y = [entry[key] for entry in points], [entry["top1"] for entry in points]
                 if points:
-                    axis.errorbar(
-                        x, y, list(map(_bar, points)), fmt="o", color=f"C{number % 10}", label=title, alpha=0.7
-                    )
+                    look = {"fmt": "os^D"[number // 10 % 4], "color": f"C{number % 10}", "alpha": 0.7}
+                    drawn[title] = axis.errorbar(x, y, list(map(_bar, points)), **look)
             axis.set(xlabel=label, ylabel=f"top-1 (%), {of_data}")
-            if axis.has_data():
-                axis.legend(fontsize=8)
+    if drawn:
+        figure.legend(drawn.values(), drawn, loc="outside lower center", ncols=min(len(drawn), 5), fontsize=8)
     _save(figure, path)
 
 
