@@ -40,10 +40,10 @@ def plot(records: list[Record], title: str, path: Path, paper_note: str) -> None
     devices = " / ".join(dict.fromkeys(str(entry["device"]) for entry in measured if entry["throughput"]))
     for axis, (key, label) in zip(axes[0], _AXES.items(), strict=True):
         points = [entry for entry in measured if entry[key] is not None]
-        _scatter(axis, points, key, "top1", colours, "o")
         for entry in points:
             error = _bar(entry)
             axis.errorbar(entry[key], entry["top1"], error, fmt="none", ecolor=colours[entry["run"]], alpha=0.3)
+        _scatter(axis, points, key, "top1", colours, "o")  # after the bars, which set the scale that keeps labels apart
         axis.set(
             xlabel=f"{label}, {devices}" if key == "throughput" and devices else label, ylabel=f"top-1 (%), {data}"
         )
