@@ -77,9 +77,9 @@ KNOWN = {
         "none": (551.466, 12.879),
     },
     "stages": {
-        "cnn_cnn_mm_mm_narrow": (501, 4.75),
-        "cnn_cnn_mm_mm": (642, 6.58),
-        "mm_mm_mm_mm": (554, 4.80),
+        "cnn_cnn_mm_mm_narrow": (418, 3.89),
+        "cnn_cnn_mm_mm": (483, 5.16),
+        "mm_mm_mm_mm": (369, 3.32),
         "three_stages": S6,
     },
     "incremental": {
