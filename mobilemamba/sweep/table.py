@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from mobilemamba.sweep.config import PAPER_COLUMNS
@@ -146,22 +147,27 @@ def side_by_side(sweeps: dict[str, list[Record]]) -> Sheet | None:
         sweeps: Title -> records.
     """
     merged = {title: {entry["run"]: entry for entry in over_seeds(records)} for title, records in sweeps.items()}
-    names = list(dict.fromkeys(name for rows in merged.values() for name in rows))
-    common = [name for name in names if sum(name in rows for rows in merged.values()) > 1]
+    count = Counter(name for rows in merged.values() for name in rows)
+    common = [name for name in count if count[name] > 1]
     if not common:
         return None
+    columns = {title: rows for title, rows in merged.items() if not rows.keys().isdisjoint(common)}
     lines = [
         [
             name,
             *(
                 cell(rows[name]["top1"], 2) + spread(rows[name], "top1") if name in rows else ""
-                for rows in merged.values()
+                for rows in columns.values()
             ),
         ]
         for name in common
     ]
-    notes = [f"{title}: {note}" for title, records in sweeps.items() for note in describe(records)]
-    return Sheet("Side by side: top-1 (%)", ["row", *sweeps], lines, notes, set(range(1, 1 + len(sweeps))))
+    sources: dict[str, list[str]] = {}
+    for title in columns:
+        for note in describe(sweeps[title]):
+            sources.setdefault(note, []).append(title)
+    notes = [f"{', '.join(titles)}: {note}" for note, titles in sources.items()]
+    return Sheet("Side by side: top-1 (%)", ["row", *columns], lines, notes, set(range(1, 1 + len(columns))))
 
 
 def _doubts(entry: Record) -> str:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 _STYLE = """
 body { font-family: sans-serif; margin: 2em; color: #222; background: #fff; }
 main { display: flex; flex-wrap: wrap; gap: 3em; align-items: flex-start; }
-section { flex: 1 1 44em; min-width: 0; max-width: 70em; overflow-x: auto; }
-img { max-width: 100%; display: block; }
+section { flex: 1 1 44em; min-width: 0; overflow-x: auto; }
+img { max-width: min(100%, 70em); display: block; }
 table { border-collapse: collapse; font-size: 0.9em; }
 th, td { padding: 0.3em 0.7em; border-bottom: 1px solid #ccc; text-align: left; white-space: nowrap; }
 .number { text-align: right; font-variant-numeric: tabular-nums; }

@@ -63,6 +63,14 @@ def test_several_sweeps_side_by_side(capsys: pytest.CaptureFixture[str]) -> None
     assert r"72.00 $\pm$ 2.83" in latex
 
 
+def test_only_sweeps_with_a_common_row_stand_side_by_side() -> None:
+    folders = [finished(f"runs/{name}", {row: 70.0}) for name, row in (("one", "a"), ("two", "a"), ("three", "b"))]
+    main(["report", *folders])
+    text = Path("runs/report/report.md").read_text()
+    assert "| row | one | two |\n" in text
+    assert "- one, two: top-1 and top-5: toys" in text, "one note for both"
+
+
 def test_the_page_needs_nothing_but_itself() -> None:
     main(["report", finished("runs/one", {"a": 70.0}), finished("runs/two", {"a": 71.0}), "--output", "there"])
     page = Path("there/report.html").read_text()
