@@ -94,6 +94,8 @@ def cell(value: Any, digits: int | None = None) -> str:
         return f"{value:,.{digits}f}"
     if isinstance(value, list | tuple):
         return ", ".join(f"({cell(item)})" if isinstance(item, list | tuple) else cell(item) for item in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {cell(item)}" for key, item in value.items() if item is not None)
     return value if isinstance(value, str) else json.dumps(value)
 
 

@@ -76,3 +76,4 @@ def test_cells() -> None:
         "true",
         "x",
     ]
+    assert cell({"kind": "soft", "weight": 5.0, "teacher": None}) == "kind soft, weight 5.0"
