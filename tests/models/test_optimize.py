@@ -149,8 +149,11 @@ def test_a_copy_is_laid_out_too(tiny: Build) -> None:
 
 def test_the_compiler_leaves_it_alone(tiny: Build) -> None:
     optimized, pictures = optimize_for_inference(tiny()), torch.randn(2, 3, 64, 64)
+    graphs: list[torch.fx.GraphModule] = []
+    compiled = torch.compile(optimized, backend=lambda graph, _: graphs.append(graph) or graph)
     with torch.inference_mode():
-        assert torch.equal(torch.compile(optimized)(pictures), optimized(pictures))
+        assert torch.equal(compiled(pictures), optimized(pictures))
+    assert not graphs
 
 
 @pytest.mark.slow
