@@ -70,7 +70,7 @@ def scan_norm_gate(
     """
     directions, rank, _ = dt_weight_KRD.shape
     d_state = A_KDN.shape[-1]
-    parts = projected_BHWC.flatten(1, 2).unflatten(2, (directions, -1)).transpose(1, 2)
+    parts = projected_BHWC.float().flatten(1, 2).unflatten(2, (directions, -1)).transpose(1, 2)
     dt, B, C = parts.split([rank, d_state, d_state], dim=-1)
     order = kept_scan_order(directions, (u_BHWD.shape[1], u_BHWD.shape[2]))
     scan = Scan(u_BHWD.flatten(1, 2), dt, A_KDN, B, C, D_KD, dt_bias_KD, order, dt_weight_KRD)

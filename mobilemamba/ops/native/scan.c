@@ -11,15 +11,16 @@
 #include "simd.h"
 
 #define GROUP 4 /* blocks of LANES channels that share the sums over channels of the backward pass */
+#define STEPS 4 /* steps at a time: only the recurrence itself must wait for the step before */
 
 typedef struct {
     int64_t batch, directions, width, d_state, length, rank;
-    int64_t type;          /* dtype of u, dt, B, C, y, gate and of their gradients; all else is float */
+    int64_t type;          /* dtype of u, dt, y, gate and of their gradients; all else is float */
     int64_t threads;
     const int32_t *order;  /* (K, L) positions in the order of visit */
     const void *u;         /* (B, K, L, D) by strides; a direction's stride may be 0 */
-    const void *dt;        /* (B, K, L, D), or (B, K, L, R) if rank > 0 */
-    const void *B, *C;     /* (B, K, L, N) by strides */
+    const void *dt;        /* (B, K, L, D), or float (B, K, L, R) if rank > 0; channels are neighbours */
+    const float *B, *C;    /* (B, K, L, N) by strides */
     const float *A;        /* (K, D, N) */
     const float *skip;     /* (K, D) */
     const float *bias;     /* (K, D) */
@@ -31,7 +32,7 @@ typedef struct {
     double norm_eps;
     const void *gate; /* (B, L, D) by gate_stride */
     int64_t gate_stride[2];
-    /* Backwards only. Strides of grad_y are those of y, of grad_u those of u, of grad_dt those of dt. */
+    /* Backwards only, for rank 0. Strides of grad_y are those of y, of grad_u those of u, of grad_dt those of dt. */
     const void *grad_y;
     void *grad_u, *grad_dt;
     float *grad_A, *grad_skip, *grad_bias; /* as A, skip, bias */
@@ -39,14 +40,18 @@ typedef struct {
     float *partial;                        /* scratch of scan_scratch() floats */
 } scan_args;
 
-/* The step size before softplus, for n channels from d on at position l. */
-INLINE vec raw_step(const scan_args *s, dtype type, int64_t b, int64_t k, int64_t l, int64_t d, int64_t n, vec bias) {
-    int64_t at = b * s->dt_stride[0] + k * s->dt_stride[1] + l * s->dt_stride[2];
-    if (!s->rank) return bias + load(s->dt, at + d, type, n);
-    const float *weight = s->dt_weight + k * s->rank * s->width + d;
-    for (int64_t r = 0; r < s->rank; r++)
-        bias += load1(s->dt, at + r, type) * load(weight, r * s->width, FLOAT32, n);
-    return bias;
+/* The step sizes before softplus, for n channels from d on at STEPS positions. */
+INLINE void raw_steps(const scan_args *s, dtype type, int64_t b, int64_t k, const int64_t *positions, int64_t d,
+                      int64_t n, vec bias, vec *raw) {
+    int64_t at[STEPS];
+    for (int64_t j = 0; j < STEPS; j++) {
+        at[j] = b * s->dt_stride[0] + k * s->dt_stride[1] + positions[j] * s->dt_stride[2];
+        raw[j] = s->rank ? bias : bias + load(s->dt, at[j] + d, type, n);
+    }
+    for (int64_t r = 0; r < s->rank; r++) {
+        vec weight = load(s->dt_weight, (k * s->rank + r) * s->width + d, FLOAT32, n);
+        for (int64_t j = 0; j < STEPS; j++) raw[j] += weight * ((const float *)s->dt)[at[j] + r];
+    }
 }
 
 INLINE void scan_block(const scan_args *s, dtype type, int64_t N, int64_t b, block own, const int64_t n, vec *sums) {
@@ -54,28 +59,40 @@ INLINE void scan_block(const scan_args *s, dtype type, int64_t N, int64_t b, blo
     int merged = K > 1 && s->y_stride[1] == 0;
     vec A[N], h[N];
     for (int64_t k = 0; k < K; k++) {
-        const int32_t *order = s->order + k * L;
         vec bias = load(s->bias, k * s->width + d, FLOAT32, n), skip = load(s->skip, k * s->width + d, FLOAT32, n);
         for (int64_t i = 0; i < N; i++) {
             h[i] = splat(0);
             for (int64_t j = 0; j < LANES; j++) A[i][j] = j < n ? s->A[(k * s->width + d + j) * N + i] : 0;
         }
-        for (int64_t t = 0; t < L; t++) {
-            int64_t l = order[t];
-            vec u = load(s->u, b * s->u_stride[0] + k * s->u_stride[1] + l * s->u_stride[2] + d, type, n);
-            vec delta = softplus(raw_step(s, type, b, k, l, d, n, bias), 0);
-            vec drive = delta * u, y = skip * u;
-            int64_t B_at = b * s->B_stride[0] + k * s->B_stride[1] + l * s->B_stride[2];
-            int64_t C_at = b * s->C_stride[0] + k * s->C_stride[1] + l * s->C_stride[2];
-            for (int64_t i = 0; i < N; i++) {
-                h[i] = exp_vec(delta * A[i]) * h[i] + drive * load1(s->B, B_at + i * s->B_stride[3], type);
-                y += h[i] * load1(s->C, C_at + i * s->C_stride[3], type);
+        for (int64_t t = 0; t < L; t += STEPS) {
+            int64_t l[STEPS];
+            vec delta[STEPS], drive[STEPS], y[STEPS];
+            /* Past the end the last step is repeated, and not stored. */
+            for (int64_t j = 0; j < STEPS; j++) l[j] = s->order[k * L + smaller(t + j, L - 1)];
+            raw_steps(s, type, b, k, l, d, n, bias, delta);
+            for (int64_t j = 0; j < STEPS; j++) {
+                vec u = load(s->u, b * s->u_stride[0] + k * s->u_stride[1] + l[j] * s->u_stride[2] + d, type, n);
+                delta[j] = softplus(delta[j], 0);
+                drive[j] = delta[j] * u;
+                y[j] = skip * u;
             }
-            int64_t at = b * s->y_stride[0] + k * s->y_stride[1] + l * s->y_stride[2] + d;
-            if (!merged) store(s->y, at, type, own.skip, n, y);
-            else if (k == 0) sums[l] = y;
-            else if (k < K - 1) sums[l] += y;
-            else store(s->y, at, type, own.skip, n, sums[l] + y);
+            for (int64_t i = 0; i < N; i++) {
+                const float *B = s->B + b * s->B_stride[0] + k * s->B_stride[1] + i * s->B_stride[3];
+                const float *C = s->C + b * s->C_stride[0] + k * s->C_stride[1] + i * s->C_stride[3];
+                vec decay[STEPS];
+                for (int64_t j = 0; j < STEPS; j++) decay[j] = exp_vec(delta[j] * A[i]);
+                for (int64_t j = 0; j < STEPS; j++) {
+                    h[i] = decay[j] * h[i] + drive[j] * B[l[j] * s->B_stride[2]];
+                    y[j] += h[i] * C[l[j] * s->C_stride[2]];
+                }
+            }
+            for (int64_t j = 0; j < smaller(STEPS, L - t); j++) {
+                int64_t at = b * s->y_stride[0] + k * s->y_stride[1] + l[j] * s->y_stride[2] + d;
+                if (!merged) store(s->y, at, type, own.skip, n, y[j]);
+                else if (k == 0) sums[l[j]] = y[j];
+                else if (k < K - 1) sums[l[j]] += y[j];
+                else store(s->y, at, type, own.skip, n, sums[l[j]] + y[j]);
+            }
         }
     }
 }
@@ -145,6 +162,8 @@ INLINE void scan_block_backward(const scan_args *s, dtype type, int64_t N, int64
     int64_t d = own.start, K = s->directions, L = s->length;
     int merged = K > 1 && s->u_stride[1] == 0;
     const int32_t *order = s->order + k * L;
+    const float *B = s->B + b * s->B_stride[0] + k * s->B_stride[1];
+    const float *C = s->C + b * s->C_stride[0] + k * s->C_stride[1];
     vec bias = load(s->bias, k * s->width + d, FLOAT32, n), skip = load(s->skip, k * s->width + d, FLOAT32, n);
     vec A[N], grad_A[N], grad_h[N], grad_skip = splat(0), grad_bias = splat(0);
     for (int64_t i = 0; i < N; i++) {
@@ -154,28 +173,29 @@ INLINE void scan_block_backward(const scan_args *s, dtype type, int64_t N, int64
     for (int64_t t = 0; t < L; t++) {
         int64_t l = order[t];
         vec u = load(s->u, b * s->u_stride[0] + k * s->u_stride[1] + l * s->u_stride[2] + d, type, n);
-        steps[t].delta = softplus(raw_step(s, type, b, k, l, d, n, bias), &steps[t].derivative);
-        int64_t B_at = b * s->B_stride[0] + k * s->B_stride[1] + l * s->B_stride[2];
+        vec raw = load(s->dt, b * s->dt_stride[0] + k * s->dt_stride[1] + l * s->dt_stride[2] + d, type, n);
+        vec delta = softplus(bias + raw, &steps[t].derivative);
+        steps[t].delta = delta;
         for (int64_t i = 0; i < N; i++) {
-            decays[t * N + i] = exp_vec(steps[t].delta * A[i]);
-            states[(t + 1) * N + i] = decays[t * N + i] * states[t * N + i] +
-                                      steps[t].delta * u * load1(s->B, B_at + i * s->B_stride[3], type);
+            vec decay = exp_vec(delta * A[i]);
+            decays[t * N + i] = decay;
+            float Bl = B[l * s->B_stride[2] + i * s->B_stride[3]];
+            states[(t + 1) * N + i] = decay * states[t * N + i] + delta * u * Bl;
         }
     }
     for (int64_t t = L - 1; t >= 0; t--) {
         int64_t l = order[t];
         int64_t u_at = b * s->u_stride[0] + k * s->u_stride[1] + l * s->u_stride[2] + d;
-        int64_t B_at = b * s->B_stride[0] + k * s->B_stride[1] + l * s->B_stride[2];
-        int64_t C_at = b * s->C_stride[0] + k * s->C_stride[1] + l * s->C_stride[2];
+        const float *Bl = B + l * s->B_stride[2], *Cl = C + l * s->C_stride[2];
         vec u = load(s->u, u_at, type, n), delta = steps[t].delta;
         vec grad_y = load(s->grad_y, b * s->y_stride[0] + k * s->y_stride[1] + l * s->y_stride[2] + d, type, n);
         grad_y = own_lanes(grad_y, own); /* a neighbour's channels give nothing */
         vec grad_delta = splat(0), grad_drive = splat(0); /* of delta through the decay; of delta * u */
         for (int64_t i = 0; i < N; i++) {
-            vec g = grad_h[i] + grad_y * load1(s->C, C_at + i * s->C_stride[3], type);
+            vec g = grad_h[i] + grad_y * Cl[i * s->C_stride[3]];
             grad_Cs[l * N + i] += grad_y * states[(t + 1) * N + i];
             grad_Bs[l * N + i] += g * (delta * u);
-            grad_drive += g * load1(s->B, B_at + i * s->B_stride[3], type);
+            grad_drive += g * Bl[i * s->B_stride[3]];
             grad_h[i] = g * decays[t * N + i]; /* of the state before this step */
             vec grad_exponent = grad_h[i] * states[t * N + i];
             grad_delta += grad_exponent * A[i];

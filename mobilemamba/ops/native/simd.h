@@ -44,14 +44,6 @@ INLINE vec load(const void *base, int64_t i, dtype type, int64_t n) {
     return (vec)(__builtin_convertvector(h, uvec) << 16); /* bfloat16 is the upper half of a float */
 }
 
-INLINE float load1(const void *base, int64_t i, dtype type) {
-    if (type == FLOAT32) return ((const float *)base)[i];
-    uint32_t bits = (uint32_t)((const uint16_t *)base)[i] << 16;
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
 /* Lanes skip .. n - 1, to elements i + skip .. i + n - 1. Rounds to nearest even, as PyTorch does; NaN stays NaN. */
 INLINE void store(void *base, int64_t i, dtype type, int64_t skip, int64_t n, vec v) {
     if (type == FLOAT32) {
@@ -115,15 +107,18 @@ INLINE vec exp_vec(vec x) {
     return p * (vec)((ivec)shifted << 23); /* a product, not a sum of bits: NaN stays NaN */
 }
 
-/* log(1 + e) for 0 <= e <= 1, by 2 atanh(e / (2 + e)): relative accuracy also where e is tiny. */
+/* log(1 + e) for 0 <= e <= 1, as e times a polynomial: relative accuracy also where e is tiny. */
 INLINE vec log1p_unit(vec e) {
-    vec s = e / (e + 2.0f);
-    vec s2 = s * s;
-    vec p = splat(0.134337738f); /* Chebyshev fit over s^2 in [0, 1/9], relative error 1.6e-8 */
-    p = p * s2 + 0.141169786f;
-    p = p * s2 + 0.200038359f;
-    p = p * s2 + 0.333333194f;
-    return 2.0f * s * (p * s2 + 1.0f);
+    vec p = splat(0.0052326943f); /* minimax fit, relative error 3e-8 */
+    p = p * e - 0.0295052389f;
+    p = p * e + 0.0782259521f;
+    p = p * e - 0.136632458f;
+    p = p * e + 0.191060068f;
+    p = p * e - 0.248429822f;
+    p = p * e + 0.333190968f;
+    p = p * e - 0.499994931f;
+    p = p * e + 0.99999997f;
+    return p * e;
 }
 
 /* log(1 + e^z) and its derivative, 1 / (1 + e^-z). */

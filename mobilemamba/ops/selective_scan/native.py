@@ -74,8 +74,8 @@ class Scan:
         dt_weight_KRD: Tensor | None = None,
     ):
         self.dtype = dtype = kernel_dtype(u.dtype)
-        self.u, self.dt = lay_out(u, dtype), lay_out(dt_BKLD, dtype)
-        self.B, self.C = B_BKLN.to(dtype), C_BKLN.to(dtype)
+        self.u, self.dt = lay_out(u, dtype), lay_out(dt_BKLD, dtype if dt_weight_KRD is None else torch.float32)
+        self.B, self.C = B_BKLN.float(), C_BKLN.float()
         self.kept = [x.float().contiguous() for x in (A_KDN, D_KD, bias_KD)]
         self.kept.append(order_KL.contiguous())
         A, D, bias, order = self.kept
