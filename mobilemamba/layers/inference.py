@@ -23,8 +23,8 @@ from mobilemamba.layers.wavelet_mamba import WaveletMamba
 from mobilemamba.ops.haar_conv import by_band
 from mobilemamba.ops.inference import mix_channels, scan_norm_gate
 
-#: A side for which oneDNN chooses the layout of a convolution's weight; the layout suits other sizes too.
-_TYPICAL_SIDE = 48
+#: Pictures that go through the patch embedding at a time, so that its large maps stay in the cache.
+_CHUNK = 8
 
 _ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "swish": F.silu, "sigmoid": torch.sigmoid}
 
@@ -55,7 +55,7 @@ class PackedConv(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self.pointwise = kernel == stride == groups == 1
         self.geometry = ([self.padding] * 2, [stride] * 2, [1, 1], groups)
-        self.packed = self._pack()
+        self.packed: tuple[torch.Size | None, Tensor] | None = None
 
     @classmethod
     def of(cls, conv: nn.Module, act: Literal["none", "relu", "swish", "sigmoid"] = "none") -> PackedConv:
@@ -63,32 +63,39 @@ class PackedConv(nn.Module):
         assert isinstance(conv, nn.Conv2d)
         return cls(conv.weight, conv.bias, conv.stride[0], conv.groups, act)
 
-    def _pack(self) -> Tensor:
-        if self.pointwise:
+    def _packed_for(self, x: Tensor) -> Tensor:
+        """The weight in oneDNN's layout for maps of x's size, kept until another size comes.
+
+        A layout made for another size computes the same, but oneDNN may then make its own in every call.
+        """
+        size = None if self.pointwise else x.shape[2:]
+        packed = self.packed
+        if packed is None or packed[0] != size:
+            packed = self.packed = size, self._pack(size)
+        return packed[1]
+
+    def _pack(self, size: torch.Size | None) -> Tensor:
+        if size is None:
             return torch.ops.mkldnn._reorder_linear_weight(self.weight.flatten(1).contiguous())
-        size = [1, self.weight.shape[1] * self.groups, _TYPICAL_SIDE, _TYPICAL_SIDE]
-        return torch.ops.mkldnn._reorder_convolution_weight(self.weight.contiguous(), *self.geometry, size)
+        shape = [1, self.weight.shape[1] * self.groups, *size]
+        return torch.ops.mkldnn._reorder_convolution_weight(self.weight.contiguous(), *self.geometry, shape)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the packed weight, which can neither be copied nor saved."""
-        return {name: value for name, value in self.__dict__.items() if name != "packed"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self.packed = self._pack()
+        return self.__dict__ | {"packed": None}
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         if torch.compiler.is_compiling():  # the compiler lays out and fuses itself, and an export is to run anywhere
             y = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, 1, self.groups)
             y = y if add is None else y + add
             return _ACTIVATIONS[self.act](y)
-        mkldnn = torch.ops.mkldnn
+        mkldnn, packed = torch.ops.mkldnn, self._packed_for(x)
         if not self.pointwise:
-            return mkldnn._convolution_pointwise(x, self.packed, self.bias, *self.geometry, self.act, [], "")
+            return mkldnn._convolution_pointwise(x, packed, self.bias, *self.geometry, self.act, [], "")
         x = _last(x)
         if add is None:
-            return _first(mkldnn._linear_pointwise(x, self.packed, self.bias, self.act, [], ""))
-        return _first(mkldnn._linear_pointwise.binary(x, _last(add), self.packed, self.bias, "add"))
+            return _first(mkldnn._linear_pointwise(x, packed, self.bias, self.act, [], ""))
+        return _first(mkldnn._linear_pointwise.binary(x, _last(add), packed, self.bias, "add"))
 
 
 class InferenceFFN(nn.Module):
@@ -108,6 +115,12 @@ class InferencePatchEmbed(nn.Sequential):
     def __init__(self, patch_embed: PatchEmbed):
         *convs, last = (layer for layer in patch_embed if not isinstance(layer, nn.ReLU))
         super().__init__(*(PackedConv.of(conv, "relu") for conv in convs), PackedConv.of(last))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling() or len(x) <= _CHUNK:
+            return super().forward(x)
+        embed = super().forward
+        return torch.cat([embed(part) for part in x.split(_CHUNK)])
 
 
 class InferencePatchMerging(nn.Module):

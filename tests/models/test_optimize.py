@@ -135,6 +135,41 @@ def test_packed_convolution(kernel: int, stride: int, groups: int, act: Any, fun
         torch.testing.assert_close(PackedConv.of(conv, act)(x), function(conv(x)), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_packed_for_each_size_anew(kernel: int) -> None:
+    conv = nn.Conv2d(8, 16, kernel, padding=kernel // 2)
+    packed = PackedConv.of(conv, "none")
+    with torch.no_grad():
+        for size in [(7, 9), (48, 48), (7, 9), (1, 1)]:
+            x = torch.randn(2, 8, *size).contiguous(memory_format=torch.channels_last)
+            torch.testing.assert_close(packed(x), conv(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="needs bfloat16 in oneDNN")
+def test_no_weight_is_laid_out_again_in_a_later_call(capfd: pytest.CaptureFixture[str]) -> None:
+    """S6's last embedding convolution takes another layout at its 28 pixels in bfloat16 than at larger sizes."""
+    optimized = optimize_for_inference(timm.create_model("mobilemamba_s6"), torch.bfloat16)
+    pictures = torch.randn(1, 3, 224, 224).bfloat16().contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        optimized(pictures)
+        with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
+            optimized(pictures)
+    log = capfd.readouterr().out
+    assert log.count("exec,cpu,convolution") >= 4
+    assert "exec,cpu,reorder" not in log
+
+
+def test_many_pictures_give_what_each_gives_alone(trained: Build) -> None:
+    """The patch embedding takes them in parts, and the last part may be a smaller one."""
+    optimized, pictures = optimize_for_inference(trained("mobilemamba_t2")), torch.randn(19, 3, 64, 64)
+    with torch.inference_mode():
+        logits = optimized(pictures)
+        torch.testing.assert_close(logits, torch.cat([optimized(one) for one in pictures.split(1)]))
+        embedded = optimized.patch_embed(pictures)
+        assert embedded.is_contiguous(memory_format=torch.channels_last)
+        assert optimized(pictures[:0]).shape == (0, 1000)
+
+
 def test_packed_addition() -> None:
     conv, x, other = nn.Conv2d(8, 16, 1), torch.randn(2, 8, 5, 5), torch.randn(2, 16, 5, 5)
     with torch.no_grad():
