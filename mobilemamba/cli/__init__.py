@@ -17,6 +17,7 @@ from typing import Any
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from mobilemamba.allocator import keep_freed_memory
 from mobilemamba.cli.lightning_cli import MobileMambaCLI, Planner
 from mobilemamba.cli.parser import ToolParser, switches
 from mobilemamba.errors import ConfigError, MobileMambaError
@@ -92,6 +93,7 @@ def main(args: list[str] | None = None) -> LightningCLI | None:
 def run() -> None:
     """The console script: :func:`main`, with the user's mistakes as one line and exit code 2."""
     _silence_advertising()
+    keep_freed_memory()
     try:
         main()
     except MobileMambaError as error:

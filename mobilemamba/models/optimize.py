@@ -22,7 +22,7 @@ def optimize_for_inference(model: Model, dtype: torch.dtype = torch.float32) -> 
     The copy has the model's class and interface, but neither gradients nor the checkpoint's names: save the original.
     It takes pictures (B, in_chans, H, W) of ``dtype`` in any memory format; channels-last is fastest. Layers that have
     no fast form, such as other token mixers, stay as they are. ``torch.compile`` leaves the copy alone, as it would
-    undo the layout; ``torch.export`` takes it.
+    undo the layout; ``torch.export`` takes it. Large batches gain from ``keep_freed_memory``.
 
     Args:
         model: A MobileMamba on the CPU, or any module built of this package's layers.

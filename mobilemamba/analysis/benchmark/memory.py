@@ -12,7 +12,6 @@ Run as a module, it reads cases as lines of JSON and answers each with a line, f
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import os
@@ -26,13 +25,12 @@ from typing import Any
 
 import torch
 
+from mobilemamba.allocator import has_choice, return_freed_memory
 from mobilemamba.analysis.benchmark.cases import Case
 from mobilemamba.analysis.benchmark.workload import Workload, Workshop, silently
 
 _STATUS = Path("/proc/self/status")
 _FORGET_PEAK = Path("/proc/self/clear_refs")
-_M_MMAP_THRESHOLD = -3  # of mallopt(3)
-_MMAP_FROM = 2**16
 
 
 class TooLargeError(RuntimeError):
@@ -41,7 +39,7 @@ class TooLargeError(RuntimeError):
 
 def can_measure_cpu() -> bool:
     """Whether this operating system tells a process its highest resident size, and forgets it when asked."""
-    return _FORGET_PEAK.exists() and _STATUS.exists() and hasattr(ctypes.CDLL(None), "mallopt")
+    return _FORGET_PEAK.exists() and _STATUS.exists() and has_choice()
 
 
 class CpuMeter:
@@ -122,7 +120,7 @@ def describe(error: BaseException) -> str:
 
 def _cpu_peak(case: Case, layout: str) -> int:
     # Not the default, which rises with use and keeps what was freed: it would count as resident, and be used unseen.
-    ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MMAP_FROM)
+    return_freed_memory()
     workload: Workload = silently(lambda: Workshop().build(case, layout))
     for _ in range(2):  # the second step of AdamW is the first with its state in place
         silently(workload.run)

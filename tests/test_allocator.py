@@ -1,0 +1,50 @@
+"""What is done with freed memory, seen by the pages that a process is given."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from mobilemamba.allocator import has_choice
+
+_PAGES_OF_TEN_CALLS = """
+import resource, torch
+import mobilemamba.allocator
+print({choose})
+def faults():
+    torch.ones(12 * 2**20)  # 48 MiB: more than glibc keeps of itself
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+calls = [faults() for _ in range(30)]
+print(calls[-1] - calls[-11])
+"""
+_PAGES = 48 * 2**20 // os.sysconf("SC_PAGE_SIZE")
+
+pytestmark = pytest.mark.skipif(not has_choice(), reason="needs glibc")
+
+
+def pages_of_ten_calls(choose: str, **environment: str) -> tuple[str, int]:
+    code = _PAGES_OF_TEN_CALLS.format(choose=choose)
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, check=True
+    )
+    answer, pages = result.stdout.split()
+    return answer, int(pages)
+
+
+def test_kept_memory_is_used_again() -> None:
+    answer, pages = pages_of_ten_calls("mobilemamba.keep_freed_memory()")
+    assert answer == "True"
+    assert pages < _PAGES / 10
+
+
+@pytest.mark.parametrize("choose", ["None", "mobilemamba.allocator.return_freed_memory()"])
+def test_else_each_call_gets_its_pages_anew(choose: str) -> None:
+    _, pages = pages_of_ten_calls(choose)
+    assert pages > 9 * _PAGES
+
+
+def test_the_environment_goes_before() -> None:
+    answer, pages = pages_of_ten_calls("mobilemamba.keep_freed_memory()", MALLOC_TRIM_THRESHOLD_="131072")
+    assert answer == "False"
+    assert pages > 9 * _PAGES
