@@ -84,7 +84,7 @@ def match_width(dims: Dims, speed: Callable[[Dims], float], tolerance: float, tr
     """The multiple of given channels at which a network is as fast as another.
 
     Once a faster and a slower number of channels are known, the next lies between them, where a power law through both
-    says; until then time is taken to grow as channels to the power of 1.5, between one (memory) and two (arithmetic).
+    says; until then time is taken to grow with the channels: mostly it grows faster, and the step then goes too far.
 
     Args:
         dims: Channels of each stage to start from.
@@ -111,7 +111,7 @@ def match_width(dims: Dims, speed: Callable[[Dims], float], tolerance: float, tr
             share = faster[1] / (faster[1] - slower[1])
             factor = math.exp(faster[0] + share * (slower[0] - faster[0]))
         else:
-            factor *= ratio ** (1 / 1.5)
+            factor *= ratio
     return min(measured.items(), key=lambda item: abs(item[1] - 1))
 
 

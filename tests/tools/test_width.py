@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mobilemamba.cli import main
@@ -48,6 +48,7 @@ def test_what_is_equal_already_stays() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(st.floats(0.5, 3), st.floats(64, 2048), st.integers(8, 100))
+@example(power=0.5, target=77.0, first=64)
 def test_it_comes_as_near_as_the_channels_allow(power: float, target: float, first: int) -> None:
     clock = Clock(power, target)
     dims, ratio = match_width((8 * first,), clock.speed, tolerance=0.01, tries=12)
