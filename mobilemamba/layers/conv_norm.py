@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mobilemamba.layers.batch_norm import BatchNorm2d
+
 
 class ConvNorm(nn.Module):
     """A convolution without bias, then BatchNorm; same padding, (B, C, H, W) in and out.
@@ -23,7 +25,7 @@ class ConvNorm(nn.Module):
     ):
         super().__init__()
         self.conv = nn.Conv2d(in_chans, out_chans, kernel_size, stride, kernel_size // 2, groups=groups, bias=False)
-        self.norm = nn.BatchNorm2d(out_chans)
+        self.norm = BatchNorm2d(out_chans)
         nn.init.constant_(self.norm.weight, gain)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,0 +1,85 @@
+"""BatchNorm2d is PyTorch's by another way."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mobilemamba.layers import batch_norm
+from mobilemamba.layers.batch_norm import BatchNorm2d
+from mobilemamba.ops.native import library
+
+needs_kernels = pytest.mark.skipif(
+    library.why_not() is not None, reason=f"needs the compiled kernels ({library.why_not()})"
+)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """What the kernel was given."""
+    found: list[Tensor] = []
+    kernel = batch_norm.BatchNorm.apply
+    monkeypatch.setattr(batch_norm.BatchNorm, "apply", lambda x, *other: found.append(x) or kernel(x, *other))
+    return found
+
+
+def pair(channels: int = 18) -> tuple[BatchNorm2d, nn.BatchNorm2d]:
+    ours, theirs = BatchNorm2d(channels), nn.BatchNorm2d(channels)
+    nn.init.normal_(ours.weight)
+    nn.init.normal_(ours.bias)
+    theirs.load_state_dict(ours.state_dict())
+    return ours, theirs
+
+
+def maps() -> Tensor:
+    return (torch.randn(4, 18, 10, 12) + 1).contiguous(memory_format=torch.channels_last)
+
+
+@needs_kernels
+def test_trains_and_tracks_as_pytorch_s(calls: list[Tensor]) -> None:
+    ours, theirs = pair()
+    for _ in range(3):
+        x = maps()
+        torch.testing.assert_close(ours(x), theirs(x))
+    assert len(calls) == 3
+    for name, value in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], value)
+    x = maps()
+    assert torch.equal(ours.eval()(x), theirs.load_state_dict(ours.state_dict()) and theirs.eval()(x))
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize("case", ["contiguous", "float64", "cumulative", "untracked", "bfloat16 weights"])
+def test_else_pytorch_s_own_runs(calls: list[Tensor], case: str) -> None:
+    ours, theirs = pair()
+    x = maps().contiguous() if case == "contiguous" else maps()
+    for norm in (ours, theirs):
+        if case == "cumulative":
+            norm.momentum = None
+        elif case == "untracked":
+            norm.running_mean = norm.running_var = norm.num_batches_tracked = None
+    if case in ("float64", "bfloat16 weights"):
+        dtype = torch.float64 if case == "float64" else torch.bfloat16
+        ours, theirs, x = ours.to(dtype), theirs.to(dtype), x.to(dtype)
+    assert torch.equal(ours(x), theirs(x))
+    assert not calls
+
+
+def test_one_pixel_is_refused_as_pytorch_does() -> None:
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        BatchNorm2d(18)(torch.ones(1, 18, 1, 1))
+
+
+@needs_kernels
+def test_copies_and_converts() -> None:
+    ours, _ = pair()
+    assert copy.deepcopy(ours)(maps()).shape == (4, 18, 10, 12)
+    assert isinstance(nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(ours))[0], nn.SyncBatchNorm)
+
+
+@pytest.mark.slow
+def test_compiles() -> None:
+    ours, theirs = pair()
+    x = maps()
+    torch.testing.assert_close(torch.compile(ours, fullgraph=True)(x), theirs(x), rtol=1e-4, atol=1e-4)

@@ -1,0 +1,103 @@
+"""BatchNorm's kernel against PyTorch's in double precision."""
+
+import hypothesis.strategies as st
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from torch import Tensor
+
+from mobilemamba.ops.batch_norm import BatchNorm, runs_on
+from mobilemamba.ops.native import library
+
+pytestmark = pytest.mark.skipif(
+    library.why_not() is not None, reason=f"needs the compiled kernels ({library.why_not()})"
+)
+
+
+def draw(batch: int, channels: int, height: int, width: int, offset: float = 3.0) -> tuple[Tensor, Tensor, Tensor]:
+    x = torch.randn(batch, channels, height, width) * 2 + offset
+    return x.contiguous(memory_format=torch.channels_last), torch.randn(channels), torch.randn(channels)
+
+
+def outputs_and_gradients(x: Tensor, weight: Tensor, bias: Tensor, grad: Tensor, kernel: bool) -> list[Tensor]:
+    x, weight, bias = (tensor.detach().requires_grad_() for tensor in (x, weight, bias))
+    if kernel:
+        y, mean, variance = BatchNorm.apply(x, weight, bias, 1e-5)
+    else:
+        mean, variance = torch.zeros_like(weight), torch.zeros_like(weight)
+        y = F.batch_norm(x, mean.detach(), variance.detach(), weight, bias, training=True, momentum=1.0, eps=1e-5)
+    return [y, mean, variance, *torch.autograd.grad(y, (x, weight, bias), grad.to(y.dtype))]
+
+
+def assert_equal_to_double(x: Tensor, weight: Tensor, bias: Tensor, tolerance: float) -> None:
+    grad = torch.randn(x.shape)
+    ours = outputs_and_gradients(x, weight, bias, grad, kernel=True)
+    theirs = outputs_and_gradients(x.double(), weight.double(), bias.double(), grad, kernel=False)
+    for name, actual, expected in zip(("y", "mean", "variance", "dx", "dweight", "dbias"), ours, theirs, strict=True):
+        scale = expected.abs().max().clamp_min(1e-3)
+        assert (actual.double() - expected).abs().max() < tolerance * scale, name
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 70), st.integers(1, 9), st.integers(1, 9))
+def test_any_shape(batch: int, channels: int, height: int, width: int) -> None:
+    if batch * height * width > 1:
+        assert_equal_to_double(*draw(batch, channels, height, width), 2e-5 if batch * height * width > 4 else 1e-3)
+
+
+@pytest.mark.parametrize("shape", [(4, 18, 96, 96), (2, 736, 7, 7), (2, 1087, 5, 5), (3, 1, 120, 90)], ids=str)
+def test_more_than_one_chunk(shape: tuple[int, int, int, int]) -> None:
+    assert_equal_to_double(*draw(*shape), 1e-5)
+
+
+def test_large_mean_costs_no_accuracy() -> None:
+    assert_equal_to_double(*draw(4, 20, 40, 40, offset=1000.0), 1e-3)
+
+
+def test_bfloat16_maps() -> None:
+    x, weight, bias = draw(4, 22, 13, 11)
+    x = x.bfloat16()
+    assert_equal_to_double(x, weight, bias, 2**-7)
+    assert BatchNorm.apply(x, weight, bias, 1e-5)[0].dtype == torch.bfloat16
+
+
+def test_no_weight_still_gets_a_gradient() -> None:
+    """The last norm of a residual branch starts at zero."""
+    x, weight, bias = draw(4, 24, 9, 9)
+    assert_equal_to_double(x, torch.zeros_like(weight), bias, 1e-5)
+
+
+def test_same_bits_for_any_number_of_threads() -> None:
+    x, weight, bias = draw(8, 22, 64, 64)
+    grad, threads = torch.randn_like(x), torch.get_num_threads()
+    try:
+        found = []
+        for count in (1, 2, 3, 2):
+            torch.set_num_threads(count)
+            found.append(outputs_and_gradients(x, weight, bias, grad, kernel=True))
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def test_gradient_in_another_layout() -> None:
+    x, weight, bias = draw(2, 18, 6, 5)
+    grad = torch.randn(5, 6, 18, 2).permute(3, 2, 1, 0)
+    ours, same = (
+        outputs_and_gradients(x, weight, bias, g, kernel=True)
+        for g in (grad, grad.contiguous(memory_format=torch.channels_last))
+    )
+    assert torch.equal(ours[3], same[3])
+
+
+def test_nothing_but_dense_channels_last_maps_on_a_cpu_is_taken() -> None:
+    x = draw(2, 18, 6, 5)[0]
+    assert runs_on(x)
+    assert not runs_on(x.contiguous())
+    assert not runs_on(x[:, :16])
+    assert not runs_on(x.double())
+    assert not runs_on(x.to("meta"))
+    assert not runs_on(x[:1, :, :1, :1])
+    assert not runs_on(x[:0])
