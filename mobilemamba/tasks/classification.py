@@ -322,7 +322,9 @@ class ClassificationTask(EvaluationTask):
             self.model, hparams["weight_decay"], hparams["weight_decay_rule"], hparams["layer_decay"]
         )
         set_learning_rates(groups, lr)
-        optimizer = torch.optim.AdamW(groups, lr=lr, betas=tuple(hparams["betas"]))
+        # Without it PyTorch goes through the tensors one by one on a CPU. Lightning refuses it with AMP and clipping.
+        fused = self.device.type == "cpu" and trainer.precision == "32-true"
+        optimizer = torch.optim.AdamW(groups, lr=lr, betas=tuple(hparams["betas"]), fused=fused or None)
         scheduler = warmup_cosine_scheduler(
             optimizer, int(total_steps), warmup_steps, hparams["min_lr_ratio"], hparams["warmup_lr_ratio"]
         )

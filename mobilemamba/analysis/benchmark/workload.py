@@ -148,7 +148,8 @@ def _compiled(network: nn.Module) -> Callable[[Tensor], Any]:
 def _training(case: Case, layout: str, pictures: Tensor, generator: torch.Generator) -> Workload:
     network = create(case).to(case.device).to(memory_format=LAYOUTS[layout]).train()
     labels = torch.randint(CLASSES, (case.batch,), generator=generator).to(case.device)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=0.05)
+    fused = True if pictures.device.type == "cpu" else None  # as ``mobilemamba fit`` trains
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=0.05, fused=fused)
     dtype = DTYPES[case.dtype]
     scaler = torch.amp.GradScaler(pictures.device.type, enabled=dtype == torch.float16)
     call = _compiled(network) if case.mode == "compiled" else network
