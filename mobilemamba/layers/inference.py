@@ -147,11 +147,15 @@ class InferenceSS2D(nn.Module):
 
     def __init__(self, ss2d: SS2D, scale: Tensor):
         super().__init__()
-        out = ss2d.out_proj
+        into, out = ss2d.in_proj, ss2d.out_proj
+        assert isinstance(into, nn.Conv2d)
         assert isinstance(out, nn.Conv2d)
+        assert into.bias is not None
         assert out.bias is not None
         dtype, scale = out.weight.dtype, scale.float().flatten()
-        self.in_proj = PackedConv.of(ss2d.in_proj)
+        # Apart, as the halves of one result would have to be copied.
+        halves = zip(into.weight.chunk(2), into.bias.chunk(2), strict=True)
+        self.u_proj, self.gate_proj = (PackedConv(weight, bias) for weight, bias in halves)
         self.conv = PackedConv.of(ss2d.conv, "swish")
         self.x_proj = PackedConv(ss2d.x_proj_weight.flatten(0, 1)[:, :, None, None].to(dtype))
         self.out_proj = PackedConv((out.weight * scale.view(-1, 1, 1, 1)).to(dtype), (out.bias * scale).to(dtype))
@@ -162,10 +166,9 @@ class InferenceSS2D(nn.Module):
         self.norm_eps = ss2d.out_norm.eps
 
     def forward(self, x: Tensor) -> Tensor:
-        x, gate = self.in_proj(x).chunk(2, dim=1)
-        x = self.conv(x)
+        u, gate = self.conv(self.u_proj(x)), self.gate_proj(x)
         weights = (self.dt_weight, self.A, self.D, self.dt_bias, self.norm_weight, self.norm_bias, self.norm_eps)
-        y = scan_norm_gate(_last(x), _last(self.x_proj(x)), _last(gate), *weights)
+        y = scan_norm_gate(_last(u), _last(self.x_proj(u)), _last(gate), *weights)
         return self.out_proj(_first(y))
 
 

@@ -226,7 +226,9 @@ library.LIBRARY = Path({str(compiled)!r})
 
 
 # torch.compile and opcheck have nothing to do with the compiled code, and take long.
-KERNEL_TESTS = "(native or scan_norm_gate or mix_channels or batch_norm or bits) and not opcheck and not compile and not export"
+KERNEL_TESTS = (
+    "(native or scan_norm_gate or mix_channels or batch_norm or bits) and not opcheck and not compile and not export"
+)
 
 
 def runtime_of_the_sanitizer() -> str | None:
