@@ -33,7 +33,8 @@ def _call(function: str, eps: float, **tensors: Tensor) -> None:
     lib, x = library.library(), tensors["x"]
     args = _NormArgs(x.numel() // x.shape[1], x.shape[1], DTYPE_CODES[x.dtype], torch.get_num_threads(), eps=eps)
     lib.mobilemamba_batch_norm_scratch.restype = I64
-    tensors["partial"] = torch.empty(lib.mobilemamba_batch_norm_scratch(ctypes.byref(args)))
+    scratch = lib.mobilemamba_batch_norm_scratch(ctypes.byref(args))
+    tensors["partial"] = x.new_empty(scratch, dtype=torch.float32)
     for name, tensor in tensors.items():
         setattr(args, name, tensor.data_ptr())
     getattr(lib, function)(ctypes.byref(args))
@@ -49,7 +50,7 @@ class BatchNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         y = torch.empty_like(x)
-        mean, variance, inverse = torch.empty(3, x.shape[1]).unbind()
+        mean, variance, inverse = weight.new_empty(3, x.shape[1]).unbind()
         of_batch = {"mean": mean, "variance": variance, "inverse": inverse}
         _call("mobilemamba_batch_norm_forward", eps, x=x, y=y, weight=weight, bias=bias, **of_batch)
         ctx.save_for_backward(x, weight, mean, inverse)

@@ -72,7 +72,7 @@ def haar_conv(x_BHWC: Tensor, weight: Tensor) -> Tensor:
         (B, H, W, C), of x's dtype.
     """
     x = lay_out(x_BHWC, kernel_dtype(x_BHWC.dtype))
-    y = torch.empty(x.shape, dtype=x.dtype)
+    y = x.new_empty(x.shape)
     call_wavelet("mobilemamba_wavelet", x, None, y, by_band(weight))
     return y.to(x_BHWC.dtype)
 
@@ -86,7 +86,7 @@ def _(x: Tensor, weight: Tensor) -> Tensor:
 def _weight_gradient(grad_BHWC: Tensor, x_BHWC: Tensor, weight: Tensor) -> Tensor:
     dtype = kernel_dtype(x_BHWC.dtype)
     kernel = weight.shape[-1]
-    of_bands = torch.empty(4, kernel, kernel, x_BHWC.shape[-1])
+    of_bands = weight.new_empty(4, kernel, kernel, x_BHWC.shape[-1], dtype=torch.float32)
     call_wavelet("mobilemamba_wavelet_weight", lay_out(x_BHWC, dtype), lay_out(grad_BHWC, dtype), None, of_bands)
     return torch.empty_like(weight).copy_(of_bands.permute(3, 0, 1, 2).reshape(weight.shape))
 

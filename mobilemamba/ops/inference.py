@@ -74,7 +74,7 @@ def scan_norm_gate(
     dt, B, C = parts.split([rank, d_state, d_state], dim=-1)
     order = kept_scan_order(directions, (u_BHWD.shape[1], u_BHWD.shape[2]))
     scan = Scan(u_BHWD.flatten(1, 2), dt, A_KDN, B, C, D_KD, dt_bias_KD, order, dt_weight_KRD)
-    y = torch.empty(u_BHWD.shape, dtype=scan.dtype)
+    y = u_BHWD.new_empty(u_BHWD.shape, dtype=scan.dtype)
     scan.forward(y.flatten(1, 2), (norm_weight, norm_bias, norm_eps), gate_BHWD.flatten(1, 2))
     return y
 
@@ -102,7 +102,7 @@ def mix_channels(
     """
     dtype = kernel_dtype(x_BHWC.dtype)
     x, mixed = lay_out(x_BHWC, dtype), lay_out(global_BHWG, dtype)
-    y = torch.empty(x.shape, dtype=dtype)
+    y = x.new_empty(x.shape)
     at = mixed.shape[-1]
     if wavelet_weight is None:
         torch.clamp_min(mixed, 0, out=y[..., :at])

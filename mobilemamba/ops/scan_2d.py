@@ -98,7 +98,7 @@ def _scan_op(
     if library.why_not() is not None:  # an exported network may come to a machine without the kernel
         return _rearranged(u, dt, A, B, C, D, dt_bias, (height, width), "auto").contiguous()
     scan = Scan(u, dt, A, B, C, D, dt_bias, kept_scan_order(A.shape[0], (height, width)))
-    return scan.forward(torch.empty(u.shape, dtype=scan.dtype)).to(u.dtype)
+    return scan.forward(u.new_empty(u.shape, dtype=scan.dtype)).to(u.dtype)
 
 
 @_scan_op.register_fake

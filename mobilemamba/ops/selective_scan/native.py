@@ -121,7 +121,7 @@ class Scan:
         grad_y = lay_out(grad_y, self.dtype)
         self._set_y(grad_y)
         A, D, bias, _ = self.kept
-        grad_u, grad_dt = (torch.empty_strided(x.shape, x.stride(), dtype=x.dtype) for x in (self.u, self.dt))
+        grad_u, grad_dt = (x.new_empty_strided(x.shape, x.stride()) for x in (self.u, self.dt))
         grad_A, grad_D, grad_bias = (torch.empty_like(x) for x in (A, D, bias))
         grad_B, grad_C = (A.new_empty(args.batch, args.length, args.directions, args.d_state) for _ in range(2))
         lib.mobilemamba_scan_scratch.restype = I64
