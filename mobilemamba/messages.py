@@ -36,6 +36,8 @@ def parser_message(message: str) -> str:
         text = _reasons(message)
         key = key or ("config" if found else "")
         text = f"{key}: {text}" if key else text
+    if "File does not exist" in text:
+        text += "; check the path, which counts from the current folder"
     return " ".join(text.replace("init_args.", "").split())
 
 

@@ -102,7 +102,7 @@ def test_the_lock_is_released_after_a_run() -> None:
         ("--data ImageFolder", "data: missing root"),
         ("--data ImageFolder --data.root /nope", "data.root /nope is not a folder"),
         ("--data.batch_size 0", "data.batch_size 0 is impossible"),
-        ("--config nofile.yaml", "config: File does not exist"),
+        ("--config nofile.yaml", "nofile.yaml'; check the path"),
         ("--config broken.yaml", "config: "),
         ("--config typo.yaml", "unknown setting model.arch.depth"),
         ("--trainer.max_epoch 3", "unknown setting trainer.max_epoch"),
