@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobilemamba.ops.batch_norm import BatchNorm, runs_on
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """PyTorch's, with names and numbers the same up to rounding; (B, C, H, W) in and out."""
+    """PyTorch's, with names and numbers the same up to rounding, and a ReLU if asked; (B, C, H, W) in and out."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, relu: bool = False) -> Tensor:
         momentum, mean, variance, count = self.momentum, self.running_mean, self.running_var, self.num_batches_tracked
         if momentum is None or mean is None or variance is None or count is None or not self._is_for_kernel(x):
-            return super().forward(x)
-        y, batch_mean, batch_variance = BatchNorm.apply(x, self.weight, self.bias, self.eps)
+            y = super().forward(x)
+            return F.relu(y) if relu else y
+        y, batch_mean, batch_variance = BatchNorm.apply(x, self.weight, self.bias, self.eps, relu)
         with torch.no_grad():
             mean.lerp_(batch_mean, momentum)
             variance.lerp_(batch_variance, momentum)

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobilemamba.layers.batch_norm import BatchNorm2d
 
 
+class ConvReLU(nn.Conv2d):
+    """A convolution, then ReLU: what a ConvNorm with ReLU folds into."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(super().forward(x))
+
+
 class ConvNorm(nn.Module):
-    """A convolution without bias, then BatchNorm; same padding, (B, C, H, W) in and out.
+    """A convolution without bias, then BatchNorm, then ReLU if asked; same padding, (B, C, H, W) in and out.
 
     Args:
         in_chans: Input channels.
@@ -18,22 +26,35 @@ class ConvNorm(nn.Module):
         stride: Stride.
         groups: Groups; ``in_chans`` makes it depthwise.
         gain: Initial weight of the norm; 0 starts a residual branch as nothing.
+        relu: Whether ReLU comes last; in one pass with the norm where that can be.
     """
 
     def __init__(
-        self, in_chans: int, out_chans: int, kernel_size: int = 1, stride: int = 1, groups: int = 1, gain: float = 1.0
+        self,
+        in_chans: int,
+        out_chans: int,
+        kernel_size: int = 1,
+        stride: int = 1,
+        groups: int = 1,
+        gain: float = 1.0,
+        relu: bool = False,
     ):
         super().__init__()
+        self.relu = relu
         self.conv = nn.Conv2d(in_chans, out_chans, kernel_size, stride, kernel_size // 2, groups=groups, bias=False)
         self.norm = BatchNorm2d(out_chans)
         nn.init.constant_(self.norm.weight, gain)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(x))
+        x = self.conv(x)
+        if isinstance(self.norm, BatchNorm2d):
+            return self.norm(x, self.relu)
+        x = self.norm(x)  # a SyncBatchNorm in its place
+        return F.relu(x) if self.relu else x
 
     def fuse(self) -> nn.Conv2d:
         """The same map as one convolution, with the norm's running statistics folded in."""
-        return fuse_conv_norm(self.conv, self.norm)
+        return fuse_conv_norm(self.conv, self.norm, ConvReLU if self.relu else nn.Conv2d)
 
 
 class NormLinear(nn.Module):
@@ -79,11 +100,11 @@ def _affine(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def fuse_conv_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
-    """One convolution equal to ``norm(conv(x))`` in evaluation; same device and dtype."""
+def fuse_conv_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d, kind: type[nn.Conv2d] = nn.Conv2d) -> nn.Conv2d:
+    """One convolution, of a given class, that folds ``norm(conv(x))`` in evaluation; same device and dtype."""
     scale, shift = _affine(norm)
     fused = nn.utils.skip_init(
-        nn.Conv2d,
+        kind,
         conv.in_channels,
         conv.out_channels,
         conv.kernel_size,

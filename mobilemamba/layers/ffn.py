@@ -17,9 +17,8 @@ class FFN(nn.Module):
 
     def __init__(self, dim: int, ratio: float = 2.0):
         super().__init__()
-        self.pw1 = ConvNorm(dim, int(dim * ratio))
-        self.act = nn.ReLU()
+        self.pw1 = ConvNorm(dim, int(dim * ratio), relu=True)
         self.pw2 = ConvNorm(int(dim * ratio), dim, gain=0.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.pw2(self.act(self.pw1(x)))
+        return self.pw2(self.pw1(x))

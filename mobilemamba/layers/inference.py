@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mobilemamba.layers.conv_norm import ConvReLU
 from mobilemamba.layers.ffn import FFN
 from mobilemamba.layers.local_conv import MultiKernelConv
 from mobilemamba.layers.mrffi import MRFFI
@@ -59,9 +60,9 @@ class PackedConv(nn.Module):
 
     @classmethod
     def of(cls, conv: nn.Module, act: Literal["none", "relu", "swish", "sigmoid"] = "none") -> PackedConv:
-        """The same convolution."""
+        """The same convolution, with an activation that follows it or its own ReLU."""
         assert isinstance(conv, nn.Conv2d)
-        return cls(conv.weight, conv.bias, conv.stride[0], conv.groups, act)
+        return cls(conv.weight, conv.bias, conv.stride[0], conv.groups, "relu" if isinstance(conv, ConvReLU) else act)
 
     def _packed_for(self, x: Tensor) -> Tensor:
         """The weight in oneDNN's layout for maps of x's size, kept until another size comes.
@@ -103,7 +104,7 @@ class InferenceFFN(nn.Module):
 
     def __init__(self, ffn: FFN):
         super().__init__()
-        self.pw1, self.pw2 = PackedConv.of(ffn.pw1, "relu"), PackedConv.of(ffn.pw2)
+        self.pw1, self.pw2 = PackedConv.of(ffn.pw1), PackedConv.of(ffn.pw2)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.pw2(self.pw1(x), add=x)
@@ -113,8 +114,7 @@ class InferencePatchEmbed(nn.Sequential):
     """Patch embedding."""
 
     def __init__(self, patch_embed: PatchEmbed):
-        *convs, last = (layer for layer in patch_embed if not isinstance(layer, nn.ReLU))
-        super().__init__(*(PackedConv.of(conv, "relu") for conv in convs), PackedConv.of(last))
+        super().__init__(*map(PackedConv.of, patch_embed))
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling() or len(x) <= _CHUNK:
@@ -128,7 +128,7 @@ class InferencePatchMerging(nn.Module):
 
     def __init__(self, merging: PatchMerging):
         super().__init__()
-        self.expand, self.dw = PackedConv.of(merging.expand, "relu"), PackedConv.of(merging.dw, "relu")
+        self.expand, self.dw = PackedConv.of(merging.expand), PackedConv.of(merging.dw)
         self.squeeze, self.excite = PackedConv.of(merging.se.fc1, "relu"), PackedConv.of(merging.se.fc2, "sigmoid")
         self.project = PackedConv.of(merging.project)
 

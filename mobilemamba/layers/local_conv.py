@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
 from torch import Tensor, nn
 
@@ -23,8 +25,9 @@ class MultiKernelConv(nn.Module):
         super().__init__()
         parts = len(kernel_sizes)
         self.dims = [dim // parts + (part < dim % parts) for part in range(parts)]
+        # Checkpoints count the ReLU between the two.
         self.parts = nn.ModuleList(
-            nn.Sequential(ConvNorm(d, d, k, groups=d), nn.ReLU(), ConvNorm(d, d, groups=d))
+            nn.Sequential(OrderedDict({"0": ConvNorm(d, d, k, groups=d, relu=True), "2": ConvNorm(d, d, groups=d)}))
             for d, k in zip(self.dims, kernel_sizes, strict=True)
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import OrderedDict
 
 from timm.layers import SqueezeExcite
 from torch import Tensor, nn
@@ -22,8 +23,9 @@ class PatchEmbed(nn.Sequential):
     def __init__(self, in_chans: int, dim: int, stride: int = 16):
         steps = stride.bit_length() - 1
         dims = [in_chans, *(dim // 2**i for i in reversed(range(steps)))]
-        convs = [ConvNorm(i, o, 3, stride=2) for i, o in itertools.pairwise(dims)]
-        super().__init__(*[layer for conv in convs for layer in (conv, nn.ReLU())][:-1])
+        convs = [ConvNorm(i, o, 3, stride=2, relu=o < dim) for i, o in itertools.pairwise(dims)]
+        # Checkpoints count the ReLUs between them.
+        super().__init__(OrderedDict((str(2 * step), conv) for step, conv in enumerate(convs)))
 
 
 class PatchMerging(nn.Module):
@@ -37,13 +39,10 @@ class PatchMerging(nn.Module):
     def __init__(self, dim: int, out_dim: int):
         super().__init__()
         hidden = 4 * dim
-        self.expand = ConvNorm(dim, hidden)
-        self.act = nn.ReLU()
-        self.dw = ConvNorm(hidden, hidden, 3, stride=2, groups=hidden)
+        self.expand = ConvNorm(dim, hidden, relu=True)
+        self.dw = ConvNorm(hidden, hidden, 3, stride=2, groups=hidden, relu=True)
         self.se = SqueezeExcite(hidden, rd_ratio=1 / 4)
         self.project = ConvNorm(hidden, out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.act(self.expand(x))
-        x = self.act(self.dw(x))
-        return self.project(self.se(x))
+        return self.project(self.se(self.dw(self.expand(x))))

@@ -50,6 +50,13 @@ def test_trains_and_tracks_as_pytorch_s(calls: list[Tensor]) -> None:
     assert len(calls) == 3
 
 
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_relu(training: bool) -> None:
+    ours, theirs = (norm.train(training) for norm in pair())
+    x = maps()
+    torch.testing.assert_close(ours(x, relu=True), theirs(x).relu())
+
+
 @pytest.mark.parametrize("case", ["contiguous", "float64", "cumulative", "untracked", "bfloat16 weights"])
 def test_else_pytorch_s_own_runs(calls: list[Tensor], case: str) -> None:
     ours, theirs = pair()

@@ -1,10 +1,13 @@
 """Folding a norm into its convolution or linear layer is exact."""
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-from mobilemamba.layers.conv_norm import ConvNorm, NormLinear, fuse_conv_norm
+from mobilemamba.layers.conv_norm import ConvNorm, ConvReLU, NormLinear, fuse_conv_norm
 
 
 def trained(module: nn.Module) -> nn.Module:
@@ -19,16 +22,31 @@ def trained(module: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"kernel_size": 1}, {"kernel_size": 3}, {"kernel_size": 3, "stride": 2}, {"kernel_size": 5, "groups": 4}],
+    [{"kernel_size": 1}, {"stride": 2}, {"kernel_size": 3, "stride": 2, "relu": True}, {"kernel_size": 5, "groups": 4}],
     ids=str,
 )
-def test_conv_norm_fuses_exactly(arguments: dict[str, int]) -> None:
+def test_conv_norm_fuses_exactly(arguments: dict[str, Any]) -> None:
     layer, x = trained(ConvNorm(8, 12, **arguments)), torch.randn(2, 8, 7, 9, dtype=torch.float64)
     fused = layer.fuse()
-    assert type(fused) is nn.Conv2d
+    assert type(fused) is (ConvReLU if arguments.get("relu") else nn.Conv2d)
     assert fused.weight.dtype == torch.float64
     with torch.no_grad():
         torch.testing.assert_close(fused(x), layer(x), rtol=1e-12, atol=1e-12)
+
+
+def test_relu_comes_last() -> None:
+    layer, x = ConvNorm(4, 6, 3, relu=True).eval(), torch.randn(2, 4, 5, 5)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), layer.norm(layer.conv(x)).relu())
+
+
+def test_relu_stays_where_the_norm_is_another() -> None:
+    """Lightning's ``sync_batchnorm`` puts PyTorch's SyncBatchNorm in the place of every BatchNorm."""
+    layer, x = ConvNorm(4, 6, 3, relu=True).eval(), torch.randn(2, 4, 5, 5)
+    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(layer))
+    assert isinstance(synchronised.norm, nn.SyncBatchNorm)
+    with torch.no_grad():
+        torch.testing.assert_close(synchronised(x), layer(x))
 
 
 def test_a_convolution_with_bias_fuses_exactly() -> None:

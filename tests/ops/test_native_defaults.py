@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(library.why_not() is not None, reason=f"no compi
 
 def _batch_norm(x: Tensor) -> list[Tensor]:
     maps, ones = x.permute(0, 3, 1, 2), x.new_ones(8).requires_grad_()
-    y, mean, variance = BatchNorm.apply(maps, ones, x.new_zeros(8), 1e-5)
+    y, mean, variance = BatchNorm.apply(maps, ones, x.new_zeros(8), 1e-5, True)
     return [y, mean, variance, *torch.autograd.grad(y, [ones], maps)]
 
 

@@ -1,4 +1,4 @@
-/* Batch normalisation in training, forwards and backwards, of dense channels-last maps.
+/* Batch normalisation in training and a ReLU, if asked, forwards and backwards, of dense channels-last maps.
  *
  * A map is a list of pixels of C neighbouring numbers. Whatever C is, it is read in full vectors: a period of vectors
  * holds a whole number of pixels, and per-channel numbers are repeated to its length. Sums are taken over chunks of one
@@ -12,7 +12,7 @@
 #define PERIOD 8    /* vectors of a period, at least: as many sums do not wait for each other */
 
 typedef struct {
-    int64_t pixels, channels, type, threads; /* dtype of x, y and their gradients; all else is float */
+    int64_t pixels, channels, type, relu, threads; /* dtype of x, y and their gradients; all else is float */
     const void *x;
     void *y;
     const float *weight, *bias;       /* (C) */
@@ -74,12 +74,20 @@ INLINE void fold(const vec *sums, int64_t channels, float *to) {
 
 typedef enum {
     MOMENTS,   /* mean of x, and sum of squared deviations from it */
-    NORMALISE, /* y = x * numbers[0] + numbers[1] */
-    SUMS,      /* of y's gradient, and of its products with x - numbers[0] */
-    GRADIENT   /* x's: y's * numbers[0] + x * numbers[1] + numbers[2] */
+    NORMALISE, /* x * scale + shift */
+    SUMS,      /* of the gradient, and of its products with x - mean */
+    GRADIENT   /* of x: gradient * scale + x * slope + offset */
 } pass;
 
-INLINE void chunk(const norm_args *a, dtype type, pass kind, int64_t task, vec *const *numbers) {
+enum { SCALE, SHIFT, MEAN, SLOPE, OFFSET, NUMBERS }; /* what a pass may need of each channel */
+
+/* The gradient of the normalised x: the ReLU lets it through where its input is not below 0, or NaN. */
+INLINE vec grad_at(const norm_args *a, dtype type, int relu, int64_t i, int64_t n, vec x, vec scale, vec shift) {
+    vec grad = load(a->grad_y, i, type, n);
+    return relu ? select_vec(x * scale + shift <= 0.0f, splat(0), grad) : grad;
+}
+
+INLINE void chunk(const norm_args *a, dtype type, int relu, pass kind, int64_t task, vec *const *numbers) {
     int64_t C = a->channels, period = period_of(C), first = task * chunk_of(C);
     int64_t end = smaller(first + chunk_of(C), a->pixels * C);
     float *partial = a->partial + 2 * task * C;
@@ -95,27 +103,49 @@ INLINE void chunk(const norm_args *a, dtype type, pass kind, int64_t task, vec *
         fold(products, C, partial + C);
         free(mean);
     } else if (kind == NORMALISE) {
-        EACH_VECTOR(store(a->y, i, type, 0, n, load(a->x, i, type, n) * numbers[0][v] + numbers[1][v]);)
+        EACH_VECTOR(vec y = load(a->x, i, type, n) * numbers[SCALE][v] + numbers[SHIFT][v];
+                    store(a->y, i, type, 0, n, relu ? max_vec(y, splat(0)) : y);)
     } else if (kind == SUMS) {
-        EACH_VECTOR(vec grad = load(a->grad_y, i, type, n); sums[v] += grad;
-                    products[v] += grad * (load(a->x, i, type, n) - numbers[0][v]);)
+        EACH_VECTOR(vec x = load(a->x, i, type, n);
+                    vec grad = grad_at(a, type, relu, i, n, x, numbers[SCALE][v], numbers[SHIFT][v]);
+                    sums[v] += grad; products[v] += grad * (x - numbers[MEAN][v]);)
         fold(sums, C, partial);
         fold(products, C, partial + C);
     } else {
-        EACH_VECTOR(vec grad = load(a->grad_y, i, type, n) * numbers[0][v];
-                    grad += load(a->x, i, type, n) * numbers[1][v] + numbers[2][v];
+        EACH_VECTOR(vec x = load(a->x, i, type, n);
+                    vec grad = grad_at(a, type, relu, i, n, x, numbers[SCALE][v], numbers[SHIFT][v]);
+                    grad = grad * numbers[SCALE][v] + (x * numbers[SLOPE][v] + numbers[OFFSET][v]);
                     store(a->grad_x, i, type, 0, n, grad);)
     }
 }
 
 CLONED static void chunk_task(const norm_args *a, pass kind, int64_t task, vec *const *numbers) {
-    if (a->type == FLOAT32) chunk(a, FLOAT32, kind, task, numbers);
-    else chunk(a, BFLOAT16, kind, task, numbers);
+    if (a->type == FLOAT32 && a->relu) chunk(a, FLOAT32, 1, kind, task, numbers);
+    else if (a->type == FLOAT32) chunk(a, FLOAT32, 0, kind, task, numbers);
+    else if (a->relu) chunk(a, BFLOAT16, 1, kind, task, numbers);
+    else chunk(a, BFLOAT16, 0, kind, task, numbers);
 }
 
 static void over_chunks(const norm_args *a, pass kind, vec *const *numbers) {
 #pragma omp parallel for schedule(static) num_threads((int)a->threads)
     for (int64_t task = 0; task < chunks_of(a); task++) chunk_task(a, kind, task, numbers);
+}
+
+/* The batch's affine map of each channel, repeated: the same numbers backwards as forwards. */
+static void repeat_affine(const norm_args *a, vec **numbers) {
+    int64_t C = a->channels;
+    float *scale = malloc((size_t)(2 * C) * sizeof(float)), *shift = scale + C;
+    for (int64_t c = 0; c < C; c++) {
+        scale[c] = a->weight[c] * a->inverse[c];
+        shift[c] = a->bias[c] - a->mean[c] * scale[c];
+    }
+    numbers[SCALE] = repeated(scale, C);
+    numbers[SHIFT] = repeated(shift, C);
+    free(scale);
+}
+
+static void free_all(vec **numbers) {
+    for (int i = 0; i < NUMBERS; i++) free(numbers[i]);
 }
 
 void mobilemamba_batch_norm_forward(const norm_args *a) {
@@ -133,42 +163,40 @@ void mobilemamba_batch_norm_forward(const norm_args *a) {
             squares[c] += a->partial[(2 * task + 1) * C + c] + pixels * difference * difference;
         }
     }
-    float *scale = malloc((size_t)(2 * C) * sizeof(float)), *shift = scale + C;
     for (int64_t c = 0; c < C; c++) {
         a->mean[c] = (float)mean[c];
         a->variance[c] = (float)(squares[c] / (double)(a->pixels - 1));
         a->inverse[c] = (float)(1 / sqrt(squares[c] / (double)a->pixels + a->eps));
-        scale[c] = a->weight[c] * a->inverse[c];
-        shift[c] = a->bias[c] - a->mean[c] * scale[c];
     }
-    vec *numbers[] = {repeated(scale, C), repeated(shift, C)};
-    over_chunks(a, NORMALISE, numbers);
     free(mean);
-    free(scale);
-    for (int i = 0; i < 2; i++) free(numbers[i]);
+    vec *numbers[NUMBERS] = {0};
+    repeat_affine(a, numbers);
+    over_chunks(a, NORMALISE, numbers);
+    free_all(numbers);
 }
 
 /* dx = weight * inverse * (dy - mean(dy) - (x - mean) * inverse^2 * mean(dy * (x - mean))) */
 void mobilemamba_batch_norm_backward(const norm_args *a) {
     int64_t C = a->channels;
-    vec *mean = repeated(a->mean, C);
-    over_chunks(a, SUMS, &mean);
+    vec *numbers[NUMBERS] = {0};
+    repeat_affine(a, numbers);
+    numbers[MEAN] = repeated(a->mean, C);
+    over_chunks(a, SUMS, numbers);
     double *sum = calloc((size_t)(2 * C), sizeof(double)), *product = sum + C;
     for (int64_t task = 0; task < chunks_of(a); task++)
         for (int64_t c = 0; c < 2 * C; c++) sum[c] += a->partial[2 * task * C + c];
-    float *scale = malloc((size_t)(3 * C) * sizeof(float)), *slope = scale + C, *shift = slope + C;
+    float *slope = malloc((size_t)(2 * C) * sizeof(float)), *offset = slope + C;
     for (int64_t c = 0; c < C; c++) {
-        double inverse = a->inverse[c];
+        double inverse = a->inverse[c], scale = a->weight[c] * inverse;
         a->grad_bias[c] = (float)sum[c];
         a->grad_weight[c] = (float)(product[c] * inverse);
-        scale[c] = a->weight[c] * a->inverse[c];
-        slope[c] = (float)(-scale[c] * inverse * inverse * product[c] / (double)a->pixels);
-        shift[c] = (float)(-scale[c] * sum[c] / (double)a->pixels - (double)slope[c] * a->mean[c]);
+        slope[c] = (float)(-scale * inverse * inverse * product[c] / (double)a->pixels);
+        offset[c] = (float)(-scale * sum[c] / (double)a->pixels - (double)slope[c] * a->mean[c]);
     }
-    vec *numbers[] = {repeated(scale, C), repeated(slope, C), repeated(shift, C)};
+    numbers[SLOPE] = repeated(slope, C);
+    numbers[OFFSET] = repeated(offset, C);
     over_chunks(a, GRADIENT, numbers);
-    free(mean);
     free(sum);
-    free(scale);
-    for (int i = 0; i < 3; i++) free(numbers[i]);
+    free(slope);
+    free_all(numbers);
 }
