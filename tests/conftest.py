@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def pytest_configure() -> None:
     # The suite runs on all cores already (pytest-xdist); more threads would only make results wait for each other.
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # and in the processes that tests start
 
 
 @pytest.fixture(autouse=True)

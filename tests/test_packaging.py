@@ -19,6 +19,7 @@ def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFi
     return zipfile.ZipFile(built)
 
 
+@pytest.mark.slow  # it compiles the kernels
 def test_wheel_holds_marker_and_sample(root: Path, wheel: zipfile.ZipFile) -> None:
     sample = root / "mobilemamba" / "data" / "sample"
     expected = {"mobilemamba/py.typed", *(f"mobilemamba/data/sample/{file.name}" for file in sample.iterdir())}
@@ -26,6 +27,7 @@ def test_wheel_holds_marker_and_sample(root: Path, wheel: zipfile.ZipFile) -> No
     assert expected <= set(wheel.namelist())
 
 
+@pytest.mark.slow  # it compiles the kernels
 def test_wheel_holds_every_module_and_nothing_else(root: Path, wheel: zipfile.ZipFile) -> None:
     modules = {file.relative_to(root).as_posix() for file in (root / "mobilemamba").rglob("*.py")}
     packed = set(wheel.namelist())
@@ -33,6 +35,7 @@ def test_wheel_holds_every_module_and_nothing_else(root: Path, wheel: zipfile.Zi
     assert {name.split("/")[0] for name in packed} == {"mobilemamba", "mobilemamba-0.1.0.dist-info"}
 
 
+@pytest.mark.slow  # it compiles the kernels
 def test_wheel_metadata(wheel: zipfile.ZipFile) -> None:
     metadata = wheel.read("mobilemamba-0.1.0.dist-info/METADATA").decode()
     assert "License-Expression: MIT" in metadata

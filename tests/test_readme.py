@@ -91,7 +91,7 @@ def shortened(command: str) -> list[str]:
     return SHORT_BENCHMARK if "plot" in command else ["--size=32,64", *SHORT_BENCHMARK]  # a plot is of published sizes
 
 
-@pytest.mark.parametrize("command", TOOLS)
+@pytest.mark.parametrize("command", [pytest.param(c, marks=pytest.mark.slow) if "benchmark" in c else c for c in TOOLS])
 def test_tools(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(folder)
     release_only = "convert" in command

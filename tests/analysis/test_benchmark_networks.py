@@ -1,5 +1,6 @@
 """Measuring: what is run under which conditions. Networks are tiny and nothing depends on speed."""
 
+import functools
 import sys
 
 import pytest
@@ -118,8 +119,9 @@ def test_an_exported_network_gives_the_same():
     torch.testing.assert_close(exported, eager, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.slow
-def test_compiled_networks_of_one_class_do_not_use_up_each_other_s_cache():
+def test_compiled_networks_of_one_class_do_not_use_up_each_other_s_cache(monkeypatch):
+    """Whatever makes code of the graphs, so the quickest does."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     counters = torch._dynamo.utils.counters
     counters.clear()
     workshop = Workshop()
