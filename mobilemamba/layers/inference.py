@@ -1,8 +1,8 @@
 """The network's layers as a CPU runs them in inference: weights laid out beforehand, element-wise steps fused.
 
-Each is built from the norm-free layer that it stands for, computes the same, and has the same interface, (B, C, H, W)
-in and out, in channels-last memory. None has gradients. The convolutions are oneDNN's, as torch.compile calls them; the
-rest is this package's compiled kernels.
+Each is built from the norm-free layer that it stands for and computes the same, in channels-last memory; layers of the
+network keep their interface, (B, C, H, W) in and out. None has gradients. The convolutions are oneDNN's, as
+torch.compile calls them; the rest is this package's compiled kernels.
 """
 
 from __future__ import annotations
@@ -27,11 +27,27 @@ from mobilemamba.ops.inference import mix_channels, scan_norm_gate
 #: Pictures that go through the patch embedding at a time, so that its large maps stay in the cache.
 _CHUNK = 8
 
+Activation = Literal["none", "relu", "swish", "sigmoid"]
 _ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "swish": F.silu, "sigmoid": torch.sigmoid}
 
 
-class PackedConv(nn.Module):
-    """A convolution with bias and activation, and with an addition if it is 1x1, all in one pass.
+class _Packed(nn.Module):
+    """A weight that oneDNN lays out when it first meets a map, a bias and an activation; for ``Args`` see below."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, act: Activation = "none"):
+        super().__init__()
+        self.act = act
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self.packed: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the packed weight, which can neither be copied nor saved."""
+        return self.__dict__ | {"packed": None}
+
+
+class PackedConv(_Packed):
+    """A convolution with bias and activation in one pass; (B, C, H, W) in and out.
 
     Args:
         weight: (out, in / groups, kernel, kernel), float32 or bfloat16.
@@ -42,61 +58,63 @@ class PackedConv(nn.Module):
     """
 
     def __init__(
-        self,
-        weight: Tensor,
-        bias: Tensor | None = None,
-        stride: int = 1,
-        groups: int = 1,
-        act: Literal["none", "relu", "swish", "sigmoid"] = "none",
+        self, weight: Tensor, bias: Tensor | None = None, stride: int = 1, groups: int = 1, act: Activation = "none"
     ):
-        super().__init__()
-        kernel = weight.shape[-1]
-        self.act, self.stride, self.groups, self.padding = act, stride, groups, kernel // 2
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-        self.pointwise = kernel == stride == groups == 1
-        self.geometry = ([self.padding] * 2, [stride] * 2, [1, 1], groups)
-        self.packed: tuple[torch.Size | None, Tensor] | None = None
+        super().__init__(weight, bias, act)
+        self.geometry = ([weight.shape[-1] // 2] * 2, [stride] * 2, [1, 1], groups)
 
     @classmethod
-    def of(cls, conv: nn.Module, act: Literal["none", "relu", "swish", "sigmoid"] = "none") -> PackedConv:
-        """The same convolution, with an activation that follows it or its own ReLU."""
+    def of(cls, conv: nn.Module) -> PackedConv:
+        """The same convolution, with the ReLU that it may end with."""
         assert isinstance(conv, nn.Conv2d)
-        return cls(conv.weight, conv.bias, conv.stride[0], conv.groups, "relu" if isinstance(conv, ConvReLU) else act)
+        act: Activation = "relu" if isinstance(conv, ConvReLU) else "none"
+        return cls(conv.weight, conv.bias, conv.stride[0], conv.groups, act)
 
     def _packed_for(self, x: Tensor) -> Tensor:
         """The weight in oneDNN's layout for maps of x's size, kept until another size comes.
 
         A layout made for another size computes the same, but oneDNN may then make its own in every call.
         """
-        size = None if self.pointwise else x.shape[2:]
-        packed = self.packed
-        if packed is None or packed[0] != size:
-            packed = self.packed = size, self._pack(size)
-        return packed[1]
+        size = x.shape[2:]
+        if self.packed is None or self.packed[0] != size:
+            weight, shape = self.weight.contiguous(), [1, self.weight.shape[1] * self.geometry[-1], *size]
+            self.packed = size, torch.ops.mkldnn._reorder_convolution_weight(weight, *self.geometry, shape)
+        return self.packed[1]
 
-    def _pack(self, size: torch.Size | None) -> Tensor:
-        if size is None:
-            return torch.ops.mkldnn._reorder_linear_weight(self.weight.flatten(1).contiguous())
-        shape = [1, self.weight.shape[1] * self.groups, *size]
-        return torch.ops.mkldnn._reorder_convolution_weight(self.weight.contiguous(), *self.geometry, shape)
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():  # the compiler lays out and fuses itself, and an export is to run anywhere
+            padding, stride, dilation, groups = self.geometry
+            y = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
+            return _ACTIVATIONS[self.act](y)
+        packed = self._packed_for(x)
+        return torch.ops.mkldnn._convolution_pointwise(x, packed, self.bias, *self.geometry, self.act, [], "")
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the packed weight, which can neither be copied nor saved."""
-        return self.__dict__ | {"packed": None}
+
+class PackedLinear(_Packed):
+    """A 1x1 convolution with bias, and an activation or an addition, in one pass; (B, H, W, C) in and out.
+
+    Args:
+        weight: (out, in), float32 or bfloat16.
+        bias: (out,), or none.
+        act: Activation of the result, if nothing is added.
+    """
+
+    @classmethod
+    def of(cls, conv: nn.Module, act: Activation = "none") -> PackedLinear:
+        """The same 1x1 convolution, with an activation that follows it or its own ReLU."""
+        assert isinstance(conv, nn.Conv2d)
+        return cls(conv.weight.flatten(1), conv.bias, "relu" if isinstance(conv, ConvReLU) else act)
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
-        if torch.compiler.is_compiling():  # the compiler lays out and fuses itself, and an export is to run anywhere
-            y = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, 1, self.groups)
-            y = y if add is None else y + add
-            return _ACTIVATIONS[self.act](y)
-        mkldnn, packed = torch.ops.mkldnn, self._packed_for(x)
-        if not self.pointwise:
-            return mkldnn._convolution_pointwise(x, packed, self.bias, *self.geometry, self.act, [], "")
-        x = _last(x)
+        if torch.compiler.is_compiling():
+            y = F.linear(x, self.weight, self.bias)
+            return _ACTIVATIONS[self.act](y) if add is None else y + add
+        mkldnn = torch.ops.mkldnn
+        if self.packed is None:
+            self.packed = mkldnn._reorder_linear_weight(self.weight.contiguous())
         if add is None:
-            return _first(mkldnn._linear_pointwise(x, packed, self.bias, self.act, [], ""))
-        return _first(mkldnn._linear_pointwise.binary(x, _last(add), packed, self.bias, "add"))
+            return mkldnn._linear_pointwise(x, self.packed, self.bias, self.act, [], "")
+        return mkldnn._linear_pointwise.binary(x, add, self.packed, self.bias, "add")
 
 
 class InferenceFFN(nn.Module):
@@ -104,10 +122,11 @@ class InferenceFFN(nn.Module):
 
     def __init__(self, ffn: FFN):
         super().__init__()
-        self.pw1, self.pw2 = PackedConv.of(ffn.pw1), PackedConv.of(ffn.pw2)
+        self.pw1, self.pw2 = PackedLinear.of(ffn.pw1), PackedLinear.of(ffn.pw2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.pw2(self.pw1(x), add=x)
+        x = _last(x)
+        return _first(self.pw2(self.pw1(x), add=x))
 
 
 class InferencePatchEmbed(nn.Sequential):
@@ -128,17 +147,17 @@ class InferencePatchMerging(nn.Module):
 
     def __init__(self, merging: PatchMerging):
         super().__init__()
-        self.expand, self.dw = PackedConv.of(merging.expand), PackedConv.of(merging.dw)
-        self.squeeze, self.excite = PackedConv.of(merging.se.fc1, "relu"), PackedConv.of(merging.se.fc2, "sigmoid")
-        self.project = PackedConv.of(merging.project)
+        self.expand, self.dw = PackedLinear.of(merging.expand), PackedConv.of(merging.dw)
+        self.squeeze, self.excite = PackedLinear.of(merging.se.fc1, "relu"), PackedLinear.of(merging.se.fc2, "sigmoid")
+        self.project = PackedLinear.of(merging.project)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.dw(self.expand(x))
-        return self.project(x * self.excite(self.squeeze(x.mean((2, 3), keepdim=True))))
+        x = _last(self.dw(_first(self.expand(_last(x)))))
+        return _first(self.project(x * self.excite(self.squeeze(x.mean((1, 2), keepdim=True)))))
 
 
 class InferenceSS2D(nn.Module):
-    """SS2D, times a scale.
+    """SS2D, times a scale; (B, H, W, C) in and out.
 
     Args:
         ss2d: The layer.
@@ -154,11 +173,12 @@ class InferenceSS2D(nn.Module):
         assert out.bias is not None
         dtype, scale = out.weight.dtype, scale.float().flatten()
         # Apart, as the halves of one result would have to be copied.
-        halves = zip(into.weight.chunk(2), into.bias.chunk(2), strict=True)
-        self.u_proj, self.gate_proj = (PackedConv(weight, bias) for weight, bias in halves)
-        self.conv = PackedConv.of(ss2d.conv, "swish")
-        self.x_proj = PackedConv(ss2d.x_proj_weight.flatten(0, 1)[:, :, None, None].to(dtype))
-        self.out_proj = PackedConv((out.weight * scale.view(-1, 1, 1, 1)).to(dtype), (out.bias * scale).to(dtype))
+        halves = zip(into.weight.flatten(1).chunk(2), into.bias.chunk(2), strict=True)
+        self.u_proj, self.gate_proj = (PackedLinear(weight, bias) for weight, bias in halves)
+        self.conv = PackedConv(ss2d.conv.weight, ss2d.conv.bias, groups=ss2d.conv.groups, act="swish")
+        self.x_proj = PackedLinear(ss2d.x_proj_weight.flatten(0, 1).to(dtype))
+        out_weight = out.weight.flatten(1) * scale.view(-1, 1)
+        self.out_proj = PackedLinear(out_weight.to(dtype), (out.bias * scale).to(dtype))
         self.dt_weight = _float(ss2d.dt_proj_weight.transpose(1, 2))
         self.A = -torch.exp(ss2d.A_log.float())
         self.D, self.dt_bias = _float(ss2d.D), _float(ss2d.dt_bias)
@@ -166,10 +186,9 @@ class InferenceSS2D(nn.Module):
         self.norm_eps = ss2d.out_norm.eps
 
     def forward(self, x: Tensor) -> Tensor:
-        u, gate = self.conv(self.u_proj(x)), self.gate_proj(x)
+        u, gate = _last(self.conv(_first(self.u_proj(x)))), self.gate_proj(x)
         weights = (self.dt_weight, self.A, self.D, self.dt_bias, self.norm_weight, self.norm_bias, self.norm_eps)
-        y = scan_norm_gate(_last(u), _last(self.x_proj(u)), _last(gate), *weights)
-        return self.out_proj(_first(y))
+        return self.out_proj(scan_norm_gate(u, self.x_proj(u), gate, *weights))
 
 
 class InferenceMRFFI(nn.Module):
@@ -195,12 +214,12 @@ class InferenceMRFFI(nn.Module):
                 conv, affine = (layer for layer in part.children() if isinstance(layer, nn.Conv2d))
                 kernel = conv.weight[:, 0].permute(1, 2, 0)
                 self.local_weights += map(_float, (kernel, conv.bias, affine.weight.flatten(), affine.bias))
-        self.proj = PackedConv.of(mrffi.proj)
+        self.proj = PackedLinear.of(mrffi.proj)
 
     def forward(self, x: Tensor) -> Tensor:
-        x_global = x[:, : self.global_dim].contiguous(memory_format=torch.channels_last)
-        mixed = mix_channels(_last(x), _last(self.ss2d(x_global)), self.wavelet_weight, self.local_weights)
-        return self.proj(_first(mixed), add=x)
+        x = _last(x)
+        mixed = self.ss2d(x[..., : self.global_dim].contiguous())
+        return _first(self.proj(mix_channels(x, mixed, self.wavelet_weight, self.local_weights), add=x))
 
 
 def replacement(layer: nn.Module) -> nn.Module | None:

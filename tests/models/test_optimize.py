@@ -10,11 +10,13 @@ import torch
 from torch import nn
 
 from mobilemamba.errors import BackendUnavailableError, ConfigError
-from mobilemamba.layers.inference import InferenceMRFFI, PackedConv
+from mobilemamba.layers.inference import InferenceMRFFI, PackedConv, PackedLinear
 from mobilemamba.models import VARIANTS, MobileMamba, fuse_norms, optimize_for_inference
 from mobilemamba.ops.native import library
 
 Build = Callable[..., MobileMamba]
+
+ACTIVATIONS = [("none", nn.Identity()), ("relu", nn.ReLU()), ("swish", nn.SiLU()), ("sigmoid", nn.Sigmoid())]
 
 pytestmark = pytest.mark.skipif(
     library.why_not() is not None or not torch.backends.mkldnn.is_available(),
@@ -127,18 +129,28 @@ def test_same_bits_on_every_run(trained: Build) -> None:
 
 
 @pytest.mark.parametrize(("kernel", "stride", "groups"), [(1, 1, 1), (3, 2, 1), (3, 1, 8), (5, 2, 8), (1, 2, 1)])
-@pytest.mark.parametrize(("act", "function"), [("none", nn.Identity()), ("relu", nn.ReLU()), ("swish", nn.SiLU())])
+@pytest.mark.parametrize(("act", "function"), ACTIVATIONS)
 def test_packed_convolution(kernel: int, stride: int, groups: int, act: Any, function: nn.Module) -> None:
     conv = nn.Conv2d(8, 16 if groups == 1 else 8, kernel, stride, kernel // 2, groups=groups)
     x = torch.randn(2, 8, 7, 9).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
-        torch.testing.assert_close(PackedConv.of(conv, act)(x), function(conv(x)), rtol=1e-5, atol=1e-5)
+        packed = PackedConv(conv.weight, conv.bias, stride, groups, act)
+        torch.testing.assert_close(packed(x), function(conv(x)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("act", "function"), ACTIVATIONS)
+def test_packed_linear(bias: bool, act: Any, function: nn.Module) -> None:
+    conv, x = nn.Conv2d(8, 16, 1, bias=bias), torch.randn(2, 7, 9, 8)
+    with torch.no_grad():
+        expected = function(conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+        torch.testing.assert_close(PackedLinear.of(conv, act)(x), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_packed_for_each_size_anew(kernel: int) -> None:
     conv = nn.Conv2d(8, 16, kernel, padding=kernel // 2)
-    packed = PackedConv.of(conv, "none")
+    packed = PackedConv.of(conv)
     with torch.no_grad():
         for size in [(7, 9), (48, 48), (7, 9), (1, 1)]:
             x = torch.randn(2, 8, *size).contiguous(memory_format=torch.channels_last)
@@ -171,9 +183,10 @@ def test_many_pictures_give_what_each_gives_alone(trained: Build) -> None:
 
 
 def test_packed_addition() -> None:
-    conv, x, other = nn.Conv2d(8, 16, 1), torch.randn(2, 8, 5, 5), torch.randn(2, 16, 5, 5)
+    conv, x, other = nn.Conv2d(8, 16, 1), torch.randn(2, 5, 5, 8), torch.randn(2, 5, 5, 16)
     with torch.no_grad():
-        torch.testing.assert_close(PackedConv.of(conv)(x, add=other), conv(x) + other, rtol=1e-5, atol=1e-5)
+        expected = nn.functional.linear(x, conv.weight.flatten(1), conv.bias) + other
+        torch.testing.assert_close(PackedLinear.of(conv)(x, add=other), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_copy_is_laid_out_too(tiny: Build) -> None:

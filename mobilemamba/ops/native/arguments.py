@@ -22,7 +22,8 @@ def kernel_dtype(dtype: torch.dtype) -> torch.dtype:
 def lay_out(x: Tensor, dtype: torch.dtype) -> Tensor:
     """x in a dtype that the kernels read, channels (last dimension) side by side, each element in its own place."""
     x = x.to(dtype)
-    return x if x.stride(-1) == 1 and not _overlaps(x) else x.contiguous()
+    as_it_is = x.is_contiguous() or (x.stride(-1) == 1 and not _overlaps(x))
+    return x if as_it_is else x.contiguous()
 
 
 def _overlaps(x: Tensor) -> bool:
