@@ -2,12 +2,12 @@
 
 Each is built from the norm-free layer that it stands for and computes the same, in channels-last memory; layers of the
 network keep their interface, (B, C, H, W) in and out. None has gradients. The convolutions are oneDNN's, as
-torch.compile calls them; the rest is this package's compiled kernels.
+torch.compile calls them, except small depthwise ones; the rest is this package's compiled kernels.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,12 +22,14 @@ from mobilemamba.layers.residual import Residual
 from mobilemamba.layers.ss2d import SS2D
 from mobilemamba.layers.wavelet_mamba import WaveletMamba
 from mobilemamba.ops.haar_conv import by_band
-from mobilemamba.ops.inference import mix_channels, scan_norm_gate
+from mobilemamba.ops.inference import Activation, depthwise_conv, mix_channels, scan_norm_gate
 
 #: Pictures that go through the patch embedding at a time, so that its large maps stay in the cache.
 _CHUNK = 8
 
-Activation = Literal["none", "relu", "swish", "sigmoid"]
+#: Numbers in a map up to which our depthwise convolution is done before oneDNN's, which takes longer to call.
+_SMALL = 2**16
+
 _ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "swish": F.silu, "sigmoid": torch.sigmoid}
 
 
@@ -62,6 +64,10 @@ class PackedConv(_Packed):
     ):
         super().__init__(weight, bias, act)
         self.geometry = ([weight.shape[-1] // 2] * 2, [stride] * 2, [1, 1], groups)
+        self.depthwise: tuple[Tensor, Tensor] | None = None
+        if groups == len(weight) and weight.shape[1] == stride == 1 and weight.shape[-1] % 2:
+            bias = weight.new_zeros(groups) if bias is None else bias
+            self.depthwise = _float(weight[:, 0].permute(1, 2, 0)), _float(bias)
 
     @classmethod
     def of(cls, conv: nn.Module) -> PackedConv:
@@ -86,6 +92,8 @@ class PackedConv(_Packed):
             padding, stride, dilation, groups = self.geometry
             y = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
             return _ACTIVATIONS[self.act](y)
+        if self.depthwise is not None and x.numel() <= _SMALL:
+            return _first(depthwise_conv(_last(x), *self.depthwise, self.act))
         packed = self._packed_for(x)
         return torch.ops.mkldnn._convolution_pointwise(x, packed, self.bias, *self.geometry, self.act, [], "")
 

@@ -8,6 +8,7 @@ global mixer.
 from __future__ import annotations
 
 import ctypes
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,23 +20,47 @@ from mobilemamba.ops.native.arguments import DTYPE_CODES, I64, POINTER, kernel_d
 from mobilemamba.ops.selective_scan.native import Scan
 
 
-class _LocalArgs(ctypes.Structure):
-    """``local_args`` of local_conv.c."""
+class _DepthwiseArgs(ctypes.Structure):
+    """``depthwise_args`` of depthwise.c."""
 
     _fields_ = [
-        *((name, I64) for name in ("batch", "height", "width", "channels", "kernel", "type", "threads")),
+        *((name, I64) for name in ("batch", "height", "width", "channels", "kernel", "type", "threads", "act")),
         *((name, POINTER) for name in ("x", "y")),
         *((name, I64 * 3) for name in ("x_stride", "y_stride")),
         *((name, POINTER) for name in ("weight", "bias", "scale", "shift")),
     ]
 
 
-def _local(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor) -> None:
-    args = _LocalArgs(*x.shape, weight.shape[0], DTYPE_CODES[x.dtype], torch.get_num_threads())
-    args.x, args.y, args.weight = x.data_ptr(), y.data_ptr(), weight.data_ptr()
+#: Activations as oneDNN names them.
+Activation = Literal["none", "relu", "swish", "sigmoid"]
+_ACTS = {"none": 0, "relu": 1, "swish": 2, "sigmoid": 3, "local": 4}  # ``activation`` of depthwise.c
+
+
+def _call_depthwise(act: str, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, *affine: Tensor) -> None:
+    args = _DepthwiseArgs(*x.shape, weight.shape[0], DTYPE_CODES[x.dtype], torch.get_num_threads(), _ACTS[act])
+    args.x, args.y, args.weight, args.bias = x.data_ptr(), y.data_ptr(), weight.data_ptr(), bias.data_ptr()
     args.x_stride[:], args.y_stride[:] = x.stride()[:3], y.stride()[:3]
-    args.bias, args.scale, args.shift = bias.data_ptr(), scale.data_ptr(), shift.data_ptr()
-    library.library().mobilemamba_local_conv(ctypes.byref(args))
+    if affine:
+        args.scale, args.shift = (number.data_ptr() for number in affine)
+    library.library().mobilemamba_depthwise(ctypes.byref(args))
+
+
+def depthwise_conv(x_BHWC: Tensor, weight_kkC: Tensor, bias: Tensor, act: Activation = "none") -> Tensor:
+    """A depthwise convolution of stride 1 with zeros around and an activation; not for graphs.
+
+    Args:
+        x_BHWC: float32 or bfloat16.
+        weight_kkC: float32, with an odd number of rows and columns.
+        bias: (C,) float32.
+        act: Activation of the result.
+
+    Returns:
+        (B, H, W, C), of x's dtype.
+    """
+    x = lay_out(x_BHWC, kernel_dtype(x_BHWC.dtype))
+    y = x.new_empty(x.shape)
+    _call_depthwise(act, x, y, weight_kkC, bias)
+    return y
 
 
 @torch.library.custom_op("mobilemamba::scan_norm_gate", mutates_args=())
@@ -110,7 +135,7 @@ def mix_channels(
         call_wavelet("mobilemamba_wavelet", x[..., :at], mixed, y[..., :at], wavelet_weight, relu=True)
     for i in range(0, len(local_weights), 4):
         part = slice(at, at + local_weights[i].shape[-1])
-        _local(x[..., part], y[..., part], *local_weights[i : i + 4])
+        _call_depthwise("local", x[..., part], y[..., part], *local_weights[i : i + 4])
         at = part.stop
     torch.clamp_min(x[..., at:], 0, out=y[..., at:])
     return y

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mobilemamba.errors import BackendUnavailableError, ConfigError
+from mobilemamba.layers import inference
 from mobilemamba.layers.inference import InferenceMRFFI, PackedConv, PackedLinear
 from mobilemamba.models import VARIANTS, MobileMamba, fuse_norms, optimize_for_inference
 from mobilemamba.ops.native import library
@@ -136,6 +137,20 @@ def test_packed_convolution(kernel: int, stride: int, groups: int, act: Any, fun
     with torch.no_grad():
         packed = PackedConv(conv.weight, conv.bias, stride, groups, act)
         torch.testing.assert_close(packed(x), function(conv(x)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("side", [9, 99])
+def test_small_and_large_depthwise_convolutions(bias: bool, side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is ours, the other oneDNN's."""
+    called = []
+    ours = inference.depthwise_conv
+    monkeypatch.setattr(inference, "depthwise_conv", lambda *args: called.append(args) or ours(*args))
+    conv = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=bias)
+    x = torch.randn(2, 8, side, side).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        torch.testing.assert_close(PackedConv.of(conv)(x), conv(x), rtol=1e-5, atol=1e-5)
+    assert bool(called) == (side == 9)
 
 
 @pytest.mark.parametrize("bias", [True, False])

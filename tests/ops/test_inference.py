@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mobilemamba.ops.inference import mix_channels, scan_norm_gate
+from mobilemamba.ops.inference import Activation, depthwise_conv, mix_channels, scan_norm_gate
 from mobilemamba.ops.scan_2d import selective_scan_2d
 from mobilemamba.ops.wavelet import dwt2d, idwt2d, wavelet_filters
 from tests.ops.scans import assert_near, needs_native, poisoned_memory, threads
@@ -230,11 +230,64 @@ def test_mix_channels_of_nothing() -> None:
         assert mix_channels(torch.randn(*shape, 40), torch.randn(*shape, 20), *parts).shape == (*shape, 40)
 
 
-# Both
+# The depthwise convolution
+
+
+ACTS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
+    "relu": torch.relu,
+    "swish": F.silu,
+    "sigmoid": torch.sigmoid,
+}
+
+
+def convolved(x_BHWC: Tensor, weight_kkC: Tensor, bias: Tensor, act: Activation) -> Tensor:
+    weight = weight_kkC.double().permute(2, 0, 1)[:, None]
+    x, padding = channels_first(x_BHWC.double()), weight.shape[-1] // 2
+    return channels_last(ACTS[act](F.conv2d(x, weight, bias.double(), padding=padding, groups=len(bias))))
+
+
+@DTYPES
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("kernel", [1, 3, 5, 7, 9])
+@pytest.mark.parametrize("channels", [5, 16, 41])
+def test_depthwise(size: tuple[int, int], kernel: int, channels: int, dtype: torch.dtype) -> None:
+    x, bias = torch.randn(2, *size, channels).to(dtype), torch.randn(channels)
+    weight = torch.randn(kernel, kernel, channels)
+    for act in ACTS:
+        with poisoned_memory():
+            y = depthwise_conv(x, weight, bias, act)
+        assert y.dtype == dtype
+        assert_near(y, convolved(x, weight, bias, act), tolerance(dtype))
+
+
+@DTYPES
+@ARRANGEMENTS
+def test_depthwise_of_any_strides(arrange: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
+    x, weight, bias = arrange(torch.randn(2, 5, 6, 40).to(dtype)), torch.randn(3, 3, 40), torch.randn(40)
+    assert_near(depthwise_conv(x, weight, bias), convolved(x, weight, bias, "none"), tolerance(dtype))
+
+
+def test_depthwise_lets_nan_through() -> None:
+    x = torch.zeros(1, 4, 4, 20)
+    x[0, 0, 0] = torch.nan
+    for act in ACTS:
+        y = depthwise_conv(x, torch.ones(3, 3, 20), torch.zeros(20), act)
+        assert y[0, :2, :2].isnan().all()
+        assert y[0, 2:].isfinite().all()
+        assert y[0, :, 2:].isfinite().all()
+
+
+def test_depthwise_of_nothing() -> None:
+    for shape in ((0, 4, 5, 20), (2, 0, 5, 20)):
+        assert depthwise_conv(torch.randn(shape), torch.randn(3, 3, 20), torch.randn(20)).shape == shape
+
+
+# All of them
 
 
 def calls(dtype: torch.dtype) -> list[tuple[Callable[..., Tensor], tuple]]:
-    """Each operator with arguments whose work several threads share."""
+    """Each operator of a graph, with arguments whose work several threads share."""
     x = torch.randn(3, 9, 7, 70).to(dtype)
     return [
         (scan_norm_gate, (*make_scan(4, 70, 2, 3, (9, 7), dtype), 1e-5)),
@@ -242,9 +295,14 @@ def calls(dtype: torch.dtype) -> list[tuple[Callable[..., Tensor], tuple]]:
     ]
 
 
+def depthwise_call(dtype: torch.dtype) -> tuple[Callable[..., Tensor], tuple]:
+    """It is no operator of a graph."""
+    return depthwise_conv, (torch.randn(3, 9, 7, 70).to(dtype), torch.randn(3, 3, 70), torch.randn(70))
+
+
 @DTYPES
 def test_same_bits_in_every_run_and_for_any_number_of_threads(dtype: torch.dtype) -> None:
-    for operator, arguments in calls(dtype):
+    for operator, arguments in [*calls(dtype), depthwise_call(dtype)]:
         results = []
         for number in (1, 1, 2, 3, 3):
             with threads(number):
@@ -254,7 +312,7 @@ def test_same_bits_in_every_run_and_for_any_number_of_threads(dtype: torch.dtype
 
 @DTYPES
 def test_arguments_are_left_as_they_were(dtype: torch.dtype) -> None:
-    for operator, arguments in calls(dtype):
+    for operator, arguments in [*calls(dtype), depthwise_call(dtype)]:
         tensors = [x for x in arguments if isinstance(x, Tensor)]
         before = [x.clone() for x in tensors]
         operator(*arguments)

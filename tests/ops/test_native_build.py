@@ -20,7 +20,7 @@ from tests.ops.scans import needs_native
 
 COMPILER = next((c for c in map(shutil.which, ("cc", "gcc", "clang")) if c), None)
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="there is no C compiler (cc, gcc or clang)")
-FUNCTIONS = ("scan_forward", "scan_backward", "scan_scratch", "local_conv", "wavelet")
+FUNCTIONS = ("scan_forward", "scan_backward", "scan_scratch", "depthwise", "wavelet")
 
 # Notes how it was called, in place of the library; "$last" is the argument after -o.
 FAKE_COMPILER = """#!/bin/sh
@@ -227,7 +227,8 @@ library.LIBRARY = Path({str(compiled)!r})
 
 # torch.compile and opcheck have nothing to do with the compiled code, and take long.
 KERNEL_TESTS = (
-    "(native or scan_norm_gate or mix_channels or batch_norm or bits) and not opcheck and not compile and not export"
+    "(native or scan_norm_gate or mix_channels or depthwise or batch_norm or bits) "
+    "and not opcheck and not compile and not export"
 )
 
 

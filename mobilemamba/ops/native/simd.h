@@ -128,9 +128,11 @@ INLINE vec softplus(vec z, vec *derivative) {
     return select_vec(z > 0.0f, z, splat(0.0f)) + log1p_unit(e);
 }
 
-INLINE vec silu(vec x) {
+INLINE vec sigmoid(vec x) {
     vec e = exp_vec(select_vec(x > 0.0f, -x, x));
-    return x * (select_vec(x > 0.0f, splat(1.0f), e) / (e + 1.0f));
+    return select_vec(x > 0.0f, splat(1.0f), e) / (e + 1.0f);
 }
+
+INLINE vec silu(vec x) { return x * sigmoid(x); }
 
 #endif

@@ -1,0 +1,85 @@
+/* A depthwise convolution of channels-last maps, of stride 1: act(x * w + bias).
+ *
+ * Input and output may be slices of the channels of wider maps. */
+#include "simd.h"
+
+#define TILE 3 /* neighbouring columns whose sums are taken together: maps are often 3, 6 or 12 wide */
+
+typedef enum {
+    NONE = 0,
+    RELU = 1,
+    SWISH = 2,
+    SIGMOID = 3,
+    LOCAL = 4 /* the local part of MRFFI: relu(scale * relu(.) + shift) */
+} activation;
+
+typedef struct {
+    int64_t batch, height, width, channels, kernel; /* odd; the padding is kernel / 2 */
+    int64_t type, threads, act;
+    const void *x;
+    void *y;
+    int64_t x_stride[3], y_stride[3];  /* elements: picture, row, column */
+    const float *weight;               /* (kernel, kernel, C) */
+    const float *bias, *scale, *shift; /* (C); the last two for LOCAL only */
+} depthwise_args;
+
+static const float zeros[LANES]; /* around the map: read instead of a branch that would keep weights out of registers */
+
+INLINE vec activate(const depthwise_args *a, vec x, int64_t c, int64_t n) {
+    if (a->act == NONE) return x;
+    if (a->act == SWISH) return silu(x);
+    if (a->act == SIGMOID) return sigmoid(x);
+    x = max_vec(x, splat(0));
+    if (a->act == RELU) return x;
+    return max_vec(x * load(a->scale, c, FLOAT32, n) + load(a->shift, c, FLOAT32, n), splat(0));
+}
+
+INLINE void row_of(const depthwise_args *a, dtype type, const int64_t kernel, int64_t b, int64_t row, block at,
+                   const int64_t n) {
+    int64_t c = at.start, top = row - kernel / 2;
+    int64_t first = top < 0 ? -top : 0, last = smaller(kernel, a->height - top);
+    for (int64_t column = 0; column < a->width; column += TILE) {
+        int64_t left = column - kernel / 2;
+        vec sums[TILE];
+        for (int64_t j = 0; j < TILE; j++) sums[j] = load(a->bias, c, FLOAT32, n);
+        for (int64_t y = first; y < last; y++) {
+            const float *weight = a->weight + y * kernel * a->channels;
+            int64_t from = b * a->x_stride[0] + (top + y) * a->x_stride[1] + left * a->x_stride[2] + c;
+            for (int64_t x = 0; x < kernel + TILE - 1; x++) {
+                int inside = left + x >= 0 && left + x < a->width;
+                vec input = load(inside ? a->x : zeros, inside ? from + x * a->x_stride[2] : 0, type, n);
+                for (int64_t j = 0; j < TILE; j++)
+                    if (x - j >= 0 && x - j < kernel)
+                        sums[j] += load(weight, (x - j) * a->channels + c, FLOAT32, n) * input;
+            }
+        }
+        int64_t to = b * a->y_stride[0] + row * a->y_stride[1] + column * a->y_stride[2] + c;
+        for (int64_t j = 0; j < TILE; j++)
+            if (column + j < a->width)
+                store(a->y, to + j * a->y_stride[2], type, at.skip, n, activate(a, sums[j], c, n));
+    }
+}
+
+/* Constant kernel sizes and widths where that is common: the compiler then unrolls the loops over them. */
+CLONED static void row_task(const depthwise_args *a, int64_t task) {
+    int64_t blocks = blocks_of(a->channels), rows = task / blocks;
+    int64_t b = rows / a->height, row = rows % a->height;
+    block at = block_at(a->channels, task % blocks);
+#define ROW(type)                                                   \
+    if (at.n < LANES) row_of(a, type, a->kernel, b, row, at, at.n); \
+    else if (a->kernel == 3) row_of(a, type, 3, b, row, at, LANES); \
+    else if (a->kernel == 5) row_of(a, type, 5, b, row, at, LANES); \
+    else if (a->kernel == 7) row_of(a, type, 7, b, row, at, LANES); \
+    else row_of(a, type, a->kernel, b, row, at, LANES)
+    if (a->type == FLOAT32) {
+        ROW(FLOAT32);
+    } else {
+        ROW(BFLOAT16);
+    }
+}
+
+void mobilemamba_depthwise(const depthwise_args *a) {
+    int64_t tasks = a->batch * a->height * blocks_of(a->channels);
+#pragma omp parallel for schedule(static) num_threads((int)a->threads)
+    for (int64_t task = 0; task < tasks; task++) row_task(a, task);
+}
