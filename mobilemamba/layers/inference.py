@@ -34,7 +34,7 @@ _ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "swish": F.silu, "sigmoid":
 
 
 class _Packed(nn.Module):
-    """A weight that oneDNN lays out when it first meets a map, a bias and an activation; for ``Args`` see below."""
+    """What both kinds of convolution hold; the packed weight is the weight as oneDNN lays it out, made at first use."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, act: Activation = "none"):
         super().__init__()

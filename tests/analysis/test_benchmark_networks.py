@@ -120,7 +120,7 @@ def test_an_exported_network_gives_the_same():
 
 
 def test_compiled_networks_of_one_class_do_not_use_up_each_other_s_cache(monkeypatch):
-    """Whatever makes code of the graphs, so the quickest does."""
+    """The cache holds what was traced; the eager backend spares compiling it."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     counters = torch._dynamo.utils.counters
     counters.clear()
