@@ -138,15 +138,21 @@ def test_json_is_read_back(records, tmp_path: Path):
     assert [Record(**row) for row in json.loads((tmp_path / "out.json").read_text())] == records
 
 
-def test_the_plot_is_a_picture_of_its_size_with_its_labels(records, tmp_path: Path, monkeypatch):
-    figures = []
+@pytest.fixture
+def figures(monkeypatch):
+    """Those that are drawn."""
+    drawn = []
 
     class Remembered(plotting.Figure):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
-            figures.append(self)
+            drawn.append(self)
 
     monkeypatch.setattr(plotting, "Figure", Remembered)
+    return drawn
+
+
+def test_the_plot_is_a_picture_of_its_size_with_its_labels(records, tmp_path: Path, figures):
     batch_1 = [replace(r, batch=1) for r in records]
     plot([*records, *batch_1, record("resnet18", 50.0)], tmp_path / "out.png")
     assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
@@ -162,6 +168,28 @@ def test_the_plot_is_a_picture_of_its_size_with_its_labels(records, tmp_path: Pa
         assert axis.get_xlabel() == "throughput (img/s, log scale), a processor, 2 threads"
         ours = next(line for line in axis.get_lines() if line.get_label() == "MobileMamba")
         assert list(zip(ours.get_xdata(), ours.get_ydata(), strict=True)) == [(250, 73.6), (90, 78.0), (10, 82.5)]
+
+
+def test_one_legend_outside_of_the_panels(records, tmp_path: Path, figures):
+    plot([*records, *(replace(r, batch=1) for r in records)], tmp_path / "out.png")
+    (legend,) = figures[0].legends
+    assert sorted(text.get_text() for text in legend.get_texts()) == ["EfficientViT", "MobileMamba"]
+    box = legend.get_window_extent()
+    for axis in figures[0].axes:
+        assert axis.get_legend() is None
+        assert not box.overlaps(axis.get_window_extent())
+
+
+@pytest.mark.parametrize("speeds", [(82, 103), (10, 11), (90, 200), (10, 600)])
+def test_the_axis_has_several_numbers_whatever_it_spans(speeds: tuple[float, float], tmp_path: Path, figures):
+    models = ("mobilemamba_t2", "efficientvit_m2")
+    plot(
+        [record(model, speed, 70.0 + speed / 100) for model, speed in zip(models, speeds, strict=True)],
+        tmp_path / "o.png",
+    )
+    (axis,) = figures[0].axes
+    low, high = axis.get_xlim()
+    assert sum(low <= tick <= high for tick in axis.get_xticks()) >= 3
 
 
 def test_nothing_to_plot(tmp_path: Path):

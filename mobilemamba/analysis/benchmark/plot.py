@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from mobilemamba.analysis.benchmark.comparison import Conditions, grouped
 from mobilemamba.analysis.benchmark.paper import family
@@ -54,6 +54,10 @@ def plot(records: list[Record], path: Path) -> None:
         _panel(axis, shared, group, colours)
     for axis in list(axes.flat)[len(groups) :]:
         axis.remove()
+    lines = {str(line.get_label()): line for axis in figure.axes for line in axis.lines}
+    figure.legend(
+        list(lines.values()), list(lines), frameon=False, loc="outside lower center", ncols=min(len(lines), 5)
+    )
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         figure.savefig(temporary, format="png")
@@ -71,9 +75,6 @@ def _panel(axis: Any, shared: Conditions, group: list[Record], colours: dict[str
         ylabel="published ImageNet-1k top-1 (%)",
         title=f"batch {batch}, {dtype}, {mode}{', training' if train else ''}{place}",
     )
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.xaxis.set_minor_formatter(NullFormatter())
     axis.margins(0.18, 0.12)
     axis.grid(alpha=0.3)
     lines = []
@@ -83,7 +84,10 @@ def _panel(axis: Any, shared: Conditions, group: list[Record], colours: dict[str
         style = {"marker": "o" if name == "mobilemamba" else "s", "markersize": 6, "linewidth": 1.8}
         axis.plot(*zip(*points, strict=True), color=colours[name], label=_NAMES.get(name, name), **style)
         lines.append((points, [short_label(record) for record in own], colours[name]))
-    axis.legend(frameon=False, loc="lower left")
+    slowest, fastest = axis.get_xlim()
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if fastest > 5 * slowest else MaxNLocator(5))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.xaxis.set_minor_locator(NullLocator())
     axis.figure.canvas.draw()  # fixes the scales, by which labels are kept apart
     drawn = [dot for points, _, _ in lines for dot in _dots(axis.transData.transform(points))]
     for points, labels, colour in lines:
