@@ -40,12 +40,12 @@ def expand_options(args: list[str]) -> list[str]:
         value = value if equals else next(rest, "")
         if name == "--weights":
             expanded += _weights(value, args)
-        elif name == "--model" and value.islower() and "." not in value:  # a class has capitals or a path
+        elif name == "--model" and not _may_be_class(value):
             check_model_name(value)
             expanded += ["--model.name", value]
         elif name == "--data" and Path(value).is_dir():
             expanded += ["--data", "ImageNet" if holds_imagenet(value) else "ImageFolder", "--data.root", value]
-        elif name == "--data" and "/" in value:
+        elif name == "--data" and ("/" in value or not _may_be_class(value)):
             raise ConfigError(
                 f"--data {value}: no such folder; give a folder of pictures, or FashionMNISTSample, ImageFolder or "
                 "ImageNet"
@@ -53,6 +53,11 @@ def expand_options(args: list[str]) -> list[str]:
         else:
             expanded += [name, value]
     return expanded
+
+
+def _may_be_class(value: str) -> bool:
+    """Whether it has capitals or dots, as classes and their import paths do."""
+    return "." in value or not value.islower()
 
 
 def _weights(path: str, args: list[str]) -> list[str]:

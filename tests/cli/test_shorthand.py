@@ -59,9 +59,10 @@ def test_data_by_its_folder(pictures: Path, tmp_path: Path) -> None:
     assert expand_options(["--data", imagenet]) == ["--data", "ImageNet", "--data.root", imagenet]
 
 
-def test_a_folder_that_is_not_there() -> None:
-    with pytest.raises(ConfigError, match=r"--data no/where: no such folder; .*ImageFolder or ImageNet"):
-        expand_options(["--data", "no/where"])
+@pytest.mark.parametrize("folder", ["no/where", "No/where", "nowhere"])
+def test_a_folder_that_is_not_there(folder: str) -> None:
+    with pytest.raises(ConfigError, match=rf"--data {folder}: no such folder; .*ImageFolder or ImageNet"):
+        expand_options(["--data", folder])
 
 
 def test_weights_say_what_they_are_of(weights: Path) -> None:
