@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from mobilemamba.analysis import complexity
+from mobilemamba.analysis.resident import forget_peak, peak_resident_bytes
 from mobilemamba.analysis.throughput import measure_throughput
 from mobilemamba.models import MobileMamba, fuse_norms
 
@@ -61,19 +61,17 @@ def reset_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak resident set size
+        forget_peak()
 
 
 def peak_memory_gib(device: torch.device) -> tuple[float | None, str]:
     """Peak memory in GiB and what it is the peak of: the tensors on a GPU, or else this whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30, "tensors on one GPU"
-    try:
-        import resource
-    except ImportError:  # Windows
+    peak = peak_resident_bytes()
+    if peak is None:
         return None, "unknown on this system"
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes on macOS, KiB on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, "resident memory of the training process"
+    return peak / 2**30, "resident memory of the training process"
 
 
 def git_revision() -> str | None:

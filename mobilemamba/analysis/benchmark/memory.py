@@ -20,7 +20,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,9 +27,7 @@ import torch
 from mobilemamba.allocator import has_choice, return_freed_memory
 from mobilemamba.analysis.benchmark.cases import Case
 from mobilemamba.analysis.benchmark.workload import Workload, Workshop, silently
-
-_STATUS = Path("/proc/self/status")
-_FORGET_PEAK = Path("/proc/self/clear_refs")
+from mobilemamba.analysis.resident import can_forget_peak, forget_peak, peak_resident_bytes, resident_bytes
 
 
 class TooLargeError(RuntimeError):
@@ -39,7 +36,7 @@ class TooLargeError(RuntimeError):
 
 def can_measure_cpu() -> bool:
     """Whether this operating system tells a process its highest resident size, and forgets it when asked."""
-    return _FORGET_PEAK.exists() and _STATUS.exists() and has_choice()
+    return can_forget_peak() and has_choice()
 
 
 class CpuMeter:
@@ -125,15 +122,12 @@ def _cpu_peak(case: Case, layout: str) -> int:
     for _ in range(2):  # the second step of AdamW is the first with its state in place
         silently(workload.run)
     gc.collect()
-    before = _resident("VmRSS")
-    _FORGET_PEAK.write_text("5")
+    before = resident_bytes()
+    forget_peak()
     workload.run()
-    return workload.held_bytes + _resident("VmHWM") - before
-
-
-def _resident(field: str) -> int:
-    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
-    return int(line.split()[1]) * 1024
+    peak = peak_resident_bytes()
+    assert peak is not None
+    return workload.held_bytes + peak - before
 
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
