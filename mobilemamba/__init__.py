@@ -5,14 +5,14 @@ Importing the package registers ``mobilemamba_{t2,t4,s6,b1,b2,b4}`` with timm an
 
 from mobilemamba.allocator import keep_freed_memory
 from mobilemamba.models import MobileMamba, MobileMambaConfig, fuse_norms, load_weights, optimize_for_inference
+from mobilemamba.version import __version__
 
 __all__ = [
     "MobileMamba",
     "MobileMambaConfig",
+    "__version__",
     "fuse_norms",
     "keep_freed_memory",
     "load_weights",
     "optimize_for_inference",
 ]
-
-__version__ = "0.1.0"

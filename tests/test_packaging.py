@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from mobilemamba.version import __version__
+
 
 @pytest.fixture(scope="module")
 def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
@@ -32,14 +34,15 @@ def test_wheel_holds_every_module_and_nothing_else(root: Path, wheel: zipfile.Zi
     modules = {file.relative_to(root).as_posix() for file in (root / "mobilemamba").rglob("*.py")}
     packed = set(wheel.namelist())
     assert modules <= packed
-    assert {name.split("/")[0] for name in packed} == {"mobilemamba", "mobilemamba-0.1.0.dist-info"}
+    assert {name.split("/")[0] for name in packed} == {"mobilemamba", f"mobilemamba-{__version__}.dist-info"}
 
 
 @pytest.mark.slow  # it compiles the kernels
 def test_wheel_metadata(wheel: zipfile.ZipFile) -> None:
-    metadata = wheel.read("mobilemamba-0.1.0.dist-info/METADATA").decode()
+    metadata = wheel.read(f"mobilemamba-{__version__}.dist-info/METADATA").decode()
     assert "License-Expression: MIT" in metadata
-    assert "mobilemamba = mobilemamba.cli:run" in wheel.read("mobilemamba-0.1.0.dist-info/entry_points.txt").decode()
+    scripts = wheel.read(f"mobilemamba-{__version__}.dist-info/entry_points.txt").decode()
+    assert "mobilemamba = mobilemamba.cli:run" in scripts
 
 
 def test_every_lower_bound_says_why(root: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import platform
-from importlib.metadata import version
 from pathlib import Path
 
+import timm
 import torch
+
+from mobilemamba.version import __version__
 
 
 def device_name(device: torch.device | str) -> str:
@@ -41,8 +43,7 @@ def rounds_to_tf32(device: torch.device | str) -> tuple[bool, bool]:
 
 def versions() -> str:
     """Versions of what a measurement depends on, in words."""
-    found = {name: version(name) for name in ("mobilemamba", "torch", "timm")}
-    found["torch"] = torch.__version__  # with the build, which the package's metadata leaves out
+    found = {"mobilemamba": __version__, "torch": torch.__version__, "timm": timm.__version__}
     if torch.version.cuda:
         found["CUDA"] = torch.version.cuda
     found["Python"] = platform.python_version()

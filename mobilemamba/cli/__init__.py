@@ -9,7 +9,6 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
-from importlib.metadata import version
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from mobilemamba.cli.parser import ToolParser, switches
 from mobilemamba.errors import ConfigError, MobileMambaError
 from mobilemamba.messages import user_error
 from mobilemamba.sweep import Row
+from mobilemamba.version import __version__
 
 __all__ = ["MobileMambaCLI", "main", "plan", "run"]
 
@@ -70,7 +70,7 @@ def main(args: list[str] | None = None) -> LightningCLI | None:
         with contextlib.ExitStack() as resources:
             return MobileMambaCLI(args, resources)
     if command == "--version":
-        sys.stdout.write(f"mobilemamba {version('mobilemamba')}" + "\n")
+        sys.stdout.write(f"mobilemamba {__version__}\n")
         return None
     tools = _tools()
     if command in ("-h", "--help"):

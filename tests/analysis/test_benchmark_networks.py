@@ -15,6 +15,7 @@ from mobilemamba.analysis.benchmark.memory import TooLargeError, can_measure_cpu
 from mobilemamba.analysis.benchmark.networks import measure
 from mobilemamba.analysis.benchmark.workload import Workshop, create
 from mobilemamba.analysis.rounds import Timings
+from mobilemamba.version import __version__
 
 TINY = Case("test_efficientnet", 64, 2, layout="contiguous")
 
@@ -50,7 +51,7 @@ def test_rates_and_the_share_of_the_ceiling(small_products, clockwork):
     assert found.ceiling_gmacs_per_second == pytest.approx(16**3 / 2 / 1e9)
     assert found.ceiling_fraction == pytest.approx((macs * 2 / 0.004) / (16**3 / 2))
     assert (found.rounds, found.calls_per_round, found.threads) == (3, 1, torch.get_num_threads())
-    assert f"torch {torch.__version__}" in found.versions
+    assert found.versions.startswith(f"mobilemamba {__version__}, torch {torch.__version__}, ")
 
 
 def test_training_counts_three_forward_passes(small_products, clockwork):
