@@ -52,6 +52,11 @@ def time_calls(run: Callable[[], object], calls: int, device: torch.device) -> f
     return time.perf_counter() - start
 
 
+def clock_of(run: Callable[[], object], device: torch.device | str) -> Clock:
+    """Times calls of a function on a device."""
+    return lambda calls: time_calls(run, calls, torch.device(device))
+
+
 def synchronize(device: torch.device) -> None:
     """Waits for what is queued on a device."""
     if device.type == "cuda":

@@ -18,7 +18,7 @@ from mobilemamba.analysis.benchmark.records import Record
 from mobilemamba.analysis.benchmark.workload import Workload, Workshop, create, silently
 from mobilemamba.analysis.complexity import complexity
 from mobilemamba.analysis.machine import device_name, rounds_to_tf32, versions
-from mobilemamba.analysis.rounds import Clock, Timings, interleave, time_calls
+from mobilemamba.analysis.rounds import Clock, Timings, clock_of, interleave
 from mobilemamba.ops.selective_scan import resolve_backend
 
 #: What is being done, how much of it is done, and how much there is.
@@ -90,11 +90,6 @@ def measure(
         _record(c, timings.get(number), ceilings.get((c.case.device, c.case.dtype)), rounds)
         for number, c in enumerate(candidates)
     ]
-
-
-def clock_of(run: Callable[[], object], device: str) -> Clock:
-    """Times calls of a function on a device."""
-    return lambda calls: time_calls(run, calls, torch.device(device))
 
 
 def counting(progress: Progress, clocks: int, rounds: int) -> Callable[[], None]:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from mobilemamba.analysis.benchmark.cases import DTYPES, Case, own_size
 from mobilemamba.analysis.benchmark.ceilings import matrix_product, memory_copy
 from mobilemamba.analysis.benchmark.memory import describe
-from mobilemamba.analysis.benchmark.networks import Progress, clock_of, counting, latency
+from mobilemamba.analysis.benchmark.networks import Progress, counting, latency
 from mobilemamba.analysis.benchmark.workload import create, silently
 from mobilemamba.analysis.machine import device_name, versions
-from mobilemamba.analysis.rounds import Clock, interleave
+from mobilemamba.analysis.rounds import Clock, clock_of, interleave
 from mobilemamba.errors import BackendUnavailableError, ConfigError
 from mobilemamba.layers.ss2d import SS2D
 from mobilemamba.models import VARIANTS
