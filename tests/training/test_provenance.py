@@ -41,6 +41,19 @@ def test_peak_memory_of_the_training_process():
     assert what == "resident memory of the training process"
 
 
+def test_the_peak_is_forgotten_where_the_system_can(monkeypatch):
+    forgotten = []
+    monkeypatch.setattr(provenance, "forget_peak", lambda: forgotten.append(True))
+    provenance.reset_peak_memory(torch.device("cpu"))
+    assert forgotten == [True]
+
+    def cannot():
+        raise PermissionError
+
+    monkeypatch.setattr(provenance, "forget_peak", cannot)
+    provenance.reset_peak_memory(torch.device("cpu"))
+
+
 def test_git_revision_is_the_package_s_own(tmp_path, monkeypatch):
     def git(*arguments):
         subprocess.run(["git", "-C", str(tmp_path), *arguments], check=True, capture_output=True)
