@@ -4,27 +4,62 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 
-def write_text_atomic(path: str | Path, text: str) -> None:
-    """Writes UTF-8 text so that ``path`` holds either its old content or all of the new one, also after a kill.
+def write_atomic(path: str | Path, content: bytes | memoryview, before: Callable[[], object] | None = None) -> None:
+    """Writes a file so that ``path`` holds either its old content or all of the new one, also after a kill.
 
-    The text goes to a temporary file in the same folder (a rename is atomic only within one file system), reaches the
-    disk, and then takes the place of ``path``.
+    The content goes to a temporary file in the same folder (a rename is atomic only within one file system), reaches
+    the disk, and then takes the place of ``path``.
+
+    Args:
+        path: The file.
+        content: Of the file.
+        before: Called when all is on the disk, before the name changes.
 
     Raises:
-        OSError: If the folder is missing or cannot be written, or the disk is full; ``path`` is then as it was.
+        OSError: If the folder is missing or cannot be written, or the disk is full; it names ``path``, which is then as
+            it was.
     """
     path = Path(path)
     # Not the tempfile module: its files are readable by their owner alone, and a rename keeps that.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if before is not None:
+            before()
         temporary.replace(path)
-    except BaseException:
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None  # a full disk's names no file
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
+
+
+def write_text_atomic(path: str | Path, text: str) -> None:
+    """:func:`write_atomic` of UTF-8 text.
+
+    Raises:
+        OSError: As there.
+    """
+    write_atomic(path, text.encode())
+
+
+def link_atomic(source: Path, target: Path) -> None:
+    """Lets ``target`` be another name of the file ``source``, in place of what it was; a copy where links are unknown.
+
+    Raises:
+        OSError: If the folder cannot be written; ``target`` is then as it was.
+    """
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        os.link(source, temporary)
+        temporary.replace(target)
+    except OSError:
+        write_atomic(target, source.read_bytes())  # no hard links on this file system
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from mobilemamba.files import write_text_atomic
+from mobilemamba.files import link_atomic, write_atomic, write_text_atomic
 
 
 def test_writes_utf8_and_replaces(tmp_path):
@@ -15,10 +15,14 @@ def test_writes_utf8_and_replaces(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
 
 
-def test_others_may_read_it_as_they_may_any_new_file(tmp_path):
-    (tmp_path / "plain").write_text("")
-    write_text_atomic(tmp_path / "atomic", "")
-    assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_others_may_read_it_as_they_may_any_new_file(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        write_text_atomic(tmp_path / "atomic", "")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "atomic").stat().st_mode & 0o777 == mode
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
@@ -30,8 +34,9 @@ def test_failure_keeps_the_old_content_and_leaves_nothing_behind(tmp_path, monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, step, full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match="No space") as caught:
         write_text_atomic(path, "new")
+    assert (caught.value.errno, caught.value.filename) == (28, str(path))
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
 
@@ -44,3 +49,19 @@ def test_the_content_is_on_disk_before_the_name_changes(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", lambda *names: (seen.append("replace"), replace(*names)))
     write_text_atomic(path, "x")
     assert seen == ["fsync", "replace"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_second_name_keeps_the_content_when_the_first_gets_another(tmp_path, monkeypatch, links):
+    if not links:
+
+        def no_links(*_):
+            raise PermissionError(1, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", no_links)
+    path, former = tmp_path / "last", tmp_path / "previous"
+    path.write_text("one")
+    former.write_text("none")
+    write_atomic(path, b"two", before=lambda: link_atomic(path, former))
+    assert (path.read_text(), former.read_text()) == ("two", "one")
+    assert len(list(tmp_path.iterdir())) == 2

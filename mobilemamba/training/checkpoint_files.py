@@ -1,0 +1,42 @@
+"""The checkpoints in a run's folder, and which of them a training can go on from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mobilemamba.errors import WeightsError
+from mobilemamba.models.weights_file import read_checkpoint
+
+#: Below a run's folder, and the files in it: the weights of the best validation, the newest state of the training, and
+#: the state before that one, for the case that the newest cannot be read.
+FOLDER = "checkpoints"
+BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
+#: Under which a checkpoint says when it was written, in seconds since 1970: a copy of the folder has other dates.
+SAVED_AT = "saved_at"
+
+
+def checkpoints_newest_first(run_dir: Path) -> list[Path]:
+    """Every checkpoint of a run's folder that a training can go on from, whoever wrote it.
+
+    Those of weights alone are left out. A file that cannot be read stands where its date puts it: whoever goes on from
+    the first of them that can be read knows of the newer ones that could not.
+
+    Args:
+        run_dir: The folder that holds ``checkpoints/``.
+    """
+    paths = sorted((run_dir / FOLDER).rglob("*.ckpt"), key=lambda path: (not path.is_symlink(), path))
+    by_file = {path.resolve(): path for path in paths if path.name != BEST}  # not by its other name, a link
+    written = {path: when for path in by_file.values() if (when := _written(path)) is not None}
+    return sorted(written, key=written.__getitem__, reverse=True)
+
+
+def _written(path: Path) -> float | None:
+    """When a checkpoint was written, in seconds since 1970; None if it is of weights alone, or gone by now."""
+    try:
+        when = path.stat().st_mtime
+        content = read_checkpoint(path, mmap=True)
+    except FileNotFoundError:
+        return None
+    except (OSError, WeightsError):
+        return when
+    return content.get(SAVED_AT, when) if "optimizer_states" in content else None
