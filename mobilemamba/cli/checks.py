@@ -23,6 +23,8 @@ def check_checkpoint(subcommand: str, config: Any) -> None:
     if path in ("last", "best", "hpc"):
         if subcommand != "fit":
             raise ConfigError(f"ckpt_path={path} is for fit, which knows its run's folder; give {subcommand} a file")
+        if path != "last":
+            raise ConfigError(f"ckpt_path={path}: a training goes on from its last checkpoint; give last, or a file")
     elif path is not None:
         if not _elsewhere(path) and not Path(path).exists():
             raise ConfigError(f"ckpt_path={path}: no such file; give one of a run's folder checkpoints")

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,14 +17,17 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from mobilemamba.cli.checks import check_checkpoint, check_classes
 from mobilemamba.cli.parser import Parser, given_settings, plain
 from mobilemamba.cli.report import print_accuracies
+from mobilemamba.cli.resume import check_fits
+from mobilemamba.cli.run_folder import go_on, holds_run, runs_named, start_anew, start_from_file
 from mobilemamba.cli.shorthand import expand_options, fill_preprocessing
 from mobilemamba.data import ImageDataModule
 from mobilemamba.errors import ConfigError
+from mobilemamba.files import write_text_atomic
 from mobilemamba.messages import user_error
 from mobilemamba.sweep import Config, Row, Sweep, SweepRunner, expand
 from mobilemamba.training.callbacks import ExportBest, RunResults, SkipNonFinite, StepSeed
@@ -33,12 +37,23 @@ LOCK_SECONDS = 5.0
 
 
 class SaveFitConfig(SaveConfigCallback):
-    """Saves the configuration of trainings alone: a ``validate`` must not overwrite what a run was trained with."""
+    """Writes ``config.yaml`` into the run folder once the training starts.
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Saves before ``fit``."""
-        if stage == "fit":
-            super().setup(trainer, pl_module, stage)
+    Not before, as a resume may fail until then and must leave the run as it was; and not for a ``validate``.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None: ...
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves."""
+        if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
+            return
+        config = self.config.clone()
+        config.ckpt_path = None  # the configuration of the run, not of this going on with it
+        if config.name is not None:  # then the folder follows from it, also for a run that starts from this file
+            config.trainer.default_root_dir = None
+        text = self.parser.dump(config, skip_none=False)
+        write_text_atomic(Path(trainer.default_root_dir) / self.config_filename, text)
 
 
 class MobileMambaCLI(LightningCLI):
@@ -47,10 +62,12 @@ class MobileMambaCLI(LightningCLI):
     Attributes:
         rows: The rows of the sweep, None for a single run.
         sweep: Its settings, None for a single run.
+        checkpoint: What a training goes on from, None for one from the start.
     """
 
     rows: list[Row] | None = None
     sweep: Sweep | None = None
+    checkpoint: Mapping[str, Any] | None = None
 
     def __init__(self, args: list[str], resources: contextlib.ExitStack) -> None:
         """Parses, builds and runs.
@@ -113,11 +130,7 @@ class MobileMambaCLI(LightningCLI):
         if config.sweep is not None:
             given = config.sweep.as_dict()
             sweep = Sweep(**{field.name: given[field.name] for field in fields(Sweep)})  # not its file's path
-        if config.trainer.default_root_dir is None:
-            root = Path("runs", config.name or _config_name(config.config))
-            if self.config.subcommand == "fit" and sweep is None and config.ckpt_path is None:
-                root = _free_folder(root)
-            config.trainer.default_root_dir = str(root)
+        self._name_folder(config, single=sweep is None)
         if sweep is None:
             return
         if config.ckpt_path is not None:
@@ -133,6 +146,21 @@ class MobileMambaCLI(LightningCLI):
         self.rows = expand(sweep, root, resolve, given_settings(self.given_args))
         self.sweep = sweep
 
+    def _name_folder(self, config: Any, single: bool) -> None:
+        """Sets where the run is to be, before it is known which runs there are."""
+        given = given_settings(self.given_args)
+        if "name" in given and "trainer.default_root_dir" in given:
+            raise ConfigError(f"--name {config.name} with --trainer.default_root_dir: both name the folder; give one")
+        if "name" in given and config.name is not None:
+            config.trainer.default_root_dir = None  # a file's, such as that of the run that saved it
+        self.folder_is_given = config.trainer.default_root_dir is not None
+        if self.folder_is_given:
+            config.name = config.name if not single else None
+        else:
+            name = config.name or _config_name(config.config)
+            config.trainer.default_root_dir = str(Path("runs", name))
+            config.name = config.name if not single else name
+
     def resolved(self) -> Config:
         """This run's configuration as plain values, without its sweep."""
         return plain(self.parser, self.config)
@@ -144,20 +172,50 @@ class MobileMambaCLI(LightningCLI):
             fill_preprocessing(self.config[self.subcommand])
         if self.subcommand != "fit":
             self.config[self.subcommand].verbose = False  # our own table takes the place of Lightning's
-        if self.subcommand != "fit" or self.rows is not None or not is_first_process():
-            return
-        config = self.config.fit
-        root = Path(config.trainer.default_root_dir)
-        if config.ckpt_path is None and _holds_run(root):
-            raise ConfigError(
-                f"{root} holds a run already; go on with it by --ckpt_path last, or choose another --name or "
-                "--trainer.default_root_dir"
-            )
+        elif self.rows is None:
+            self._choose_folder(self.config.fit)
+            if is_first_process():
+                self._lock(Path(self.config.fit.trainer.default_root_dir))
+
+    def _choose_folder(self, config: Any) -> None:
+        """Decides between a new run and one that is gone on with, and says which folder it is."""
+        root, path, numbered = Path(config.trainer.default_root_dir), config.ckpt_path, not self.folder_is_given
+        if path == "last":
+            start = go_on(root, self._candidates(root), self.resolved(), self._saved_config)
+        elif path is not None and Path(path).exists():
+            start = start_from_file(Path(path), root, numbered, self.resolved(), self._saved_config)
+        else:
+            start = start_anew(root, numbered)
+        config.trainer.default_root_dir, self.checkpoint = str(start.folder), start.checkpoint
+        if start.checkpoint_path is not None:
+            config.ckpt_path = str(start.checkpoint_path)
+        rank_zero_info(start.said)
+
+    def _candidates(self, root: Path) -> list[Path]:
+        """The runs that ``--ckpt_path last`` may mean."""
+        files = [Path(str(path)) for path in self.config.fit.config or [] if path is not None]
+        named = {"name", "trainer.default_root_dir"} & set(given_settings(self.given_args))
+        if len(files) == 1 and holds_run(files[0].parent) and not named:
+            return [files[0].parent]  # the configuration that a run saved, wherever its folder is by now
+        if self.folder_is_given:
+            return [root] if holds_run(root) else []
+        return runs_named(root)
+
+    def _saved_config(self, path: Path) -> Config:
+        assert isinstance(self.parser, Parser)
+        return plain(self.parser, self.parser.parse(["fit", "--config", str(path)]))
+
+    def _lock(self, root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True)
         try:
             self.resources.enter_context(FileLock(root / ".lock", timeout=LOCK_SECONDS))
         except Timeout:
             raise ConfigError(f"another process is training in {root}; wait for it or choose another --name") from None
+
+    def _parse_ckpt_path(self) -> None:
+        """For ``validate`` and ``test`` alone: a training must not silently take other settings than it was given."""
+        if self.config.subcommand != "fit":
+            super()._parse_ckpt_path()
 
     def instantiate_classes(self) -> None:
         """Builds data, task and trainer; for a sweep, the runner in the trainer's place."""
@@ -168,6 +226,8 @@ class MobileMambaCLI(LightningCLI):
                 if found := user_error(error):
                     raise found from None
                 raise
+            if self.checkpoint is not None:
+                check_fits(Path(self.config.fit.ckpt_path), self.checkpoint, self.model)
             if self.subcommand != "fit":
                 check_classes(self.config[self.subcommand], tuple(self.datamodule.class_names))
             return
@@ -249,12 +309,3 @@ def _config_name(paths: list[Any] | None) -> str:
 def is_first_process() -> bool:
     """Whether no other process of the same training, on this machine or another one, has the run folder."""
     return getattr(rank_zero_only, "rank", 0) == 0 and os.environ.get("NODE_RANK", "0") == "0"
-
-
-def _holds_run(root: Path) -> bool:
-    return (root / "results.json").exists() or (root / "checkpoints").exists()
-
-
-def _free_folder(root: Path) -> Path:
-    candidates = (root.with_name(f"{root.name}-{number}") if number > 1 else root for number in range(1, 10**6))
-    return next(folder for folder in candidates if not _holds_run(folder))

@@ -297,6 +297,13 @@ class ClassificationTask(EvaluationTask):
         checkpoint[CARD_KEY] = self.model_card.as_dict()
         checkpoint["use_ema"] = raw is not None and averaged is not None and bool(averaged > raw)
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The optimiser's groups, without their learning rates; a resume is checked against them."""
+        hparams = self.hparams
+        return parameter_groups(
+            self.model, hparams["weight_decay"], hparams["weight_decay_rule"], hparams["layer_decay"]
+        )
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with warm-up and cosine, set every step.
 
@@ -318,9 +325,7 @@ class ClassificationTask(EvaluationTask):
                 f"({total_steps} steps), which so never reaches lr; lower model.warmup_epochs"
             )
         lr = scale_lr(hparams["lr"], self.total_batch_size, hparams["reference_batch_size"])
-        groups = parameter_groups(
-            self.model, hparams["weight_decay"], hparams["weight_decay_rule"], hparams["layer_decay"]
-        )
+        groups = self.parameter_groups()
         set_learning_rates(groups, lr)
         # Without it PyTorch goes through the tensors one by one on a CPU. Lightning refuses it with AMP and clipping.
         fused = self.device.type == "cpu" and trainer.precision == "32-true"

@@ -1,0 +1,162 @@
+"""What a training goes on from: checkpoints that can be read, are of this network, and of these settings.
+
+All of it is looked at before anything is written, so that a refused resume leaves the run as it was.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor
+
+from mobilemamba.errors import ConfigError, WeightsError
+from mobilemamba.models.weights_file import read_checkpoint
+from mobilemamba.sweep import Config, flatten
+from mobilemamba.training.checkpoint_files import checkpoints_newest_first
+
+#: Settings that may differ in a resumed run: they take effect, and do not change what is learned.
+FREE_SETTINGS = (
+    *("name", "config", "ckpt_path", "weights_only", "table_size", "data.num_workers", "model.compile"),
+    *(
+        f"trainer.{name}"
+        for name in (
+            *("default_root_dir", "logger", "callbacks", "plugins", "profiler", "accelerator", "log_every_n_steps"),
+            *("enable_progress_bar", "enable_model_summary", "enable_checkpointing", "num_sanity_val_steps"),
+            *("detect_anomaly", "benchmark", "deterministic", "inference_mode", "model_registry"),
+        )
+    ),
+)
+#: Settings that a checkpoint brings along or whose place in an epoch it keeps: other ones would have no effect.
+KEPT_SETTINGS = (
+    *("model", "seed_everything", "data.seed", "data.batch_size"),
+    *("trainer.accumulate_grad_batches", "trainer.limit_train_batches", "trainer.overfit_batches"),
+)
+
+
+def changed_settings(
+    old: Config, new: Config, within: Sequence[str] | None = None, without: Sequence[str] = ()
+) -> list[str]:
+    """What two configurations differ in, as ``setting: old -> new``.
+
+    Args:
+        old: Nested settings.
+        new: Nested settings.
+        within: Only these settings and what is inside them.
+        without: Not these.
+    """
+    before, after = flatten(old), flatten(new)
+    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    keys = [key for key in keys if (within is None or _inside(key, within)) and not _inside(key, without)]
+    return [f"{key}: {json.dumps(before.get(key))} -> {json.dumps(after.get(key))}" for key in keys]
+
+
+def check_kept_settings(path: Path, checkpoint: Mapping[str, Any], saved: Config | None, config: Config) -> None:
+    """Refuses settings that a checkpoint would override.
+
+    Args:
+        path: The checkpoint's file.
+        checkpoint: What is in it.
+        saved: The configuration of its run; None if that is not known.
+        config: That of the command.
+
+    Raises:
+        ConfigError: Naming them.
+    """
+    if saved is not None:
+        changed = changed_settings(saved, config, KEPT_SETTINGS, FREE_SETTINGS)
+        remedy = f"take the run's own by --config {path.parent.parent / 'config.yaml'}"
+    else:
+        known = json.loads(json.dumps(dict(checkpoint.get("hyper_parameters", {})), default=str))
+        here = {key: value for key, value in config["model"].get("init_args", {}).items() if key in known}
+        changed = changed_settings({"model": {key: known[key] for key in here}}, {"model": here})
+        changed = [change for change in changed if not change.startswith("model.num_classes:")]  # the data say it
+        remedy = "give the settings that it was trained with"
+    if changed:
+        raise ConfigError(
+            f"{path} keeps what it was trained with, so that these would have no effect: {', '.join(changed[:4])}; "
+            f"{remedy}, or start a new training from its weights by --weights"
+        )
+
+
+def read_training_checkpoint(path: Path) -> Mapping[str, Any]:
+    """The content of a checkpoint that a training can go on from, not yet read from the disk.
+
+    Raises:
+        WeightsError: If it cannot be read.
+        ConfigError: If it holds weights alone.
+    """
+    checkpoint = read_checkpoint(path, mmap=path.suffix != ".safetensors")
+    if "optimizer_states" not in checkpoint or "loops" not in checkpoint:
+        raise ConfigError(
+            f"ckpt_path={path} holds weights, not the state of a training; start from them by --weights {path}, or go "
+            "on from a last.ckpt"
+        )
+    return checkpoint
+
+
+def newest_readable_checkpoint(run: Path) -> tuple[Path, Mapping[str, Any]]:
+    """The newest full checkpoint of a run that can be read, and its content; says aloud which ones cannot.
+
+    Raises:
+        WeightsError: If none can be read.
+    """
+    reasons: list[str] = []
+    for path in checkpoints_newest_first(run):
+        try:
+            checkpoint = read_training_checkpoint(path)
+        except (WeightsError, ConfigError) as error:
+            reasons.append(str(error))
+            continue
+        for reason in reasons:
+            rank_zero_warn(f"{reason}; going on from the checkpoint before it, {path}")
+        return path, checkpoint
+    raise WeightsError(f"no checkpoint in {run} can be read: {'; '.join(reasons)}; delete {run} to start it again")
+
+
+def check_fits(path: Path, checkpoint: Mapping[str, Any], module: LightningModule) -> None:
+    """Refuses the checkpoint of another network, or of an optimiser with other parameter groups.
+
+    Args:
+        path: The checkpoint's file.
+        checkpoint: What is in it.
+        module: What is to be trained; its groups are compared if it tells them by ``parameter_groups()``.
+
+    Raises:
+        ConfigError: Naming the first difference.
+    """
+    if not is_overridden("configure_model", module, LightningModule):  # else its layers are made later
+        here, there = _shapes(module.state_dict()), _shapes(checkpoint["state_dict"])
+        names = {**here, **there} if module.strict_loading else here.keys() & there.keys()
+        for name in names:
+            if here.get(name) != there.get(name):
+                raise ConfigError(
+                    f"{path} is of another network: {name} is {_described(there.get(name))} there and "
+                    f"{_described(here.get(name))} here; give the settings of its run"
+                )
+    groups: Any = getattr(module, "parameter_groups", None)
+    if callable(groups) and checkpoint["optimizer_states"]:
+        saved = [len(group["params"]) for group in checkpoint["optimizer_states"][0]["param_groups"]]
+        wanted = [len(group["params"]) for group in groups()]
+        if saved != wanted:
+            raise ConfigError(
+                f"{path} is of an optimiser with other parameter groups: {saved} parameters there, {wanted} here; give "
+                "model.weight_decay_rule, model.layer_decay and model.freeze_backbone as in its run"
+            )
+
+
+def _shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _described(shape: tuple[int, ...] | None) -> str:
+    return "absent" if shape is None else f"of shape {list(shape)}"
+
+
+def _inside(key: str, names: Sequence[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)

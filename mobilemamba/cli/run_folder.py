@@ -1,0 +1,198 @@
+"""Where a run writes, and what it goes on from.
+
+A run is finished if and only if its folder holds ``results.json``. Runs of one name are numbered: ``base``, ``base-2``.
+Nothing is written here, so that a resume that is refused leaves every run as it was.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mobilemamba.cli.resume import (
+    FREE_SETTINGS,
+    changed_settings,
+    check_kept_settings,
+    newest_readable_checkpoint,
+    read_training_checkpoint,
+)
+from mobilemamba.errors import ConfigError, MobileMambaError
+from mobilemamba.sweep import Config
+from mobilemamba.training.checkpoint_files import FOLDER, checkpoints_newest_first
+
+#: Reads the ``config.yaml`` that a run saved, in the form of the command's own settings.
+SavedConfig = Callable[[Path], Config]
+
+
+@dataclass
+class Start:
+    """How a training starts.
+
+    Attributes:
+        folder: Where it writes.
+        checkpoint_path: What it goes on from; None for a start from nothing.
+        checkpoint: What is in it.
+        said: The same in words.
+    """
+
+    folder: Path
+    checkpoint_path: Path | None = None
+    checkpoint: Mapping[str, Any] | None = None
+    said: str = ""
+
+
+def start_anew(folder: Path, numbered: bool, checkpoint: tuple[Path, Mapping[str, Any]] | None = None) -> Start:
+    """A new run, from nothing or from a checkpoint of another run.
+
+    Args:
+        folder: Where it is to be.
+        numbered: Whether it may be ``folder-2`` and so on, where ``folder`` holds a run.
+        checkpoint: File and content.
+
+    Raises:
+        ConfigError: If the folder holds a run.
+    """
+    if not numbered and holds_run(folder):
+        raise ConfigError(
+            f"{folder} holds a run already; go on with it by --ckpt_path last, or choose another --name or "
+            "--trainer.default_root_dir"
+        )
+    said = _hint_of_unfinished(folder)
+    folder = free_folder(folder)
+    if checkpoint is None:
+        return Start(folder, said=f"run folder: {folder}{said}")
+    return Start(folder, *checkpoint, f"run folder: {folder}, from {checkpoint[0]} on, {_steps(checkpoint[1])}")
+
+
+def go_on(folder: Path, runs: Sequence[Path], config: Config, saved: SavedConfig) -> Start:
+    """The newest unfinished run of exactly this configuration, from its newest checkpoint that can be read.
+
+    Args:
+        folder: That the command names.
+        runs: The runs that it may mean, the newest first.
+        config: The settings of the command.
+        saved: See :data:`SavedConfig`.
+
+    Raises:
+        ConfigError: If there is none; it says what there is instead.
+        WeightsError: If none of the run's checkpoints can be read.
+    """
+    run = _run_to_go_on_with(folder, runs, config, saved)
+    path, checkpoint = newest_readable_checkpoint(run)
+    return Start(run, path, checkpoint, f"run folder: {run}, going on from {path.name}, {_steps(checkpoint)}")
+
+
+def start_from_file(path: Path, folder: Path, numbered: bool, config: Config, saved: SavedConfig) -> Start:
+    """From one checkpoint: the newest of an unfinished run of this configuration goes on there, others in a new run.
+
+    Args:
+        path: The checkpoint.
+        folder: As for :func:`start_anew`.
+        numbered: As for :func:`start_anew`.
+        config: The settings of the command.
+        saved: See :data:`SavedConfig`.
+
+    Raises:
+        ConfigError: If the folder holds another run, or settings are given that the checkpoint would override.
+        WeightsError: If it cannot be read.
+    """
+    run, checkpoint = path.parent.parent, read_training_checkpoint(path)
+    of_run = saved(run / "config.yaml") if (run / "config.yaml").exists() else None
+    newest = path in checkpoints_newest_first(run)[:1] and not is_finished(run)
+    if newest and of_run is not None and not changed_settings(of_run, config, without=FREE_SETTINGS):
+        return go_on(folder, [run], config, saved)
+    check_kept_settings(path, checkpoint, of_run, config)
+    return start_anew(folder, numbered, (path, checkpoint))
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run has left a checkpoint or results here."""
+    return is_finished(folder) or (folder / FOLDER).exists()
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run here came to its end."""
+    return (folder / "results.json").exists()
+
+
+def free_folder(folder: Path) -> Path:
+    """The first of ``base``, ``base-2``, ... that holds no run."""
+    candidates = (folder.with_name(f"{folder.name}-{number}") if number > 1 else folder for number in range(1, 10**6))
+    return next(candidate for candidate in candidates if not holds_run(candidate))
+
+
+def runs_named(folder: Path) -> list[Path]:
+    """The runs in ``base``, ``base-2``, ..., the one last written first."""
+    if not folder.parent.is_dir():
+        return []
+    of_name = re.compile(re.escape(folder.name) + r"(-\d+)?")
+    return _newest_first(path for path in folder.parent.iterdir() if of_name.fullmatch(path.name) and holds_run(path))
+
+
+def _run_to_go_on_with(folder: Path, runs: Sequence[Path], config: Config, saved: SavedConfig) -> Path:
+    found: list[str] = []
+    for run in runs:
+        if is_finished(run):
+            found.append(f"{run} is finished")
+        elif not checkpoints_newest_first(run):
+            found.append(f"{run} was stopped before its first checkpoint")
+        else:
+            try:
+                changed = changed_settings(saved(run / "config.yaml"), config, without=FREE_SETTINGS)
+            except (OSError, MobileMambaError) as error:
+                found.append(f"{run} has no configuration that can be read ({error})")
+                continue
+            if not changed:
+                return run
+            found.append(f"{run} ({_progress(run)}) has other settings: {_some(changed, ', ')}")
+    found = found or [f"there is no run in {folder}"]
+    raise ConfigError(
+        f"ckpt_path=last finds no unfinished run of this configuration: {_some(found, '; ')}; {_remedy(folder, runs)}"
+    )
+
+
+def _remedy(folder: Path, runs: Sequence[Path]) -> str:
+    afresh = "leave --ckpt_path out for a new run"
+    if unfinished := _unfinished(runs) or _unfinished(_newest_first(folder.parent.glob("*/"))):
+        return f"go on with {unfinished[0]} by --config {unfinished[0] / 'config.yaml'} --ckpt_path last, or {afresh}"
+    if finished := [run for run in runs if is_finished(run) and checkpoints_newest_first(run)]:
+        return f"train further in a new run by --ckpt_path {checkpoints_newest_first(finished[0])[0]}, or {afresh}"
+    return afresh
+
+
+def _hint_of_unfinished(folder: Path) -> str:
+    """For the first line of a new run: the newest run of the name, if it could be gone on with; else blank."""
+    if unfinished := _unfinished(runs_named(folder)):
+        return f"; {unfinished[0]} ({_progress(unfinished[0])}) is not finished, --ckpt_path last would go on with it"
+    return ""
+
+
+def _unfinished(runs: Sequence[Path]) -> list[Path]:
+    return [run for run in runs if not is_finished(run) and checkpoints_newest_first(run)]
+
+
+def _steps(checkpoint: Mapping[str, Any]) -> str:
+    return f"{checkpoint['global_step']:,} steps done"
+
+
+def _some(parts: list[str], separator: str, most: int = 4) -> str:
+    return separator.join(parts[:most]) + (f"{separator}and {len(parts) - most} more" if len(parts) > most else "")
+
+
+def _progress(run: Path) -> str:
+    try:
+        progress = json.loads((run / "progress.json").read_text(encoding="utf-8"))
+        return f"epoch {progress['epoch']} of {progress['max_epochs']}"
+    except (OSError, ValueError, KeyError):
+        return "begun"
+
+
+def _newest_first(runs: Iterable[Path]) -> list[Path]:
+    def written(run: Path) -> float:
+        return max(path.stat().st_mtime for path in (run, *(run / FOLDER).glob("*.ckpt")))
+
+    return sorted(runs, key=written, reverse=True)

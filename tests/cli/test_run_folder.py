@@ -1,0 +1,192 @@
+"""Which run a command writes to or goes on with, and that a resume that is refused leaves it as it was."""
+
+import os
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch import LightningModule
+
+from mobilemamba.cli import main
+from mobilemamba.cli.resume import changed_settings, check_fits, newest_readable_checkpoint
+from mobilemamba.errors import ConfigError, MobileMambaError, WeightsError
+
+TINY = shlex.split(
+    "--trainer.max_epochs 2 --trainer.limit_train_batches 2 --trainer.limit_val_batches 1 --trainer.accelerator cpu "
+    "--data.img_size 32 --data.batch_size 4 --data.num_workers 0 --model.warmup_epochs 0 "
+    "--model.arch.embed_dims [16,16,16] --model.arch.depths [1,1,1] --table_size null"
+)
+
+
+def fit(options: str = "") -> Path:
+    """Trains, and gives the run's folder."""
+    return Path(main(["fit", *TINY, *shlex.split(options)]).trainer.default_root_dir)
+
+
+def refusal(options: str, *, tiny: bool = True) -> str:
+    with pytest.raises(MobileMambaError) as caught:
+        main(["fit", *TINY * tiny, *shlex.split(options)])
+    return str(caught.value)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in ``runs/default`` of an empty folder."""
+    here, folder = Path.cwd(), tmp_path_factory.mktemp("trained")
+    os.chdir(folder)
+    fit()
+    os.chdir(here)
+    torch.use_deterministic_algorithms(False)
+    return folder / "runs/default"
+
+
+@pytest.fixture
+def run(trained: Path) -> Callable[..., Path]:
+    """Puts such a run into a folder, by default one that was killed after its last checkpoint."""
+
+    def put(name: str = "default", *, finished: bool = False) -> Path:
+        folder = Path("runs", name)
+        shutil.copytree(trained, folder)
+        if not finished:
+            (folder / "results.json").unlink()
+        return folder
+
+    return put
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The lines of the command line itself."""
+    lines: list[str] = []
+    monkeypatch.setattr("mobilemamba.cli.lightning_cli.rank_zero_info", lines.append)
+    return lines
+
+
+def test_last_takes_the_newest_unfinished_run_of_the_same_settings(run: Callable[..., Path], said: list[str]) -> None:
+    finished, older, newer = run(finished=True), run("default-2"), run("default-3")
+    os.utime(older / "checkpoints/last.ckpt", (1, 1))
+    os.utime(older, (1, 1))
+    before = content(finished) | content(older)
+    assert fit("--ckpt_path last") == newer
+    assert said == ["run folder: runs/default-3, going on from last.ckpt, 4 steps done"]
+    assert (newer / "results.json").exists()
+    assert content(finished) | content(older) == before
+
+
+def test_a_new_run_says_its_folder_and_what_it_leaves_unfinished(run: Callable[..., Path], said: list[str]) -> None:
+    run("x")
+    assert fit("--name x") == Path("runs/x-2")
+    unfinished = "runs/x (epoch 2 of 2) is not finished, --ckpt_path last would go on with it"
+    assert said == [f"run folder: runs/x-2; {unfinished}"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--name nothing --ckpt_path last", "there is no run in runs/nothing; go on with runs/default-2 by --config"),
+        ("--ckpt_path last --trainer.default_root_dir elsewhere", "there is no run in elsewhere"),
+        ("--ckpt_path last --model.lr 0.5", "runs/default-2 (epoch 2 of 2) has other settings: model.lr: 0.001 -> 0.5"),
+        ("--ckpt_path last --model.weight_decay 0.5", "model.weight_decay: 0.05 -> 0.5"),
+        ("--ckpt_path last --model.betas [0.8,0.9]", "model.betas: [0.9, 0.999] -> [0.8, 0.9]"),
+        ("--ckpt_path last --data.batch_size 8", "data.batch_size: 4 -> 8"),
+        ("--ckpt_path last --trainer.max_epochs 9", "trainer.max_epochs: 2 -> 9"),
+        ("--ckpt_path last --seed_everything 1", "runs/default is finished"),
+        ("--ckpt_path best", "give last, or a file"),
+        ("--name a --trainer.default_root_dir b", "both name the folder"),
+        ("--ckpt_path runs/default/checkpoints/best.ckpt", "holds weights, not the state of a training"),
+        ("--ckpt_path runs/default/best.safetensors", "holds weights, not the state of a training"),
+        ("--ckpt_path runs/default/checkpoints/last.ckpt --model.lr 0.5", "would have no effect: model.lr: 0.001"),
+        ("--ckpt_path runs/default-2/checkpoints/last.ckpt --data.batch_size 8", "no effect: data.batch_size: 4"),
+        ("--ckpt_path alone.ckpt --model.lr 0.5", "would have no effect: model.lr: 0.001 -> 0.5"),
+        ("--ckpt_path cut.ckpt", "cannot read cut.ckpt"),
+    ],
+)
+def test_a_refused_resume_says_why_and_leaves_every_run_as_it_was(
+    run: Callable[..., Path], options: str, message: str
+) -> None:
+    run(finished=True)
+    checkpoint = run("default-2") / "checkpoints/last.ckpt"
+    shutil.copy(checkpoint, "alone.ckpt")
+    Path("cut.ckpt").write_bytes(checkpoint.read_bytes()[:5000])
+    before = content(Path())
+    said = refusal(options)
+    assert message in said
+    assert "\n" not in said
+    assert content(Path()) == before
+
+
+def test_a_run_goes_on_wherever_its_folder_is_and_whatever_its_name(run: Callable[..., Path]) -> None:
+    shutil.move(run(), "moved")
+    cli = main(["fit", "--config", "moved/config.yaml", "--ckpt_path", "last"])
+    assert cli.trainer.default_root_dir == "moved"
+    assert Path("moved/results.json").exists()
+    # Its configuration serves for new runs as well, in folders of their own.
+    cli = main(["fit", "--config", "moved/config.yaml", "--name", "other", "--trainer.max_epochs", "1"])
+    assert cli.trainer.default_root_dir == "runs/other"
+    saved = yaml.safe_load(Path("runs/other/config.yaml").read_text())
+    assert (saved["name"], saved["ckpt_path"], saved["trainer"]["default_root_dir"]) == ("other", None, None)
+
+
+def test_a_checkpoints_file_goes_on_in_its_unfinished_run_and_else_starts_another(run: Callable[..., Path]) -> None:
+    checkpoint = run() / "checkpoints/last.ckpt"
+    assert fit(f"--ckpt_path {checkpoint}") == Path("runs/default")
+    before = content(Path("runs/default"))
+    assert fit(f"--ckpt_path {checkpoint} --trainer.max_epochs 3 --name longer") == Path("runs/longer")
+    assert torch.load("runs/longer/checkpoints/last.ckpt", weights_only=True)["global_step"] == 6
+    assert content(Path("runs/default")) == before
+
+
+def test_a_broken_checkpoint_falls_back_to_the_one_before_it(run: Callable[..., Path]) -> None:
+    last = run() / "checkpoints/last.ckpt"
+    previous = last.with_name("previous.ckpt")
+    shutil.copy(last, previous)
+    os.utime(previous, (1, 1))
+    last.write_bytes(last.read_bytes()[:5000])
+    with pytest.warns(match=r"cannot read .*last.ckpt.*going on from the checkpoint before it, .*previous.ckpt"):
+        path, checkpoint = newest_readable_checkpoint(Path("runs/default"))
+    assert (path, checkpoint["global_step"]) == (previous, 4)
+    previous.write_bytes(b"")
+    with pytest.raises(WeightsError, match=r"no checkpoint in runs/default can be read: .*; delete runs/default"):
+        newest_readable_checkpoint(Path("runs/default"))
+
+
+class Other(LightningModule):
+    def __init__(self, width: int = 2, groups: int = 1) -> None:
+        super().__init__()
+        self.layer, self.groups = torch.nn.Linear(2, width), groups
+
+    def parameter_groups(self) -> list[dict[str, object]]:
+        return [{"params": [p]} for p in self.parameters()][: self.groups]
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (Other(3), r"layer.weight is of shape \[2, 2\] there and of shape \[3, 2\] here"),
+        (torch.nn.Module(), "layer.weight is of shape .* there and absent here"),
+        (Other(groups=2), r"other parameter groups: \[1\] parameters there, \[1, 1\] here"),
+    ],
+)
+def test_the_checkpoint_of_another_network_or_optimiser_is_refused(module: torch.nn.Module, message: str) -> None:
+    if not isinstance(module, LightningModule):
+        module = LightningModule()
+    groups = [{"params": [0]}]
+    checkpoint = {"state_dict": Other().state_dict(), "optimizer_states": [{"param_groups": groups}]}
+    check_fits(Path("x.ckpt"), checkpoint, Other())
+    with pytest.raises(ConfigError, match=message):
+        check_fits(Path("x.ckpt"), checkpoint, module)
+
+
+def test_settings_are_compared_by_their_dotted_names() -> None:
+    old = {"model": {"init_args": {"lr": 1, "arch": {"depths": [1, 2]}}}, "name": "a"}
+    new = {"model": {"init_args": {"lr": 1, "arch": {"depths": [2, 2]}}}, "name": "b"}
+    assert changed_settings(old, new, without=["name"]) == ["model.arch.depths: [1, 2] -> [2, 2]"]
+    assert changed_settings(old, new, within=["name"]) == ['name: "a" -> "b"']
