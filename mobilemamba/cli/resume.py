@@ -6,7 +6,7 @@ All of it is looked at before anything is written, so that a refused resume leav
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mobilemamba.errors import ConfigError, WeightsError
 from mobilemamba.models.weights_file import read_checkpoint
-from mobilemamba.sweep import Config, flatten
+from mobilemamba.sweep import Config, differences
 from mobilemamba.training.checkpoint_files import checkpoints_newest_first
 
 #: Settings that may differ in a resumed run: they take effect, and do not change what is learned.
@@ -39,23 +39,6 @@ KEPT_SETTINGS = (
 )
 
 
-def changed_settings(
-    old: Config, new: Config, within: Sequence[str] | None = None, without: Sequence[str] = ()
-) -> list[str]:
-    """What two configurations differ in, as ``setting: old -> new``.
-
-    Args:
-        old: Nested settings.
-        new: Nested settings.
-        within: Only these settings and what is inside them.
-        without: Not these.
-    """
-    before, after = flatten(old), flatten(new)
-    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    keys = [key for key in keys if (within is None or _inside(key, within)) and not _inside(key, without)]
-    return [f"{key}: {json.dumps(before.get(key))} -> {json.dumps(after.get(key))}" for key in keys]
-
-
 def check_kept_settings(path: Path, checkpoint: Mapping[str, Any], saved: Config | None, config: Config) -> None:
     """Refuses settings that a checkpoint would override.
 
@@ -69,12 +52,12 @@ def check_kept_settings(path: Path, checkpoint: Mapping[str, Any], saved: Config
         ConfigError: Naming them.
     """
     if saved is not None:
-        changed = changed_settings(saved, config, KEPT_SETTINGS, FREE_SETTINGS)
+        changed = differences(saved, config, KEPT_SETTINGS, FREE_SETTINGS)
         remedy = f"take the run's own by --config {path.parent.parent / 'config.yaml'}"
     else:
         known = json.loads(json.dumps(dict(checkpoint.get("hyper_parameters", {})), default=str))
         here = {key: value for key, value in config["model"].get("init_args", {}).items() if key in known}
-        changed = changed_settings({"model": {key: known[key] for key in here}}, {"model": here})
+        changed = differences({"model": {key: known[key] for key in here}}, {"model": here})
         changed = [change for change in changed if not change.startswith("model.num_classes:")]  # the data say it
         remedy = "give the settings that it was trained with"
     if changed:
@@ -156,7 +139,3 @@ def _shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 def _described(shape: tuple[int, ...] | None) -> str:
     return "absent" if shape is None else f"of shape {list(shape)}"
-
-
-def _inside(key: str, names: Sequence[str]) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in names)

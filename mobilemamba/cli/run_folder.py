@@ -15,13 +15,12 @@ from typing import Any
 
 from mobilemamba.cli.resume import (
     FREE_SETTINGS,
-    changed_settings,
     check_kept_settings,
     newest_readable_checkpoint,
     read_training_checkpoint,
 )
 from mobilemamba.errors import ConfigError, MobileMambaError
-from mobilemamba.sweep import Config
+from mobilemamba.sweep import Config, differences
 from mobilemamba.training.checkpoint_files import FOLDER, checkpoints_newest_first
 
 #: Reads the ``config.yaml`` that a run saved, in the form of the command's own settings.
@@ -103,7 +102,7 @@ def start_from_file(path: Path, folder: Path, numbered: bool, config: Config, sa
     run, checkpoint = path.parent.parent, read_training_checkpoint(path)
     of_run = saved(run / "config.yaml") if (run / "config.yaml").exists() else None
     newest = path in checkpoints_newest_first(run)[:1] and not is_finished(run)
-    if newest and of_run is not None and not changed_settings(of_run, config, without=FREE_SETTINGS):
+    if newest and of_run is not None and not differences(of_run, config, without=FREE_SETTINGS):
         return go_on(folder, [run], config, saved)
     check_kept_settings(path, checkpoint, of_run, config)
     return start_anew(folder, numbered, (path, checkpoint))
@@ -142,7 +141,7 @@ def _run_to_go_on_with(folder: Path, runs: Sequence[Path], config: Config, saved
             found.append(f"{run} was stopped before its first checkpoint")
         else:
             try:
-                changed = changed_settings(saved(run / "config.yaml"), config, without=FREE_SETTINGS)
+                changed = differences(saved(run / "config.yaml"), config, without=FREE_SETTINGS)
             except (OSError, MobileMambaError) as error:
                 found.append(f"{run} has no configuration that can be read ({error})")
                 continue

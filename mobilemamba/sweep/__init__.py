@@ -2,7 +2,7 @@
 
 from mobilemamba.sweep.config import Sweep
 from mobilemamba.sweep.network import network_kwargs
-from mobilemamba.sweep.plan import Config, Row, expand, flatten, select
+from mobilemamba.sweep.plan import Config, Row, differences, expand, flatten, select
 from mobilemamba.sweep.row import fit_row
 from mobilemamba.sweep.runner import SweepFailedError, SweepRunner
 
@@ -12,6 +12,7 @@ __all__ = [
     "Sweep",
     "SweepFailedError",
     "SweepRunner",
+    "differences",
     "expand",
     "fit_row",
     "flatten",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -19,8 +19,10 @@ Resolve = Callable[[Config], Config]
 
 #: A grid over this is a repetition: its rows are one line of the table.
 SEED = "seed_everything"
+#: Where a run writes: its folder may have been moved or renamed since this was written down.
+PLACE = ("name", "trainer.default_root_dir")
 #: Settings that are the sweep's own business.
-_RESERVED = ("name", "config", "sweep", "trainer.default_root_dir", "ckpt_path")
+_RESERVED = (*PLACE, "config", "sweep", "ckpt_path")
 
 
 @dataclass
@@ -111,11 +113,25 @@ def lookup(config: Config, key: str) -> Any:
     return value
 
 
-def differences(old: Config, new: Config) -> list[str]:
-    """What changed between two configurations, as ``setting: old -> new``."""
+def differences(
+    old: Config, new: Config, within: Sequence[str] | None = None, without: Sequence[str] = ()
+) -> list[str]:
+    """What two configurations differ in, as ``setting: old -> new``.
+
+    Args:
+        old: Nested settings.
+        new: Nested settings.
+        within: Only these settings and what is inside them.
+        without: Not these.
+    """
     before, after = flatten(old), flatten(new)
     keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    keys = [key for key in keys if (within is None or _inside(key, within)) and not _inside(key, without)]
     return [f"{key}: {json.dumps(before.get(key))} -> {json.dumps(after.get(key))}" for key in keys]
+
+
+def _inside(key: str, names: Sequence[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def flatten(config: Config, prefix: str = "") -> Config:
@@ -240,7 +256,7 @@ def _check_twins(rows: list[Row]) -> None:
     # Also catches a swept setting that has no effect because another one determines it (a linked argument).
     seen: dict[str, str] = {}
     for row in rows:
-        text = json.dumps({k: v for k, v in flatten(row.config).items() if k != "trainer.default_root_dir"})
+        text = json.dumps({k: v for k, v in flatten(row.config).items() if k not in PLACE})
         if text in seen:
             raise ConfigError(
                 f"rows {seen[text]!r} and {row.name!r} have the same settings; remove one, "

@@ -144,6 +144,7 @@ def run_logged(
 
 def _command(run_dir: Path) -> list[str]:
     command = [sys.executable, "-m", "mobilemamba", "fit", "--config", str(run_dir / "run.yaml")]
+    command += ["--trainer.default_root_dir", str(run_dir)]  # the file's is where the sweep was when it started
     resuming = (run_dir / "checkpoints" / "last.ckpt").exists()
     # Not the file's path: with one, Lightning lays the checkpoint's hyperparameters over the configuration.
     return [*command, "--ckpt_path", "last"] if resuming else command

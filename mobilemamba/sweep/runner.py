@@ -21,7 +21,7 @@ from mobilemamba.sweep.hparams import write_hparams
 from mobilemamba.sweep.launchers import Launch, launcher
 from mobilemamba.sweep.live import Display
 from mobilemamba.sweep.network import check_and_count, name_variants_choices
-from mobilemamba.sweep.plan import Row, differences, lookup, select
+from mobilemamba.sweep.plan import PLACE, Row, differences, lookup, select
 from mobilemamba.sweep.row import FitRow, fit_row, is_finished, is_locked, read_json
 from mobilemamba.sweep.saved import SavedSweep, save_plan, write_tables
 from mobilemamba.sweep.seeds import Record
@@ -223,7 +223,7 @@ class SweepRunner:
                 continue
             former = yaml.safe_load(path.read_text(encoding="utf-8"))
             former = former if isinstance(former, dict) else {}
-            if lines := differences(former, row.config):
+            if lines := differences(former, row.config, without=PLACE):
                 if self.sweep.changed == "keep" or row not in self.selected:
                     row.config = former
                     row.values = {key: lookup(former, key) for key in row.values}

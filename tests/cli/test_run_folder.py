@@ -12,7 +12,7 @@ import yaml
 from lightning.pytorch import LightningModule
 
 from mobilemamba.cli import main
-from mobilemamba.cli.resume import changed_settings, check_fits, newest_readable_checkpoint
+from mobilemamba.cli.resume import check_fits, newest_readable_checkpoint
 from mobilemamba.errors import ConfigError, MobileMambaError, WeightsError
 
 TINY = shlex.split(
@@ -183,10 +183,3 @@ def test_the_checkpoint_of_another_network_or_optimiser_is_refused(module: torch
     check_fits(Path("x.ckpt"), checkpoint, Other())
     with pytest.raises(ConfigError, match=message):
         check_fits(Path("x.ckpt"), checkpoint, module)
-
-
-def test_settings_are_compared_by_their_dotted_names() -> None:
-    old = {"model": {"init_args": {"lr": 1, "arch": {"depths": [1, 2]}}}, "name": "a"}
-    new = {"model": {"init_args": {"lr": 1, "arch": {"depths": [2, 2]}}}, "name": "b"}
-    assert changed_settings(old, new, without=["name"]) == ["model.arch.depths: [1, 2] -> [2, 2]"]
-    assert changed_settings(old, new, within=["name"]) == ['name: "a" -> "b"']

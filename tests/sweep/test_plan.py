@@ -222,3 +222,6 @@ def test_differences_read_like_settings() -> None:
     old = {"model": {"class_path": "X", "init_args": {"lr": 1}}, "gone": None}
     new = json.loads(json.dumps(old).replace("1", "2"))
     assert differences(old, new) == ["model.lr: 1 -> 2"]
+    other = {**old, "data": {"seed": 1}, "model": {"init_args": {"lr": 3}}}
+    assert differences(old, other, within=["data", "name"]) == ["data.seed: null -> 1"]
+    assert "model.lr: 1 -> 3" not in differences(old, other, without=["model"])

@@ -103,6 +103,15 @@ def test_changed_settings_stop_before_anything_runs(sweep_faked: Sweeper) -> Non
     assert [row["status"] for row in table().values()] == ["finished"] * 3
 
 
+def test_a_renamed_sweep_goes_on(sweep_faked: Sweeper) -> None:
+    sweep_faked("a", "flaky", options=("--sweep.only", "a"))
+    ROOT.rename("runs/other")
+    sweep_faked("a", "flaky", options=("--name", "other", "--sweep.retries", "1"))
+    assert Path("runs/other/a/starts").read_text().count("\n") == 1
+    assert Path("runs/other/flaky/results.json").exists()
+    assert not ROOT.exists()
+
+
 def test_two_sweeps_do_not_share_a_folder(sweep_faked: Sweeper) -> None:
     ROOT.mkdir(parents=True)
     with FileLock(ROOT / ".lock"), pytest.raises(ConfigError, match="is being run already"):
