@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from mobilemamba.errors import ConfigError, WeightsError
+from mobilemamba.files import write_atomic
 from mobilemamba.models.card import CARD_KEY, ModelCard, Preprocessing, read_card
 from mobilemamba.models.create import create_model
 from mobilemamba.models.matching import LoadReport, classes_of, head_names, match, spellings
@@ -144,15 +145,12 @@ def save_weights(model: nn.Module, path: str | Path, card: ModelCard | None = No
         for name, tensor in model.state_dict().items()
     }
     metadata = {"format": "pt"} | ({} if card is None else {CARD_KEY: json.dumps(card.as_dict())})
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.part")
     try:
-        save_file(state, unfinished, metadata=metadata)
-        unfinished.replace(path)
+        # Not by safetensors' own hand: it lets only its user read the file.
+        write_atomic(path, save(state, metadata=metadata))
     except (OSError, SafetensorError) as error:
-        raise WeightsError(f"cannot write {path}: {error}; choose a folder that exists and has room") from None
-    finally:
-        unfinished.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", error)
+        raise WeightsError(f"cannot write {path}: {reason}; choose a folder that exists and has room") from None
 
 
 def _load(path: str | Path, name: str | None, *, verbose: bool) -> tuple[nn.Module, ModelCard, LoadReport]:

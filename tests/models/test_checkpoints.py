@@ -122,6 +122,8 @@ def test_saved_weights_load_again(source: MobileMamba, target: MobileMamba, equa
     with safe_open(path, "pt") as file:
         assert file.metadata()["format"] == "pt"  # without which other libraries refuse the file
     assert [p.name for p in tmp_path.iterdir()] == [path.name]  # no temporary file stays
+    (tmp_path / "plain").touch()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode  # others may read it
 
 
 def test_any_layout_and_shared_tensors_are_written(tmp_path: Path) -> None:
