@@ -31,6 +31,7 @@ from mobilemamba.files import write_text_atomic
 from mobilemamba.messages import user_error
 from mobilemamba.sweep import Config, Row, Sweep, SweepRunner, expand
 from mobilemamba.training.callbacks import ExportBest, RunResults, SkipNonFinite, StepSeed
+from mobilemamba.training.provenance import pictures_used
 
 #: How long a run waits for its folder: a process that ends may hold it a little longer than its parent waited.
 LOCK_SECONDS = 5.0
@@ -278,7 +279,9 @@ class MobileMambaCLI(LightningCLI):
         if self.trainer.is_global_zero:
             title = f"{getattr(self.model.hparams, 'name', type(self.model).__name__)} on {self.datamodule.name}"
             title += f", {self.datamodule.image_hw[0]}x{self.datamodule.image_hw[1]} px"
-            print_accuracies(self.trainer.callback_metrics, split, title, len(loader.dataset))
+            batches = self.trainer.num_val_batches if split == "val" else self.trainer.num_test_batches
+            pictures = pictures_used(loader, batches, self.trainer.world_size)
+            print_accuracies(self.trainer.callback_metrics, split, title, pictures)
 
 
 class Planner(MobileMambaCLI):

@@ -19,6 +19,7 @@ from mobilemamba.sweep.plan import Row, lookup, short_key
 from mobilemamba.sweep.row import FitRow, read_json, run_logged
 from mobilemamba.sweep.sheet import Sheet, cell
 from mobilemamba.sweep.table import labels
+from mobilemamba.training.provenance import pictures_used
 
 Command = Literal["validate", "test"]
 #: Options that choose the sweep, and so are none of its rows' own.
@@ -51,11 +52,10 @@ class SaveMetrics(Callback):
         data = getattr(trainer, "datamodule", None)
         metrics = trainer.callback_metrics.items()
         found: dict[str, Any] = {name.removeprefix(f"{split}/"): float(value) for name, value in metrics}
-        batches = sum(trainer.num_val_batches if split == "val" else trainer.num_test_batches)
-        pictures = min(len(loader.dataset), int(batches) * loader.batch_size * trainer.world_size)
+        batches = trainer.num_val_batches if split == "val" else trainer.num_test_batches
         found |= {
             "data": getattr(data, "name", None),
-            "pictures": pictures,
+            "pictures": pictures_used(loader, batches, trainer.world_size),
             "img_size": getattr(data, "img_size", None),
         }
         write_text_atomic(self.path, json.dumps(found, indent=2) + "\n")

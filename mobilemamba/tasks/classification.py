@@ -27,6 +27,7 @@ from mobilemamba.training.optimizer import (
     scale_lr,
     set_learning_rates,
 )
+from mobilemamba.training.provenance import pictures_used
 from mobilemamba.training.schedule import warmup_cosine_scheduler
 
 #: Least and largest value of the arguments that are numbers.
@@ -337,18 +338,17 @@ class ClassificationTask(EvaluationTask):
 
     @property
     def total_batch_size(self) -> int:
-        """Pictures an optimiser step sees: the loader's batch, times the devices, times the accumulated batches.
+        """Pictures an optimiser step sees: those of the first step, over all devices and accumulated batches.
 
         Raises:
             ConfigError: If the training loader does not tell its batch size.
         """
-        loader = self.trainer.train_dataloader
-        batch = getattr(loader, "batch_size", None)
-        if batch is None:
-            batch = getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
-        if batch is None:
+        trainer = self.trainer
+        loader, batches = trainer.train_dataloader, min(trainer.accumulate_grad_batches, trainer.num_training_batches)
+        pictures = pictures_used(loader, batches, trainer.world_size)
+        if pictures is None:
             raise ConfigError(
                 f"the training loader ({type(loader).__name__}) has no batch_size, which the learning rate is scaled "
                 "by; use a torch DataLoader with batch_size or with a batch sampler that has one"
             )
-        return batch * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        return pictures

@@ -1,16 +1,18 @@
-"""Under which conditions a run got its numbers: the network's counts and speed, memory, source revision."""
+"""Under which conditions a run got its numbers: how many pictures, the network's counts and speed, memory, source."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DistributedSampler
 
 from mobilemamba.analysis import complexity
 from mobilemamba.analysis.resident import forget_peak, peak_resident_bytes
@@ -72,6 +74,35 @@ def peak_memory_gib(device: torch.device) -> tuple[float | None, str]:
     if peak is None:
         return None, "unknown on this system"
     return peak / 2**30, "resident memory of the training process"
+
+
+def pictures_used(loaders: Any, batches: float | Sequence[float], devices: int) -> int | None:
+    """How many pictures the first batches of a loader hold, over all processes.
+
+    Args:
+        loaders: A torch DataLoader, or several in a sequence or a mapping.
+        batches: How many each process takes, of each loader; ``inf`` for all of one without an end.
+        devices: Number of processes.
+
+    Returns:
+        The sum over the loaders; repeats that fill the processes' equal shares do not count. None if it is not known.
+    """
+    if isinstance(loaders, Mapping | list | tuple):
+        each = list(loaders.values()) if isinstance(loaders, Mapping) else list(loaders)
+        counts = [batches] * len(each) if isinstance(batches, int | float) else batches
+        used = [pictures_used(loader, count, devices) for loader, count in zip(each, counts, strict=True)]
+        return None if None in used else sum(count for count in used if count is not None)
+    taken = batches if isinstance(batches, int | float) else sum(batches)
+    of_batches = getattr(loaders, "batch_sampler", None)
+    batch_size = getattr(loaders, "batch_size", None) or getattr(of_batches, "batch_size", None)
+    if batch_size is None:
+        return None
+    sampler = getattr(of_batches, "sampler", None)
+    parts: list[Any] = [sampler, getattr(loaders, "dataset", None)]
+    sizes = [len(part) for part in parts if hasattr(part, "__len__")]
+    used_here = min([taken * batch_size, *sizes[:1]]) * devices
+    whole = sizes[-1] if isinstance(sampler, DistributedSampler) else math.inf
+    return None if math.isinf(used_here) else int(min(used_here, whole))
 
 
 def git_revision() -> str | None:

@@ -71,15 +71,16 @@ class TestFit:
         assert logged["train/loss"] == pytest.approx(expected.item(), rel=1e-5)
         assert logged["lr"] == 0
 
-    @pytest.mark.parametrize(("batch_size", "accumulate"), [(2, 1), (2, 3)])
-    def test_lr_follows_the_schedule_at_the_real_batch_size(self, tmp_path, batch_size, accumulate):
+    # The last two: of more pictures than there are.
+    @pytest.mark.parametrize(("batch_size", "accumulate", "seen"), [(2, 1, 2), (2, 3, 6), (1000, 1, 10), (4, 7, 10)])
+    def test_lr_follows_the_schedule_at_the_real_batch_size(self, tmp_path, batch_size, accumulate, seen):
         trainer = make_trainer(tmp_path, max_epochs=4, accumulate_grad_batches=accumulate)
         task = make_task(lr=1.0, reference_batch_size=8, min_lr_ratio=0.1, warmup_lr_ratio=0.2)
         rates = []
         task.on_before_optimizer_step = lambda optimizer: rates.append(optimizer.param_groups[0]["lr"])
         trainer.fit(task, DataLoader(pictures(), batch_size=batch_size))
-        peak = batch_size * accumulate / 8
-        steps = math.ceil(5 / accumulate)  # an epoch; the warm-up is one epoch
+        peak = seen / 8
+        steps = math.ceil(10 / seen)  # an epoch; the warm-up is one epoch
         warmup = [peak * (0.2 + 0.8 * step / steps) for step in range(steps)]
         cosine = [
             peak * (0.1 + 0.45 * (1 + math.cos(math.pi * step / (4 * steps)))) for step in range(steps, 4 * steps)

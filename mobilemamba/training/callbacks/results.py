@@ -12,12 +12,17 @@ import timm
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch.utils.data import DataLoader
 
 from mobilemamba.analysis.throughput import device_name
 from mobilemamba.files import write_text_atomic
 from mobilemamba.training.callbacks.seed import global_seed
-from mobilemamba.training.provenance import git_revision, measure_network, peak_memory_gib, reset_peak_memory
+from mobilemamba.training.provenance import (
+    git_revision,
+    measure_network,
+    peak_memory_gib,
+    pictures_used,
+    reset_peak_memory,
+)
 
 
 class RunResults(Callback):
@@ -186,23 +191,14 @@ def _writes(trainer: Trainer) -> bool:
 
 def describe_data(trainer: Trainer) -> dict[str, Any]:
     """What a training ran on: the data's name, classes and picture size, and how many pictures a pass really used."""
-    data = getattr(trainer, "datamodule", None)
-    devices, val_batches = trainer.world_size, trainer.num_val_batches
+    data, devices = getattr(trainer, "datamodule", None), trainer.world_size
     return {
         "data": getattr(data, "name", None),
         "num_classes": getattr(data, "num_classes", None),
         "img_size": getattr(data, "img_size", None),
-        "train_pictures": _pictures(trainer.train_dataloader, trainer.num_training_batches, devices),
-        "val_pictures": _pictures(trainer.val_dataloaders, val_batches[0] if val_batches else 0, devices),
+        "train_pictures": pictures_used(trainer.train_dataloader, trainer.num_training_batches, devices),
+        "val_pictures": pictures_used(trainer.val_dataloaders, trainer.num_val_batches, devices),
     }
-
-
-def _pictures(loader: DataLoader | None, batches: float, devices: int) -> int | None:
-    dataset: Any = getattr(loader, "dataset", None)
-    batch_size = getattr(loader, "batch_size", None)
-    if batch_size is None or not hasattr(dataset, "__len__"):
-        return None
-    return int(min(len(dataset), batches * batch_size * devices))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
