@@ -30,7 +30,7 @@ from mobilemamba.errors import ConfigError
 from mobilemamba.files import write_text_atomic
 from mobilemamba.messages import user_error
 from mobilemamba.sweep import Config, Row, Sweep, SweepRunner, expand
-from mobilemamba.training.callbacks import ExportBest, RunResults, SkipNonFinite, StepSeed
+from mobilemamba.training.callbacks import ExportBest, RunResults, SayKernels, SkipNonFinite, StepSeed
 from mobilemamba.training.provenance import pictures_used
 
 #: How long a run waits for its folder: a process that ends may hold it a little longer than its parent waited.
@@ -251,7 +251,7 @@ class MobileMambaCLI(LightningCLI):
             kwargs["enable_progress_bar"] = False
         if given.enable_model_summary is None:
             kwargs["enable_model_summary"] = False  # Lightning's counts no FLOPs here; `mobilemamba summary` does
-        callbacks = list(given.callbacks or [])
+        callbacks = [*(given.callbacks or []), SayKernels()]
         if self.subcommand == "fit":
             callbacks += [StepSeed(), ExportBest(), RunResults(table_img_size=config.table_size)]
             if not any(isinstance(c, SkipNonFinite) for c in callbacks):

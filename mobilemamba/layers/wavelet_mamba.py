@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mobilemamba.ops.haar_conv import haar_conv, kernels_run
+from mobilemamba.ops.haar_conv import haar_conv, runs_on
 from mobilemamba.ops.wavelet import dwt2d, idwt2d, wavelet_filters
 
 
@@ -39,7 +39,7 @@ class WaveletConv(nn.Module):
             self.is_haar = all(torch.allclose(f, haar, atol=1e-6) for f in (self.dwt_filters, self.idwt_filters))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.is_haar and x.device.type == "cpu" and x.dtype != torch.float64 and kernels_run():
+        if self.is_haar and runs_on(x.device, x.dtype):
             return haar_conv(x.permute(0, 2, 3, 1), self.conv.weight * self.scale.view(-1, 1, 1, 1)).permute(0, 3, 1, 2)
         height, width = x.shape[-2:]
         subbands = self.conv(dwt2d(x, self.dwt_filters)) * self.scale

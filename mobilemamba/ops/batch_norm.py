@@ -75,13 +75,18 @@ class BatchNorm(torch.autograd.Function):
         return *grads, None, None
 
 
+def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
+    """The reason why the kernel cannot run there, or None."""
+    if reason := library.why_not_on(device, dtype):
+        return reason
+    return None if dtype in DTYPE_CODES else f"its kernel knows no {str(dtype).removeprefix('torch.')}"
+
+
 def runs_on(x: Tensor) -> bool:
     """Whether the kernel takes these maps, (B, C, H, W); in a graph for a compiler it does not stand."""
     return (
-        x.device.type == "cpu"
-        and x.dtype in DTYPE_CODES
+        why_not(x.device, x.dtype) is None
         and x.is_contiguous(memory_format=torch.channels_last)
         and x.numel() > x.shape[1]
         and not torch.compiler.is_compiling()
-        and library.why_not() is None
     )

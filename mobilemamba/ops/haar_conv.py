@@ -28,9 +28,9 @@ class _WaveletArgs(ctypes.Structure):
 
 
 @torch.compiler.assume_constant_result  # the compiler cannot trace the probe, and need not
-def kernels_run() -> bool:
+def runs_on(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the kernel can be called; an export is to run anywhere, so it cannot there."""
-    return library.why_not() is None and not torch.compiler.is_exporting()
+    return library.why_not_on(device, dtype) is None and not torch.compiler.is_exporting()
 
 
 def call_wavelet(

@@ -6,7 +6,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,9 +14,10 @@ import torch
 
 from mobilemamba.errors import BackendUnavailableError
 from mobilemamba.ops import selective_scan as dispatcher
+from mobilemamba.ops.kernels import describe_kernels
 from mobilemamba.ops.native import build, library
 from mobilemamba.ops.native.build import CompilationError, compile_library
-from tests.ops.scans import needs_native
+from tests.ops.scans import needs_native, threads
 
 COMPILER = next((c for c in map(shutil.which, ("cc", "gcc", "clang")) if c), None)
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="there is no C compiler (cc, gcc or clang)")
@@ -114,6 +115,19 @@ def test_the_sources_compile_without_warnings(target: Path) -> None:
     assert all(hasattr(compiled, f"mobilemamba_{name}") for name in FUNCTIONS)
 
 
+@needs_compiler
+def test_without_openmp_it_says_that_it_has_one_thread(
+    library_of: Callable[..., None],
+) -> None:
+    library_of("-fno-openmp")
+    with threads(2):
+        line = describe_kernels(torch.device("cpu"))
+    assert line == (
+        "kernels: scan native, wavelet native, batch norm native, 2 threads, but 1 in the compiled kernels (their "
+        "compiler had no OpenMP; install gcc, or clang with libomp, then: python -m mobilemamba.ops.native.build)"
+    )
+
+
 # Doing without
 
 
@@ -130,6 +144,13 @@ def fresh_choice(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         cache.cache_clear()
 
 
+@pytest.fixture
+def library_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_choice: None) -> Callable[..., None]:
+    """Compiles the sources quickly, with further flags, and lets the operators run by the result."""
+    flags = ("-O0", "-UMOBILEMAMBA_CLONES")
+    return lambda *more: monkeypatch.setattr(library, "LIBRARY", compile_library(tmp_path / "k.so", flags + more))
+
+
 def assert_unavailable(reason: str) -> None:
     """``auto`` takes the next backend, and an explicit choice fails with the reason in one line."""
     cpu = torch.device("cpu")
@@ -143,7 +164,7 @@ def assert_unavailable(reason: str) -> None:
 @pytest.mark.usefixtures("fresh_choice")
 def test_not_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "LIBRARY", tmp_path / "none.so")
-    assert_unavailable("not compiled (install gcc or clang, then: python -m mobilemamba.ops.native.build)")
+    assert_unavailable("not compiled; install gcc or clang, then: python -m mobilemamba.ops.native.build")
 
 
 @pytest.mark.usefixtures("fresh_choice")
@@ -151,14 +172,14 @@ def test_not_a_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "broken.so"
     path.write_text("not a library, but longer than the header of one. " * 10)
     monkeypatch.setattr(library, "LIBRARY", path)
-    assert_unavailable(f"cannot be loaded ({path}: ")
+    assert_unavailable(f"cannot be loaded: {path}: ")
 
 
 @needs_native
 @pytest.mark.usefixtures("fresh_choice")
 def test_compiled_from_other_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "fingerprint", lambda: "another")
-    assert_unavailable("compiled from other sources (install gcc or clang, then: python -m")
+    assert_unavailable("compiled from other sources; install gcc or clang, then: python -m")
 
 
 def test_the_fingerprint_is_of_every_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,9 +93,9 @@ def test_auto_takes_the_compiled_kernel_on_a_cpu_for_what_it_computes(dtype: tor
 @pytest.mark.parametrize(
     ("device", "dtype", "reason"),
     [
-        ("cuda", torch.float32, "its kernel is for the CPU, not for cuda"),
-        ("meta", torch.float32, "its kernel is for the CPU, not for meta"),
-        ("cpu", torch.float64, "its kernel computes in single precision"),
+        ("cuda", torch.float32, "the compiled kernels are for the CPU, not for cuda"),
+        ("meta", torch.float32, "the compiled kernels are for the CPU, not for meta"),
+        ("cpu", torch.float64, "the compiled kernels compute in single precision"),
     ],
 )
 def test_the_compiled_kernel_says_why_not(device: str, dtype: torch.dtype, reason: str) -> None:

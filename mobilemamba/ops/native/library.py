@@ -6,9 +6,12 @@ import ctypes
 import os
 from functools import cache
 
+import torch
+
 from mobilemamba.ops.native.build import LIBRARY, fingerprint
 
-_REMEDY = "install gcc or clang, then: python -m mobilemamba.ops.native.build"
+_REBUILD = "python -m mobilemamba.ops.native.build"
+_REMEDY = f"install gcc or clang, then: {_REBUILD}"
 
 
 @cache
@@ -17,14 +20,14 @@ def _load() -> ctypes.CDLL | str:
     if os.environ.get("MOBILEMAMBA_NATIVE", "1") == "0":
         return "switched off by MOBILEMAMBA_NATIVE=0"
     if not LIBRARY.exists():
-        return f"not compiled ({_REMEDY})"
+        return f"not compiled; {_REMEDY}"
     try:
         loaded = ctypes.CDLL(str(LIBRARY))
         compiled_from = ctypes.c_char_p(ctypes.addressof(ctypes.c_char.in_dll(loaded, "mobilemamba_fingerprint"))).value
     except (OSError, ValueError) as error:
-        return f"cannot be loaded ({error})"
+        return f"cannot be loaded: {error}"
     if compiled_from != fingerprint().encode():
-        return f"compiled from other sources ({_REMEDY})"
+        return f"compiled from other sources; {_REMEDY}"
     return loaded
 
 
@@ -32,6 +35,23 @@ def why_not() -> str | None:
     """The reason why the compiled kernels cannot be used, or None."""
     loaded = _load()
     return loaded if isinstance(loaded, str) else None
+
+
+def why_not_on(device: torch.device, dtype: torch.dtype) -> str | None:
+    """The reason why they cannot be used for tensors of that kind, or None."""
+    if device.type != "cpu":
+        return f"the compiled kernels are for the CPU, not for {device.type}"
+    if dtype == torch.float64:
+        return "the compiled kernels compute in single precision"
+    return why_not()
+
+
+def why_one_thread() -> str | None:
+    """The reason why the compiled kernels, if they can be used, run in one thread whatever torch is set to, or None."""
+    loaded = _load()
+    if isinstance(loaded, str) or ctypes.c_int.in_dll(loaded, "mobilemamba_openmp").value:
+        return None
+    return f"their compiler had no OpenMP; install gcc, or clang with libomp, then: {_REBUILD}"
 
 
 def library() -> ctypes.CDLL:

@@ -33,6 +33,7 @@ class Backend:
     Attributes:
         name: What users ask for.
         summary: One line for ``mobilemamba backends``.
+        device_type: The devices that it is made for, e.g. cuda; none: all.
         forward: The scan on (u, dt, A, B, C, D, dt_bias).
         backward: All seven gradients from (grad_y, *inputs).
         why_not: Given a device, a state size and a dtype, the reason it cannot run there, or None.
@@ -40,6 +41,7 @@ class Backend:
 
     name: str
     summary: str
+    device_type: str | None
     forward: Callable[..., Tensor]
     backward: Callable[..., tuple[Tensor, ...]]
     why_not: Callable[[torch.device, int, torch.dtype], str | None]
@@ -49,9 +51,11 @@ class Backend:
 BACKENDS = {
     backend.name: backend
     for backend in (
-        Backend("mamba_ssm", "mamba-ssm's CUDA kernel", mamba_ssm.forward, mamba_ssm.backward, mamba_ssm.why_not),
-        Backend("native", "compiled CPU kernel", native.forward, native.backward, native.why_not),
-        Backend("chunked", "plain PyTorch, any device", chunked.forward, chunked.backward, lambda *_: None),
+        Backend(
+            "mamba_ssm", "mamba-ssm's CUDA kernel", "cuda", mamba_ssm.forward, mamba_ssm.backward, mamba_ssm.why_not
+        ),
+        Backend("native", "compiled CPU kernel", "cpu", native.forward, native.backward, native.why_not),
+        Backend("chunked", "plain PyTorch, any device", None, chunked.forward, chunked.backward, lambda *_: None),
     )
 }
 BACKEND_NAMES = ("auto", *BACKENDS, "reference")

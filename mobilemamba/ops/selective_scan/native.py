@@ -39,11 +39,7 @@ class _ScanArgs(ctypes.Structure):
 
 def why_not(device: torch.device, d_state: int, dtype: torch.dtype) -> str | None:
     """The reason why the kernel cannot run, or None."""
-    if device.type != "cpu":
-        return f"its kernel is for the CPU, not for {device.type}"
-    if dtype == torch.float64:
-        return "its kernel computes in single precision"
-    return library.why_not()
+    return library.why_not_on(device, dtype)
 
 
 class Scan:
