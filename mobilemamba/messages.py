@@ -3,8 +3,24 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 from mobilemamba.errors import MobileMambaError
+
+
+def printable(text: object) -> str:
+    """A text from outside, a file's name say, in one line that any UTF-8 file and any terminal takes.
+
+    Control characters, line breaks among them, stand as escapes, and so do bytes that are not UTF-8.
+    """
+    return "".join(map(_visible, str(text)))
+
+
+def _visible(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # how Python writes a byte of a file's name that it cannot decode
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    hidden = unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+    return character.encode("unicode_escape").decode() if hidden else character
 
 
 def user_error(error: BaseException | None) -> MobileMambaError | None:

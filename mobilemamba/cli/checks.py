@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,21 @@ def check_checkpoint(subcommand: str, config: Any) -> None:
         raise ConfigError(f"{subcommand} has no weights, only a network that is not trained; give --weights FILE")
 
 
+def fill_classes(config: Any) -> None:
+    """Has the pictures labelled as the weights name their classes, whichever folders there are; in place.
+
+    Args:
+        config: Of an evaluation, with data that may leave ``classes`` open.
+
+    Raises:
+        WeightsError: If the weights cannot be read.
+    """
+    data = config.data.get("init_args", {})
+    if "classes" in data and data["classes"] is None:
+        names = next(_known_classes(config), None)
+        data["classes"] = names and list(names[1])
+
+
 def check_classes(config: Any, class_names: tuple[str, ...]) -> None:
     """Refuses pictures of other classes than the weights know: as many of them would pass unnoticed.
 
@@ -43,15 +59,22 @@ def check_classes(config: Any, class_names: tuple[str, ...]) -> None:
         ConfigError: Naming the first class that differs.
         WeightsError: If the weights cannot be read.
     """
-    for path in (config.model.get("init_args", {}).get("weights"), config.ckpt_path):
-        card = None if path is None or _elsewhere(path) else read_card(path)
-        if card is None or not card.class_names or card.class_names == class_names:
+    for path, known in _known_classes(config):
+        if known == class_names:
             continue
-        here, there = next(pair for pair in zip(class_names, card.class_names, strict=True) if len(set(pair)) == 2)
+        here, there = next(pair for pair in zip(class_names, known, strict=True) if len(set(pair)) == 2)
         raise ConfigError(
             f"the pictures are of other classes than {path}: {here!r} where the weights know {there!r}; give pictures "
             "in folders of the classes' names"
         )
+
+
+def _known_classes(config: Any) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The files of weights that name their classes, with the names."""
+    for path in (config.model.get("init_args", {}).get("weights"), config.ckpt_path):
+        card = None if path is None or _elsewhere(path) else read_card(path)
+        if card is not None and card.class_names:
+            yield path, card.class_names
 
 
 def _elsewhere(path: str | Path) -> bool:

@@ -19,7 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
-from mobilemamba.cli.checks import check_checkpoint, check_classes
+from mobilemamba.cli.checks import check_checkpoint, check_classes, fill_classes
 from mobilemamba.cli.parser import Parser, given_settings, plain
 from mobilemamba.cli.report import print_accuracies
 from mobilemamba.cli.resume import check_fits
@@ -171,6 +171,8 @@ class MobileMambaCLI(LightningCLI):
         if self.rows is None:
             check_checkpoint(str(self.subcommand), self.config[self.subcommand])
             fill_preprocessing(self.config[self.subcommand])
+            if self.subcommand != "fit":
+                fill_classes(self.config[self.subcommand])
         if self.subcommand != "fit":
             self.config[self.subcommand].verbose = False  # our own table takes the place of Lightning's
         elif self.rows is None:

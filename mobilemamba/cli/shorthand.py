@@ -8,9 +8,9 @@ card also say which network they are of.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
+from mobilemamba.data.folders import NOWHERE, why_no_folder
 from mobilemamba.data.imagenet import holds_imagenet
 from mobilemamba.errors import ConfigError
 from mobilemamba.models import Preprocessing, read_card
@@ -43,12 +43,11 @@ def expand_options(args: list[str]) -> list[str]:
         elif name == "--model" and not _may_be_class(value):
             check_model_name(value)
             expanded += ["--model.name", value]
-        elif name == "--data" and Path(value).is_dir():
+        elif name == "--data" and (reason := why_no_folder(value)) is None:
             expanded += ["--data", "ImageNet" if holds_imagenet(value) else "ImageFolder", "--data.root", value]
-        elif name == "--data" and ("/" in value or not _may_be_class(value)):
+        elif name == "--data" and (reason != NOWHERE or "/" in value or not _may_be_class(value)):
             raise ConfigError(
-                f"--data {value}: no such folder; give a folder of pictures, or FashionMNISTSample, ImageFolder or "
-                "ImageNet"
+                f"--data {value}: {reason}; give a folder of pictures, or FashionMNISTSample, ImageFolder or ImageNet"
             )
         else:
             expanded += [name, value]
@@ -85,11 +84,13 @@ def fill_preprocessing(config: Any) -> None:
     if not all(name in data for name in _PREPROCESSING) or not model.get("name"):
         return
     left_open = [name for name in _PREPROCESSING if data[name] is None]
-    if not left_open:
+    if not left_open and data.get("upright", True) is not None:
         return
     card = read_card(model["weights"]) if model.get("weights") else None
     wanted = card.preprocessing if card is not None else Preprocessing.of_model(model["name"])
     for name in left_open:
         data[name] = getattr(wanted, name)
+    if "upright" in data and data["upright"] is None:
+        data["upright"] = wanted.upright
     if "img_size" in left_open and wanted.img_size[0] == wanted.img_size[1]:
         data["img_size"] = wanted.img_size[0]

@@ -48,8 +48,10 @@ class ImageDataModule(LightningDataModule):
     std: tuple[float, float, float]
     interpolation: str
     crop_pct: float
+    upright: bool = True
     train_set: Dataset[Any] | None
     val_set: Dataset[Any] | None
+    test_set: Dataset[Any] | None
 
     def __init__(
         self,
@@ -65,6 +67,7 @@ class ImageDataModule(LightningDataModule):
         self.seed = seed
         self.train_set = None
         self.val_set = None
+        self.test_set = None
         self._skipped: dict[str, str] = {}
 
     @property
@@ -79,13 +82,14 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """How validation pictures are prepared: img_size (h, w), mean, std, interpolation, crop_pct."""
+        """How validation pictures are prepared: img_size (h, w), mean, std, interpolation, crop_pct, upright."""
         return {
             "img_size": self.image_hw,
             "mean": self.mean,
             "std": self.std,
             "interpolation": self.interpolation,
             "crop_pct": self.crop_pct,
+            "upright": self.upright,
         }
 
     @property
@@ -133,13 +137,11 @@ class ImageDataModule(LightningDataModule):
 
     def val_dataloader(self) -> PictureLoader:
         """All validation pictures in their fixed order."""
-        data = self._ready(self.val_set, "validation")
-        sampler = EvaluationSampler(len(cast(Sized, data)), *self._place)
-        return self._loader(MarkRepeats(data), sampler=sampler, blank_hw=self.image_hw)
+        return self._evaluation_loader(self._ready(self.val_set, "validation"))
 
     def test_dataloader(self) -> PictureLoader:
-        """The validation pictures: the data sets here have no third part."""
-        return self.val_dataloader()
+        """All test pictures in their fixed order; the validation pictures of a data set that has no third part."""
+        return self.val_dataloader() if self.test_set is None else self._evaluation_loader(self.test_set)
 
     def predict_dataloader(self) -> PictureLoader:
         """The validation pictures."""
@@ -170,6 +172,10 @@ class ImageDataModule(LightningDataModule):
         if data is None:
             raise DataError(f"{type(self).__name__} has no {part} pictures yet: call setup() first")
         return data
+
+    def _evaluation_loader(self, data: Dataset[Any]) -> PictureLoader:
+        sampler = EvaluationSampler(len(cast(Sized, data)), *self._place)
+        return self._loader(MarkRepeats(data), sampler=sampler, blank_hw=self.image_hw)
 
     def _loader(self, data: Dataset[Any], **options: Any) -> PictureLoader:
         workers = self.default_workers() if self.num_workers is None else self.num_workers

@@ -1,28 +1,65 @@
 """Listing folders of pictures: quick for millions of files, and in the same order everywhere."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 from mobilemamba.data.pictures import EXTENSIONS
 from mobilemamba.errors import DataError
+from mobilemamba.messages import printable
+
+# Left behind by systems and archives, beside what is hidden.
+_JUNK = {"__macosx", "@eadir", "lost+found", "$recycle.bin", "system volume information"}
+_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+#: What :func:`why_no_folder` says of a path where there is nothing.
+NOWHERE = "no such folder"
+_FEW = 5  # of the names in a message
 
 
-def scan_folder(folder: str | Path) -> tuple[list[str], list[str]]:
+def why_no_folder(path: str | Path) -> str | None:
+    """What there is at a path instead of a folder; None for a folder. Takes any text, also what can be no path."""
+    # Not pathlib, which raises an error of its own for too long a name.
+    if os.path.isdir(path):  # noqa: PTH112
+        return None
+    if not os.path.exists(path):  # noqa: PTH110
+        return NOWHERE
+    return "an archive, which has to be unpacked" if str(path).lower().endswith(_ARCHIVES) else "a file"
+
+
+def scan_folder(folder: str | Path, left_out: Counter[str] | None = None) -> tuple[list[str], list[str]]:
     """The sorted paths of the pictures and of the folders directly in ``folder``.
 
-    Hidden ones are left out: tools leave them behind (.ipynb_checkpoints, .thumbnails, ._picture.jpg).
+    Hidden ones and systems' own are left out: tools leave them behind (.thumbnails, ._picture.jpg, __MACOSX).
+
+    Args:
+        folder: To look into.
+        left_out: Counts the other files by what they are, mostly their endings.
+
+    Raises:
+        DataError: If it cannot be read.
     """
     pictures: list[str] = []
     folders: list[str] = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                folders.append(entry.path)
-            elif entry.name.lower().endswith(EXTENSIONS):
-                pictures.append(entry.path)
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") or entry.name.lower() in _JUNK:
+                    continue
+                if entry.is_dir():
+                    folders.append(entry.path)
+                elif entry.name.lower().endswith(EXTENSIONS) and (entry.is_file() or entry.is_symlink()):
+                    pictures.append(entry.path)  # reading one whose link is broken tells of it
+                elif left_out is not None:
+                    left_out[_kind(entry)] += 1
+    except OSError as error:
+        raise DataError(f"{printable(folder)} cannot be read ({error.strerror}): mend it or remove it") from error
     return sorted(pictures), sorted(folders)
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    if not entry.is_file():
+        return "broken links" if entry.is_symlink() else "no plain files"
+    return Path(entry.name).suffix.lower() or "without an ending"
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:
@@ -33,30 +70,77 @@ def class_folders(folder: Path) -> tuple[str, ...]:
     """
     _, folders = scan_folder(folder)
     if not folders:
-        raise DataError(f"{folder} has no class folders: put the pictures of each class into {folder}/<class>/")
+        shown = printable(folder)
+        raise DataError(f"{shown} has no class folders: put the pictures of each class into {shown}/<class>/")
     return tuple(sorted(Path(path).name for path in folders))
 
 
-def list_pictures(folder: str | Path) -> list[str]:
-    """The paths of the pictures in ``folder``, then of those in each of its folders; hidden ones are left out."""
-    pictures, folders = scan_folder(folder)
-    return pictures + [path for inner in folders for path in list_pictures(inner)]
+def list_pictures(folder: str | Path, left_out: Counter[str] | None = None) -> list[str]:
+    """The paths of the pictures in ``folder``, then of those in each of its folders; hidden ones are left out.
+
+    Args:
+        folder: To look into. Links are followed.
+        left_out: Counts the other files, see :func:`scan_folder`.
+
+    Raises:
+        DataError: If a folder cannot be read, or a link leads back to a folder that it lies in.
+    """
+    real = Path(folder).resolve()
+    return _walk(str(folder), real, frozenset((real, *real.parents)), left_out)
 
 
-def list_classes(folder: Path, labels: dict[str, int], *, every_class: bool) -> list[tuple[str, int]]:
+def _walk(folder: str, real: Path, above: frozenset[Path], left_out: Counter[str] | None) -> list[str]:
+    pictures, folders = scan_folder(folder, left_out)
+    for inner in map(Path, folders):
+        target = inner.resolve() if inner.is_symlink() else real / inner.name
+        if target in above:
+            raise DataError(f"{printable(inner)} links back to {printable(target)}, in which it lies: remove the link")
+        pictures += _walk(str(inner), target, above | {target, *target.parents}, left_out)
+    return pictures
+
+
+def list_classes(
+    folder: Path,
+    labels: dict[str, int],
+    *,
+    every_class: bool,
+    other_classes: str,
+    left_out: Counter[str] | None = None,
+) -> list[tuple[str, int]]:
     """Path and label of each picture in the class folders of ``folder``, class after class.
 
     Args:
-        folder: Holds a folder for each class.
+        folder: Holds a folder for each class, or for some of them.
         labels: Of the classes, by their folders' names, in the order to list them in.
-        every_class: Whether each class must have pictures.
+        every_class: Whether each folder must have pictures.
+        other_classes: What to say of a folder that is none of the classes: what it is not, and what to do.
+        left_out: Counts the other files, see :func:`scan_folder`.
 
     Raises:
-        DataError: If there are no pictures at all, or none of a class that must have some.
+        DataError: If a folder is none of the classes, or there are no pictures at all, or none of a class that must
+            have some.
     """
-    present = {name: list_pictures(folder / name) if (folder / name).is_dir() else [] for name in labels}
-    empty = [name for name, pictures in present.items() if not pictures]
-    if empty and (every_class or len(empty) == len(labels)):
-        kinds = " ".join(EXTENSIONS)
-        raise DataError(f"{folder / empty[0]} holds no pictures ({kinds}): add some or remove the class")
-    return [(path, labels[name]) for name, pictures in present.items() for path in pictures]
+    present = class_folders(folder)
+    if unknown := [name for name in present if name not in labels]:
+        raise DataError(f"{printable(folder / unknown[0])} {other_classes}")
+    listed = {name: list_pictures(folder / name, left_out) for name in sorted(present, key=labels.__getitem__)}
+    empty = [name for name, pictures in listed.items() if not pictures]
+    if empty and (every_class or len(empty) == len(listed)):
+        raise DataError(
+            f"{printable(folder / empty[0])} holds no pictures ({' '.join(EXTENSIONS)}): add some or remove the class"
+        )
+    return [(path, labels[name]) for name, pictures in listed.items() for path in pictures]
+
+
+def describe_left_out(left_out: Counter[str]) -> str | None:
+    """Which files were not taken for pictures, in a line; None if there are none."""
+    if not left_out:
+        return None
+    kinds = [f"{number:,} {printable(kind)}" for kind, number in left_out.most_common(_FEW)]
+    more = ["others"] if len(left_out) > _FEW else []
+    return f"left out {left_out.total():,} files that are no pictures by their names: {', '.join([*kinds, *more])}"
+
+
+def few(names: list[str] | tuple[str, ...]) -> str:
+    """The first of some names, for a message."""
+    return ", ".join([*map(printable, names[:_FEW]), *(["..."] if len(names) > _FEW else [])])

@@ -1,14 +1,17 @@
 """Any own pictures: one folder per class."""
 
+from collections import Counter
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from mobilemamba.data.folders import class_folders, list_classes
-from mobilemamba.data.picture_data import PictureDataModule, count
+from mobilemamba.data.folders import class_folders, describe_left_out, few, list_classes, scan_folder
+from mobilemamba.data.layout import Layout, find_layout, refuse_nested, require_folder
+from mobilemamba.data.picture_data import PictureDataModule, Sources
 from mobilemamba.data.picture_set import FileSource
 from mobilemamba.data.pictures import Augmentation
 from mobilemamba.errors import ConfigError, DataError
+from mobilemamba.messages import printable
 
 Sample = tuple[str, int]  # the picture's path, its label
 
@@ -18,11 +21,15 @@ class ImageFolder(PictureDataModule):
 
     Without ``val`` the share ``val_fraction`` of each class is set aside for validation: always the same pictures,
     evenly spread over the sorted file names, whatever the seed. With ``val`` alone the set can be validated on, not
-    trained on. The random arguments are timm's, with mild defaults for fine-tuning; :class:`ImageNet` has the paper's.
-    Pictures are turned as their EXIF orientation says. The other arguments are described in :class:`PictureDataModule`.
+    trained on. ``root/test/<class>/`` is for the command ``test``. The folders may also be called training, valid,
+    validation and testing, in any case. The random arguments are timm's, with mild defaults for fine-tuning;
+    :class:`ImageNet` has the paper's. Pictures are turned as their EXIF orientation says. The other arguments are
+    described in :class:`PictureDataModule`.
 
     Args:
         val_fraction: Share of each class for validation if there is no ``val`` folder, above 0 and below 1.
+        classes: Names of the class folders in the order of the labels, of which some may be absent; None is those that
+            the weights to validate or test know, or else the folders there are, sorted.
     """
 
     def __init__(
@@ -45,36 +52,56 @@ class ImageFolder(PictureDataModule):
         re_prob: float = 0.0,
         re_mode: Literal["const", "rand", "pixel"] = "pixel",
         on_error: Literal["stop", "skip"] = "stop",
+        upright: bool | None = None,
+        classes: list[str] | None = None,
     ) -> None:
         augmentation = Augmentation(scale, ratio, hflip, color_jitter, auto_augment, re_prob, re_mode)
-        super().__init__(
-            root, img_size, batch_size, num_workers, seed, mean, std, interpolation, crop_pct, augmentation, on_error
-        )
+        prepared = (mean, std, interpolation, crop_pct, augmentation)
+        super().__init__(root, img_size, batch_size, num_workers, seed, *prepared, on_error, upright)
         self.val_fraction = val_fraction
+        self.classes = classes
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        """The class folders' names, sorted; read from the disk at the first use."""
-        train, val = self._folders()
-        folder = train if train is not None else val
-        assert folder is not None  # _folders gives at least one
-        return class_folders(folder)
+        """The class folders' names, sorted, if ``classes`` are none; read from the disk at the first use."""
+        if self.classes:
+            return tuple(self.classes)
+        folder = next(part for part in self.layout[:3] if part is not None)
+        classes = class_folders(folder)
+        refuse_nested(folder, classes)
+        return classes
 
     @cached_property
     def name(self) -> str:  # type: ignore[override]
-        """The folder's name with the number of training and validation pictures."""
-        train, val = self.sources
-        return f"{Path(self.root).resolve().name} ({count(train):,}/{count(val):,})"
+        """The folder's name with the number of training and validation pictures, and of test pictures, if any."""
+        return f"{Path(self.root).resolve().name} ({self.sources.counts()})"
 
     @cached_property
-    def sources(self) -> tuple[FileSource | None, FileSource | None]:
-        """The training pictures, if there are any, and the validation pictures.
+    def layout(self) -> Layout:
+        """The folders of the parts.
+
+        Raises:
+            DataError: If ``root`` is no folder, or its folders are not what they may seem to be.
+        """
+        return find_layout(require_folder(self.root, "train/<class>/ or <class>/"))
+
+    @cached_property
+    def sources(self) -> Sources:
+        """The pictures of each part.
 
         Raises:
             DataError: If the folders do not hold such a data set.
         """
-        train, val = self._split()
-        return FileSource(train) if train else None, FileSource(val)
+        self.notes += self.layout.notes
+        left_out: Counter[str] = Counter()
+        train = self._list("train", self.layout.train, left_out)
+        val = self._list("val", self.layout.val, left_out)
+        test = self._list("test", self.layout.test, left_out)
+        if train and self.layout.val is None:
+            train, val = _set_aside(train, self.val_fraction, self.class_names)
+        if line := describe_left_out(left_out):
+            self.notes.append(line)
+        return Sources(*(FileSource(part) if part else None for part in (train, val, test)))
 
     def check_arguments(self) -> None:
         """Refuse arguments that cannot work.
@@ -86,29 +113,18 @@ class ImageFolder(PictureDataModule):
         if not 0 < self.val_fraction < 1:
             raise ConfigError(f"data.val_fraction {self.val_fraction} is impossible: give a share above 0 and below 1")
 
-    def _folders(self) -> tuple[Path | None, Path | None]:
-        """Return the folders of the training and of the validation pictures, as far as they exist."""
-        root = Path(self.root)
-        if not root.is_dir():
-            raise DataError(f"data.root {self.root} is not a folder: give one that holds train/<class>/ or <class>/")
-        train, val = root / "train", root / "val"
-        if not train.is_dir() and not val.is_dir():
-            return root, None
-        return train if train.is_dir() else None, val if val.is_dir() else None
-
-    def _split(self) -> tuple[list[Sample], list[Sample]]:
-        train_folder, val_folder = self._folders()
+    def _list(self, part: str, folder: Path | None, left_out: Counter[str]) -> list[Sample]:
+        if folder is None:
+            return []
         labels = {name: label for label, name in enumerate(self.class_names)}
-        train = list_classes(train_folder, labels, every_class=True) if train_folder is not None else []
-        if val_folder is None:
-            return _set_aside(train, self.val_fraction, self.class_names)
-        unknown = [name for name in class_folders(val_folder) if name not in labels]
-        if unknown:
-            raise DataError(
-                f"{val_folder / unknown[0]} is a class that {train_folder} does not have ({len(labels)} classes): "
-                "rename it, remove it, or add its training pictures"
-            )
-        return train, list_classes(val_folder, labels, every_class=False)
+        if part == "test" and not any(Path(path).name in labels for path in scan_folder(folder)[1]):
+            self.notes.append(f"not used: {printable(folder.name)}/, which has none of the classes' folders")
+            return []
+        other = (
+            f"is none of the {len(labels)} classes ({few(self.class_names)}) of the "
+            f"{'training pictures' if not self.classes else 'weights or of data.classes'}: rename it or remove it"
+        )
+        return list_classes(folder, labels, every_class=part == "train", other_classes=other, left_out=left_out)
 
 
 def _set_aside(
@@ -122,7 +138,9 @@ def _set_aside(
         of_class[sample[1]].append(sample)
     for name, own in zip(class_names, of_class, strict=True):
         if len(own) < 2:
-            raise DataError(f"class '{name}' has 1 picture, too few to set one aside: add pictures or a val/ folder")
+            raise DataError(
+                f"class '{printable(name)}' has 1 picture, too few to set one aside: add pictures or a val/ folder"
+            )
         count = min(len(own) - 1, max(1, round(len(own) * fraction)))
         chosen = {(2 * i + 1) * len(own) // (2 * count) for i in range(count)}
         for position, sample in enumerate(own):

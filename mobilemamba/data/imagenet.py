@@ -1,15 +1,14 @@
 """ImageNet-1k as people keep it: class folders, a flat validation folder with a list of labels, or tar files."""
 
+from collections import Counter
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-from lightning.pytorch.utilities import rank_zero_info
-
-from mobilemamba.data.folders import class_folders, list_classes, scan_folder
+from mobilemamba.data.folders import describe_left_out, list_classes, scan_folder
 from mobilemamba.data.imagenet_labels import find_val_labels, imagenet_classes, read_val_labels
-from mobilemamba.data.picture_data import PictureDataModule, count
+from mobilemamba.data.layout import find_parts, require_folder
+from mobilemamba.data.picture_data import PictureDataModule, Sources
 from mobilemamba.data.picture_set import FileSource
 from mobilemamba.data.pictures import Augmentation
 from mobilemamba.data.sampling import EpochSampler
@@ -71,11 +70,11 @@ class ImageNet(PictureDataModule):
         re_prob: float = 0.25,
         re_mode: Literal["const", "rand", "pixel"] = "pixel",
         on_error: Literal["stop", "skip"] = "stop",
+        upright: bool | None = None,
     ) -> None:
         augmentation = Augmentation(scale, ratio, hflip, color_jitter, auto_augment, re_prob, re_mode)
-        super().__init__(
-            root, img_size, batch_size, num_workers, seed, mean, std, interpolation, crop_pct, augmentation, on_error
-        )
+        prepared = (mean, std, interpolation, crop_pct, augmentation)
+        super().__init__(root, img_size, batch_size, num_workers, seed, *prepared, on_error, upright)
         self.val_labels = val_labels
         self.shard_window = shard_window
         self.wnids, self.class_names = imagenet_classes()
@@ -83,34 +82,26 @@ class ImageNet(PictureDataModule):
     @cached_property
     def name(self) -> str:  # type: ignore[override]
         """The data set's name with the number of training and validation pictures."""
-        train, val = self.sources
-        return f"ImageNet-1k ({count(train):,}/{count(val):,})"
+        return f"ImageNet-1k ({self.sources.counts()})"
 
     @cached_property
-    def sources(self) -> tuple[FileSource | ShardSource | None, FileSource | ShardSource | None]:
+    def sources(self) -> Sources:
         """The training and the validation pictures, as far as there are any.
 
         Raises:
             DataError: If ``root`` does not hold such a data set.
         """
-        root = Path(self.root)
-        if not root.is_dir():
-            raise DataError(f"data.root {self.root} is not a folder: give one that holds train/<wnid>/ and val/<wnid>/")
-        train, val = self._source("train"), self._source("val")
+        parts = find_parts(require_folder(self.root, "train/<wnid>/ and val/<wnid>/"))
+        left_out: Counter[str] = Counter()
+        train, val = (self._source(part, parts.get(part), left_out) for part in _PARTS)
         if train is None and val is None:
             raise DataError(
                 f"data.root {self.root} holds no ImageNet: expected the folders train and val, or tar files such as "
                 "train-0000.tar and val-0000.tar"
             )
-        return train, val
-
-    @property
-    def classes_present(self) -> dict[str, int]:
-        """Of how many classes there are training pictures (``train``) and validation pictures (``val``)."""
-        return {
-            part: 0 if source is None else len(np.unique(source.labels))
-            for part, source in zip(_PARTS, self.sources, strict=True)
-        }
+        if line := describe_left_out(left_out):
+            self.notes.append(line)
+        return Sources(train, val)
 
     def check_arguments(self) -> None:
         """Refuse arguments that cannot work.
@@ -127,37 +118,27 @@ class ImageNet(PictureDataModule):
         self.check_arguments()
         _ = self.sources
 
-    def setup(self, stage: str | None = None) -> None:
-        """List the pictures; once. Say so if classes are missing."""
-        first = self.train_set is None and self.val_set is None
-        super().setup(stage)
-        for part, classes in self.classes_present.items():
-            if first and 0 < classes < self.num_classes:
-                rank_zero_info(f"{self.root}: {part} has pictures of {classes} of the {self.num_classes:,} classes")
-
     def train_sampler(self) -> EpochSampler:
         """The order of this process's training pictures."""
-        train, _ = self.sources
+        train = self.sources.train
         if self.shard_window is None or not isinstance(train, ShardSource):
             return super().train_sampler()
         return EpochSampler(len(train.labels), self.seed, *self._place, shards=train.shard_of, window=self.shard_window)
 
-    def _source(self, part: str) -> FileSource | ShardSource | None:
+    def _source(self, part: str, folder: Path | None, left_out: Counter[str]) -> FileSource | ShardSource | None:
         root = Path(self.root)
-        folder, shards = root / part, find_shards(root, _PARTS[part])
+        shards = find_shards(root, _PARTS[part])
         labels = {wnid: label for label, wnid in enumerate(self.wnids)}
-        if shards and folder.is_dir():
+        if shards and folder is not None:
             raise DataError(f"{root} holds both {folder.name}/ and {shards[0].name}: move one of them elsewhere")
         if shards:
             source = ShardSource(shards, labels, f"mobilemamba-{part}-index.json")
             if not len(source.labels):
-                raise DataError(
-                    f"{shards[0]} and the other {part} files hold no pictures (key.jpg, .jpeg, .png, .webp)"
-                )
+                raise DataError(f"{shards[0]} and the other {part} files hold no pictures (key.jpg, .png and the like)")
             return source
-        if not folder.is_dir():
+        if folder is None:
             return None
-        flat, folders = scan_folder(folder)
+        flat, folders = scan_folder(folder, left_out)
         if flat and folders:
             raise DataError(
                 f"{folder} holds both pictures and folders: keep them in class folders, or all of them flat"
@@ -167,14 +148,11 @@ class ImageNet(PictureDataModule):
             found = read_val_labels(file, [Path(path).name for path in flat])
             # By class, as in the other forms.
             return FileSource([(path, label) for label, path in sorted(zip(found, flat, strict=True))])
-        present = class_folders(folder)
-        unknown = [name for name in present if name not in labels]
-        if unknown:
-            raise DataError(
-                f"{folder / unknown[0]} is none of the 1,000 classes of ImageNet-1k: name class folders by WordNet ids "
-                "such as n01440764, or use ImageFolder for other classes"
-            )
-        return FileSource(list_classes(folder, {name: labels[name] for name in present}, every_class=True))
+        other = (
+            "is none of the 1,000 classes of ImageNet-1k: name class folders by WordNet ids such as n01440764, or use "
+            "ImageFolder for other classes"
+        )
+        return FileSource(list_classes(folder, labels, every_class=True, other_classes=other, left_out=left_out))
 
 
 def holds_imagenet(root: str | Path) -> bool:
@@ -182,12 +160,10 @@ def holds_imagenet(root: str | Path) -> bool:
     wnids = set(imagenet_classes()[0])
     if not Path(root).is_dir():
         return False
-    for part, names in _PARTS.items():
-        folder = Path(root) / part
-        if find_shards(Path(root), names):
+    if any(find_shards(Path(root), names) for names in _PARTS.values()):
+        return True
+    for part, folder in find_parts(Path(root)).items():
+        pictures, folders = scan_folder(folder)
+        if (part == "val" and pictures and not folders) or any(Path(path).name in wnids for path in folders):
             return True
-        if folder.is_dir():
-            pictures, folders = scan_folder(folder)
-            if (part == "val" and pictures and not folders) or any(Path(path).name in wnids for path in folders):
-                return True
     return False

@@ -2,8 +2,10 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import Dataset
 
@@ -11,8 +13,22 @@ from mobilemamba.data.base import ImageDataModule
 from mobilemamba.data.picture_set import PictureSet, Source
 from mobilemamba.data.pictures import Augmentation, eval_transform, train_transform
 from mobilemamba.errors import ConfigError, DataError
+from mobilemamba.messages import printable
 
 Interpolation = Literal["bilinear", "bicubic", "random"]
+
+
+class Sources(NamedTuple):
+    """The pictures of each part, as far as there are any."""
+
+    train: Source | None
+    val: Source | None
+    test: Source | None = None
+
+    def counts(self) -> str:
+        """Number of training and validation pictures, and of test pictures where there are any."""
+        numbers = [0 if source is None else len(source.labels) for source in self]
+        return "/".join(f"{number:,}" for number in numbers[: 3 if numbers[2] else 2])
 
 
 class PictureDataModule(ImageDataModule):
@@ -39,16 +55,16 @@ class PictureDataModule(ImageDataModule):
         re_mode: What random erasing fills with: zeros, one random colour, or random pixels.
         on_error: What a picture that cannot be read does: ``stop`` ends the run, ``skip`` leaves it out of its batch,
             with a warning, and counts it.
+        upright: Whether pictures are turned as their EXIF orientation says; None is what the weights want, or else
+            what suits the data set.
 
     Attributes:
-        upright: Whether pictures are turned as their EXIF orientation says.
+        notes: What is said at the start of the pictures and folders that are not used, a line each.
 
     Raises:
         DataError: From ``name`` and :meth:`setup`, if ``root`` does not hold such a data set; from the loaders, if a
             picture cannot be read.
     """
-
-    upright = True
 
     def __init__(
         self,
@@ -63,6 +79,7 @@ class PictureDataModule(ImageDataModule):
         crop_pct: float | None,
         augmentation: Augmentation,
         on_error: Literal["stop", "skip"],
+        upright: bool | None,
     ) -> None:
         super().__init__(img_size, batch_size, num_workers, seed)
         self.root = root
@@ -73,15 +90,24 @@ class PictureDataModule(ImageDataModule):
         self.crop_pct = 0.875 if crop_pct is None else crop_pct
         self.augmentation = augmentation
         self.on_error = on_error
+        if upright is not None:
+            self.upright = upright
+        self.notes: list[str] = []
 
     @cached_property
-    def sources(self) -> tuple[Source | None, Source | None]:
-        """The training and the validation pictures, as far as there are any.
+    def sources(self) -> Sources:
+        """The pictures of each part.
 
         Raises:
             DataError: If ``root`` does not hold such a data set.
         """
         raise NotImplementedError
+
+    @property
+    def classes_present(self) -> dict[str, int]:
+        """Of how many classes there are pictures in each part that has some: ``train``, ``val``, ``test``."""
+        parts = self.sources._asdict().items()
+        return {part: len(np.unique(source.labels)) for part, source in parts if source is not None}
 
     def check_arguments(self) -> None:
         """Refuse arguments that cannot work.
@@ -105,24 +131,35 @@ class PictureDataModule(ImageDataModule):
                 )
 
     def setup(self, stage: str | None = None) -> None:
-        """List the pictures; once."""
+        """List the pictures; once. Say so if classes are missing, or files or folders are not used."""
         self.check_arguments()
-        train, val = self.sources
-        how = {"mean": self.mean, "std": self.std}
-        options: dict[str, Any] = {"upright": self.upright, "skip": self.on_error == "skip"}
-        if train is not None and self.train_set is None:
-            change = train_transform(self.image_hw, self.augmentation, interpolation=self.train_interpolation, **how)
-            self.train_set = PictureSet(train, change, self.seed, **options)
-        if val is not None and self.val_set is None:
-            self.val_set = PictureSet(val, eval_transform(**self.preprocessing), **options)
+        if self._is_set_up():
+            return
+        parts = self.sources
+        missing = [
+            f"{part} has pictures of {classes} of the {self.num_classes:,} classes"
+            for part, classes in self.classes_present.items()
+            if classes < self.num_classes
+        ]
+        for line in [*self.notes, *missing]:
+            rank_zero_info(f"{printable(self.root)}: {line}")
+        how = self.preprocessing
+        options: dict[str, Any] = {"upright": how.pop("upright"), "skip": self.on_error == "skip"}
+        if parts.train is not None:
+            statistics = {"mean": self.mean, "std": self.std}
+            interpolation = self.train_interpolation
+            change = train_transform(self.image_hw, self.augmentation, interpolation=interpolation, **statistics)
+            self.train_set = PictureSet(parts.train, change, self.seed, **options)
+        if parts.val is not None:
+            self.val_set = PictureSet(parts.val, eval_transform(**how), **options)
+        if parts.test is not None:
+            self.test_set = PictureSet(parts.test, eval_transform(**how), **options)
+
+    def _is_set_up(self) -> bool:
+        return any(part is not None for part in (self.train_set, self.val_set, self.test_set))
 
     def _ready(self, data: Dataset[Any] | None, part: str) -> Dataset[Any]:
-        if data is None and (self.train_set is not None or self.val_set is not None):
+        if data is None and self._is_set_up():
             missing = Path(self.root) / {"training": "train", "validation": "val"}[part]
-            raise DataError(f"{missing} does not exist: put the {part} pictures there, one folder a class")
+            raise DataError(f"{printable(missing)} does not exist: put the {part} pictures there, one folder a class")
         return super()._ready(data, part)
-
-
-def count(source: Source | None) -> int:
-    """Number of pictures."""
-    return 0 if source is None else len(source.labels)

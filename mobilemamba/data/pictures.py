@@ -7,22 +7,35 @@ from pathlib import Path
 from typing import IO, Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from mobilemamba.errors import ConfigError, DataError
+from mobilemamba.messages import printable
 
+# Pillow's names of the formats that are read, and the endings of their files. No EPS among them, for which Pillow
+# would start another program.
+_ENDINGS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "BMP": (".bmp", ".dib"),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+}
+# Pillow has them only from some release on, or as it was built.
+_ENDINGS |= {"AVIF": (".avif",)} if "avif" in features.modules and features.check("avif") else {}
+_ENDINGS |= {"JPEG2000": (".jp2", ".j2k", ".jpf", ".jpx")} if features.check("jpg_2000") else {}
+_FORMATS = tuple(_ENDINGS)
 #: Lower-case endings of the files that are taken for pictures.
-EXTENSIONS = (*IMG_EXTENSIONS, ".gif")
+EXTENSIONS = tuple(ending for endings in _ENDINGS.values() for ending in endings)
 #: More pixels are refused: as 8-bit RGB they take over a quarter of a GiB. It is where Pillow begins to warn.
 MAX_PIXELS = 89_478_485
 #: One side may be so many times the other.
 MAX_ASPECT = 1000
 
-# No EPS among them, for which Pillow would start another program.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 # Evaluation looks at the centre only: this much of a longer picture, as a multiple of what is looked at, is enough.
 _CENTRE_MARGIN = 8
 
@@ -49,7 +62,7 @@ def read_picture(source: str | Path | IO[bytes], name: str | None = None, *, upr
 
 def refusal(name: str, reason: DataError) -> DataError:
     """The error for a picture that :func:`decode_picture` gives a reason against."""
-    return DataError(f"{name} cannot be read as a picture ({reason}): repair it or remove it")
+    return DataError(f"{printable(name)} cannot be read as a picture ({reason}): repair it or remove it")
 
 
 def decode_picture(source: str | Path | IO[bytes], *, upright: bool) -> Image.Image:

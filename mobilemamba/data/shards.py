@@ -18,12 +18,13 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from mobilemamba.data.picture_set import Texts
+from mobilemamba.data.pictures import EXTENSIONS
 from mobilemamba.errors import DataError
 from mobilemamba.files import write_text_atomic
 
-_KINDS = {"jpg", "jpeg", "png", "webp"}
+_KINDS = {ending.removeprefix(".") for ending in EXTENSIONS}
 _COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst)|tgz)$")
-_VERSION = 1
+_VERSION = 2
 _OPEN_FILES = 64  # per process; systems often allow 1,024, and a data set may have more
 
 
@@ -61,9 +62,9 @@ class _Member(NamedTuple):
 class ShardSource:
     """The pictures of tar files, sorted by label and file name.
 
-    A member ``key.jpg`` (or jpeg, png, webp) has its label in ``key.cls``, a number from 0, or in a folder of its
-    path that is named after its class. The index is kept in a file beside the tars, if that can be written, and made
-    anew when their names, sizes or times of change are others.
+    A member ``key.jpg`` (or with another ending of pictures) has its label in ``key.cls``, a number from 0, or in a
+    folder of its path that is named after its class. The index is kept in a file beside the tars, if that can be
+    written, and made anew when their names, sizes or times of change are others.
 
     Args:
         shards: The files, all in one folder.

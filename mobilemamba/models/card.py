@@ -30,6 +30,8 @@ class Preprocessing:
         std: Per channel, of pictures in 0..1.
         interpolation: Of the scaling, e.g. ``"bicubic"``.
         crop_pct: The short side is scaled to ``img_size / crop_pct``, and the centre cut out.
+        upright: Whether pictures are turned as their EXIF orientation says; None if it is not known, as in older files:
+            ``predict`` then turns them, and data modules do as they are documented.
     """
 
     img_size: tuple[int, int]
@@ -37,6 +39,7 @@ class Preprocessing:
     std: tuple[float, ...]
     interpolation: str = "bicubic"
     crop_pct: float = 0.875
+    upright: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("img_size", "mean", "std"):  # JSON brings lists

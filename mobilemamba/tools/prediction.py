@@ -130,12 +130,14 @@ def answer(
         topk: Number of classes to name.
         batch_size: Pictures at a time.
     """
-    transform = eval_transform(**asdict(card.preprocessing))
+    how = asdict(card.preprocessing)
+    upright = how.pop("upright") is not False  # so where the weights do not say
+    transform = eval_transform(**how)
     parameter = next(network.parameters())
 
     def prepare(path: Path) -> Tensor | str:
         try:
-            return transform(read_picture(path, upright=True))
+            return transform(read_picture(path, upright=upright))
         except DataError as error:
             return str(error)
 

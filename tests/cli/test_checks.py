@@ -4,7 +4,7 @@ import pytest
 import timm
 from jsonargparse import Namespace
 
-from mobilemamba.cli.checks import check_checkpoint, check_classes
+from mobilemamba.cli.checks import check_checkpoint, check_classes, fill_classes
 from mobilemamba.errors import ConfigError, WeightsError
 from mobilemamba.models import ModelCard, Preprocessing, save_weights
 
@@ -60,3 +60,19 @@ def test_other_classes_are_refused(weights: str) -> None:
 def test_weights_that_name_no_classes_fit_all() -> None:
     check_classes(config(weights=save("plain.safetensors")), ("cat", "cow"))
     check_classes(config("s3://bucket/run.ckpt"), ("cat", "cow"))
+
+
+def test_data_that_leaves_its_classes_open_takes_those_of_the_weights(weights: str) -> None:
+    for model in ({"weights": weights}, {"weights": None}):
+        given = config(None if model["weights"] else weights, **model)
+        given.data = Namespace(init_args=Namespace(classes=None))
+        fill_classes(given)
+        assert given.data.init_args.classes == ["cat", "dog"]
+        given.data.init_args.classes = ["dog", "cat"]
+        fill_classes(given)
+        assert given.data.init_args.classes == ["dog", "cat"]
+    nameless = config(weights=save("plain.safetensors"))
+    for data in (Namespace(classes=None), Namespace()):
+        nameless.data = Namespace(init_args=data)
+        fill_classes(nameless)
+        assert not data.get("classes")

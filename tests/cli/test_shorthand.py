@@ -65,6 +65,22 @@ def test_a_folder_that_is_not_there(folder: str) -> None:
         expand_options(["--data", folder])
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("set.zip", "an archive, which has to be unpacked"),
+        ("cat.jpg", "a file"),
+        ("Set", "a file"),
+        ("x" * 400 + "/y", "no such folder"),
+    ],
+)
+def test_what_is_no_folder(tmp_path: Path, name: str, reason: str) -> None:
+    if len(name) < 100:
+        (tmp_path / name).touch()
+    with pytest.raises(ConfigError, match=rf"{name}: {reason}; give a folder of pictures"):
+        expand_options(["--data", str(tmp_path / name)])
+
+
 def test_weights_say_what_they_are_of(weights: Path) -> None:
     assert expand_options(["--weights", str(weights)]) == [
         *("--model.weights", str(weights), "--model.name", "mobilemamba_t2", "--model.in_chans", "3"),
@@ -103,6 +119,16 @@ def test_the_weights_come_before_the_model(weights: Path) -> None:
     fill_preprocessing(found)
     data = found.data.init_args
     assert (data.img_size, data.std, data.interpolation) == (40, (0.2, 0.2, 0.2), "bilinear")
+
+
+@pytest.mark.parametrize("given", [True, False, None])
+def test_pictures_are_turned_as_the_weights_want(tmp_path: Path, given: bool | None) -> None:
+    card = ModelCard("resnet18", Preprocessing((8, 8), (0.5,) * 3, (0.5,) * 3, upright=given), 2)
+    save_weights(torch.nn.Linear(1, 1), tmp_path / "x.safetensors", card)
+    for own, expected in ((None, given), (True, True), (False, False)):
+        found = config({"name": "resnet18", "weights": str(tmp_path / "x.safetensors")}, upright=own)
+        fill_preprocessing(found)
+        assert found.data.init_args.upright is expected
 
 
 def test_weights_without_a_card_leave_it_to_the_model(tmp_path: Path) -> None:

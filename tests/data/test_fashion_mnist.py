@@ -68,6 +68,7 @@ def test_what_it_offers_before_setup() -> None:
         "std": data.std,
         "interpolation": "bilinear",
         "crop_pct": 1.0,
+        "upright": True,
     }
 
 

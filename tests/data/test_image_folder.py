@@ -67,8 +67,10 @@ def test_preprocessing(pets: Path) -> None:
         "std": (0.229, 0.224, 0.225),
         "interpolation": "bicubic",
         "crop_pct": 0.875,
+        "upright": True,
     }
     given: dict[str, Any] = {"img_size": (64, 96), "mean": (0.5, 0.4, 0.3), "std": (0.1, 0.2, 0.3), "crop_pct": 1.0}
+    given |= {"upright": False}
     assert ImageFolder(str(pets), interpolation="bilinear", **given).preprocessing == {
         **given,
         "interpolation": "bilinear",
@@ -238,12 +240,15 @@ def test_val_without_pictures(pets: Path) -> None:
 
 def test_val_class_that_train_does_not_have(pets: Path) -> None:
     paint(pets / "val" / "horse", 1)
-    with pytest.raises(DataError, match=r"val/horse is a class that .*train does not have \(2 classes\): rename"):
+    with pytest.raises(
+        DataError, match=r"val/horse is none of the 2 classes \(cat, dog\) of the training pictures: rename"
+    ):
         ready(pets)
 
 
 def test_one_picture_cannot_be_split(tmp_path: Path) -> None:
     paint(tmp_path / "train" / "a", 1)
+    paint(tmp_path / "train" / "b", 2)
     with pytest.raises(DataError, match="class 'a' has 1 picture, too few"):
         ready(tmp_path)
 
@@ -283,3 +288,49 @@ def test_real_pictures(shared: Path) -> None:
     images, labels = next(iter(data.val_dataloader()))
     assert images.shape == (50, 3, 64, 64)
     assert labels.tolist() == list(range(50))
+
+
+def test_the_test_part_is_for_the_command_test(pets: Path) -> None:
+    assert torch.cat([labels for _, labels in ready(pets).test_dataloader()]).tolist() == [0, 0, 1, 1, 1]  # val
+    paint(pets / "test" / "dog", 4)
+    data = ready(pets)
+    assert data.name == "pets (11/5/4)"
+    assert torch.cat([labels for _, labels in data.test_dataloader()]).tolist() == [1, 1, 1, 1]
+    assert len(val_files(data)) == 5
+
+
+def test_train_and_test_without_val(pets: Path) -> None:
+    """The best epoch is never chosen by the test pictures."""
+    (pets / "val").rename(pets / "test")
+    data = ready(pets)
+    assert data.name == "pets (9/2/5)"
+    assert all("/train/" in path for path in val_files(data))
+
+
+def test_a_test_part_without_classes_stops_no_training(pets: Path, caplog: pytest.LogCaptureFixture) -> None:
+    paint(pets / "test" / "unknown", 3)
+    assert ready(pets).name == "pets (11/5)"
+    assert "not used: test/, which has none of the classes' folders" in caplog.text
+
+
+def test_what_is_left_out_is_said_once(pets: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (pets / "train" / "cat" / "1.heic").touch()
+    (pets / "val" / "dog" / "2.heic").touch()
+    (pets / "val" / "cat").rename(pets / "elsewhere")
+    data = ready(pets)
+    data.setup()
+    assert caplog.messages == [
+        f"{pets}: not used: elsewhere/ beside train/, val/",
+        f"{pets}: left out 2 files that are no pictures by their names: 2 .heic",
+        f"{pets}: val has pictures of 1 of the 2 classes",
+    ]
+
+
+def test_given_classes_decide_the_labels(pets: Path) -> None:
+    data = ready(pets, classes=["dog", "bird", "cat"])
+    assert data.class_names == ("dog", "bird", "cat")
+    assert torch.cat([labels for _, labels in data.val_dataloader()]).tolist() == [0, 0, 0, 2, 2]
+    with pytest.raises(
+        DataError, match=r"train/dog is none of the 2 classes \(bird, cat\) of the weights or of data.c"
+    ):
+        ready(pets, classes=["bird", "cat"])

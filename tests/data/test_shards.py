@@ -181,7 +181,7 @@ def test_the_index_is_kept_and_renewed(tmp_path: Path, monkeypatch: pytest.Monke
     for damaged in ("", "{", "[]", "{}", '{"version": 1}'):
         (tmp_path / INDEX).write_text(damaged)
         assert ShardSource([file], CLASSES, INDEX).labels.tolist() == [0, 2]
-        assert json.loads((tmp_path / INDEX).read_text())["version"] == 1
+        assert json.loads((tmp_path / INDEX).read_text())["version"] == 2
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

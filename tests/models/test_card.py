@@ -34,6 +34,7 @@ cards = st.builds(
         st.lists(finite, min_size=1, max_size=4),
         st.sampled_from(["bilinear", "bicubic"]),
         finite,
+        st.none() | st.booleans(),
     ),
     num_classes=st.integers(0, 9999),
     in_chans=st.integers(1, 9),
@@ -54,6 +55,13 @@ cards = st.builds(
 @given(cards)
 def test_json_keeps_all(card: ModelCard) -> None:
     assert ModelCard.from_dict(json.loads(json.dumps(card.as_dict()))) == card
+
+
+def test_older_cards_do_not_say_whether_pictures_are_turned() -> None:
+    content = CARD.as_dict()
+    del content["preprocessing"]["upright"]
+    assert ModelCard.from_dict(content) == CARD
+    assert CARD.preprocessing.upright is None
 
 
 def write(path: Path, content: Any) -> None:
