@@ -10,11 +10,13 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -94,7 +96,10 @@ def fit_row(
         "attempts": status.get("attempts", 0) + 1,
     }
     _write_status(run_dir, status)
-    ending = run_logged(_command(run_dir), run_dir / "log.txt", f"attempt {status['attempts']}", environment, stop)
+    title = f"attempt {status['attempts']}"
+    if aside := _set_aside_checkpoints(run_dir):
+        title += f", afresh: no checkpoint can be read, what there was is now in {aside}"
+    ending = run_logged(_command(run_dir), run_dir / "log.txt", title, environment, stop)
     if is_finished(run_dir):
         _write_status(run_dir, {**status, "status": "finished"})
         return None
@@ -145,9 +150,23 @@ def run_logged(
 def _command(run_dir: Path) -> list[str]:
     command = [sys.executable, "-m", "mobilemamba", "fit", "--config", str(run_dir / "run.yaml")]
     command += ["--trainer.default_root_dir", str(run_dir)]  # the file's is where the sweep was when it started
-    resuming = (run_dir / "checkpoints" / "last.ckpt").exists()
-    # Not the file's path: with one, Lightning lays the checkpoint's hyperparameters over the configuration.
-    return [*command, "--ckpt_path", "last"] if resuming else command
+    return [*command, "--ckpt_path", "last"] if _can_resume(run_dir) else command
+
+
+def _can_resume(run_dir: Path) -> bool:
+    """Whether a training can go on from one of the folder's checkpoints: best.ckpt holds weights alone."""
+    kept = (run_dir / "checkpoints").glob("*.ckpt")
+    # torch saves a zip file, whose directory comes last; a sharded checkpoint is a folder.
+    return any(path.is_dir() or zipfile.is_zipfile(path) for path in kept if path.stem != "best")
+
+
+def _set_aside_checkpoints(run_dir: Path) -> Path | None:
+    """Renames ``checkpoints`` where no training can go on from it, as a new one does not start over it."""
+    folder, aside = run_dir / "checkpoints", run_dir / "checkpoints-unreadable"
+    if not folder.exists() or _can_resume(run_dir):
+        return None
+    shutil.rmtree(aside, ignore_errors=True)
+    return folder.rename(aside)
 
 
 def _write_status(run_dir: Path, status: dict[str, Any]) -> None:

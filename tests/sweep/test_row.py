@@ -1,10 +1,12 @@
 import os
+import shutil
 import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
+import torch
 from filelock import FileLock
 
 from mobilemamba.sweep import fit_row, row
@@ -75,8 +77,18 @@ time.sleep(60)"""
     assert not state.exists() or state.read_text().split()[2] == "Z" or os.name != "posix"
 
 
-def test_a_row_goes_on_from_its_last_checkpoint(run_dir: Path) -> None:
+def test_a_row_goes_on_from_a_checkpoint_that_can_be_read(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = run_dir / "checkpoints"
     assert "--ckpt_path" not in row._command(run_dir)
-    (run_dir / "checkpoints").mkdir()
-    (run_dir / "checkpoints/last.ckpt").touch()
+    kept.mkdir()
+    torch.save({"epoch": 3}, kept / "last.ckpt")
     assert row._command(run_dir)[-2:] == ["--ckpt_path", "last"]
+    shutil.copy(kept / "last.ckpt", kept / "last-former.ckpt")
+    whole = (kept / "last.ckpt").read_bytes()
+    (kept / "last.ckpt").write_bytes(whole[: len(whole) // 2])
+    assert row._command(run_dir)[-2:] == ["--ckpt_path", "last"], "the former one is whole"
+    (kept / "last-former.ckpt").rename(kept / "best.ckpt")
+    child(monkeypatch, "import os, sys; sys.exit(os.path.exists(sys.argv[1] + '/checkpoints'))")
+    assert fit_row(run_dir) == "ended before its last epoch, exit code 0"
+    assert "attempt 1, afresh: no checkpoint can be read" in (run_dir / "log.txt").read_text()
+    assert (run_dir / "checkpoints-unreadable/best.ckpt").exists()
