@@ -12,6 +12,7 @@ import jsonargparse
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
+from mobilemamba.cli.yaml_keys import MODE
 from mobilemamba.errors import ConfigError
 from mobilemamba.messages import parser_message, user_error
 from mobilemamba.sweep import Config, flatten
@@ -39,7 +40,7 @@ class ToolParser(jsonargparse.ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # Otherwise --trainer.max_epoch passes as max_epochs.
-        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+        super().__init__(*args, **{"allow_abbrev": False, "parser_mode": MODE, **kwargs})
 
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """As ever, but ``--setting=None`` is null: what jsonargparse makes of a null for the setting of a setting."""

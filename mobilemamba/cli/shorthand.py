@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from mobilemamba.cli.yaml_keys import row_names
 from mobilemamba.data.folders import NOWHERE, why_no_folder
 from mobilemamba.data.imagenet import holds_imagenet
 from mobilemamba.errors import ConfigError
@@ -34,10 +35,13 @@ def expand_options(args: list[str]) -> list[str]:
     rest = iter(args)
     for arg in rest:
         name, equals, value = arg.partition("=")
-        if name not in ("--model", "--weights", "--data"):
+        if name not in ("--model", "--weights", "--data", "--sweep.only"):
             expanded.append(arg)
             continue
         value = value if equals else next(rest, "")
+        if name == "--sweep.only":
+            expanded += [name, row_names(value)]
+            continue
         if name == "--weights":
             expanded += _weights(value, args)
         elif name == "--model" and not _may_be_class(value):

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import itertools
 import json
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mobilemamba.errors import ConfigError, MobileMambaError
 from mobilemamba.sweep.config import Sweep
 
 Config = dict[str, Any]
+Value = TypeVar("Value")
 #: Lays dotted settings over the base and returns the whole, checked configuration.
 Resolve = Callable[[Config], Config]
 
@@ -23,6 +25,12 @@ SEED = "seed_everything"
 PLACE = ("name", "trainer.default_root_dir")
 #: Settings that are the sweep's own business.
 _RESERVED = (*PLACE, "config", "sweep", "ckpt_path")
+
+#: What lies in a sweep's folder beside the rows' own, in small letters.
+_TAKEN = {"hparams", "slurm", "sweep.json", *(f"results.{kind}" for kind in ("csv", "md", "png"))}
+_TAKEN |= {f"{command}.{kind}" for command in ("validate", "test") for kind in ("csv", "md")}
+#: In bytes; disks allow 255, and files of that name get endings.
+_LONGEST_NAME = 200
 
 
 @dataclass
@@ -83,6 +91,7 @@ def expand(sweep: Sweep, root: Path, resolve: Resolve, given: Iterable[str] = ()
         rows.append(Row(name, run_dir, config, values, group=groups[name]))
     _check_twins(rows)
     rows += _fused_rows(sweep, rows)
+    _check_folders([row.name for row in rows])
     _annotate(sweep, rows)
     return rows
 
@@ -153,8 +162,8 @@ def short_key(key: str) -> str:
 
 def _named_overrides(sweep: Sweep) -> tuple[dict[str, Config], dict[str, str]]:
     """Row name -> its changes, and row name -> its group."""
-    rows = {name: {short_key(k): v for k, v in (row or {}).items()} for name, row in sweep.rows.items()} or {"": {}}
-    grid = {short_key(key): values for key, values in sweep.grid.items()}
+    rows = {name: _by_short_key(f"row {name!r}", row or {}) for name, row in sweep.rows.items()} or {"": {}}
+    grid = _by_short_key("sweep.grid", sweep.grid)
     named: dict[str, Config] = {}
     groups: dict[str, str] = {}
     for (name, changes), values in itertools.product(rows.items(), itertools.product(*grid.values())):
@@ -168,7 +177,16 @@ def _named_overrides(sweep: Sweep) -> tuple[dict[str, Config], dict[str, str]]:
         named[full_name] = {**changes, **point}
         seedless = [part for key, part in parts.items() if key != SEED]
         groups[full_name] = ",".join(([name] if name else []) + seedless) or "base"
-    return _scaled(named, {short_key(key): factor for key, factor in sweep.scale.items()}), groups
+    return _scaled(named, _by_short_key("sweep.scale", sweep.scale)), groups
+
+
+def _by_short_key(where: str, settings: dict[str, Value]) -> dict[str, Value]:
+    short: dict[str, Value] = {}
+    for key, value in settings.items():
+        if short_key(key) in short:
+            raise ConfigError(f"{where} sets {short_key(key)} twice; keep one of them")
+        short[short_key(key)] = value
+    return short
 
 
 def _scaled(named: dict[str, Config], scale: dict[str, float]) -> dict[str, Config]:
@@ -221,9 +239,27 @@ def _compact(value: Any) -> str:
 
 
 def _check_name(name: str) -> None:
-    taken = name in (".", "..", "hparams", "slurm")
-    if not name.strip() or taken or "/" in name or "\\" in name or len(name) > 200:
+    readable = name.strip() and name.isprintable() and not set(name) & set("/\\")
+    if not readable or name.startswith(".") or name.lower() in _TAKEN:
         raise ConfigError(f"row name {name!r} cannot be a folder's name; use letters, digits, _ and -")
+    if name != name.strip():
+        raise ConfigError(f"row name {name!r} begins or ends with a blank, which nobody sees; take it out")
+    if (size := len(name.encode())) > _LONGEST_NAME:
+        raise ConfigError(
+            f"row name {name[:40]!r}... has {size} bytes, a folder's name {_LONGEST_NAME} at most; shorten it, or give "
+            "the rows of a sweep.grid as sweep.rows with names of their own"
+        )
+
+
+def _check_folders(names: list[str]) -> None:
+    """Refuses names that are one folder on disks that do not tell capitals from small letters."""
+    seen: dict[str, str] = {}
+    for name in names:
+        if (other := seen.setdefault(unicodedata.normalize("NFC", name).casefold(), name)) != name:
+            raise ConfigError(
+                f"rows {other!r} and {name!r} differ in capitals alone, and some disks keep them in one folder; "
+                "rename one"
+            )
 
 
 def _check_config(name: str, config: Config) -> None:

@@ -87,10 +87,18 @@ def test_an_option_inside_what_other_rows_leave_out() -> None:
         toy_rows(("distillation.weight",), **other)
 
 
-@pytest.mark.parametrize("name", ["a/b", "..", ".", "", " ", "hparams", "x" * 300])
+@pytest.mark.parametrize("name", ["a/b", "..", ".lock", " ", "Hparams", "results.md", "a\nb", "a\0", " a", "é" * 101])
 def test_row_names_are_folders(name: str) -> None:
-    with pytest.raises(ConfigError, match="cannot be a folder"):
+    with pytest.raises(ConfigError, match=r"cannot be a folder|begins or ends with a blank|has 202 bytes"):
         toy_rows(rows={name: {"lr": 2}})
+
+
+@pytest.mark.parametrize("names", [("S6", "s6"), ("\u00e9", "e\u0301")])
+def test_rows_of_one_folder_where_capitals_are_not_told_apart(names: tuple[str, str]) -> None:
+    with pytest.raises(ConfigError, match=f"rows '{names[0]}' and '{names[1]}' differ in capitals alone"):
+        toy_rows(rows={name: {"lr": index} for index, name in enumerate(names)})
+    with pytest.raises(ConfigError, match="differ in capitals alone"):
+        toy_rows(rows={names[0]: {}}, fused={names[1]: names[0]})
 
 
 def test_odd_row_names_survive(write: Write) -> None:
@@ -203,6 +211,7 @@ def test_select() -> None:
         ({"rows": {"a": {}}, "paper": {"b": {"top1": 1}}}, "no row 'b'"),
         ({"rows": {"a": {"lr": 2}}, "grid": {"lr": [1]}}, "both set lr"),
         ({"grid": {"a.x": [1, 1]}}, "two rows named"),
+        ({"rows": {"a": {"m.lr": 1, "m.init_args.lr": 2}}}, "row 'a' sets m.lr twice"),
         ({"rows": {"a": {}}, "notes": {"b": "?"}}, "sweep.notes: no row 'b'"),
         ({"rows": {"a": {"lr": 2}}, "scale": {"size": 0.5}}, "no row sets size"),
         ({"rows": {"a": {"lr": 2}}, "scale": {"lr": 0}}, "expected a factor above 0"),
