@@ -14,7 +14,6 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
@@ -30,7 +29,16 @@ from mobilemamba.errors import ConfigError
 from mobilemamba.files import write_text_atomic
 from mobilemamba.messages import user_error
 from mobilemamba.sweep import Config, Row, Sweep, SweepRunner, expand
-from mobilemamba.training.callbacks import ExportBest, RunResults, SayKernels, SkipNonFinite, StepSeed
+from mobilemamba.training.callbacks import (
+    ExportBest,
+    LogInterval,
+    RunResults,
+    SayKernels,
+    SkipNonFinite,
+    StepSeed,
+    ValidateAtEnd,
+    run_checkpoints,
+)
 from mobilemamba.training.provenance import pictures_used
 
 #: How long a run waits for its folder: a process that ends may hold it a little longer than its parent waited.
@@ -255,11 +263,13 @@ class MobileMambaCLI(LightningCLI):
             kwargs["enable_model_summary"] = False  # Lightning's counts no FLOPs here; `mobilemamba summary` does
         callbacks = [*(given.callbacks or []), SayKernels()]
         if self.subcommand == "fit":
-            callbacks += [StepSeed(), ExportBest(), RunResults(table_img_size=config.table_size)]
+            callbacks += [StepSeed(), ValidateAtEnd(), ExportBest(), RunResults(table_img_size=config.table_size)]
+            if given.log_every_n_steps is None:
+                callbacks.append(LogInterval())
             if not any(isinstance(c, SkipNonFinite) for c in callbacks):
                 callbacks.append(SkipNonFinite())
-            if given.enable_checkpointing is not False and not any(isinstance(c, ModelCheckpoint) for c in callbacks):
-                callbacks += _checkpoints(root, getattr(self.model, "monitor", "val/top1"))
+            if given.enable_checkpointing is not False:
+                callbacks = [*run_checkpoints(root, self.model), *callbacks]
         return super().instantiate_trainer(**kwargs, callbacks=callbacks)
 
     @staticmethod
@@ -294,16 +304,6 @@ class Planner(MobileMambaCLI):
     def instantiate_classes(self) -> None:
         self.config_init, self.model, self.datamodule = self.config, None, None
         self.trainer = SimpleNamespace(fit=lambda **_: None)  # type: ignore[assignment]
-
-
-def _checkpoints(root: str, monitor: str) -> list[Callback]:
-    # Two, as Lightning's save_last=True leaves last.ckpt alone in epochs that are not the best so far.
-    folder = str(Path(root) / "checkpoints")
-    # No version counter: a run that was killed before its first last.ckpt starts anew over its former best.ckpt.
-    best = ModelCheckpoint(
-        folder, "best", monitor=monitor, mode="max", save_weights_only=True, enable_version_counter=False
-    )
-    return [best, ModelCheckpoint(folder, "last", enable_version_counter=False)]
 
 
 def _config_name(paths: list[Any] | None) -> str:

@@ -101,7 +101,8 @@ def test_a_real_row_killed_in_its_training_goes_on_from_its_checkpoint(
     results = read_json(Path("runs/table/a/results.json"))
     assert (results["epochs"], results["resumes"]) == (12, 1)
     assert len(list(Path("runs/table/a/csv").iterdir())) == 2, "the metrics from before are kept"
-    assert sorted(path.name for path in Path("runs/table/a/checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    kept = sorted(path.name for path in Path("runs/table/a/checkpoints").iterdir())
+    assert kept == ["best.ckpt", "last.ckpt", "previous.ckpt"]
 
 
 def _read(path: str) -> str:

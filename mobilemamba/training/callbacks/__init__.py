@@ -1,9 +1,23 @@
 """Lightning callbacks: reproducible steps, steps better not taken, what computes a run and what it leaves behind."""
 
+from mobilemamba.training.callbacks.checkpoints import BestCheckpoint, LastCheckpoint, run_checkpoints
 from mobilemamba.training.callbacks.export import ExportBest
 from mobilemamba.training.callbacks.kernels import SayKernels
+from mobilemamba.training.callbacks.log_interval import LogInterval
 from mobilemamba.training.callbacks.nonfinite import SkipNonFinite
 from mobilemamba.training.callbacks.results import RunResults
 from mobilemamba.training.callbacks.seed import StepSeed
+from mobilemamba.training.callbacks.validation import ValidateAtEnd
 
-__all__ = ["ExportBest", "RunResults", "SayKernels", "SkipNonFinite", "StepSeed"]
+__all__ = [
+    "BestCheckpoint",
+    "ExportBest",
+    "LastCheckpoint",
+    "LogInterval",
+    "RunResults",
+    "SayKernels",
+    "SkipNonFinite",
+    "StepSeed",
+    "ValidateAtEnd",
+    "run_checkpoints",
+]

@@ -5,26 +5,37 @@ from __future__ import annotations
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from mobilemamba.models import convert
+from mobilemamba.models import convert, read_card
+from mobilemamba.models.weights_file import first_line
+from mobilemamba.training.callbacks.checkpoints import EXPORTED, best_checkpoint
+from mobilemamba.training.callbacks.validation import counts
 
 
 class ExportBest(Callback):
-    """Writes ``best.safetensors`` at the end: the better network of the best checkpoint, raw or averaged.
+    """Writes ``best.safetensors`` at the end: the better network of ``best.ckpt``, raw or averaged.
 
     Architecture, class names and the pictures' preprocessing stand in the file's header, so that ``predict``,
-    ``validate``, ``load_weights`` and ``load_network`` need nothing else.
+    ``validate``, ``load_weights`` and ``load_network`` need nothing else. Where it cannot be written, a line says why;
+    the training is none the worse.
     """
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Converts the best checkpoint that a :class:`ModelCheckpoint` kept."""
-        if not trainer.is_global_zero or trainer.interrupted:
+        """Converts what :class:`~mobilemamba.training.callbacks.checkpoints.BestCheckpoint` kept."""
+        best = best_checkpoint(trainer)
+        if best is None or not counts(trainer) or trainer.interrupted:
             return
-        kept = [c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
-        if not kept or not kept[0]:
+        best.settle(trainer, pl_module)
+        if not trainer.is_global_zero or not best.best_model_path:
             return
-        target = Path(trainer.default_root_dir) / "best.safetensors"
-        convert(kept[0], target, verbose=False)
-        rank_zero_info(f"weights of the best epoch, with class names and preprocessing: {target}")
+        target = Path(trainer.default_root_dir) / EXPORTED
+        try:
+            if read_card(best.path) is None:
+                rank_zero_info(f"no {EXPORTED}: checkpoints of a {type(pl_module).__name__} have no model card")
+                return
+            convert(best.path, target, verbose=False)
+        except Exception as error:  # whatever it is, the results are still to be written
+            rank_zero_warn(f"no {EXPORTED}: {first_line(error)}; the weights are in {best.path}")
+            return
+        rank_zero_info(f"best weights, with class names and preprocessing: {target}")

@@ -15,7 +15,9 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from mobilemamba.analysis.throughput import device_name
 from mobilemamba.files import write_text_atomic
+from mobilemamba.training.callbacks.checkpoints import best_checkpoint, monitor_of
 from mobilemamba.training.callbacks.seed import global_seed
+from mobilemamba.training.callbacks.validation import Validation, validation_now
 from mobilemamba.training.provenance import (
     git_revision,
     measure_network,
@@ -44,7 +46,7 @@ class RunResults(Callback):
         """
         self.run_dir = run_dir
         self.table_img_size = table_img_size
-        self.history: list[dict[str, float]] = []
+        self.history: list[Validation] = []
         self.seconds_before = 0.0
         self.resumed = False
         self.resumes = 0
@@ -62,62 +64,73 @@ class RunResults(Callback):
         self.resumed = True
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts the clock and measures the network."""
+        """Measures the network and starts the clock; leaves the folder alone, as a resume may still fail."""
         self._started = time.monotonic()
+        if not _writes(trainer):
+            return
+        # From the folder and not from the checkpoint, which a run may be killed twice after.
+        before = _read_json(self._folder(trainer) / "progress.json").get("resumes", 0)
+        self.resumes = before + 1 if self.resumed else 0
+        if self.table_img_size is not None:
+            self.measured = self._measure(pl_module, self.table_img_size, trainer.strategy.root_device)
+        reset_peak_memory(trainer.strategy.root_device)
+        self._started = time.monotonic()  # the measuring is no part of the training
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes the results of a run before away, which are not those of a run that goes on."""
         if not _writes(trainer):
             return
         folder = self._folder(trainer)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "results.json").unlink(missing_ok=True)
-        # From the folder and not from the checkpoint, which a run may be killed twice after.
-        before = _read_json(folder / "progress.json").get("resumes", 0)
-        self.resumes = before + 1 if self.resumed else 0
         if self.table_img_size is not None:
-            self.measured = self._measure(pl_module, self.table_img_size, trainer.strategy.root_device)
             _write_json(folder / "measure.json", self.measured)
-        reset_peak_memory(trainer.strategy.root_device)
-        self._started = time.monotonic()  # the measuring is no part of the training
-        self._write_progress(trainer)
+        self._write_progress(trainer, self._best(trainer, pl_module))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keeps this epoch's accuracies and tells how far the run is."""
+        """Keeps what this validation found and tells how far the run is."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        metrics = {
-            name: round(float(value), 6) for name, value in trainer.callback_metrics.items() if name.startswith("val/")
-        }
-        self.history = [entry for entry in self.history if entry["epoch"] <= trainer.current_epoch]
-        self.history.append({"epoch": trainer.current_epoch + 1, **metrics})
+        validation = validation_now(trainer, monitor_of(pl_module)[0])
+        # A validation that is done again after a resume takes the place of the first one.
+        self.history = [entry for entry in self.history if entry.get("step", 0) < validation["step"]]
+        self.history.append(validation)
         if _writes(trainer):
-            self._write_progress(trainer)
+            saver = best_checkpoint(trainer)  # which comes after this callback
+            best = saver.best_with(validation) if saver else self._best(trainer, pl_module)
+            self._write_progress(trainer, best or {})
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes ``results.json``."""
-        if _writes(trainer) and not trainer.interrupted:
-            path = self._folder(trainer) / "results.json"
-            results = self.results(trainer, pl_module)
-            _write_json(path, results)
-            if results["top1"] is not None:
-                ema = results["top1_ema"]
-                averaged = "" if ema is None else f", EMA {ema:.2f} % after epoch {results['best_epoch_ema']}"
-                if results["skipped_pictures"]:
-                    rank_zero_info(f"{results['skipped_pictures']} unreadable pictures were skipped, named above")
-                rank_zero_info(f"top-1 {results['top1']:.2f} % after epoch {results['best_epoch']}{averaged}: {path}")
+        if not _writes(trainer) or trainer.interrupted:
+            return
+        path = self._folder(trainer) / "results.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        results = self.results(trainer, pl_module)
+        _write_json(path, results)
+        if results["skipped_pictures"]:
+            rank_zero_info(f"{results['skipped_pictures']} unreadable pictures were skipped, named above")
+        rank_zero_info(f"{_in_words(results)}: {path}")
 
     def results(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """The content of ``results.json``: plain numbers, strings and dicts; None where a thing is unknown."""
-        best, best_ema = self._best("val/top1"), self._best("val/top1_ema")
+        best = self._best(trainer, pl_module)
         last = self.history[-1] if self.history else {}
+        monitor, mode = monitor_of(pl_module)
         memory, memory_of = peak_memory_gib(trainer.strategy.root_device)
         return {
             "top1": best.get("val/top1"),
             "top5": best.get("val/top5"),
             "best_epoch": best.get("epoch"),
-            "top1_ema": best_ema.get("val/top1_ema"),
-            "top5_ema": best_ema.get("val/top5_ema"),
-            "best_epoch_ema": best_ema.get("epoch"),
+            "best_step": best.get("step"),
+            "top1_ema": best.get("val/top1_ema"),
+            "top5_ema": best.get("val/top5_ema"),
+            "best_epoch_ema": best.get("epoch") if "val/top1_ema" in best else None,
             "top1_last": last.get("val/top1"),
             "top5_last": last.get("val/top5"),
+            "monitor": monitor,
+            "monitor_mode": mode,
+            "score": best.get(monitor),
             "epochs": trainer.current_epoch,
             "hours": self._seconds() / 3600,
             "peak_mem_gib": memory,
@@ -138,9 +151,14 @@ class RunResults(Callback):
             "git": git_revision(),
         }
 
-    def _best(self, metric: str) -> dict[str, Any]:
-        known = [entry for entry in self.history if metric in entry]
-        return max(known, key=lambda entry: entry[metric], default={})
+    def _best(self, trainer: Trainer, pl_module: LightningModule) -> Validation:
+        """That of ``best.ckpt``; without such a file, the best there was. Empty if there is none."""
+        if saver := best_checkpoint(trainer):
+            return saver.validation or {}
+        monitor, mode = monitor_of(pl_module)
+        sign = 1 if mode == "max" else -1
+        known = [entry for entry in self.history if monitor in entry]
+        return max(known, key=lambda entry: sign * entry[monitor], default={})
 
     def _measure(self, pl_module: LightningModule, img_size: int, device: torch.device) -> dict[str, Any] | None:
         build_model: Any = getattr(pl_module, "build_model", None)
@@ -162,7 +180,7 @@ class RunResults(Callback):
         return self.seconds_before + time.monotonic() - self._started
 
     def _checkpoint(self, trainer: Trainer) -> str | None:
-        saved = trainer.checkpoint_callback
+        saved = best_checkpoint(trainer) or trainer.checkpoint_callback
         path = getattr(saved, "best_model_path", "") or getattr(saved, "last_model_path", "")
         if not path:
             return None
@@ -170,18 +188,29 @@ class RunResults(Callback):
         resolved = Path(path).resolve()  # relative where it can be, so that the folder can be moved
         return str(resolved.relative_to(folder)) if resolved.is_relative_to(folder) else str(resolved)
 
-    def _write_progress(self, trainer: Trainer) -> None:
+    def _write_progress(self, trainer: Trainer, best: Validation) -> None:
         last = self.history[-1] if self.history else {}
         progress = {
             "epoch": last.get("epoch", 0),
             "max_epochs": trainer.max_epochs,
             "top1": last.get("val/top1"),
             "top5": last.get("val/top5"),
-            "best_top1": max((entry.get("val/top1", 0.0) for entry in self.history), default=None),
+            "best_top1": best.get("val/top1"),
+            "best_epoch": best.get("epoch"),
+            "best_step": best.get("step"),
             "resumes": self.resumes,
             "hours": self._seconds() / 3600,
         }
         _write_json(self._folder(trainer) / "progress.json", progress)
+
+
+def _in_words(results: dict[str, Any]) -> str:
+    """The headline of the results."""
+    after = "" if results["best_epoch"] is None else f" after epoch {results['best_epoch']}"
+    if results["top1"] is not None:
+        averaged = "" if results["top1_ema"] is None else f", EMA {results['top1_ema']:.2f} %"
+        return f"top-1 {results['top1']:.2f} %{averaged}{after}"
+    return f"finished{after}" if results["score"] is None else f"{results['monitor']} {results['score']:g}{after}"
 
 
 def _writes(trainer: Trainer) -> bool:

@@ -1,0 +1,198 @@
+"""The two checkpoints of a run: the weights of its best validation, and the newest state of its training."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_info
+
+from mobilemamba.errors import WeightsError
+from mobilemamba.models.weights_file import read_checkpoint
+from mobilemamba.training.callbacks.storage import AtomicCheckpointIO
+from mobilemamba.training.callbacks.validation import Validation, counts, validation_now
+from mobilemamba.training.checkpoint_files import BEST, FOLDER, LAST, PREVIOUS
+
+#: The best weights once more, for use elsewhere, beside the folder of the checkpoints.
+EXPORTED = "best.safetensors"
+#: What is better the smaller it is, where a module does not say so by ``monitor_mode``.
+_LESS_IS_BETTER = re.compile(r"loss|err|mae|mse|perplexity", re.IGNORECASE)
+
+
+def monitor_of(module: Any) -> tuple[str, str]:
+    """The metric that a module's best validation is chosen by, and whether the ``"max"`` or the ``"min"`` is the best.
+
+    Its attributes ``monitor`` and ``monitor_mode``; without them ``val/top1``, and for losses and errors the least.
+    """
+    named = getattr(module, "monitor", None)
+    monitor = named if isinstance(named, str) else "val/top1"
+    mode = getattr(module, "monitor_mode", None)
+    return monitor, mode if mode in ("min", "max") else "min" if _LESS_IS_BETTER.search(monitor) else "max"
+
+
+def run_checkpoints(root: str | Path, module: Any) -> list[ModelCheckpoint]:
+    """The callbacks that keep ``best.ckpt`` and ``last.ckpt`` of a run, for the front of a trainer's list.
+
+    Args:
+        root: The run's folder.
+        module: What is trained; see :func:`monitor_of`.
+    """
+    folder = str(Path(root) / FOLDER)
+    monitor, mode = monitor_of(module)
+    return [
+        BestCheckpoint(folder, Path(BEST).stem, monitor=monitor, mode=mode, save_weights_only=True),
+        LastCheckpoint(folder, Path(LAST).stem),
+    ]
+
+
+class _RunCheckpoint(ModelCheckpoint):
+    """One file under one name, whatever stood there; written whole or not at all, unless the user stores otherwise."""
+
+    def __init__(self, folder: str, filename: str, **options: Any) -> None:
+        super().__init__(folder, filename, enable_version_counter=False, **options)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+
+    # When to save, the derived classes say.
+    def on_train_batch_end(self, *_: Any, **__: Any) -> None: ...
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None: ...
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None: ...
+
+    @property
+    def path(self) -> str:
+        """The file."""
+        return self.format_checkpoint_name({})
+
+
+class BestCheckpoint(_RunCheckpoint):
+    """Keeps the weights of the best validation so far in ``best.ckpt``, whichever of an epoch's it was.
+
+    After a resume, the best is the one whose weights this folder's ``best.ckpt`` holds, wherever the folder was before;
+    if it holds others or is gone, the next validation is the best so far. So score and weights always belong together.
+
+    Attributes:
+        validation: The best so far, None before the first.
+    """
+
+    validation: Validation | None = None
+    _restorable = False
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lets ModelCheckpoints of the user's own that save in this folder leave us our names."""
+        for other in trainer.checkpoint_callbacks:
+            if not isinstance(other, ModelCheckpoint) or isinstance(other, _RunCheckpoint):
+                continue
+            if os.path.realpath(str(other.dirpath)) != self.dirpath:
+                continue
+            # As Lightning names a file whose name is taken.
+            if Path(LAST).stem == other.CHECKPOINT_NAME_LAST:
+                other.CHECKPOINT_NAME_LAST += "-v1"
+            taken = [BEST, PREVIOUS, *([LAST] if other.save_weights_only else [])]
+            if f"{other.filename}{other.FILE_EXTENSION}" in taken:
+                other.filename = f"{other.filename}-v1"
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves the weights if this is the best validation so far."""
+        if not counts(trainer):
+            return
+        validation = validation_now(trainer, self.monitor)
+        if self.monitor not in validation:
+            return
+        score = torch.tensor(validation[self.monitor])
+        if self.check_monitor_top_k(trainer, score):
+            self.validation = validation
+            self._update_best_and_save(score, trainer, self._monitor_candidates(trainer))
+
+    def best_with(self, validation: Validation) -> Validation | None:
+        """Which is the best once this one has been considered, as :meth:`on_validation_end` will do."""
+        assert self.monitor is not None
+        score, best = validation.get(self.monitor), (self.validation or {}).get(self.monitor)
+        if score is None or (best is not None and not (score > best if self.mode == "max" else score < best)):
+            return self.validation
+        return validation
+
+    def settle(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves the last weights where no validation tells the best; for the end of a training, in all processes."""
+        known = self.validation or {}
+        if self.monitor in known or known.get("step", 0) == trainer.global_step:
+            return
+        self.validation, self.best_model_path = validation_now(trainer, self.monitor), self.path
+        self._save_checkpoint(trainer, self.path)
+        rank_zero_info(f"no {self.monitor} that tells the best: {self.path} holds the last weights")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Lightning's, and the validation."""
+        return super().state_dict() | {"validation": self.validation}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Finds out, for all processes alike, whether the file is still the one that the state speaks of."""
+        validation = checkpoint["callbacks"].get(self.state_key, {}).get("validation")
+        step = _step(self.path) if trainer.is_global_zero and validation else None
+        self._restorable = trainer.strategy.broadcast(step is not None and step == validation["step"])
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from a checkpoint of this folder, wherever it was then."""
+        if not self._restorable:
+            return
+        score = state_dict["best_model_score"]
+        here: dict[str, Any] = {"dirpath": self.dirpath, "best_model_path": self.path, "last_model_path": ""}
+        if score is not None:
+            here |= {"kth_best_model_path": self.path, "best_k_models": {self.path: score}}
+        super().load_state_dict(state_dict | here)
+        self.validation = state_dict["validation"]
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        if trainer.is_global_zero:  # it is of the best before
+            (Path(trainer.default_root_dir) / EXPORTED).unlink(missing_ok=True)
+        super()._save_checkpoint(trainer, filepath)
+
+
+class LastCheckpoint(_RunCheckpoint):
+    """Keeps the newest state of the training in ``last.ckpt``: of each epoch's end and each validation within one."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes away what a killed run left half written."""
+        super().on_train_start(trainer, pl_module)
+        if trainer.is_global_zero:
+            for unfinished in Path(str(self.dirpath)).glob(f".*{self.FILE_EXTENSION}.*.tmp"):
+                unfinished.unlink(missing_ok=True)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves, unless the epoch ends here, which saves too."""
+        epochs: Any = trainer.fit_loop.epoch_progress.current
+        within = epochs.processed < epochs.started
+        if counts(trainer) and not (within and trainer.fit_loop.epoch_loop._num_ready_batches_reached()):
+            self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves."""
+        if counts(trainer):
+            self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the file's name is all."""
+        return {}
+
+
+def best_checkpoint(trainer: Trainer) -> BestCheckpoint | None:
+    """The trainer's, if it has one."""
+    return next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
+
+
+def _step(path: str) -> int | None:
+    """After how many steps a checkpoint was written; None if it cannot be read."""
+    try:
+        return read_checkpoint(path, mmap=True).get("global_step")
+    except WeightsError:
+        return None

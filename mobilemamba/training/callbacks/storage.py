@@ -1,0 +1,56 @@
+"""Checkpoints on the disk: whole or not there."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from mobilemamba.files import link_atomic, write_atomic
+from mobilemamba.training.checkpoint_files import LAST, PREVIOUS, SAVED_AT
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's own, but that a file is the former one or the new one at every moment, also on a full disk.
+
+    Each checkpoint says when it was written. ``previous.ckpt`` is the ``last.ckpt`` before the present one, among those
+    that this process has written or read: a broken file never takes the place of a sound one.
+    """
+
+    def __init__(self) -> None:
+        self._sound: set[Path] = set()
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Writes a file beside ``path``, which then takes its name.
+
+        Raises:
+            OSError: If the folder cannot be written or the disk is full; it names ``path``, which is then as it was.
+        """
+        if storage_options is not None or "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        target, buffer = Path(path).absolute(), io.BytesIO()
+        torch.save({**checkpoint, SAVED_AT: time.time()}, buffer)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(target, buffer.getbuffer(), before=lambda: self._keep(target))
+        self._sound.add(target)
+
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Callable[..., Any] | None = lambda storage, _: storage,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """As Lightning's."""
+        content = super().load_checkpoint(path, map_location, weights_only)
+        self._sound.add(Path(path).absolute())
+        return content
+
+    def _keep(self, target: Path) -> None:
+        if target.name == LAST and target in self._sound and target.exists():
+            link_atomic(target, target.with_name(PREVIOUS))

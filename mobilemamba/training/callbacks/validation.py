@@ -1,0 +1,70 @@
+"""A training's validations: what each found and where it stood, and one at the end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+
+#: ``epoch`` (from 1) and ``step`` (optimiser steps taken), and the metrics by their names.
+Validation = dict[str, Any]
+
+
+def counts(trainer: Trainer) -> bool:
+    """Whether what is going on is part of a training's record: no trial of a few batches, no other command."""
+    return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and not _is_trial(trainer)
+
+
+def _is_trial(trainer: Trainer) -> bool:
+    return bool(getattr(trainer, "fast_dev_run", False))
+
+
+def validation_now(trainer: Trainer, monitor: str | None) -> Validation:
+    """The validation that has just ended: its place, and the metrics named ``val...`` and ``monitor``."""
+    metrics = {
+        name: float(f"{float(value):.7g}")  # as many digits as single precision has
+        for name, value in trainer.callback_metrics.items()
+        if name.startswith("val") or name == monitor
+    }
+    epochs: Any = trainer.fit_loop.epoch_progress.current  # trainer.current_epoch is one more once an epoch has ended
+    return {"epoch": epochs.started, "step": trainer.global_step, **metrics}
+
+
+class ValidateAtEnd(Callback):
+    """Validates at the end of a training whose last step has not been validated, where that can be done.
+
+    So for a training that ends within an epoch (``max_steps``, ``max_time``) or after one that was not to be validated
+    (``check_val_every_n_epoch``).
+    """
+
+    def __init__(self) -> None:
+        self.validated_step = -1
+
+    def state_dict(self) -> dict[str, Any]:
+        """The step of the last validation."""
+        return {"validated_step": self.validated_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from a checkpoint."""
+        self.validated_step = state_dict["validated_step"]
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remembers the step."""
+        if counts(trainer):
+            self.validated_step = trainer.global_step
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validates."""
+        self._validate(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validates, where a resume had no step left to train, and so no end of one."""
+        self._validate(trainer)
+
+    def _validate(self, trainer: Trainer) -> None:
+        if not trainer.enable_validation or _is_trial(trainer) or self.validated_step == trainer.global_step:
+            return
+        trainer.validating = True  # as Lightning does within an epoch
+        trainer.fit_loop.epoch_loop.val_loop.run()
+        trainer.training = True

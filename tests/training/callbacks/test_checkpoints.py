@@ -1,0 +1,333 @@
+"""best.ckpt, last.ckpt, best.safetensors and results.json name the same validation, whatever happens to a training."""
+
+import json
+import resource
+import shutil
+import signal
+
+import pytest
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from torch.utils.data import DataLoader, TensorDataset
+
+from mobilemamba.models import read_card
+from mobilemamba.training.callbacks import ExportBest, RunResults, StepSeed, ValidateAtEnd, run_checkpoints
+from mobilemamba.training.checkpoint_files import checkpoints_newest_first
+from tests.training.callbacks.runs import Data, StopAfter, small_task
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::UserWarning:torch")
+BATCHES = 4  # an epoch
+
+
+class Counter(LightningModule):
+    """Its one weight is the number of steps taken; its score after each of them is given."""
+
+    metric = "val/top1"
+
+    def __init__(self, scores=()):
+        super().__init__()
+        self.scores = scores
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+
+    def training_step(self, batch):
+        return -self.weight
+
+    def validation_step(self, batch):
+        self.log(self.metric, float(self.scores[int(self.weight)]))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1.0)
+
+
+class WithoutValidation(Counter):
+    validation_step = LightningModule.validation_step
+
+
+class Kill(Callback):
+    """After a number of steps, in place of the next one."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == self.step:
+            raise ConnectionAbortedError("killed")
+
+
+def fit(folder, module, *callbacks, ckpt_path=None, data=None, validation=True, **options):
+    trainer = Trainer(
+        callbacks=[
+            *(run_checkpoints(folder, module) if options.get("enable_checkpointing", True) else []),
+            *callbacks,
+            *(StepSeed(0), ValidateAtEnd(), ExportBest(), RunResults(table_img_size=None)),
+        ],
+        default_root_dir=folder,
+        **{"logger": False, "accelerator": "cpu", "max_epochs": 2} | options,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    loader = DataLoader(TensorDataset(torch.zeros(BATCHES)))
+    loaders = (loader, loader if validation else None) if data is None else ()
+    trainer.fit(module, *loaders, datamodule=data, ckpt_path=ckpt_path)
+    return trainer
+
+
+def results(folder):
+    """results.json, after a look whether all files agree."""
+    found = json.loads((folder / "results.json").read_text())
+    best = torch.load(folder / "checkpoints/best.ckpt", weights_only=True)
+    assert best["global_step"] == found["best_step"]
+    progress = json.loads((folder / "progress.json").read_text())
+    if found["score"] is not None:
+        assert (progress["best_step"], progress["best_epoch"]) == (found["best_step"], found["best_epoch"])
+    assert found["checkpoint"] == "checkpoints/best.ckpt"
+    assert best["state_dict"]["weight"] == found["best_step"]
+    return found
+
+
+def history(folder):
+    last = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    return last["callbacks"]["RunResults"]["history"]
+
+
+def place(found):
+    return found["best_epoch"], found["best_step"], found["score"]
+
+
+def scores(**given):
+    """50, but for the steps given as ``at3=90``."""
+    return [given.get(f"at{step}", 50) for step in range(40)]
+
+
+class TestSeveralValidations:
+    """An epoch has 4 steps."""
+
+    @pytest.mark.parametrize(
+        ("options", "given", "best"),
+        [
+            ({}, {"at4": 80}, (1, 4, 80)),
+            ({"val_check_interval": 0.5}, {"at6": 90, "at8": 80}, (2, 6, 90)),
+            ({"val_check_interval": 3, "check_val_every_n_epoch": None}, {"at3": 90}, (1, 3, 90)),
+            ({"val_check_interval": 3, "check_val_every_n_epoch": None}, {"at8": 90}, (2, 8, 90)),  # at the end
+            ({"max_epochs": -1, "max_steps": 3}, {"at3": 70}, (1, 3, 70)),
+            ({"max_epochs": -1, "max_steps": 6}, {"at6": 70}, (2, 6, 70)),
+            ({"max_epochs": 3, "check_val_every_n_epoch": 2}, {"at12": 70}, (3, 12, 70)),
+            ({"max_epochs": 1, "check_val_every_n_epoch": 5}, {}, (1, 4, 50)),
+            ({"limit_val_batches": 0}, {}, (2, 8, None)),
+            ({"limit_train_batches": 2, "accumulate_grad_batches": 2}, {"at2": 70}, (2, 2, 70)),
+        ],
+    )
+    def test_each_counts_and_the_end_is_validated(self, tmp_path, options, given, best):
+        fit(tmp_path, Counter(scores(**given)), **options)
+        assert place(results(tmp_path)) == best
+        last = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
+        assert last["state_dict"]["weight"] == last["global_step"]
+        assert best[2] is None or history(tmp_path)[-1]["step"] == last["global_step"]
+
+    @pytest.mark.parametrize("kill", [3, 5, 6, 7])
+    @pytest.mark.parametrize(
+        "options", [{"val_check_interval": 0.5}, {"val_check_interval": 3, "check_val_every_n_epoch": None}, {}]
+    )
+    def test_a_resumed_run_counts_no_validation_twice(self, tmp_path, kill, options):
+        given = scores(at2=60, at3=55, at4=70, at6=65, at8=40)
+        fit(tmp_path / "straight", Counter(given), **options)
+        with pytest.raises(ConnectionAbortedError):
+            fit(tmp_path / "killed", Counter(given), Kill(kill), **options)
+        path = checkpoints_newest_first(tmp_path / "killed")
+        resumed = fit(tmp_path / "killed", Counter(given), ckpt_path=path[0] if path else None, **options)
+        assert resumed.global_step == 8
+        assert place(results(tmp_path / "killed")) == place(results(tmp_path / "straight"))
+        histories = [history(tmp_path / name) for name in ("straight", "killed")]
+        assert histories[0] == histories[1]
+
+    def test_a_run_that_ended_before_its_validation_validates_when_it_is_resumed(self, tmp_path):
+        own = ModelCheckpoint(tmp_path / "checkpoints", "{step}", every_n_train_steps=4, save_top_k=-1)
+        with pytest.raises(ConnectionAbortedError):
+            fit(tmp_path, Counter(scores(at8=90)), own, RaiseAtEnd(), check_val_every_n_epoch=5)
+        fit(
+            tmp_path, Counter(scores(at8=90)), ckpt_path=tmp_path / "checkpoints/step=8.ckpt", check_val_every_n_epoch=5
+        )
+        assert place(results(tmp_path)) == (2, 8, 90)
+
+    def test_a_trial_leaves_nothing(self, tmp_path):
+        fit(tmp_path, Counter(scores()), fast_dev_run=True)
+        assert list(tmp_path.iterdir()) == []
+
+
+class RaiseAtEnd(Callback):
+    def on_train_end(self, *_):
+        raise ConnectionAbortedError("killed")
+
+
+class TestMovedFolder:
+    def test_the_best_score_travels(self, tmp_path):
+        fit(tmp_path / "a", Counter(scores(at4=90)))
+        (tmp_path / "a").rename(tmp_path / "b")
+        shutil.copytree(tmp_path / "b", tmp_path / "a")  # another one of the old name
+        (tmp_path / "a/checkpoints/best.ckpt").write_bytes(b"")
+        fit(tmp_path / "b", Counter(scores(at12=60)), ckpt_path=tmp_path / "b/checkpoints/last.ckpt", max_epochs=3)
+        assert place(results(tmp_path / "b")) == (1, 4, 90)
+        fit(tmp_path / "b", Counter(scores(at16=95)), ckpt_path=tmp_path / "b/checkpoints/last.ckpt", max_epochs=4)
+        assert place(results(tmp_path / "b")) == (4, 16, 95)
+
+    @pytest.mark.parametrize("lost", ["gone", "half", "another"])
+    def test_a_best_that_is_not_here_is_none(self, tmp_path, lost):
+        fit(tmp_path / "a", Counter(scores(at4=90)))
+        best = tmp_path / "a/checkpoints/best.ckpt"
+        if lost == "gone":
+            best.unlink()
+        elif lost == "half":
+            best.write_bytes(best.read_bytes()[:500])
+        else:
+            shutil.copy(tmp_path / "a/checkpoints/last.ckpt", best)
+        fit(tmp_path / "a", Counter(scores(at12=60)), ckpt_path=tmp_path / "a/checkpoints/last.ckpt", max_epochs=3)
+        assert place(results(tmp_path / "a")) == (3, 12, 60)
+
+    def test_a_run_that_goes_on_in_another_folder(self, tmp_path):
+        fit(tmp_path / "a", Counter(scores(at4=90)))
+        fit(tmp_path / "b", Counter(scores(at12=60)), ckpt_path=tmp_path / "a/checkpoints/last.ckpt", max_epochs=3)
+        assert place(results(tmp_path / "b")) == (3, 12, 60)
+        assert place(results(tmp_path / "a")) == (1, 4, 90)
+
+    def test_a_failed_resume_leaves_the_folder_as_it_was(self, tmp_path):
+        fit(tmp_path, Counter(scores(at4=90)))
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        module = Counter(scores())
+        module.configure_optimizers = lambda: torch.optim.SGD(
+            [{"params": [module.weight]}, {"params": [torch.nn.Parameter(torch.zeros(1))]}], lr=1.0
+        )
+        with pytest.raises(ValueError, match="group"):
+            fit(tmp_path, module, ckpt_path=tmp_path / "checkpoints/last.ckpt", max_epochs=3)
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+class TestOwnCheckpoint:
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"monitor": "val/top1", "mode": "max", "save_weights_only": True},
+            {"monitor": "val/top1", "mode": "min", "filename": "best"},
+            {"every_n_train_steps": 1, "save_last": True, "save_weights_only": True},
+            {"filename": "last", "every_n_train_steps": 1, "save_weights_only": True},
+            {"filename": "last", "every_n_train_steps": 1, "enable_version_counter": False},
+            {"save_top_k": -1, "save_last": "link"},
+        ],
+    )
+    def test_ours_stay_beside_it(self, tmp_path, settings):
+        own = ModelCheckpoint(tmp_path / "checkpoints", **settings)
+        given = scores(at4=90, at8=20)
+        with pytest.raises(ConnectionAbortedError):
+            fit(tmp_path, Counter(given), own, Kill(6))
+        last = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
+        assert last["optimizer_states"]
+        resume = checkpoints_newest_first(tmp_path)[0]
+        own = ModelCheckpoint(tmp_path / "checkpoints", **settings)
+        fit(tmp_path, Counter(given), own, ckpt_path=resume)
+        assert place(results(tmp_path)) == (1, 4, 90)
+        assert own.best_model_path
+
+    def test_export_is_of_our_best(self, tmp_path):
+        own = ModelCheckpoint(tmp_path / "checkpoints", monitor="val/loss", filename="best")
+        fit(tmp_path, small_task(), own, data=Data())
+        assert read_card(tmp_path / "best.safetensors").model == "test_efficientnet"
+        assert json.loads((tmp_path / "results.json").read_text())["top1"] is not None
+
+
+class TestForeignModules:
+    def test_one_without_a_validation(self, tmp_path, caplog):
+        with caplog.at_level("INFO"):
+            fit(tmp_path, WithoutValidation())
+        assert place(results(tmp_path)) == (2, 8, None)
+        assert "no val/top1 that tells the best" in caplog.text
+        assert "no best.safetensors: checkpoints of a WithoutValidation have no model card" in caplog.text
+
+    def test_one_without_validation_data(self, tmp_path):
+        fit(tmp_path, Counter(), validation=False)
+        assert place(results(tmp_path)) == (2, 8, None)
+
+    def test_one_that_logs_something_else(self, tmp_path):
+        module = Counter(scores(at4=90))
+        module.metric = "val_acc"
+        fit(tmp_path, module)
+        assert place(results(tmp_path)) == (2, 8, None)
+
+    @pytest.mark.parametrize(
+        ("monitor", "mode", "best"),
+        [
+            ("val/loss", None, (1, 4, 20)),
+            ("val/loss", "max", (2, 8, 50)),
+            ("x", "min", (1, 4, 20)),
+            ("x", None, (2, 8, 50)),
+        ],
+    )
+    def test_one_that_names_its_metric(self, tmp_path, monitor, mode, best):
+        module = Counter(scores(at4=20))
+        module.metric = module.monitor = monitor
+        module.monitor_mode = mode
+        fit(tmp_path, module)
+        assert place(results(tmp_path)) == best
+
+    def test_without_checkpoints(self, tmp_path):
+        fit(tmp_path, Counter(scores(at4=90)), enable_checkpointing=False)
+        assert json.loads((tmp_path / "results.json").read_text())["best_step"] == 4
+
+    def test_an_export_that_fails_costs_no_results(self, tmp_path, monkeypatch):
+        def fail(*_, **__):
+            raise RuntimeError("no such thing\nat all")
+
+        monkeypatch.setattr("mobilemamba.training.callbacks.export.convert", fail)
+        with pytest.warns(UserWarning, match=r"no best.safetensors: no such thing; the weights are in .*best\.ckpt$"):
+            fit(tmp_path, small_task(), data=Data(), max_epochs=1)
+        assert (tmp_path / "results.json").exists()
+
+
+class TestFullDisk:
+    """Played by a limit on the size of a file."""
+
+    @pytest.fixture
+    def limit(self):
+        former = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, former)
+
+    def test_the_former_checkpoint_stays_and_the_path_is_named(self, tmp_path, limit):
+        class Fill(Callback):
+            def on_train_epoch_start(self, trainer, pl_module):
+                if trainer.current_epoch == 2:
+                    limit(2000)
+
+        with pytest.raises(OSError, match="File too large") as caught:
+            fit(tmp_path, Counter(scores(at12=90)), Fill(), max_epochs=3)
+        limit(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+        assert caught.value.filename == str(tmp_path / "checkpoints/best.ckpt")
+        names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+        assert names == ["best.ckpt", "last.ckpt", "previous.ckpt"]
+        last, previous = checkpoints_newest_first(tmp_path)
+        assert (last.name, torch.load(last, weights_only=True)["global_step"]) == ("last.ckpt", 8)
+        assert torch.load(previous, weights_only=True)["global_step"] == 4
+
+        # A broken one is not kept in place of the one before.
+        last.write_bytes(last.read_bytes()[:700])
+        (tmp_path / "checkpoints/.last.ckpt.00.tmp").touch()
+        with pytest.raises(ConnectionAbortedError):
+            fit(tmp_path, Counter(scores()), StopAfter(2), ckpt_path=previous, max_epochs=3)
+        assert torch.load(last, weights_only=True)["global_step"] == 8
+        assert torch.load(previous, weights_only=True)["global_step"] == 4
+        assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == names
+
+    def test_a_storage_of_one_s_own_is_used(self, tmp_path):
+        class Own(TorchCheckpointIO):
+            saved = 0
+
+            def save_checkpoint(self, *args, **kwargs):
+                self.saved += 1
+                super().save_checkpoint(*args, **kwargs)
+
+        own = Own()
+        trainer = fit(tmp_path, Counter(scores()), plugins=[own])
+        assert trainer.strategy.checkpoint_io is own
+        assert own.saved
