@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
 from mobilemamba.errors import ConfigError
@@ -226,8 +227,16 @@ class ClassificationTask(EvaluationTask):
             self._beside["teacher"].to(self.device)
 
     def on_train_start(self) -> None:
-        """Sets a frozen backbone's mode; not before, as Lightning warns of what it then finds in evaluation."""
+        """Sets a frozen backbone's mode; not before, as Lightning warns of what it then finds in evaluation.
+
+        Also the first step's learning rate: a checkpoint brings that of its own training's length.
+        """
         self.train()
+        schedule = cast(LambdaLR, self.lr_schedulers())
+        for group, peak, ratio in zip(
+            schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
+        ):
+            group["lr"] = peak * ratio(schedule.last_epoch)
 
     def on_train_epoch_start(self) -> None:
         """Starts the epoch's mean; not where an epoch goes on after a resume."""

@@ -1,5 +1,6 @@
 """Which run a command writes to or goes on with, and that a resume that is refused leaves it as it was."""
 
+import csv
 import os
 import shlex
 import shutil
@@ -17,6 +18,7 @@ from mobilemamba.errors import ConfigError, MobileMambaError, WeightsError
 
 TINY = shlex.split(
     "--trainer.max_epochs 2 --trainer.limit_train_batches 2 --trainer.limit_val_batches 1 --trainer.accelerator cpu "
+    "--trainer.log_every_n_steps 1 "
     "--data.img_size 32 --data.batch_size 4 --data.num_workers 0 --model.warmup_epochs 0 "
     "--model.arch.embed_dims [16,16,16] --model.arch.depths [1,1,1] --table_size null"
 )
@@ -35,6 +37,10 @@ def refusal(options: str, *, tiny: bool = True) -> str:
 
 def content(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def logged(name: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(Path(f"runs/{name}/csv/version_0/metrics.csv").open()))
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +147,9 @@ def test_a_checkpoints_file_goes_on_in_its_unfinished_run_and_else_starts_anothe
     before = content(Path("runs/default"))
     assert fit(f"--ckpt_path {checkpoint} --trainer.max_epochs 3 --name longer") == Path("runs/longer")
     assert torch.load("runs/longer/checkpoints/last.ckpt", weights_only=True)["global_step"] == 6
+    fit("--trainer.max_epochs 3 --name straight")
+    longer, straight = ([line for line in logged(name) if line["lr"]] for name in ("longer", "straight"))
+    assert [line["lr"] for line in longer] == [line["lr"] for line in straight][4:]  # the schedule's length is applied
     assert content(Path("runs/default")) == before
 
 
