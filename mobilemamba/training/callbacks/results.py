@@ -81,7 +81,6 @@ class RunResults(Callback):
         if not _writes(trainer):
             return
         folder = self._folder(trainer)
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / "results.json").unlink(missing_ok=True)
         if self.table_img_size is not None:
             _write_json(folder / "measure.json", self.measured)
@@ -104,8 +103,8 @@ class RunResults(Callback):
         """Writes ``results.json``."""
         if not _writes(trainer) or trainer.interrupted:
             return
+        self._write_progress(trainer, self._best(trainer, pl_module))
         path = self._folder(trainer) / "results.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
         results = self.results(trainer, pl_module)
         _write_json(path, results)
         if results["skipped_pictures"]:
@@ -235,4 +234,5 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: dict[str, Any] | None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_text_atomic(path, json.dumps(content, indent=2) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -21,11 +22,11 @@ def _is_trial(trainer: Trainer) -> bool:
 
 
 def validation_now(trainer: Trainer, monitor: str | None) -> Validation:
-    """The validation that has just ended: its place, and the metrics named ``val...`` and ``monitor``."""
+    """The validation that has just ended: its place, and the metrics named ``val...`` and ``monitor``, if finite."""
     metrics = {
         name: float(f"{float(value):.7g}")  # as many digits as single precision has
         for name, value in trainer.callback_metrics.items()
-        if name.startswith("val") or name == monitor
+        if (name.startswith("val") or name == monitor) and math.isfinite(value)
     }
     epochs: Any = trainer.fit_loop.epoch_progress.current  # trainer.current_epoch is one more once an epoch has ended
     return {"epoch": epochs.started, "step": trainer.global_step, **metrics}
