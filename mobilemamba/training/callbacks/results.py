@@ -17,7 +17,7 @@ from mobilemamba.analysis.throughput import device_name
 from mobilemamba.files import write_text_atomic
 from mobilemamba.training.callbacks.checkpoints import best_checkpoint, monitor_of
 from mobilemamba.training.callbacks.seed import global_seed
-from mobilemamba.training.callbacks.validation import Validation, validation_now
+from mobilemamba.training.callbacks.validation import Validation, counts, validation_now
 from mobilemamba.training.provenance import (
     git_revision,
     measure_network,
@@ -82,13 +82,13 @@ class RunResults(Callback):
             return
         folder = self._folder(trainer)
         (folder / "results.json").unlink(missing_ok=True)
-        if self.table_img_size is not None:
+        if self.measured is not None:
             _write_json(folder / "measure.json", self.measured)
         self._write_progress(trainer, self._best(trainer, pl_module))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keeps what this validation found and tells how far the run is."""
-        if trainer.sanity_checking or trainer.state.fn != "fit":
+        if not counts(trainer):
             return
         validation = validation_now(trainer, monitor_of(pl_module)[0])
         # A validation that is done again after a resume takes the place of the first one.
@@ -233,6 +233,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def _write_json(path: Path, content: dict[str, Any] | None) -> None:
+def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text_atomic(path, json.dumps(content, indent=2) + "\n")
