@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mobilemamba.ops.batch_norm import BatchNorm, runs_on
+from mobilemamba.ops.batch_norm import batch_norm, runs_on
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -17,7 +17,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         if momentum is None or mean is None or variance is None or count is None or not self._is_for_kernel(x):
             y = super().forward(x)
             return F.relu(y) if relu else y
-        y, batch_mean, batch_variance = BatchNorm.apply(x, self.weight, self.bias, self.eps, relu)
+        y, batch_mean, batch_variance = batch_norm(x, self.weight, self.bias, self.eps, relu)
         with torch.no_grad():
             mean.lerp_(batch_mean, momentum)
             variance.lerp_(batch_variance, momentum)

@@ -2,77 +2,132 @@
 
 PyTorch's own is slow where maps are large and channels few and no multiple of eight, as in the patch embedding; and a
 ReLU of its own goes over the maps once more, forwards and backwards.
+
+Shape letters: B batch, C channels, H and W sides.
 """
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from mobilemamba.errors import ConfigError
+from mobilemamba.ops.arguments import check
 from mobilemamba.ops.native import library
-from mobilemamba.ops.native.arguments import DTYPE_CODES, I64, POINTER
+from mobilemamba.ops.native.arguments import DTYPE_CODES
+from mobilemamba.ops.native.structures import NormArgs
+from mobilemamba.ops.transforms import refuse_forward_mode, refuse_second_derivative, transforming
+
+_LAYOUT = {"x": "BCHW", "weight": "C", "bias": "C"}
+_BACKWARD_LAYOUT = {"gradient": "BCHW"} | _LAYOUT | {"mean": "C", "inverse": "C"}
 
 
-class _NormArgs(ctypes.Structure):
-    """``norm_args`` of batch_norm.c."""
+def batch_norm(
+    x_BCHW: Tensor, weight: Tensor, bias: Tensor, eps: float, relu: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalises with the batch's own statistics.
 
-    _fields_ = [
-        *((name, I64) for name in ("pixels", "channels", "type", "relu", "threads")),
-        *((name, POINTER) for name in ("x", "y", "weight", "bias")),
-        ("eps", ctypes.c_double),
-        *((name, POINTER) for name in ("mean", "variance", "inverse", "partial")),
-        *((name, POINTER) for name in ("grad_y", "grad_x", "grad_weight", "grad_bias")),
-    ]
+    Args:
+        x_BCHW: float32 or bfloat16, of two pixels at least; fast in channels-last memory.
+        weight: (C,) float32.
+        bias: (C,) float32.
+        eps: Is added to the variance.
+        relu: Whether y is the normalised x where that is above 0, else 0.
+
+    Returns:
+        y, of x's shape and dtype in channels-last memory; mean and unbiased variance, (C,) float32, without gradients.
+
+    Raises:
+        ConfigError: If the tensors do not fit, or a second or forward-mode derivative is asked for.
+    """
+    y, mean, variance, _ = _forward(x_BCHW, weight, bias, eps, relu)
+    return y, mean.detach(), variance.detach()
 
 
 def _call(function: str, relu: bool, eps: float, **tensors: Tensor) -> None:
     """Calls a function of batch_norm.c with its arguments by their names there."""
-    lib, x = library.library(), tensors["x"]
+    x = tensors["x"]
     pixels, channels = x.numel() // x.shape[1], x.shape[1]
-    args = _NormArgs(pixels, channels, DTYPE_CODES[x.dtype], relu, torch.get_num_threads(), eps=eps)
-    lib.mobilemamba_batch_norm_scratch.restype = I64
-    scratch = lib.mobilemamba_batch_norm_scratch(ctypes.byref(args))
+    args = NormArgs(pixels, channels, DTYPE_CODES[x.dtype], relu, torch.get_num_threads(), eps=eps)
+    scratch = library.scratch("mobilemamba_batch_norm_scratch", args)
     tensors["partial"] = x.new_empty(scratch, dtype=torch.float32)
     for name, tensor in tensors.items():
         setattr(args, name, tensor.data_ptr())
-    getattr(lib, function)(ctypes.byref(args))
+    library.call(function, args)
 
 
-class BatchNorm(torch.autograd.Function):
-    """Normalises with the batch's own statistics; ``apply(x, weight, bias, eps, relu)`` gives (y, mean, variance).
+def _check(layout: dict[str, str], *tensors: Tensor) -> None:
+    refuse_forward_mode("batch_norm")
+    sizes = check("batch_norm", layout, tensors)
+    if sizes["C"] == 0 or sizes["B"] * sizes["H"] * sizes["W"] < 2:
+        shape = tuple(sizes[letter] for letter in "BCHW")
+        raise ConfigError(f"batch_norm: x has shape {shape}; a variance needs two pixels of a channel at least")
+    for (name, letters), x in zip(layout.items(), tensors, strict=True):
+        if x.dtype != torch.float32 and (letters == "C" or x.dtype not in DTYPE_CODES):
+            raise ConfigError(f"batch_norm: {name} is of {x.dtype}; expected torch.float32, or bfloat16 for the maps")
 
-    With ``relu``, y is the normalised x where that is above 0, else 0. x is (B, C, H, W) in dense channels-last memory,
-    float32 or bfloat16, of two pixels at least, and y the same; weight and bias are (C,) float32, as are the batch's
-    mean and unbiased variance, which have no gradients.
-    """
 
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, relu: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        y = torch.empty_like(x)
-        mean, variance, inverse = weight.new_empty(3, x.shape[1]).unbind()
-        of_batch = {"mean": mean, "variance": variance, "inverse": inverse}
-        _call("mobilemamba_batch_norm_forward", relu, eps, x=x, y=y, weight=weight, bias=bias, **of_batch)
-        ctx.save_for_backward(x, weight, bias, mean, inverse)
-        ctx.relu = relu
-        ctx.mark_non_differentiable(mean, variance)
-        return y, mean, variance
+def _last(x_BCHW: Tensor) -> Tensor:
+    return x_BCHW.contiguous(memory_format=torch.channels_last)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_y: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        inputs = dict(zip(("x", "weight", "bias", "mean", "inverse"), ctx.saved_tensors, strict=True))
-        x, weight = inputs["x"], inputs["weight"]
-        grad_y = grad_y.contiguous(memory_format=torch.channels_last)
-        grads = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
-        outputs = dict(zip(("grad_x", "grad_weight", "grad_bias"), grads, strict=True))
-        _call("mobilemamba_batch_norm_backward", ctx.relu, 0.0, grad_y=grad_y, **inputs, **outputs)
-        return *grads, None, None
+
+@torch.library.custom_op("mobilemamba::batch_norm", mutates_args=(), device_types="cpu")
+def _forward(
+    x_BCHW: Tensor, weight: Tensor, bias: Tensor, eps: float, relu: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _check(_LAYOUT, x_BCHW, weight, bias)
+    x = _last(x_BCHW)
+    y, affine = torch.empty_like(x), {"weight": weight.contiguous(), "bias": bias.contiguous()}
+    mean, variance, inverse = (weight.new_empty(x.shape[1]) for _ in range(3))
+    of_batch = {"mean": mean, "variance": variance, "inverse": inverse}
+    _call("mobilemamba_batch_norm_forward", relu, eps, x=x, y=y, **affine, **of_batch)
+    return y, mean, variance, inverse
+
+
+@_forward.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor, eps: float, relu: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _check(_LAYOUT, x, weight, bias)
+    mean, variance, inverse = (weight.new_empty(x.shape[1]) for _ in range(3))
+    return torch.empty_like(x, memory_format=torch.channels_last), mean, variance, inverse
+
+
+@torch.library.custom_op("mobilemamba::batch_norm_backward", mutates_args=(), device_types="cpu")
+def _backward(
+    grad_y: Tensor, x_BCHW: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, inverse: Tensor, relu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    of_channels = (weight, bias, mean, inverse)
+    _check(_BACKWARD_LAYOUT, grad_y, x_BCHW, *of_channels)
+    x = _last(x_BCHW)
+    names = ("weight", "bias", "mean", "inverse")
+    inputs = dict(zip(names, (number.contiguous() for number in of_channels), strict=True))
+    grads = torch.empty_like(x), weight.new_empty(x.shape[1]), weight.new_empty(x.shape[1])
+    outputs = dict(zip(("grad_x", "grad_weight", "grad_bias"), grads, strict=True))
+    _call("mobilemamba_batch_norm_backward", relu, 0.0, x=x, grad_y=_last(grad_y.to(x.dtype)), **inputs, **outputs)
+    return grads
+
+
+@_backward.register_fake
+def _(
+    grad_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, inverse: Tensor, relu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    _check(_BACKWARD_LAYOUT, grad_y, x, weight, bias, mean, inverse)
+    of_x = torch.empty_like(x, memory_format=torch.channels_last)
+    return of_x, weight.new_empty(x.shape[1]), weight.new_empty(x.shape[1])
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight, bias, _, ctx.relu = inputs
+    ctx.save_for_backward(x, weight, bias, output[1], output[3])
+
+
+def _gradients(ctx: Any, grad_y: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    return *_backward(grad_y, *ctx.saved_tensors, ctx.relu), None, None
+
+
+_forward.register_autograd(_gradients, setup_context=_save)
+_backward.register_autograd(lambda *_: refuse_second_derivative("batch_norm"))
 
 
 def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -83,10 +138,12 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def runs_on(x: Tensor) -> bool:
-    """Whether the kernel takes these maps, (B, C, H, W); in a graph for a compiler it does not stand."""
+    """Whether the kernel is to take these maps, (B, C, H, W); in a graph for a compiler it does not stand."""
     return (
-        why_not(x.device, x.dtype) is None
+        not torch.compiler.is_compiling()
+        and x.dim() == 4
+        and why_not(x.device, x.dtype) is None
         and x.is_contiguous(memory_format=torch.channels_last)
         and x.numel() > x.shape[1]
-        and not torch.compiler.is_compiling()
+        and not transforming()
     )

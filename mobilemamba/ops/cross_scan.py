@@ -26,13 +26,22 @@ def scan_order(directions: int, size: tuple[int, int]) -> Tensor:
     Raises:
         ConfigError: If there is no such number of directions.
     """
-    if directions not in (1, 2, 4):
-        raise ConfigError(f"{directions} scan directions; expected 1, 2 or 4")
+    check_directions(directions)
     height, width = size
     rows = torch.arange(height * width, dtype=torch.int32, device="cpu").reshape(height, width)
     forwards = [rows.flatten()] if directions < 4 else [rows.flatten(), rows.T.flatten()]
     backwards = [order.flip(0) for order in forwards] if directions > 1 else []
     return torch.stack(forwards + backwards)
+
+
+def check_directions(directions: int) -> None:
+    """That there is an order for each.
+
+    Raises:
+        ConfigError: If there is no such number of directions.
+    """
+    if directions not in (1, 2, 4):
+        raise ConfigError(f"{directions} scan directions; expected 1, 2 or 4")
 
 
 #: ``scan_order``, computed once. For the inside of operators alone: elsewhere a tracer's tensors would be kept.

@@ -1,36 +1,27 @@
 """A depthwise convolution in Haar's wavelet domain by the compiled CPU kernel: all three steps in one pass.
 
 Haar's transform H is orthonormal, so that the gradient of ``y = H^T W H x`` is the same operator with mirrored kernels.
-Shape letters: B batch, H and W sides, C channels.
+Shape letters: B batch, H and W sides, C channels, k side of a kernel, F = 4 C filters.
 """
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mobilemamba.ops.arguments import check, check_kernel
 from mobilemamba.ops.native import library
-from mobilemamba.ops.native.arguments import DTYPE_CODES, I64, POINTER, kernel_dtype, lay_out
-
-
-class _WaveletArgs(ctypes.Structure):
-    """``wavelet_args`` of wavelet.c."""
-
-    _fields_ = [
-        *((name, I64) for name in ("batch", "height", "width", "channels", "kernel", "type", "threads", "relu")),
-        *((name, POINTER) for name in ("x", "other", "y")),
-        *((name, I64 * 3) for name in ("x_stride", "other_stride", "y_stride")),
-        *((name, POINTER) for name in ("weight", "grad_weight")),
-    ]
+from mobilemamba.ops.native.arguments import DTYPE_CODES, kernel_dtype, lay_out
+from mobilemamba.ops.native.structures import WaveletArgs
+from mobilemamba.ops.transforms import refuse_forward_mode, transforming
 
 
 @torch.compiler.assume_constant_result  # the compiler cannot trace the probe, and need not
 def runs_on(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the kernel can be called; an export is to run anywhere, so it cannot there."""
-    return library.why_not_on(device, dtype) is None and not torch.compiler.is_exporting()
+    return library.why_not_on(device, dtype) is None and not torch.compiler.is_exporting() and not transforming()
 
 
 def call_wavelet(
@@ -46,13 +37,13 @@ def call_wavelet(
         weight: The kernels.
         relu: Cut the output off at zero.
     """
-    args = _WaveletArgs(*x.shape, weight.shape[1], DTYPE_CODES[x.dtype], torch.get_num_threads(), relu)
+    args = WaveletArgs(*x.shape, weight.shape[1], DTYPE_CODES[x.dtype], torch.get_num_threads(), relu)
     for name, tensor in (("x", x), ("other", other), ("y", y)):
         if tensor is not None:
             setattr(args, name, tensor.data_ptr())
             getattr(args, f"{name}_stride")[:] = tensor.stride()[:3]
     setattr(args, "grad_weight" if y is None else "weight", weight.data_ptr())
-    getattr(library.library(), function)(ctypes.byref(args))
+    library.call(function, args)
 
 
 def by_band(weight: Tensor) -> Tensor:
@@ -60,17 +51,30 @@ def by_band(weight: Tensor) -> Tensor:
     return weight.float().unflatten(0, (-1, 4))[:, :, 0].permute(1, 2, 3, 0).contiguous()
 
 
-@torch.library.custom_op("mobilemamba::haar_conv", mutates_args=())
+def _check(x: Tensor, weight: Tensor, grad: Tensor | None = None) -> None:
+    refuse_forward_mode("haar_conv")
+    layout, tensors = {"x": "BHWC", "weight": "F1kk"}, [x, weight]
+    if grad is not None:
+        layout, tensors = layout | {"gradient": "BHWC"}, [*tensors, grad]
+    sizes = check("haar_conv", layout, tensors, **{"F": 4 * x.shape[-1:].numel(), "1": 1})
+    check_kernel("haar_conv", sizes["k"])
+
+
+@torch.library.custom_op("mobilemamba::haar_conv", mutates_args=(), device_types="cpu")
 def haar_conv(x_BHWC: Tensor, weight: Tensor) -> Tensor:
     """``idwt2d(conv(dwt2d(x)))`` with Haar's filters.
 
     Args:
-        x_BHWC: Maps of any size, float32 or bfloat16.
+        x_BHWC: Maps of any size; computed in float32 or bfloat16.
         weight: (4C, 1, kernel, kernel), kernel odd: for each channel of the sub-bands LL, HL (high along H), LH, HH.
 
     Returns:
         (B, H, W, C), of x's dtype.
+
+    Raises:
+        ConfigError: If the tensors do not fit together, x is float64, or a forward-mode derivative is asked for.
     """
+    _check(x_BHWC, weight)
     x = lay_out(x_BHWC, kernel_dtype(x_BHWC.dtype))
     y = x.new_empty(x.shape)
     call_wavelet("mobilemamba_wavelet", x, None, y, by_band(weight))
@@ -79,11 +83,13 @@ def haar_conv(x_BHWC: Tensor, weight: Tensor) -> Tensor:
 
 @haar_conv.register_fake
 def _(x: Tensor, weight: Tensor) -> Tensor:
+    _check(x, weight)
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("mobilemamba::haar_conv_weight", mutates_args=())
+@torch.library.custom_op("mobilemamba::haar_conv_weight", mutates_args=(), device_types="cpu")
 def _weight_gradient(grad_BHWC: Tensor, x_BHWC: Tensor, weight: Tensor) -> Tensor:
+    _check(x_BHWC, weight, grad_BHWC)
     dtype = kernel_dtype(x_BHWC.dtype)
     kernel = weight.shape[-1]
     of_bands = weight.new_empty(4, kernel, kernel, x_BHWC.shape[-1], dtype=torch.float32)
@@ -93,10 +99,11 @@ def _weight_gradient(grad_BHWC: Tensor, x_BHWC: Tensor, weight: Tensor) -> Tenso
 
 @_weight_gradient.register_fake
 def _(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    _check(x, weight, grad)
     return torch.empty_like(weight)
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
@@ -105,4 +112,11 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
     return haar_conv(grad, weight.flip(2, 3)), _weight_gradient(grad, x, weight)
 
 
+def _second_gradients(ctx: Any, grad_of_weight: Tensor) -> tuple[Tensor, Tensor, None]:
+    """Of ``_weight_gradient``, linear in the output's gradient and in x."""
+    grad, x, _ = ctx.saved_tensors
+    return haar_conv(x, grad_of_weight), haar_conv(grad, grad_of_weight.flip(2, 3)), None
+
+
 haar_conv.register_autograd(_gradients, setup_context=_save)
+_weight_gradient.register_autograd(_second_gradients, setup_context=_save)

@@ -84,7 +84,8 @@ def mlstm_macs(q_shape: torch.Size, *_: torch.Size) -> int:
     return torch.Size(sequences).numel() * width * (within + between)
 
 
-_operator = as_operator("mlstm", mlstm_chunked, mlstm_macs)
+_LAYOUT = {"q": "BKNLF", "k": "BKNLF", "v": "BKNLF", "input": "BKNL", "forget": "BKNL"}
+_operator = as_operator("mlstm", mlstm_chunked, mlstm_macs, _LAYOUT)
 
 
 def mlstm(q_BKNLF: Tensor, k_BKNLF: Tensor, v_BKNLF: Tensor, input_BKNL: Tensor, forget_BKNL: Tensor) -> Tensor:

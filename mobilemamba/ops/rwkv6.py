@@ -61,7 +61,8 @@ def rwkv6_macs(r_shape: torch.Size, *_: torch.Size) -> int:
     return 3 * r_shape[-1] * r_shape.numel()
 
 
-_operator = as_operator("rwkv6", rwkv6_chunked, rwkv6_macs)
+_LAYOUT = {"r": "BKNLF", "k": "BKNLF", "v": "BKNLF", "log_decay": "BKNLF", "bonus": "KNF"}
+_operator = as_operator("rwkv6", rwkv6_chunked, rwkv6_macs, _LAYOUT)
 
 
 def rwkv6(r_BKNLF: Tensor, k_BKNLF: Tensor, v_BKNLF: Tensor, log_decay_BKNLF: Tensor, bonus_KNF: Tensor) -> Tensor:

@@ -14,10 +14,13 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from mobilemamba.ops.cross_scan import cross_merge, cross_scan, kept_scan_order, scan_order
-from mobilemamba.ops.native import library
-from mobilemamba.ops.selective_scan import check_shapes, resolve_backend, scan_macs, selective_scan
-from mobilemamba.ops.selective_scan.native import Scan
+from mobilemamba.ops.arguments import check
+from mobilemamba.ops.cross_scan import check_directions, cross_merge, cross_scan, kept_scan_order, scan_order
+from mobilemamba.ops.selective_scan import resolve_backend, scan_macs, selective_scan
+from mobilemamba.ops.selective_scan.native import Scan, why_not
+from mobilemamba.ops.transforms import refuse_forward_mode, refuse_second_derivative, refuse_transforms
+
+_LAYOUT = {"u": "BLD", "dt": "BKLD", "A": "KDN", "B": "BKLN", "C": "BKLN", "D": "KD", "dt_bias": "KD"}
 
 
 def selective_scan_2d(
@@ -48,23 +51,13 @@ def selective_scan_2d(
         y_BLD, of u's dtype.
 
     Raises:
-        ConfigError: If the backend's name is unknown, the shapes do not fit together, or K is not 1, 2 or 4.
+        ConfigError: As for ``selective_scan``, or if K is not 1, 2 or 4.
         BackendUnavailableError: If an explicitly chosen backend cannot run on these tensors.
     """
-    (batch, length, width), (directions, _, d_state) = u_BLD.shape, A_KDN.shape
-    expected = {
-        "u": (u_BLD, (batch, size[0] * size[1], width)),
-        "dt": (dt_BKLD, (batch, directions, length, width)),
-        "A": (A_KDN, (directions, width, d_state)),
-        "B": (B_BKLN, (batch, directions, length, d_state)),
-        "C": (C_BKLN, (batch, directions, length, d_state)),
-        "D": (D_KD, (directions, width)),
-        "dt_bias": (dt_bias_KD, (directions, width)),
-    }
-    check_shapes("selective_scan_2d", u_BLD, A_KDN, expected)
     if backend != "reference":
-        backend = resolve_backend(backend, u_BLD.device, d_state, u_BLD.dtype)
+        backend = resolve_backend(backend, u_BLD.device, A_KDN.shape[-1:].numel(), u_BLD.dtype)
     if backend == "native":
+        refuse_transforms("selective_scan_2d")
         return torch.ops.mobilemamba.selective_scan_2d(u_BLD, dt_BKLD, A_KDN, B_BKLN, C_BKLN, D_KD, dt_bias_KD, *size)
     return _rearranged(u_BLD, dt_BKLD, A_KDN, B_BKLN, C_BKLN, D_KD, dt_bias_KD, size, backend)
 
@@ -81,7 +74,7 @@ def _rearranged(
     backend: str,
 ) -> Tensor:
     """The same by ``selective_scan``, whose sequences are in the order of their steps."""
-    directions = A_KDN.shape[0]
+    directions = _check((u_BLD, dt_BKLD, A_KDN, B_BKLN, C_BKLN, D_KD, dt_bias_KD), *size)
     order_KL = scan_order(directions, size)
     u_BKLD = u_BLD[:, None].expand(-1, directions, -1, -1)
     u_BKDL, dt_BKDL, B_BKNL, C_BKNL = (
@@ -91,13 +84,25 @@ def _rearranged(
     return cross_merge(y_BKDL, order_KL).transpose(1, 2)
 
 
-@torch.library.custom_op("mobilemamba::selective_scan_2d", mutates_args=())
+def _check(inputs: tuple[Tensor, ...], height: int, width: int, grad_y: Tensor | None = None) -> int:
+    """Of the operators' arguments; gives the number of directions."""
+    layout = _LAYOUT if grad_y is None else _LAYOUT | {"grad_y": "BLD"}
+    tensors = inputs if grad_y is None else (*inputs, grad_y)
+    directions = inputs[2].shape[:1].numel()  # by A, of which there is one for all pictures
+    check("selective_scan_2d", layout, tensors, L=height * width, K=directions)
+    check_directions(directions)
+    return directions
+
+
+@torch.library.custom_op("mobilemamba::selective_scan_2d", mutates_args=(), device_types="cpu")
 def _scan_op(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor, height: int, width: int
 ) -> Tensor:
-    if library.why_not() is not None:  # an exported network may come to a machine without the kernel
+    refuse_forward_mode("selective_scan_2d")
+    if why_not(u.device, 1, u.dtype):  # a traced network may come to a machine without the kernel, or be made double
         return _rearranged(u, dt, A, B, C, D, dt_bias, (height, width), "auto").contiguous()
-    scan = Scan(u, dt, A, B, C, D, dt_bias, kept_scan_order(A.shape[0], (height, width)))
+    directions = _check((u, dt, A, B, C, D, dt_bias), height, width)
+    scan = Scan(u, dt, A, B, C, D, dt_bias, kept_scan_order(directions, (height, width)))
     return scan.forward(u.new_empty(u.shape, dtype=scan.dtype)).to(u.dtype)
 
 
@@ -105,10 +110,11 @@ def _scan_op(
 def _(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor, height: int, width: int
 ) -> Tensor:
+    _check((u, dt, A, B, C, D, dt_bias), height, width)
     return torch.empty_like(u, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("mobilemamba::selective_scan_2d_backward", mutates_args=())
+@torch.library.custom_op("mobilemamba::selective_scan_2d_backward", mutates_args=(), device_types="cpu")
 def _scan_backward_op(
     grad_y: Tensor,
     u: Tensor,
@@ -121,10 +127,11 @@ def _scan_backward_op(
     height: int,
     width: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    scan = Scan(u, dt, A, B, C, D, dt_bias, kept_scan_order(A.shape[0], (height, width)))
+    inputs = (u, dt, A, B, C, D, dt_bias)
+    directions = _check(inputs, height, width, grad_y)
+    scan = Scan(*inputs, kept_scan_order(directions, (height, width)))
     gu, gdt, gA, gB, gC, gD, gbias = scan.backward(grad_y)
     grads = (gu, gdt, gA, gB.transpose(1, 2), gC.transpose(1, 2), gD, gbias)
-    inputs = (u, dt, A, B, C, D, dt_bias)
     return tuple(_as(gradient, x) for gradient, x in zip(grads, inputs, strict=True))  # type: ignore[return-value]
 
 
@@ -138,7 +145,9 @@ def _as(gradient: Tensor, x: Tensor) -> Tensor:
 
 @_scan_backward_op.register_fake
 def _(grad_y: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-    return tuple(torch.empty_like(x) for x in inputs[:7])
+    *tensors, height, width = inputs
+    _check(tuple(tensors), height, width, grad_y)
+    return tuple(torch.empty_like(x) for x in tensors)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -152,6 +161,7 @@ def _autograd_backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _scan_op.register_autograd(_autograd_backward, setup_context=_setup_context)
+_scan_backward_op.register_autograd(lambda *_: refuse_second_derivative("selective_scan_2d"))
 
 
 @register_flop_formula(torch.ops.mobilemamba.selective_scan_2d)

@@ -99,7 +99,9 @@ def ttt_linear_macs(q_shape: torch.Size, *_: torch.Size) -> int:
     return 3 * (q_shape[-1] + MINI_BATCH) * q_shape.numel()
 
 
-_operator = as_operator("ttt_linear", ttt_linear_chunked, ttt_linear_macs)
+_TOKENS = {"q": "BKNLF", "k": "BKNLF", "v": "BKNLF", "rate": "BKNL"}
+_WEIGHTS = {"share": "S", "weight": "NFF", "bias": "NF", "gain": "NF", "shift": "NF"}
+_operator = as_operator("ttt_linear", ttt_linear_chunked, ttt_linear_macs, _TOKENS | _WEIGHTS)
 
 
 def ttt_linear(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mobilemamba.layers import batch_norm
+from mobilemamba.layers import batch_norm as layer
 from mobilemamba.layers.batch_norm import BatchNorm2d
 from mobilemamba.ops.native import library
 
@@ -19,8 +19,8 @@ needs_kernels = pytest.mark.skipif(
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """What the kernel was given."""
     found: list[Tensor] = []
-    kernel = batch_norm.BatchNorm.apply
-    monkeypatch.setattr(batch_norm.BatchNorm, "apply", lambda x, *other: found.append(x) or kernel(x, *other))
+    kernel = layer.batch_norm
+    monkeypatch.setattr(layer, "batch_norm", lambda x, *other: found.append(x) or kernel(x, *other))
     return found
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from torch import Tensor
 
-from mobilemamba.ops.batch_norm import BatchNorm, runs_on
+from mobilemamba.ops.batch_norm import batch_norm, runs_on
 from mobilemamba.ops.native import library
 
 pytestmark = pytest.mark.skipif(
@@ -25,7 +25,7 @@ def outputs_and_gradients(
 ) -> list[Tensor]:
     x, weight, bias = (tensor.detach().requires_grad_() for tensor in (x, weight, bias))
     if kernel:
-        y, mean, variance = BatchNorm.apply(x, weight, bias, 1e-5, relu)
+        y, mean, variance = batch_norm(x, weight, bias, 1e-5, relu)
     else:
         mean, variance = torch.zeros_like(weight), torch.zeros_like(weight)
         y = F.batch_norm(x, mean.detach(), variance.detach(), weight, bias, training=True, momentum=1.0, eps=1e-5)
@@ -74,7 +74,7 @@ def test_more_than_one_chunk(shape: tuple[int, int, int, int], relu: bool) -> No
 def test_relu_keeps_nan_visible() -> None:
     x, weight, bias = draw(2, 3, 4, 4)
     x[0, 1, 2, 2] = torch.nan
-    y = BatchNorm.apply(x, weight, bias, 1e-5, True)[0]
+    y = batch_norm(x, weight, bias, 1e-5, True)[0]
     assert torch.equal(y.isnan().all((0, 2, 3)), torch.tensor([False, True, False]))
 
 
@@ -95,7 +95,7 @@ def test_bfloat16_maps(relu: bool) -> None:
     x, weight, bias = draw(4, 22, 13, 11)
     x = x.bfloat16()
     assert_equal_to_double(x, weight, bias, 2**-7, relu)
-    assert BatchNorm.apply(x, weight, bias, 1e-5, relu)[0].dtype == torch.bfloat16
+    assert batch_norm(x, weight, bias, 1e-5, relu)[0].dtype == torch.bfloat16
 
 
 def test_no_weight_still_gets_a_gradient() -> None:

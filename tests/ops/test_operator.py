@@ -15,7 +15,8 @@ def weighted_cumsum(x: Tensor, weight: Tensor) -> Tensor:
     return (x * weight).cumsum(-1)
 
 
-operator = as_operator("weighted_cumsum_for_tests", weighted_cumsum, lambda x, weight: 5 * x.numel())
+LAYOUT = {"x": "ABC", "weight": "C"}
+operator = as_operator("weighted_cumsum_for_tests", weighted_cumsum, lambda x, weight: 5 * x.numel(), LAYOUT)
 NODE = "mobilemamba.weighted_cumsum_for_tests.default"
 
 

@@ -259,7 +259,7 @@ def test_wrong_shape_is_named(backend: str, position: int) -> None:
 @pytest.mark.parametrize("backend", ON_CPU)
 def test_size_that_is_not_the_length(backend: str) -> None:
     with pytest.raises(ConfigError, match=r"u has shape \(2, 12, 3\); .* it must be \(2, 16, 3\)"):
-        scan(backend, (4, 4))(*make_map_inputs(2, 2, 3, 1, (3, 4)))
+        scan(backend, (4, 4))(*make_map_inputs(2, 2, 3, 1, (3, 4), torch.float32))
 
 
 @pytest.mark.parametrize("backend", ON_CPU)

@@ -7,6 +7,8 @@ import ctypes
 import torch
 from torch import Tensor
 
+from mobilemamba.errors import ConfigError
+
 I64 = ctypes.c_int64
 POINTER = ctypes.c_void_p
 
@@ -15,7 +17,13 @@ DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
 
 
 def kernel_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which the kernels read and write tensors of ``dtype``."""
+    """The dtype in which the kernels read and write tensors of ``dtype``.
+
+    Raises:
+        ConfigError: If that would cost precision.
+    """
+    if dtype == torch.float64:
+        raise ConfigError("the compiled kernels compute in single precision; give them torch.float32, not float64")
     return dtype if dtype in DTYPE_CODES else torch.float32
 
 

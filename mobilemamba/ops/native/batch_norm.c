@@ -2,9 +2,9 @@
  *
  * A map is a list of pixels of C neighbouring numbers. Whatever C is, it is read in full vectors: a period of vectors
  * holds a whole number of pixels, and per-channel numbers are repeated to its length. Sums are taken over chunks of one
- * size and then over the chunks in their order: the same bits for any number of threads. */
+ * size and then over the chunks in their order: the same bits for any number of threads. The passes return 0, or 1 if
+ * there is no memory. */
 #include <math.h>
-#include <stdlib.h>
 
 #include "simd.h"
 
@@ -25,6 +25,8 @@ typedef struct {
     float *grad_weight, *grad_bias; /* (C) */
 } norm_args;
 
+SIZE_OF(norm_args);
+
 static int64_t period_of(int64_t channels) {
     int64_t vectors = channels;
     for (int64_t lanes = LANES; lanes > 1 && vectors % 2 == 0; lanes /= 2) vectors /= 2;
@@ -42,12 +44,10 @@ static int64_t chunks_of(const norm_args *a) {
 
 int64_t mobilemamba_batch_norm_scratch(const norm_args *a) { return 2 * chunks_of(a) * a->channels; }
 
-/* Numbers of the channels, repeated over a period; to be freed. */
-static vec *repeated(const float *numbers, int64_t channels) {
-    int64_t length = period_of(channels) * LANES;
-    float *to = aligned_alloc(sizeof(vec), (size_t)length * sizeof(float));
-    for (int64_t i = 0; i < length; i += channels) memcpy(to + i, numbers, (size_t)channels * sizeof(float));
-    return (vec *)to;
+/* Numbers of the channels, repeated over a period. */
+static void repeat(const float *numbers, int64_t channels, vec *to) {
+    for (int64_t i = 0; i < period_of(channels) * LANES; i += channels)
+        memcpy((float *)to + i, numbers, (size_t)channels * sizeof(float));
 }
 
 /* Sums over a period, added up by channel. */
@@ -81,27 +81,30 @@ typedef enum {
 
 enum { SCALE, SHIFT, MEAN, SLOPE, OFFSET, NUMBERS }; /* what a pass may need of each channel */
 
-/* The gradient of the normalised x: the ReLU lets it through where its input is not below 0, or NaN. */
+/* The gradient of the normalised x: the ReLU lets it through where its input is above 0, or NaN. */
 INLINE vec grad_at(const norm_args *a, dtype type, int relu, int64_t i, int64_t n, vec x, vec scale, vec shift) {
     vec grad = load(a->grad_y, i, type, n);
     return relu ? select_vec(x * scale + shift <= 0.0f, splat(0), grad) : grad;
 }
 
-INLINE void chunk(const norm_args *a, dtype type, int relu, pass kind, int64_t task, vec *const *numbers) {
+INLINE int chunk(const norm_args *a, dtype type, int relu, pass kind, int64_t task, vec *const *numbers) {
     int64_t C = a->channels, period = period_of(C), first = task * chunk_of(C);
     int64_t end = smaller(first + chunk_of(C), a->pixels * C);
     float *partial = a->partial + 2 * task * C;
-    vec sums[period], products[period];
-    for (int64_t v = 0; v < period; v++) sums[v] = products[v] = splat(0);
+    vec *sums = 0, *products = 0, *mean = 0;
+    if (kind == MOMENTS || kind == SUMS) {
+        if (!(sums = vectors(3 * period))) return 1;
+        products = sums + period, mean = products + period;
+        for (int64_t v = 0; v < period; v++) sums[v] = products[v] = splat(0);
+    }
     if (kind == MOMENTS) {
         EACH_VECTOR(sums[v] += load(a->x, i, type, n);)
         fold(sums, C, partial);
         for (int64_t c = 0; c < C; c++) partial[c] /= (float)((end - first) / C);
-        vec *mean = repeated(partial, C);
+        repeat(partial, C, mean);
         EACH_VECTOR(vec deviation = own_lanes(load(a->x, i, type, n) - mean[v], (block){0, n, 0});
                     products[v] += deviation * deviation;)
         fold(products, C, partial + C);
-        free(mean);
     } else if (kind == NORMALISE) {
         EACH_VECTOR(vec y = load(a->x, i, type, n) * numbers[SCALE][v] + numbers[SHIFT][v];
                     store(a->y, i, type, 0, n, relu ? max_vec(y, splat(0)) : y);)
@@ -117,41 +120,58 @@ INLINE void chunk(const norm_args *a, dtype type, int relu, pass kind, int64_t t
                     grad = grad * numbers[SCALE][v] + (x * numbers[SLOPE][v] + numbers[OFFSET][v]);
                     store(a->grad_x, i, type, 0, n, grad);)
     }
+    free(sums);
+    return 0;
 }
 
-CLONED static void chunk_task(const norm_args *a, pass kind, int64_t task, vec *const *numbers) {
-    if (a->type == FLOAT32 && a->relu) chunk(a, FLOAT32, 1, kind, task, numbers);
-    else if (a->type == FLOAT32) chunk(a, FLOAT32, 0, kind, task, numbers);
-    else if (a->relu) chunk(a, BFLOAT16, 1, kind, task, numbers);
-    else chunk(a, BFLOAT16, 0, kind, task, numbers);
+CLONED static int chunk_task(const norm_args *a, pass kind, int64_t task, vec *const *numbers) {
+    if (a->type == FLOAT32 && a->relu) return chunk(a, FLOAT32, 1, kind, task, numbers);
+    if (a->type == FLOAT32) return chunk(a, FLOAT32, 0, kind, task, numbers);
+    if (a->relu) return chunk(a, BFLOAT16, 1, kind, task, numbers);
+    return chunk(a, BFLOAT16, 0, kind, task, numbers);
 }
 
-static void over_chunks(const norm_args *a, pass kind, vec *const *numbers) {
-#pragma omp parallel for schedule(static) num_threads((int)a->threads)
-    for (int64_t task = 0; task < chunks_of(a); task++) chunk_task(a, kind, task, numbers);
+static int over_chunks(const norm_args *a, pass kind, vec *const *numbers) {
+    int failed = 0;
+#pragma omp parallel for schedule(static) num_threads((int)a->threads) reduction(| : failed)
+    for (int64_t task = 0; task < chunks_of(a); task++) failed |= chunk_task(a, kind, task, numbers);
+    return failed;
+}
+
+/* What the passes share: numbers repeated over a period, and two of each channel in either precision. */
+typedef struct {
+    vec *numbers[NUMBERS]; /* the first is to be freed; null if there is no memory */
+    double *sums;          /* zeros */
+    float *pair;
+} memory;
+
+static memory memory_of(int64_t channels) {
+    int64_t period = period_of(channels);
+    memory m = {{vectors(NUMBERS * period + channels)}, 0, 0}; /* 24 bytes a channel after the periods, of 64 */
+    if (!m.numbers[0]) return m;
+    for (int i = 1; i < NUMBERS; i++) m.numbers[i] = m.numbers[0] + i * period;
+    m.sums = (double *)(m.numbers[0] + NUMBERS * period);
+    m.pair = (float *)(m.sums + 2 * channels);
+    for (int64_t i = 0; i < 2 * channels; i++) m.sums[i] = 0;
+    return m;
 }
 
 /* The batch's affine map of each channel, repeated: the same numbers backwards as forwards. */
-static void repeat_affine(const norm_args *a, vec **numbers) {
+static void repeat_affine(const norm_args *a, const memory *m) {
     int64_t C = a->channels;
-    float *scale = malloc((size_t)(2 * C) * sizeof(float)), *shift = scale + C;
+    float *scale = m->pair, *shift = scale + C;
     for (int64_t c = 0; c < C; c++) {
         scale[c] = a->weight[c] * a->inverse[c];
         shift[c] = a->bias[c] - a->mean[c] * scale[c];
     }
-    numbers[SCALE] = repeated(scale, C);
-    numbers[SHIFT] = repeated(shift, C);
-    free(scale);
+    repeat(scale, C, m->numbers[SCALE]);
+    repeat(shift, C, m->numbers[SHIFT]);
 }
 
-static void free_all(vec **numbers) {
-    for (int i = 0; i < NUMBERS; i++) free(numbers[i]);
-}
-
-void mobilemamba_batch_norm_forward(const norm_args *a) {
+/* The batch's statistics from the chunks' moments. */
+static void merge_moments(const norm_args *a, double *mean) {
     int64_t C = a->channels, chunk_pixels = chunk_of(C) / C;
-    over_chunks(a, MOMENTS, 0);
-    double *mean = calloc((size_t)(2 * C), sizeof(double)), *squares = mean + C;
+    double *squares = mean + C;
     for (int64_t task = 0; task < chunks_of(a); task++) {
         double pixels = (double)smaller(chunk_pixels, a->pixels - task * chunk_pixels);
         for (int64_t c = 0; c < C; c++) mean[c] += a->partial[2 * task * C + c] * (pixels / (double)a->pixels);
@@ -168,24 +188,27 @@ void mobilemamba_batch_norm_forward(const norm_args *a) {
         a->variance[c] = (float)(squares[c] / (double)(a->pixels - 1));
         a->inverse[c] = (float)(1 / sqrt(squares[c] / (double)a->pixels + a->eps));
     }
-    free(mean);
-    vec *numbers[NUMBERS] = {0};
-    repeat_affine(a, numbers);
-    over_chunks(a, NORMALISE, numbers);
-    free_all(numbers);
+}
+
+int mobilemamba_batch_norm_forward(const norm_args *a) {
+    memory m = memory_of(a->channels);
+    int failed = !m.numbers[0] || over_chunks(a, MOMENTS, m.numbers);
+    if (!failed) {
+        merge_moments(a, m.sums);
+        repeat_affine(a, &m);
+        failed = over_chunks(a, NORMALISE, m.numbers);
+    }
+    free(m.numbers[0]);
+    return failed;
 }
 
 /* dx = weight * inverse * (dy - mean(dy) - (x - mean) * inverse^2 * mean(dy * (x - mean))) */
-void mobilemamba_batch_norm_backward(const norm_args *a) {
+static void merge_sums(const norm_args *a, const memory *m) {
     int64_t C = a->channels;
-    vec *numbers[NUMBERS] = {0};
-    repeat_affine(a, numbers);
-    numbers[MEAN] = repeated(a->mean, C);
-    over_chunks(a, SUMS, numbers);
-    double *sum = calloc((size_t)(2 * C), sizeof(double)), *product = sum + C;
+    double *sum = m->sums, *product = sum + C;
     for (int64_t task = 0; task < chunks_of(a); task++)
         for (int64_t c = 0; c < 2 * C; c++) sum[c] += a->partial[2 * task * C + c];
-    float *slope = malloc((size_t)(2 * C) * sizeof(float)), *offset = slope + C;
+    float *slope = m->pair, *offset = slope + C;
     for (int64_t c = 0; c < C; c++) {
         double inverse = a->inverse[c], scale = a->weight[c] * inverse;
         a->grad_bias[c] = (float)sum[c];
@@ -193,10 +216,22 @@ void mobilemamba_batch_norm_backward(const norm_args *a) {
         slope[c] = (float)(-scale * inverse * inverse * product[c] / (double)a->pixels);
         offset[c] = (float)(-scale * sum[c] / (double)a->pixels - (double)slope[c] * a->mean[c]);
     }
-    numbers[SLOPE] = repeated(slope, C);
-    numbers[OFFSET] = repeated(offset, C);
-    over_chunks(a, GRADIENT, numbers);
-    free(sum);
-    free(slope);
-    free_all(numbers);
+    repeat(slope, C, m->numbers[SLOPE]);
+    repeat(offset, C, m->numbers[OFFSET]);
+}
+
+int mobilemamba_batch_norm_backward(const norm_args *a) {
+    memory m = memory_of(a->channels);
+    int failed = !m.numbers[0];
+    if (!failed) {
+        repeat_affine(a, &m);
+        repeat(a->mean, a->channels, m.numbers[MEAN]);
+        failed = over_chunks(a, SUMS, m.numbers);
+    }
+    if (!failed) {
+        merge_sums(a, &m);
+        failed = over_chunks(a, GRADIENT, m.numbers);
+    }
+    free(m.numbers[0]);
+    return failed;
 }

@@ -14,7 +14,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 LIBRARY = HERE / "libmobilemamba.so"
 
-_FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-shared", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-unknown-pragmas")
+_FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-shared", "-Wall", "-Wextra", "-Wvla", "-Wno-psabi", "-Wno-unknown-pragmas")
 # The best first. Clones choose the instruction set at run time; OpenMP is the runtime that PyTorch has loaded already.
 _EXTRAS = (("-fopenmp", "-DMOBILEMAMBA_CLONES"), ("-fopenmp",), ("-DMOBILEMAMBA_CLONES",), ())
 

@@ -8,7 +8,9 @@ from functools import cache
 
 import torch
 
+from mobilemamba.errors import BackendUnavailableError
 from mobilemamba.ops.native.build import LIBRARY, fingerprint
+from mobilemamba.ops.native.structures import STRUCTURES
 
 _REBUILD = "python -m mobilemamba.ops.native.build"
 _REMEDY = f"install gcc or clang, then: {_REBUILD}"
@@ -28,6 +30,10 @@ def _load() -> ctypes.CDLL | str:
         return f"cannot be loaded: {error}"
     if compiled_from != fingerprint().encode():
         return f"compiled from other sources; {_REMEDY}"
+    for name, structure in STRUCTURES.items():
+        size = ctypes.c_int64.in_dll(loaded, f"mobilemamba_size_of_{name}").value
+        if size != ctypes.sizeof(structure):
+            return f"compiled with {size} bytes of {name}, where Python has {ctypes.sizeof(structure)}; {_REMEDY}"
     return loaded
 
 
@@ -54,8 +60,26 @@ def why_one_thread() -> str | None:
     return f"their compiler had no OpenMP; install gcc, or clang with libomp, then: {_REBUILD}"
 
 
-def library() -> ctypes.CDLL:
-    """The compiled kernels; only where ``why_not()`` is None."""
+def call(function: str, arguments: ctypes.Structure) -> None:
+    """Calls a function that writes its results where its arguments say.
+
+    Raises:
+        BackendUnavailableError: If the compiled kernels cannot be used: a network that was exported elsewhere asks.
+        MemoryError: If it finds no memory for what it computes on its way.
+    """
+    if getattr(_library(), function)(ctypes.byref(arguments)):
+        raise MemoryError(f"{function}: no memory for what it computes on its way; take smaller batches or pictures")
+
+
+def scratch(function: str, arguments: ctypes.Structure) -> int:
+    """How many floats of scratch memory a function needs, by another one that counts them."""
+    count = getattr(_library(), function)
+    count.restype = ctypes.c_int64
+    return count(ctypes.byref(arguments))
+
+
+def _library() -> ctypes.CDLL:
     loaded = _load()
-    assert isinstance(loaded, ctypes.CDLL), loaded
+    if isinstance(loaded, str):
+        raise BackendUnavailableError(f"this needs the compiled CPU kernels, which cannot be used: {loaded}")
     return loaded

@@ -5,9 +5,8 @@
  * code: B batch, K directions, D width, N state size, L length, R rank of the step size.
  *
  * Work is cut into tasks (picture x group of channels) whose results do not depend on which thread runs them, and what is
- * summed over tasks is summed in a fixed order afterwards: the same bits for any number of threads. */
-#include <stdlib.h>
-
+ * summed over tasks is summed in a fixed order afterwards: the same bits for any number of threads. The passes return 0,
+ * or 1 if there is no memory. */
 #include "simd.h"
 
 #define GROUP 4 /* blocks of LANES channels that share the sums over channels of the backward pass */
@@ -40,6 +39,8 @@ typedef struct {
     float *partial;                        /* scratch of scan_scratch() floats */
 } scan_args;
 
+SIZE_OF(scan_args);
+
 /* The step sizes before softplus, for n channels from d on at STEPS positions. */
 INLINE void raw_steps(const scan_args *s, dtype type, int64_t b, int64_t k, const int64_t *positions, int64_t d,
                       int64_t n, vec bias, vec *raw) {
@@ -54,10 +55,11 @@ INLINE void raw_steps(const scan_args *s, dtype type, int64_t b, int64_t k, cons
     }
 }
 
+/* sums: vectors (L), then A and the state (2, N), which a single state keeps in registers. */
 INLINE void scan_block(const scan_args *s, dtype type, int64_t N, int64_t b, block own, const int64_t n, vec *sums) {
     int64_t d = own.start, K = s->directions, L = s->length;
     int merged = K > 1 && s->y_stride[1] == 0;
-    vec A[N], h[N];
+    vec single[2], *A = N == 1 ? single : sums + L, *h = A + N;
     for (int64_t k = 0; k < K; k++) {
         vec bias = load(s->bias, k * s->width + d, FLOAT32, n), skip = load(s->skip, k * s->width + d, FLOAT32, n);
         for (int64_t i = 0; i < N; i++) {
@@ -98,10 +100,11 @@ INLINE void scan_block(const scan_args *s, dtype type, int64_t N, int64_t b, blo
 }
 
 /* The width and the type as constants where that is common: the compiler then drops the general case. */
-CLONED static void scan_forward_task(const scan_args *s, int64_t task) {
+CLONED static int scan_forward_task(const scan_args *s, int64_t task) {
     int64_t blocks = blocks_of(s->width), b = task / blocks;
     block own = block_at(s->width, task % blocks);
-    vec *sums = aligned_alloc(sizeof(vec), (size_t)(s->length + 1) * sizeof(vec));
+    vec *sums = vectors(s->length + 2 * s->d_state);
+    if (!sums) return 1;
     int common = s->d_state == 1 && own.n == LANES;
     if (s->type == FLOAT32) {
         if (common) scan_block(s, FLOAT32, 1, b, own, LANES, sums);
@@ -111,27 +114,29 @@ CLONED static void scan_forward_task(const scan_args *s, int64_t task) {
         else scan_block(s, BFLOAT16, s->d_state, b, own, own.n, sums);
     }
     free(sums);
+    return 0;
 }
 
 INLINE void norm_gate_row(const scan_args *s, dtype type, int64_t b, int64_t l) {
     int64_t D = s->width, at = b * s->y_stride[0] + l * s->y_stride[2];
     int64_t gate_at = b * s->gate_stride[0] + l * s->gate_stride[1];
-    vec y[blocks_of(D)], sum = splat(0), squares = splat(0);
+    vec sum = splat(0), squares = splat(0);
     for (int64_t i = 0; i < blocks_of(D); i++) {
         block own = block_at(D, i);
-        y[i] = load(s->y, at + own.start, type, own.n);
-        sum += own_lanes(y[i], own);
+        sum += own_lanes(load(s->y, at + own.start, type, own.n), own);
     }
     float mean = sum_lanes(sum) / (float)D;
     for (int64_t i = 0; i < blocks_of(D); i++) {
-        y[i] -= mean;
-        squares += own_lanes(y[i] * y[i], block_at(D, i));
+        block own = block_at(D, i);
+        vec y = load(s->y, at + own.start, type, own.n) - mean;
+        squares += own_lanes(y * y, own);
     }
     float scale = 1 / __builtin_sqrtf(sum_lanes(squares) / (float)D + (float)s->norm_eps);
     for (int64_t i = 0; i < blocks_of(D); i++) {
         block own = block_at(D, i);
         int64_t d = own.start, n = own.n;
-        vec normed = y[i] * scale * load(s->norm_weight, d, FLOAT32, n) + load(s->norm_bias, d, FLOAT32, n);
+        vec y = load(s->y, at + d, type, n) - mean; /* only a neighbour's lanes may have been written */
+        vec normed = y * scale * load(s->norm_weight, d, FLOAT32, n) + load(s->norm_bias, d, FLOAT32, n);
         store(s->y, at + d, type, own.skip, n, normed * silu(load(s->gate, gate_at + d, type, n)));
     }
 }
@@ -142,13 +147,15 @@ CLONED static void norm_gate_task(const scan_args *s, int64_t task) {
     else norm_gate_row(s, BFLOAT16, b, l);
 }
 
-void mobilemamba_scan_forward(const scan_args *s) {
+int mobilemamba_scan_forward(const scan_args *s) {
     int64_t tasks = s->batch * blocks_of(s->width), rows = s->batch * s->length;
-#pragma omp parallel for schedule(static) num_threads((int)s->threads)
-    for (int64_t task = 0; task < tasks; task++) scan_forward_task(s, task);
-    if (!s->norm_weight) return;
+    int failed = 0;
+#pragma omp parallel for schedule(static) num_threads((int)s->threads) reduction(| : failed)
+    for (int64_t task = 0; task < tasks; task++) failed |= scan_forward_task(s, task);
+    if (failed || !s->norm_weight) return failed;
 #pragma omp parallel for schedule(static) num_threads((int)s->threads)
     for (int64_t row = 0; row < rows; row++) norm_gate_task(s, row);
+    return 0;
 }
 
 /* What a step leaves for the way back. */
@@ -158,14 +165,15 @@ typedef struct {
 
 INLINE void scan_block_backward(const scan_args *s, dtype type, int64_t N, int64_t b, int64_t k, block own,
                                 const int64_t n, step *steps, vec *decays, vec *states, vec *grad_us, vec *grad_Bs, vec *grad_Cs,
-                                float *grad_params) {
+                                vec *of_states, float *grad_params) {
     int64_t d = own.start, K = s->directions, L = s->length;
     int merged = K > 1 && s->u_stride[1] == 0;
     const int32_t *order = s->order + k * L;
     const float *B = s->B + b * s->B_stride[0] + k * s->B_stride[1];
     const float *C = s->C + b * s->C_stride[0] + k * s->C_stride[1];
     vec bias = load(s->bias, k * s->width + d, FLOAT32, n), skip = load(s->skip, k * s->width + d, FLOAT32, n);
-    vec A[N], grad_A[N], grad_h[N], grad_skip = splat(0), grad_bias = splat(0);
+    vec single[3], *A = N == 1 ? single : of_states, *grad_A = A + N, *grad_h = grad_A + N;
+    vec grad_skip = splat(0), grad_bias = splat(0);
     for (int64_t i = 0; i < N; i++) {
         states[i] = grad_A[i] = grad_h[i] = splat(0);
         for (int64_t j = 0; j < LANES; j++) A[i][j] = j < n ? s->A[(k * s->width + d + j) * N + i] : 0;
@@ -228,16 +236,16 @@ int64_t mobilemamba_scan_scratch(const scan_args *s) {
 }
 
 /* partial: (B, K, D, N + 2) sums over steps, then (2, groups, B, L, K, N) sums over a group's channels, B's and C's. */
-CLONED static void scan_backward_task(const scan_args *s, int64_t task) {
+CLONED static int scan_backward_task(const scan_args *s, int64_t task) {
     int64_t K = s->directions, L = s->length, N = s->d_state, groups = groups_of(s);
     int64_t b = task / groups, group = task % groups;
     int64_t size = s->batch * L * K * N;
     float *grad_params = s->partial, *of_B = grad_params + s->batch * K * s->width * (N + 2) + group * size;
     float *of_C = of_B + groups * size;
-    size_t vecs = (size_t)(L * 2 + L * N + (L + 1) * N + GROUP * L + 2 * L * N);
-    step *steps = aligned_alloc(sizeof(vec), (vecs + 1) * sizeof(vec));
+    step *steps = (step *)vectors(L * 2 + L * N + (L + 1) * N + GROUP * L + 2 * L * N + 3 * N);
+    if (!steps) return 1;
     vec *decays = (vec *)(steps + L), *states = decays + L * N, *grad_us = states + (L + 1) * N;
-    vec *grad_Bs = grad_us + GROUP * L, *grad_Cs = grad_Bs + L * N;
+    vec *grad_Bs = grad_us + GROUP * L, *grad_Cs = grad_Bs + L * N, *of_states = grad_Cs + L * N;
     for (int64_t k = 0; k < K; k++) {
         for (int64_t i = 0; i < 2 * L * N; i++) grad_Bs[i] = splat(0);
         for (int64_t i = group * GROUP; i < smaller((group + 1) * GROUP, blocks_of(s->width)); i++) {
@@ -245,7 +253,7 @@ CLONED static void scan_backward_task(const scan_args *s, int64_t task) {
             vec *us = grad_us + i % GROUP * L;
             int common = N == 1 && own.n == LANES;
 #define BACKWARD(type, N, n) \
-    scan_block_backward(s, type, N, b, k, own, n, steps, decays, states, us, grad_Bs, grad_Cs, grad_params)
+    scan_block_backward(s, type, N, b, k, own, n, steps, decays, states, us, grad_Bs, grad_Cs, of_states, grad_params)
             if (s->type == FLOAT32) {
                 if (common) BACKWARD(FLOAT32, 1, LANES);
                 else BACKWARD(FLOAT32, N, own.n);
@@ -261,13 +269,16 @@ CLONED static void scan_backward_task(const scan_args *s, int64_t task) {
             }
     }
     free(steps);
+    return 0;
 }
 
-void mobilemamba_scan_backward(const scan_args *s) {
+int mobilemamba_scan_backward(const scan_args *s) {
     int64_t groups = groups_of(s), N = s->d_state, rows = s->directions * s->width, size = s->batch * s->length * s->directions * N;
     const float *of_params = s->partial, *of_B = of_params + s->batch * rows * (N + 2), *of_C = of_B + groups * size;
-#pragma omp parallel for schedule(static) num_threads((int)s->threads)
-    for (int64_t task = 0; task < s->batch * groups; task++) scan_backward_task(s, task);
+    int failed = 0;
+#pragma omp parallel for schedule(static) num_threads((int)s->threads) reduction(| : failed)
+    for (int64_t task = 0; task < s->batch * groups; task++) failed |= scan_backward_task(s, task);
+    if (failed) return 1;
 #pragma omp parallel for schedule(static) num_threads((int)s->threads)
     for (int64_t row = 0; row < rows; row++) {
         for (int64_t i = 0; i < N + 2; i++) {
@@ -288,4 +299,5 @@ void mobilemamba_scan_backward(const scan_args *s) {
         s->grad_B[i] = sum_B;
         s->grad_C[i] = sum_C;
     }
+    return 0;
 }

@@ -6,6 +6,7 @@
 #define MOBILEMAMBA_SIMD_H
 
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define LANES 16
@@ -22,6 +23,12 @@ typedef uint32_t uvec __attribute__((vector_size(4 * LANES)));
 typedef uint16_t hvec __attribute__((vector_size(2 * LANES)));
 
 typedef enum { FLOAT32 = 0, BFLOAT16 = 1 } dtype;
+
+/* Memory for n vectors, to be freed; null if there is none. It grows with what users choose, so it is not the stack's. */
+INLINE vec *vectors(int64_t n) { return aligned_alloc(sizeof(vec), (size_t)(n + 1) * sizeof(vec)); }
+
+/* Python compares the size of a function's arguments with its own idea of them. */
+#define SIZE_OF(type) const int64_t mobilemamba_size_of_##type = sizeof(type)
 
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE vec splat(float x) { return x - (vec){0}; }

@@ -1,9 +1,7 @@
 /* The wavelet branch in one pass: Haar transform, depthwise convolution of the four sub-bands, inverse transform.
  *
  * y = act(haar^-1(haar(x) * w) + other), channels-last; input and output may be slices of the channels of wider maps. A
- * map of odd sides is continued by zeros, and cropped at the end. */
-#include <stdlib.h>
-
+ * map of odd sides is continued by zeros, and cropped at the end. The functions return 0, or 1 if there is no memory. */
 #include "simd.h"
 
 typedef struct {
@@ -16,9 +14,11 @@ typedef struct {
     float *grad_weight;  /* the same; `other` is then the gradient of y */
 } wavelet_args;
 
+SIZE_OF(wavelet_args);
+
 INLINE void convolve(const vec *from, vec *to, const float *weight, int64_t rows, int64_t columns, int64_t kernel,
-                     int64_t channels, int64_t n) {
-    vec taps[kernel * kernel];
+                     int64_t channels, int64_t n, vec *any_taps) {
+    vec few_taps[9], *taps = kernel == 3 ? few_taps : any_taps; /* the common ones in registers */
     for (int64_t i = 0; i < kernel * kernel; i++) taps[i] = load(weight, i * channels, FLOAT32, n);
     for (int64_t i = 0; i < rows; i++)
         for (int64_t j = 0; j < columns; j++) {
@@ -53,15 +53,19 @@ INLINE void transform(const void *x, const int64_t *stride, dtype type, int64_t 
         }
 }
 
-INLINE void wavelet_block(const wavelet_args *a, dtype type, int64_t b, block at, const int64_t n) {
+INLINE int wavelet_block(const wavelet_args *a, dtype type, int64_t b, block at, const int64_t n) {
     int64_t c = at.start;
     int64_t rows = (a->height + 1) / 2, columns = (a->width + 1) / 2, size = rows * columns;
-    vec *bands = aligned_alloc(sizeof(vec), (size_t)(8 * size + 1) * sizeof(vec)), *mixed = bands + 4 * size;
+    vec *bands = vectors(8 * size + a->kernel * a->kernel);
+    if (!bands) return 1;
+    vec *mixed = bands + 4 * size, *taps = mixed + 4 * size;
     transform(a->x, a->x_stride, type, a->height, a->width, b * a->x_stride[0] + c, n, bands);
     for (int64_t band = 0; band < 4; band++) {
         const float *weight = a->weight + band * a->kernel * a->kernel * a->channels + c;
-        if (a->kernel == 3) convolve(bands + band * size, mixed + band * size, weight, rows, columns, 3, a->channels, n);
-        else convolve(bands + band * size, mixed + band * size, weight, rows, columns, a->kernel, a->channels, n);
+        const vec *from = bands + band * size;
+        vec *to = mixed + band * size;
+        if (a->kernel == 3) convolve(from, to, weight, rows, columns, 3, a->channels, n, taps);
+        else convolve(from, to, weight, rows, columns, a->kernel, a->channels, n, taps);
     }
     for (int64_t row = 0; row < a->height; row++)
         for (int64_t column = 0; column < a->width; column++) {
@@ -76,26 +80,30 @@ INLINE void wavelet_block(const wavelet_args *a, dtype type, int64_t b, block at
             store(a->y, b * a->y_stride[0] + row * a->y_stride[1] + column * a->y_stride[2] + c, type, at.skip, n, y);
         }
     free(bands);
+    return 0;
 }
 
-CLONED static void wavelet_task(const wavelet_args *a, int64_t task) {
+CLONED static int wavelet_task(const wavelet_args *a, int64_t task) {
     int64_t blocks = blocks_of(a->channels), b = task / blocks;
     block at = block_at(a->channels, task % blocks);
-    if (a->type == BFLOAT16) wavelet_block(a, BFLOAT16, b, at, at.n);
-    else if (at.n == LANES) wavelet_block(a, FLOAT32, b, at, LANES);
-    else wavelet_block(a, FLOAT32, b, at, at.n);
+    if (a->type == BFLOAT16) return wavelet_block(a, BFLOAT16, b, at, at.n);
+    if (at.n == LANES) return wavelet_block(a, FLOAT32, b, at, LANES);
+    return wavelet_block(a, FLOAT32, b, at, at.n);
 }
 
-void mobilemamba_wavelet(const wavelet_args *a) {
-#pragma omp parallel for schedule(static) num_threads((int)a->threads)
-    for (int64_t task = 0; task < a->batch * blocks_of(a->channels); task++) wavelet_task(a, task);
+int mobilemamba_wavelet(const wavelet_args *a) {
+    int failed = 0;
+#pragma omp parallel for schedule(static) num_threads((int)a->threads) reduction(| : failed)
+    for (int64_t task = 0; task < a->batch * blocks_of(a->channels); task++) failed |= wavelet_task(a, task);
+    return failed;
 }
 
 /* The gradient of one sub-band's kernels: products of the transforms of x and of y's gradient, summed over the batch. */
-INLINE void weight_block(const wavelet_args *a, dtype type, int64_t band, block at, const int64_t n) {
+INLINE int weight_block(const wavelet_args *a, dtype type, int64_t band, block at, const int64_t n) {
     int64_t rows = (a->height + 1) / 2, columns = (a->width + 1) / 2, size = rows * columns, kernel = a->kernel;
-    vec *of_x = aligned_alloc(sizeof(vec), (size_t)(8 * size + 1) * sizeof(vec)), *of_grad = of_x + 4 * size;
-    vec sums[kernel * kernel];
+    vec *of_x = vectors(8 * size + kernel * kernel);
+    if (!of_x) return 1;
+    vec *of_grad = of_x + 4 * size, *sums = of_grad + 4 * size;
     for (int64_t tap = 0; tap < kernel * kernel; tap++) sums[tap] = splat(0);
     for (int64_t b = 0; b < a->batch; b++) {
         transform(a->x, a->x_stride, type, a->height, a->width, b * a->x_stride[0] + at.start, n, of_x);
@@ -114,16 +122,19 @@ INLINE void weight_block(const wavelet_args *a, dtype type, int64_t band, block 
     for (int64_t tap = 0; tap < kernel * kernel; tap++)
         store(a->grad_weight, (band * kernel * kernel + tap) * a->channels + at.start, FLOAT32, at.skip, n, sums[tap]);
     free(of_x);
+    return 0;
 }
 
-CLONED static void weight_task(const wavelet_args *a, int64_t task) {
+CLONED static int weight_task(const wavelet_args *a, int64_t task) {
     block at = block_at(a->channels, task / 4);
-    if (a->type == BFLOAT16) weight_block(a, BFLOAT16, task % 4, at, at.n);
-    else if (at.n == LANES) weight_block(a, FLOAT32, task % 4, at, LANES);
-    else weight_block(a, FLOAT32, task % 4, at, at.n);
+    if (a->type == BFLOAT16) return weight_block(a, BFLOAT16, task % 4, at, at.n);
+    if (at.n == LANES) return weight_block(a, FLOAT32, task % 4, at, LANES);
+    return weight_block(a, FLOAT32, task % 4, at, at.n);
 }
 
-void mobilemamba_wavelet_weight(const wavelet_args *a) {
-#pragma omp parallel for schedule(static) num_threads((int)a->threads)
-    for (int64_t task = 0; task < 4 * blocks_of(a->channels); task++) weight_task(a, task);
+int mobilemamba_wavelet_weight(const wavelet_args *a) {
+    int failed = 0;
+#pragma omp parallel for schedule(static) num_threads((int)a->threads) reduction(| : failed)
+    for (int64_t task = 0; task < 4 * blocks_of(a->channels); task++) failed |= weight_task(a, task);
+    return failed;
 }

@@ -20,8 +20,10 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from mobilemamba.errors import BackendUnavailableError, ConfigError
+from mobilemamba.ops.arguments import check
 from mobilemamba.ops.selective_scan import chunked, mamba_ssm, native
 from mobilemamba.ops.selective_scan.reference import selective_scan_reference
+from mobilemamba.ops.transforms import refuse_forward_mode, refuse_second_derivative, refuse_transforms
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +62,9 @@ BACKENDS = {
 }
 BACKEND_NAMES = ("auto", *BACKENDS, "reference")
 
+_LAYOUT = {"u": "BKDL", "dt": "BKDL", "A": "KDN", "B": "BKNL", "C": "BKNL", "D": "KD", "dt_bias": "KD"}
+_BACKWARD_LAYOUT = {"grad_y": "BKDL"} | _LAYOUT
+
 
 def selective_scan(
     u_BKDL: Tensor,
@@ -89,40 +94,19 @@ def selective_scan(
         y_BKDL, of u's dtype; computed in fp32 (fp64 for fp64 input) whatever autocast says.
 
     Raises:
-        ConfigError: If the backend's name is unknown or the shapes do not fit together.
+        ConfigError: If the backend's name is unknown, the tensors do not fit together, or a derivative is asked for
+            that only ``reference`` has: of a gradient, in forward mode, or by ``torch.func``.
         BackendUnavailableError: If an explicitly chosen backend cannot run on these tensors.
     """
-    batch, directions, width, length = u_BKDL.shape
-    d_state = A_KDN.shape[-1]
-    D_KD = u_BKDL.new_zeros(directions, width) if D_KD is None else D_KD
-    dt_bias_KD = u_BKDL.new_zeros(directions, width) if dt_bias_KD is None else dt_bias_KD
-    expected = {
-        "dt": (dt_BKDL, (batch, directions, width, length)),
-        "A": (A_KDN, (directions, width, d_state)),
-        "B": (B_BKNL, (batch, directions, d_state, length)),
-        "C": (C_BKNL, (batch, directions, d_state, length)),
-        "D": (D_KD, (directions, width)),
-        "dt_bias": (dt_bias_KD, (directions, width)),
-    }
-    check_shapes("selective_scan", u_BKDL, A_KDN, expected)
+    D_KD = A_KDN.new_zeros(A_KDN.shape[:2]) if D_KD is None else D_KD
+    dt_bias_KD = A_KDN.new_zeros(A_KDN.shape[:2]) if dt_bias_KD is None else dt_bias_KD
+    inputs = (u_BKDL, dt_BKDL, A_KDN, B_BKNL, C_BKNL, D_KD, dt_bias_KD)
     if backend == "reference":
-        return selective_scan_reference(u_BKDL, dt_BKDL, A_KDN, B_BKNL, C_BKNL, D_KD, dt_bias_KD)
-    chosen = resolve_backend(backend, u_BKDL.device, d_state, u_BKDL.dtype)
-    return torch.ops.mobilemamba.selective_scan(u_BKDL, dt_BKDL, A_KDN, B_BKNL, C_BKNL, D_KD, dt_bias_KD, chosen)
-
-
-def check_shapes(function: str, u: Tensor, A: Tensor, expected: dict[str, tuple[Tensor, tuple[int, ...]]]) -> None:
-    """Every tensor's shape against the one that u's and A's ask for: a compiled kernel cannot notice.
-
-    Raises:
-        ConfigError: At the first that differs.
-    """
-    for name, (tensor, shape) in expected.items():
-        if tensor.shape != shape:
-            raise ConfigError(
-                f"{function}: {name} has shape {tuple(tensor.shape)}; with u {tuple(u.shape)} "
-                f"and A {tuple(A.shape)} it must be {shape}"
-            )
+        check("selective_scan", _LAYOUT, inputs)
+        return selective_scan_reference(*inputs)
+    refuse_transforms("selective_scan")
+    chosen = resolve_backend(backend, u_BKDL.device, A_KDN.shape[-1:].numel(), u_BKDL.dtype)
+    return torch.ops.mobilemamba.selective_scan(*inputs, chosen)
 
 
 @torch.compiler.assume_constant_result  # the compiler cannot trace the probe, and need not
@@ -161,12 +145,17 @@ def _auto_backend(device_type: str, d_state: int, dtype: torch.dtype) -> str:
 def _scan_op(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor, backend: str
 ) -> Tensor:
+    inputs = (u, dt, A, B, C, D, dt_bias)
+    refuse_forward_mode("selective_scan")
+    sizes = check("selective_scan", _LAYOUT, inputs)
+    chosen = BACKENDS[resolve_backend(backend, u.device, sizes["N"], u.dtype)]
     with torch.autocast(u.device.type, enabled=False):
-        return BACKENDS[backend].forward(u, dt, A, B, C, D, dt_bias)
+        return chosen.forward(*inputs)
 
 
 @_scan_op.register_fake
 def _(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor, backend: str) -> Tensor:
+    check("selective_scan", _LAYOUT, (u, dt, A, B, C, D, dt_bias))
     return torch.empty_like(u, memory_format=torch.contiguous_format)
 
 
@@ -174,14 +163,18 @@ def _(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias
 def _scan_backward_op(
     grad_y: Tensor, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    inputs = (grad_y, u, dt, A, B, C, D, dt_bias)
+    sizes = check("selective_scan", _BACKWARD_LAYOUT, inputs)
+    chosen = BACKENDS[resolve_backend(backend, u.device, sizes["N"], u.dtype)]
     with torch.autocast(u.device.type, enabled=False):
-        return BACKENDS[backend].backward(grad_y, u, dt, A, B, C, D, dt_bias)  # type: ignore[return-value]
+        return chosen.backward(*inputs)  # type: ignore[return-value]
 
 
 @_scan_backward_op.register_fake
 def _(
     grad_y: Tensor, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor, backend: str
 ) -> tuple[Tensor, ...]:
+    check("selective_scan", _BACKWARD_LAYOUT, (grad_y, u, dt, A, B, C, D, dt_bias))
     return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (u, dt, A, B, C, D, dt_bias))
 
 
@@ -195,6 +188,7 @@ def _autograd_backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _scan_op.register_autograd(_autograd_backward, setup_context=_setup_context)
+_scan_backward_op.register_autograd(lambda *_: refuse_second_derivative("selective_scan"))
 
 
 def scan_macs(u_shape: torch.Size, A_shape: torch.Size) -> int:

@@ -6,35 +6,14 @@ visited. Letters as in the package: B batch, K scan directions, D inner width, N
 
 from __future__ import annotations
 
-import ctypes
 from functools import cache
 
 import torch
 from torch import Tensor
 
 from mobilemamba.ops.native import library
-from mobilemamba.ops.native.arguments import DTYPE_CODES, I64, POINTER, kernel_dtype, lay_out
-
-
-class _ScanArgs(ctypes.Structure):
-    """``scan_args`` of scan.c."""
-
-    _fields_ = [
-        *((name, I64) for name in ("batch", "directions", "width", "d_state", "length", "rank", "type", "threads")),
-        *((name, POINTER) for name in ("order", "u", "dt", "B", "C", "A", "skip", "bias", "dt_weight", "y")),
-        ("u_stride", I64 * 3),
-        ("dt_stride", I64 * 3),
-        ("B_stride", I64 * 4),
-        ("C_stride", I64 * 4),
-        ("y_stride", I64 * 3),
-        ("norm_weight", POINTER),
-        ("norm_bias", POINTER),
-        ("norm_eps", ctypes.c_double),
-        ("gate", POINTER),
-        ("gate_stride", I64 * 2),
-        *((name, POINTER) for name in ("grad_y", "grad_u", "grad_dt", "grad_A", "grad_skip", "grad_bias")),
-        *((name, POINTER) for name in ("grad_B", "grad_C", "partial")),
-    ]
+from mobilemamba.ops.native.arguments import DTYPE_CODES, kernel_dtype, lay_out
+from mobilemamba.ops.native.structures import ScanArgs
 
 
 def why_not(device: torch.device, d_state: int, dtype: torch.dtype) -> str | None:
@@ -77,7 +56,7 @@ class Scan:
         A, D, bias, order = self.kept
         batch, length, width = self.u.shape[0], *self.u.shape[-2:]
         directions, _, d_state = A.shape
-        self.args = args = _ScanArgs(batch, directions, width, d_state, length, 0, DTYPE_CODES[dtype])
+        self.args = args = ScanArgs(batch, directions, width, d_state, length, 0, DTYPE_CODES[dtype])
         args.threads = torch.get_num_threads()
         args.order, args.A, args.skip, args.bias = (x.data_ptr() for x in (order, A, D, bias))
         args.u, args.dt, args.B, args.C = (x.data_ptr() for x in (self.u, self.dt, self.B, self.C))
@@ -94,17 +73,17 @@ class Scan:
 
         Args:
             y: Where to write, channels side by side, of the kernel's dtype.
-            norm: Weight, bias (D,) float32 and epsilon of a LayerNorm over the channels of the sum.
+            norm: Weight, bias (D,) and epsilon of a LayerNorm over the channels of the sum.
             gate: (B, L, D), with ``norm``: the result is multiplied by its SiLU.
         """
         args = self.args
         self._set_y(y)
         if norm is not None and gate is not None:
             weight, bias, args.norm_eps = norm
-            gate = lay_out(gate, self.dtype)
+            weight, bias, gate = weight.float().contiguous(), bias.float().contiguous(), lay_out(gate, self.dtype)
             args.norm_weight, args.norm_bias, args.gate = weight.data_ptr(), bias.data_ptr(), gate.data_ptr()
             args.gate_stride[:] = gate.stride()[:2]
-        library.library().mobilemamba_scan_forward(ctypes.byref(args))
+        library.call("mobilemamba_scan_forward", args)
         return y
 
     def backward(self, grad_y: Tensor) -> tuple[Tensor, ...]:
@@ -113,20 +92,19 @@ class Scan:
         Args:
             grad_y: As y in ``forward``, any strides; summed over the directions if u is.
         """
-        args, lib = self.args, library.library()
+        args = self.args
         grad_y = lay_out(grad_y, self.dtype)
         self._set_y(grad_y)
         A, D, bias, _ = self.kept
         grad_u, grad_dt = (x.new_empty_strided(x.shape, x.stride()) for x in (self.u, self.dt))
         grad_A, grad_D, grad_bias = (torch.empty_like(x) for x in (A, D, bias))
         grad_B, grad_C = (A.new_empty(args.batch, args.length, args.directions, args.d_state) for _ in range(2))
-        lib.mobilemamba_scan_scratch.restype = I64
-        partial = A.new_empty(lib.mobilemamba_scan_scratch(ctypes.byref(args)))
+        partial = A.new_empty(library.scratch("mobilemamba_scan_scratch", args))
         args.grad_y, args.partial = grad_y.data_ptr(), partial.data_ptr()
         args.grad_u, args.grad_dt = grad_u.data_ptr(), grad_dt.data_ptr()
         args.grad_A, args.grad_skip, args.grad_bias = grad_A.data_ptr(), grad_D.data_ptr(), grad_bias.data_ptr()
         args.grad_B, args.grad_C = grad_B.data_ptr(), grad_C.data_ptr()
-        lib.mobilemamba_scan_backward(ctypes.byref(args))
+        library.call("mobilemamba_scan_backward", args)
         return grad_u, grad_dt, grad_A, grad_B, grad_C, grad_D, grad_bias
 
     def _set_y(self, y: Tensor) -> None:

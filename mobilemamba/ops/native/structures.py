@@ -1,0 +1,71 @@
+"""The arguments of the compiled kernels as the structures of the C sources; what they mean stands there."""
+
+from __future__ import annotations
+
+import ctypes
+
+from mobilemamba.ops.native.arguments import I64, POINTER
+
+
+class ScanArgs(ctypes.Structure):
+    """Of scan.c."""
+
+    _fields_ = [
+        *((name, I64) for name in ("batch", "directions", "width", "d_state", "length", "rank", "type", "threads")),
+        *((name, POINTER) for name in ("order", "u", "dt", "B", "C", "A", "skip", "bias", "dt_weight", "y")),
+        ("u_stride", I64 * 3),
+        ("dt_stride", I64 * 3),
+        ("B_stride", I64 * 4),
+        ("C_stride", I64 * 4),
+        ("y_stride", I64 * 3),
+        ("norm_weight", POINTER),
+        ("norm_bias", POINTER),
+        ("norm_eps", ctypes.c_double),
+        ("gate", POINTER),
+        ("gate_stride", I64 * 2),
+        *((name, POINTER) for name in ("grad_y", "grad_u", "grad_dt", "grad_A", "grad_skip", "grad_bias")),
+        *((name, POINTER) for name in ("grad_B", "grad_C", "partial")),
+    ]
+
+
+class WaveletArgs(ctypes.Structure):
+    """Of wavelet.c."""
+
+    _fields_ = [
+        *((name, I64) for name in ("batch", "height", "width", "channels", "kernel", "type", "threads", "relu")),
+        *((name, POINTER) for name in ("x", "other", "y")),
+        *((name, I64 * 3) for name in ("x_stride", "other_stride", "y_stride")),
+        *((name, POINTER) for name in ("weight", "grad_weight")),
+    ]
+
+
+class DepthwiseArgs(ctypes.Structure):
+    """Of depthwise.c."""
+
+    _fields_ = [
+        *((name, I64) for name in ("batch", "height", "width", "channels", "kernel", "type", "threads", "act")),
+        *((name, POINTER) for name in ("x", "y")),
+        *((name, I64 * 3) for name in ("x_stride", "y_stride")),
+        *((name, POINTER) for name in ("weight", "bias", "scale", "shift")),
+    ]
+
+
+class NormArgs(ctypes.Structure):
+    """Of batch_norm.c."""
+
+    _fields_ = [
+        *((name, I64) for name in ("pixels", "channels", "type", "relu", "threads")),
+        *((name, POINTER) for name in ("x", "y", "weight", "bias")),
+        ("eps", ctypes.c_double),
+        *((name, POINTER) for name in ("mean", "variance", "inverse", "partial")),
+        *((name, POINTER) for name in ("grad_y", "grad_x", "grad_weight", "grad_bias")),
+    ]
+
+
+#: By their names in C.
+STRUCTURES = {
+    "scan_args": ScanArgs,
+    "wavelet_args": WaveletArgs,
+    "depthwise_args": DepthwiseArgs,
+    "norm_args": NormArgs,
+}

@@ -1,0 +1,53 @@
+"""Derivatives that operators cannot give: they raise, where torch would go past an operator and take them for zero."""
+
+from __future__ import annotations
+
+from typing import Never
+
+import torch
+from torch.autograd import forward_ad
+
+from mobilemamba.errors import ConfigError
+
+_REMEDY = "use torch.autograd's first derivatives, or for the scan scan_backend='reference', which has all"
+
+
+def transforming() -> bool:
+    """Whether forward-mode or ``torch.func``'s derivatives are being taken, which plain PyTorch alone can follow."""
+    if torch.compiler.is_compiling():
+        return False
+    if forward_ad._current_level >= 0:
+        return True
+    if not torch._C._are_functorch_transforms_active():
+        return False
+    functorch = torch._C._functorch
+    return any(level.key() == functorch.TransformType.Grad for level in functorch.get_interpreter_stack())
+
+
+def refuse_transforms(op: str) -> None:
+    """For what calls an operator.
+
+    Raises:
+        ConfigError: If ``transforming()``.
+    """
+    if transforming():
+        raise ConfigError(f"{op} has no derivatives in forward mode (jvp) and by torch.func (grad, hessian); {_REMEDY}")
+
+
+def refuse_forward_mode(op: str) -> None:
+    """For the inside of an operator, whose tangents would be zero; it cannot see other transforms.
+
+    Raises:
+        ConfigError: If forward-mode derivatives are being taken.
+    """
+    if forward_ad._current_level >= 0:
+        raise ConfigError(f"{op} has no derivatives in forward mode (jvp, jacfwd, hessian); {_REMEDY}")
+
+
+def refuse_second_derivative(op: str) -> Never:
+    """For the gradient of a gradient.
+
+    Raises:
+        ConfigError: Always.
+    """
+    raise ConfigError(f"{op} has no second derivatives; {_REMEDY}")
