@@ -34,3 +34,9 @@ class DivergedError(MobileMambaError, RuntimeError):
     """A training that has no finite loss any more."""
 
     exit_code = 1
+
+
+class StoppedError(MobileMambaError, RuntimeError):
+    """The user stopped a command; what it had done by then is kept."""
+
+    exit_code = 130

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Callable
@@ -24,8 +25,7 @@ def write_atomic(path: str | Path, content: bytes | memoryview, before: Callable
             it was.
     """
     path = Path(path)
-    # Not the tempfile module: its files are readable by their owner alone, and a rename keeps that.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = _temporary(path)
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -55,7 +55,7 @@ def link_atomic(source: Path, target: Path) -> None:
     Raises:
         OSError: If the folder cannot be written; ``target`` is then as it was.
     """
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    temporary = _temporary(target)
     try:
         os.link(source, temporary)
         temporary.replace(target)
@@ -63,3 +63,22 @@ def link_atomic(source: Path, target: Path) -> None:
         write_atomic(target, source.read_bytes())  # no hard links on this file system
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: str | Path) -> None:
+    """Does nothing, if :func:`write_text_atomic` can write ``path``; for a look before long work.
+
+    Raises:
+        OSError: If the folder is missing or cannot be written, or ``path`` is a folder.
+    """
+    path = Path(path)
+    temporary = _temporary(path)
+    temporary.touch()
+    temporary.unlink()
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+
+
+def _temporary(path: Path) -> Path:
+    # Not the tempfile module: its files are readable by their owner alone, and a rename keeps that.
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")

@@ -138,7 +138,8 @@ def describe_left_out(left_out: Counter[str]) -> str | None:
         return None
     kinds = [f"{number:,} {printable(kind)}" for kind, number in left_out.most_common(_FEW)]
     more = ["others"] if len(left_out) > _FEW else []
-    return f"left out {left_out.total():,} files that are no pictures by their names: {', '.join([*kinds, *more])}"
+    files = f"{left_out.total():,} file{'s' if left_out.total() > 1 else ''}"
+    return f"left out, as no pictures by their names: {files} ({', '.join([*kinds, *more])})"
 
 
 def few(names: list[str] | tuple[str, ...]) -> str:

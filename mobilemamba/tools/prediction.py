@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
+import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from timm.data import ImageNetInfo
-from torch import Tensor
+from torch import Tensor, nn
 
-from mobilemamba.data.folders import list_pictures
+from mobilemamba.data.folders import describe_left_out, few, list_pictures
 from mobilemamba.data.pictures import eval_transform, read_picture
-from mobilemamba.errors import ConfigError, DataError, UnreadablePicturesError
-from mobilemamba.files import write_text_atomic
-from mobilemamba.models import ModelCard, fuse_norms, load_network
-
-#: One picture's answer: ``picture`` and, likeliest first, ``classes``; or ``error``.
-Answer = dict[str, Any]
+from mobilemamba.errors import (
+    BackendUnavailableError,
+    ConfigError,
+    DataError,
+    StoppedError,
+    UnreadablePicturesError,
+)
+from mobilemamba.messages import printable
+from mobilemamba.models import MobileMamba, ModelCard, fuse_norms, load_network, optimize_for_inference
+from mobilemamba.tools.answers import Answer, AnswerFile, print_table
 
 
 def predict(
@@ -52,6 +53,7 @@ def predict(
     Raises:
         ConfigError: If an option cannot work.
         DataError: If there are no pictures at all.
+        StoppedError: If the user stops it; what was found by then is printed or written.
         UnreadablePicturesError: At the end, if some could not be read.
     """
     if weights is None:
@@ -59,56 +61,120 @@ def predict(
     for name, value in (("topk", topk), ("batch_size", batch_size)):
         if value < 1:
             raise ConfigError(f"--{name} {value}: expected 1 or more")
-    if output is not None and output.suffix not in (".csv", ".json"):
-        raise ConfigError(f"--output {output}: expected a name that ends in .csv or .json")
-    if output is not None and not output.parent.is_dir():  # better known before the work than after it
-        raise ConfigError(f"--output {output}: there is no folder {output.parent}; make it, or choose another")
-    paths = list(find_pictures(pictures))
+    file = None if output is None else AnswerFile(output)
+    chosen = choose_device(device)
+    left_out: Counter[str] = Counter()
+    paths = list(find_pictures(pictures, left_out))
+    line = describe_left_out(left_out)
     if not paths:
-        raise DataError(f"no pictures in {', '.join(pictures) or 'an empty list'}; give files or folders with pictures")
+        where = f"in {few(['standard input' if text == '-' else text for text in pictures])}" if pictures else "named"
+        raise DataError(f"no pictures {where}{f' ({line})' if line else ''}: give files or folders with pictures")
     network, card = load_network(weights, model)
-    chosen = "cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device
+    if card.in_chans != 3 or not card.num_classes:
+        what = f"takes {card.in_chans} channels" if card.num_classes else "has no classifier"
+        raise ConfigError(f"{weights}: the network {what}; predict gives RGB pictures to a classifier")
+    network, how = lay_out(network, chosen)
+    for note in (line, f"{card.model} on {chosen}: {how}"):
+        if note:
+            print(note, file=sys.stderr)
+    done: list[Answer] = []
     try:
-        network = fuse_norms(network).to(chosen).to(memory_format=torch.channels_last)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"--device {device}: {str(error).splitlines()[0]}; use auto or cpu") from None
-    names = class_names(card)
-    batches = track(
-        answer(paths, network, card, names, topk, batch_size),
-        "predicting",
-        total=len(paths),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )
-    answers = list(batches)
-    if output is not None:
-        write_text_atomic(output, to_csv(answers) if output.suffix == ".csv" else json.dumps(answers, indent=2) + "\n")
-        print(f"wrote {output}")
-    else:
-        Console().print(_table(answers, card))
-    failed = [found for found in answers if "error" in found]
+        for found in track(
+            answer(paths, network, card, class_names(card), topk, batch_size, chosen),
+            "predicting",
+            total=len(paths),
+            console=Console(stderr=True),
+            transient=True,
+            disable=not sys.stderr.isatty(),
+        ):
+            done.append(found)
+            if file is not None:
+                file.keep(done)
+    except KeyboardInterrupt:
+        raise StoppedError(f"stopped after {len(done):,} of {len(paths):,} pictures") from None
+    except torch.OutOfMemoryError:
+        raise ConfigError(f"--batch_size {batch_size}: too many for the memory of {chosen}; give fewer") from None
+    finally:
+        _hand_over(done, card, file)
+    failed = [found for found in done if "error" in found]
     for found in failed:
         print(f"skipped: {found['error']}", file=sys.stderr)
     if failed:
-        raise UnreadablePicturesError(f"{len(failed)} of {len(answers)} pictures could not be read, see above")
+        raise UnreadablePicturesError(f"{len(failed)} of {len(done)} pictures could not be read, see above")
 
 
-def find_pictures(given: Iterable[str]) -> Iterator[Path]:
+def _hand_over(answers: list[Answer], card: ModelCard, file: AnswerFile | None) -> None:
+    if not answers:
+        return
+    if file is None:
+        print_table(answers, card)
+        return
+    try:
+        file.write(answers)
+    except OSError:
+        print_table(answers, card)  # better there than nowhere
+        raise
+    print(f"wrote {printable(file.path)}")
+
+
+def find_pictures(given: Iterable[str], left_out: Counter[str] | None = None) -> Iterator[Path]:
     """Files as they are given, the pictures below folders by name, and for ``-`` those that standard input lists.
+
+    Args:
+        given: Paths and ``-``.
+        left_out: Counts the files of folders that are no pictures by their names.
 
     Raises:
         DataError: If something does not exist.
     """
     for text in given:
-        if text == "-":
-            yield from find_pictures(line.strip() for line in sys.stdin if line.strip())
-        elif (path := Path(text)).is_dir():
-            yield from map(Path, list_pictures(path))
-        elif path.exists():
-            yield path
-        else:
-            raise DataError(f"no such picture or folder: {text}")
+        for path in _listed() if text == "-" else [text]:
+            # Not pathlib, which raises an error of its own for too long a name.
+            if os.path.isdir(path):  # noqa: PTH112
+                yield from map(Path, list_pictures(path, left_out))
+            elif os.path.exists(path):  # noqa: PTH110
+                yield Path(path)
+            else:
+                raise DataError(f"no such picture or folder: {printable(path)}")
+
+
+def _listed() -> list[str]:
+    """The paths on standard input: one a line, or as ``find -print0`` gives them. Bytes, as names need not be UTF-8."""
+    content = sys.stdin.buffer.read()
+    lines = content.split(b"\0") if b"\0" in content else content.splitlines()
+    return [os.fsdecode(line) for line in lines if line.strip()]
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; for ``auto`` a GPU where there is one.
+
+    Raises:
+        ConfigError: If it is none, or not here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=name).cpu()
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ConfigError(f"--device {printable(name)}: {reason}; use auto or cpu") from None
+
+
+def lay_out(network: nn.Module, device: torch.device) -> tuple[nn.Module, str]:
+    """A copy of the network in the form that is fastest on the device, and what that is, and why it is no faster one.
+
+    Args:
+        network: On the CPU, in evaluation mode.
+        device: Where it is to run.
+    """
+    how = "norms folded"
+    if device.type == "cpu" and isinstance(network, MobileMamba):
+        try:
+            return optimize_for_inference(network), "laid out for inference"
+        except BackendUnavailableError as error:
+            how = f"norms folded, not laid out for inference: {str(error).partition(': ')[2].partition(';')[0]}"
+    return fuse_norms(network).to(device).to(memory_format=torch.channels_last), how
 
 
 @torch.inference_mode()
@@ -119,6 +185,7 @@ def answer(
     names: tuple[str, ...],
     topk: int,
     batch_size: int,
+    device: torch.device,
 ) -> Iterator[Answer]:
     """What a network makes of each picture, in order.
 
@@ -129,11 +196,11 @@ def answer(
         names: Of its classes.
         topk: Number of classes to name.
         batch_size: Pictures at a time.
+        device: Where the network is.
     """
     how = asdict(card.preprocessing)
     upright = how.pop("upright") is not False  # so where the weights do not say
     transform = eval_transform(**how)
-    parameter = next(network.parameters())
 
     def prepare(path: Path) -> Tensor | str:
         try:
@@ -141,13 +208,16 @@ def answer(
         except DataError as error:
             return str(error)
 
+    chunks = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
     with ThreadPoolExecutor() as pool:
-        for chunk in (paths[start : start + batch_size] for start in range(0, len(paths), batch_size)):
-            prepared = list(pool.map(prepare, chunk))
+        coming = pool.map(prepare, chunks[0])
+        for chunk, following in zip(chunks, [*chunks[1:], []], strict=True):
+            prepared = list(coming)
+            coming = pool.map(prepare, following)  # while the network looks at these
             readable = [picture for picture in prepared if isinstance(picture, Tensor)]
             ranked: Iterator[tuple[Tensor, Tensor]] = iter(())
             if readable:
-                x = torch.stack(readable).to(parameter.device, parameter.dtype, memory_format=torch.channels_last)
+                x = torch.stack(readable).to(device, memory_format=torch.channels_last)
                 probabilities = network(x).float().softmax(-1)
                 top = probabilities.topk(min(topk, probabilities.shape[1]))
                 ranked = iter(zip(top.values.cpu(), top.indices.cpu(), strict=True))
@@ -171,31 +241,3 @@ def class_names(card: ModelCard) -> tuple[str, ...]:
         imagenet = ImageNetInfo()
         return tuple(imagenet.index_to_description(index) for index in range(1000))
     return tuple(f"class {index}" for index in range(card.num_classes))
-
-
-def to_csv(answers: list[Answer]) -> str:
-    """A line for each picture and class: picture, rank (from 1), index, class, probability, error."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["picture", "rank", "index", "class", "probability", "error"])
-    for found in answers:
-        for rank, entry in enumerate(found.get("classes", []), start=1):
-            writer.writerow([found["picture"], rank, entry["index"], entry["name"], entry["probability"], ""])
-        if "error" in found:
-            writer.writerow([found["picture"], "", "", "", "", found["error"]])
-    return text.getvalue()
-
-
-def _table(answers: list[Answer], card: ModelCard) -> Table:
-    height, width = card.preprocessing.img_size
-    table = Table(title=f"{card.model}, {height}x{width} px", title_justify="left")
-    table.add_column("picture", overflow="fold")
-    table.add_column("class", overflow="fold")
-    table.add_column("probability", justify="right")
-    for found in answers:
-        classes = found.get("classes", [{"name": "unreadable", "probability": None}])
-        for rank, entry in enumerate(classes):
-            share = "" if entry["probability"] is None else f"{entry['probability']:.1%}"
-            last = rank == len(classes) - 1
-            table.add_row(found["picture"] if rank == 0 else "", entry["name"], share, end_section=last)
-    return table

@@ -82,7 +82,7 @@ def test_what_is_left_out_is_counted_by_its_kind(tmp_path: Path) -> None:
     assert left_out == {".heic": 2, ".txt": 1, "without an ending": 1, "broken links": 1, "no plain files": 1}
     text = describe_left_out(left_out)
     assert text is not None
-    assert text.startswith("left out 6 files that are no pictures by their names: 2 .heic, 1 ")
+    assert text.startswith("left out, as no pictures by their names: 6 files (2 .heic, 1 ")
     assert describe_left_out(Counter()) is None
 
 

@@ -321,7 +321,7 @@ def test_what_is_left_out_is_said_once(pets: Path, caplog: pytest.LogCaptureFixt
     data.setup()
     assert caplog.messages == [
         f"{pets}: not used: elsewhere/ beside train/, val/",
-        f"{pets}: left out 2 files that are no pictures by their names: 2 .heic",
+        f"{pets}: left out, as no pictures by their names: 2 files (2 .heic)",
         f"{pets}: val has pictures of 1 of the 2 classes",
     ]
 

@@ -2,7 +2,10 @@
 
 import csv
 import io
+import itertools
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,9 +13,13 @@ import timm
 import torch
 from PIL import Image
 
-from mobilemamba.errors import ConfigError, DataError, UnreadablePicturesError, WeightsError
+from mobilemamba.cli import main
+from mobilemamba.errors import ConfigError, DataError, StoppedError, UnreadablePicturesError, WeightsError
 from mobilemamba.models import ModelCard, Preprocessing, load_network, save_weights
-from mobilemamba.tools.prediction import class_names, find_pictures
+from mobilemamba.tools import answers as output_module
+from mobilemamba.tools import prediction
+from mobilemamba.tools.answers import AnswerFile, print_table
+from mobilemamba.tools.prediction import answer, class_names, find_pictures, lay_out
 
 COLOURS = {"red": (220, 0, 0), "green": (0, 220, 0), "blue": (0, 0, 220)}
 
@@ -70,12 +77,12 @@ def test_says_the_networks_own_probabilities(printed, folder: Path, tmp_path: Pa
         "red",
         "blue",
     ]  # by path, a folder's own first
-    for answer in answers:
-        probabilities = expected(folder, Path(answer["picture"]).stem)
+    for found in answers:
+        probabilities = expected(folder, Path(found["picture"]).stem)
         ranked = probabilities.sort(descending=True)
-        assert [entry["index"] for entry in answer["classes"]] == ranked.indices.tolist()
-        assert [entry["name"] for entry in answer["classes"]] == [list(COLOURS)[i] for i in ranked.indices]
-        assert [entry["probability"] for entry in answer["classes"]] == pytest.approx(ranked.values.tolist(), abs=1e-4)
+        assert [entry["index"] for entry in found["classes"]] == ranked.indices.tolist()
+        assert [entry["name"] for entry in found["classes"]] == [list(COLOURS)[i] for i in ranked.indices]
+        assert [entry["probability"] for entry in found["classes"]] == pytest.approx(ranked.values.tolist(), abs=1e-4)
 
 
 def test_the_table_names_pictures_and_classes(printed, folder: Path) -> None:
@@ -97,16 +104,156 @@ def test_csv_has_a_line_for_each_rank(printed, folder: Path, weights: str, tmp_p
     assert {row["class"] for row in rows} <= set(COLOURS)
 
 
-def test_a_list_on_standard_input(printed, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{folder}/pictures/red.png\n\n{folder}/pictures/deep\n"))
-    assert [path.name for path in find_pictures(["-"])] == ["red.png", "blue.png"]
+@pytest.mark.parametrize(
+    ("listed", "found"),
+    [
+        ("red.png\n\ndeep\n", ["red.png", "blue.png"]),
+        ("red.png\r\ngreen.png", ["red.png", "green.png"]),
+        ("deep\0green.png\0", ["blue.png", "green.png"]),  # find -print0
+        ("", []),
+    ],
+)
+def test_a_list_on_standard_input(folder: Path, monkeypatch: pytest.MonkeyPatch, listed: str, found: list[str]) -> None:
+    monkeypatch.chdir(folder / "pictures")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(listed.encode())))
+    assert [path.name for path in find_pictures(["-"])] == found
+
+
+ODD = [b"caf\xe9.png", b"two\nlines.png", b"[bold]red[x].png", b":smile:.png", b"a,b\"c'.png", b"\x1b[31m.png"]
+ODD_CLASSES = ("a, b", 'the "quoted" one', "two\nlines [red]:smile:")
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures, and a network with classes, whose names are no markup and fit into no one line of a table."""
+    folder = tmp_path_factory.mktemp("odd")
+    (folder / "pictures").mkdir()
+    for name in ODD:
+        Image.new("RGB", (8, 8)).save(folder / "pictures" / os.fsdecode(name))
+    card = ModelCard("test_efficientnet", Preprocessing((32, 32), (0.5,) * 3, (0.5,) * 3), 3, class_names=ODD_CLASSES)
+    save_weights(timm.create_model("test_efficientnet", num_classes=3), folder / "odd.safetensors", card)
+    return folder
+
+
+def test_any_name_comes_through_to_a_file(printed, odd: Path, tmp_path: Path) -> None:
+    for ending in ("csv", "json"):
+        printed("predict", f"{odd}/pictures", f"--weights={odd}/odd.safetensors", f"--output={tmp_path}/x.{ending}")
+    answers = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
+    assert {os.fsencode(Path(answer["picture"]).name) for answer in answers} == set(ODD)
+    assert {entry["name"] for entry in answers[0]["classes"]} == set(ODD_CLASSES)
+    with (tmp_path / "x.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    names = [os.fsdecode(name) for name in ODD]
+    assert {Path(row["picture"]).name for row in rows} == {names[0].replace("\udce9", "\\udce9"), *names[1:]}
+    assert {row["class"] for row in rows} == set(ODD_CLASSES)
+
+
+@pytest.mark.parametrize(("encoding", "accent"), [("utf-8", "é"), ("ascii", "\\xe9"), ("latin-1", "é")])
+def test_any_name_is_printed_as_it_is(
+    odd: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, encoding: str, accent: str
+) -> None:
+    card = ModelCard("test_efficientnet", Preprocessing((32, 32), (0.5,) * 3, (0.5,) * 3), 1)
+    names = [*map(os.fsdecode, ODD), "é二.png"]
+    out = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(out, encoding))
+    print_table([{"picture": name, "classes": [{"name": "[b]", "probability": 1.0}]} for name in names], card)
+    text = out.getvalue().decode(encoding)
+    shown = [
+        r"caf\xe9.png",
+        r"two\nlines.png",
+        "[bold]red[x].png",
+        ":smile:.png",
+        "a,b\"c'.png",
+        r"\x1b[31m.png",
+        accent,
+    ]
+    assert [name in text for name in shown] == [True] * len(shown)
+    assert text.count("[b]") == len(names)
+
+
+def test_a_reader_that_has_left_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as out:  # noqa: PTH123 -- a descriptor
+        monkeypatch.setattr("sys.stdout", out)
+        card = ModelCard("test_efficientnet", Preprocessing((32, 32), (0.5,) * 3, (0.5,) * 3), 1)
+        print_table([{"picture": "x", "error": "y"}], card)
+
+
+def test_what_was_done_is_kept_when_the_user_stops(
+    folder: Path, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*args: object) -> Iterator[dict]:
+        yield from itertools.islice(answer(*args), 2)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prediction, "answer", stopped)
+    options = [f"{folder}/pictures", "--weights", weights]
+    for output in ([], ["--output", f"{tmp_path}/x.json"]):
+        with pytest.raises(StoppedError, match="stopped after 2 of 3 pictures") as caught:
+            main(["predict", *options, *output])
+        assert caught.value.exit_code == 130
+    assert len(json.loads((tmp_path / "x.json").read_text())) == 2
+    assert "red.png" in capsys.readouterr().out
+
+
+def test_what_was_done_is_kept_when_it_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is written while the work goes on, whole each time."""
+    monkeypatch.setattr(output_module, "_SECONDS", 0.0)
+    file = AnswerFile(tmp_path / "x.json")
+    file.keep([{"picture": "a", "error": ""}])
+    assert len(json.loads((tmp_path / "x.json").read_text())) == 1
+    monkeypatch.setattr(output_module, "_SECONDS", 1e6)
+    file.write([])
+    file.keep([{"picture": "a", "error": ""}])
+    assert json.loads((tmp_path / "x.json").read_text()) == []
+
+
+def test_pictures_are_turned_as_the_weights_say(folder: Path, tmp_path: Path) -> None:
+    stored = Image.new("RGB", (32, 32))
+    stored.paste((255, 255, 255), (0, 0, 32, 16))
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    stored.save(tmp_path / "x.png", exif=exif)
+    seen = []
+    for upright in (None, True, False):
+        card = ModelCard("x", Preprocessing((32, 32), (0.5,) * 3, (0.5,) * 3, crop_pct=1.0, upright=upright), 2)
+        watch = torch.nn.Module()
+        watch.forward = lambda x: (seen.append(x), torch.zeros(len(x), 2))[1]
+        list(answer([tmp_path / "x.png"], watch, card, ("a", "b"), 1, 1, torch.device("cpu")))
+    assert [bool(x[0, 0, 0, 0] > x[0, 0, -1, 0]) for x in seen] == [False, False, True]
+
+
+def test_files_that_are_left_out_are_said(printed, folder: Path, weights: str, tmp_path: Path, capsys) -> None:
+    for name, source in (("1.jfif", "red"), ("2.jpg", "green")):
+        Image.open(folder / f"pictures/{source}.png").save(tmp_path / name, "JPEG")
+    (tmp_path / "3.heic").touch()
+    out = printed("predict", str(tmp_path), "--weights", weights)
+    assert "1.jfif" in out
+    main(["predict", str(tmp_path), "--weights", weights])
+    assert "left out, as no pictures by their names: 1 file (1 .heic)\n" in capsys.readouterr().err
+
+
+def test_a_mobilemamba_is_laid_out_for_inference_where_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = timm.create_model("mobilemamba_t2", num_classes=3, depths=(1, 1, 1)).eval()
+    x = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        expected = model(x)
+        for reason, how in (
+            (None, "laid out for inference"),
+            ("no compiler", "norms folded, not laid out for inference: the compiled kernels are missing (no compiler)"),
+        ):
+            monkeypatch.setattr("mobilemamba.models.optimize.library.why_not", lambda reason=reason: reason)
+            network, said = lay_out(model, torch.device("cpu"))
+            assert said == how
+            torch.testing.assert_close(network(x), expected, atol=1e-4, rtol=1e-3)
+    other = timm.create_model("test_efficientnet", num_classes=3)
+    assert lay_out(other, torch.device("cpu"))[1] == "norms folded"
 
 
 def test_unreadable_pictures_are_reported_and_skipped(
     folder: Path, weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from mobilemamba.cli import main
-
     bad = tmp_path / "notes.jpg"
     bad.write_text("no picture")
     output = tmp_path / "out.json"
@@ -131,14 +278,27 @@ def test_unreadable_pictures_are_reported_and_skipped(
         (["--weights", "W", "--topk", "0"], ConfigError, "--topk 0: expected 1 or more"),
         (["--weights", "W", "--output", "x.txt"], ConfigError, "--output x.txt: .*ends in .csv or .json"),
         (["--weights", "W", "--output", "no/x.csv"], ConfigError, "--output no/x.csv: there is no folder no; make it"),
+        (["--weights", "W", "--output", "pictures.csv"], ConfigError, "--output pictures.csv: Is a directory; choose"),
+        (["--weights", "W", "--output", "x" * 400 + ".csv"], ConfigError, "x.csv: File name too long; choose another"),
         (["--weights", "W", "--device", "quantum"], ConfigError, "--device quantum"),
+        (["--weights", "W", "--device", "meta"], ConfigError, "--device meta: .*; use auto or cpu"),
+        (["--weights", "W", "--batch_size", "0"], ConfigError, "--batch_size 0: expected 1 or more"),
         (["--weights", "W", "--model", "mobilemamba_t2"], ConfigError, "mobilemamba_t2"),
         (["nowhere.jpg", "--weights", "W"], DataError, "no such picture or folder: nowhere.jpg"),
+        (["x" * 400, "--weights", "W"], DataError, "no such picture or folder: xxx"),
     ],
 )
-def test_mistakes_are_one_line(folder: Path, weights: str, options: list[str], error: type, message: str) -> None:
-    from mobilemamba.cli import main
-
+def test_mistakes_are_one_line(
+    folder: Path,
+    weights: str,
+    options: list[str],
+    error: type,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures.csv").mkdir()
     options = [weights if option == "W" else option for option in options]
     with pytest.raises(error, match=message) as caught:
         main(["predict", str(folder / "pictures/red.png"), *options])
@@ -146,8 +306,6 @@ def test_mistakes_are_one_line(folder: Path, weights: str, options: list[str], e
 
 
 def test_no_pictures_at_all(weights: str, tmp_path: Path) -> None:
-    from mobilemamba.cli import main
-
     with pytest.raises(DataError, match="no pictures in "):
         main(["predict", str(tmp_path), "--weights", weights])
 
