@@ -1,11 +1,16 @@
 """Mistakes with weights that would otherwise end in a traceback, or in a number that means nothing."""
 
+from pathlib import Path
+
 import pytest
 import timm
+import torch
 from jsonargparse import Namespace
+from PIL import Image
 
+from mobilemamba.cli import main
 from mobilemamba.cli.checks import check_checkpoint, check_classes, fill_classes
-from mobilemamba.errors import ConfigError, WeightsError
+from mobilemamba.errors import ConfigError, DataError, WeightsError
 from mobilemamba.models import ModelCard, Preprocessing, save_weights
 
 
@@ -76,3 +81,24 @@ def test_data_that_leaves_its_classes_open_takes_those_of_the_weights(weights: s
         nameless.data = Namespace(init_args=data)
         fill_classes(nameless)
         assert not data.get("classes")
+
+
+def test_pictures_are_labelled_by_the_names_of_the_weights_classes(tmp_path: Path) -> None:
+    """Of some of the classes, and in another order than the folders': the network says "horse" to all of them."""
+    model = timm.create_model("test_efficientnet", num_classes=3)
+    torch.nn.init.zeros_(model.classifier.weight)
+    model.classifier.bias.data = torch.tensor([1.0, 0.0, 0.0])
+    preprocessing = Preprocessing((32, 32), (0.5,) * 3, (0.5,) * 3)
+    card = ModelCard("test_efficientnet", preprocessing, 3, class_names=("horse", "dog", "cat"))
+    save_weights(model, tmp_path / "own.safetensors", card)
+    for name, count in (("cat", 1), ("horse", 3)):
+        (tmp_path / "pets/Validation" / name).mkdir(parents=True)
+        for i in range(count):
+            Image.new("RGB", (32, 32)).save(tmp_path / "pets/Validation" / name / f"{i}.png")
+    options = ["--weights", f"{tmp_path}/own.safetensors", "--data", f"{tmp_path}/pets", "--data.num_workers", "0"]
+    cli = main(["validate", *options, "--trainer.accelerator", "cpu"])
+    assert cli is not None
+    assert cli.trainer.callback_metrics["val/top1"] == 75
+    (tmp_path / "pets/Validation/cow").mkdir()
+    with pytest.raises(DataError, match=r"Validation/cow is none of the 3 classes \(horse, dog, cat\) of the weights"):
+        main(["validate", *options])
