@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import signal
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from mobilemamba.errors import ConfigError, MobileMambaError
 from mobilemamba.files import write_text_atomic
+from mobilemamba.signals import stop_on_signals
 from mobilemamba.sweep.config import Sweep
 from mobilemamba.sweep.evaluate import Command, evaluation_sheet, evaluator, passed_on
 from mobilemamba.sweep.hparams import write_hparams
@@ -83,7 +82,7 @@ class SweepRunner:
         if self.sweep.dry_run:
             self._print_plan(display, changed)
             return
-        with self._lock(), _stop_on_signals(), display:
+        with self._lock(), stop_on_signals(), display:
             self._prepare(changed)
             self._run(display, launch)
 
@@ -113,7 +112,7 @@ class SweepRunner:
         display = Display(self.root.name, self.swept)
         names = {row.run_dir: row.name for row in rows}
         self._failures = {}
-        with self._lock(), _stop_on_signals():
+        with self._lock(), stop_on_signals():
             events = launch(list(names), evaluator(command, f"{command}.json", options))
             with contextlib.closing(events):
                 for event, run_dir, reason in events:
@@ -266,21 +265,3 @@ class SweepRunner:
 def _shorten(lines: list[str], most: int = 4) -> str:
     more = [f"and {len(lines) - most} more"] if len(lines) > most else []
     return ", ".join([*lines[:most], *more])
-
-
-@contextlib.contextmanager
-def _stop_on_signals() -> Iterator[None]:
-    """Makes SIGTERM and SIGHUP stop the sweep as Ctrl-C does, also where a background shell had Ctrl-C ignored."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, _: Any) -> None:
-        raise KeyboardInterrupt(128 + number)
-
-    former = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
