@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from mobilemamba.models.release_names import StateDict
 
 _CONTAINER_KEYS = ("net", "state_dict", "model", "state_dict_ema", "model_ema", "ema")
 _WRAPPERS = re.compile(r"(?:(?:module|model|net|network|ema|_orig_mod)\.)+")
+_EXPECTED = "expected a .safetensors file or a .pth state dict of plain tensors"
 #: Share of a network's tensors that has to stand behind a prefix, where a network of another kind has few by accident.
 #: Not more, as fusing the norms leaves few names as they were.
 _LEAST_SHARE = 0.05
@@ -56,20 +57,31 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> Mapping[str, Any
         WeightsError: If it cannot be read or is no dictionary.
     """
     path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"no weights at {path}: expected a .safetensors, .pth or .ckpt file")
     try:
+        if path.is_dir():
+            raise WeightsError(f"{path} is a folder; give the .safetensors, .pth or .ckpt file in it")
+        path.open("rb").close()
         if path.suffix == ".safetensors":
             content: Any = load_file(path)
         else:
             # timm's training script keeps its arguments beside the weights in a Namespace, a class without behaviour.
             with torch.serialization.safe_globals([argparse.Namespace]):
-                content = torch.load(path, "cpu", weights_only=True, mmap=mmap)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        raise WeightsError(
-            f"cannot read {path}: {first_line(error)}; expected a .safetensors file or a .pth state dict of plain "
-            "tensors"
-        ) from None
+                content = torch.load(path, "cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
+    except WeightsError:
+        raise
+    except FileNotFoundError:
+        raise WeightsError(f"no weights at {path}: expected a .safetensors, .pth or .ckpt file") from None
+    except pickle.UnpicklingError as error:  # of which torch's words are: advice to let the file run its code
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it holds more than tensors ({found[1]})" if found else "it is no file of torch's, or a damaged one"
+        raise WeightsError(f"cannot read {path}: {reason}; {_EXPECTED}") from None
+    except OSError as error:
+        raise WeightsError(f"cannot read {path}: {error.strerror or error}; {_EXPECTED}") from None
+    except Exception as error:  # torch's reader takes any file for a pickle, and fails in as many ways
+        reason = (
+            "it is damaged, or only the begin of a file" if "PytorchStreamReader" in str(error) else first_line(error)
+        )
+        raise WeightsError(f"cannot read {path}: {reason}; {_EXPECTED}") from None
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path} holds a {type(content).__name__}; expected a state dict")
     return content

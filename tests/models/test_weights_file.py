@@ -155,7 +155,7 @@ class Payload:
         (lambda path: torch.save([torch.zeros(1)], path), "holds a list; expected a state dict"),
         (lambda path: torch.save({"net": Payload()}, path), "cannot read"),
         (lambda path: path.write_bytes(pickle.dumps({"net": Payload()}, protocol=2)), "cannot read"),
-        (Path.mkdir, "no weights at"),
+        (Path.mkdir, "is a folder; give"),
         (lambda path: None, "no weights at"),
     ],
     ids=["garbage", "empty", "cut-off", "list", "code", "pickled-code", "folder", "absent"],
