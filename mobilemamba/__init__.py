@@ -4,7 +4,14 @@ Importing the package registers ``mobilemamba_{t2,t4,s6,b1,b2,b4}`` with timm an
 """
 
 from mobilemamba.allocator import keep_freed_memory
-from mobilemamba.models import MobileMamba, MobileMambaConfig, fuse_norms, load_weights, optimize_for_inference
+from mobilemamba.models import (
+    MobileMamba,
+    MobileMambaConfig,
+    fuse_norms,
+    load_network,
+    load_weights,
+    optimize_for_inference,
+)
 from mobilemamba.version import __version__
 
 __all__ = [
@@ -13,6 +20,7 @@ __all__ = [
     "__version__",
     "fuse_norms",
     "keep_freed_memory",
+    "load_network",
     "load_weights",
     "optimize_for_inference",
 ]

@@ -1,6 +1,6 @@
 """``python -m mobilemamba``."""
 
-from mobilemamba.cli import run
+from mobilemamba_command import run
 
 if __name__ == "__main__":
     run()

@@ -42,35 +42,36 @@ def user_error(error: BaseException | None) -> MobileMambaError | None:
 
 def parser_message(message: str) -> str:
     """The essence of a jsonargparse error: the setting, what is wrong with its value, what was expected."""
-    found = re.findall(r'Parser key "([^"]+)"', message)
-    keys = [key for key in found if key != "config"]
-    key = ""
-    for nested in keys:
-        key = nested if nested.startswith(f"{key}.") or not key else key if key.endswith(nested) else f"{key}.{nested}"
-    text = _unknown(message, key)
-    if text is None:
-        text = _reasons(message)
-        key = key or ("config" if found else "")
-        text = f"{key}: {text}" if key else text
+    key, text = _key(message), _reasons(message)
+    key = key or ("config" if 'Parser key "config"' in message else "")
+    text = f"{key}: {text}" if key else text
     if "File does not exist" in text:
         text += "; check the path, which counts from the current folder"
     return " ".join(text.replace("init_args.", "").split())
 
 
-def _unknown(message: str, key: str) -> str | None:
-    """For a setting that does not exist; None for other mistakes."""
-    inner = [
+def unknown_setting(message: str) -> str | None:
+    """The setting that a jsonargparse error says there is not; None for other errors."""
+    for pattern in (
         r"[Oo]ption '([^']+)' is not accepted",
         r"Group '([^']+)' does not accept option '([^']+)'",
         r"Subcommand '\w+' does not accept option '([^']+)'",
-        r"[Uu]nrecognized arguments: (.*)",
-    ]
-    for pattern in inner:
+        r"[Uu]nrecognized arguments: (\S+)",
+    ):
         if found := re.search(pattern, message):
-            parts = [key, *found.groups()] if key else found.groups()
-            name = ".".join(part.removeprefix("--") for part in parts)
-            return f"unknown setting {name}; the command with --help lists what there is"
+            parts = [*filter(None, [_key(message)]), *(part.removeprefix("--") for part in found.groups())]
+            return ".".join(parts).replace("init_args.", "").partition("=")[0]
     return None
+
+
+def _key(message: str) -> str:
+    """The dotted name of the setting that an error is about; blank if there is none."""
+    key = ""
+    for nested in re.findall(r'Parser key "([^"]+)"', message):
+        if nested != "config":
+            inside = not key or nested.startswith(f"{key}.")
+            key = nested if inside else key if key.endswith(nested) else f"{key}.{nested}"
+    return key
 
 
 def _reasons(message: str) -> str:

@@ -34,7 +34,8 @@ def test_wheel_holds_every_module_and_nothing_else(root: Path, wheel: zipfile.Zi
     modules = {file.relative_to(root).as_posix() for file in (root / "mobilemamba").rglob("*.py")}
     packed = set(wheel.namelist())
     assert modules <= packed
-    assert {name.split("/")[0] for name in packed} == {"mobilemamba", f"mobilemamba-{__version__}.dist-info"}
+    top = {"mobilemamba", "mobilemamba_command.py", f"mobilemamba-{__version__}.dist-info"}
+    assert {name.split("/")[0] for name in packed} == top
 
 
 @pytest.mark.slow  # it compiles the kernels
@@ -42,7 +43,7 @@ def test_wheel_metadata(wheel: zipfile.ZipFile) -> None:
     metadata = wheel.read(f"mobilemamba-{__version__}.dist-info/METADATA").decode()
     assert "License-Expression: MIT" in metadata
     scripts = wheel.read(f"mobilemamba-{__version__}.dist-info/entry_points.txt").decode()
-    assert "mobilemamba = mobilemamba.cli:run" in scripts
+    assert "mobilemamba = mobilemamba_command:run" in scripts
 
 
 def test_every_lower_bound_says_why(root: Path) -> None:

@@ -8,29 +8,21 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Callable
-from inspect import signature
 from pathlib import Path
-from typing import Any
-
-from lightning.pytorch.cli import LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from typing import TYPE_CHECKING
 
 from mobilemamba.allocator import keep_freed_memory
-from mobilemamba.cli.lightning_cli import MobileMambaCLI, Planner
-from mobilemamba.cli.parser import ToolParser, switches
 from mobilemamba.errors import ConfigError, MobileMambaError
 from mobilemamba.messages import user_error
-from mobilemamba.sweep import Row
-from mobilemamba.version import __version__
+from mobilemamba.signals import stop_on_signals
+from mobilemamba_command import COMMANDS, quick_answer, unknown_command
 
-__all__ = ["MobileMambaCLI", "main", "plan", "run"]
+if TYPE_CHECKING:  # Lightning, which the tools do without
+    from lightning.pytorch.cli import LightningCLI
 
-COMMANDS = {
-    "fit": "train a network; with a sweep: section, every row of a table",
-    "validate": "accuracy of a checkpoint on the validation pictures",
-    "test": "accuracy of a checkpoint on the test pictures",
-}
+    from mobilemamba.sweep import Row
+
+__all__ = ["main", "plan", "run"]
 
 
 def plan(args: list[str]) -> list[Row]:
@@ -46,6 +38,9 @@ def plan(args: list[str]) -> list[Row]:
     Raises:
         ConfigError: If the configuration or one of its rows is wrong.
     """
+    from mobilemamba.cli.lightning_cli import Planner
+    from mobilemamba.sweep import Row
+
     with contextlib.ExitStack() as resources:
         cli = Planner(["fit", *args], resources)
     config = cli.config.fit
@@ -65,29 +60,27 @@ def main(args: list[str] | None = None) -> LightningCLI | None:
         MobileMambaError: For a user's mistake; :func:`run` prints it as one line.
     """
     args = sys.argv[1:] if args is None else list(args)
-    command = args[0] if args else "--help"
-    if command in COMMANDS:
-        with contextlib.ExitStack() as resources:
-            return MobileMambaCLI(args, resources)
-    if command == "--version":
-        sys.stdout.write(f"mobilemamba {__version__}\n")
+    answer = quick_answer(args)
+    if answer is not None:
+        sys.stdout.write(answer)
         return None
-    tools = _tools()
-    if command in ("-h", "--help"):
-        sys.stdout.write(_help(tools) + "\n")
+    command, *options = args
+    if command not in COMMANDS:
+        raise ConfigError(unknown_command(command))
+    if function := COMMANDS[command].function:
+        from mobilemamba.cli.tool import run_tool
+
+        run_tool(command, function, options)
         return None
-    if command not in tools:
-        raise ConfigError(f"unknown command {command!r}; expected one of: {', '.join([*COMMANDS, *tools])}")
-    parser = ToolParser(prog=f"mobilemamba {command}", description=_first_line(tools[command]))
-    parser.add_function_arguments(tools[command], as_group=False, as_positional=True)
-    several = [p.name for p in signature(tools[command]).parameters.values() if p.kind is p.VAR_POSITIONAL]
-    for name in several:
-        parser.add_argument(name, nargs="*")
-    yes_or_no = [p.name for p in signature(tools[command]).parameters.values() if p.annotation in (bool, "bool")]
-    options = parser.parse(switches(args[1:], yes_or_no)).as_dict()
-    values = [value for name in several for value in options.pop(name)]
-    tools[command](*values, **options)
-    return None
+    from mobilemamba.cli.help import print_help
+    from mobilemamba.cli.lightning_cli import MobileMambaCLI
+    from mobilemamba.cli.mistakes import as_user_errors
+
+    if print_help(command, options):
+        return None
+    options = ["--help" if option == "--help-all" else option for option in options]
+    with contextlib.ExitStack() as resources, as_user_errors(options):
+        return MobileMambaCLI([command, *options], resources)
 
 
 def run() -> None:
@@ -95,13 +88,21 @@ def run() -> None:
     _silence_advertising()
     keep_freed_memory()
     try:
-        main()
+        with stop_on_signals():
+            main()
+            sys.stdout.flush()
     except MobileMambaError as error:
         _fail(str(user_error(error)), getattr(error, "exit_code", 2))
-    except MisconfigurationException as error:  # Lightning's word for the user's mistakes: no such device, say
-        _fail(str(error), 2)
     except KeyboardInterrupt as error:
-        _fail("stopped; the same command goes on from here", error.args[0] if error.args else 130)
+        _stopped(error)
+    except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):  # Lightning makes an exit of it
+            raise
+        _stopped(error.__context__)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        with contextlib.suppress(OSError):
+            sys.stdout.close()
+        sys.exit(141)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG):
             raise
@@ -115,29 +116,13 @@ def _silence_advertising() -> None:
     logger.addFilter(lambda record: not re.search(r"\b(litlogger|litmodels)\b", record.getMessage()))
 
 
+def _stopped(error: KeyboardInterrupt) -> None:
+    """Ends a command that a signal has stopped, with what its arguments say: the code, and how to go on."""
+    code, *hints = error.args or (130,)
+    _fail("; ".join(["stopped", *hints]), code)
+
+
 def _fail(message: str, code: int) -> None:
     line = " ".join(message.split())
     sys.stderr.write(f"mobilemamba: error: {line}\n")
     sys.exit(code)
-
-
-def _tools() -> dict[str, Callable[..., Any]]:
-    from mobilemamba.tools import TOOLS
-
-    return TOOLS
-
-
-def _first_line(tool: Callable[..., Any]) -> str:
-    return (tool.__doc__ or "").strip().partition("\n")[0]
-
-
-def _help(tools: dict[str, Callable[..., Any]]) -> str:
-    described = {**COMMANDS, **{name: _first_line(tool) for name, tool in tools.items()}}
-    commands = "\n".join(f"  {name:10} {text}" for name, text in described.items())
-    return f"""usage: mobilemamba COMMAND [options]
-
-{commands}
-
-mobilemamba fit                                            train on the built-in sample
-mobilemamba fit --config experiments/ablation_xi.yaml      train every row of a table; again: go on
-mobilemamba COMMAND --help                                 all options; those after --config win over the file"""

@@ -2,12 +2,124 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mobilemamba.errors import ConfigError
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
+
+from mobilemamba.data import ImageDataModule
+from mobilemamba.errors import ConfigError, MobileMambaError
 from mobilemamba.models import read_card
+
+#: Least value of the trainer's numbers, and a lower one that has a meaning of its own.
+_LEAST: dict[str, tuple[float, float | None]] = {
+    "max_epochs": (1, -1),
+    "max_steps": (1, -1),
+    "min_epochs": (0, None),
+    "min_steps": (0, None),
+    "accumulate_grad_batches": (1, None),
+    "check_val_every_n_epoch": (1, None),
+    "num_nodes": (1, None),
+    "log_every_n_steps": (0, None),
+    "num_sanity_val_steps": (0, -1),
+    "reload_dataloaders_every_n_epochs": (0, None),
+    "gradient_clip_val": (0, None),
+    "fast_dev_run": (0, None),
+    "limit_train_batches": (0, None),
+    "limit_val_batches": (0, None),
+    "limit_test_batches": (0, None),
+    "overfit_batches": (0, None),
+    "val_check_interval": (1e-9, None),
+}
+#: Those that are a share of the batches if they have a point, and else a number of them.
+_SHARES = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches", "val_check_interval")
+_MOST_SEED = 2**32 - 1
+
+
+def check_settings(config: Any) -> None:
+    """Refuses numbers that mean nothing, or that Lightning would pass over in silence.
+
+    Args:
+        config: Settings of a command or of a row, the trainer's with their names.
+
+    Raises:
+        ConfigError: Naming the setting.
+    """
+    seed, trainer = config["seed_everything"], config["trainer"]
+    if not isinstance(seed, bool) and seed is not None and not 0 <= seed <= _MOST_SEED:
+        raise ConfigError(f"seed_everything={seed}: expected 0 to {_MOST_SEED}")
+    for name, (least, special) in _LEAST.items():
+        value = trainer.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if name in _SHARES and isinstance(value, float) and not least <= value <= 1:
+            raise ConfigError(
+                f"trainer.{name}={value}: expected a share of the batches from 0 to 1, or a whole number of them"
+            )
+        if not (value >= least or value == special):
+            expected = f"{least:g} or more" if least >= 1 or least == 0 else "more than 0"
+            raise ConfigError(
+                f"trainer.{name}={value}: expected {expected}{'' if special is None else f', or {special}'}"
+            )
+    _check_devices(trainer)
+
+
+def _check_devices(trainer: Mapping[str, Any]) -> None:
+    devices, accelerator, cpus = str(trainer.get("devices")), trainer.get("accelerator"), os.cpu_count() or 1
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
+    if on_cpu and devices.isdigit() and int(devices) > cpus:
+        raise ConfigError(f"trainer.devices={devices}: on a CPU these are processes; expected 1 to {cpus}, its cores")
+
+
+def check_pictures(task: LightningModule, data: ImageDataModule) -> None:
+    """Refuses pictures that the network cannot take, by showing it a black one.
+
+    Args:
+        task: With its network as ``model``; others pass.
+        data: The pictures' size and channels.
+
+    Raises:
+        ConfigError: With the network's complaint.
+    """
+    network = getattr(task, "model", None)
+    if not isinstance(network, torch.nn.Module):
+        return
+    parameter = next(network.parameters())
+    training = network.training
+    height, width = data.image_hw
+    picture = torch.zeros(1, len(data.mean), height, width, device=parameter.device, dtype=parameter.dtype)
+    try:
+        with torch.no_grad():
+            network.eval().forward(picture)  # not called as a whole, which would compile it
+    except MobileMambaError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        name = task.hparams.get("name", type(network).__name__)
+        raise ConfigError(
+            f"{name} does not take the data's pictures of {len(data.mean)} channels and {height}x{width} pixels: "
+            f"{reason}; change data.img_size or model.in_chans"
+        ) from error
+    finally:
+        network.train(training)
+
+
+def check_norms(config: Any, trainer: Trainer) -> None:
+    """Refuses to synchronise batch norms where torch cannot.
+
+    Args:
+        config: Settings of a command.
+        trainer: What was built from them.
+
+    Raises:
+        ConfigError: In this case.
+    """
+    if config.trainer.sync_batchnorm and isinstance(trainer.accelerator, CPUAccelerator):
+        raise ConfigError("trainer.sync_batchnorm=True: torch synchronises batch norms on GPUs alone; leave it out")
 
 
 def check_checkpoint(subcommand: str, config: Any) -> None:

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,12 +19,20 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
-from mobilemamba.cli.checks import check_checkpoint, check_classes, fill_classes
+from mobilemamba.cli.checks import (
+    check_checkpoint,
+    check_classes,
+    check_norms,
+    check_pictures,
+    check_settings,
+    fill_classes,
+)
 from mobilemamba.cli.parser import Parser, given_settings, plain
 from mobilemamba.cli.report import print_accuracies
 from mobilemamba.cli.resume import check_fits
 from mobilemamba.cli.run_folder import go_on, holds_run, runs_named, start_anew, start_from_file
 from mobilemamba.cli.shorthand import expand_options, fill_preprocessing
+from mobilemamba.cli.stopping import EndOnSecondInterrupt, name_the_way_on
 from mobilemamba.data import ImageDataModule
 from mobilemamba.errors import ConfigError
 from mobilemamba.files import write_text_atomic
@@ -85,9 +94,11 @@ class MobileMambaCLI(LightningCLI):
             args: Subcommand and options.
             resources: Holds the run folder's lock until its owner lets go.
         """
+        self.typed_args = args
         args = [*args[:1], *expand_options(args[1:])]
         self.given_args = args
         self.resources = resources
+        resources.push(partial(name_the_way_on, self))
         super().__init__(
             LightningModule,
             ImageDataModule,
@@ -135,6 +146,7 @@ class MobileMambaCLI(LightningCLI):
         assert isinstance(parser, Parser)
         self.config = parser.parse(args)
         config = self.config[self.config.subcommand]
+        check_settings(config)
         sweep = None
         if config.sweep is not None:
             given = config.sweep.as_dict()
@@ -176,6 +188,8 @@ class MobileMambaCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Completes the data's settings, and takes the run folder, so that two processes never train in one."""
+        for row in self.rows or []:
+            check_settings(row.config)
         if self.rows is None:
             check_checkpoint(str(self.subcommand), self.config[self.subcommand])
             fill_preprocessing(self.config[self.subcommand])
@@ -241,6 +255,8 @@ class MobileMambaCLI(LightningCLI):
                 check_fits(Path(self.config.fit.ckpt_path), self.checkpoint, self.model)
             if self.subcommand != "fit":
                 check_classes(self.config[self.subcommand], tuple(self.datamodule.class_names))
+            check_pictures(self.model, self.datamodule)
+            check_norms(self.config[self.subcommand], self.trainer)
             return
         self.config_init, self.model, self.datamodule = self.config, None, None
         root = Path(self.config[self.subcommand].trainer.default_root_dir)
@@ -261,7 +277,7 @@ class MobileMambaCLI(LightningCLI):
             kwargs["enable_progress_bar"] = False
         if given.enable_model_summary is None:
             kwargs["enable_model_summary"] = False  # Lightning's counts no FLOPs here; `mobilemamba summary` does
-        callbacks = [*(given.callbacks or []), SayKernels()]
+        callbacks = [*(given.callbacks or []), SayKernels(), EndOnSecondInterrupt()]
         if self.subcommand == "fit":
             callbacks += [StepSeed(), ValidateAtEnd(), ExportBest(), RunResults(table_img_size=config.table_size)]
             if given.log_every_n_steps is None:

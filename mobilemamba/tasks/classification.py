@@ -148,9 +148,13 @@ class ClassificationTask(EvaluationTask):
     def _check(self) -> None:
         for name, (low, high) in _LIMITS.items():
             value = self.hparams[name]
-            if value is not None and not low <= value <= high:
+            if value is not None and not (low <= value <= high and math.isfinite(value)):
                 expected = f"{low} or more" if high == math.inf else f"{low} to {high}"
                 raise ConfigError(f"{name}={value}: expected {expected}; change model.{name}")
+        if not all(0 <= beta < 1 for beta in self.hparams["betas"]):
+            raise ConfigError(
+                f"betas={self.hparams['betas']}: expected two numbers from 0 to below 1; change model.betas"
+            )
 
     def configure_models(self, weights: str | None, partial: bool, new_head: bool) -> None:
         """Builds the network and, if given, loads its weights, all of them unless ``partial``; then its average."""

@@ -12,7 +12,7 @@ from PIL import Image
 from mobilemamba.analysis.benchmark import networks, scans
 from mobilemamba.analysis.benchmark.ceilings import matrix_product, memory_copy
 from mobilemamba.analysis.benchmark.workload import Workshop
-from mobilemamba.cli.parser import switches
+from mobilemamba.cli.tool import switches
 from mobilemamba.errors import BackendUnavailableError, ConfigError, MobileMambaError
 from mobilemamba.tools.benchmark import SCALED_MODELS, SCALED_SIZES
 

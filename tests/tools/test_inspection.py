@@ -8,7 +8,6 @@ import torch
 
 from mobilemamba.errors import ConfigError
 from mobilemamba.ops.selective_scan import resolve_backend
-from mobilemamba.tools import TOOLS
 
 
 def test_backends_say_what_runs_and_why_not(printed, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,6 +45,6 @@ def test_summary_of_a_sweep(printed, root: Path) -> None:
     ]
 
 
-def test_an_unknown_tool_lists_the_known(printed) -> None:
-    with pytest.raises(ConfigError, match=rf"unknown command 'sumary'.* {', '.join(TOOLS)}$"):
+def test_an_unknown_tool_may_have_been_another(printed) -> None:
+    with pytest.raises(ConfigError, match=r"unknown command 'sumary': did you mean summary?"):
         printed("sumary")

@@ -1,0 +1,105 @@
+"""The helps that need the classes they describe: of a task, of a data set, and of a part of either.
+
+Lightning's parser has ``--model.help CLASS`` and ``--data.help CLASS``; here the class may be left out, and the
+settings inside a setting have a help too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import itertools
+import re
+import sys
+import typing
+from collections.abc import Iterator
+
+import mobilemamba.data
+import mobilemamba.tasks
+from mobilemamba.cli.tool import ToolParser
+from mobilemamba.errors import ConfigError
+from mobilemamba.sweep import Sweep
+
+#: Of this package, by the group that chooses one; the first is the default. Importing them makes their names known.
+KINDS: dict[str, list[type]] = {
+    "model": [getattr(mobilemamba.tasks, name) for name in mobilemamba.tasks.__all__],
+    "data": [kind for name in mobilemamba.data.__all__ if isinstance(kind := getattr(mobilemamba.data, name), type)],
+}
+
+
+def print_help(command: str, options: list[str]) -> bool:
+    """Answers ``--model.help``, ``--data.mixing.help`` and the like.
+
+    Args:
+        command: Its name.
+        options: Its options.
+
+    Returns:
+        Whether one of them asked for such a help.
+
+    Raises:
+        ConfigError: If the class, or the setting in it, has none.
+    """
+    chosen = {group: kinds[0] for group, kinds in KINDS.items()}
+    for option, after in itertools.zip_longest(options, options[1:], fillvalue=""):
+        name, _, value = option.partition("=")
+        if name in ("--model", "--data"):
+            group = name.removeprefix("--")
+            chosen[group] = _class_named(value or after) or chosen[group]
+        elif found := re.fullmatch(r"--(model|data)((?:\.\w+)*)\.help", name):
+            group, path = found[1], found[2]
+            given = value or ("" if after.startswith("-") else after)
+            described = _class_named(given) if given and not path else chosen[group]
+            if described is None:
+                return False  # one that is not ours: the parser imports it
+            parser = ToolParser(prog=f"mobilemamba {command}", add_help=False)
+            parser.add_class_arguments(
+                _inside(described, f"{group}{path}"), f"{group}{path}", skip=_linked(group, path)
+            )
+            sys.stdout.write(parser.format_help())
+            return True
+    return False
+
+
+def class_settings() -> list[str]:
+    """The settings of a sweep, and of every task and data set of this package, e.g. ``model.mixing.prob``."""
+    kinds = [("sweep", Sweep), *((group, kind) for group, found in KINDS.items() for kind in found)]
+    return [setting for group, kind in kinds for setting in _settings(kind, group)]
+
+
+def _settings(kind: type, prefix: str) -> Iterator[str]:
+    parts = parts_of(kind)
+    for name in inspect.signature(kind).parameters:
+        yield f"{prefix}.{name}"
+        if name in parts:
+            yield from _settings(parts[name], f"{prefix}.{name}")
+
+
+def parts_of(kind: type) -> dict[str, type]:
+    """The arguments of a class that are configured by a dataclass of their own: name to that."""
+    parts: dict[str, type] = {}
+    for name, hint in typing.get_type_hints(vars(kind)["__init__"]).items():
+        for choice in (hint, *typing.get_args(hint)):
+            if isinstance(choice, type) and dataclasses.is_dataclass(choice):
+                parts[name] = choice
+    return parts
+
+
+def _class_named(name: str) -> type | None:
+    named = (kind for kinds in KINDS.values() for kind in kinds if kind.__name__ == name.rpartition(".")[2])
+    return next(named, None)
+
+
+def _inside(kind: type, path: str) -> type:
+    for part in path.split(".")[1:]:
+        parts = parts_of(kind)
+        if part not in parts:
+            raise ConfigError(
+                f"--{path}.help: {kind.__name__} has no such group of settings; expected one of: {', '.join(parts)}"
+            )
+        kind = parts[part]
+    return kind
+
+
+def _linked(group: str, path: str) -> set[str | int]:
+    return {"num_classes"} if group == "model" and not path else set()  # which the data decide

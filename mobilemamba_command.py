@@ -1,0 +1,106 @@
+"""The console script: what can be said without a network is said at once, all else by :mod:`mobilemamba.cli`.
+
+It stands beside the package, as importing anything inside it loads torch and timm to register the models there: seconds
+that ``mobilemamba --help`` should not take.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Command(NamedTuple):
+    """What a command does, and the function that does it, as ``module:name``; None for one of Lightning's."""
+
+    does: str
+    function: str | None = None
+
+
+COMMANDS = {
+    "fit": Command("train a network; with a sweep: section, every row of a table"),
+    "validate": Command("accuracy of a checkpoint on the validation pictures"),
+    "test": Command("accuracy of a checkpoint on the test pictures"),
+    "predict": Command(
+        "say what is on pictures: the likeliest classes of each", "mobilemamba.tools.prediction:predict"
+    ),
+    "summary": Command("count parameters, FLOPs and MACs", "mobilemamba.tools.inspection:summary"),
+    "report": Command("rebuild tables and plots from finished runs", "mobilemamba.tools.report:report"),
+    "convert": Command(
+        "convert a checkpoint, such as the authors' release, to .safetensors",
+        "mobilemamba.tools.conversion:convert_checkpoint",
+    ),
+    "backends": Command(
+        "show which scan backends run here, and why others do not", "mobilemamba.tools.inspection:backends"
+    ),
+    "benchmark": Command(
+        "time networks against each other and the machine's ceiling", "mobilemamba.tools.benchmark:benchmark"
+    ),
+    "match_throughput": Command(
+        "find the channels with which networks are as fast as another", "mobilemamba.tools.width:match_throughput"
+    ),
+}
+
+_HELP = ("-h", "--help")
+
+
+def run() -> None:
+    """Answers the command line of this process, or hands it on."""
+    args = sys.argv[1:]
+    answer = quick_answer(args)
+    if answer is not None:
+        sys.stdout.write(answer)
+    elif args[0] not in COMMANDS:
+        sys.stderr.write(f"mobilemamba: error: {unknown_command(args[0])}\n")
+        sys.exit(2)
+    else:
+        try:
+            from mobilemamba.cli import run
+        except KeyboardInterrupt:
+            sys.exit(130)
+        run()
+
+
+def quick_answer(args: list[str]) -> str | None:
+    """What to print for a version or a help that is a text of its own; None for other command lines."""
+    command = args[0] if args else "--help"
+    if command == "--version":
+        return f"mobilemamba {_version()}\n"
+    if command in _HELP:
+        width = max(map(len, COMMANDS))
+        listed = "\n".join(f"  {name:{width}}  {command.does}" for name, command in COMMANDS.items())
+        return _text("main").replace("{commands}", listed)
+    asked = any(arg in _HELP for arg in args[1:])
+    return _text(command) if asked and command in COMMANDS and COMMANDS[command].function is None else None
+
+
+def unknown_command(command: str) -> str:
+    """The message for a command that there is not."""
+    near = difflib.get_close_matches(command, COMMANDS, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"expected one of: {', '.join(COMMANDS)}"
+    return f"unknown command {command!r}: {hint}"
+
+
+def _package() -> Path:
+    spec = find_spec("mobilemamba")  # does not import it
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent
+
+
+def _version() -> str:
+    found = re.search(r'^__version__ = "(.+)"', (_package() / "version.py").read_text(encoding="utf-8"), re.MULTILINE)
+    assert found is not None
+    return found[1]
+
+
+def _text(name: str) -> str:
+    return (_package() / "cli" / "texts" / f"{name}.txt").read_text(encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run()
