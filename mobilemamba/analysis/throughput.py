@@ -31,6 +31,7 @@ class Throughput:
         layout: ``"channels_last"`` or ``"channels_first"``.
         batch_norms: BatchNorm layers in the network; 0 if they were folded into the weights.
         torch: Version.
+        form: What was done to the network for it, in words; blank if nothing.
     """
 
     images_per_second: float
@@ -45,14 +46,16 @@ class Throughput:
     layout: str
     batch_norms: int
     torch: str
+    form: str = ""
 
     def describe(self) -> str:
         """Number and conditions in one line."""
         norms = f"{self.batch_norms} batch norms" if self.batch_norms else "no batch norms"
+        form = f"{self.form}, " if self.form else ""
         return (
             f"{self.images_per_second:.4g} img/s (median of {self.rounds} rounds, spread {self.spread:.0%}), "
             f"batch {self.batch_size} at {self.img_size[0]}x{self.img_size[1]}, {self.dtype}, {self.layout}, {norms}, "
-            f"{self.device}, torch {self.torch}"
+            f"{form}{self.device}, torch {self.torch}"
         )
 
 
@@ -65,6 +68,7 @@ def measure_throughput(
     budget_s: float = 3.0,
     in_chans: int = 3,
     channels_last: bool = True,
+    form: str = "",
 ) -> Throughput:
     """Times inference (eval mode, no autograd) on random pictures that already lie on the device.
 
@@ -79,6 +83,7 @@ def measure_throughput(
         budget_s: About how long all rounds take together, in seconds. Each round has one batch at least.
         in_chans: Channels of a picture.
         channels_last: Layout of weights and pictures.
+        form: What was done to the network before, in words; for the description.
 
     Raises:
         ConfigError: If ``rounds``, ``batch_size`` or ``budget_s`` is not positive.
@@ -115,6 +120,7 @@ def measure_throughput(
         layout="channels_last" if channels_last else "channels_first",
         batch_norms=sum(isinstance(module, _BatchNorm) for module in model.modules()),
         torch=torch.__version__,
+        form=form,
     )
 
 

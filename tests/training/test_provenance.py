@@ -8,7 +8,9 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, SubsetRandomSampler
 
 from mobilemamba.analysis import complexity
+from mobilemamba.errors import BackendUnavailableError
 from mobilemamba.models.config import ArchOverrides
+from mobilemamba.ops.native import library
 from mobilemamba.tasks import ClassificationTask
 from mobilemamba.training import provenance
 
@@ -30,6 +32,23 @@ def test_network_is_measured_as_in_the_tables_whatever_the_task_has(name, arch, 
     left = sum(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
     assert measured["throughput"]["batch_norms"] == (left if norms_left is None else norms_left)
     assert measured["throughput"]["batch_size"] == 32
+
+
+def test_the_speed_says_in_which_form_the_network_was_timed(monkeypatch):
+    def text():
+        task = ClassificationTask("mobilemamba_t2", ArchOverrides(depths=(1, 1, 1)))
+        return provenance.measure_network(task.build_model, 64, torch.device("cpu"), budget_s=0.01)["throughput"][
+            "text"
+        ]
+
+    fast = "optimized for inference" if library.why_not() is None else "norms folded"
+    assert f"no batch norms, {fast}, " in text()
+
+    def unavailable(model):
+        raise BackendUnavailableError("no kernels here")
+
+    monkeypatch.setattr(provenance, "optimize_for_inference", unavailable)
+    assert "no batch norms, norms folded, " in text()
 
 
 def test_peak_memory_of_the_training_process():
