@@ -156,4 +156,6 @@ def evaluation_sheet(title: str, rows: list[Row], swept: list[str], command: Com
     notes.append(
         "Of each row's best.safetensors. Fused: with the norms folded; changed: pictures whose class this changes."
     )
-    return Sheet(title, header, lines, notes, set(range(1 + len(swept), len(header))))
+    numbers = list(range(1 + len(swept), len(header)))
+    top5, loss = numbers[1:3]
+    return Sheet(title, header, lines, notes, set(numbers), [*range(len(swept), 0, -1), loss, top5, *numbers[:-3:-1]])

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
 
-from mobilemamba.sweep.seeds import Record
+from mobilemamba.screen import fit_table, make_console, say
+from mobilemamba.sweep.seeds import Record, conditions
 from mobilemamba.sweep.sheet import cell
-from mobilemamba.sweep.table import labels
+from mobilemamba.sweep.table import condition_marks, labels
 
 _COLOURS = {"finished": "green", "running": "yellow", "failed": "red", "stopped": "red"}
+#: Of the rows, when the screen is too low for all.
+_ORDER = ("running", "failed", "stopped", "waiting", "finished")
+#: Lines around the rows of a table: title, head, rules and notes.
+_AROUND = 10
 
 
 class Display:
@@ -21,10 +26,9 @@ class Display:
 
     def __init__(self, title: str, swept: list[str], console: Console | None = None) -> None:
         self.title, self.swept = title, swept
-        self.console = console or Console()
-        if not self.console.is_terminal:
-            self.console = Console(width=160)  # a file or a pipe has no width, and a plan cut off says nothing
+        self.console = console or make_console()
         self.live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
+        self._last: tuple[list[Record], dict[str, dict[str, Any]]] = ([], {})
         self._said: dict[str, str] = {}
 
     def __enter__(self) -> Self:
@@ -36,11 +40,12 @@ class Display:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.live:
+            self.live.update(self.table(*self._last))  # what stays on the screen has every row
             self.live.stop()
 
     def say(self, text: str) -> None:
         """Prints a line above the table."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        say(text, self.console)
 
     def update(self, records: list[Record], progress: dict[str, dict[str, Any]]) -> None:
         """Shows the rows.
@@ -50,7 +55,8 @@ class Display:
             progress: Row name -> its ``progress.json``, for those that run.
         """
         if self.live:
-            self.live.update(self.table(records, progress), refresh=True)
+            self._last = records, progress
+            self.live.update(self.table(records, progress, self.console.height), refresh=True)
             return
         for entry in records:
             line = self._line(entry, progress.get(entry["run"], {}))
@@ -58,30 +64,49 @@ class Display:
                 self.say(f"{entry['run']}: {line}")
             self._said[entry["run"]] = line
 
-    def table(self, records: list[Record], progress: dict[str, dict[str, Any]]) -> Table:
-        """The rows as a rich table."""
-        table = Table(title=self.title, title_justify="left", caption_justify="left")
-        table.caption = "; ".join(dict.fromkeys(f"top-1 on {entry['data']}" for entry in records if entry["data"]))
-        table.add_column("row", no_wrap=True)
-        for name in labels(self.swept).values():
-            table.add_column(name)
-        for name in ("FLOPs (M)", "Params (M)", "img/s", "epoch", "top-1 (%)"):
-            table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("status")
-        for entry in records:
-            now = progress.get(entry["run"], {}) if entry["status"] != "finished" else {}
-            table.add_row(
-                entry["run"],
-                *(cell(entry[key]) for key in self.swept),
-                cell(entry["flops_m"], 1),
-                cell(entry["params_m"], 2),
-                cell(entry["throughput"], 0),
-                f"{now['epoch']}/{now['max_epochs']}" if now else cell(entry["epochs"]),
-                cell(now.get("best_top1") if now else entry["top1"], 2),
-                f"{entry['status']}: {entry['reason']}" if entry["reason"] else entry["status"],
-                style=_COLOURS.get(entry["status"]),
-            )
-        return table
+    def table(self, records: list[Record], progress: dict[str, dict[str, Any]], height: int | None = None) -> Group:
+        """The rows as a table for the console.
+
+        Args:
+            records: The table.
+            progress: As for :meth:`update`.
+            height: Lines of the screen; where the rows are more, those that run or failed come first.
+        """
+        notes = list(dict.fromkeys(f"top-1 on {entry['data']}" for entry in records if entry["data"]))
+        if len(marks := condition_marks(records)) > 1:
+            notes.append(f"img/s were measured in {len(marks)} ways and do not compare; results.md tells them apart")
+        shown = records if height is None else _most_telling(records, max(1, height - _AROUND))
+        if hidden := Counter(entry["status"] for entry in records if entry not in shown):
+            counted = ", ".join(f"{count} {status}" for status, count in hidden.items())
+            notes.append(f"not shown on {height} lines: {counted}")
+        swept = list(labels(self.swept).values())
+        header = ["row", *swept, "FLOPs (M)", "Params (M)", "img/s", "epoch", "top-1 (%)", "status"]
+        costs = list(range(1 + len(swept), 4 + len(swept)))
+        return fit_table(
+            self.console.width,
+            header,
+            [self._cells(entry, progress.get(entry["run"], {}), marks) for entry in shown],
+            title=self.title,
+            notes=notes,
+            numeric=[*costs, *range(4 + len(swept), 6 + len(swept))],
+            # Names of rows tell what they sweep; what is left says how far they are.
+            spare=[*reversed(costs), *range(len(swept), 0, -1)],
+            styles=[_COLOURS.get(entry["status"]) for entry in shown],
+        )
+
+    def _cells(self, entry: Record, progress: dict[str, Any], marks: dict[str, str]) -> list[str]:
+        now = progress if entry["status"] != "finished" else {}
+        mark = marks.get(conditions(entry), "") if len(marks) > 1 and entry["throughput"] is not None else ""
+        return [
+            entry["run"],
+            *(cell(entry[key]) for key in self.swept),
+            cell(entry["flops_m"], 1),
+            cell(entry["params_m"], 2),
+            cell(entry["throughput"], 0) + mark,
+            f"{now['epoch']}/{now['max_epochs']}" if now else cell(entry["epochs"]),
+            cell(now.get("best_top1") if now else entry["top1"], 2),
+            f"{entry['status']}: {entry['reason']}" if entry["reason"] else entry["status"],
+        ]
 
     @staticmethod
     def _line(entry: Record, progress: dict[str, Any]) -> str:
@@ -93,3 +118,10 @@ class Display:
             score = f", top-1 {best:.2f} %" if best else ""
             return f"epoch {progress.get('epoch', 0)}/{progress.get('max_epochs')}{score}"
         return f"{entry['status']}: {entry['reason']}" if entry["reason"] else entry["status"]
+
+
+def _most_telling(records: list[Record], count: int) -> list[Record]:
+    """At most ``count`` rows, in the table's order."""
+    ranked = sorted(records, key=lambda entry: _ORDER.index(entry["status"]))
+    chosen = ranked[:count]
+    return [entry for entry in records if entry in chosen]

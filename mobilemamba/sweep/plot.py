@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import secrets
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
+from mobilemamba.analysis.figures import png_figure
 from mobilemamba.sweep.seeds import Record, over_seeds
-from mobilemamba.sweep.table import describe
+from mobilemamba.sweep.table import condition_marks, describe
 
 #: Left, bottom, right and top in pixels.
 _Box = tuple[float, float, float, float]
@@ -30,31 +28,35 @@ def plot(records: list[Record], title: str, path: Path, paper_note: str) -> None
         OSError: If the file cannot be written.
     """
     shown = over_seeds(records)
+    tall = any(entry["paper_top1"] is not None for entry in shown)
+    with png_figure(path, figsize=(12, 8.4 if tall else 5.2)) as figure:
+        _draw(figure, title, shown, paper_note, "\n".join(describe(records)) or "nothing measured yet")
+
+
+def _draw(figure: Any, title: str, shown: list[Record], paper_note: str, subtitle: str) -> None:
     measured = [entry for entry in shown if entry["top1"] is not None]
     paper = [entry for entry in shown if entry["paper_top1"] is not None]
     colours = {entry["run"]: f"C{index % 10}" for index, entry in enumerate(shown)}
     tall = 2 if paper else 1
-    figure = Figure(figsize=(12, 5.2 + 3.2 * (tall - 1)), layout="constrained", dpi=120)
     axes = figure.subplots(tall, 2, squeeze=False, height_ratios=[5, 3][:tall])
     data = " / ".join(dict.fromkeys(str(entry["data"]) for entry in measured)) or "no row finished yet"
-    devices = " / ".join(dict.fromkeys(str(entry["device"]) for entry in measured if entry["throughput"]))
+    speed = " / ".join(dict.fromkeys(str(entry["device"]) for entry in measured if entry["throughput"]))
+    if (ways := len(condition_marks(measured))) > 1:
+        speed += f"; in {ways} ways, which do not compare"
     for axis, (key, label) in zip(axes[0], _AXES.items(), strict=True):
         points = [entry for entry in measured if entry[key] is not None]
         for entry in points:
             error = _bar(entry)
             axis.errorbar(entry[key], entry["top1"], error, fmt="none", ecolor=colours[entry["run"]], alpha=0.3)
         _scatter(axis, points, key, "top1", colours, "o")  # after the bars, which set the scale that keeps labels apart
-        axis.set(
-            xlabel=f"{label}, {devices}" if key == "throughput" and devices else label, ylabel=f"top-1 (%), {data}"
-        )
+        axis.set(xlabel=f"{label}, {speed}" if key == "throughput" and speed else label, ylabel=f"top-1 (%), {data}")
     for axis, (key, label) in zip(axes[1] if paper else [], _AXES.items(), strict=False):
         _scatter(axis, [e for e in paper if e[f"paper_{key}"] is not None], f"paper_{key}", "paper_top1", colours, "D")
         axis.set(xlabel=label, ylabel="paper's top-1 (%)", title=f"paper: {paper_note}", facecolor="#f4f4f4")
         axis.title.set_fontsize(9)
-    subtitle = "\n".join(describe(records)) or "nothing measured yet"
     figure.suptitle(f"{title}\n", fontweight="bold")
     figure.text(0.5, 0.965 if tall == 2 else 0.945, subtitle, ha="center", va="top", fontsize=8)
-    _save(figure, path)
+    _add_grid(figure)
 
 
 def plot_together(sweeps: dict[str, list[Record]], path: Path) -> None:
@@ -69,32 +71,26 @@ def plot_together(sweeps: dict[str, list[Record]], path: Path) -> None:
     """
     merged = {title: [e for e in over_seeds(records) if e["top1"] is not None] for title, records in sweeps.items()}
     data = list(dict.fromkeys(entry["data"] for records in merged.values() for entry in records)) or ["nothing yet"]
-    figure = Figure(figsize=(12, 4.5 * len(data)), layout="constrained", dpi=120)
-    axes = figure.subplots(len(data), 2, squeeze=False)
-    drawn: dict[str, Any] = {}
-    for line, of_data in zip(axes, data, strict=True):
-        for axis, (key, label) in zip(line, _AXES.items(), strict=True):
-            for number, (title, records) in enumerate(merged.items()):
-                points = [entry for entry in records if entry["data"] == of_data and entry[key] is not None]
-                x, y = [entry[key] for entry in points], [entry["top1"] for entry in points]
-                if points:
-                    look = {"fmt": "os^D"[number // 10 % 4], "color": f"C{number % 10}", "alpha": 0.7}
-                    drawn[title] = axis.errorbar(x, y, list(map(_bar, points)), **look)
-            axis.set(xlabel=label, ylabel=f"top-1 (%), {of_data}")
-    if drawn:
-        figure.legend(drawn.values(), drawn, loc="outside lower center", ncols=min(len(drawn), 5), fontsize=8)
-    _save(figure, path)
+    with png_figure(path, figsize=(12, 4.5 * len(data))) as figure:
+        axes = figure.subplots(len(data), 2, squeeze=False)
+        drawn: dict[str, Any] = {}
+        for line, of_data in zip(axes, data, strict=True):
+            for axis, (key, label) in zip(line, _AXES.items(), strict=True):
+                for number, (title, records) in enumerate(merged.items()):
+                    points = [entry for entry in records if entry["data"] == of_data and entry[key] is not None]
+                    x, y = [entry[key] for entry in points], [entry["top1"] for entry in points]
+                    if points:
+                        look = {"fmt": "os^D"[number // 10 % 4], "color": f"C{number % 10}", "alpha": 0.7}
+                        drawn[title] = axis.errorbar(x, y, list(map(_bar, points)), **look)
+                axis.set(xlabel=label, ylabel=f"top-1 (%), {of_data}")
+        if drawn:
+            figure.legend(drawn.values(), drawn, loc="outside lower center", ncols=min(len(drawn), 5), fontsize=8)
+        _add_grid(figure)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _add_grid(figure: Any) -> None:
     for axis in figure.axes:
         axis.grid(alpha=0.3)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        figure.savefig(temporary, format="png")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _scatter(axis: Any, points: list[Record], x: str, y: str, colours: dict[str, str], marker: str) -> None:

@@ -124,7 +124,7 @@ class SweepRunner:
         sheet = evaluation_sheet(f"{self.root.name}: {command}", rows, self.swept, command)
         write_text_atomic(self.root / f"{command}.csv", sheet.to_csv())
         write_text_atomic(self.root / f"{command}.md", sheet.to_markdown())
-        display.console.print(sheet.to_rich())
+        display.console.print(sheet.to_rich(display.console.width))
         if waiting := len(self.selected) - len([row for row in self.selected if is_finished(row.run_dir)]):
             display.say(f"{waiting} rows are not finished and were left out")
         display.say(f"table: {self.root / f'{command}.md'}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from statistics import fmean, stdev
 from typing import Any
@@ -37,6 +38,11 @@ def spread(entry: Record, key: str) -> str:
     return f" ± {deviation:.2f}" + (f" ({entry['seeds']})" if entry["seeds"] < entry["runs"] else "")
 
 
+def conditions(entry: Record) -> str:
+    """How a throughput was measured, without its own number and spread; blank where that is unknown."""
+    return re.sub(r"^\S+ img/s \(median[^)]*\), ", "", entry["throughput_conditions"] or "")
+
+
 def _merged(name: str, members: list[Record]) -> Record:
     if len(members) == 1:
         return {**members[0], "top1_sd": None, "top5_sd": None, "seeds": 1, "runs": 1}
@@ -47,6 +53,9 @@ def _merged(name: str, members: list[Record]) -> Record:
         merged[key] = fmean(values) if values else None
         if key in ("top1", "top5"):
             merged[f"{key}_sd"] = stdev(values) if len(values) > 1 else None
+    ways = dict.fromkeys(conditions(entry) for entry in members if entry["throughput"] is not None)
+    known = [text or "in an unknown way" for text in ways] if len(ways) > 1 else list(ways)
+    merged["throughput_conditions"] = "; other seeds: ".join(known)
     merged["seeds"] = sum(entry["top1"] is not None for entry in members)
     states = Counter(entry["status"] for entry in members)
     counted = [f"{count} {state}" for state, count in states.items()]

@@ -10,16 +10,24 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.markup import escape
-from rich.table import Table
+from rich.console import Group
+
+from mobilemamba.screen import fit_table
 
 _LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "±": r"$\pm$",
+    "|": r"\textbar{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
+#: What Markdown would take for something else than the character: emphasis, links, tags, entities, emoji.
+_MARKDOWN = re.compile(
+    r"[\\`*|]|<(?=[a-zA-Z/!?])|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])|~(?=~)|:(?=[\w+-]+:)|\[(?=[^\]]*\][(\[])"
+)
 
 
 @dataclass
@@ -32,6 +40,7 @@ class Sheet:
         lines: Rows of cells, as long as the header.
         notes: Below it, a sentence each.
         numeric: Columns that are set to the right.
+        spare: Columns that a narrow screen may leave out, in this order; files have all.
     """
 
     title: str
@@ -39,27 +48,31 @@ class Sheet:
     lines: list[list[str]]
     notes: list[str] = field(default_factory=list)
     numeric: set[int] = field(default_factory=set)
+    spare: list[int] = field(default_factory=list)
 
     def to_csv(self) -> str:
         """Header and lines, without the notes."""
         return csv_text([dict(zip(self.header, line, strict=True)) for line in self.lines])
 
-    def to_rich(self) -> Table:
-        """For a terminal; the notes as its caption."""
-        table = Table(title=self.title, caption=" ".join(self.notes), title_justify="left", caption_justify="left")
-        for column, name in enumerate(self.header):
-            table.add_column(name, justify="right" if column in self.numeric else "left")
-        for line in self.lines:
-            table.add_row(*map(escape, line))
-        return table
+    def to_rich(self, width: int) -> Group:
+        """For a terminal of this many characters."""
+        return fit_table(
+            width,
+            self.header,
+            self.lines,
+            title=self.title,
+            notes=self.notes,
+            numeric=list(self.numeric),
+            spare=self.spare,
+        )
 
     def to_markdown(self, heading: str = "#") -> str:
         """A heading, the table, the notes as bullets."""
         rule = ["---:" if column in self.numeric else "---" for column in range(len(self.header))]
-        cells = [[text.replace("|", "\\|").replace("\n", " ") for text in line] for line in self.lines]
-        body = "\n".join(f"| {' | '.join(line)} |" for line in [self.header, rule, *cells])
-        bullets = "\n".join(f"- {note}" for note in self.notes)
-        return f"{heading} {self.title}\n\n{body}\n" + (f"\n{bullets}\n" if bullets else "")
+        header, *cells = [[markdown_text(text) for text in line] for line in [self.header, *self.lines]]
+        body = "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *cells])
+        bullets = "\n".join(f"- {markdown_text(note)}" for note in self.notes)
+        return f"{heading} {markdown_text(self.title)}\n\n{body}\n" + (f"\n{bullets}\n" if bullets else "")
 
     def to_latex(self) -> str:
         """A ``table`` environment with rules of the booktabs package; the notes stand below in small print."""
@@ -109,5 +122,11 @@ def csv_text(rows: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
+def markdown_text(text: str) -> str:
+    """A line of Markdown that shows this text."""
+    return _MARKDOWN.sub(lambda found: f"\\{found[0]}", text.replace("\n", " "))
+
+
 def _latex(text: str) -> str:
-    return re.sub(r"[\\~^±&%$#_{}]", lambda found: _LATEX[found[0]], text.replace("\n", " "))
+    plain = re.sub(r"[\\~^±|<>&%$#_{}]", lambda found: _LATEX[found[0]], text.replace("\n", " "))
+    return re.sub(r"^\[", "{[}", plain)  # after the end of a line it would be an option

@@ -8,7 +8,7 @@ from pathlib import Path
 from mobilemamba.sweep.config import PAPER_COLUMNS
 from mobilemamba.sweep.plan import SEED, Row
 from mobilemamba.sweep.row import is_finished, is_locked, read_json
-from mobilemamba.sweep.seeds import Record, over_seeds, spread
+from mobilemamba.sweep.seeds import Record, conditions, over_seeds, spread
 from mobilemamba.sweep.sheet import Sheet, cell, csv_text
 
 #: Taken from ``results.json`` as they are.
@@ -116,11 +116,12 @@ def to_sheet(title: str, records: list[Record], swept: list[str], paper_note: st
     numeric = set(range(1 + len(swept), len(header) + len(paper)))
     header += [f"paper {heads[key]}" for key in paper] + ["status"]
     marks = list(dict.fromkeys(entry["note"] for entry in shown if entry["note"]))
+    ways = condition_marks(shown)
     lines = []
     for entry in shown:
         mark = f" [{marks.index(entry['note']) + 1}]" if entry["note"] else ""
         line = [f"{entry['run']}{mark}", *(cell(entry[key]) for key in swept)]
-        line += [cell(entry["flops_m"], 1), cell(entry["params_m"], 2), cell(entry["throughput"], 0) + _doubts(entry)]
+        line += [cell(entry["flops_m"], 1), cell(entry["params_m"], 2), _speed(entry, ways)]
         line += [cell(entry[key], 2) + spread(entry, key) for key in ("top1", "top5")] + [cell(entry["epochs"])]
         line += ["" if (value := entry[f"paper_{key}"]) is None else f"{value:,.6g}" for key in paper]
         line.append(f"{entry['status']}: {entry['reason']}" if entry["reason"] else entry["status"])
@@ -134,7 +135,12 @@ def to_sheet(title: str, records: list[Record], swept: list[str], paper_note: st
         notes.append(
             "± is the standard deviation over the seeds, with their number in brackets where some are missing."
         )
-    notes += [f"img/s: {text}." for text in conditions(records)]
+    if len(ways) == 1:
+        notes += [f"img/s: {text}." for text in ways if text]
+    else:
+        notes += [f"img/s{mark}: {text or 'measured in an unknown way'}." for text, mark in ways.items()]
+    if len(ways) > 1:
+        notes.append("img/s with different letters were measured in different ways and do not compare.")
     if paper:
         notes.append(f"Columns headed paper: {paper_note}. They do not compare with scores on other data.")
     return Sheet(title, header, lines, notes, numeric)
@@ -170,13 +176,14 @@ def side_by_side(sweeps: dict[str, list[Record]]) -> Sheet | None:
     return Sheet("Side by side: top-1 (%)", ["row", *columns], lines, notes, set(range(1, 1 + len(columns))))
 
 
-def _doubts(entry: Record) -> str:
-    """Why a throughput is not to be compared; blank if it is."""
+def _speed(entry: Record, ways: dict[str, str]) -> str:
+    """A throughput, how it was measured where that differs, and why it is not to be compared."""
     if entry["throughput"] is None:
         return ""
     spread = entry["throughput_spread"] or 0
     doubts = ["shared device"] * entry["shared_device"] + [f"spread {spread:.0%}"] * (spread > BUSY_SPREAD)
-    return f" ({', '.join(doubts)})" if doubts else ""
+    mark = ways.get(conditions(entry), "") if len(ways) > 1 else ""
+    return cell(entry["throughput"], 0) + mark + (f" ({', '.join(doubts)})" if doubts else "")
 
 
 def describe(records: list[Record]) -> list[str]:
@@ -196,7 +203,7 @@ def describe(records: list[Record]) -> list[str]:
     ]
 
 
-def conditions(records: list[Record]) -> list[str]:
-    """How the throughputs were measured, each way once."""
-    found = (entry["throughput_conditions"] for entry in records if entry["throughput_conditions"])
-    return list(dict.fromkeys(text.partition("), ")[2] or text for text in found))
+def condition_marks(records: list[Record]) -> dict[str, str]:
+    """Ways in which throughputs were measured -> a letter for each, as `` (a)``."""
+    found = dict.fromkeys(conditions(entry) for entry in records if entry["throughput"] is not None)
+    return {text: f" ({chr(ord('a') + number % 26)})" for number, text in enumerate(found)}

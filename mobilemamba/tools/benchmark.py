@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ from mobilemamba.analysis.benchmark.scans import measure_scans
 from mobilemamba.analysis.benchmark.tables import network_notes, network_table, scan_notes, scan_table
 from mobilemamba.errors import ConfigError, MobileMambaError
 from mobilemamba.models import VARIANTS
+from mobilemamba.screen import make_console
 
 #: What --scaling measures by default: each architecture of ours once, and the rival that is as large.
 SCALED_MODELS = ("efficientvit_m5", "mobilemamba_t2", "mobilemamba_t4", "mobilemamba_s6", "mobilemamba_b1")
@@ -102,7 +102,7 @@ def benchmark(
     )
     if plot is not None and not any(published_top1(case.model, case.size) for case in cases):
         raise ConfigError(f"--plot {plot}: none of these networks has a published accuracy at its size; leave it out")
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = make_console()
     with _threads(threads), _progress() as report:
         if ops:
             scans = measure_scans(
@@ -115,7 +115,7 @@ def benchmark(
         else:
             records = measure(cases, rounds, seconds or 0.5, memory, report)
     found = scans if ops else records
-    console.print(scan_table(scans) if ops else network_table(records))
+    console.print(scan_table(scans, console.width) if ops else network_table(records, console.width))
     for line in scan_notes(scans) if ops else network_notes(records):
         print(line)
     if not models and not ops and not scaling:

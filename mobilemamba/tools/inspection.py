@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from typing import Any
 
@@ -15,6 +14,7 @@ from mobilemamba.analysis import complexity
 from mobilemamba.errors import ConfigError
 from mobilemamba.models import VARIANTS
 from mobilemamba.ops.selective_scan import BACKENDS, resolve_backend
+from mobilemamba.screen import fit_table, make_console
 
 
 def backends() -> None:
@@ -40,19 +40,19 @@ def summary(*, config: str | list[str] | None = None) -> None:
         config: Configuration of ``mobilemamba fit``; with a sweep, each of its rows is counted. Several
             as a list: ``[a.yaml, b.yaml]``.
     """
-    table = Table(title="Counts for one picture, 1,000 classes, norms not fused", title_justify="left")
-    for column in ("model", "size (px)", "params", "FLOPs", "MACs"):
-        table.add_column(column, justify="left" if column == "model" else "right")
+    header = ["model", "size (px)", "params", "FLOPs", "MACs"]
     if config is None:
-        table.add_column("paper: params (M)", justify="right")
-        table.add_column("paper: FLOPs (M)", justify="right")
-        for name, variant in VARIANTS.items():
-            paper = (f"{variant.paper_params_m}", f"{variant.paper_flops_m}")
-            table.add_row(*_counts(name, name, {}, variant.img_size), *paper)
+        header += ["paper: params (M)", "paper: FLOPs (M)"]
+        lines = [
+            [*_counts(name, name, {}, variant.img_size), f"{variant.paper_params_m}", f"{variant.paper_flops_m}"]
+            for name, variant in VARIANTS.items()
+        ]
     else:
-        for name, model, kwargs, size in _rows([config] if isinstance(config, str) else config):
-            table.add_row(*_counts(name, model, kwargs, size))
-    Console(width=None if os.isatty(1) else 140).print(table)
+        lines = [_counts(*row) for row in _rows([config] if isinstance(config, str) else config)]
+    console = make_console()
+    numeric = range(1, len(header))
+    title = "Counts for one picture, 1,000 classes, norms not fused"
+    console.print(fit_table(console.width, header, lines, title=title, numeric=numeric, spare=[4, 1]))
     print(
         "params: all, frozen wavelet filters included. FLOPs: the paper's convention (multiply-add = 1, norms and "
         "pooling counted, wavelet-domain convolution left out). MACs: every multiply-add."

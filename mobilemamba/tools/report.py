@@ -7,6 +7,7 @@ import html
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from mobilemamba.errors import ConfigError
 from mobilemamba.files import write_text_atomic
@@ -38,6 +39,7 @@ def report(*folders: str, output: str = "runs/report") -> None:
     """
     from mobilemamba.sweep.plot import plot, plot_together  # lightning, which the other tools do not need
     from mobilemamba.sweep.saved import load_sweep
+    from mobilemamba.sweep.sheet import markdown_text
     from mobilemamba.sweep.table import side_by_side, to_csv, to_sheet
 
     if not folders:
@@ -60,7 +62,9 @@ def report(*folders: str, output: str = "runs/report") -> None:
     swept = list(dict.fromkeys(key for sweep in sweeps for key in sweep.swept))
     title = ", ".join(sweep.title for sweep in sweeps)
     write_text_atomic(root / "report.csv", to_csv(records, swept))
-    write_text_atomic(root / "report.md", f"# {title}\n\n" + "\n".join(_markdown(*part) for part in parts))
+    write_text_atomic(
+        root / "report.md", f"# {markdown_text(title)}\n\n" + "\n".join(_markdown(*part) for part in parts)
+    )
     tables = [sheet.to_latex() for sheet, _ in parts if sheet]
     write_text_atomic(root / "report.tex", "% Needs \\usepackage{booktabs}.\n" + "\n".join(tables))
     write_text_atomic(root / "report.html", _page(title, "\n".join(_section(*part) for part in parts)))
@@ -80,7 +84,7 @@ def _with_distinct_titles(sweeps: list[SavedSweep], folders: list[str]) -> list[
 
 
 def _markdown(sheet: Sheet | None, picture: Path | None) -> str:
-    shown = f"![{picture.stem}](<{picture.name}>)\n" if picture else ""
+    shown = f"![plot]({quote(picture.name)})\n" if picture else ""
     return f"{sheet.to_markdown('##')}\n{shown}" if sheet else shown
 
 

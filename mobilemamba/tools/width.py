@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import timm
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from mobilemamba.analysis import complexity
@@ -20,6 +17,7 @@ from mobilemamba.analysis.rounds import interleave
 from mobilemamba.analysis.throughput import time_batches
 from mobilemamba.errors import ConfigError
 from mobilemamba.models import fuse_norms
+from mobilemamba.screen import fit_table, make_console
 
 Dims = tuple[int, ...]
 MULTIPLE = 8  # of which the channels are kept, as in the published sizes
@@ -60,9 +58,7 @@ def match_throughput(
     networks = _scalable_networks(config)
     pictures = torch.randn(batch, 3, size, size).to(device, memory_format=torch.channels_last)
     target = _ready(timm.create_model(reference), device)
-    table = Table(title=f"As fast as {reference}", title_justify="left")
-    for column in ("row", "embed_dims", "speed", "FLOPs (M)", "params (M)"):
-        table.add_column(column, justify="left" if column == "row" else "right")
+    lines = []
     for name, kwargs in networks.items():
 
         def speed(dims: Dims, name: str = name, kwargs: dict[str, Any] = kwargs) -> float:
@@ -75,8 +71,10 @@ def match_throughput(
         with torch.device("meta"):
             counts = complexity(timm.create_model(**{**kwargs, "embed_dims": dims}), size)
         costs = (f"{counts.flops / 1e6:.1f}", f"{counts.params / 1e6:.2f}")
-        table.add_row(name, str(list(dims)), f"{ratio:.1%}", *costs)
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+        lines.append([name, str(list(dims)), f"{ratio:.1%}", *costs])
+    console, header = make_console(), ["row", "embed_dims", "speed", "FLOPs (M)", "params (M)"]
+    title = f"As fast as {reference}"
+    console.print(fit_table(console.width, header, lines, title=title, numeric=range(1, 5), spare=[4, 3]))
     print(f"inference, batch {batch} at {size}x{size}, float32, channels-last, norms folded, {device_name(device)}")
 
 

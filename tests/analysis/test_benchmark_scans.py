@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from rich.console import Console
 
 from mobilemamba.analysis.benchmark import scans
 from mobilemamba.analysis.benchmark.cases import expand
@@ -67,7 +68,9 @@ def test_every_backend_that_runs_is_measured(small_ceilings, train):
         assert record.gflops_per_second * record.latency_ms == pytest.approx(
             (4 if train else 1) * 2 * 10 * 2 * 2 * record.width * record.height * record.map_width / 1e6
         )
-    assert scan_table(found).row_count == len(found)
+    console = Console(width=80, record=True)
+    console.print(scan_table(found, console.width))
+    assert console.export_text().count("chunked") == 3
     assert "ceilings in the same rounds" in scan_notes(found)[0]
 
 

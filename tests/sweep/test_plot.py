@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from mobilemamba.sweep import plot as module
 
@@ -13,6 +14,7 @@ KNOWN = {
     "status": "finished",
     "reason": None,
     "shared_device": False,
+    "throughput_conditions": "",
     "epochs": 2,
     "train_pictures": 8000,
     "val_pictures": 2000,
@@ -31,7 +33,7 @@ def row(name: str, top1: float | None, flops: float = 620.0, **values: Any) -> d
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """What is drawn instead of being saved."""
     figures: list[Figure] = []
-    monkeypatch.setattr(module, "_save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(module, "_add_grid", figures.append)
     return figures
 
 
@@ -54,3 +56,18 @@ def test_the_common_plot_tells_many_sweeps_apart(drawn: list[Figure], tmp_path: 
     assert [text.get_text() for text in legend.get_texts()] == list(sweeps), "each once, and none without a point"
     lines = [container.lines[0] for container in figure.axes[0].containers]
     assert len({(line.get_color(), line.get_marker()) for line in lines}) == len(sweeps)
+
+
+def test_no_name_is_a_formula(drawn: list[Figure], tmp_path: Path) -> None:
+    module.plot([row(r"$\frac{x$ $\alpha$", 80.0, data="$_{$")], "50 % $^{$", tmp_path / "plot.png", "$\\bad$")
+    texts = drawn[0].findobj(Text)
+    assert any(text.get_text() == r"$\frac{x$ $\alpha$" for text in texts)
+    assert not any(text.get_parse_math() for text in texts if "$" in text.get_text())
+
+
+def test_throughputs_measured_in_two_ways_are_said_to_be(drawn: list[Figure], tmp_path: Path) -> None:
+    rows = [row("a", 80.0), row("b", 81.0, throughput_conditions="12 img/s (median of 5 rounds, spread 3%), batch 8")]
+    module.plot(rows[:1], "one", tmp_path / "plot.png", "")
+    module.plot(rows, "two", tmp_path / "plot.png", "")
+    labels = [figure.axes[1].get_xlabel() for figure in drawn]
+    assert labels == ["throughput (img/s), CPU", "throughput (img/s), CPU; in 2 ways, which do not compare"]

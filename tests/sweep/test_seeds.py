@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mobilemamba.sweep.seeds import over_seeds, spread
+from mobilemamba.sweep.seeds import conditions, over_seeds, spread
 
 
 def entry(run: str, group: str, **values: Any) -> dict[str, Any]:
     measured = ("top1", "top5", "top1_ema", "throughput", "throughput_spread", "hours", "peak_mem_gib")
-    known = {"status": "finished", "reason": None, "shared_device": False}
+    known = {"status": "finished", "reason": None, "shared_device": False, "throughput_conditions": None}
     return {"run": run, "group": group, **known, **dict.fromkeys(measured), **values}
 
 
@@ -35,6 +35,14 @@ def test_a_group_that_is_not_finished_says_so() -> None:
     assert (merged["status"], merged["reason"]) == ("2 finished, 1 failed", "out of memory")
     assert spread(merged, "top1") == " ± 0.71 (2)"
     assert merged["shared_device"]
+
+
+def test_speeds_of_seeds_that_were_measured_differently_are_said_to_be() -> None:
+    ways = ["10 img/s (median of 5 rounds, spread 3%), batch 8, cpu (2 threads), x", "9e+01 img/s (median of 5), y"]
+    one, two = (entry(f"a,{seed}", "a", throughput=10.0, throughput_conditions=way) for seed, way in enumerate(ways))
+    assert conditions(one) == "batch 8, cpu (2 threads), x"
+    assert [conditions(merged) for merged in over_seeds([one, {**one, "run": "b"}])] == [conditions(one)]
+    assert conditions(over_seeds([one, two])[0]) == "batch 8, cpu (2 threads), x; other seeds: y"
 
 
 @given(st.lists(st.floats(0, 100), min_size=2, max_size=9))

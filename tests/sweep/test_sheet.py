@@ -1,11 +1,13 @@
 import csv
 import io
+import re
 from html.parser import HTMLParser
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mobilemamba.sweep.sheet import Sheet, cell, csv_text
+from mobilemamba.sweep.sheet import Sheet, cell, csv_text, markdown_text
 
 SHEET = Sheet(
     "10 % of a_b", ["row", "top-1"], [["a|b [1]", "86.60 ± 0.35"], ["<c>", ""]], ["[1] 5 < 6 & {x}~y^z\\"], {1}
@@ -37,17 +39,30 @@ class Cells(HTMLParser):
 def test_markdown() -> None:
     assert SHEET.to_markdown() == (
         "# 10 % of a_b\n\n"
-        "| row | top-1 |\n| --- | ---: |\n| a\\|b [1] | 86.60 ± 0.35 |\n| <c> |  |\n\n"
-        "- [1] 5 < 6 & {x}~y^z\\\n"
+        "| row | top-1 |\n| --- | ---: |\n| a\\|b [1] | 86.60 ± 0.35 |\n| \\<c> |  |\n\n"
+        "- [1] 5 < 6 & {x}~y^z\\\\\n"
     )
+
+
+@pytest.mark.parametrize("name", ["[a](b)", "*a*", "_a_", "`a`", "<b>", "&lt;", ":smile:", "~~a~~", "a|b", "a\\|b"])
+def test_a_name_is_no_markup_in_markdown(name: str) -> None:
+    (line,) = Sheet("t", ["row", name], [[name, ""]]).to_markdown().splitlines()[4:5]
+    escaped = line.removeprefix("| ").removesuffix(" |  |")
+    assert re.sub(r"\\([^a-zA-Z0-9\s])", r"\1", escaped) == name
+    assert escaped != name
+    assert markdown_text("mobilemamba_s6, d_state: 16 (5 < 6) [1]") == "mobilemamba_s6, d_state: 16 (5 < 6) [1]"
+
+
+def test_a_line_of_latex_does_not_begin_with_an_option() -> None:
+    assert "\n{[}2em] & 1 \\\\" in Sheet("t", ["row", "x"], [["a", "1"], ["[2em]", "1"]]).to_latex()
 
 
 def test_latex() -> None:
     text = SHEET.to_latex()
     assert r"\caption{10 \% of a\_b}" in text
     assert r"\begin{tabular}{lr}" in text
-    assert r"a|b [1] & 86.60 $\pm$ 0.35 \\" in text
-    assert r"[1] 5 < 6 \& \{x\}\textasciitilde{}y\textasciicircum{}z\textbackslash{}" in text
+    assert r"a\textbar{}b [1] & 86.60 $\pm$ 0.35 \\" in text
+    assert r"{[}1] 5 \textless{} 6 \& \{x\}\textasciitilde{}y\textasciicircum{}z\textbackslash{}" in text
 
 
 def test_html() -> None:

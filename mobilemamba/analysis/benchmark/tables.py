@@ -4,36 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from rich.table import Table
+from rich.console import Group
 
 from mobilemamba.analysis.benchmark.comparison import Conditions, at_equal_top1, exponents
 from mobilemamba.analysis.benchmark.records import Record
 from mobilemamba.analysis.benchmark.scans import ScanRecord
+from mobilemamba.screen import fit_table
 
 #: Highest exponent of cost against pixels that counts as linear.
 LINEAR = 1.05
 
 
-def network_table(records: Sequence[Record]) -> Table:
-    """A line for each record; one that failed has its reason."""
+def network_table(records: Sequence[Record], width: int) -> Group:
+    """A line for each record; one that failed has its reason. ``width`` is the screen's, in characters."""
     what = "Training steps" if records[0].train else "Inference"
-    table = Table(title=f"{what}, medians of {records[0].rounds} common rounds", title_justify="left")
-    for column in ("model", "px", "batch", "dtype", "mode", "layout", "ms", "quartiles", "img/s", "of ceiling", "MiB"):
-        table.add_column(column, justify="left" if column in ("model", "dtype", "mode", "layout") else "right")
+    header = ["model", "px", "batch", "dtype", "mode", "layout", "ms", "quartiles", "img/s", "of ceiling", "MiB"]
+    lines = []
     for record in records:
-        start = (record.model, f"{record.size}", f"{record.batch}", record.dtype, record.mode, record.layout)
-        if record.error:
-            table.add_row(*start, "", record.error)
-            continue
-        table.add_row(
-            *start,
-            f"{record.latency_ms:.4g}",
-            f"{record.latency_q1_ms:.4g}-{record.latency_q3_ms:.4g}",
-            f"{record.images_per_second:.4g}",
-            "" if record.ceiling_fraction is None else f"{record.ceiling_fraction:.2f}",
-            "" if record.peak_memory_mib is None else f"{record.peak_memory_mib:.0f}",
-        )
-    return table
+        start = [record.model, f"{record.size}", f"{record.batch}", record.dtype, record.mode, record.layout]
+        lines.append([*start, *(["", record.error, "", "", ""] if record.error else _measured(record))])
+    return fit_table(
+        width,
+        header,
+        lines,
+        title=f"{what}, medians of {records[0].rounds} common rounds",
+        numeric=[1, 2, 6, 7, 8, 9, 10],
+        spare=[5, 4, 3, 10, 9],
+    )
+
+
+def _measured(record: Record) -> list[str]:
+    return [
+        f"{record.latency_ms:.4g}",
+        f"{record.latency_q1_ms:.4g}-{record.latency_q3_ms:.4g}",
+        f"{record.images_per_second:.4g}",
+        "" if record.ceiling_fraction is None else f"{record.ceiling_fraction:.2f}",
+        "" if record.peak_memory_mib is None else f"{record.peak_memory_mib:.0f}",
+    ]
 
 
 def network_notes(records: Sequence[Record]) -> list[str]:
@@ -65,48 +72,42 @@ def network_notes(records: Sequence[Record]) -> list[str]:
     return lines
 
 
-def scan_table(records: Sequence[ScanRecord]) -> Table:
-    """A line for each backend and shape, the shares of the ceilings beside the rates."""
+def scan_table(records: Sequence[ScanRecord], width: int) -> Group:
+    """A line for each backend and shape, the shares of the ceilings beside the rates, for a screen of ``width``."""
     what = "forward and backward" if records[0].train else "forward"
-    table = Table(title=f"Selective scan, {what}, {records[0].dtype}", title_justify="left")
-    for column in (
-        "B",
-        "K",
-        "D",
-        "N",
-        "H x W",
-        "in",
-        "backend",
-        "ms",
-        "quartiles",
-        "GB/s",
-        "of copy",
-        "GFLOP/s",
-        "of mm",
-    ):
-        table.add_column(column, justify="left" if column in ("in", "backend") else "right")
+    header = ["B", "K", "D", "N", "H x W", "in", "backend", "ms", "quartiles", "GB/s", "of copy", "GFLOP/s", "of mm"]
+    lines: list[list[str]] = []
+    sections: list[int] = []
     shape: tuple[int, ...] = ()
     for record in records:
         own = (record.batch, record.directions, record.width, record.d_state, record.height, record.map_width)
         sides = f"{record.height}x{record.map_width}"
         start = [*map(str, own[:4]), sides, record.used_by] if own != shape else [""] * 6
         if shape and own != shape:
-            table.add_section()
+            sections.append(len(lines) - 1)
         shape = own
-        if record.error:
-            table.add_row(*start, record.backend, "", record.error)
-            continue
-        table.add_row(
-            *start,
-            record.backend,
-            f"{record.latency_ms:.4g}",
-            f"{record.latency_q1_ms:.4g}-{record.latency_q3_ms:.4g}",
-            f"{record.gbytes_per_second:.3g}",
-            _share(record.gbytes_per_second, record.copy_gbytes_per_second),
-            f"{record.gflops_per_second:.3g}",
-            _share(record.gflops_per_second, record.product_gflops_per_second),
-        )
-    return table
+        measured = ["", record.error, "", "", "", ""] if record.error else _rates(record)
+        lines.append([*start, record.backend, *measured])
+    return fit_table(
+        width,
+        header,
+        lines,
+        title=f"Selective scan, {what}, {records[0].dtype}",
+        numeric=[0, 1, 2, 3, 4, *range(7, 13)],
+        spare=[5, 11, 9, 12, 10],
+        sections=sections,
+    )
+
+
+def _rates(record: ScanRecord) -> list[str]:
+    return [
+        f"{record.latency_ms:.4g}",
+        f"{record.latency_q1_ms:.4g}-{record.latency_q3_ms:.4g}",
+        f"{record.gbytes_per_second:.3g}",
+        _share(record.gbytes_per_second, record.copy_gbytes_per_second),
+        f"{record.gflops_per_second:.3g}",
+        _share(record.gflops_per_second, record.product_gflops_per_second),
+    ]
 
 
 def scan_notes(records: Sequence[ScanRecord]) -> list[str]:
