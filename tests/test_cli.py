@@ -64,10 +64,16 @@ def test_fit_alone_trains_on_the_sample_and_keeps_runs_apart() -> None:
     assert card.preprocessing.img_size == (32, 32)
 
 
-def test_last_is_written_in_epochs_that_are_not_the_best() -> None:
-    main(["fit", *TINY, "--trainer.max_epochs", "3", "--model.lr", "0"])
-    last = torch.load("runs/default/checkpoints/last.ckpt", weights_only=True)
+def test_last_is_written_in_epochs_that_are_not_the_best_beside_a_checkpoint_of_one_s_own() -> None:
+    own = shlex.split("--trainer.callbacks+=ModelCheckpoint --trainer.callbacks.monitor=val/loss")
+    main(["fit", *TINY, "--trainer.max_epochs", "3", "--model.lr", "0", *own])
+    folder = Path("runs/default")
+    last = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
     assert last["epoch"] == 2
+    assert (folder / "best.safetensors").exists()
+    assert list(folder.glob("checkpoints/epoch=*.ckpt"))
+    logged = list(csv.DictReader((folder / "csv/version_0/metrics.csv").open()))
+    assert sum(bool(line["train/grad_norm"]) and bool(line["lr"]) for line in logged) == 6  # of steps
 
 
 def test_a_run_folder_in_use_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,7 +151,8 @@ def evaluation_sheet(title: str, rows: list[Row], swept: list[str], command: Com
         line = [row.name, *(cell(row.values[key]) for key in swept)]
         line += [cell(found.get(key), digits) for key, digits in (("top1", 2), ("top5", 2), ("loss", 4))]
         lines.append([*line, cell(found.get("top1_fused"), 2), cell(found.get("fused_changed"), 0)])
-        measured_on.append(f"{found['data']}, {found['pictures']:,} pictures, {cell(found['img_size'])} px.")
+        pictures = "" if found["pictures"] is None else f" {found['pictures']:,} pictures,"
+        measured_on.append(f"{found['data']},{pictures} {cell(found['img_size'])} px.")
     notes = list(dict.fromkeys(measured_on))
     notes.append(
         "Of each row's best.safetensors. Fused: with the norms folded; changed: pictures whose class this changes."

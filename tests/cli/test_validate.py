@@ -47,6 +47,11 @@ def test_raw_and_fused_agree(weights: str, capsys: pytest.CaptureFixture[str]) -
     assert cli.trainer.callback_metrics["val/top1"] == cli.trainer.callback_metrics["val/top1_fused"]
 
 
+def test_a_part_of_the_pictures_is_told_as_such(weights: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["validate", *TINY, "--weights", weights, "--data.batch_size", "20", "--trainer.limit_val_batches", "2"])
+    assert re.search(r"changes the class of \d+ of 40 pictures", capsys.readouterr().out)
+
+
 @pytest.mark.slow
 def test_two_processes_give_what_one_gives(weights: str) -> None:
     """2,000 pictures are not whole batches of 111 in either case."""

@@ -165,7 +165,8 @@ class LastCheckpoint(_RunCheckpoint):
         """Takes away what a killed run left half written."""
         super().on_train_start(trainer, pl_module)
         if trainer.is_global_zero:
-            for unfinished in Path(str(self.dirpath)).glob(f".*{self.FILE_EXTENSION}.*.tmp"):
+            folder = Path(str(self.dirpath))
+            for unfinished in (*folder.glob(f".*{self.FILE_EXTENSION}.*.tmp"), *folder.parent.glob(f".{EXPORTED}.*.tmp")):
                 unfinished.unlink(missing_ok=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
