@@ -166,7 +166,10 @@ class LastCheckpoint(_RunCheckpoint):
         super().on_train_start(trainer, pl_module)
         if trainer.is_global_zero:
             folder = Path(str(self.dirpath))
-            for unfinished in (*folder.glob(f".*{self.FILE_EXTENSION}.*.tmp"), *folder.parent.glob(f".{EXPORTED}.*.tmp")):
+            for unfinished in (
+                *folder.glob(f".*{self.FILE_EXTENSION}.*.tmp"),
+                *folder.parent.glob(f".{EXPORTED}.*.tmp"),
+            ):
                 unfinished.unlink(missing_ok=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
