@@ -26,7 +26,11 @@ def make_console() -> Console:
 
 def say(text: str, console: Console | None = None) -> None:
     """Prints a line as it is: names and reasons are no markup, and what reads like ``:smile:`` is none."""
-    (console or make_console()).print(Text(text), soft_wrap=True)
+    if console is None:
+        sys.stdout.write(f"{text}\n")  # above a live display, where there is one: a new console would write into it
+        sys.stdout.flush()
+    else:
+        console.print(Text(text), soft_wrap=True)
 
 
 def fit_table(

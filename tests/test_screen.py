@@ -41,7 +41,9 @@ def test_words_are_whole_where_there_is_room() -> None:
     assert any("81.25" in line for line in lines)
 
 
-def test_text_is_printed_as_it_is() -> None:
+def test_text_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console(width=20, record=True)
     say("[bold]:smile: [/] a line longer than the screen", console)
+    say("[bold]:smile:")
+    assert capsys.readouterr().out.endswith("\n[bold]:smile:\n")
     assert console.export_text() == "[bold]:smile: [/] a line longer than the screen\n"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import fields
 from functools import partial
@@ -16,7 +15,6 @@ from typing import Any
 from filelock import FileLock, Timeout
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from mobilemamba.cli.checks import (
@@ -32,22 +30,13 @@ from mobilemamba.cli.report import print_accuracies
 from mobilemamba.cli.resume import check_fits
 from mobilemamba.cli.run_folder import go_on, holds_run, runs_named, start_anew, start_from_file
 from mobilemamba.cli.shorthand import expand_options, fill_preprocessing
-from mobilemamba.cli.stopping import EndOnSecondInterrupt, name_the_way_on
+from mobilemamba.cli.stopping import name_the_way_on
+from mobilemamba.cli.trainer_defaults import trainer_callbacks, trainer_options
 from mobilemamba.data import ImageDataModule
 from mobilemamba.errors import ConfigError
 from mobilemamba.files import write_text_atomic
 from mobilemamba.messages import user_error
 from mobilemamba.sweep import Config, Row, Sweep, SweepRunner, expand
-from mobilemamba.training.callbacks import (
-    ExportBest,
-    LogInterval,
-    RunResults,
-    SayKernels,
-    SkipNonFinite,
-    StepSeed,
-    ValidateAtEnd,
-    run_checkpoints,
-)
 from mobilemamba.training.provenance import pictures_used
 
 #: How long a run waits for its folder: a process that ends may hold it a little longer than its parent waited.
@@ -265,27 +254,9 @@ class MobileMambaCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds our loggers, where none are chosen, and our callbacks."""
         config = self.config_init[self.subcommand]
-        root, given = config.trainer.default_root_dir, config.trainer
-        if given.logger in (None, True):
-            # The version counts up in one logger only: CSVLogger would delete the metrics of a run that goes on.
-            loggers = [
-                TensorBoardLogger(root, name="", version="", default_hp_metric=False),
-                CSVLogger(root, name="csv"),
-            ]
-            kwargs["logger"] = loggers if self.subcommand == "fit" else False
-        if given.enable_progress_bar is None and not sys.stdout.isatty():
-            kwargs["enable_progress_bar"] = False
-        if given.enable_model_summary is None:
-            kwargs["enable_model_summary"] = False  # Lightning's counts no FLOPs here; `mobilemamba summary` does
-        callbacks = [*(given.callbacks or []), SayKernels(), EndOnSecondInterrupt()]
-        if self.subcommand == "fit":
-            callbacks += [StepSeed(), ValidateAtEnd(), ExportBest(), RunResults(table_img_size=config.table_size)]
-            if given.log_every_n_steps is None:
-                callbacks.append(LogInterval())
-            if not any(isinstance(c, SkipNonFinite) for c in callbacks):
-                callbacks.append(SkipNonFinite())
-            if given.enable_checkpointing is not False:
-                callbacks = [*run_checkpoints(root, self.model), *callbacks]
+        kwargs |= trainer_options(str(self.subcommand), config.trainer)
+        show_bar = kwargs.get("enable_progress_bar", config.trainer.enable_progress_bar) is not False
+        callbacks = trainer_callbacks(str(self.subcommand), config.trainer, self.model, show_bar, config.table_size)
         return super().instantiate_trainer(**kwargs, callbacks=callbacks)
 
     @staticmethod

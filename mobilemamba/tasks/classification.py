@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import asdict
 from typing import Any, cast
@@ -134,10 +135,10 @@ class ClassificationTask(EvaluationTask):
         # A plain dict of the real values: what the command line links is not in its own record, and checkpoints have
         # to load with weights_only=True. The weights' path is left out, as a checkpoint brings its own.
         given = {key: value for key, value in given.items() if key not in _NOT_KEPT}
-        given |= {"arch": arch.given(), "betas": tuple(betas)}
+        given |= {"arch": arch.given(), "betas": betas}
         given |= {"mixing": self.mixing and asdict(self.mixing)}
         given |= {"distillation": self.distillation and asdict(self.distillation)}
-        self.save_hyperparameters(given)
+        self.save_hyperparameters(json.loads(json.dumps(given)))  # lists for tuples: plain YAML in hparams.yaml
         self._check()
         #: Networks that are no part of this one: not trained, moved or saved with it.
         self._beside: dict[str, nn.Module] = {}

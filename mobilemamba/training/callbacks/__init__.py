@@ -5,12 +5,14 @@ from mobilemamba.training.callbacks.export import ExportBest
 from mobilemamba.training.callbacks.kernels import SayKernels
 from mobilemamba.training.callbacks.log_interval import LogInterval
 from mobilemamba.training.callbacks.nonfinite import SkipNonFinite
+from mobilemamba.training.callbacks.progress import EpochLines, TrainingBar
 from mobilemamba.training.callbacks.results import RunResults
 from mobilemamba.training.callbacks.seed import StepSeed
 from mobilemamba.training.callbacks.validation import ValidateAtEnd
 
 __all__ = [
     "BestCheckpoint",
+    "EpochLines",
     "ExportBest",
     "LastCheckpoint",
     "LogInterval",
@@ -18,6 +20,7 @@ __all__ = [
     "SayKernels",
     "SkipNonFinite",
     "StepSeed",
+    "TrainingBar",
     "ValidateAtEnd",
     "run_checkpoints",
 ]

@@ -1,0 +1,76 @@
+"""What every trainer gets beside what the user has chosen: loggers and callbacks."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from mobilemamba.cli.stopping import EndOnSecondInterrupt
+from mobilemamba.training.callbacks import (
+    EpochLines,
+    ExportBest,
+    LogInterval,
+    RunResults,
+    SayKernels,
+    SkipNonFinite,
+    StepSeed,
+    TrainingBar,
+    ValidateAtEnd,
+    run_checkpoints,
+)
+
+
+def trainer_options(command: str, given: Any) -> dict[str, Any]:
+    """Arguments of the trainer that were left open.
+
+    Args:
+        command: ``fit``, ``validate`` or ``test``.
+        given: The trainer's settings.
+    """
+    options: dict[str, Any] = {}
+    if given.logger in (None, True):
+        # The version counts up in one logger only: CSVLogger would delete the metrics of a run that goes on.
+        root = given.default_root_dir
+        tensorboard = TensorBoardLogger(root, name="", version="", default_hp_metric=False)
+        options["logger"] = [tensorboard, CSVLogger(root, name="csv")] if command == "fit" else False
+    if given.enable_progress_bar is None and not sys.stdout.isatty():
+        options["enable_progress_bar"] = False
+    if given.enable_model_summary is None:
+        options["enable_model_summary"] = False  # Lightning's counts no FLOPs here; `mobilemamba summary` does
+    return options
+
+
+def trainer_callbacks(
+    command: str, given: Any, module: LightningModule, show_bar: bool, table_size: int | None
+) -> list[Callback]:
+    """The user's callbacks and ours, in the order in which they are called.
+
+    Args:
+        command: ``fit``, ``validate`` or ``test``.
+        given: The trainer's settings.
+        module: What is trained.
+        show_bar: Whether there is a progress bar.
+        table_size: Side in pixels of the picture that FLOPs and throughput are for.
+    """
+    chosen = list(given.callbacks or [])
+
+    def among(kind: type[Callback]) -> bool:
+        return any(isinstance(callback, kind) for callback in chosen)
+
+    callbacks = [*chosen, SayKernels(), EndOnSecondInterrupt()]
+    if show_bar and not among(ProgressBar):
+        callbacks.append(TrainingBar())
+    if command != "fit":
+        return callbacks
+    callbacks += [StepSeed(), ValidateAtEnd(), EpochLines(), ExportBest(), RunResults(table_img_size=table_size)]
+    if given.log_every_n_steps is None:
+        callbacks.append(LogInterval())
+    if not among(SkipNonFinite):
+        callbacks.append(SkipNonFinite())
+    if given.enable_checkpointing is not False:
+        callbacks = [*run_checkpoints(given.default_root_dir, module), *callbacks]
+    return callbacks

@@ -1,0 +1,108 @@
+"""What a training shows: a bar on a terminal, and everywhere a line for each validation."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+from datetime import timedelta
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+from torch import Tensor
+
+from mobilemamba.screen import say
+
+
+class TrainingBar(RichProgressBar):
+    """Lightning's bar with the training loss alone, which leaves the screen before the last lines of a run are said."""
+
+    def _init_progress(self, trainer: Trainer) -> None:
+        super()._init_progress(trainer)
+        if self.progress is not None:
+            self.progress.live.transient = True  # what it showed stands in the lines above
+            _log_to_stderr_of_now()
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """The loss; the scores have lines of their own."""
+        found = super().get_metrics(trainer, pl_module)
+        prefix, suffix = "train/", "_step"
+        return {name[len(prefix) :].removesuffix(suffix): v for name, v in found.items() if name.startswith(prefix)}
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Goes before the callbacks that tell of the run's end, at ``on_fit_end``."""
+        self._stop_progress()
+
+    def _stop_progress(self) -> None:
+        super()._stop_progress()
+        _log_to_stderr_of_now()
+
+
+def _log_to_stderr_of_now() -> None:
+    """Has Lightning's log go above the bar: its handler keeps the standard error that there was at its import."""
+    for handler in logging.getLogger("lightning.pytorch").handlers:
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            handler.setStream(sys.stderr)
+
+
+class EpochLines(Callback):
+    """Prints a line after each validation, or after each epoch without one: loss, scores and the time left.
+
+    The loss is the mean of the training loss since the last line, on the first process.
+    """
+
+    def __init__(self) -> None:
+        self._sum: Tensor | float = 0.0
+        self._count: Tensor | int = 0
+        self._started, self._first_step = time.monotonic(), 0
+        self._told = -1
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock."""
+        self._started, self._first_step = time.monotonic(), trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Adds the loss, without waiting for the device."""
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        if isinstance(loss, Tensor):
+            finite = loss.detach().isfinite()
+            self._sum = self._sum + torch.where(finite, loss.detach(), 0.0).float()
+            self._count = self._count + finite
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prints the line, with the scores."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._say(trainer, _scores(trainer))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prints a line where no validation has done so."""
+        if self._told < trainer.global_step:
+            self._say(trainer, [])
+
+    def _say(self, trainer: Trainer, scores: list[str]) -> None:
+        self._told = trainer.global_step
+        count = float(self._count)
+        parts = [f"train loss {float(self._sum) / count:.4f}"] if count else []
+        self._sum, self._count = 0.0, 0
+        if trainer.is_global_zero:
+            most = f"/{trainer.max_epochs}" if trainer.max_epochs is not None and trainer.max_epochs > 0 else ""
+            place = f"epoch {trainer.current_epoch + 1}{most}, step {trainer.global_step:,}"
+            say(f"{place}: {', '.join([*parts, *scores, *self._left(trainer)])}")
+
+    def _left(self, trainer: Trainer) -> list[str]:
+        total, done = trainer.estimated_stepping_batches, trainer.global_step - self._first_step
+        if done < 1 or not math.isfinite(total):
+            return []
+        seconds = (time.monotonic() - self._started) / done * max(0, total - trainer.global_step)
+        return [f"{timedelta(seconds=round(seconds))} left"]
+
+
+def _scores(trainer: Trainer) -> list[str]:
+    found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+    losses = [f"{name.replace('/', ' ')} {value:.4f}" for name, value in found.items() if "loss" in name]
+    return losses + [f"{name[4:]} {value:.2f}" for name, value in found.items() if "loss" not in name]

@@ -1,0 +1,62 @@
+"""What a training prints, with and without a terminal."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from lightning.pytorch import Trainer
+
+from mobilemamba.tasks import ClassificationTask
+from mobilemamba.training.callbacks import EpochLines, TrainingBar
+from tests.training.callbacks.runs import Data
+
+QUIET = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False, "accelerator": "cpu"}
+
+
+def fit(*callbacks, **options) -> Trainer:
+    arch = {"embed_dims": (16, 16, 16), "depths": (1, 1, 1)}
+    task = ClassificationTask("mobilemamba_t2", arch, num_classes=5, warmup_epochs=0)
+    trainer = Trainer(callbacks=list(callbacks), **{**QUIET, "num_sanity_val_steps": 0, "max_epochs": 2, **options})
+    trainer.fit(task, datamodule=Data())
+    return trainer
+
+
+def test_a_line_for_each_validation(capsys: pytest.CaptureFixture[str]) -> None:
+    fit(EpochLines(), enable_progress_bar=False, val_check_interval=1)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == [
+        f"epoch {epoch}/2, step {step}" for epoch, step in ((1, 1), (1, 2), (1, 3), (2, 4), (2, 5), (2, 6))
+    ]
+    pattern = r"train loss \d\.\d{4}, val loss \d\.\d{4}, top1 \d+\.\d\d, top5 100\.00, 0:\d\d:\d\d left"
+    assert all(re.search(pattern, line) for line in lines)
+
+
+def test_a_line_for_each_epoch_without_a_validation(capsys: pytest.CaptureFixture[str]) -> None:
+    fit(EpochLines(), enable_progress_bar=False, limit_val_batches=0)
+    assert [line[: line.index("loss")] for line in capsys.readouterr().out.splitlines()] == [
+        "epoch 1/2, step 3: train ",
+        "epoch 2/2, step 6: train ",
+    ]
+
+
+def test_the_bar_shows_the_loss_alone_and_is_gone_before_the_end() -> None:
+    stopped = []
+
+    class End(EpochLines):
+        def on_fit_end(self, trainer, pl_module) -> None:
+            stopped.append(trainer.progress_bar_callback._progress_stopped)
+
+    bar = TrainingBar()
+    trainer = fit(bar, End(), max_epochs=1, limit_train_batches=1, limit_val_batches=1)
+    assert stopped == [True]
+    assert list(bar.get_metrics(trainer, trainer.lightning_module)) == ["loss"]
+    assert bar.progress.live.transient
+
+
+def test_the_loggers_record_of_the_settings_is_plain_yaml(tmp_path: Path) -> None:
+    options = {"limit_train_batches": 1, "limit_val_batches": 1, "max_epochs": 1, "enable_progress_bar": False}
+    fit(logger=True, default_root_dir=tmp_path, **options)
+    (file,) = tmp_path.rglob("hparams.yaml")
+    found = yaml.safe_load(file.read_text())
+    assert (found["betas"], found["arch"]) == ([0.9, 0.999], {"embed_dims": [16, 16, 16], "depths": [1, 1, 1]})
