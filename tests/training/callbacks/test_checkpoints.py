@@ -167,6 +167,8 @@ class TestMovedFolder:
         (tmp_path / "a").rename(tmp_path / "b")
         shutil.copytree(tmp_path / "b", tmp_path / "a")  # another one of the old name
         (tmp_path / "a/checkpoints/best.ckpt").write_bytes(b"")
+        fit(tmp_path / "b", Counter(scores()), ckpt_path=tmp_path / "b/checkpoints/last.ckpt")  # nothing left to train
+        assert place(results(tmp_path / "b")) == (1, 4, 90)
         fit(tmp_path / "b", Counter(scores(at12=60)), ckpt_path=tmp_path / "b/checkpoints/last.ckpt", max_epochs=3)
         assert place(results(tmp_path / "b")) == (1, 4, 90)
         fit(tmp_path / "b", Counter(scores(at16=95)), ckpt_path=tmp_path / "b/checkpoints/last.ckpt", max_epochs=4)
