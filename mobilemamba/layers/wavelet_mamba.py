@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -29,21 +27,29 @@ class WaveletConv(nn.Module):
         self.idwt_filters = nn.Parameter(filters.clone(), requires_grad=False)
         self.conv = nn.Conv2d(4 * dim, 4 * dim, kernel_size, padding=kernel_size // 2, groups=4 * dim, bias=False)
         self.scale = nn.Parameter(torch.full((1, 4 * dim, 1, 1), 0.1))
-        self.is_haar = wavelet == "db1"
 
-    def _load_from_state_dict(self, *args: Any) -> None:
-        """Looks whether the loaded filters are Haar's: the compiled kernel knows no others."""
-        super()._load_from_state_dict(*args)
-        if self.is_haar and not self.dwt_filters.is_meta:
-            haar = wavelet_filters("db1").to(self.dwt_filters).repeat(self.dwt_filters.shape[0] // 4, 1, 1)[:, None]
-            self.is_haar = all(torch.allclose(f, haar, atol=1e-6) for f in (self.dwt_filters, self.idwt_filters))
+    @property
+    def is_haar(self) -> bool:
+        """Whether the filters are Haar's now, by whatever name: the compiled kernel knows no others."""
+        return _are_haar(self.dwt_filters, self.idwt_filters)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.is_haar and runs_on(x.device, x.dtype):
+        if runs_on(x.device, x.dtype) and self.is_haar:
             return haar_conv(x.permute(0, 2, 3, 1), self.conv.weight * self.scale.view(-1, 1, 1, 1)).permute(0, 3, 1, 2)
         height, width = x.shape[-2:]
         subbands = self.conv(dwt2d(x, self.dwt_filters)) * self.scale
         return idwt2d(subbands, self.idwt_filters, (height, width))
+
+
+@torch.compiler.assume_constant_result  # what torch.compile makes is of the filters as they were then
+def _are_haar(*filters: Tensor) -> bool:
+    if any(f.shape[-1] != 2 for f in filters) or torch._C._len_torch_dispatch_stack():  # a tracer hides the values
+        return False
+    if any(f.is_meta for f in filters):
+        return True
+    haar = wavelet_filters("db1")[:, None]
+    with torch.no_grad():  # a checkpoint's may be rounded otherwise
+        return all(bool(((f.float().unflatten(0, (-1, 4)) - haar.to(f.device)).abs() <= 1e-6).all()) for f in filters)
 
 
 class WaveletMamba(nn.Module):

@@ -67,3 +67,31 @@ def test_filters_that_a_checkpoint_holds_are_used_whatever_they_are() -> None:
         conv.load_state_dict({**state, "idwt_filters": 2 * state["idwt_filters"]})
         assert not conv.is_haar
         torch.testing.assert_close(conv(x), 2 * expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("change", [lambda f: f.mul_(2), lambda f: f.data.mul_(2)], ids=["in place", "past autograd"])
+def test_filters_that_change_are_used_as_they_are(change) -> None:
+    conv, x = WaveletConv(4, 3), torch.randn(1, 4, 6, 6)
+    with torch.no_grad():
+        expected = conv(x)
+        change(conv.idwt_filters)
+        torch.testing.assert_close(conv(x), 2 * expected, rtol=1e-4, atol=1e-6)
+        conv.idwt_filters.div_(2)
+        torch.testing.assert_close(conv(x), expected)
+
+
+@pytest.mark.parametrize(("wavelet", "is_haar"), [("haar", True), ("db1", True), ("db2", False)])
+def test_haar_is_known_by_its_filters(wavelet: str, is_haar: bool) -> None:
+    assert WaveletConv(4, 3, wavelet).is_haar == is_haar
+    assert WaveletConv(4, 3, wavelet).to("meta").is_haar == is_haar
+
+
+def test_a_compiler_sees_the_filters() -> None:
+    x = torch.randn(1, 4, 6, 6)
+    for scale in (1, 2):
+        torch.compiler.reset()
+        conv = WaveletConv(4, 3)
+        with torch.no_grad():
+            conv.dwt_filters.mul_(scale)
+            torch.testing.assert_close(torch.compile(conv, fullgraph=True, backend="aot_eager")(x), conv(x))
+    torch.compiler.reset()
