@@ -195,11 +195,16 @@ def test_adapter_keeps_the_kernels_contract(shape: tuple[int, ...], dtype: torch
 
 @pytest.mark.usefixtures("stand_in_kernel")
 @pytest.mark.parametrize(
-    ("device", "d_state", "reason"),
-    [("cpu", 1, "the tensors are on cpu"), ("cuda", 257, "d_state=257 exceeds the kernel's 256"), ("cuda", 256, None)],
+    ("device", "d_state", "dtype", "reason"),
+    [
+        ("cpu", 1, torch.float32, "the tensors are on cpu"),
+        ("cuda", 257, torch.float32, "d_state=257 exceeds the kernel's 256"),
+        ("cuda", 1, torch.float64, "its kernel knows no float64"),
+        ("cuda", 256, torch.bfloat16, None),
+    ],
 )
-def test_adapter_says_why_not(device: str, d_state: int, reason: str | None) -> None:
-    found = mamba_ssm.why_not(torch.device(device), d_state, torch.float32)
+def test_adapter_says_why_not(device: str, d_state: int, dtype: torch.dtype, reason: str | None) -> None:
+    found = mamba_ssm.why_not(torch.device(device), d_state, dtype)
     assert found is None if reason is None else reason in (found or "")
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 _MAX_STATE = 256
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @cache
@@ -32,6 +33,8 @@ def why_not(device: torch.device, d_state: int, dtype: torch.dtype) -> str | Non
         return f"{kernel}; see 'mamba-ssm' in the README for how to build it"
     if device.type != "cuda":
         return f"the tensors are on {device.type}, and the kernel needs cuda"
+    if dtype not in _DTYPES:
+        return f"its kernel knows no {str(dtype).removeprefix('torch.')}"
     if d_state > _MAX_STATE:
         return f"d_state={d_state} exceeds the kernel's {_MAX_STATE}"
     return None
