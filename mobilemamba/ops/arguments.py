@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -30,8 +31,21 @@ def check(op: str, layout: Mapping[str, str], tensors: Sequence[Tensor], **sizes
     if len(tensors) != len(layout):
         raise ConfigError(f"{op}: {len(tensors)} tensors; expected {', '.join(layout)}")
     device = tensors[0].device
-    for (name, letters), x in zip(layout.items(), tensors, strict=True):
-        shape = x.shape
+    for x in tensors:
+        if x.device != device or x.dtype not in _FLOATS:
+            _refuse(op, layout, tensors)
+    shapes = tuple([x.shape for x in tensors])
+    try:
+        return _kept_sizes(op, tuple(layout.items()), shapes, tuple(sizes.items()))
+    except TypeError:  # sizes that a compiler leaves open have no hash
+        return _sizes(op, tuple(layout.items()), shapes, tuple(sizes.items()))
+
+
+def _sizes(
+    op: str, layout: tuple[tuple[str, str], ...], shapes: tuple[torch.Size, ...], known: tuple[tuple[str, int], ...]
+) -> dict[str, int]:
+    sizes = dict(known)
+    for (name, letters), shape in zip(layout, shapes, strict=True):
         if len(shape) != len(letters):
             raise ConfigError(f"{op}: {name} has shape {tuple(shape)}; it must be ({', '.join(letters)})")
         for letter, size in zip(letters, shape, strict=True):
@@ -40,11 +54,22 @@ def check(op: str, layout: Mapping[str, str], tensors: Sequence[Tensor], **sizes
                 raise ConfigError(
                     f"{op}: {name} has shape {tuple(shape)}; with the other arguments it must be {expected}"
                 )
+    return sizes
+
+
+#: A network asks for the same shapes again and again, and a small one notices how long that takes.
+_kept_sizes = lru_cache(maxsize=4096)(_sizes)
+
+
+def _refuse(op: str, layout: Mapping[str, str], tensors: Sequence[Tensor]) -> None:
+    first, *_ = layout
+    for name, x in zip(layout, tensors, strict=True):
         if x.dtype not in _FLOATS:
             raise ConfigError(f"{op}: {name} is of {x.dtype}; expected real numbers, e.g. torch.float32")
-        if x.device != device:
-            raise ConfigError(f"{op}: {name} is on {x.device}, {next(iter(layout))} on {device}; move one to the other")
-    return sizes
+        if x.device != tensors[0].device:
+            raise ConfigError(
+                f"{op}: {name} is on {x.device}, {first} on {tensors[0].device}; move one to the other's device"
+            )
 
 
 def check_kernel(op: str, size: int) -> None:

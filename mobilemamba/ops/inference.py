@@ -7,6 +7,7 @@ G channels of the global mixer, k side of a kernel. All raise ConfigError for te
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import torch
@@ -29,7 +30,27 @@ _ACTS = {"none": 0, "relu": 1, "swish": 2, "sigmoid": 3, "local": 4}  # ``activa
 _DEPTHWISE = {"x": "BHWC", "weight": "kkC", "bias": "C"}
 _SCANNED = {"u": "BHWD", "gate": "BHWD", "dt_weight": "KRD", "A": "KDN", "D": "KD", "dt_bias": "KD"}
 _SCANNED |= {"norm_weight": "D", "norm_bias": "D"}
-_LOCAL = {"weight": "kkc", "bias": "c", "scale": "c", "shift": "c"}
+_LOCAL = {"x": "BHWC", "weight": "kkc", "bias": "c", "scale": "c", "shift": "c"}
+
+
+_LIBRARY = torch.library.Library("mobilemamba", "FRAGMENT")
+
+
+def _operator(function: Callable[..., Tensor]) -> Any:
+    """Registers an operator without gradients, for the CPU; called in half the time that ``custom_op`` takes."""
+    name = function.__name__
+    _LIBRARY.define(f"{name}{torch.library.infer_schema(function, mutates_args=())}")
+    _LIBRARY.impl(name, function, "CPU")
+    operator = getattr(torch.ops.mobilemamba, name).default
+
+    def without_gradients(*args: Any) -> Tensor:
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+            raise ConfigError(f"{name} has no gradients; call it under torch.no_grad(), or train the original network")
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*args)
+
+    _LIBRARY.impl(name, without_gradients, "Autograd")
+    return operator
 
 
 def _call_depthwise(act: str, x: Tensor, y: Tensor, *numbers: Tensor) -> None:
@@ -42,7 +63,7 @@ def _call_depthwise(act: str, x: Tensor, y: Tensor, *numbers: Tensor) -> None:
     library.call("mobilemamba_depthwise", args)
 
 
-@torch.library.custom_op("mobilemamba::depthwise_conv", mutates_args=(), device_types="cpu")
+@_operator
 def depthwise_conv(x_BHWC: Tensor, weight_kkC: Tensor, bias: Tensor, act: str = "none") -> Tensor:
     """A depthwise convolution of stride 1 with zeros around, and an activation.
 
@@ -62,7 +83,7 @@ def depthwise_conv(x_BHWC: Tensor, weight_kkC: Tensor, bias: Tensor, act: str = 
     return y.to(x_BHWC.dtype)
 
 
-@depthwise_conv.register_fake
+@torch.library.register_fake("mobilemamba::depthwise_conv", lib=_LIBRARY)
 def _(x: Tensor, weight: Tensor, bias: Tensor, act: str = "none") -> Tensor:
     _check_depthwise(x, weight, bias, act)
     return x.new_empty(x.shape)
@@ -75,7 +96,7 @@ def _check_depthwise(x: Tensor, weight: Tensor, bias: Tensor, act: str) -> None:
         raise ConfigError(f"depthwise_conv: activation {act!r}; expected one of {', '.join(get_args(Activation))}")
 
 
-@torch.library.custom_op("mobilemamba::scan_norm_gate", mutates_args=(), device_types="cpu")
+@_operator
 def scan_norm_gate(
     u_BHWD: Tensor,
     projected_BHWC: Tensor,
@@ -116,7 +137,7 @@ def scan_norm_gate(
     return y.to(u_BHWD.dtype)
 
 
-@scan_norm_gate.register_fake
+@torch.library.register_fake("mobilemamba::scan_norm_gate", lib=_LIBRARY)
 def _(u: Tensor, projected: Tensor, gate: Tensor, *others: Any) -> Tensor:
     _check_scan(u, projected, gate, *others[:6])
     return u.new_empty(u.shape)
@@ -135,7 +156,7 @@ def _check_scan(u: Tensor, projected: Tensor, *others: Tensor) -> tuple[int, int
     return directions, rank, d_state
 
 
-@torch.library.custom_op("mobilemamba::mix_channels", mutates_args=(), device_types="cpu")
+@_operator
 def mix_channels(
     x_BHWC: Tensor, global_BHWG: Tensor, wavelet_weight: Tensor | None, local_weights: list[Tensor]
 ) -> Tensor:
@@ -169,7 +190,7 @@ def mix_channels(
     return y.to(x_BHWC.dtype)
 
 
-@mix_channels.register_fake
+@torch.library.register_fake("mobilemamba::mix_channels", lib=_LIBRARY)
 def _(x: Tensor, mixed: Tensor, wavelet_weight: Tensor | None, local_weights: list[Tensor]) -> Tensor:
     _check_mix(x, mixed, wavelet_weight, local_weights)
     return x.new_empty(x.shape)
@@ -183,7 +204,7 @@ def _check_mix(x: Tensor, mixed: Tensor, wavelet_weight: Tensor | None, local_we
         layout = {"x": "BHWC", "wavelet_weight": "4kkG"}
         check_kernel(op, check(op, layout, (x, wavelet_weight), **{"4": 4, "G": channels})["k"])
     for i in range(0, len(local_weights), 4):
-        part = check(op, {"x": "BHWC"} | _LOCAL, (x, *local_weights[i : i + 4]))
+        part = check(op, _LOCAL, (x, *local_weights[i : i + 4]))
         check_kernel(op, part["k"])
         channels += part["c"]
     if channels > sizes["C"]:
