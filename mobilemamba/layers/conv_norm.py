@@ -52,8 +52,10 @@ class ConvNorm(nn.Module):
         x = self.norm(x)  # a SyncBatchNorm in its place
         return F.relu(x) if self.relu else x
 
-    def fuse(self) -> nn.Conv2d:
-        """The same map as one convolution, with the norm's running statistics folded in."""
+    def fuse(self) -> nn.Module:
+        """The same map as one convolution, with the norm's running statistics folded in; itself if that cannot be."""
+        if not folds(self.norm) or type(self.conv) is not nn.Conv2d:
+            return self
         return fuse_conv_norm(self.conv, self.norm, ConvReLU if self.relu else nn.Conv2d)
 
 
@@ -78,29 +80,44 @@ class NormLinear(nn.Module):
 
     @torch.no_grad()
     def fuse(self) -> nn.Module:
-        """The same map as one linear layer."""
+        """The same map as one linear layer; itself if that cannot be."""
         norm, linear = self.norm, self.linear
-        if not isinstance(norm, nn.BatchNorm1d) or not isinstance(linear, nn.Linear):
-            return nn.Identity()
+        if isinstance(norm, nn.Identity):
+            return linear
+        if not folds(norm) or type(linear) is not nn.Linear:
+            return self
         scale, shift = _affine(norm)
         fused = nn.utils.skip_init(
             nn.Linear, linear.in_features, linear.out_features, device=linear.weight.device, dtype=linear.weight.dtype
         )
         fused.weight.copy_(linear.weight * scale)
-        fused.bias.copy_(linear.bias + linear.weight @ shift)
+        fused.bias.copy_(linear.weight @ shift + (0 if linear.bias is None else linear.bias))
         return fused
 
 
-def _affine(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """(scale, shift) that the norm applies to each channel in evaluation, both (C,)."""
+#: The norms that are an affine map of each channel in evaluation, if they track statistics.
+_FOLDING = (nn.BatchNorm1d, nn.BatchNorm2d, BatchNorm2d, nn.SyncBatchNorm)
+
+
+def folds(norm: nn.Module) -> bool:
+    """Whether a norm can be folded into its neighbour; of a class that is not known it cannot be said."""
+    return type(norm) in _FOLDING and norm.running_var is not None
+
+
+def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """(scale, shift) that a norm that ``folds`` applies to each channel in evaluation, both (C,)."""
+    assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
     assert norm.running_var is not None
     assert norm.running_mean is not None
-    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-    return scale, norm.bias - norm.running_mean * scale
+    scale = torch.rsqrt(norm.running_var + norm.eps)
+    if norm.affine:
+        scale = norm.weight * scale
+    shift = -norm.running_mean * scale
+    return scale, norm.bias + shift if norm.affine else shift
 
 
 @torch.no_grad()
-def fuse_conv_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d, kind: type[nn.Conv2d] = nn.Conv2d) -> nn.Conv2d:
+def fuse_conv_norm(conv: nn.Conv2d, norm: nn.Module, kind: type[nn.Conv2d] = nn.Conv2d) -> nn.Conv2d:
     """One convolution, of a given class, that folds ``norm(conv(x))`` in evaluation; same device and dtype."""
     scale, shift = _affine(norm)
     fused = nn.utils.skip_init(
@@ -110,7 +127,9 @@ def fuse_conv_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d, kind: type[nn.Conv2d] 
         conv.kernel_size,
         conv.stride,
         conv.padding,
-        groups=conv.groups,
+        conv.dilation,
+        conv.groups,
+        padding_mode=conv.padding_mode,
         device=conv.weight.device,
         dtype=conv.weight.dtype,
     )

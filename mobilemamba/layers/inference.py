@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mobilemamba.layers.conv_norm import ConvReLU
+from mobilemamba.layers.conv_norm import ConvNorm, ConvReLU
 from mobilemamba.layers.ffn import FFN
 from mobilemamba.layers.local_conv import MultiKernelConv
 from mobilemamba.layers.mrffi import MRFFI
@@ -232,6 +232,8 @@ class InferenceMRFFI(nn.Module):
 
 def replacement(layer: nn.Module) -> nn.Module | None:
     """The inference layer of a norm-free layer or of a residual branch's ``x + branch(x)``; None if there is none."""
+    if any(isinstance(part, ConvNorm) for part in layer.modules()):  # its norm is of a class that does not fold
+        return None
     branch = layer.branch if isinstance(layer, Residual) else None
     if isinstance(branch, FFN):
         return InferenceFFN(branch)
@@ -241,7 +243,9 @@ def replacement(layer: nn.Module) -> nn.Module | None:
         return InferencePatchEmbed(layer)
     if isinstance(layer, PatchMerging):
         return InferencePatchMerging(layer)
-    return PackedConv.of(layer) if isinstance(layer, nn.Conv2d) and _keeps_size(layer) else None
+    if isinstance(layer, nn.Conv2d) and type(layer) in (nn.Conv2d, ConvReLU) and _keeps_size(layer):
+        return PackedConv.of(layer)
+    return None
 
 
 def _keeps_size(conv: nn.Conv2d) -> bool:

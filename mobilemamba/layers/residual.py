@@ -27,9 +27,12 @@ class Residual(nn.Module):
     @torch.no_grad()
     def fuse(self) -> nn.Module:
         """Folds a depthwise ConvNorm branch and the identity into one convolution; otherwise fuses nothing here."""
-        if not isinstance(self.branch, ConvNorm) or self.branch.conv.groups != self.branch.conv.in_channels:
+        branch = self.branch
+        if not isinstance(branch, ConvNorm) or branch.relu or branch.conv.groups != branch.conv.in_channels:
             return self
-        fused = self.branch.fuse()
+        fused = branch.fuse()
+        if not isinstance(fused, nn.Conv2d):
+            return self
         height, width = fused.kernel_size
         fused.weight[:, 0, height // 2, width // 2] += 1  # a depthwise identity: 1 at the kernel's centre
         return fused

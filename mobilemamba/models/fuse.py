@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from mobilemamba.layers.conv_norm import ConvNorm, NormLinear
+from mobilemamba.layers.conv_norm import ConvNorm, NormLinear, folds
 from mobilemamba.layers.residual import Residual
 from mobilemamba.models.release_names import StateDict
 
@@ -19,7 +19,8 @@ def fuse_norms(model: Model) -> Model:
     """A copy for inference with all BatchNorms folded; same outputs up to rounding (1e-5), same device and dtype.
 
     Residual depthwise convolutions take the identity into their kernel as well. LayerNorms stay, as they depend on the
-    input. The copy is in evaluation mode; train the original.
+    input, and so do norms of other classes in a BatchNorm's place (SyncBatchNorm folds), or without running statistics.
+    The copy is in evaluation mode; train the original.
 
     Args:
         model: A MobileMamba, or any module built of this package's layers.
@@ -53,14 +54,14 @@ def unfuse_state(model: nn.Module, fused: StateDict) -> StateDict:
     state = dict(fused)
     for path, module in model.named_modules():
         branch = module.branch if isinstance(module, Residual) else module
-        if f"{path}.weight" not in state or not isinstance(branch, ConvNorm | NormLinear):
+        if f"{path}.weight" not in state or not isinstance(branch, ConvNorm | NormLinear) or not folds(branch.norm):
             continue
         weight, bias = state.pop(f"{path}.weight"), state.pop(f"{path}.bias")
         inner = f"{path}.branch" if isinstance(module, Residual) else path
         if isinstance(module, Residual):
             weight = weight.clone()
             weight[:, 0, weight.shape[2] // 2, weight.shape[3] // 2] -= 1
-        assert isinstance(branch.norm, nn.BatchNorm1d | nn.BatchNorm2d)
+        assert isinstance(branch.norm, nn.modules.batchnorm._BatchNorm)
         gain = (1 + branch.norm.eps) ** 0.5
         if isinstance(branch, ConvNorm):
             state[f"{inner}.conv.weight"] = weight

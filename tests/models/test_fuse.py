@@ -96,3 +96,54 @@ def test_precision_is_kept(tiny: Build) -> None:
     fused, pictures = fuse_norms(model), torch.randn(1, 3, 64, 64, dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(fused(pictures), model(pictures), rtol=1e-10, atol=1e-10)
+
+
+class _Other(nn.Module):
+    """A norm of a class that is not known."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(1, channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x) * 2
+
+
+def _untracked(norm: nn.Module) -> nn.Module:
+    kind = nn.BatchNorm1d if isinstance(norm, nn.BatchNorm1d) else nn.BatchNorm2d
+    return kind(norm.num_features, track_running_stats=False)  # type: ignore[arg-type]
+
+
+def _without_affine(norm: nn.Module) -> nn.Module:
+    kind = nn.BatchNorm1d if isinstance(norm, nn.BatchNorm1d) else nn.BatchNorm2d
+    return kind(norm.num_features, affine=False)  # type: ignore[arg-type]
+
+
+def with_norms(model: nn.Module, make: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+                setattr(module, name, make(child))
+    return model
+
+
+OTHER_NORMS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "sync": nn.SyncBatchNorm.convert_sync_batchnorm,
+    "without affine": lambda model: with_norms(model, _without_affine),
+    "untracked": lambda model: with_norms(model, _untracked),
+    "unknown": lambda model: with_norms(model, lambda norm: _Other(norm.num_features)),  # type: ignore[arg-type]
+    "none": lambda model: with_norms(model, lambda _: nn.Identity()),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_NORMS)
+def test_norms_of_other_classes_are_folded_or_left_alone(tiny: Build, name: str) -> None:
+    model = OTHER_NORMS[name](tiny(num_classes=5)).eval()
+    fused = fuse_norms(model)
+    assert_same_output(model, fused)
+    kinds = {type(m) for m in fused.modules()}
+    assert (nn.SyncBatchNorm in kinds, nn.BatchNorm1d in kinds, _Other in kinds) == (
+        False,
+        name == "untracked",
+        name == "unknown",
+    )

@@ -14,6 +14,7 @@ from mobilemamba.layers import inference
 from mobilemamba.layers.inference import InferenceMRFFI, PackedConv, PackedLinear
 from mobilemamba.models import VARIANTS, MobileMamba, fuse_norms, optimize_for_inference
 from mobilemamba.ops.native import library
+from tests.models.test_fuse import OTHER_NORMS
 
 Build = Callable[..., MobileMamba]
 
@@ -253,3 +254,10 @@ def test_a_network_of_timm_s_without_our_layers_is_packed_too() -> None:
     with torch.inference_mode():
         torch.testing.assert_close(optimized(pictures), model(pictures), rtol=1e-4, atol=1e-4)
     assert isinstance(optimized, type(fuse_norms(model)))
+
+
+@pytest.mark.parametrize("name", OTHER_NORMS)
+def test_norms_of_other_classes_are_folded_or_left_alone(tiny: Build, name: str) -> None:
+    model, pictures = OTHER_NORMS[name](tiny(num_classes=5)).eval(), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(optimize_for_inference(model)(pictures), model(pictures), rtol=1e-3, atol=1e-4)
