@@ -33,6 +33,10 @@ _SMALL = 2**16
 _ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "swish": F.silu, "sigmoid": torch.sigmoid}
 
 
+def _is_traced() -> bool:
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
 class _Packed(nn.Module):
     """What both kinds of convolution hold; the packed weight is the weight as oneDNN lays it out, made at first use."""
 
@@ -88,7 +92,7 @@ class PackedConv(_Packed):
         return self.packed[1]
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():  # the compiler lays out and fuses itself, and an export is to run anywhere
+        if _is_traced():  # the compiler lays out and fuses itself, and an export is to run anywhere
             padding, stride, dilation, groups = self.geometry
             y = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
             return _ACTIVATIONS[self.act](y)
@@ -114,7 +118,7 @@ class PackedLinear(_Packed):
         return cls(conv.weight.flatten(1), conv.bias, "relu" if isinstance(conv, ConvReLU) else act)
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
-        if torch.compiler.is_compiling():
+        if _is_traced():
             y = F.linear(x, self.weight, self.bias)
             return _ACTIVATIONS[self.act](y) if add is None else y + add
         mkldnn = torch.ops.mkldnn
@@ -144,7 +148,7 @@ class InferencePatchEmbed(nn.Sequential):
         super().__init__(*map(PackedConv.of, patch_embed))
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or len(x) <= _CHUNK:
+        if _is_traced() or len(x) <= _CHUNK:
             return super().forward(x)
         embed = super().forward
         return torch.cat([embed(part) for part in x.split(_CHUNK)])

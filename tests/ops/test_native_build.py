@@ -223,7 +223,9 @@ library.LIBRARY = Path({str(compiled)!r})
 """
     (folder / "other_library.py").write_text(plugin)
     here = Path(__file__).parent
-    files = [str(here / f"test_{name}.py") for name in ("scan_2d", "selective_scan", "inference", "batch_norm")]
+    files = [
+        str(here / f"test_{name}.py") for name in ("scan_2d", "selective_scan", "inference", "batch_norm", "arguments")
+    ]
     plugins = [option for name in ("other_library", "no:cacheprovider", "no:xdist") for option in ("-p", name)]
     options = [
         "-q",
@@ -249,7 +251,7 @@ library.LIBRARY = Path({str(compiled)!r})
 # torch.compile and opcheck have nothing to do with the compiled code, and take long.
 KERNEL_TESTS = (
     "(native or scan_norm_gate or mix_channels or depthwise or batch_norm or bits) "
-    "and not opcheck and not compile and not export"
+    "and not opcheck and not compile and not export and not traced"
 )
 
 

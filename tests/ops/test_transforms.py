@@ -1,0 +1,124 @@
+"""Derivatives of every kind: each operator has them right, or says that it has not."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from mobilemamba.errors import ConfigError
+from mobilemamba.layers.wavelet_mamba import WaveletConv
+from mobilemamba.ops.batch_norm import batch_norm
+from mobilemamba.ops.haar_conv import haar_conv
+from mobilemamba.ops.inference import depthwise_conv
+from mobilemamba.ops.mlstm import mlstm
+from mobilemamba.ops.rwkv6 import rwkv6
+from mobilemamba.ops.scan_2d import selective_scan_2d
+from mobilemamba.ops.selective_scan import selective_scan
+from mobilemamba.ops.ttt_linear import ttt_linear
+from tests.ops.scans import make_inputs, make_map_inputs, needs_native
+
+Function = Callable[[Tensor], Tensor]
+
+
+def of_first(operator: Callable[..., Tensor], *shapes: tuple[int, ...]) -> tuple[Function, Tensor]:
+    first, *others = (torch.randn(shape) for shape in shapes)
+    return lambda x: operator(x, *others), first
+
+
+def scan(backend: str) -> tuple[Function, Tensor]:
+    first, *others = (x.detach() for x in make_inputs(1, 2, 3, 2, 6, torch.float32))
+    return lambda u: selective_scan(u, *others, backend=backend), first
+
+
+def map_scan(backend: str) -> tuple[Function, Tensor]:
+    first, *others = (x.detach() for x in make_map_inputs(1, 2, 3, 2, (2, 3), torch.float32))
+    return lambda u: selective_scan_2d(u, *others, size=(2, 3), backend=backend), first
+
+
+def norm() -> tuple[Function, Tensor]:
+    weights = torch.randn(2, 3, 4, 4)
+    return lambda x: batch_norm(x, torch.ones(3), torch.zeros(3), 1e-5)[0] * weights, torch.randn(2, 3, 4, 4)
+
+
+SEQUENCES = [(1, 2, 1, 5, 4)] * 3
+HAVE_ALL: dict[str, Callable[[], tuple[Function, Tensor]]] = {
+    "reference": lambda: scan("reference"),
+    "2d reference": lambda: map_scan("reference"),
+    "wavelet": lambda: (WaveletConv(3, 3), torch.randn(1, 3, 4, 4)),
+    "mlstm": lambda: of_first(mlstm, *SEQUENCES, (1, 2, 1, 5), (1, 2, 1, 5)),
+    "rwkv6": lambda: of_first(rwkv6, *SEQUENCES, (1, 2, 1, 5, 4), (2, 1, 4)),
+    "ttt": lambda: of_first(ttt_linear, *SEQUENCES, (1, 2, 1, 5), (3,), (1, 4, 4), (1, 4), (1, 4), (1, 4)),
+}
+HAVE_NOT: dict[str, Callable[[], tuple[Function, Tensor]]] = {
+    "native": lambda: scan("native"),
+    "chunked": lambda: scan("chunked"),
+    "2d native": lambda: map_scan("native"),
+    "2d chunked": lambda: map_scan("chunked"),
+    "batch norm": norm,
+    "haar": lambda: of_first(haar_conv, (1, 4, 4, 3), (12, 1, 3, 3)),
+    "depthwise": lambda: of_first(depthwise_conv, (1, 4, 4, 3), (3, 3, 3), (3,)),
+}
+
+
+def gradient(function: Function, x: Tensor, create_graph: bool = False) -> Tensor:
+    return torch.autograd.grad(function(x).square().sum(), x, create_graph=create_graph)[0]
+
+
+def forward_mode(function: Function, x: Tensor, v: Tensor) -> Tensor | None:
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(function(forward_ad.make_dual(x, v))).tangent
+
+
+def central(function: Function, x: Tensor, v: Tensor) -> Tensor:
+    return (function(x + 1e-3 * v) - function(x - 1e-3 * v)) / 2e-3
+
+
+@needs_native
+@pytest.mark.parametrize("name", HAVE_ALL)
+def test_what_plain_pytorch_computes_has_all(name: str) -> None:
+    function, x = HAVE_ALL[name]()
+    v, leaf = torch.randn_like(x), x.clone().requires_grad_()
+    tolerance = {"rtol": 3e-2, "atol": 3e-3}
+    with torch.no_grad():
+        tangent = central(function, x, v)
+    torch.testing.assert_close(torch.func.jvp(function, (x,), (v,))[1], tangent, **tolerance)
+    torch.testing.assert_close(forward_mode(function, x, v), tangent, **tolerance)
+    expected = gradient(function, leaf)
+    torch.testing.assert_close(torch.func.grad(lambda z: function(z).square().sum())(x), expected)
+    (second,) = torch.autograd.grad((gradient(function, leaf, create_graph=True) * v).sum(), leaf)
+    numeric = central(lambda z: gradient(function, z.clone().requires_grad_()), x, v)
+    assert (second - numeric).norm() <= 0.03 * numeric.norm()
+
+
+@needs_native
+@pytest.mark.parametrize("name", HAVE_NOT)
+def test_what_a_kernel_has_not_is_an_error_and_no_zero(name: str) -> None:
+    function, x = HAVE_NOT[name]()
+    v = torch.randn_like(x)
+    for derive in (lambda: torch.func.jvp(function, (x,), (v,)), lambda: forward_mode(function, x, v)):
+        with pytest.raises(ConfigError, match="has no derivatives in forward mode"):
+            derive()
+    with pytest.raises((ConfigError, RuntimeError), match=r"no derivatives|no gradients|functorch transforms"):
+        torch.func.grad(lambda z: function(z).square().sum())(x)
+    if name != "haar":  # which has a second derivative
+        leaf = x.clone().requires_grad_()
+        with pytest.raises(ConfigError, match=r"has no (second derivatives|gradients)"):
+            gradient(lambda z: gradient(function, z, create_graph=True), leaf)
+
+
+@needs_native
+def test_second_derivatives_of_the_haar_convolution() -> None:
+    x, weight = torch.randn(1, 3, 4, 2, requires_grad=True), torch.randn(8, 1, 3, 3, requires_grad=True)
+    assert torch.autograd.gradgradcheck(haar_conv, (x, weight), eps=1e-2, atol=2e-2, rtol=2e-2, fast_mode=True)
+
+
+@needs_native
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("name", ["native", "2d native", "haar", "batch norm", "depthwise"])
+def test_vmap_calls_one_after_the_other(name: str) -> None:
+    function, x = HAVE_NOT[name]()
+    with torch.no_grad():
+        both = torch.func.vmap(function)(torch.stack([x, 2 * x]))
+        torch.testing.assert_close(both, torch.stack([function(x), function(2 * x)]))
