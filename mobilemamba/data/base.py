@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sized
+from math import prod
 from typing import Any, cast
 
 import torch
@@ -10,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mobilemamba.data.batches import MarkRepeats
 from mobilemamba.data.loader import PictureLoader
+from mobilemamba.data.pictures import MAX_PIXELS
 from mobilemamba.data.sampling import EpochSampler, EvaluationSampler, make_generator
 from mobilemamba.errors import ConfigError, DataError
 
@@ -105,6 +107,10 @@ class ImageDataModule(LightningDataModule):
         """
         if min(self.image_hw) < 1:
             raise ConfigError(f"data.img_size {self.img_size} is impossible: give 1 pixel or more, e.g. 224")
+        if prod(self.image_hw) > MAX_PIXELS:
+            raise ConfigError(
+                f"data.img_size {self.img_size} is impossible: pictures have {MAX_PIXELS:,} pixels at most, e.g. 224"
+            )
         if self.batch_size < 1:
             raise ConfigError(f"data.batch_size {self.batch_size} is impossible: give 1 or more, e.g. 64")
         if self.num_workers is not None and self.num_workers < 0:

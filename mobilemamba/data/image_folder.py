@@ -64,7 +64,7 @@ class ImageFolder(PictureDataModule):
     @cached_property
     def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
         """The class folders' names, sorted, if ``classes`` are none; read from the disk at the first use."""
-        if self.classes:
+        if self.classes is not None:
             return tuple(self.classes)
         folder = next(part for part in self.layout[:3] if part is not None)
         classes = class_folders(folder)
@@ -112,6 +112,10 @@ class ImageFolder(PictureDataModule):
         super().check_arguments()
         if not 0 < self.val_fraction < 1:
             raise ConfigError(f"data.val_fraction {self.val_fraction} is impossible: give a share above 0 and below 1")
+        if self.classes is not None and (not self.classes or len(set(self.classes)) < len(self.classes)):
+            raise ConfigError(
+                f"data.classes [{few(self.classes)}] is impossible: name each class once, or give null for the folders"
+            )
 
     def _list(self, part: str, folder: Path | None, left_out: Counter[str]) -> list[Sample]:
         if folder is None:

@@ -1,6 +1,7 @@
 """What data modules whose pictures are read one by one have in common: preparation, augmentation, unreadable ones."""
 
 from functools import cached_property
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -118,14 +119,18 @@ class PictureDataModule(ImageDataModule):
         super().check_arguments()
         if not 0 < self.crop_pct <= 1:
             raise ConfigError(f"data.crop_pct {self.crop_pct} is impossible: give a share above 0, at most 1")
-        if min(self.std) <= 0:
+        if not all(map(isfinite, self.mean)):
+            raise ConfigError(f"data.mean {list(self.mean)} is impossible: give numbers, of pictures in 0 to 1")
+        if not all(0 < value < inf for value in self.std):
             raise ConfigError(f"data.std {list(self.std)} is impossible: pictures are divided by it, give more than 0")
         for name in ("hflip", "re_prob"):
             if not 0 <= (value := getattr(self.augmentation, name)) <= 1:
                 raise ConfigError(f"data.{name} {value} is impossible: a probability is 0 to 1")
+        if not 0 <= self.augmentation.color_jitter < inf:
+            raise ConfigError(f"data.color_jitter {self.augmentation.color_jitter} is impossible: give 0 or more")
         for name in ("scale", "ratio"):
             low, high = getattr(self.augmentation, name)
-            if not 0 < low <= high:
+            if not 0 < low <= high < inf:
                 raise ConfigError(
                     f"data.{name} [{low}, {high}] is impossible: give two numbers above 0, the least first"
                 )

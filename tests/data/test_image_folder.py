@@ -271,6 +271,13 @@ def test_unreadable_picture(pets: Path, damage: str, workers: int) -> None:
         ({"val_fraction": 1.0}, "data.val_fraction 1.0"),
         ({"crop_pct": 1.5}, "data.crop_pct 1.5"),
         ({"img_size": -3}, "data.img_size -3"),
+        ({"img_size": 10**6}, "data.img_size 1000000 is impossible: pictures have 89,478,485 pixels at most"),
+        ({"color_jitter": -1.0}, "data.color_jitter -1.0"),
+        ({"mean": (0.2, float("inf"), 0.2)}, "data.mean"),
+        ({"std": (0.2, float("nan"), 0.2)}, "data.std"),
+        ({"ratio": (0.2, float("inf"))}, "data.ratio"),
+        ({"classes": ["cat", "cat"]}, r"data.classes \[cat, cat\]"),
+        ({"classes": []}, r"data.classes \[\]"),
         ({"std": (0.2, 0.2, 0.0)}, r"data.std \[0.2, 0.2, 0.0\]"),
     ],
 )
