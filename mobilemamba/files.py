@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
 from collections.abc import Callable
@@ -63,20 +62,6 @@ def link_atomic(source: Path, target: Path) -> None:
         write_atomic(target, source.read_bytes())  # no hard links on this file system
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def check_writable(path: str | Path) -> None:
-    """Does nothing, if :func:`write_text_atomic` can write ``path``; for a look before long work.
-
-    Raises:
-        OSError: If the folder is missing or cannot be written, or ``path`` is a folder.
-    """
-    path = Path(path)
-    temporary = _temporary(path)
-    temporary.touch()
-    temporary.unlink()
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
 
 
 def _temporary(path: Path) -> Path:
