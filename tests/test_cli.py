@@ -104,7 +104,7 @@ def test_the_lock_is_released_after_a_run() -> None:
         ("--data ImageFolder --data.root /nope", "data.root /nope is not a folder"),
         ("--data.batch_size 0", "data.batch_size 0 is impossible"),
         ("--config nofile.yaml", "nofile.yaml'; check the path"),
-        ("--config broken.yaml", "config: "),
+        ("--config broken.yaml", "--config broken.yaml: line 1, column 13: expected the node content"),
         ("--config typo.yaml", "unknown setting model.arch.depth"),
         ("--trainer.max_epoch 3", "unknown setting trainer.max_epoch"),
         ("--model.arch.globl_ratio [1]", "unknown setting model.arch.globl_ratio"),
@@ -144,6 +144,13 @@ def test_the_lock_is_released_after_a_run() -> None:
         ("--model.betas [2,3]", "betas=(2.0, 3.0): expected two numbers from 0 to below 1; change model.betas"),
         ("--model.lr .inf", "lr=inf: expected"),
         # Files that are none.
+        ("--config typo.yaml --config tab.yaml", "--config tab.yaml: line 2, column 1: found character '\\t' that"),
+        ("--config x.yaml --config bad.yaml", "bad.yaml: trainer.max_epochs: expected int, got x"),
+        ("--config empty.yaml", "--config empty.yaml holds nothing; expected settings"),
+        ("--config list.yaml", "--config list.yaml holds a list; expected settings"),
+        ("--config latin.yaml", "--config latin.yaml: expected text in UTF-8, and byte 6 is none; save"),
+        ("--config utf16.yaml", "--config utf16.yaml: expected text in UTF-8"),
+        (f"--name {'x' * 300}", "File name too long"),
         ("--model.weights typo.yaml", "cannot read typo.yaml: "),
         ("--model.weights .", ". is a folder; give the .safetensors, .pth or .ckpt file in it"),
     ],
@@ -151,11 +158,43 @@ def test_the_lock_is_released_after_a_run() -> None:
 def test_mistakes_are_one_line_with_the_setting(options: str, message: str) -> None:
     Path("broken.yaml").write_text("model: {lr: ")
     Path("typo.yaml").write_text("model: {arch: {depth: 3}}")
+    Path("tab.yaml").write_text("model:\n\tlr: 1")
+    Path("x.yaml").write_text("name: x")
+    Path("bad.yaml").write_text("trainer: {max_epochs: x}")
+    Path("empty.yaml").touch()
+    Path("list.yaml").write_text("- a")
+    Path("latin.yaml").write_bytes("name: Ä".encode("latin-1"))
+    Path("utf16.yaml").write_text("name: x", encoding="utf-16")
     with pytest.raises(MobileMambaError) as caught:
         main(["fit", *TINY, *shlex.split(options)])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x89PNG\r\n", "cannot read own.ckpt: it is no file of torch's, or a damaged one; expected"),
+        ([1], "own.ckpt holds a list; expected a state dict"),
+        ({"net": torch.nn.ReLU()}, "own.ckpt: it holds more than tensors (torch.nn.modules.activation.ReLU); expected"),
+        ({"a": torch.ones(1)}, "own.ckpt is no checkpoint of fit; give it by --weights own.ckpt if it holds weights"),
+        ({"state_dict": {"a": torch.ones(1)}}, "own.ckpt is of another network: model.patch_embed"),
+        ({"state_dict": {}, "hyper_parameters": {"q": 1}}, "own.ckpt is of another task: unknown setting model.q;"),
+    ],
+    ids=["picture", "list", "code", "weights", "network", "task"],
+)
+def test_a_checkpoint_that_cannot_be_evaluated_is_one_line(content: object, message: str) -> None:
+    if isinstance(content, bytes):
+        Path("own.ckpt").write_bytes(content)
+    else:
+        if isinstance(content, dict) and "state_dict" in content:
+            content |= {"pytorch-lightning_version": "2.6.6"}
+        torch.save(content, "own.ckpt")
+    with pytest.raises(MobileMambaError) as caught:
+        main(["validate", "--ckpt_path", "own.ckpt"])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("place", ["training_step", "configure_optimizers", "build_model"])

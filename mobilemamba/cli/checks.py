@@ -14,6 +14,7 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from mobilemamba.data import ImageDataModule
 from mobilemamba.errors import ConfigError, MobileMambaError
 from mobilemamba.models import read_card
+from mobilemamba.models.weights_file import read_checkpoint
 
 #: Least value of the trainer's numbers, and a lower one that has a meaning of its own.
 _LEAST: dict[str, tuple[float, float | None]] = {
@@ -158,6 +159,21 @@ def fill_classes(config: Any) -> None:
     if "classes" in data and data["classes"] is None:
         names = next(_known_classes(config), None)
         data["classes"] = names and list(names[1])
+
+
+def read_evaluated(path: str | Path) -> Mapping[str, Any] | None:
+    """The checkpoint that is to be evaluated; None if it is not in this file system.
+
+    Raises:
+        ConfigError: If it is none of Lightning's.
+        WeightsError: If it cannot be read.
+    """
+    if _elsewhere(path):
+        return None
+    content = read_checkpoint(path, mmap=Path(path).suffix != ".safetensors")
+    if not isinstance(content.get("state_dict"), Mapping) or "pytorch-lightning_version" not in content:
+        raise ConfigError(f"ckpt_path={path} is no checkpoint of fit; give it by --weights {path} if it holds weights")
+    return content
 
 
 def check_classes(config: Any, class_names: tuple[str, ...]) -> None:

@@ -24,13 +24,15 @@ from mobilemamba.cli.checks import (
     check_pictures,
     check_settings,
     fill_classes,
+    read_evaluated,
 )
 from mobilemamba.cli.parser import Parser, given_settings, plain
 from mobilemamba.cli.report import print_accuracies
 from mobilemamba.cli.resume import check_fits
 from mobilemamba.cli.run_folder import go_on, holds_run, runs_named, start_anew, start_from_file
-from mobilemamba.cli.shorthand import expand_options, fill_preprocessing
+from mobilemamba.cli.shorthand import check_against_card, expand_options, fill_preprocessing, parse_with_card
 from mobilemamba.cli.stopping import name_the_way_on
+from mobilemamba.cli.tool import short_errors
 from mobilemamba.cli.trainer_defaults import trainer_callbacks, trainer_options
 from mobilemamba.data import ImageDataModule
 from mobilemamba.errors import ConfigError
@@ -133,7 +135,7 @@ class MobileMambaCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses, names the run folder, and resolves every row of a sweep."""
         assert isinstance(parser, Parser)
-        self.config = parser.parse(args)
+        self.config = parse_with_card(parser.parse, args)
         config = self.config[self.config.subcommand]
         check_settings(config)
         sweep = None
@@ -181,6 +183,7 @@ class MobileMambaCLI(LightningCLI):
             check_settings(row.config)
         if self.rows is None:
             check_checkpoint(str(self.subcommand), self.config[self.subcommand])
+            check_against_card(self.config[self.subcommand])
             fill_preprocessing(self.config[self.subcommand])
             if self.subcommand != "fit":
                 fill_classes(self.config[self.subcommand])
@@ -227,9 +230,17 @@ class MobileMambaCLI(LightningCLI):
             raise ConfigError(f"another process is training in {root}; wait for it or choose another --name") from None
 
     def _parse_ckpt_path(self) -> None:
-        """For ``validate`` and ``test`` alone: a training must not silently take other settings than it was given."""
-        if self.config.subcommand != "fit":
-            super()._parse_ckpt_path()
+        """Takes the settings of a checkpoint to evaluate; a training takes none that it was not given."""
+        path = self.config[self.config.subcommand].ckpt_path
+        if self.config.subcommand == "fit" or path is None:
+            return
+        check_checkpoint(self.config.subcommand, self.config[self.config.subcommand])
+        self.checkpoint = read_evaluated(path)
+        try:
+            with short_errors():
+                super()._parse_ckpt_path()
+        except ConfigError as error:
+            raise ConfigError(f"ckpt_path={path} is of another task: {error}") from error
 
     def instantiate_classes(self) -> None:
         """Builds data, task and trainer; for a sweep, the runner in the trainer's place."""
@@ -241,7 +252,7 @@ class MobileMambaCLI(LightningCLI):
                     raise found from None
                 raise
             if self.checkpoint is not None:
-                check_fits(Path(self.config.fit.ckpt_path), self.checkpoint, self.model)
+                check_fits(self.config[self.subcommand].ckpt_path, self.checkpoint, self.model)
             if self.subcommand != "fit":
                 check_classes(self.config[self.subcommand], tuple(self.datamodule.class_names))
             check_pictures(self.model, self.datamodule)

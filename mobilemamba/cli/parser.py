@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 import jsonargparse
@@ -13,6 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from mobilemamba.cli.help import class_settings
 from mobilemamba.cli.tool import ToolParser
 from mobilemamba.cli.yaml_keys import MODE
+from mobilemamba.errors import ConfigError
 from mobilemamba.sweep import Config, flatten
 
 
@@ -22,9 +25,70 @@ class Parser(ToolParser, LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"parser_mode": MODE, **kwargs})
 
+    def parse(self, args: list[str]) -> jsonargparse.Namespace:
+        """As ever; a mistake in a configuration file names the file.
+
+        Raises:
+            ConfigError: If an option or a file is wrong.
+        """
+        files = config_files(args)
+        for file in files:
+            check_config_file(file)
+        try:
+            return super().parse(args)
+        except ConfigError as error:
+            for file in files:
+                if self._complaint([args[0], "--config", file]) == str(error):
+                    raise ConfigError(f"{file}: {error}") from error
+            raise
+
+    def _complaint(self, args: list[str]) -> str | None:
+        try:
+            super().parse(args)
+        except ConfigError as error:
+            return str(error)
+        return None
+
     def settings(self) -> list[str]:
         """With the short options, and the arguments of a sweep and of our tasks and data sets."""
         return [*super().settings(), "weights", *class_settings()]
+
+
+def config_files(args: list[str]) -> list[str]:
+    """The configuration files among options; a configuration may also be given as text."""
+    values = [
+        value if equals else after
+        for arg, after in itertools.pairwise([*args, ""])
+        for name, equals, value in [arg.partition("=")]
+        if name in ("--config", "-c")
+    ]
+    return [value for value in values if os.path.isfile(value)]  # noqa: PTH113 - Path's raises for a long text
+
+
+def check_config_file(path: str) -> None:
+    """Refuses a file that holds no settings at all.
+
+    Raises:
+        ConfigError: With the place in the file, where there is one.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"--config {path}: expected text in UTF-8, and byte {error.start} is none; save the file as UTF-8"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror}; choose a file that can be read") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        hint = "; indent by spaces, not by tabs" if "\\t" in (error.problem or "") else ""
+        raise ConfigError(f"--config {path}: {place}{error.problem or error.context}{hint}; expected YAML") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--config {path}: {error}; expected YAML") from None
+    if not isinstance(content, dict):
+        found = "nothing" if content is None else f"a {type(content).__name__}"
+        raise ConfigError(f"--config {path} holds {found}; expected settings, such as trainer: {{max_epochs: 5}}")
 
 
 def plain(parser: LightningArgumentParser, config: jsonargparse.Namespace) -> Config:

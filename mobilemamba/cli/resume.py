@@ -102,7 +102,7 @@ def newest_readable_checkpoint(run: Path) -> tuple[Path, Mapping[str, Any]]:
     raise WeightsError(f"no checkpoint in {run} can be read: {'; '.join(reasons)}; delete {run} to start it again")
 
 
-def check_fits(path: Path, checkpoint: Mapping[str, Any], module: LightningModule) -> None:
+def check_fits(path: str | Path, checkpoint: Mapping[str, Any], module: LightningModule) -> None:
     """Refuses the checkpoint of another network, or of an optimiser with other parameter groups.
 
     Args:
@@ -123,7 +123,7 @@ def check_fits(path: Path, checkpoint: Mapping[str, Any], module: LightningModul
                     f"{_described(here.get(name))} here; give the settings of its run"
                 )
     groups: Any = getattr(module, "parameter_groups", None)
-    if callable(groups) and checkpoint["optimizer_states"]:
+    if callable(groups) and checkpoint.get("optimizer_states"):
         saved = [len(group["params"]) for group in checkpoint["optimizer_states"][0]["param_groups"]]
         wanted = [len(group["params"]) for group in groups()]
         if saved != wanted:

@@ -2,19 +2,22 @@
 
 ``--model mobilemamba_s6 --weights s6.safetensors --data my_pictures`` stands for ``--model.name``, ``--model.weights``
 and ``--data ImageFolder --data.root my_pictures`` (or ``ImageNet``, where the folder holds that). Weights that carry a
-card also say which network they are of.
+card also say which network they are of, wherever they are named.
 """
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from mobilemamba.cli.yaml_keys import row_names
 from mobilemamba.data.folders import NOWHERE, why_no_folder
 from mobilemamba.data.imagenet import holds_imagenet
 from mobilemamba.errors import ConfigError
-from mobilemamba.models import Preprocessing, read_card
+from mobilemamba.models import ModelCard, Preprocessing, read_card
 from mobilemamba.models.create import check_model_name
 
 #: Settings that the network decides where they are left open, in data modules that have all of them.
@@ -43,8 +46,9 @@ def expand_options(args: list[str]) -> list[str]:
             expanded += [name, row_names(value)]
             continue
         if name == "--weights":
-            expanded += _weights(value, args)
-        elif name == "--model" and not _may_be_class(value):
+            read_card(value)  # says what is wrong with it
+            expanded += ["--model.weights", value]
+        elif name == "--model" and _is_model_name(value):
             check_model_name(value)
             expanded += ["--model.name", value]
         elif name == "--data" and (reason := why_no_folder(value)) is None:
@@ -63,15 +67,60 @@ def _may_be_class(value: str) -> bool:
     return "." in value or not value.islower()
 
 
-def _weights(path: str, args: list[str]) -> list[str]:
-    options = ["--model.weights", path]
-    given = {arg.partition("=")[0] for arg in args}
-    card = read_card(path)
-    if card is None or given & {"--model", "--model.name", "--config"}:
-        return options
-    options += ["--model.name", card.model, "--model.in_chans", str(card.in_chans)]
+def _is_model_name(value: str) -> bool:
+    """Whether it is a name as timm's are, perhaps with a tag (``resnet50.a1_in1k``): no class, no file, no JSON."""
+    return re.fullmatch(r"[a-z0-9_-]+(\.[a-z0-9_-]+)?", value) is not None and not Path(value).is_file()
+
+
+def parse_with_card(parse: Callable[[list[str]], Any], args: list[str]) -> Any:
+    """Parses a command line; what it leaves open of the network is as the card of its weights says, if they have one.
+
+    Args:
+        parse: Gives the configuration, by the command's name.
+        args: Command and options.
+
+    Raises:
+        ConfigError: If an option is wrong.
+        WeightsError: If the weights cannot be read.
+    """
+    config = parse(args)
+    card = _card(config[args[0]])
+    if card is None:
+        return config
+    options = ["--model.name", card.model, "--model.in_chans", str(card.in_chans)]
     options += ["--model.arch", json.dumps(card.arch)] if card.arch else []
-    return [*options, "--model.distillation_head", "true"] if card.distilled else options
+    options += ["--model.distillation_head", "true"] if card.distilled else []
+    completed = parse([args[0], *options, *args[1:]])  # before the user's own, which win
+    return completed if completed[args[0]].model.init_args.name == card.model else config
+
+
+def check_against_card(config: Any) -> None:
+    """Refuses settings of the network that its weights contradict; not where a part of them is to be loaded.
+
+    Args:
+        config: As the user's options have completed it.
+
+    Raises:
+        ConfigError: Naming the first of them.
+        WeightsError: If the weights cannot be read.
+    """
+    card, model = _card(config), config.model.get("init_args", {})
+    if card is None or model.get("partial_weights"):
+        return
+    arch = vars(model["arch"]) if model.get("arch") else {}
+    pairs = [("name", model["name"], card.model), ("in_chans", model.get("in_chans", card.in_chans), card.in_chans)]
+    pairs += [(f"arch.{name}", arch.get(name), there) for name, there in card.arch.items()]
+    for name, here, there in pairs:
+        if here is not None and json.loads(json.dumps(here)) != there:
+            raise ConfigError(
+                f"model.{name}={here}: {model['weights']} are weights of a {card.model} with {name}={there}; leave "
+                f"model.{name} out, or take what fits by --model.partial_weights true"
+            )
+
+
+def _card(config: Any) -> ModelCard | None:
+    model = config.model.get("init_args", {}) if config.get("model") else {}
+    return read_card(model["weights"]) if model.get("weights") and model.get("name") else None
 
 
 def fill_preprocessing(config: Any) -> None:

@@ -64,7 +64,14 @@ def load_weights(
             f"{list(model.state_dict())[:3]}; use the model these weights are of"
         )
     if not (partial or report.complete):
-        raise WeightsError(f"{report}; use the model these weights are of, or partial=True to load what fits")
+        fits_without_head = not new_head and match(model, found, new_head=True).report.complete
+        remedy = (
+            "start with a fresh classifier by new_head=True (--model.new_head true)"
+            if fits_without_head
+            else "use the model these weights are of (--model NAME), or load what fits by partial=True "
+            "(--model.partial_weights true)"
+        )
+        raise WeightsError(f"{report}; {remedy}")
     model.load_state_dict(matched.fitting, strict=False)
     for head in matched.fresh:
         _start_at_zero(model.get_submodule(head))
@@ -157,7 +164,8 @@ def _load(path: str | Path, name: str | None, *, verbose: bool) -> tuple[nn.Modu
     card = read_card(path)
     if card is None and name is None:
         raise ConfigError(
-            f"{path} does not say which network it is of; name the model, e.g. mobilemamba_s6 or another of timm's"
+            f"{path} does not say which network it is of; name the model, e.g. --model mobilemamba_s6 or another of "
+            "timm's"
         )
     if card is not None and name not in (None, card.model):
         raise ConfigError(f"{path} is of a {card.model}, and the model named is {name}; leave the name out")

@@ -8,7 +8,8 @@ import torch
 from jsonargparse import Namespace
 from PIL import Image
 
-from mobilemamba.cli.shorthand import expand_options, fill_preprocessing
+from mobilemamba.cli import plan
+from mobilemamba.cli.shorthand import check_against_card, expand_options, fill_preprocessing
 from mobilemamba.errors import ConfigError, WeightsError
 from mobilemamba.models import ModelCard, Preprocessing, save_weights
 
@@ -37,13 +38,17 @@ def test_other_options_stay() -> None:
     assert expand_options(options) == options
 
 
-@pytest.mark.parametrize("options", [["--model", "resnet18"], ["--model=resnet18"]])
-def test_a_model_by_its_name(options: list[str]) -> None:
-    assert expand_options(options) == ["--model.name", "resnet18"]
+@pytest.mark.parametrize("name", ["resnet18", "resnet50.a1_in1k"])
+def test_a_model_by_its_name(name: str) -> None:
+    assert expand_options(["--model", name]) == ["--model.name", name]
+    assert expand_options([f"--model={name}"]) == ["--model.name", name]
 
 
-def test_a_model_by_its_class() -> None:
-    assert expand_options(["--model", "ClassificationTask"]) == ["--model", "ClassificationTask"]
+@pytest.mark.parametrize("value", ["ClassificationTask", "own.tasks.Task", "model.yaml", "{name: resnet18}"])
+def test_a_model_by_its_class_or_file(value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("model.yaml").touch()
+    assert expand_options(["--model", value]) == ["--model", value]
 
 
 def test_a_model_that_does_not_exist() -> None:
@@ -81,16 +86,50 @@ def test_what_is_no_folder(tmp_path: Path, name: str, reason: str) -> None:
         expand_options(["--data", str(tmp_path / name)])
 
 
-def test_weights_say_what_they_are_of(weights: Path) -> None:
-    assert expand_options(["--weights", str(weights)]) == [
-        *("--model.weights", str(weights), "--model.name", "mobilemamba_t2", "--model.in_chans", "3"),
-        *("--model.arch", '{"depths": [1, 1, 1]}', "--model.distillation_head", "true"),
-    ]
+def network(*options: str) -> tuple[object, ...]:
+    """Name, channels, chosen architecture and second classifier of the network that options come to."""
+    (row,) = plan([*options])
+    found = row.config["model"]["init_args"]
+    arch = {name: value for name, value in found["arch"].items() if value is not None}
+    return found["name"], found["in_chans"], arch, found["distillation_head"]
 
 
-@pytest.mark.parametrize("before", [["--model", "mobilemamba_s6"], ["--model.name=mobilemamba_s6"], ["--config", "a"]])
-def test_a_network_that_is_named_otherwise_stays(weights: Path, before: list[str]) -> None:
-    assert expand_options([*before, "--weights", str(weights)])[-2:] == ["--model.weights", str(weights)]
+OWN = ("mobilemamba_t2", 3, {"depths": [1, 1, 1]}, True)
+
+
+def test_weights_say_what_they_are_of(weights: Path, tmp_path: Path) -> None:
+    short, long, file = tmp_path / "lr.yaml", tmp_path / "class.yaml", tmp_path / "weights.yaml"
+    short.write_text("model: {lr: 0.1}")
+    long.write_text("model: {class_path: ClassificationTask, init_args: {new_head: true}}")
+    file.write_text(f"model: {{weights: {weights}}}")
+    for given in (["--weights", str(weights)], [f"--model.weights={weights}"], ["--config", str(file)]):
+        assert network(*given) == OWN
+        assert network("--config", str(short), *given) == OWN
+        assert network(*given, "--config", str(long)) == OWN
+    assert network("--weights", str(weights), "--model.arch.d_state", "4")[2] == {"depths": [1, 1, 1], "d_state": 4}
+
+
+@pytest.mark.parametrize("option", ["--model", "--model.name"])
+def test_a_network_that_is_named_otherwise_stays(weights: Path, option: str) -> None:
+    for order in (1, -1):
+        options = [[option, "mobilemamba_s6"], ["--weights", str(weights)]][::order]
+        assert network(*options[0], *options[1]) == ("mobilemamba_s6", 3, {}, False)
+
+
+def test_what_contradicts_the_weights_is_refused(weights: Path) -> None:
+    def given(name: str = "mobilemamba_t2", in_chans: int = 3, partial: bool = False, **arch: object) -> Namespace:
+        model = {"name": name, "in_chans": in_chans, "partial_weights": partial, "weights": str(weights)}
+        return config({**model, "arch": Namespace(**arch)})
+
+    check_against_card(given())
+    check_against_card(given(depths=(1, 1, 1), d_state=4))
+    check_against_card(given("mobilemamba_s6", partial=True))
+    with pytest.raises(ConfigError, match=r"model.name=mobilemamba_s6: .* are weights of a mobilemamba_t2 with"):
+        check_against_card(given("mobilemamba_s6"))
+    with pytest.raises(ConfigError, match=r"model.in_chans=1: .* with in_chans=3; leave model.in_chans out"):
+        check_against_card(given(in_chans=1))
+    with pytest.raises(ConfigError, match=r"model.arch.depths=\(1, 2, 1\): .* with arch.depths=\[1, 1, 1\]; leave"):
+        check_against_card(given(depths=(1, 2, 1)))
 
 
 def test_weights_that_are_not_there() -> None:
