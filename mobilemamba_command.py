@@ -31,7 +31,7 @@ COMMANDS = {
     "summary": Command("count parameters, FLOPs and MACs", "mobilemamba.tools.inspection:summary"),
     "report": Command("rebuild tables and plots from finished runs", "mobilemamba.tools.report:report"),
     "convert": Command(
-        "convert a checkpoint, such as the authors' release, to .safetensors",
+        "convert a checkpoint, e.g. of the release, to .safetensors",
         "mobilemamba.tools.conversion:convert_checkpoint",
     ),
     "backends": Command(
