@@ -7,11 +7,12 @@ that ``mobilemamba --help`` should not take.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 
 class Command(NamedTuple):
@@ -53,7 +54,11 @@ def run() -> None:
     args = sys.argv[1:]
     answer = quick_answer(args)
     if answer is not None:
-        sys.stdout.write(answer)
+        try:
+            sys.stdout.write(answer)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            end_without_reader()
     elif args[0] not in COMMANDS:
         sys.stderr.write(f"mobilemamba: error: {unknown_command(args[0])}\n")
         sys.exit(2)
@@ -63,6 +68,12 @@ def run() -> None:
         except KeyboardInterrupt:
             sys.exit(130)
         run()
+
+
+def end_without_reader() -> NoReturn:
+    """Ends a command whose reader, such as ``head``, has seen enough, with the code that a shell expects of it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
+    sys.exit(141)
 
 
 def quick_answer(args: list[str]) -> str | None:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 import re
+import select
 import sys
 import warnings
 from pathlib import Path
@@ -15,7 +16,7 @@ from mobilemamba.allocator import keep_freed_memory
 from mobilemamba.errors import ConfigError, MobileMambaError
 from mobilemamba.messages import user_error
 from mobilemamba.signals import stop_on_signals
-from mobilemamba_command import COMMANDS, quick_answer, unknown_command
+from mobilemamba_command import COMMANDS, end_without_reader, quick_answer, unknown_command
 
 if TYPE_CHECKING:  # Lightning, which the tools do without
     from lightning.pytorch.cli import LightningCLI
@@ -95,14 +96,16 @@ def run() -> None:
         _fail(str(user_error(error)), getattr(error, "exit_code", 2))
     except KeyboardInterrupt as error:
         _stopped(error)
-    except SystemExit as error:
-        if not isinstance(error.__context__, KeyboardInterrupt):  # Lightning makes an exit of it
+    except SystemExit as error:  # Lightning makes one of Ctrl-C, and rich of a pipe that nobody reads
+        if isinstance(error.__context__, KeyboardInterrupt):
+            _stopped(error.__context__)
+        if isinstance(error.__context__, BrokenPipeError):
+            end_without_reader()
+        raise
+    except BrokenPipeError:
+        if not _has_no_reader():  # then it is another pipe, and a bug
             raise
-        _stopped(error.__context__)
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        with contextlib.suppress(OSError):
-            sys.stdout.close()
-        sys.exit(141)
+        end_without_reader()
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG):
             raise
@@ -114,6 +117,12 @@ def _silence_advertising() -> None:
     warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     logger.addFilter(lambda record: not re.search(r"\b(litlogger|litmodels)\b", record.getMessage()))
+
+
+def _has_no_reader() -> bool:
+    pipe = select.poll()
+    pipe.register(sys.stdout.fileno(), 0)  # an error is reported even so
+    return bool(pipe.poll(0))
 
 
 def _stopped(error: KeyboardInterrupt) -> None:
