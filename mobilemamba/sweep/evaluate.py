@@ -1,31 +1,40 @@
-"""Validates or tests the network of a finished row, in a process of its own."""
+"""Validates or tests the networks of finished rows, in this process or in one of their own each."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import logging
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+import time
+import traceback
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mobilemamba.errors import ConfigError
 from mobilemamba.files import write_text_atomic
-from mobilemamba.sweep.plan import Row, lookup, short_key
+from mobilemamba.messages import user_error
+from mobilemamba.sweep.launchers.base import Event
+from mobilemamba.sweep.plan import Config, Row, lookup, short_key
 from mobilemamba.sweep.row import FitRow, read_json, run_logged
 from mobilemamba.sweep.sheet import Sheet, cell
 from mobilemamba.sweep.table import labels
 from mobilemamba.training.provenance import pictures_used
 
 Command = Literal["validate", "test"]
+#: Runs a command line, e.g. ``["validate", "--config", "run.yaml"]``, in this process.
+Run = Callable[[list[str]], object]
 #: Options that choose the sweep, and so are none of its rows' own.
 _OF_SWEEP = ("config", "name", "table_size", "sweep", "trainer.default_root_dir")
 #: Options that would make a row something else than what was trained, or take the place of the sweep's own.
-_REFUSED = ("model", "ckpt_path", "trainer.callbacks")
+_REFUSED = ("model", "ckpt_path", "trainer.callbacks", "per_class")
 
 
 class SaveMetrics(Callback):
@@ -66,6 +75,61 @@ def evaluator(command: Command, file: str, options: list[str]) -> FitRow:
     return functools.partial(_evaluate, command, file, options)
 
 
+def evaluates_here(launcher: str, jobs: int, config: Config) -> bool:
+    """Whether rows are evaluated one after another in this process, which then loads its libraries once for all.
+
+    Not where other machines or several GPUs do it: those need processes of their own.
+    """
+    devices, strategy = str(lookup(config, "trainer.devices")), lookup(config, "trainer.strategy")
+    gpus = 0 if lookup(config, "trainer.accelerator") == "cpu" else torch.cuda.device_count()
+    one_device = devices == "1" or (devices in ("auto", "None", "-1") and gpus <= 1)
+    return launcher == "local" and one_device and strategy in ("auto", None) and (jobs == 1 or gpus == 0)
+
+
+def evaluate_here(run_dirs: list[Path], command: Command, file: str, options: list[str], run: Run) -> Generator[Event]:
+    """As a launcher with :func:`evaluator`, in this process.
+
+    Args:
+        run_dirs: Folders of finished rows.
+        command: On which part of the data.
+        file: Name of the file in each folder that takes the metrics.
+        options: Laid over each row's settings.
+        run: Runs a command line.
+    """
+    for run_dir in run_dirs:
+        yield "started", run_dir, None
+        yield "done", run_dir, _evaluate(command, file, options, run_dir, run=run)
+
+
+def _run_logged_here(run: Run, arguments: list[str], log_path: Path, title: str) -> str:
+    """Runs a command line with its output appended to a file; how it ended, in a line."""
+    with log_path.open("a", encoding="utf-8") as log:
+        log.write(f"--- {title}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log), _lightning_quiet():
+            try:
+                run(arguments)
+            except Exception as error:
+                traceback.print_exc(file=log)
+                return str(user_error(error) or f"{type(error).__name__}: {error}").strip()
+            except SystemExit as error:  # Lightning's answer to Ctrl-C
+                raise KeyboardInterrupt from error
+    return "ended without metrics"
+
+
+@contextlib.contextmanager
+def _lightning_quiet() -> Iterator[None]:
+    """Its handlers write to the terminal, whatever standard error is by now."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
 def _evaluate(
     command: Command,
     file: str,
@@ -73,6 +137,7 @@ def _evaluate(
     run_dir: Path,
     environment: Mapping[str, str] | None = None,
     stop: threading.Event | None = None,
+    run: Run | None = None,
 ) -> str | None:
     """Evaluates ``best.safetensors`` of a run folder with the row's own settings.
 
@@ -83,6 +148,7 @@ def _evaluate(
         run_dir: Holds ``run.yaml`` and the weights.
         environment: Variables set for the process.
         stop: Once set, the process is ended.
+        run: Runs a command line in this process; None starts one.
 
     Returns:
         None if the metrics are there, otherwise the reason in one line.
@@ -95,12 +161,16 @@ def _evaluate(
         return f"no {weights}: this row exported no weights (its trainer.enable_checkpointing was off?)"
     target.unlink(missing_ok=True)
     config = yaml.safe_load((run_dir / "run.yaml").read_text(encoding="utf-8"))
-    arguments = [sys.executable, "-m", "mobilemamba", command, "--config", str(run_dir / "run.yaml"), *options]
+    arguments = [command, "--config", str(run_dir / "run.yaml"), *options]
     arguments += ["--model.weights", str(weights), "--trainer.callbacks+", f"{__name__}.{SaveMetrics.__name__}"]
     arguments += ["--trainer.callbacks.path", str(target)]
     if lookup(config, "model.ema_decay") is not None:
         arguments += ["--model.ema_decay", "null"]  # the weights are the better of the raw and the averaged ones
-    ending = run_logged(arguments, run_dir / "log.txt", command, environment, stop or threading.Event())
+    if run is not None:
+        ending = _run_logged_here(run, arguments, run_dir / "log.txt", command)
+    else:
+        arguments = [sys.executable, "-m", "mobilemamba", *arguments]
+        ending = run_logged(arguments, run_dir / "log.txt", command, environment, stop or threading.Event())
     return None if target.exists() else ending
 
 

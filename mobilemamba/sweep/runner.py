@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,18 @@ from mobilemamba.errors import ConfigError, MobileMambaError
 from mobilemamba.files import write_text_atomic
 from mobilemamba.signals import stop_on_signals
 from mobilemamba.sweep.config import Sweep
-from mobilemamba.sweep.evaluate import Command, evaluation_sheet, evaluator, passed_on
+from mobilemamba.sweep.evaluate import (
+    Command,
+    Run,
+    evaluate_here,
+    evaluates_here,
+    evaluation_sheet,
+    evaluator,
+    passed_on,
+)
 from mobilemamba.sweep.hparams import write_hparams
 from mobilemamba.sweep.launchers import Launch, launcher
+from mobilemamba.sweep.launchers.base import Event
 from mobilemamba.sweep.live import Display
 from mobilemamba.sweep.network import check_and_count, name_variants_choices
 from mobilemamba.sweep.plan import PLACE, Row, differences, lookup, select
@@ -42,7 +51,13 @@ class SweepRunner:
     """
 
     def __init__(
-        self, sweep: Sweep, rows: list[Row], root: Path, options: Sequence[str] = (), fit: FitRow = fit_row
+        self,
+        sweep: Sweep,
+        rows: list[Row],
+        root: Path,
+        options: Sequence[str] = (),
+        fit: FitRow = fit_row,
+        run: Run | None = None,
     ) -> None:
         """Sets what to run and where.
 
@@ -52,11 +67,12 @@ class SweepRunner:
             root: Folder of the table, with one folder a row in it.
             options: Of the command line, for ``validate`` and ``test`` to pass on to each row.
             fit: Trains the row of a run folder.
+            run: Runs a command line in this process; None has every row evaluated in a process of its own.
 
         Raises:
             ConfigError: If ``sweep.only`` fits no row.
         """
-        self.sweep, self.rows, self.root, self.options, self.fit_row = sweep, rows, root, options, fit
+        self.sweep, self.rows, self.root, self.options, self.fit_row, self.run = sweep, rows, root, options, fit, run
         chosen = select(rows, sweep.only)
         folded = {row.fused_of for row in chosen}
         self.selected = [row for row in rows if row in chosen or row.name in folded]
@@ -113,7 +129,7 @@ class SweepRunner:
         names = {row.run_dir: row.name for row in rows}
         self._failures = {}
         with self._lock(), stop_on_signals():
-            events = launch(list(names), evaluator(command, f"{command}.json", options))
+            events = self._evaluations(launch, list(names), command, f"{command}.json", options)
             with contextlib.closing(events):
                 for event, run_dir, reason in events:
                     if event == "said":
@@ -157,19 +173,25 @@ class SweepRunner:
         self._refresh(display)
         try:
             pending = {run_dir: name for run_dir, name in trained.items() if not is_finished(run_dir)}
-            self._launch(display, pending, launch, self.fit_row)
+            self._follow(display, pending, launch(list(pending), self.fit_row))
             folds = {row.run_dir: row.name for row in self.selected if row.fused_of and is_finished(row.run_dir)}
             pending = {run_dir: name for run_dir, name in folds.items() if not read_json(run_dir / FUSED_FILE)}
-            self._launch(display, pending, launch, evaluator("validate", FUSED_FILE, []))
+            self._follow(display, pending, self._evaluations(launch, list(pending), "validate", FUSED_FILE, []))
         finally:
             self._running.clear()
             self._refresh(display)
         display.say(f"table: {self.root / 'results.md'}")
         self._raise_failures()
 
-    def _launch(self, display: Display, names: dict[Path, str], launch: Launch, fit: FitRow) -> None:
-        """Runs one process for each folder, and keeps the table up to date meanwhile."""
-        events = launch(list(names), fit)
+    def _evaluations(
+        self, launch: Launch, run_dirs: list[Path], command: Command, file: str, options: list[str]
+    ) -> Generator[Event]:
+        if self.run and evaluates_here(self.sweep.launcher, self.sweep.jobs, self.selected[0].config):
+            return evaluate_here(run_dirs, command, file, options, self.run)
+        return launch(run_dirs, evaluator(command, file, options))
+
+    def _follow(self, display: Display, names: dict[Path, str], events: Generator[Event]) -> None:
+        """Keeps the table up to date while rows run."""
         with contextlib.closing(events):
             for event, run_dir, reason in events:
                 if event == "said":

@@ -12,8 +12,8 @@ import pytest
 
 from mobilemamba.cli import main
 from mobilemamba.errors import ConfigError
-from mobilemamba.sweep import SweepFailedError, evaluate
-from mobilemamba.sweep.evaluate import passed_on
+from mobilemamba.sweep import SweepFailedError, evaluate, runner
+from mobilemamba.sweep.evaluate import evaluate_here, evaluates_here, passed_on
 from mobilemamba.sweep.row import read_json
 
 Sweeper = Callable[..., Any]
@@ -43,6 +43,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         return "ended"
 
     monkeypatch.setattr(evaluate, "run_logged", run_logged)
+    monkeypatch.setattr(runner, "evaluates_here", lambda *_: False)
     return seen
 
 
@@ -102,6 +103,53 @@ def test_a_row_that_cannot_be_evaluated_leaves_the_others(
     with pytest.raises(SweepFailedError, match=r"2 of 3 rows failed: broken: ValueError: a bug .*cc: no .*safetensors"):
         main(["validate", *write(rows)])
     assert list(lines("validate.csv")) == ["a"], "what an earlier command found is not taken for this one's"
+
+
+def test_one_process_evaluates_the_rows_one_after_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [tmp_path / name for name in ("a", "bug", "mistake", "b")]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "run.yaml").write_text("model: {init_args: {ema_decay: 0.9}}")
+        (folder / "best.safetensors").touch()
+
+    def run(args: list[str]) -> None:
+        assert args[:3] == ["test", "--config", str(Path(args[2]))]
+        assert args[3:5] == ["--data.batch_size", "2"]
+        assert args[-2:] == ["--model.ema_decay", "null"]
+        name = Path(args[2]).parent.name
+        print(f"said by {name}")
+        if name == "bug":
+            raise KeyError("x")
+        if name == "mistake":
+            raise ConfigError("data.root: no such folder")
+        Path(args[args.index("--trainer.callbacks.path") + 1]).write_text("{}")
+
+    events = list(evaluate_here(folders, "test", "test.json", ["--data.batch_size", "2"], run))
+    reasons = {folder.name: reason for event, folder, reason in events if event == "done"}
+    assert reasons == {"a": None, "bug": "KeyError: 'x'", "mistake": "data.root: no such folder", "b": None}
+    assert capsys.readouterr().out == "", "what a row says stands in its log"
+    assert "said by bug\nTraceback" in (folders[1] / "log.txt").read_text()
+
+    def stop(args: list[str]) -> None:
+        raise SystemExit(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        list(evaluate_here(folders, "test", "test.json", [], stop))
+
+
+@pytest.mark.parametrize(
+    ("launcher", "jobs", "settings", "here"),
+    [
+        ("local", 1, {}, True),
+        ("local", 2, {}, True),
+        ("local", 1, {"devices": 2}, False),
+        ("local", 1, {"strategy": "ddp"}, False),
+        ("slurm", 1, {}, False),
+    ],
+)
+def test_where_rows_are_evaluated(launcher: str, jobs: int, settings: dict[str, Any], here: bool) -> None:
+    trainer = {"accelerator": "cpu", "devices": "auto", "strategy": "auto", **settings}
+    assert evaluates_here(launcher, jobs, {"trainer": trainer}) == here
 
 
 def test_a_fused_row_follows_its_parent(sweep_faked: Sweeper, commands: list[list[str]]) -> None:
