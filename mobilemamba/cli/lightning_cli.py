@@ -27,7 +27,7 @@ from mobilemamba.cli.checks import (
     read_evaluated,
 )
 from mobilemamba.cli.parser import Parser, given_settings, plain
-from mobilemamba.cli.report import print_accuracies
+from mobilemamba.cli.report import print_accuracies, print_classes
 from mobilemamba.cli.resume import check_fits
 from mobilemamba.cli.run_folder import go_on, holds_run, runs_named, start_anew, start_from_file
 from mobilemamba.cli.shorthand import check_against_card, expand_options, fill_preprocessing, parse_with_card
@@ -118,6 +118,9 @@ class MobileMambaCLI(LightningCLI):
             help="Side in pixels of the picture that FLOPs and throughput are for; null: not measured.",
         )
         parser.add_argument(
+            "--per_class", type=str | None, default=None, help="CSV file for validate and test: every class's accuracy."
+        )
+        parser.add_argument(
             "--sweep", type=Sweep | None, default=None, sub_configs=True, help="Rows of a table; null: a single run."
         )
         parser.set_defaults(
@@ -187,6 +190,8 @@ class MobileMambaCLI(LightningCLI):
             fill_preprocessing(self.config[self.subcommand])
             if self.subcommand != "fit":
                 fill_classes(self.config[self.subcommand])
+        if self.subcommand == "fit" and self.config.fit.per_class is not None:
+            raise ConfigError(f"per_class={self.config.fit.per_class} is for validate and test; leave it out of fit")
         if self.subcommand != "fit":
             self.config[self.subcommand].verbose = False  # our own table takes the place of Lightning's
         elif self.rows is None:
@@ -260,7 +265,8 @@ class MobileMambaCLI(LightningCLI):
             return
         self.config_init, self.model, self.datamodule = self.config, None, None
         root = Path(self.config[self.subcommand].trainer.default_root_dir)
-        self.trainer = SweepRunner(self.sweep, self.rows, root, self.given_args[1:])  # type: ignore[assignment]
+        runner = SweepRunner(self.sweep, self.rows, root, self.given_args[1:], run=_run_here)
+        self.trainer = runner  # type: ignore[assignment]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds our loggers, where none are chosen, and our callbacks."""
@@ -292,6 +298,8 @@ class MobileMambaCLI(LightningCLI):
             batches = self.trainer.num_val_batches if split == "val" else self.trainer.num_test_batches
             pictures = pictures_used(loader, batches, self.trainer.world_size)
             print_accuracies(self.trainer.callback_metrics, split, title, pictures)
+            if counts := getattr(self.model, "confusion", {}):
+                print_classes(counts["raw"], self.datamodule.class_names, self.config[self.subcommand].per_class)
 
 
 class Planner(MobileMambaCLI):
@@ -302,6 +310,11 @@ class Planner(MobileMambaCLI):
     def instantiate_classes(self) -> None:
         self.config_init, self.model, self.datamodule = self.config, None, None
         self.trainer = SimpleNamespace(fit=lambda **_: None)  # type: ignore[assignment]
+
+
+def _run_here(args: list[str]) -> None:
+    with contextlib.ExitStack() as resources:
+        MobileMambaCLI(args, resources)
 
 
 def _config_name(paths: list[Any] | None) -> str:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
+from mobilemamba.files import write_text_atomic
 from mobilemamba.screen import fit_table, make_console, say
+from mobilemamba.sweep.sheet import csv_text
+from mobilemamba.training.confusion import class_scores
 from mobilemamba.training.evaluation import Comparison
 
 _NETWORKS = {"raw": "as trained", "ema": "averaged (EMA)", "fused": "norms folded"}
+
+#: Lines of classes on the screen.
+_WORST = 10
 
 
 def print_accuracies(metrics: Mapping[str, Any], split: str, title: str, pictures: int | None) -> None:
@@ -34,3 +42,37 @@ def print_accuracies(metrics: Mapping[str, Any], split: str, title: str, picture
     if changed is not None:
         of = f" of {pictures:,}" if pictures else ""
         say(f"folding the norms changes the class of {int(changed)}{of} pictures", console)
+
+
+def print_classes(counts: Tensor, class_names: Sequence[str], path: str | None) -> None:
+    """The classes that are known worst, and all of them in a CSV file.
+
+    Args:
+        counts: Which classes were taken for which, as the task's ``confusion`` has them.
+        class_names: In the order of the indices.
+        path: Of the file; None for none.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    scores = class_scores(counts)
+    rows: list[dict[str, Any]] = [
+        {
+            "class": class_names[score.label],
+            "pictures": score.pictures,
+            "top-1 (%)": f"{100 * score.correct / score.pictures:.2f}",
+            "most often taken for": "" if score.taken_for is None else class_names[score.taken_for],
+            "times": score.mistaken or "",
+        }
+        for score in scores
+    ]
+    if not rows:
+        return
+    console = make_console()
+    lines = [[str(value) for value in row.values()] for row in rows[:_WORST]]
+    console.print(fit_table(console.width, list(rows[0]), lines, numeric=[1, 2, 4], title="classes, the worst first"))
+    if path is not None:
+        write_text_atomic(path, csv_text(rows))
+        say(f"all {len(rows):,} classes: {path}", console)
+    elif len(rows) > _WORST:
+        say(f"and {len(rows) - _WORST:,} more classes; --per_class FILE.csv writes all", console)

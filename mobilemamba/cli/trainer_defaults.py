@@ -19,6 +19,7 @@ from mobilemamba.training.callbacks import (
     SkipNonFinite,
     StepSeed,
     TrainingBar,
+    TrainingPlots,
     ValidateAtEnd,
     run_checkpoints,
 )
@@ -66,7 +67,8 @@ def trainer_callbacks(
         callbacks.append(TrainingBar())
     if command != "fit":
         return callbacks
-    callbacks += [StepSeed(), ValidateAtEnd(), EpochLines(), ExportBest(), RunResults(table_img_size=table_size)]
+    callbacks += [StepSeed(), ValidateAtEnd(), EpochLines(), TrainingPlots(), ExportBest()]
+    callbacks.append(RunResults(table_img_size=table_size))  # the last, as its results say that the run is finished
     if given.log_every_n_steps is None:
         callbacks.append(LogInterval())
     if not among(SkipNonFinite):

@@ -36,6 +36,11 @@ class EvaluationTask(LightningModule):
         """Sets the accuracies of every network that may be evaluated."""
         self.comparison = Comparison(self.hparams["num_classes"])
 
+    @property
+    def confusion(self) -> dict[str, Tensor]:
+        """Network's name (``raw``, ``ema``, ``fused``) -> (n, 3): class, answer, how often; of the last evaluation."""
+        return self.comparison.counts
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, num_classes) of pictures (B, in_chans, H, W)."""
         return self.model(self.in_layout(x))

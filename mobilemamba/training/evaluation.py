@@ -12,6 +12,7 @@ from torchmetrics import MeanMetric, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from mobilemamba.data import IGNORED
+from mobilemamba.training.confusion import ConfusionCounts
 
 
 class EvalMetrics(nn.Module):
@@ -28,6 +29,9 @@ class EvalMetrics(nn.Module):
             for k in (1, 5)
         )
         self.loss = MeanMetric()
+        self.confusion = ConfusionCounts(num_classes)
+        #: Of the last result, as :meth:`ConfusionCounts.compute` gives them.
+        self.counts: Tensor | None = None
 
     def update(self, logits: Tensor, target: Tensor) -> None:
         """Adds a batch: logits (B, num_classes) float32, class indices (B,) int64."""
@@ -37,11 +41,13 @@ class EvalMetrics(nn.Module):
             self.top1.update(logits, target)
             self.top5.update(logits, target)
             self.loss.update(F.cross_entropy(logits, target, reduction="none"))
+        self.confusion.update(logits.argmax(1), target)  # also of none, so that all processes have something to gather
 
     def compute(self) -> dict[str, Tensor]:
         """``top1`` and ``top5`` in percent, and ``loss``, over all processes; then starts anew."""
         values = {"top1": 100 * self.top1.compute(), "top5": 100 * self.top5.compute(), "loss": self.loss.compute()}
-        for metric in (self.top1, self.top5, self.loss):
+        self.counts = self.confusion.compute()
+        for metric in (self.top1, self.top5, self.loss, self.confusion):
             metric.reset()
         return values
 
@@ -59,6 +65,8 @@ class Comparison(nn.Module):
         super().__init__()
         self.metrics = nn.ModuleDict({name: EvalMetrics(num_classes) for name in self.SUFFIXES})
         self.changed = SumMetric()
+        #: Network's name -> which classes it took for which, in the last result.
+        self.counts: dict[str, Tensor] = {}
 
     def update(self, logits: dict[str, Tensor], target: Tensor) -> None:
         """Adds a batch.
@@ -86,8 +94,10 @@ class Comparison(nn.Module):
             network puts into another class, where there is one.
         """
         found: dict[str, Tensor] = {}
+        self.counts = {}
         for name in names:
             values = self.metrics[name].compute()  # type: ignore[operator]
+            self.counts[name] = self.metrics[name].counts  # type: ignore[assignment]
             found |= {f"{prefix}/{metric}{self.SUFFIXES[name]}": value for metric, value in values.items()}
         if f"{prefix}/top1_ema" in found:
             found[f"{prefix}/top1_max"] = torch.maximum(found[f"{prefix}/top1"], found[f"{prefix}/top1_ema"])

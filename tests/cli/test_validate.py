@@ -1,5 +1,6 @@
 """``validate``: known weights give their known accuracy, folded norms the same, several processes the same as one."""
 
+import csv
 import re
 import shlex
 import subprocess
@@ -11,6 +12,8 @@ import timm
 import torch
 
 from mobilemamba.cli import main
+from mobilemamba.cli.report import print_classes
+from mobilemamba.errors import ConfigError
 from mobilemamba.models import ModelCard, Preprocessing, save_weights
 
 TINY = shlex.split("--trainer.accelerator cpu --data FashionMNISTSample --data.img_size 32")
@@ -37,14 +40,37 @@ def table(printed: str) -> dict[str, list[str]]:
     return {name: values for name, *values in rows}
 
 
-def test_raw_and_fused_agree(weights: str, capsys: pytest.CaptureFixture[str]) -> None:
-    cli = main(["validate", *TINY, "--weights", weights, "--data.batch_size", "500"])
+def test_raw_and_fused_agree(weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--weights", weights, "--data.batch_size", "500", "--per_class", str(tmp_path / "classes.csv")]
+    cli = main(["validate", *TINY, *options])
     printed = capsys.readouterr().out
     rows = table(printed)
     assert rows["as trained"][:2] == rows["norms folded"][:2]
     assert "changes the class of 0 of 2,000 pictures" in printed
     assert "mobilemamba_t2 on Fashion-MNIST sample (8,000/2,000), 32x32 px" in printed
     assert cli.trainer.callback_metrics["val/top1"] == cli.trainer.callback_metrics["val/top1_fused"]
+    with (tmp_path / "classes.csv").open() as file:
+        classes = list(csv.DictReader(file))
+    assert sorted(line["class"] for line in classes) == sorted(cli.datamodule.class_names)
+    shares = [float(line["top-1 (%)"]) for line in classes]
+    assert shares == sorted(shares), "the worst first"
+    assert [line["pictures"] for line in classes] == ["200"] * 10
+    assert sum(shares) / 10 == pytest.approx(float(rows["as trained"][0]), abs=0.01)
+
+
+def test_few_classes_on_the_screen_and_all_in_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    counts = torch.tensor([[label, (label + 1) % 30, 2] for label in range(30)])
+    print_classes(counts, [f"[b]name {label}:smile:" for label in range(30)], None)
+    printed = capsys.readouterr().out
+    assert printed.count("[b]name") == 2 * 10
+    assert "and 20 more classes; --per_class FILE.csv writes all" in printed
+    print_classes(counts, [str(label) for label in range(30)], str(tmp_path / "all.csv"))
+    assert (tmp_path / "all.csv").read_text().count("\n") == 31
+
+
+def test_no_classes_are_asked_of_a_training() -> None:
+    with pytest.raises(ConfigError, match=r"per_class=x.csv is for validate and test; leave it out of fit"):
+        main(["fit", "--per_class", "x.csv"])
 
 
 def test_a_part_of_the_pictures_is_told_as_such(weights: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from mobilemamba.training.callbacks.export import ExportBest
 from mobilemamba.training.callbacks.kernels import SayKernels
 from mobilemamba.training.callbacks.log_interval import LogInterval
 from mobilemamba.training.callbacks.nonfinite import SkipNonFinite
+from mobilemamba.training.callbacks.plots import TrainingPlots
 from mobilemamba.training.callbacks.progress import EpochLines, TrainingBar
 from mobilemamba.training.callbacks.results import RunResults
 from mobilemamba.training.callbacks.seed import StepSeed
@@ -21,6 +22,7 @@ __all__ = [
     "SkipNonFinite",
     "StepSeed",
     "TrainingBar",
+    "TrainingPlots",
     "ValidateAtEnd",
     "run_checkpoints",
 ]

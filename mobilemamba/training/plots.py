@@ -1,0 +1,100 @@
+"""A training as pictures: its curves, and which classes are taken for which."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mobilemamba.analysis.figures import png_figure
+
+#: Most classes that a matrix names legibly, and most whose cells hold their numbers.
+_MOST_NAMED, _MOST_NUMBERED = 40, 15
+#: Pairs shown where there are more classes.
+_PAIRS = 30
+
+
+def draw_curves(history: list[dict[str, float]], path: Path, title: str) -> None:
+    """Losses, scores and the learning rate over the epochs.
+
+    Args:
+        history: Entries with ``epoch``, a fraction of one included, and what was known then: ``train/loss``, ``lr``,
+            and the validation's losses and scores in percent as ``val/...``.
+        path: PNG file.
+        title: Above them.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    names = list(dict.fromkeys(name for entry in history for name in entry if name != "epoch"))
+    losses = [name for name in names if "loss" in name]
+    panels = {"loss": losses, "score (%)": [n for n in names if n not in (*losses, "lr")], "learning rate": ["lr"]}
+    with png_figure(path, figsize=(12, 4)) as figure:
+        figure.suptitle(title)
+        for axis, (label, shown) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+            for name in shown:
+                points = [(entry["epoch"], entry[name]) for entry in history if name in entry]
+                if points:
+                    axis.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 40 else None)
+            axis.set(xlabel="epoch", ylabel=label)
+            axis.grid(alpha=0.3)
+            if len(axis.lines) > 1:
+                axis.legend(fontsize=8)
+
+
+def draw_confusion(counts: Tensor, class_names: list[str], path: Path, title: str) -> None:
+    """A matrix of few classes; of many, the pairs that are most often confused.
+
+    Args:
+        counts: As :meth:`~mobilemamba.training.confusion.ConfusionCounts.compute` gives them.
+        class_names: In the order of the indices.
+        path: PNG file.
+        title: Above it.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    names = [_shorten(name) for name in class_names]
+    side = 3.5 + 0.32 * min(len(names), _MOST_NAMED) if len(names) <= _MOST_NAMED else 9
+    longest = max(map(len, names), default=0)
+    with png_figure(path, figsize=(side + 0.07 * longest, side)) as figure:
+        axis = figure.subplots()
+        axis.set_title(title, fontsize=10)
+        draw = _matrix if len(names) <= _MOST_NAMED else _pairs
+        draw(axis, counts, names)
+
+
+def _matrix(axis: Any, counts: Tensor, names: list[str]) -> None:
+    matrix = torch.zeros(len(names), len(names))
+    matrix[counts[:, 0], counts[:, 1]] = counts[:, 2].float()
+    shares = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
+    axis.figure.colorbar(
+        axis.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1), label="share of the class", shrink=0.8
+    )
+    for target, answer, count in counts.tolist() if len(names) <= _MOST_NUMBERED else []:
+        colour = "white" if shares[target, answer] > 0.5 else "black"
+        axis.text(answer, target, f"{count:,}", ha="center", va="center", fontsize=7, color=colour)
+    axis.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+    axis.set_yticks(range(len(names)), names, fontsize=8)
+    axis.set(xlabel="the network's answer", ylabel="class")
+
+
+def _pairs(axis: Any, counts: Tensor, names: list[str]) -> None:
+    pictures = torch.zeros(len(names), dtype=torch.int64).index_add_(0, counts[:, 0], counts[:, 2]).tolist()
+    wrong = [row for row in counts.tolist() if row[0] != row[1]]
+    worst = sorted(wrong, key=lambda row: -row[2])[:_PAIRS]
+    labels = [f"{names[target]} → {names[answer]}" for target, answer, _ in worst]
+    bars = axis.barh(range(len(worst)), [count for *_, count in worst])
+    axis.bar_label(bars, [f"{count:,} of {pictures[target]:,}" for target, _, count in worst], fontsize=7, padding=3)
+    axis.set_yticks(range(len(worst)), labels, fontsize=8)
+    axis.margins(x=0.15, y=0.01)
+    axis.invert_yaxis()
+    shown = f"the {len(worst)} most frequent of {len(wrong):,} kinds of mistake" if wrong else "no mistakes"
+    axis.set(xlabel=f"pictures; class → the network's answer, {shown}")
+
+
+def _shorten(name: str, most: int = 30) -> str:
+    """Without its middle: names that begin alike often end differently."""
+    return name if len(name) <= most else f"{name[: most // 2]}…{name[1 - most // 2 :]}"

@@ -1,0 +1,36 @@
+"""The pictures of a training, also of one that goes on, and of one where they cannot be drawn."""
+
+import pytest
+import torch
+
+from mobilemamba.training.callbacks import TrainingPlots
+from mobilemamba.training.callbacks import plots as module
+from tests.training.callbacks.test_progress import fit
+
+QUICK = {"enable_progress_bar": False, "max_epochs": 2}
+
+
+def test_curves_and_matrix_of_the_best_validation(tmp_path) -> None:
+    plots = TrainingPlots()
+    fit(plots, default_root_dir=tmp_path, **QUICK)
+    for name in ("learning_curves.png", "confusion_matrix.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    epochs = {name: [e["epoch"] for e in plots.history if name in e] for name in ("train/loss", "val/loss", "lr")}
+    assert epochs == {"train/loss": [1, 2], "val/loss": [1, 2], "lr": [1, 1, 2, 2]}
+    assert plots.counts[:, 2].sum() == 12
+    right = plots.counts[:, 0] == plots.counts[:, 1]
+    assert 100 * plots.counts[right, 2].sum() / 12 == pytest.approx(plots.best, abs=1e-3)
+    path = tmp_path / "state.pt"
+    torch.save(plots.state_dict(), path)
+    again = TrainingPlots()
+    again.load_state_dict(torch.load(path, weights_only=True))
+    assert (again.history, again.best) == (plots.history, plots.best)
+
+
+def test_a_training_does_not_fail_for_its_pictures(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def draw(*_):
+        raise ValueError("a bug in a library")
+
+    monkeypatch.setattr(module, "draw_curves", draw)
+    with pytest.warns(UserWarning, match="no plots of the training: ValueError: a bug in a library"):
+        fit(TrainingPlots(), default_root_dir=tmp_path, **{**QUICK, "max_epochs": 1})

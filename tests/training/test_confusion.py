@@ -1,0 +1,67 @@
+"""Which classes are taken for which: the counts, what is read from them, and their pictures."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+from mobilemamba.data import IGNORED
+from mobilemamba.training import plots
+from mobilemamba.training.confusion import ConfusionCounts, class_scores
+from mobilemamba.training.evaluation import EvalMetrics
+
+
+def counted(classes: int, pictures: int, right: float = 0.5) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randint(classes, (pictures,), generator=generator)
+    answer = torch.where(torch.rand(pictures, generator=generator) < right, target, (target + 1) % classes)
+    metric = ConfusionCounts(classes)
+    metric.update(answer, target)
+    return metric.compute()
+
+
+def test_the_counts_are_the_confusion_matrix_without_what_does_not_count() -> None:
+    logits, target = torch.randn(40, 5), torch.randint(5, (40,))
+    target[7] = IGNORED
+    metrics = EvalMetrics(5)
+    for part in range(4):
+        metrics.update(logits[part::4], target[part::4])
+    metrics.update(torch.randn(2, 5), torch.full((2,), IGNORED))
+    metrics.compute()
+    matrix = torch.zeros(5, 5, dtype=torch.int64)
+    matrix[metrics.counts[:, 0], metrics.counts[:, 1]] = metrics.counts[:, 2]
+    counts = target != IGNORED
+    assert torch.equal(matrix, multiclass_confusion_matrix(logits[counts].argmax(1), target[counts], 5))
+    metrics.compute()
+    assert len(metrics.counts) == 0, "each result starts anew"
+
+
+def test_many_classes_take_no_more_memory_than_pictures_with_deterministic_algorithms() -> None:
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        counts = counted(20_000, 50)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert counts.shape[0] <= 50
+    assert counts[:, 2].sum() == 50
+
+
+def test_the_worst_class_comes_first() -> None:
+    counts = torch.tensor([[0, 0, 9], [0, 2, 1], [1, 0, 2], [1, 1, 1], [1, 2, 3], [2, 2, 4]])
+    assert [tuple(score) for score in class_scores(counts)] == [(1, 6, 1, 2, 3), (0, 10, 9, 2, 1), (2, 4, 4, None, 0)]
+
+
+@pytest.mark.parametrize("classes", [1, 10, 40, 200])
+def test_a_picture_names_few_classes_and_of_many_the_confused_pairs(
+    classes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: (seen.append(figure), Path(path).touch()))
+    names = [f"$a$ very long name of a class, which ends in {index}" for index in range(classes)]
+    plots.draw_confusion(counted(classes, 900), names, tmp_path / "x.png", "t")
+    labels = [label.get_text() for label in seen[0].axes[0].get_yticklabels()]
+    assert len(labels) == len(set(labels)) == min(classes, 30 if classes == 200 else 40)
+    assert labels[0].startswith("$a$ very long n…"), "what is cut is marked, and the end tells names apart"
+    assert (tmp_path / "x.png").exists()
