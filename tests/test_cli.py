@@ -141,7 +141,7 @@ def test_the_lock_is_released_after_a_run() -> None:
         ("--trainer.devices 9999", "trainer.devices=9999: on a CPU these are processes; expected 1 to"),
         ("--trainer.sync_batchnorm true", "trainer.sync_batchnorm=True: torch synchronises batch norms on GPUs alone"),
         ("--seed_everything -5", "seed_everything=-5: expected 0 to 4294967295"),
-        ("--model.betas [2,3]", "betas=(2.0, 3.0): expected two numbers from 0 to below 1; change model.betas"),
+        ("--model.betas [2,3]", "betas=[2.0, 3.0]: expected two numbers from 0 to below 1; change model.betas"),
         ("--model.lr .inf", "lr=inf: expected"),
         # Files that are none.
         ("--config typo.yaml --config tab.yaml", "--config tab.yaml: line 2, column 1: found character '\\t' that"),
