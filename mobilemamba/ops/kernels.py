@@ -67,6 +67,22 @@ def _compiled(op: str, device: torch.device, why_not: str | None) -> Kernel:
     return Kernel(op, "PyTorch", {"native": why_not} if device.type == "cpu" else {})  # the kernels are for the CPU
 
 
+def inference_kernel(device: torch.device, dtype: torch.dtype) -> Kernel:
+    """Of what ``optimize_for_inference`` fuses: the scan with norm and gate, the mixing, depthwise convolutions."""
+    reason = library.why_not_on(device, dtype)
+    if reason is None and not torch.backends.mkldnn.is_available():
+        reason = "this PyTorch has no oneDNN"
+    return _compiled("inference, optimized", device, reason)
+
+
+def all_kernels(device: torch.device, dtype: torch.dtype = torch.float32) -> list[Kernel]:
+    """One for each operator there is."""
+    ours = scan_kernel, wavelet_kernel, batch_norm_kernel, inference_kernel
+    # The token mixers that can stand in the scan's place have no kernels of their own.
+    others = [Kernel(op, "PyTorch") for op in ("mlstm", "rwkv6", "ttt", "attention")]
+    return [*(kernel(device, dtype) for kernel in ours), *others]
+
+
 def describe_kernels(device: torch.device) -> str:
     """One line on the network as it is by default, e.g. ``kernels: scan native, wavelet native, 2 threads``."""
     ours = scan_kernel, wavelet_kernel, batch_norm_kernel

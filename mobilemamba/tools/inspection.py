@@ -1,4 +1,4 @@
-"""What there is: scan backends on this machine, and the networks' parameters and operations."""
+"""What there is: kernels on this machine, and the networks' parameters and operations."""
 
 from __future__ import annotations
 
@@ -13,20 +13,30 @@ from rich.table import Table
 from mobilemamba.analysis import complexity
 from mobilemamba.errors import ConfigError
 from mobilemamba.models import VARIANTS
+from mobilemamba.ops.kernels import all_kernels, describe_threads
 from mobilemamba.ops.selective_scan import BACKENDS, resolve_backend
 from mobilemamba.screen import fit_table, make_console
 
 
 def backends() -> None:
-    """Show which selective-scan backends run on this machine, which do not, and why."""
+    """Show what computes each operation on this machine, and why nothing faster does."""
     console = Console()
     devices = [torch.device("cpu")] + ([torch.device("cuda")] if torch.cuda.is_available() else [])
-    table = Table(title="Selective scan backends", title_justify="left")
+    for device in devices:
+        title = f"On {device.type}" + (f", {describe_threads()}" if device.type == "cpu" else "")
+        table = Table(title=title, title_justify="left")
+        for column in ("operation", "runs by", "why nothing faster does"):
+            table.add_column(column, overflow="fold")
+        for kernel in all_kernels(device):
+            reasons = [f"{name}: {reason}" for name, reason in kernel.refused.items()]
+            table.add_row(kernel.op, kernel.runs, "; ".join(reasons))
+        console.print(table)
+    table = Table(title="Backends of the scan, the fastest first (scan_backend)", title_justify="left")
     for column in ("backend", "what it is", *(device.type for device in devices)):
         table.add_column(column, overflow="fold")
     for name, backend in BACKENDS.items():
-        reasons = [backend.why_not(device, 1, torch.float32) for device in devices]
-        table.add_row(name, backend.summary, *("runs" if reason is None else f"no: {reason}" for reason in reasons))
+        answers = [backend.why_not(device, 1, torch.float32) for device in devices]
+        table.add_row(name, backend.summary, *("runs" if reason is None else f"no: {reason}" for reason in answers))
     table.add_row("reference", "the loop that defines the scan; slow, for tests", *("runs" for _ in devices))
     console.print(table)
     for device in devices:

@@ -3,10 +3,12 @@
 import ctypes
 import os
 import platform
+import random
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,10 +19,13 @@ from mobilemamba.ops import selective_scan as dispatcher
 from mobilemamba.ops.kernels import describe_kernels
 from mobilemamba.ops.native import build, library
 from mobilemamba.ops.native.build import CompilationError, compile_library
+from mobilemamba.ops.native.structures import STRUCTURES
 from tests.ops.scans import needs_native, threads
+from tests.ops.test_arguments import valid_arguments
 
 COMPILER = next((c for c in map(shutil.which, ("cc", "gcc", "clang")) if c), None)
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="there is no C compiler (cc, gcc or clang)")
+needs_gnu = pytest.mark.skipif(platform.system() != "Linux", reason="--wrap is an option of GNU's linker")
 FUNCTIONS = ("scan_forward", "scan_backward", "scan_scratch", "depthwise", "wavelet")
 
 # Notes how it was called, in place of the library; "$last" is the argument after -o.
@@ -111,21 +116,8 @@ def test_the_script_needs_no_package_and_fails_in_one_line() -> None:
 @needs_compiler
 def test_the_sources_compile_without_warnings(target: Path) -> None:
     """Not optimised, which is quick."""
-    compiled = ctypes.CDLL(str(compile_library(target, ("-O0", "-Werror"))))
+    compiled = ctypes.CDLL(str(compile_library(target, ("-O0", "-UMOBILEMAMBA_CLONES", "-Werror"))))
     assert all(hasattr(compiled, f"mobilemamba_{name}") for name in FUNCTIONS)
-
-
-@needs_compiler
-def test_without_openmp_it_says_that_it_has_one_thread(
-    library_of: Callable[..., None],
-) -> None:
-    library_of("-fno-openmp")
-    with threads(2):
-        line = describe_kernels(torch.device("cpu"))
-    assert line == (
-        "kernels: scan native, wavelet native, batch norm native, 2 threads, but 1 in the compiled kernels (their "
-        "compiler had no OpenMP; install gcc, or clang with libomp, then: python -m mobilemamba.ops.native.build)"
-    )
 
 
 # Doing without
@@ -142,13 +134,6 @@ def fresh_choice(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.undo()
     for cache in caches:
         cache.cache_clear()
-
-
-@pytest.fixture
-def library_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_choice: None) -> Callable[..., None]:
-    """Compiles the sources quickly, with further flags, and lets the operators run by the result."""
-    flags = ("-O0", "-UMOBILEMAMBA_CLONES")
-    return lambda *more: monkeypatch.setattr(library, "LIBRARY", compile_library(tmp_path / "k.so", flags + more))
 
 
 def assert_unavailable(reason: str) -> None:
@@ -208,6 +193,67 @@ resolve_backend("native", torch.device("cpu"))
         "scan backend 'native' cannot run here: switched off by MOBILEMAMBA_NATIVE=0. "
         "Use backend='auto', or see: mobilemamba backends"
     )
+
+
+# A poor library: no OpenMP, and no memory
+
+
+NO_MEMORY = """
+#include <stddef.h>
+void *__wrap_aligned_alloc(size_t a, size_t b);
+void *__wrap_aligned_alloc(size_t a, size_t b) { (void)a, (void)b; return 0; }
+"""
+
+
+@pytest.fixture(scope="module")
+def poor_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("poor")
+    (folder / "none.c").write_text(NO_MEMORY)
+    flags = ("-O0", "-UMOBILEMAMBA_CLONES", "-fno-openmp", "-Wl,--wrap=aligned_alloc", str(folder / "none.c"))
+    return compile_library(folder / "kernels.so", flags)
+
+
+@pytest.fixture
+def poor(poor_library: Path, fresh_choice: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "LIBRARY", poor_library)
+
+
+@needs_compiler
+@needs_gnu
+@pytest.mark.usefixtures("poor")
+def test_without_openmp_it_says_that_it_has_one_thread() -> None:
+    with threads(2):
+        line = describe_kernels(torch.device("cpu"))
+    assert line == (
+        "kernels: scan native, wavelet native, batch norm native, 2 threads, but 1 in the compiled kernels (their "
+        "compiler had no OpenMP; install gcc, or clang with libomp, then: python -m mobilemamba.ops.native.build)"
+    )
+
+
+@needs_compiler
+@needs_gnu
+@pytest.mark.usefixtures("poor")
+def test_a_lack_of_memory_is_an_error() -> None:
+    for name, arguments in valid_arguments(random.Random(0)).items():
+        operator = getattr(torch.ops.mobilemamba, name).default
+        if name == "depthwise_conv":  # which needs none
+            assert operator(*arguments).isfinite().all()
+            continue
+        with pytest.raises(MemoryError, match="no memory for what it computes on its way; take smaller"):
+            operator(*arguments)
+
+
+@needs_native
+@pytest.mark.usefixtures("fresh_choice")
+def test_structures_that_are_not_c_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Longer(ctypes.Structure):
+        _fields_ = (("more", ctypes.c_char * 1000),)
+
+    for name in STRUCTURES:
+        library._load.cache_clear()
+        with monkeypatch.context() as patch:
+            patch.setitem(STRUCTURES, name, Longer)
+            assert re.match(rf"compiled with \d+ bytes of {name}, where Python has 1000; ", library.why_not() or "")
 
 
 # Other libraries of the same sources, through the same tests

@@ -7,12 +7,16 @@ import pytest
 import torch
 
 from mobilemamba.errors import ConfigError
+from mobilemamba.ops.native import library
 from mobilemamba.ops.selective_scan import resolve_backend
 
 
 def test_backends_say_what_runs_and_why_not(printed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     out = printed("backends")
+    for op in ("scan", "wavelet", "batch norm", "inference, optimized", "mlstm", "rwkv6", "ttt"):
+        assert re.search(rf"^│ {op} +│ (native|chunked|PyTorch) +│", out, re.MULTILINE), op
+    assert "On cpu, 1 thread" in out
     row = {
         name: next(line for line in out.splitlines() if re.match(rf"\W*{name} ", line))
         for name in ("chunked", "reference")
@@ -21,6 +25,14 @@ def test_backends_say_what_runs_and_why_not(printed, monkeypatch: pytest.MonkeyP
     assert "mamba_ssm" in out
     assert "no: " in out
     assert f"auto on cpu: {resolve_backend('auto', torch.device('cpu'))}\n" in out
+
+
+def test_backends_say_why_all_is_slow(printed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "why_not", lambda: "switched off")
+    monkeypatch.setenv("COLUMNS", "80")
+    out = printed("backends")
+    assert len(re.findall(r"^│ [\w ,]+│ (?:chunked|PyTorch) +│ native: switched off +│$", out, re.MULTILINE)) == 4
+    assert all(len(line) <= 80 for line in out.splitlines())
 
 
 def test_summary_of_the_six_sizes_beside_the_paper(printed) -> None:
