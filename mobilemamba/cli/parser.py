@@ -38,7 +38,7 @@ class Parser(ToolParser, LightningArgumentParser):
             return super().parse(args)
         except ConfigError as error:
             for file in files:
-                if self._complaint([args[0], "--config", file]) == str(error):
+                if Path(file).name not in str(error) and self._complaint([args[0], "--config", file]) == str(error):
                     raise ConfigError(f"{file}: {error}") from error
             raise
 
