@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from mobilemamba.errors import ConfigError
 from mobilemamba.ops.arguments import check
 from mobilemamba.ops.cross_scan import check_directions, cross_merge, cross_scan, kept_scan_order, scan_order
 from mobilemamba.ops.selective_scan import resolve_backend, scan_macs, selective_scan
@@ -91,6 +92,8 @@ def _check(inputs: tuple[Tensor, ...], height: int, width: int, grad_y: Tensor |
     directions = inputs[2].shape[:1].numel()  # by A, of which there is one for all pictures
     check("selective_scan_2d", layout, tensors, L=height * width, K=directions)
     check_directions(directions)
+    if height < 0 or width < 0:
+        raise ConfigError(f"selective_scan_2d: a map of {height} x {width}; expected no negative size")
     return directions
 
 
