@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from mobilemamba.errors import WeightsError
 from mobilemamba.models.config import ArchOverrides
 from mobilemamba.models.create import check_model_name
-from mobilemamba.models.weights_file import first_line, read_checkpoint
+from mobilemamba.models.weights_file import EXPECTED, first_line, read_checkpoint
 
 #: Under which a card stands in a Lightning checkpoint, and in the header of a .safetensors file.
 CARD_KEY = "model_card"
@@ -125,7 +125,11 @@ def read_card(path: str | Path) -> ModelCard | None:
         elif path.suffix == ".ckpt" or not path.is_file():  # the reader says what is wrong with a missing file
             content = read_checkpoint(path, mmap=True).get(CARD_KEY)
         return ModelCard.from_dict(content) if content else None
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(
+            f"cannot read {path}: {getattr(error, 'strerror', None) or first_line(error)}; {EXPECTED}"
+        ) from None
+    except (ValueError, TypeError, KeyError) as error:
         raise WeightsError(
             f"cannot read what {path} says of its network: {first_line(error)}; write the file with this version"
         ) from None

@@ -21,7 +21,8 @@ from mobilemamba.models.release_names import StateDict
 
 _CONTAINER_KEYS = ("net", "state_dict", "model", "state_dict_ema", "model_ema", "ema")
 _WRAPPERS = re.compile(r"(?:(?:module|model|net|network|ema|_orig_mod)\.)+")
-_EXPECTED = "expected a .safetensors file or a .pth state dict of plain tensors"
+#: What every message about an unreadable file ends with.
+EXPECTED = "expected a .safetensors file or a .pth state dict of plain tensors"
 #: Share of a network's tensors that has to stand behind a prefix, where a network of another kind has few by accident.
 #: Not more, as fusing the norms leaves few names as they were.
 _LEAST_SHARE = 0.05
@@ -74,14 +75,14 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> Mapping[str, Any
     except pickle.UnpicklingError as error:  # of which torch's words are: advice to let the file run its code
         found = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it holds more than tensors ({found[1]})" if found else "it is no file of torch's, or a damaged one"
-        raise WeightsError(f"cannot read {path}: {reason}; {_EXPECTED}") from None
+        raise WeightsError(f"cannot read {path}: {reason}; {EXPECTED}") from None
     except OSError as error:
-        raise WeightsError(f"cannot read {path}: {error.strerror or error}; {_EXPECTED}") from None
+        raise WeightsError(f"cannot read {path}: {error.strerror or error}; {EXPECTED}") from None
     except Exception as error:  # torch's reader takes any file for a pickle, and fails in as many ways
         reason = (
             "it is damaged, or only the begin of a file" if "PytorchStreamReader" in str(error) else first_line(error)
         )
-        raise WeightsError(f"cannot read {path}: {reason}; {_EXPECTED}") from None
+        raise WeightsError(f"cannot read {path}: {reason}; {EXPECTED}") from None
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path} holds a {type(content).__name__}; expected a state dict")
     return content

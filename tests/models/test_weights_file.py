@@ -1,6 +1,7 @@
 """Files of every kind give one network's tensors, or one line that says why not."""
 
 import argparse
+import errno
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mobilemamba.errors import WeightsError
+from mobilemamba.models import read_card
 from mobilemamba.models.weights_file import find_tensors, read_checkpoint
 
 State = dict[str, Tensor]
@@ -173,3 +175,26 @@ def test_unusable_safetensors(tmp_path: Path) -> None:
     write_garbage(tmp_path / "weights.safetensors")
     with pytest.raises(WeightsError, match="cannot read"):
         read_checkpoint(tmp_path / "weights.safetensors")
+
+
+@pytest.mark.parametrize("name", ["own.pth", "own.safetensors"])
+def test_a_file_that_may_not_be_read(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused by a stand-in, as an administrator may read everything."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", name)
+
+    path = tmp_path / name
+    path.touch()
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr("mobilemamba.models.card.safe_open", refuse)
+    for read in (read_checkpoint, read_card) if path.suffix == ".safetensors" else (read_checkpoint,):
+        with pytest.raises(WeightsError, match=rf"cannot read .*{name}: Permission denied; expected"):
+            read(path)
+
+
+def test_the_message_about_code_names_it_and_gives_no_dangerous_advice(tmp_path: Path) -> None:
+    torch.save({"net": torch.nn.ReLU()}, tmp_path / "own.pth")
+    with pytest.raises(WeightsError, match=r"it holds more than tensors \(torch.nn.modules.activation.ReLU\)") as error:
+        read_checkpoint(tmp_path / "own.pth")
+    assert "weights_only" not in str(error.value)

@@ -23,6 +23,8 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
     def popen(*command: str) -> subprocess.Popen[str]:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        # Also where the tests themselves run in the background of a shell, which has Ctrl-C ignored.
+        pipes["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
         started.append(subprocess.Popen([sys.executable, *command], **pipes))  # type: ignore[call-overload]
         return started[-1]
 
