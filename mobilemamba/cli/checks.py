@@ -87,10 +87,10 @@ def check_pictures(task: LightningModule, data: ImageDataModule) -> None:
         ConfigError: With the network's complaint.
     """
     network = getattr(task, "model", None)
-    if not isinstance(network, torch.nn.Module):
+    parameter = next(network.parameters(), None) if isinstance(network, torch.nn.Module) else None
+    if not isinstance(network, torch.nn.Module) or parameter is None:
         return
-    parameter = next(network.parameters())
-    training = network.training
+    training = {module: module.training for module in network.modules()}
     height, width = data.image_hw
     picture = torch.zeros(1, len(data.mean), height, width, device=parameter.device, dtype=parameter.dtype)
     try:
@@ -106,7 +106,8 @@ def check_pictures(task: LightningModule, data: ImageDataModule) -> None:
             f"{reason}; change data.img_size or model.in_chans"
         ) from error
     finally:
-        network.train(training)
+        for module, mode in training.items():
+            module.training = mode
 
 
 def check_norms(config: Any, trainer: Trainer) -> None:
