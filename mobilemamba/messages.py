@@ -75,6 +75,11 @@ def _key(message: str) -> str:
 
 
 def _reasons(message: str) -> str:
+    absent = (
+        r"Problem with given class_path '([^']+)':\s*([^\n]*(?:No module named|has no attribute|cannot import)[^\n]*)"
+    )
+    if found := re.search(absent, message):
+        return f"no such class: {found[1]} ({found[2]})"
     lines = [line.strip() for line in message.splitlines()]
     if "Errors:" in lines:  # a union of types: each says why it is not it; that it is not None helps nobody
         lines = [line.removeprefix("- ") for line in lines if line.startswith("- ")]

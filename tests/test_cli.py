@@ -118,6 +118,8 @@ def test_the_lock_is_released_after_a_run() -> None:
         ("--model.mixing.prb 1", "did you mean model.mixing.prob?"),
         ("--model.qqq 1", "unknown setting model.qqq; the command with --help-all lists what there is"),
         ("--data.root x --data ImageFolder", "unknown setting data.root; the data that is chosen has none; choose its"),
+        ("--model nosuch.Task", "model: no such class: nosuch.Task (No module named 'nosuch')"),
+        ("--trainer.callbacks nosuch.C", "trainer.callbacks: no such class: nosuch.C (No module named 'nosuch')"),
         # What Lightning, torch and timm complain of while they are given the settings.
         ("--trainer.strategy nonsense", "trainer.strategy: You selected an invalid strategy name"),
         ("--trainer.accelerator mps", "trainer.accelerator"),

@@ -164,8 +164,8 @@ def _load(path: str | Path, name: str | None, *, verbose: bool) -> tuple[nn.Modu
     card = read_card(path)
     if card is None and name is None:
         raise ConfigError(
-            f"{path} does not say which network it is of; name the model, e.g. --model mobilemamba_s6 or another of "
-            "timm's"
+            f"{path} does not say which network it is of; name the model by --model, a teacher's by "
+            "model.distillation.teacher, e.g. mobilemamba_s6 or another of timm's"
         )
     if card is not None and name not in (None, card.model):
         raise ConfigError(f"{path} is of a {card.model}, and the model named is {name}; leave the name out")
