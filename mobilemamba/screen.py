@@ -16,7 +16,7 @@ from rich.text import Text
 #: Of a file or a pipe, in characters: there a line may be as long as it likes.
 _UNLIMITED = 10_000
 #: A longer word, such as a path, is broken where another column would be left out for it.
-_LONGEST_WORD = 24
+_LONGEST_WORD = 20
 
 
 def make_console() -> Console:

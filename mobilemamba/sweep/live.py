@@ -89,8 +89,8 @@ class Display:
             title=self.title,
             notes=notes,
             numeric=[*costs, *range(4 + len(swept), 6 + len(swept))],
-            # Names of rows tell what they sweep; what is left says how far they are.
-            spare=[*reversed(costs), *range(len(swept), 0, -1)],
+            # Names of rows tell what they sweep; how far they are goes last, or first while it is blank.
+            spare=[*reversed(costs), *range(len(swept), 0, -1), 4 + len(swept), 5 + len(swept)],
             styles=[_COLOURS.get(entry["status"]) for entry in shown],
         )
 
