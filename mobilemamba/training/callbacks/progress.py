@@ -44,8 +44,13 @@ class TrainingBar(RichProgressBar):
 def _log_to_stderr_of_now() -> None:
     """Has Lightning's log go above the bar: its handler keeps the standard error that there was at its import."""
     for handler in logging.getLogger("lightning.pytorch").handlers:
-        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+        if isinstance(handler, logging.StreamHandler) and _unwrapped(handler.stream) is _unwrapped(sys.stderr):
             handler.setStream(sys.stderr)
+
+
+def _unwrapped(stream: Any) -> Any:
+    """The file behind what a live display puts in its place."""
+    return getattr(stream, "rich_proxied_file", stream)
 
 
 class EpochLines(Callback):
