@@ -33,7 +33,6 @@ from mobilemamba.sweep.plan import PLACE, Row, differences, lookup, select
 from mobilemamba.sweep.row import FitRow, fit_row, is_finished, is_locked, read_json
 from mobilemamba.sweep.saved import SavedSweep, save_plan, write_tables
 from mobilemamba.sweep.seeds import Record
-from mobilemamba.sweep.signals import stop_on_signals
 from mobilemamba.sweep.table import FUSED_FILE, record
 
 
