@@ -61,20 +61,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 for number in range(count):
                     Image.new("RGB", (40, 36), colour).save(folder / data / part / label / f"{number}.jpg")
     release = timm.create_model("mobilemamba_s6")
-    torch.save({"net": ours_to_release(release.state_dict())}, folder / "release.pth")
+    torch.save({"net": ours_to_release(release.state_dict())}, folder / "mobilemamba_s6.pth")
     torch.save(timm.create_model("tresnet_v2_l").state_dict(), folder / "tresnet_v2_l.pth")
     preprocessing = Preprocessing.of_model("mobilemamba_s6")
     save_weights(release, folder / "s6_imagenet.safetensors", ModelCard("mobilemamba_s6", preprocessing))
     own = ModelCard("mobilemamba_s6", preprocessing, num_classes=2, class_names=names["my_pictures"])
     save_weights(timm.create_model("mobilemamba_s6", num_classes=2), folder / "s6.safetensors", own)
+    (folder / "runs/default").mkdir(parents=True)
+    shutil.copy(folder / "s6.safetensors", folder / "runs/default/best.safetensors")
     return folder
 
 
 @needs_native
-def test_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    (block,) = blocks("python")
+@pytest.mark.parametrize(("block", "printed"), zip(blocks("python"), ("[2, 10]", "('red', 'blue')"), strict=True))
+def test_python_runs(
+    block: str, printed: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
     exec(compile(block, "README.md", "exec"), {})
-    assert "[2, 10]" in capsys.readouterr().out
+    assert printed in capsys.readouterr().out
 
 
 def test_model_table_is_counted() -> None:
