@@ -16,9 +16,8 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from mobilemamba.errors import ConfigError, WeightsError
-from mobilemamba.models.weights_file import read_checkpoint
 from mobilemamba.sweep import Config, differences
-from mobilemamba.training.checkpoint_files import checkpoints_newest_first
+from mobilemamba.training.checkpoint_files import checkpoints_newest_first, read_training_checkpoint
 
 #: Settings that may differ in a resumed run: they take effect, and do not change what is learned.
 FREE_SETTINGS = (
@@ -65,22 +64,6 @@ def check_kept_settings(path: Path, checkpoint: Mapping[str, Any], saved: Config
             f"{path} keeps what it was trained with, so that these would have no effect: {', '.join(changed[:4])}; "
             f"{remedy}, or start a new training from its weights by --weights"
         )
-
-
-def read_training_checkpoint(path: Path) -> Mapping[str, Any]:
-    """The content of a checkpoint that a training can go on from, not yet read from the disk.
-
-    Raises:
-        WeightsError: If it cannot be read.
-        ConfigError: If it holds weights alone.
-    """
-    checkpoint = read_checkpoint(path, mmap=path.suffix != ".safetensors")
-    if "optimizer_states" not in checkpoint or "loops" not in checkpoint:
-        raise ConfigError(
-            f"ckpt_path={path} holds weights, not the state of a training; start from them by --weights {path}, or go "
-            "on from a last.ckpt"
-        )
-    return checkpoint
 
 
 def newest_readable_checkpoint(run: Path) -> tuple[Path, Mapping[str, Any]]:

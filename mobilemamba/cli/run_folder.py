@@ -17,11 +17,10 @@ from mobilemamba.cli.resume import (
     FREE_SETTINGS,
     check_kept_settings,
     newest_readable_checkpoint,
-    read_training_checkpoint,
 )
 from mobilemamba.errors import ConfigError, MobileMambaError
 from mobilemamba.sweep import Config, differences
-from mobilemamba.training.checkpoint_files import FOLDER, checkpoints_newest_first
+from mobilemamba.training.checkpoint_files import FOLDER, checkpoints_newest_first, read_training_checkpoint
 
 #: Reads the ``config.yaml`` that a run saved, in the form of the command's own settings.
 SavedConfig = Callable[[Path], Config]

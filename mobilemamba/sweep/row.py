@@ -16,7 +16,6 @@ import subprocess
 import sys
 import threading
 import time
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from mobilemamba.files import write_text_atomic
+from mobilemamba.training.checkpoint_files import FOLDER, can_resume
 
 #: (run_dir, environment, stop) -> None if finished, else the reason.
 FitRow = Callable[[Path, dict[str, str], threading.Event], str | None]
@@ -150,20 +150,13 @@ def run_logged(
 def _command(run_dir: Path) -> list[str]:
     command = [sys.executable, "-m", "mobilemamba", "fit", "--config", str(run_dir / "run.yaml")]
     command += ["--trainer.default_root_dir", str(run_dir)]  # the file's is where the sweep was when it started
-    return [*command, "--ckpt_path", "last"] if _can_resume(run_dir) else command
-
-
-def _can_resume(run_dir: Path) -> bool:
-    """Whether a training can go on from one of the folder's checkpoints: best.ckpt holds weights alone."""
-    kept = (run_dir / "checkpoints").glob("*.ckpt")
-    # torch saves a zip file, whose directory comes last; a sharded checkpoint is a folder.
-    return any(path.is_dir() or zipfile.is_zipfile(path) for path in kept if path.stem != "best")
+    return [*command, "--ckpt_path", "last"] if can_resume(run_dir) else command
 
 
 def _set_aside_checkpoints(run_dir: Path) -> Path | None:
     """Renames ``checkpoints`` where no training can go on from it, as a new one does not start over it."""
-    folder, aside = run_dir / "checkpoints", run_dir / "checkpoints-unreadable"
-    if not folder.exists() or _can_resume(run_dir):
+    folder, aside = run_dir / FOLDER, run_dir / f"{FOLDER}-unreadable"
+    if not folder.exists() or can_resume(run_dir):
         return None
     shutil.rmtree(aside, ignore_errors=True)
     return folder.rename(aside)

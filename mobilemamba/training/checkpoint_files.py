@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from mobilemamba.errors import WeightsError
+from mobilemamba.errors import ConfigError, WeightsError
 from mobilemamba.models.weights_file import read_checkpoint
 
 #: Below a run's folder, and the files in it: the weights of the best validation, the newest state of the training, and
@@ -28,6 +31,31 @@ def checkpoints_newest_first(run_dir: Path) -> list[Path]:
     by_file = {path.resolve(): path for path in paths if path.name != BEST}  # not by its other name, a link
     written = {path: when for path in by_file.values() if (when := _written(path)) is not None}
     return sorted(written, key=written.__getitem__, reverse=True)
+
+
+def read_training_checkpoint(path: Path) -> Mapping[str, Any]:
+    """The content of a checkpoint that a training can go on from, not yet read from the disk.
+
+    Raises:
+        WeightsError: If it cannot be read.
+        ConfigError: If it holds weights alone.
+    """
+    checkpoint = read_checkpoint(path, mmap=path.suffix != ".safetensors")
+    if "optimizer_states" not in checkpoint or "loops" not in checkpoint:
+        raise ConfigError(
+            f"ckpt_path={path} holds weights, not the state of a training; start from them by --weights {path}, or go "
+            "on from a last.ckpt"
+        )
+    return checkpoint
+
+
+def can_resume(run_dir: Path) -> bool:
+    """Whether a training can go on from any of a run's checkpoints."""
+    for path in checkpoints_newest_first(run_dir):
+        with contextlib.suppress(ConfigError, WeightsError):
+            read_training_checkpoint(path)
+            return True
+    return False
 
 
 def _written(path: Path) -> float | None:
