@@ -73,7 +73,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @needs_native
-@pytest.mark.parametrize(("block", "printed"), zip(blocks("python"), ("[2, 10]", "('red', 'blue')"), strict=True))
+@pytest.mark.parametrize(("block", "printed"), [*zip(blocks("python"), ("[2, 10]", "('red', 'blue')"), strict=True)])
 def test_python_runs(
     block: str, printed: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
