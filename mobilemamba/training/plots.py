@@ -39,6 +39,7 @@ def draw_curves(history: list[dict[str, float]], path: Path, title: str) -> None
                 if points:
                     axis.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 40 else None)
             axis.set(xlabel="epoch", ylabel=label)
+            axis.xaxis.get_major_locator().set_params(integer=True)
             axis.grid(alpha=0.3)
             if len(axis.lines) > 1:
                 axis.legend(fontsize=8)

@@ -76,11 +76,12 @@ class TrainingPlots(Callback):
             rank_zero_warn(f"no plots of the training: {type(error).__name__}: {error}")
 
     def _keep(self, trainer: Trainer, prefix: str) -> None:
-        found = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith(prefix)}
+        metrics = trainer.callback_metrics.items()
+        found = {name: float(v) for name, v in metrics if name.startswith(prefix) and not name.endswith("_step")}
         if not found:
             return
         steps = max(1, trainer.num_training_batches // trainer.accumulate_grad_batches)
-        lr = max(group["lr"] for group in trainer.optimizers[0].param_groups)
-        entry = {"epoch": trainer.global_step / steps, "lr": lr, **found}
+        rates = [group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups if "lr" in group]
+        entry = {"epoch": trainer.global_step / steps, **({"lr": max(rates)} if rates else {}), **found}
         self.history = [known for known in self.history if known["epoch"] <= entry["epoch"]]
         self.history.append(entry)

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch.utils.data import DataLoader
 
 from mobilemamba.training.callbacks import TrainingPlots
 from mobilemamba.training.callbacks import plots as module
@@ -34,3 +36,21 @@ def test_a_training_does_not_fail_for_its_pictures(tmp_path, monkeypatch: pytest
     monkeypatch.setattr(module, "draw_curves", draw)
     with pytest.warns(UserWarning, match="no plots of the training: ValueError: a bug in a library"):
         fit(TrainingPlots(), default_root_dir=tmp_path, **{**QUICK, "max_epochs": 1})
+
+
+class NoOptimizer(LightningModule):
+    def training_step(self, batch) -> None:
+        self.log("train/loss", batch.mean())
+
+    def validation_step(self, batch) -> None:
+        self.log("val/other", batch.mean())
+
+    def configure_optimizers(self) -> None: ...
+
+
+def test_a_module_that_has_no_learning_rate_has_curves_too(tmp_path) -> None:
+    plots, data = TrainingPlots(), DataLoader(torch.ones(4, 1))
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False, "accelerator": "cpu"}
+    Trainer(**QUICK, **quiet, default_root_dir=tmp_path, callbacks=[plots]).fit(NoOptimizer(), data, data)
+    assert {name for entry in plots.history for name in entry} == {"epoch", "train/loss", "val/other"}
+    assert (tmp_path / "learning_curves.png").exists()
