@@ -98,6 +98,7 @@ class SweepRunner:
         if self.sweep.dry_run:
             self._print_plan(display, changed)
             return
+        display.say(f"sweep folder: {self.root}")
         with self._lock(), stop_on_signals(), display:
             self._prepare(changed)
             self._run(display, launch)

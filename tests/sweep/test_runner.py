@@ -29,9 +29,12 @@ def starts(name: str) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-def test_a_finished_sweep_leaves_its_files_and_is_not_run_again(sweep_faked: Sweeper) -> None:
+def test_a_finished_sweep_leaves_its_files_and_is_not_run_again(
+    sweep_faked: Sweeper, capsys: pytest.CaptureFixture[str]
+) -> None:
     paper = {"a": {"top1": 77.5, "flops_m": 620, "throughput": 11353}}
     sweep_faked("a", "bb", paper=paper, paper_note="ImageNet-1k, L40S")
+    assert capsys.readouterr().out.startswith("sweep folder: runs/table\n")
     for name in ("results.csv", "results.md", "results.png", "a/run.yaml", "a/log.txt", "a/status.json", "hparams/a"):
         assert (ROOT / name).exists(), name
     assert "sweep" not in yaml.safe_load((ROOT / "a/run.yaml").read_text())
