@@ -95,7 +95,7 @@ def _reasons(message: str) -> str:
     text = re.sub(r"[Ee]xpected an? typing\.Literal\[([^\]]*)\]", r"expected one of \1", text)
     text = re.sub(r"\bExpected an? ", "expected ", text).replace("expected dot import path string:", "no such class:")
     text = re.sub(r"\.? ?Got value: ", ", got ", text)
-    text = re.sub(r"the following arguments are required: (\S+)", r"missing \1; give a value for it", text)
+    text = re.sub(r"the following arguments are required: (.+)", r"missing \1; give a value for each", text)
     given = re.findall(r"Given value: (.*)", message)
     if given and "got " not in text and "expected" in text and len(given[0]) < 80:
         text = f"{text}, got {given[0]}"

@@ -90,10 +90,11 @@ def check_pictures(task: LightningModule, data: ImageDataModule) -> None:
     parameter = next(network.parameters(), None) if isinstance(network, torch.nn.Module) else None
     if not isinstance(network, torch.nn.Module) or parameter is None:
         return
+    data.check_arguments()
     training = {module: module.training for module in network.modules()}
     height, width = data.image_hw
-    picture = torch.zeros(1, len(data.mean), height, width, device=parameter.device, dtype=parameter.dtype)
     try:
+        picture = torch.zeros(1, len(data.mean), height, width, device=parameter.device, dtype=parameter.dtype)
         with torch.no_grad():
             network.eval().forward(picture)  # not called as a whole, which would compile it
     except MobileMambaError:

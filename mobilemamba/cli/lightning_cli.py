@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,8 +29,8 @@ from mobilemamba.cli.checks import (
 )
 from mobilemamba.cli.parser import Parser, given_settings, plain
 from mobilemamba.cli.report import print_accuracies, print_classes
-from mobilemamba.cli.resume import check_fits
-from mobilemamba.cli.run_folder import go_on, holds_run, runs_named, start_anew, start_from_file
+from mobilemamba.cli.resume import RUN_CONFIG, check_fits
+from mobilemamba.cli.run_folder import go_on, holds_run, is_finished, runs_named, start_anew, start_from_file
 from mobilemamba.cli.shorthand import check_against_card, expand_options, fill_preprocessing, parse_with_card
 from mobilemamba.cli.stopping import name_the_way_on
 from mobilemamba.cli.tool import short_errors
@@ -39,6 +40,7 @@ from mobilemamba.errors import ConfigError
 from mobilemamba.files import write_text_atomic
 from mobilemamba.messages import user_error
 from mobilemamba.sweep import Config, Row, Sweep, SweepRunner, expand
+from mobilemamba.tasks import ClassificationTask
 from mobilemamba.training.provenance import pictures_used
 
 #: How long a run waits for its folder: a process that ends may hold it a little longer than its parent waited.
@@ -55,14 +57,19 @@ class SaveFitConfig(SaveConfigCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves."""
-        if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
-            return
+        if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
+            write_text_atomic(Path(trainer.default_root_dir) / self.config_filename, self._text())
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Writes it into the checkpoint too, which may leave its run's folder."""
+        checkpoint[RUN_CONFIG] = self._text()
+
+    def _text(self) -> str:
         config = self.config.clone()
         config.ckpt_path = None  # the configuration of the run, not of this going on with it
         if config.name is not None:  # then the folder follows from it, also for a run that starts from this file
             config.trainer.default_root_dir = None
-        text = self.parser.dump(config, skip_none=False)
-        write_text_atomic(Path(trainer.default_root_dir) / self.config_filename, text)
+        return self.parser.dump(config, skip_none=False)
 
 
 class MobileMambaCLI(LightningCLI):
@@ -139,6 +146,10 @@ class MobileMambaCLI(LightningCLI):
         """Parses, names the run folder, and resolves every row of a sweep."""
         assert isinstance(parser, Parser)
         self.config = parse_with_card(parser.parse, args)
+        chosen = self.config[self.config.subcommand].model.class_path
+        if not issubclass(_imported(chosen), ClassificationTask):  # then our defaults of arguments so named are none
+            self._parser(self.config.subcommand).set_defaults({"model": {"class_path": chosen}})
+            self.config = parser.parse(args)
         config = self.config[self.config.subcommand]
         check_settings(config)
         sweep = None
@@ -166,6 +177,10 @@ class MobileMambaCLI(LightningCLI):
         given = given_settings(self.given_args)
         if "name" in given and "trainer.default_root_dir" in given:
             raise ConfigError(f"--name {config.name} with --trainer.default_root_dir: both name the folder; give one")
+        if config.name is not None and (
+            Path(config.name).is_absolute() or {"", ".", ".."} & set(config.name.split("/"))
+        ):
+            raise ConfigError(f"name={config.name!r}: expected the name of a folder below runs/, e.g. base")
         if "name" in given and config.name is not None:
             config.trainer.default_root_dir = None  # a file's, such as that of the run that saved it
         self.folder_is_given = config.trainer.default_root_dir is not None
@@ -197,7 +212,10 @@ class MobileMambaCLI(LightningCLI):
         elif self.rows is None:
             self._choose_folder(self.config.fit)
             if is_first_process():
-                self._lock(Path(self.config.fit.trainer.default_root_dir))
+                root = Path(self.config.fit.trainer.default_root_dir)
+                self._lock(root)
+                if is_finished(root):
+                    raise ConfigError(f"{root} was finished by another process meanwhile; give the command once more")
 
     def _choose_folder(self, config: Any) -> None:
         """Decides between a new run and one that is gone on with, and says which folder it is."""
@@ -223,9 +241,9 @@ class MobileMambaCLI(LightningCLI):
             return [root] if holds_run(root) else []
         return runs_named(root)
 
-    def _saved_config(self, path: Path) -> Config:
+    def _saved_config(self, file: Path | str) -> Config:
         assert isinstance(self.parser, Parser)
-        return plain(self.parser, self.parser.parse(["fit", "--config", str(path)]))
+        return plain(self.parser, self.parser.parse(["fit", "--config", str(file)]))
 
     def _lock(self, root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True)
@@ -251,7 +269,8 @@ class MobileMambaCLI(LightningCLI):
         """Builds data, task and trainer; for a sweep, the runner in the trainer's place."""
         if self.rows is None or self.sweep is None:
             try:
-                super().instantiate_classes()
+                with self._without_weights():
+                    super().instantiate_classes()
             except Exception as error:  # jsonargparse wraps what a constructor raises into its own ValueError
                 if found := user_error(error):
                     raise found from None
@@ -267,6 +286,20 @@ class MobileMambaCLI(LightningCLI):
         root = Path(self.config[self.subcommand].trainer.default_root_dir)
         runner = SweepRunner(self.sweep, self.rows, root, self.given_args[1:], run=_run_here)
         self.trainer = runner  # type: ignore[assignment]
+
+    @contextlib.contextmanager
+    def _without_weights(self) -> Iterator[None]:
+        """Leaves out the weights that a training began with, if it goes on from a checkpoint: they may be gone."""
+        model = self.config[self.subcommand].model.get("init_args", {})
+        weights = model.get("weights")
+        if self.subcommand != "fit" or self.checkpoint is None or weights is None:
+            yield
+            return
+        model["weights"] = None
+        try:
+            yield
+        finally:
+            model["weights"] = weights
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds our loggers, where none are chosen, and our callbacks."""
@@ -315,6 +348,11 @@ class Planner(MobileMambaCLI):
 def _run_here(args: list[str]) -> None:
     with contextlib.ExitStack() as resources:
         MobileMambaCLI(args, resources)
+
+
+def _imported(class_path: str) -> type:
+    module, _, name = class_path.rpartition(".")
+    return getattr(import_module(module), name)
 
 
 def _config_name(paths: list[Any] | None) -> str:

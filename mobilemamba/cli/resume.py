@@ -6,7 +6,7 @@ All of it is looked at before anything is written, so that a refused resume leav
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from mobilemamba.errors import ConfigError, WeightsError
 from mobilemamba.sweep import Config, differences
 from mobilemamba.training.checkpoint_files import checkpoints_newest_first, read_training_checkpoint
 
+#: Under which a checkpoint keeps its run's ``config.yaml``.
+RUN_CONFIG = "run_config"
 #: Settings that may differ in a resumed run: they take effect, and do not change what is learned.
 FREE_SETTINGS = (
     *("name", "config", "ckpt_path", "weights_only", "table_size", "data.num_workers", "model.compile"),
@@ -38,6 +40,37 @@ KEPT_SETTINGS = (
 )
 
 
+def changed_settings(saved: Config, config: Config) -> list[str]:
+    """What a command would train otherwise than a run whose folder it is to go on in.
+
+    Args:
+        saved: The run's settings.
+        config: The command's.
+    """
+    return _differences(saved, config, without=FREE_SETTINGS)
+
+
+def _differences(
+    saved: Config, config: Config, within: Sequence[str] | None = None, without: Sequence[str] = ()
+) -> list[str]:
+    """Of settings, where a folder that was moved or named otherwise is the same, and callbacks go by their classes."""
+    saved, config = json.loads(json.dumps(saved)), json.loads(json.dumps(config))
+    for part, name in (("data", "root"), ("model", "weights")):
+        there, here = (whole[part].get("init_args", {}) for whole in (saved, config))
+        old, new = there.get(name), here.get(name)
+        if old and new and (not Path(old).exists() or Path(old).resolve() == Path(new).resolve()):
+            there[name] = new
+    before, after = _callbacks(saved), _callbacks(config)
+    both = sorted(before.keys() & after.keys())  # those that keep a state go on with their former arguments
+    there, here = ({"callbacks": {name: chosen[name] for name in both}} for chosen in (before, after))
+    return differences(saved, config, within, without) + differences({"trainer": there}, {"trainer": here})
+
+
+def _callbacks(config: Config) -> dict[str, Any]:
+    chosen = config["trainer"].get("callbacks") or []
+    return {c["class_path"].rpartition(".")[2]: c.get("init_args", {}) for c in chosen}
+
+
 def check_kept_settings(path: Path, checkpoint: Mapping[str, Any], saved: Config | None, config: Config) -> None:
     """Refuses settings that a checkpoint would override.
 
@@ -51,8 +84,9 @@ def check_kept_settings(path: Path, checkpoint: Mapping[str, Any], saved: Config
         ConfigError: Naming them.
     """
     if saved is not None:
-        changed = differences(saved, config, KEPT_SETTINGS, FREE_SETTINGS)
-        remedy = f"take the run's own by --config {path.parent.parent / 'config.yaml'}"
+        changed = _differences(saved, config, KEPT_SETTINGS, FREE_SETTINGS)
+        file = path.parent.parent / "config.yaml"
+        remedy = f"take the run's own by --config {file}" if file.exists() else "give the run's own settings"
     else:
         known = json.loads(json.dumps(dict(checkpoint.get("hyper_parameters", {})), default=str))
         here = {key: value for key, value in config["model"].get("init_args", {}).items() if key in known}
@@ -82,7 +116,9 @@ def newest_readable_checkpoint(run: Path) -> tuple[Path, Mapping[str, Any]]:
         for reason in reasons:
             rank_zero_warn(f"{reason}; going on from the checkpoint before it, {path}")
         return path, checkpoint
-    raise WeightsError(f"no checkpoint in {run} can be read: {'; '.join(reasons)}; delete {run} to start it again")
+    raise WeightsError(
+        f"no checkpoint in {run} can be read: {'; '.join(reasons)}; repair one, or choose another --name for a new run"
+    )
 
 
 def check_fits(path: str | Path, checkpoint: Mapping[str, Any], module: LightningModule) -> None:
@@ -107,12 +143,30 @@ def check_fits(path: str | Path, checkpoint: Mapping[str, Any], module: Lightnin
                 )
     groups: Any = getattr(module, "parameter_groups", None)
     if callable(groups) and checkpoint.get("optimizer_states"):
-        saved = [len(group["params"]) for group in checkpoint["optimizer_states"][0]["param_groups"]]
-        wanted = [len(group["params"]) for group in groups()]
-        if saved != wanted:
+        _check_optimizer(path, checkpoint["optimizer_states"][0], groups())
+
+
+def _check_optimizer(path: str | Path, state: Any, groups: list[dict[str, Any]]) -> None:
+    try:
+        saved = [len(group["params"]) for group in state["param_groups"]]
+        moments = {
+            index: {tuple(x.shape) for x in of.values() if isinstance(x, Tensor) and x.ndim}
+            for index, of in state.get("state", {}).items()
+        }
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} holds no state of an optimiser ({error!r}); go on from another checkpoint") from None
+    wanted = [len(group["params"]) for group in groups]
+    if saved != wanted:
+        raise ConfigError(
+            f"{path} is of an optimiser with other parameter groups: {saved} parameters there, {wanted} here; give "
+            "model.weight_decay_rule, model.layer_decay and model.freeze_backbone as in its run"
+        )
+    # The fused optimiser would read beyond the end of those that are too small.
+    for index, parameter in enumerate(p for group in groups for p in group["params"]):
+        if wrong := moments.get(index, set()) - {tuple(parameter.shape)}:
             raise ConfigError(
-                f"{path} is of an optimiser with other parameter groups: {saved} parameters there, {wanted} here; give "
-                "model.weight_decay_rule, model.layer_decay and model.freeze_backbone as in its run"
+                f"{path} holds moments of shape {list(wrong.pop())} for a parameter of shape {list(parameter.shape)}; "
+                "go on from another checkpoint"
             )
 
 

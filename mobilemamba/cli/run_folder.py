@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from mobilemamba.cli.resume import (
-    FREE_SETTINGS,
+    RUN_CONFIG,
+    changed_settings,
     check_kept_settings,
     newest_readable_checkpoint,
 )
 from mobilemamba.errors import ConfigError, MobileMambaError
-from mobilemamba.sweep import Config, differences
+from mobilemamba.sweep import PLAN_FILE, Config
 from mobilemamba.training.checkpoint_files import FOLDER, checkpoints_newest_first, read_training_checkpoint
 
-#: Reads the ``config.yaml`` that a run saved, in the form of the command's own settings.
-SavedConfig = Callable[[Path], Config]
+#: Reads the ``config.yaml`` that a run saved, or its text, in the form of the command's own settings.
+SavedConfig = Callable[[Path | str], Config]
 
 
 @dataclass
@@ -99,17 +100,24 @@ def start_from_file(path: Path, folder: Path, numbered: bool, config: Config, sa
         WeightsError: If it cannot be read.
     """
     run, checkpoint = path.parent.parent, read_training_checkpoint(path)
-    of_run = saved(run / "config.yaml") if (run / "config.yaml").exists() else None
+    file = run / "config.yaml"
+    text = file if file.exists() else checkpoint.get(RUN_CONFIG)
+    of_run = saved(text) if text else None
     newest = path in checkpoints_newest_first(run)[:1] and not is_finished(run)
-    if newest and of_run is not None and not differences(of_run, config, without=FREE_SETTINGS):
+    if newest and of_run is not None and not changed_settings(of_run, config):
         return go_on(folder, [run], config, saved)
     check_kept_settings(path, checkpoint, of_run, config)
     return start_anew(folder, numbered, (path, checkpoint))
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether a run has left a checkpoint or results here."""
-    return is_finished(folder) or (folder / FOLDER).exists()
+    """Whether there is something here that is not to be written over: results, a training's state, or a sweep."""
+    return is_finished(folder) or (folder / PLAN_FILE).exists() or bool(checkpoints_newest_first(folder))
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a single run has begun here."""
+    return not (folder / PLAN_FILE).exists() and ((folder / "config.yaml").exists() or holds_run(folder))
 
 
 def is_finished(folder: Path) -> bool:
@@ -128,7 +136,7 @@ def runs_named(folder: Path) -> list[Path]:
     if not folder.parent.is_dir():
         return []
     of_name = re.compile(re.escape(folder.name) + r"(-\d+)?")
-    return _newest_first(path for path in folder.parent.iterdir() if of_name.fullmatch(path.name) and holds_run(path))
+    return _newest_first(path for path in folder.parent.iterdir() if of_name.fullmatch(path.name) and is_run(path))
 
 
 def _run_to_go_on_with(folder: Path, runs: Sequence[Path], config: Config, saved: SavedConfig) -> Path:
@@ -140,7 +148,7 @@ def _run_to_go_on_with(folder: Path, runs: Sequence[Path], config: Config, saved
             found.append(f"{run} was stopped before its first checkpoint")
         else:
             try:
-                changed = differences(saved(run / "config.yaml"), config, without=FREE_SETTINGS)
+                changed = changed_settings(saved(run / "config.yaml"), config)
             except (OSError, MobileMambaError) as error:
                 found.append(f"{run} has no configuration that can be read ({error})")
                 continue
@@ -154,6 +162,8 @@ def _run_to_go_on_with(folder: Path, runs: Sequence[Path], config: Config, saved
 
 
 def _remedy(folder: Path, runs: Sequence[Path]) -> str:
+    if any(not is_finished(run) and not checkpoints_newest_first(run) for run in runs):
+        return "leave --ckpt_path out to start it again"
     afresh = "leave --ckpt_path out for a new run"
     if unfinished := _unfinished(runs) or _unfinished(_newest_first(folder.parent.glob("*/"))):
         return f"go on with {unfinished[0]} by --config {unfinished[0] / 'config.yaml'} --ckpt_path last, or {afresh}"

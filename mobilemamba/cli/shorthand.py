@@ -7,6 +7,7 @@ card also say which network they are of, wherever they are named.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -20,12 +21,12 @@ from mobilemamba.errors import ConfigError
 from mobilemamba.models import ModelCard, Preprocessing, read_card
 from mobilemamba.models.create import check_model_name
 
-#: Settings that the network decides where they are left open, in data modules that have all of them.
+#: Settings that the weights decide where they are left open; or the model, in data modules that have all of them.
 _PREPROCESSING = ("img_size", "mean", "std", "interpolation", "crop_pct")
 
 
 def expand_options(args: list[str]) -> list[str]:
-    """The options of a command with the short ones written out.
+    """The options of a command, the short ones written out, those in files before all others.
 
     Args:
         args: Options, without the command.
@@ -34,10 +35,15 @@ def expand_options(args: list[str]) -> list[str]:
         ConfigError: If a short option's value is none that it could have.
         WeightsError: If the weights cannot be read.
     """
+    resuming = any(arg.partition("=")[0] == "--ckpt_path" for arg in args)  # then it has what was in the weights
+    files: list[str] = []  # first, as options win over them wherever they stand
     expanded: list[str] = []
     rest = iter(args)
     for arg in rest:
         name, equals, value = arg.partition("=")
+        if name in ("--config", "-c"):
+            files += [arg] if equals else [arg, *itertools.islice(rest, 1)]
+            continue
         if name not in ("--model", "--weights", "--data", "--sweep.only"):
             expanded.append(arg)
             continue
@@ -46,7 +52,8 @@ def expand_options(args: list[str]) -> list[str]:
             expanded += [name, row_names(value)]
             continue
         if name == "--weights":
-            read_card(value)  # says what is wrong with it
+            if Path(value).is_file() or not resuming:
+                read_card(value)  # says what is wrong with it
             expanded += ["--model.weights", value]
         elif name == "--model" and _is_model_name(value):
             check_model_name(value)
@@ -59,7 +66,7 @@ def expand_options(args: list[str]) -> list[str]:
             )
         else:
             expanded += [name, value]
-    return expanded
+    return files + expanded
 
 
 def _may_be_class(value: str) -> bool:
@@ -120,7 +127,10 @@ def check_against_card(config: Any) -> None:
 
 def _card(config: Any) -> ModelCard | None:
     model = config.model.get("init_args", {}) if config.get("model") else {}
-    return read_card(model["weights"]) if model.get("weights") and model.get("name") else None
+    weights = model.get("weights")
+    if not weights or not model.get("name") or (config.get("ckpt_path") and not Path(weights).is_file()):
+        return None
+    return read_card(weights)
 
 
 def fill_preprocessing(config: Any) -> None:
@@ -134,16 +144,15 @@ def fill_preprocessing(config: Any) -> None:
         WeightsError: If the weights cannot be read.
     """
     model, data = config.model.get("init_args", {}), config.data.get("init_args", {})
-    if not all(name in data for name in _PREPROCESSING) or not model.get("name"):
+    left_open = [name for name in (*_PREPROCESSING, "upright") if name in data and data[name] is None]
+    if not left_open or not model.get("name"):
         return
-    left_open = [name for name in _PREPROCESSING if data[name] is None]
-    if not left_open and data.get("upright", True) is not None:
-        return
-    card = read_card(model["weights"]) if model.get("weights") else None
+    sources = [path for path in (model.get("weights"), config.get("ckpt_path")) if path and Path(path).is_file()]
+    card = next(filter(None, map(read_card, sources)), None)
+    if card is None and not all(name in data for name in _PREPROCESSING):
+        return  # pictures of one look, such as the sample's, which have a size of their own
     wanted = card.preprocessing if card is not None else Preprocessing.of_model(model["name"])
     for name in left_open:
         data[name] = getattr(wanted, name)
-    if "upright" in data and data["upright"] is None:
-        data["upright"] = wanted.upright
     if "img_size" in left_open and wanted.img_size[0] == wanted.img_size[1]:
         data["img_size"] = wanted.img_size[0]

@@ -57,12 +57,13 @@ def trainer_callbacks(
         show_bar: Whether there is a progress bar.
         table_size: Side in pixels of the picture that FLOPs and throughput are for.
     """
-    chosen = list(given.callbacks or [])
+    chosen: list[Callback] = given.callbacks or []
+    chosen = chosen if isinstance(chosen, list) else [chosen]  # a single one needs no list
 
     def among(kind: type[Callback]) -> bool:
         return any(isinstance(callback, kind) for callback in chosen)
 
-    callbacks = [*chosen, SayKernels(), EndOnSecondInterrupt()]
+    callbacks: list[Callback] = [*chosen, SayKernels(), EndOnSecondInterrupt()]
     if show_bar and not among(ProgressBar):
         callbacks.append(TrainingBar())
     if command != "fit":

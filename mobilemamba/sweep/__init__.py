@@ -5,8 +5,10 @@ from mobilemamba.sweep.network import network_kwargs
 from mobilemamba.sweep.plan import Config, Row, differences, expand, flatten, select
 from mobilemamba.sweep.row import fit_row
 from mobilemamba.sweep.runner import SweepFailedError, SweepRunner
+from mobilemamba.sweep.saved import PLAN_FILE
 
 __all__ = [
+    "PLAN_FILE",
     "Config",
     "Row",
     "Sweep",

@@ -34,13 +34,13 @@ def checkpoints_newest_first(run_dir: Path) -> list[Path]:
 
 
 def read_training_checkpoint(path: Path) -> Mapping[str, Any]:
-    """The content of a checkpoint that a training can go on from, not yet read from the disk.
+    """The content of a checkpoint that a training can go on from.
 
     Raises:
         WeightsError: If it cannot be read.
         ConfigError: If it holds weights alone.
     """
-    checkpoint = read_checkpoint(path, mmap=path.suffix != ".safetensors")
+    checkpoint = read_checkpoint(path)  # all of it: a damaged tensor shows in no directory
     if "optimizer_states" not in checkpoint or "loops" not in checkpoint:
         raise ConfigError(
             f"ckpt_path={path} holds weights, not the state of a training; start from them by --weights {path}, or go "

@@ -158,12 +158,14 @@ def test_a_broken_checkpoint_falls_back_to_the_one_before_it(run: Callable[..., 
     previous = last.with_name("previous.ckpt")
     shutil.copy(last, previous)
     os.utime(previous, (1, 1))
-    last.write_bytes(last.read_bytes()[:5000])
-    with pytest.warns(match=r"cannot read .*last.ckpt.*going on from the checkpoint before it, .*previous.ckpt"):
-        path, checkpoint = newest_readable_checkpoint(Path("runs/default"))
-    assert (path, checkpoint["global_step"]) == (previous, 4)
+    whole = last.read_bytes()
+    for broken in (whole[:5000], whole[: len(whole) // 2] + bytes(9000) + whole[len(whole) // 2 + 9000 :]):
+        last.write_bytes(broken)
+        with pytest.warns(match=r"cannot read .*last.ckpt.*going on from the checkpoint before it, .*previous.ckpt"):
+            path, checkpoint = newest_readable_checkpoint(Path("runs/default"))
+        assert (path, checkpoint["global_step"]) == (previous, 4)
     previous.write_bytes(b"")
-    with pytest.raises(WeightsError, match=r"no checkpoint in runs/default can be read: .*; delete runs/default"):
+    with pytest.raises(WeightsError, match=r"no checkpoint in runs/default can be read: .*; repair one, or"):
         newest_readable_checkpoint(Path("runs/default"))
 
 
@@ -192,3 +194,51 @@ def test_the_checkpoint_of_another_network_or_optimiser_is_refused(module: torch
     check_fits(Path("x.ckpt"), checkpoint, Other())
     with pytest.raises(ConfigError, match=message):
         check_fits(Path("x.ckpt"), checkpoint, module)
+
+
+@pytest.mark.parametrize("option", ["--ckpt_path last", "--ckpt_path runs/default/checkpoints/last.ckpt"])
+def test_an_option_wins_over_a_file_wherever_it_stands(run: Callable[..., Path], option: str) -> None:
+    run()
+    cli = main(["fit", *option.split(), "--config", "runs/default/config.yaml"])
+    assert cli.trainer.default_root_dir == "runs/default"
+    assert Path("runs/default/results.json").exists()
+
+
+def test_a_checkpoint_that_left_its_folder_knows_its_settings(run: Callable[..., Path]) -> None:
+    shutil.move(run() / "checkpoints/last.ckpt", "alone.ckpt")
+    shutil.rmtree("runs")
+    for setting in ("--data.batch_size 8", "--trainer.accumulate_grad_batches 2", "--seed_everything 3"):
+        assert setting.split()[0].removeprefix("--") in refusal(f"--ckpt_path alone.ckpt {setting}")
+
+
+def test_callbacks_that_keep_a_state_are_not_changed_in_silence(run: Callable[..., Path]) -> None:
+    stopping = (
+        "--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor val/top1 --trainer.callbacks.mode max "
+        "--trainer.callbacks.patience"
+    )
+    fit(f"--name stops {stopping} 5")
+    Path("runs/stops/results.json").unlink()
+    said = refusal(f"--name stops --ckpt_path last {stopping} 7")
+    assert "has other settings: trainer.callbacks.EarlyStopping.patience: 5 -> 7" in said
+
+
+def test_a_fine_tuning_goes_on_without_the_weights_that_it_began_with(run: Callable[..., Path]) -> None:
+    weights = Path(shutil.copy(run(finished=True) / "best.safetensors", "w.safetensors"))
+    fit("--name tuned --weights w.safetensors")
+    Path("runs/tuned/results.json").unlink()
+    weights.unlink()
+    assert fit("--name tuned --weights w.safetensors --ckpt_path last") == Path("runs/tuned")
+    assert yaml.safe_load(Path("runs/tuned/config.yaml").read_text())["model"]["init_args"]["weights"] == str(weights)
+
+
+def test_moments_of_another_shape_are_refused() -> None:
+    module = Other()
+    state = {0: {"step": torch.tensor(1.0), "exp_avg": torch.zeros(3)}}
+    optimizer = {"param_groups": [{"params": [0]}], "state": state}
+    with pytest.raises(ConfigError, match=r"moments of shape \[3\] for a parameter of shape \[2, 2\]"):
+        check_fits(Path("x.ckpt"), {"state_dict": module.state_dict(), "optimizer_states": [optimizer]}, module)
+
+
+@pytest.mark.parametrize("name", ["..", ".", "/tmp/x", "a/../b"])
+def test_a_name_that_leaves_the_runs_is_refused(name: str) -> None:
+    assert "expected the name of a folder below runs/" in refusal(f"--name {name}")

@@ -34,7 +34,7 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def test_other_options_stay() -> None:
-    options = ["--trainer.max_epochs", "3", "--model.lr=2", "--config", "x.yaml", "--data", "FashionMNISTSample"]
+    options = ["--config", "x.yaml", "--trainer.max_epochs", "3", "--model.lr=2", "--data", "FashionMNISTSample"]
     assert expand_options(options) == options
 
 
