@@ -57,7 +57,8 @@ def check_settings(config: Any) -> None:
         value = trainer.get(name)
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
-        if name in _SHARES and isinstance(value, float) and not least <= value <= 1:
+        # A whole one passes, as Lightning takes it: which of int and float a number is, a process's other types decide.
+        if name in _SHARES and isinstance(value, float) and not (least <= value <= 1 or value.is_integer()):
             raise ConfigError(
                 f"trainer.{name}={value}: expected a share of the batches from 0 to 1, or a whole number of them"
             )
