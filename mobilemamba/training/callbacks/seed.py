@@ -29,10 +29,18 @@ class StepSeed(Callback):
         self.seed = seed
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Gives the loader its place in a resumed epoch."""
+        """Goes on behind an epoch that had ended, and gives the loader its place in one that had not."""
+        loop = trainer.fit_loop
+        epochs: Any = loop.epoch_progress.current
+        ended = epochs.ready == epochs.started == epochs.processed
+        if loop.restarting and ended and not loop.epoch_loop.restarted_on_train_batch_end:
+            # Where there are max_steps, Lightning takes every epoch for one to be gone on with: one that had ended
+            # would be run once more, empty, and count twice. So here is what it does where there are none.
+            loop._restarting = loop.epoch_loop.restarting = False
+            loop.reset()
         # Lightning does this when it makes the loader. A task that asks for the number of steps, as a schedule must,
         # has the loader made before the checkpoint is read; the place would be lost.
-        trainer.fit_loop._load_combined_loader_states()
+        loop._load_combined_loader_states()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Seeds the epoch, before its data workers start."""

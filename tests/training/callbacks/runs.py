@@ -84,7 +84,7 @@ class DrawAtStart(Callback):
             torch.rand(17)
 
 
-def fit(folder, max_epochs, *, module=Net, data=None, seed=0, extra=None, ckpt_path=None, **saving):
+def fit(folder, max_epochs, *, module=Net, data=None, seed=0, extra=None, ckpt_path=None, max_steps=-1, **saving):
     torch.manual_seed(seed)
     np.random.seed(seed)
     random.seed(seed)
@@ -92,6 +92,7 @@ def fit(folder, max_epochs, *, module=Net, data=None, seed=0, extra=None, ckpt_p
     saver = ModelCheckpoint(folder, save_last=True, **saving)
     trainer = Trainer(
         max_epochs=max_epochs,
+        max_steps=max_steps,
         callbacks=[*(extra if extra is not None else [StepSeed(0)]), DrawAtStart(), saver],
         default_root_dir=folder,
         logger=False,

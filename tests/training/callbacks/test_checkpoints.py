@@ -128,7 +128,14 @@ class TestSeveralValidations:
 
     @pytest.mark.parametrize("kill", [3, 6])
     @pytest.mark.parametrize(
-        "options", [{"val_check_interval": 0.5}, {"val_check_interval": 3, "check_val_every_n_epoch": None}, {}]
+        "options",
+        [
+            {"val_check_interval": 0.5},
+            {"val_check_interval": 3, "check_val_every_n_epoch": None},
+            {},
+            {"max_steps": 100},
+            {"max_steps": 100, "val_check_interval": 0.5},
+        ],
     )
     def test_a_resumed_run_counts_no_validation_twice(self, tmp_path, kill, options):
         given = scores(at2=60, at3=55, at4=70, at6=65, at8=40)

@@ -3,7 +3,7 @@
 import pytest
 
 from mobilemamba.training.callbacks import StepSeed
-from tests.training.callbacks.runs import Data, fit, killed_and_resumed, same_weights, small_task
+from tests.training.callbacks.runs import Data, StopAfter, fit, killed_and_resumed, same_weights, small_task
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::UserWarning:torch")
 
@@ -16,6 +16,18 @@ class TestStepSeed:
         _, straight = fit(tmp_path / "a", 3, data=Data(workers), **saving)
         _, resumed = killed_and_resumed(tmp_path / "b", after, data=Data(workers), **saving)
         assert resumed.seen == [entry for entry in straight.seen if entry[0] >= after]
+        assert same_weights(straight, resumed)
+
+    @pytest.mark.parametrize("saving", [{}, {"save_on_train_epoch_end": True}], ids=["after-val", "after-train"])
+    def test_so_it_does_with_max_steps_and_killed_twice(self, tmp_path, saving):
+        """Lightning by itself would take the epoch that had ended for one to go on with, and skip the one after it."""
+        options = {"max_steps": 100, **saving}
+        _, straight = fit(tmp_path / "a", 3, **options)
+        with pytest.raises(ConnectionAbortedError):
+            killed_and_resumed(tmp_path / "b", 1, extra=(StepSeed(0), StopAfter(2)), **options)
+        trainer, resumed = fit(tmp_path / "b", 3, ckpt_path=str(tmp_path / "b/last.ckpt"), seed=99, **options)
+        assert (trainer.global_step, trainer.current_epoch) == (9, 3)
+        assert resumed.seen == [entry for entry in straight.seen if entry[0] >= 2]
         assert same_weights(straight, resumed)
 
     def test_with_the_task_and_drop_path(self, tmp_path):
