@@ -323,17 +323,17 @@ class ClassificationTask(EvaluationTask):
         """AdamW with warm-up and cosine, set every step.
 
         Raises:
-            ConfigError: If the training has no end to which the cosine could lead.
+            ConfigError: If the training has no end to which the cosine could lead, or no epochs for the warm-up.
         """
         hparams, trainer = self.hparams, self.trainer
+        trainer.fit_loop.setup_data()  # Lightning does so only where it needs the length of an epoch itself
         total_steps = trainer.estimated_stepping_batches
         if not 0 < total_steps < math.inf:
             raise ConfigError(
                 f"trainer.max_epochs={trainer.max_epochs}, trainer.max_steps={trainer.max_steps}: the learning rate's "
                 "cosine needs a training with an end; set trainer.max_epochs"
             )
-        steps_per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-        warmup_steps = round(hparams["warmup_epochs"] * steps_per_epoch)
+        warmup_steps = self._warmup_steps()
         if warmup_steps >= total_steps and not getattr(trainer, "fast_dev_run", False):
             rank_zero_warn(
                 f"warmup_epochs={hparams['warmup_epochs']:g} ({warmup_steps} steps) is no shorter than the training "
@@ -349,6 +349,15 @@ class ClassificationTask(EvaluationTask):
             optimizer, int(total_steps), warmup_steps, hparams["min_lr_ratio"], hparams["warmup_lr_ratio"]
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _warmup_steps(self) -> int:
+        epochs, batches = self.hparams["warmup_epochs"], self.trainer.num_training_batches
+        if epochs and math.isinf(batches):
+            raise ConfigError(
+                f"warmup_epochs={epochs:g}: the training loader has no length, so its epochs are of unknown steps; set "
+                "model.warmup_epochs to 0"
+            )
+        return round(epochs * math.ceil(batches / self.trainer.accumulate_grad_batches)) if epochs else 0
 
     @property
     def total_batch_size(self) -> int:

@@ -1,12 +1,13 @@
 """The classification task: network, losses, exact metrics, learning rate, checkpoints."""
 
+import itertools
 import json
 import math
 
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from mobilemamba.errors import ConfigError, WeightsError
 from mobilemamba.models import ArchOverrides
@@ -29,6 +30,11 @@ def make_task(**changes):
 def make_trainer(folder, **changes):
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     return Trainer(**quiet | {"default_root_dir": folder, "max_epochs": 2, "enable_checkpointing": False} | changes)
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        return itertools.cycle(pictures())
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:lightning")
@@ -120,6 +126,23 @@ class TestFit:
     def test_endless_training_is_refused(self, tmp_path):
         with pytest.raises(ConfigError, match=r"set trainer\.max_epochs"):
             make_trainer(tmp_path, max_epochs=-1).fit(make_task(), DataLoader(pictures(), batch_size=5))
+
+    def test_steps_alone_may_be_the_end(self, tmp_path):
+        """Three epochs of two steps, of which one and a half are warm-up."""
+        trainer, task = make_trainer(tmp_path, max_epochs=-1, max_steps=5), make_task(warmup_epochs=1.5)
+        trainer.fit(task, DataLoader(pictures(), batch_size=5))
+        assert (trainer.global_step, trainer.current_epoch) == (5, 3)
+        (schedule,) = trainer.lr_scheduler_configs
+        assert schedule.scheduler.lr_lambdas[0](2) == pytest.approx(0.001 + 0.999 * 2 / 3)
+        assert schedule.scheduler.lr_lambdas[0](5) == pytest.approx(0.01)
+
+    def test_data_without_a_length(self, tmp_path):
+        loader = DataLoader(Endless(), batch_size=5)
+        trainer = make_trainer(tmp_path, max_epochs=-1, max_steps=3)
+        trainer.fit(make_task(warmup_epochs=0), loader)
+        assert trainer.global_step == 3
+        with pytest.raises(ConfigError, match=r"warmup_epochs=1: .* no length.* model\.warmup_epochs to 0"):
+            make_trainer(tmp_path, max_steps=3).fit(make_task(), loader)
 
     def test_warmup_beyond_the_end_is_told(self, tmp_path):
         with pytest.warns(UserWarning, match=r"warmup_epochs=5 .*lower model.warmup_epochs"):
