@@ -75,8 +75,9 @@ class EpochLines(Callback):
         """Adds the loss, without waiting for the device."""
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if isinstance(loss, Tensor):
-            finite = loss.detach().isfinite()
-            self._sum = self._sum + torch.where(finite, loss.detach(), 0.0).float()
+            loss = loss.detach().float() * trainer.accumulate_grad_batches  # by which it was divided
+            finite = loss.isfinite()
+            self._sum = self._sum + torch.where(finite, loss, 0.0)
             self._count = self._count + finite
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -96,7 +97,8 @@ class EpochLines(Callback):
         self._sum, self._count = 0.0, 0
         if trainer.is_global_zero:
             most = f"/{trainer.max_epochs}" if trainer.max_epochs is not None and trainer.max_epochs > 0 else ""
-            place = f"epoch {trainer.current_epoch + 1}{most}, step {trainer.global_step:,}"
+            epochs: Any = trainer.fit_loop.epoch_progress.current  # trainer.current_epoch is the next one at the end
+            place = f"epoch {epochs.started}{most}, step {trainer.global_step:,}"
             say(f"{place}: {', '.join([*parts, *scores, *self._left(trainer)])}")
 
     def _left(self, trainer: Trainer) -> list[str]:

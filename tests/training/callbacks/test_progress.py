@@ -8,7 +8,7 @@ import yaml
 from lightning.pytorch import Trainer
 
 from mobilemamba.tasks import ClassificationTask
-from mobilemamba.training.callbacks import EpochLines, TrainingBar
+from mobilemamba.training.callbacks import EpochLines, TrainingBar, ValidateAtEnd
 from tests.training.callbacks.runs import Data
 
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False, "accelerator": "cpu"}
@@ -38,6 +38,19 @@ def test_a_line_for_each_epoch_without_a_validation(capsys: pytest.CaptureFixtur
         "epoch 1/2, step 3: train ",
         "epoch 2/2, step 6: train ",
     ]
+
+
+def test_the_loss_is_that_of_a_batch_and_the_last_validation_is_of_the_last_epoch(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    options = {"enable_progress_bar": False, "accumulate_grad_batches": 3, "check_val_every_n_epoch": 2}
+    trainer = fit(EpochLines(), ValidateAtEnd(), max_epochs=3, default_root_dir=tmp_path, **options)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == [
+        f"epoch {epoch}/3, step {step}" for epoch, step in ((1, 1), (2, 2), (3, 3), (3, 3))
+    ]
+    assert f"train loss {float(trainer.callback_metrics['train/loss']):.4f}" in lines[2]
+    assert "top1" in lines[3]
 
 
 def test_the_bar_shows_the_loss_alone_and_is_gone_before_the_end() -> None:
