@@ -16,11 +16,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from mobilemamba.errors import WeightsError
 from mobilemamba.models.weights_file import read_checkpoint
 from mobilemamba.training.callbacks.storage import AtomicCheckpointIO
-from mobilemamba.training.callbacks.validation import Validation, counts, validation_now
+from mobilemamba.training.callbacks.validation import ValidateAtEnd, Validation, counts, validation_now
 from mobilemamba.training.checkpoint_files import BEST, FOLDER, LAST, PREVIOUS
 
 #: The best weights once more, for use elsewhere, beside the folder of the checkpoints.
 EXPORTED = "best.safetensors"
+#: What a training, and nothing beside it, writes into a run's folder.
+_OF_A_TRAINING = (EXPORTED, "config.yaml", "measure.json", "progress.json", "results.json")
 #: What is better the smaller it is, where a module does not say so by ``monitor_mode``.
 _LESS_IS_BETTER = re.compile(r"loss|err|mae|mse|perplexity", re.IGNORECASE)
 
@@ -89,7 +91,10 @@ class BestCheckpoint(_RunCheckpoint):
     _restorable = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lets ModelCheckpoints of the user's own that save in this folder leave us our names."""
+        """Has the end validated if the best is not known, and ModelCheckpoints of the user's own leave us our names."""
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by its connector
+            if isinstance(callback, ValidateAtEnd) and self.validation is None:
+                callback.validated_step = -1
         for other in trainer.checkpoint_callbacks:
             if not isinstance(other, ModelCheckpoint) or isinstance(other, _RunCheckpoint):
                 continue
@@ -159,24 +164,27 @@ class BestCheckpoint(_RunCheckpoint):
 
 
 class LastCheckpoint(_RunCheckpoint):
-    """Keeps the newest state of the training in ``last.ckpt``: of each epoch's end and each validation within one."""
+    """Keeps the newest state of the training in ``last.ckpt``: of each epoch's end and each validation within one.
+
+    But for those between the batches of one optimiser step.
+    """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes away what a killed run left half written."""
         super().on_train_start(trainer, pl_module)
         if trainer.is_global_zero:
             folder = Path(str(self.dirpath))
-            for unfinished in (
-                *folder.glob(f".*{self.FILE_EXTENSION}.*.tmp"),
-                *folder.parent.glob(f".{EXPORTED}.*.tmp"),
-            ):
-                unfinished.unlink(missing_ok=True)
+            names = [(folder, f"*{self.FILE_EXTENSION}"), *((folder.parent, name) for name in _OF_A_TRAINING)]
+            for where, name in names:
+                for unfinished in where.glob(f".{name}.*.tmp"):
+                    unfinished.unlink(missing_ok=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves, unless the epoch ends here, which saves too."""
+        """Saves, unless the epoch ends here, which saves too, or gradients are summed up, which no checkpoint keeps."""
+        loop = trainer.fit_loop.epoch_loop
         epochs: Any = trainer.fit_loop.epoch_progress.current
         within = epochs.processed < epochs.started
-        if counts(trainer) and not (within and trainer.fit_loop.epoch_loop._num_ready_batches_reached()):
+        if counts(trainer) and not (within and (loop._num_ready_batches_reached() or loop._should_accumulate())):
             self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

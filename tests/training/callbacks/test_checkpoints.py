@@ -46,13 +46,13 @@ class WithoutValidation(Counter):
 
 
 class Kill(Callback):
-    """After a number of steps, in place of the next one."""
+    """After a number of steps, in place of the next one, or of that batch of the epoch."""
 
-    def __init__(self, step):
-        self.step = step
+    def __init__(self, step, batch=None):
+        self.step, self.batch = step, batch
 
-    def on_train_batch_start(self, trainer, *_):
-        if trainer.global_step == self.step:
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if trainer.global_step == self.step and self.batch in (None, batch_idx):
             raise ConnectionAbortedError("killed")
 
 
@@ -149,6 +149,19 @@ class TestSeveralValidations:
         histories = [history(tmp_path / name) for name in ("straight", "killed")]
         assert histories[0] == histories[1]
 
+    def test_one_between_the_batches_of_a_step_is_no_place_to_go_on_from(self, tmp_path):
+        """A checkpoint keeps no gradients: the weight would come to 3.5."""
+        options = {"accumulate_grad_batches": 2, "val_check_interval": 3}
+        given = scores(at1=70, at3=80)
+        fit(tmp_path / "straight", Counter(given), **options)
+        with pytest.raises(ConnectionAbortedError):
+            fit(tmp_path / "killed", Counter(given), Kill(3, batch=3), **options)
+        fit(tmp_path / "killed", Counter(given), ckpt_path=tmp_path / "killed/checkpoints/last.ckpt", **options)
+        assert place(results(tmp_path / "killed")) == place(results(tmp_path / "straight")) == (2, 3, 80)
+        assert history(tmp_path / "killed") == history(tmp_path / "straight")
+        last = torch.load(tmp_path / "killed/checkpoints/last.ckpt", weights_only=True)
+        assert last["state_dict"]["weight"] == last["global_step"] == 4
+
     def test_a_run_that_ended_before_its_validation_validates_when_it_is_resumed(self, tmp_path):
         own = ModelCheckpoint(tmp_path / "checkpoints", "{step}", every_n_train_steps=4, save_top_k=-1)
         with pytest.raises(ConnectionAbortedError):
@@ -199,6 +212,15 @@ class TestMovedFolder:
         fit(tmp_path / "b", Counter(scores(at12=60)), ckpt_path=tmp_path / "a/checkpoints/last.ckpt", max_epochs=3)
         assert place(results(tmp_path / "b")) == (3, 12, 60)
         assert place(results(tmp_path / "a")) == (1, 4, 90)
+
+    @pytest.mark.parametrize("lost", [False, True])
+    def test_with_no_step_left_and_no_best_the_end_is_validated(self, tmp_path, lost):
+        fit(tmp_path / "a", Counter(scores(at4=90)))
+        if lost:
+            (tmp_path / "a/checkpoints/best.ckpt").unlink()
+        folder = tmp_path / ("a" if lost else "b")
+        fit(folder, Counter(scores(at8=60)), ckpt_path=tmp_path / "a/checkpoints/last.ckpt")
+        assert place(results(folder)) == (2, 8, 60)
 
     def test_a_failed_resume_leaves_the_folder_as_it_was(self, tmp_path):
         fit(tmp_path, Counter(scores(at4=90)))
@@ -322,11 +344,14 @@ class TestFullDisk:
         # A broken one is not kept in place of the one before.
         last.write_bytes(last.read_bytes()[:700])
         (tmp_path / "checkpoints/.last.ckpt.00.tmp").touch()
+        for name in ("progress.json", "config.yaml", "results.json", "measure.json", "best.safetensors"):
+            (tmp_path / f".{name}.0a1b2c3d.tmp").touch()
         with pytest.raises(ConnectionAbortedError):
             fit(tmp_path, Counter(scores()), StopAfter(2), ckpt_path=previous, max_epochs=3)
         assert torch.load(last, weights_only=True)["global_step"] == 8
         assert torch.load(previous, weights_only=True)["global_step"] == 4
         assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == names
+        assert not list(tmp_path.glob(".*"))
 
     def test_a_storage_of_one_s_own_is_used(self, tmp_path):
         class Own(TorchCheckpointIO):
