@@ -109,7 +109,10 @@ def run() -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG):
             raise
-        _fail(f"{error.strerror}: {error.filename or Path.cwd()}; free some space or choose another folder", 1)
+        remedy = "free some space or choose another folder"
+        if error.errno in (errno.EACCES, errno.EROFS):
+            remedy = "choose a folder that you may write to, or have its permissions changed"
+        _fail(f"{error.strerror}: {error.filename or Path.cwd()}; {remedy}", 1)
 
 
 def _silence_advertising() -> None:

@@ -328,6 +328,8 @@ class MobileMambaCLI(LightningCLI):
         if self.trainer.is_global_zero:
             title = f"{getattr(self.model.hparams, 'name', type(self.model).__name__)} on {self.datamodule.name}"
             title += f", {self.datamodule.image_hw[0]}x{self.datamodule.image_hw[1]} px"
+            if split == "test" and self.datamodule.test_set is None:
+                title += "; its validation pictures, as it has no others for a test"
             batches = self.trainer.num_val_batches if split == "val" else self.trainer.num_test_batches
             pictures = pictures_used(loader, batches, self.trainer.world_size)
             print_accuracies(self.trainer.callback_metrics, split, title, pictures)

@@ -45,7 +45,7 @@ def _hint(name: str, known: Collection[str]) -> str:
     if name in known:
         return f"the {name.partition('.')[0]} that is chosen has none; choose its class before, e.g. --data ImageFolder"
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
-    return f"did you mean {near[0]}?" if near else "the command with --help-all lists what there is"
+    return f"did you mean {near[0]}?" if near else "the command's --help, and --help-all of fit, list what there is"
 
 
 class ToolParser(jsonargparse.ArgumentParser):

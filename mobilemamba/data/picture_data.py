@@ -1,7 +1,7 @@
 """What data modules whose pictures are read one by one have in common: preparation, augmentation, unreadable ones."""
 
 from functools import cached_property
-from math import inf, isfinite
+from math import inf
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -119,8 +119,8 @@ class PictureDataModule(ImageDataModule):
         super().check_arguments()
         if not 0 < self.crop_pct <= 1:
             raise ConfigError(f"data.crop_pct {self.crop_pct} is impossible: give a share above 0, at most 1")
-        if not all(map(isfinite, self.mean)):
-            raise ConfigError(f"data.mean {list(self.mean)} is impossible: give numbers, of pictures in 0 to 1")
+        if not all(-1 <= value <= 1 for value in self.mean):
+            raise ConfigError(f"data.mean {list(self.mean)} is impossible: give that of pictures in 0 to 1, e.g. 0.5")
         if not all(0 < value < inf for value in self.std):
             raise ConfigError(f"data.std {list(self.std)} is impossible: pictures are divided by it, give more than 0")
         for name in ("hflip", "re_prob"):

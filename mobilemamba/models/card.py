@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -118,13 +119,17 @@ def read_card(path: str | Path) -> ModelCard | None:
     path = Path(path)
     content: Any = None
     try:
-        if path.suffix == ".safetensors" and path.is_file():
+        readable = path.is_file() and os.access(path, os.R_OK)
+        if path.suffix == ".safetensors" and readable:
             with safe_open(path, "pt") as file:
                 text = (file.metadata() or {}).get(CARD_KEY)
             content = json.loads(text) if text else None
-        elif path.suffix == ".ckpt" or not path.is_file():  # the reader says what is wrong with a missing file
+        elif path.suffix == ".ckpt" or not readable:  # the reader says what is wrong with such a file
             content = read_checkpoint(path, mmap=True).get(CARD_KEY)
-        return ModelCard.from_dict(content) if content else None
+        card = ModelCard.from_dict(content) if content else None
+        if card is not None and card.class_names and len(card.class_names) != card.num_classes:
+            raise ValueError(f"{len(card.class_names)} names for {card.num_classes} classes")
+        return card
     except (SafetensorError, OSError) as error:
         raise WeightsError(
             f"cannot read {path}: {getattr(error, 'strerror', None) or first_line(error)}; {EXPECTED}"

@@ -72,6 +72,10 @@ def load_weights(
             "(--model.partial_weights true)"
         )
         raise WeightsError(f"{report}; {remedy}")
+    if spoilt := [name for name, value in matched.fitting.items() if value.isnan().any()]:
+        raise WeightsError(
+            f"{found.where}: {len(spoilt)} of its tensors hold NaN, {spoilt[0]} for one; take weights from before that"
+        )
     model.load_state_dict(matched.fitting, strict=False)
     for head in matched.fresh:
         _start_at_zero(model.get_submodule(head))

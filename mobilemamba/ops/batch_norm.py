@@ -120,6 +120,7 @@ def _(
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, weight, bias, _, ctx.relu = inputs
     ctx.save_for_backward(x, weight, bias, output[1], output[3])
+    ctx.mark_non_differentiable(*output[1:])
 
 
 def _gradients(ctx: Any, grad_y: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:

@@ -20,6 +20,7 @@ from mobilemamba.analysis.benchmark.scans import measure_scans
 from mobilemamba.analysis.benchmark.tables import network_notes, network_table, scan_notes, scan_table
 from mobilemamba.errors import ConfigError, MobileMambaError
 from mobilemamba.models import VARIANTS
+from mobilemamba.ops.kernels import describe_kernels
 from mobilemamba.screen import make_console
 
 #: What --scaling measures by default: each architecture of ours once, and the rival that is as large.
@@ -116,6 +117,7 @@ def benchmark(
             records = measure(cases, rounds, seconds or 0.5, memory, report)
     found = scans if ops else records
     console.print(scan_table(scans, console.width) if ops else network_table(records, console.width))
+    print(describe_kernels(torch.device(_words(chosen)[0])))
     for line in scan_notes(scans) if ops else network_notes(records):
         print(line)
     if not models and not ops and not scaling:

@@ -144,3 +144,9 @@ def test_preprocessing_of_known_models(name: str, expected: tuple) -> None:
 def test_preprocessing_of_no_model() -> None:
     with pytest.raises(ConfigError, match="mobilemamba_z1"):
         Preprocessing.of_model("mobilemamba_z1")
+
+
+def test_as_many_names_as_classes(tmp_path: Path) -> None:
+    write(tmp_path / "x.safetensors", {**CARD.as_dict(), "num_classes": 3, "class_names": ["a"]})
+    with pytest.raises(WeightsError, match="1 names for 3 classes"):
+        read_card(tmp_path / "x.safetensors")

@@ -297,3 +297,13 @@ def test_files_without_a_network(
     with pytest.raises(MobileMambaError, match=message) as error:
         load_network(tmp_path / name, model)
     assert "\n" not in str(error.value)
+
+
+def test_weights_that_hold_nan_are_refused(source: MobileMamba, target: MobileMamba) -> None:
+    state = {name: value.clone() for name, value in source.state_dict().items()}
+    name = next(name for name, value in state.items() if value.is_floating_point())
+    state[name].fill_(torch.nan)
+    before = snapshot(target)
+    with pytest.raises(WeightsError, match=f"1 of its tensors hold NaN, {name} for one"):
+        load_weights(target, state, verbose=False)
+    assert all(torch.equal(value, target.state_dict()[name]) for name, value in before.items())

@@ -137,3 +137,9 @@ def test_nothing_but_dense_channels_last_maps_on_a_cpu_is_taken() -> None:
     assert not runs_on(x.to("meta"))
     assert not runs_on(x[:1, :, :1, :1])
     assert not runs_on(x[:0])
+
+
+def test_the_statistics_are_not_differentiable() -> None:
+    x = torch.randn(2, 4, 3, 3).contiguous(memory_format=torch.channels_last).requires_grad_()
+    found = torch.ops.mobilemamba.batch_norm(x, torch.ones(4), torch.zeros(4), 1e-5, False)
+    assert [part.requires_grad for part in found] == [True, False, False, False]
