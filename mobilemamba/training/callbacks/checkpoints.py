@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from pathlib import Path
@@ -16,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from mobilemamba.errors import WeightsError
 from mobilemamba.models.weights_file import read_checkpoint
 from mobilemamba.training.callbacks.storage import AtomicCheckpointIO
-from mobilemamba.training.callbacks.validation import ValidateAtEnd, Validation, counts, validation_now
+from mobilemamba.training.callbacks.validation import ValidateAtEnd, Validation, counts, is_of_epochs, validation_now
 from mobilemamba.training.checkpoint_files import BEST, FOLDER, LAST, PREVIOUS
 
 #: The best weights once more, for use elsewhere, beside the folder of the checkpoints.
@@ -80,6 +81,8 @@ class _RunCheckpoint(ModelCheckpoint):
 class BestCheckpoint(_RunCheckpoint):
     """Keeps the weights of the best validation so far in ``best.ckpt``, whichever of an epoch's it was.
 
+    Where the metric is one of the training's epochs, these are judged in place of the validations.
+
     After a resume, the best is the one whose weights this folder's ``best.ckpt`` holds, wherever the folder was before;
     if it holds others or is gone, the next validation is the best so far. So score and weights always belong together.
 
@@ -88,6 +91,7 @@ class BestCheckpoint(_RunCheckpoint):
     """
 
     validation: Validation | None = None
+    _found: Validation | None = None  # by the last one
     _restorable = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -111,7 +115,25 @@ class BestCheckpoint(_RunCheckpoint):
         """Saves the weights if this is the best validation so far."""
         if not counts(trainer):
             return
-        validation = validation_now(trainer, self.monitor)
+        found = validation_now(trainer, self.monitor)
+        if self.validation is not None and self.validation["step"] == found["step"]:
+            self.validation = self.validation | found  # of the last epoch, validated after it had been judged
+        self._found = found
+        self._judge(trainer, found)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves the weights if this is the best epoch so far, by a metric of the training."""
+        assert self.monitor is not None
+        if not counts(trainer) or not is_of_epochs(trainer, self.monitor):
+            return
+        score = float(trainer.callback_metrics.get(self.monitor, math.nan))
+        if math.isfinite(score):
+            found = validation_now(trainer, None)
+            if self._found is None or self._found["step"] != found["step"]:
+                found = {key: found[key] for key in ("epoch", "step")}  # the rest is of other weights
+            self._judge(trainer, {**found, self.monitor: score})
+
+    def _judge(self, trainer: Trainer, validation: Validation) -> None:
         if self.monitor not in validation:
             return
         score = torch.tensor(validation[self.monitor])

@@ -22,7 +22,12 @@ def _is_trial(trainer: Trainer) -> bool:
 
 
 def validation_now(trainer: Trainer, monitor: str | None) -> Validation:
-    """The validation that has just ended: its place, and the metrics named ``val...`` and ``monitor``, if finite."""
+    """The validation that has just ended: its place, and the metrics named ``val...`` and ``monitor``, if finite.
+
+    Without a ``monitor`` of training epochs, which then is still that of the epoch before.
+    """
+    if monitor is not None and is_of_epochs(trainer, monitor):
+        monitor = None
     metrics = {
         name: float(f"{float(value):.7g}")  # as many digits as single precision has
         for name, value in trainer.callback_metrics.items()
@@ -30,6 +35,16 @@ def validation_now(trainer: Trainer, monitor: str | None) -> Validation:
     }
     epochs: Any = trainer.fit_loop.epoch_progress.current  # trainer.current_epoch is one more once an epoch has ended
     return {"epoch": epochs.started, "step": trainer.global_step, **metrics}
+
+
+def is_of_epochs(trainer: Trainer, metric: str) -> bool:
+    """Whether the training logs this metric, and no validation does, over an epoch: it is known at an epoch's end."""
+    loop: Any = trainer.fit_loop.epoch_loop
+    of_training, of_validation = (
+        any(one.meta.on_epoch and metric in (one.meta.name, f"{one.meta.name}_epoch") for one in results.values())
+        for results in (loop._results, loop.val_loop._results)
+    )
+    return of_training and not of_validation
 
 
 class ValidateAtEnd(Callback):

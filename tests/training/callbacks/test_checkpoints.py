@@ -4,6 +4,7 @@ import json
 import resource
 import shutil
 import signal
+from typing import ClassVar
 
 import pytest
 import torch
@@ -42,6 +43,26 @@ class Counter(LightningModule):
 
 
 class WithoutValidation(Counter):
+    validation_step = LightningModule.validation_step
+
+
+class OfTraining(Counter):
+    """Is judged by the mean of what its steps log, or what it logs at an epoch's end; its epochs have 4 of them."""
+
+    metric, monitor = "val/top1", "train_loss"
+    options: ClassVar = {"on_step": False, "on_epoch": True}
+
+    def training_step(self, batch):
+        if self.options:
+            self.log(self.monitor.removesuffix("_epoch"), float(self.losses[self.current_epoch]), **self.options)
+        return -self.weight
+
+    def on_train_epoch_end(self):
+        if not self.options:
+            self.log(self.monitor, float(self.losses[self.current_epoch]))
+
+
+class OfTrainingAlone(OfTraining):
     validation_step = LightningModule.validation_step
 
 
@@ -299,6 +320,30 @@ class TestForeignModules:
         module.monitor_mode = mode
         fit(tmp_path, module)
         assert place(results(tmp_path)) == best
+
+    @pytest.mark.parametrize(
+        ("kind", "name", "logged", "losses"),
+        [
+            (OfTraining, "train_loss", {"on_step": False, "on_epoch": True}, (5, 2, 4)),
+            (OfTraining, "train_loss", {"on_step": True, "on_epoch": True}, (5, 4, 2)),
+            (OfTraining, "train_loss_epoch", {"on_step": True, "on_epoch": True}, (5, 2, 4)),
+            (OfTraining, "train_loss", {}, (2, 5, 4)),  # its first epoch is not validated
+            (OfTrainingAlone, "train_loss", {"on_step": False, "on_epoch": True}, (5, 4, 2)),
+            (OfTrainingAlone, "train_loss", {}, (5, 2, 4)),
+        ],
+    )
+    def test_one_whose_metric_is_of_the_training(self, tmp_path, kind, name, logged, losses):
+        module = kind(scores(at4=1, at8=2, at12=3))
+        module.monitor, module.options, module.losses = name, logged, losses
+        options = {"max_epochs": 3, "check_val_every_n_epoch": 2 if losses[0] == 2 else 1}
+        with pytest.raises(ConnectionAbortedError):
+            fit(tmp_path, module, Kill(9), **options)
+        module.weight.data.zero_()
+        fit(tmp_path, module, ckpt_path=tmp_path / "checkpoints/last.ckpt", **options)
+        best = losses.index(2) + 1
+        assert place(results(tmp_path)) == (best, 4 * best, 2)
+        validated = kind is OfTraining and losses[0] != 2
+        assert results(tmp_path)["top1"] == (best if validated else None)
 
     def test_without_checkpoints(self, tmp_path):
         fit(tmp_path, Counter(scores(at4=90)), enable_checkpointing=False)
