@@ -116,6 +116,7 @@ class RunResults(Callback):
         best = self._best(trainer, pl_module)
         last = self.history[-1] if self.history else {}
         monitor, mode = monitor_of(pl_module)
+        epochs: Any = trainer.fit_loop.epoch_progress.current
         memory, memory_of = peak_memory_gib(trainer.strategy.root_device)
         return {
             "top1": best.get("val/top1"),
@@ -130,7 +131,7 @@ class RunResults(Callback):
             "monitor": monitor,
             "monitor_mode": mode,
             "score": best.get(monitor),
-            "epochs": trainer.current_epoch,
+            "epochs": epochs.processed,  # trainer.current_epoch lacks the last one where a resume had no step left
             "hours": self._seconds() / 3600,
             "peak_mem_gib": memory,
             "peak_mem_of": memory_of,

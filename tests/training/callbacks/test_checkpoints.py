@@ -192,6 +192,17 @@ class TestSeveralValidations:
         )
         assert place(results(tmp_path)) == (2, 8, 90)
 
+    def test_a_run_killed_after_its_last_step_says_the_same(self, tmp_path):
+        options = {"max_epochs": 3, "max_steps": 6}
+        fit(tmp_path / "straight", Counter(scores(at6=90)), **options)
+        with pytest.raises(ConnectionAbortedError):
+            fit(tmp_path / "killed", Counter(scores(at6=90)), RaiseAtEnd(), **options)
+        path = tmp_path / "killed/checkpoints/last.ckpt"
+        fit(tmp_path / "killed", Counter(scores(at6=90)), ckpt_path=path, **options)
+        for name in ("straight", "killed"):
+            assert place(results(tmp_path / name)) == (2, 6, 90)
+            assert results(tmp_path / name)["epochs"] == 2
+
     def test_a_trial_leaves_nothing(self, tmp_path):
         fit(tmp_path, Counter(scores()), fast_dev_run=True)
         assert list(tmp_path.iterdir()) == []
