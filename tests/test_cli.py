@@ -258,11 +258,11 @@ def test_print_config_of_a_sweep(root: Path, capsys: pytest.CaptureFixture[str])
     assert not Path("runs").exists()
 
 
-def test_options_before_the_file_lose_and_after_it_win(tmp_path: Path) -> None:
+def test_options_win_over_a_file_wherever_they_stand(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text("trainer: {max_epochs: 5}")
     file, option = ["--config", "x.yaml"], ["--trainer.max_epochs", "7"]
-    assert plan([*option, *file])[0].config["trainer"]["max_epochs"] == 5
-    assert plan([*file, *option])[0].config["trainer"]["max_epochs"] == 7
+    for options in ([*option, *file], [*file, *option]):
+        assert plan(options)[0].config["trainer"]["max_epochs"] == 7
 
 
 def test_plan_gives_what_timm_takes(root: Path) -> None:

@@ -57,15 +57,16 @@ def check_settings(config: Any) -> None:
         value = trainer.get(name)
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
+        shown = int(value) if isinstance(value, float) and value.is_integer() else value
         # A whole one passes, as Lightning takes it: which of int and float a number is, a process's other types decide.
         if name in _SHARES and isinstance(value, float) and not (least <= value <= 1 or value.is_integer()):
             raise ConfigError(
-                f"trainer.{name}={value}: expected a share of the batches from 0 to 1, or a whole number of them"
+                f"trainer.{name}={shown}: expected a share of the batches from 0 to 1, or a whole number of them"
             )
         if not (value >= least or value == special):
             expected = f"{least:g} or more" if least >= 1 or least == 0 else "more than 0"
             raise ConfigError(
-                f"trainer.{name}={value}: expected {expected}{'' if special is None else f', or {special}'}"
+                f"trainer.{name}={shown}: expected {expected}{'' if special is None else f', or {special}'}"
             )
     _check_devices(trainer)
 
