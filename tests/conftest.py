@@ -4,6 +4,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+# Before whatever else a test imports: if some other module asks typing for Optional[Union[float, int]] first, its cache
+# gives Lightning that for Optional[Union[int, float]], and a command line's `1` batch becomes `1.0`, all of them.
+import lightning.pytorch  # noqa: F401
 import pytest
 import torch
 
