@@ -116,7 +116,7 @@ def test_the_lock_is_released_after_a_run() -> None:
         ("--sweep.onyl x", "did you mean sweep.only?"),
         ("--wieghts x", "unknown setting wieghts; did you mean weights?"),
         ("--model.mixing.prb 1", "did you mean model.mixing.prob?"),
-        ("--model.qqq 1", "unknown setting model.qqq; the command with --help-all lists what there is"),
+        ("--model.qqq 1", "unknown setting model.qqq; the command's --help, and --help-all of fit, list what there is"),
         ("--data.root x --data ImageFolder", "unknown setting data.root; the data that is chosen has none; choose its"),
         ("--model nosuch.Task", "model: no such class: nosuch.Task (No module named 'nosuch')"),
         ("--trainer.callbacks nosuch.C", "trainer.callbacks: no such class: nosuch.C (No module named 'nosuch')"),

@@ -21,6 +21,7 @@ from mobilemamba.tools import answers as output_module
 from mobilemamba.tools import prediction
 from mobilemamba.tools.answers import AnswerFile, print_table
 from mobilemamba.tools.prediction import answer, class_names, find_pictures, lay_out
+from tests.ops.scans import needs_native
 
 COLOURS = {"red": (220, 0, 0), "green": (0, 220, 0), "blue": (0, 0, 220)}
 
@@ -235,6 +236,7 @@ def test_files_that_are_left_out_are_said(printed, folder: Path, weights: str, t
     assert "left out, as no pictures by their names: 1 file (1 .heic)\n" in capsys.readouterr().err
 
 
+@needs_native
 def test_a_mobilemamba_is_laid_out_for_inference_where_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
     model = timm.create_model("mobilemamba_t2", num_classes=3, depths=(1, 1, 1)).eval()
     x = torch.randn(2, 3, 32, 32)
