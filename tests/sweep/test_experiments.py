@@ -94,7 +94,10 @@ def test_the_teacher_can_be_given_where_one_row_has_none(tmp_path: Path) -> None
     assert teachers == [None, "tresnet_v2_l", "tresnet_v2_l", "tresnet_v2_l"]
 
 
-def test_the_default_run_of_table_a1_is_its_eight_rows(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_default_run_of_table_a1_is_its_eight_rows(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")  # a narrow table folds long names
     main(["fit", "--config", str(XI), "--sweep.dry_run", "true"])
     printed = capsys.readouterr().out
     assert "8 of 9 rows" in printed
