@@ -13,6 +13,7 @@ import re
 import sys
 import typing
 from collections.abc import Iterator
+from typing import Any
 
 import mobilemamba.data
 import mobilemamba.tasks
@@ -69,7 +70,7 @@ def class_settings() -> list[str]:
 
 def _settings(kind: type, prefix: str) -> Iterator[str]:
     parts = parts_of(kind)
-    for name in inspect.signature(kind).parameters:
+    for name in _arguments(kind):
         yield f"{prefix}.{name}"
         if name in parts:
             yield from _settings(parts[name], f"{prefix}.{name}")
@@ -78,11 +79,26 @@ def _settings(kind: type, prefix: str) -> Iterator[str]:
 def parts_of(kind: type) -> dict[str, type]:
     """The arguments of a class that are configured by a dataclass of their own: name to that."""
     parts: dict[str, type] = {}
-    for name, hint in typing.get_type_hints(vars(kind)["__init__"]).items():
+    for name, hint in _arguments(kind).items():
         for choice in (hint, *typing.get_args(hint)):
             if isinstance(choice, type) and dataclasses.is_dataclass(choice):
                 parts[name] = choice
     return parts
+
+
+def _arguments(kind: type) -> dict[str, Any]:
+    """The arguments of a class with their types, those included that it passes on to its base by ``**``."""
+    found: dict[str, Any] = {}
+    for owner in kind.__mro__:
+        init = vars(owner).get("__init__")
+        if init is None:
+            continue
+        hints, parameters = typing.get_type_hints(init), inspect.signature(init).parameters.values()
+        named = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name != "self"]
+        found |= {name: hints.get(name) for name in named}
+        if len(named) + 1 == len(parameters):
+            break
+    return found
 
 
 def _class_named(name: str) -> type | None:

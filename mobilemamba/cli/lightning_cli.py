@@ -28,7 +28,7 @@ from mobilemamba.cli.checks import (
     read_evaluated,
 )
 from mobilemamba.cli.parser import Parser, given_settings, plain
-from mobilemamba.cli.report import print_accuracies, print_classes
+from mobilemamba.cli.report import print_classes, print_scores
 from mobilemamba.cli.resume import RUN_CONFIG, check_fits
 from mobilemamba.cli.run_folder import go_on, holds_run, is_finished, runs_named, start_anew, start_from_file
 from mobilemamba.cli.shorthand import check_against_card, expand_options, fill_preprocessing, parse_with_card
@@ -41,6 +41,7 @@ from mobilemamba.files import write_text_atomic
 from mobilemamba.messages import user_error
 from mobilemamba.sweep import Config, Row, Sweep, SweepRunner, expand
 from mobilemamba.tasks import ClassificationTask
+from mobilemamba.training.contract import TaskContract, scores_of
 from mobilemamba.training.provenance import pictures_used
 
 #: How long a run waits for its folder: a process that ends may hold it a little longer than its parent waited.
@@ -315,16 +316,16 @@ class MobileMambaCLI(LightningCLI):
         return {name: skip for name, skip in LightningCLI.subcommands().items() if name != "predict"}
 
     def after_validate(self) -> None:
-        """Prints the accuracies."""
+        """Prints the scores."""
         if self.rows is None:
-            self._print_accuracies("val", self.trainer.val_dataloaders)
+            self._print_scores("val", self.trainer.val_dataloaders)
 
     def after_test(self) -> None:
-        """Prints the accuracies."""
+        """Prints the scores."""
         if self.rows is None:
-            self._print_accuracies("test", self.trainer.test_dataloaders)
+            self._print_scores("test", self.trainer.test_dataloaders)
 
-    def _print_accuracies(self, split: str, loader: Any) -> None:
+    def _print_scores(self, split: str, loader: Any) -> None:
         if self.trainer.is_global_zero:
             title = f"{getattr(self.model.hparams, 'name', type(self.model).__name__)} on {self.datamodule.name}"
             title += f", {self.datamodule.image_hw[0]}x{self.datamodule.image_hw[1]} px"
@@ -332,8 +333,8 @@ class MobileMambaCLI(LightningCLI):
                 title += "; its validation pictures, as it has no others for a test"
             batches = self.trainer.num_val_batches if split == "val" else self.trainer.num_test_batches
             pictures = pictures_used(loader, batches, self.trainer.world_size)
-            print_accuracies(self.trainer.callback_metrics, split, title, pictures)
-            if counts := getattr(self.model, "confusion", {}):
+            print_scores(self.trainer.callback_metrics, scores_of(self.model), split, title, pictures)
+            if isinstance(self.model, TaskContract) and (counts := self.model.confusion):
                 print_classes(counts["raw"], self.datamodule.class_names, self.config[self.subcommand].per_class)
 
 

@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from mobilemamba.files import write_text_atomic
+from mobilemamba.scores import LOSS, Score
 from mobilemamba.screen import fit_table, make_console, say
 from mobilemamba.sweep.sheet import csv_text
 from mobilemamba.training.confusion import class_scores
-from mobilemamba.training.evaluation import Comparison
+from mobilemamba.training.metrics import Comparison
 
 _NETWORKS = {"raw": "as trained", "ema": "averaged (EMA)", "fused": "norms folded"}
 
@@ -19,25 +20,30 @@ _NETWORKS = {"raw": "as trained", "ema": "averaged (EMA)", "fused": "norms folde
 _WORST = 10
 
 
-def print_accuracies(metrics: Mapping[str, Any], split: str, title: str, pictures: int | None) -> None:
+def print_scores(
+    metrics: Mapping[str, Any], scores: Sequence[Score], split: str, title: str, pictures: int | None
+) -> None:
     """A table of every network that was evaluated, and whether folding the norms changed an answer.
 
     Args:
         metrics: Numbers as logged, e.g. ``val/top1_fused``.
+        scores: The task's.
         split: ``"val"`` or ``"test"``.
         title: What was evaluated on what.
         pictures: How many pictures were evaluated; None if unknown.
     """
     console = make_console()
     say(title, console)
-    lines = []
+    shown, lines = [*scores, LOSS], []
     for network, label in _NETWORKS.items():
         suffix = Comparison.SUFFIXES[network]
-        if f"{split}/top1{suffix}" in metrics:
-            values = (float(metrics[f"{split}/{name}{suffix}"]) for name in ("top1", "top5", "loss"))
-            lines.append([label, *(f"{value:.{digits}f}" for value, digits in zip(values, (3, 3, 4), strict=True))])
-    header = ["network", "top-1 (%)", "top-5 (%)", "loss"]
-    console.print(fit_table(console.width, header, lines, numeric=[1, 2, 3]))
+        found = [(score, f"{split}/{score.key}{suffix}") for score in shown]
+        if found[0][1] in metrics:
+            lines.append([label, *(f"{float(metrics[name]):.{score.digits}f}" for score, name in found)])
+    header = ["network", *(score.head for score in shown)]
+    if not lines:  # another module than a task of ours
+        header, lines = ["metric", "value"], [[name, f"{float(value):g}"] for name, value in metrics.items()]
+    console.print(fit_table(console.width, header, lines, numeric=range(1, len(header))))
     changed = metrics.get(f"{split}/fused_changed")
     if changed is not None:
         of = f" of {pictures:,}" if pictures else ""

@@ -6,7 +6,7 @@ from math import prod
 from typing import Any, cast
 
 import torch
-from lightning import LightningDataModule
+from lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 
 from mobilemamba.data.batches import MarkRepeats
@@ -196,3 +196,9 @@ class ImageDataModule(LightningDataModule):
             skipped=self._skipped,
             **options,
         )
+
+
+def data_of(trainer: Trainer) -> ImageDataModule | None:
+    """The data module that a trainer was given, if it is one of these."""
+    data = trainer.datamodule  # type: ignore[attr-defined]  # set by its connector
+    return data if isinstance(data, ImageDataModule) else None

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from mobilemamba.errors import ConfigError
 
-#: Columns that ``paper:`` may hold; each stands beside what was measured.
-PAPER_COLUMNS = ("flops_m", "params_m", "throughput", "top1", "top5")
+#: What ``paper:`` may hold of a row, beside its task's scores; each stands beside what was measured.
+PAPER_COSTS = ("flops_m", "params_m", "throughput")
 
 
 @dataclass
@@ -32,7 +32,8 @@ class Sweep:
         changed: What happens to a row whose settings differ from those it was started with: ``stop`` before any row
             starts, ``rerun`` it afresh (its former results are deleted), or ``keep`` it with its former settings.
         dry_run: Check and print the plan; run and write nothing.
-        paper: Row name -> the paper's numbers, shown beside the measured ones; see ``PAPER_COLUMNS``. Without the seed,
+        paper: Row name -> the paper's numbers, shown beside the measured ones; ``flops_m``,
+            ``params_m``, ``throughput`` and the task's scores, e.g. ``top1``. Without the seed,
             where the grid has seeds.
         paper_note: What the paper's numbers were measured on.
         notes: Row name -> what of it is inferred or differs from the paper's print; the table marks the row by it.
@@ -68,6 +69,3 @@ class Sweep:
         for key, factor in self.scale.items():
             if not factor > 0:
                 raise ConfigError(f"sweep.scale: {key}: {factor}; expected a factor above 0, e.g. 0.25")
-        for row, numbers in self.paper.items():
-            if unknown := sorted(set(numbers) - set(PAPER_COLUMNS)):
-                raise ConfigError(f"sweep.paper.{row}: unknown {unknown[0]!r}; expected: {', '.join(PAPER_COLUMNS)}")

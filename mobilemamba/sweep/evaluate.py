@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from mobilemamba.errors import ConfigError
 from mobilemamba.files import write_text_atomic
 from mobilemamba.messages import user_error
+from mobilemamba.scores import LOSS, Score
 from mobilemamba.sweep.launchers.base import Event
 from mobilemamba.sweep.plan import Config, Row, lookup, short_key
 from mobilemamba.sweep.row import FitRow, read_json, run_logged
@@ -199,6 +201,10 @@ def passed_on(args: Sequence[str]) -> list[str]:
     return kept
 
 
+def _fused(score: Score) -> Score:
+    return replace(score, key=f"{score.key}_fused", label=f"{score.label} fused")
+
+
 def _is_one_of(key: str, names: tuple[str, ...]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
@@ -212,15 +218,16 @@ def evaluation_sheet(title: str, rows: list[Row], swept: list[str], command: Com
         swept: Settings to show.
         command: Which evaluation.
     """
-    header = ["row", *labels(swept).values(), "top-1 (%)", "top-5 (%)", "loss", "top-1 fused (%)", "changed"]
+    scores = [*dict.fromkeys(score for row in rows for score in row.scores), LOSS]
+    header = ["row", *labels(swept).values(), *(score.head for score in scores), _fused(scores[0]).head, "changed"]
     lines, measured_on = [], []
     for row in rows:
         found = read_json(row.run_dir / f"{command}.json")
         if not found:
             continue
         line = [row.name, *(cell(row.values[key]) for key in swept)]
-        line += [cell(found.get(key), digits) for key, digits in (("top1", 2), ("top5", 2), ("loss", 4))]
-        lines.append([*line, cell(found.get("top1_fused"), 2), cell(found.get("fused_changed"), 0)])
+        line += [cell(found.get(score.key), score.digits) for score in (*scores, _fused(scores[0]))]
+        lines.append([*line, cell(found.get("fused_changed"), 0)])
         pictures = "" if found["pictures"] is None else f" {found['pictures']:,} pictures,"
         measured_on.append(f"{found['data']},{pictures} {cell(found['img_size'])} px.")
     notes = list(dict.fromkeys(measured_on))
@@ -228,5 +235,6 @@ def evaluation_sheet(title: str, rows: list[Row], swept: list[str], command: Com
         "Of each row's best.safetensors. Fused: with the norms folded; changed: pictures whose class this changes."
     )
     numbers = list(range(1 + len(swept), len(header)))
-    top5, loss = numbers[1:3]
-    return Sheet(title, header, lines, notes, set(numbers), [*range(len(swept), 0, -1), loss, top5, *numbers[:-3:-1]])
+    others = numbers[1 : len(scores)]
+    spare = [*range(len(swept), 0, -1), *reversed(others), *numbers[:-3:-1]]
+    return Sheet(title, header, lines, notes, set(numbers), spare)

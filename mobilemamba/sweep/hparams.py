@@ -5,12 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from mobilemamba.sweep.config import PAPER_COSTS
 from mobilemamba.sweep.plan import SEED
 from mobilemamba.sweep.seeds import Record
 from mobilemamba.sweep.sheet import cell
 from mobilemamba.sweep.table import labels
-
-METRICS = ("top1", "top5", "flops_m", "params_m", "throughput")
 
 
 def write_hparams(folder: Path, entry: Record, swept: list[str]) -> None:
@@ -31,7 +30,8 @@ def write_hparams(folder: Path, entry: Record, swept: list[str]) -> None:
     # The seed stands among the others, whether it is swept or not.
     settings: dict[str, str | int | float | bool] = {names[key]: _plain(entry[key]) for key in swept if key != SEED}
     settings |= {key: _plain(entry[key]) for key in ("data", "img_size", "epochs", "seed") if key not in settings}
-    metrics = {f"sweep/{key}": float(entry[key]) for key in METRICS if entry[key] is not None}
+    keys = (*(score.key for score in entry["scores"]), *PAPER_COSTS)
+    metrics = {f"sweep/{key}": float(entry[key]) for key in keys if entry[key] is not None}
     shutil.rmtree(folder, ignore_errors=True)
     with SummaryWriter(str(folder)) as writer:
         for summary in hparams(settings, metrics):

@@ -9,10 +9,11 @@ from typing import Any, Self
 from rich.console import Console, Group
 from rich.live import Live
 
+from mobilemamba.scores import Score
 from mobilemamba.screen import fit_table, make_console, say
 from mobilemamba.sweep.seeds import Record, conditions
 from mobilemamba.sweep.sheet import cell
-from mobilemamba.sweep.table import condition_marks, labels
+from mobilemamba.sweep.table import condition_marks, labels, scores_of
 
 _COLOURS = {"finished": "green", "running": "yellow", "failed": "red", "stopped": "red"}
 #: Of the rows, when the screen is too low for all.
@@ -72,7 +73,8 @@ class Display:
             progress: As for :meth:`update`.
             height: Lines of the screen; where the rows are more, those that run or failed come first.
         """
-        notes = list(dict.fromkeys(f"top-1 on {entry['data']}" for entry in records if entry["data"]))
+        known = [entry for entry in records if entry["data"]]
+        notes = list(dict.fromkeys(f"{_headline(entry).label} on {entry['data']}" for entry in known))
         if len(marks := condition_marks(records)) > 1:
             notes.append(f"img/s were measured in {len(marks)} ways and do not compare; results.md tells them apart")
         shown = records if height is None else _most_telling(records, max(1, height - _AROUND))
@@ -80,7 +82,7 @@ class Display:
             counted = ", ".join(f"{count} {status}" for status, count in hidden.items())
             notes.append(f"not shown on {height} lines: {counted}")
         swept = list(labels(self.swept).values())
-        header = ["row", *swept, "FLOPs (M)", "Params (M)", "img/s", "epoch", "top-1 (%)", "status"]
+        header = ["row", *swept, "FLOPs (M)", "Params (M)", "img/s", "epoch", scores_of(records)[0].head, "status"]
         costs = list(range(1 + len(swept), 4 + len(swept)))
         return fit_table(
             self.console.width,
@@ -104,20 +106,27 @@ class Display:
             cell(entry["params_m"], 2),
             cell(entry["throughput"], 0) + mark,
             f"{now['epoch']}/{now['max_epochs']}" if now else cell(entry["epochs"]),
-            cell(now.get("best_top1") if now else entry["top1"], 2),
+            cell(now.get("best") if now else entry[_headline(entry).key], _headline(entry).digits),
             f"{entry['status']}: {entry['reason']}" if entry["reason"] else entry["status"],
         ]
 
     @staticmethod
     def _line(entry: Record, progress: dict[str, Any]) -> str:
         """Status in words, without markup."""
+        headline = _headline(entry)
         if entry["status"] == "finished":
-            return f"finished, top-1 {cell(entry['top1'], 2)} % on {entry['data']}"
+            value = entry[headline.key]
+            score = "" if value is None else f", {headline.label} {headline.written(value)}"
+            return f"finished{score} on {entry['data']}"
         if entry["status"] == "running" and progress:
-            best = progress.get("best_top1")
-            score = f", top-1 {best:.2f} %" if best else ""
+            best = progress.get("best")
+            score = "" if best is None else f", {headline.label} {headline.written(best)}"
             return f"epoch {progress.get('epoch', 0)}/{progress.get('max_epochs')}{score}"
         return f"{entry['status']}: {entry['reason']}" if entry["reason"] else entry["status"]
+
+
+def _headline(entry: Record) -> Score:
+    return entry["scores"][0]
 
 
 def _most_telling(records: list[Record], count: int) -> list[Record]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pkgutil
 from typing import Any
 
 import jsonargparse
@@ -15,6 +16,8 @@ from mobilemamba.messages import user_error
 from mobilemamba.models import fuse_norms
 from mobilemamba.models.config import VARIANTS
 from mobilemamba.sweep.plan import Config, Row, lookup
+from mobilemamba.sweep.table import paper_columns
+from mobilemamba.training.contract import TaskContract, scores_of
 
 #: FLOPs, parameters and throughput of a table are for ImageNet's classes and colours, as in the paper.
 TABLE_CLASSES = 1000
@@ -41,8 +44,8 @@ def check_and_count(rows: list[Row]) -> dict[str, dict[str, float]]:
             pixels; with its norms folded where it is such a row.
 
     Returns:
-        Row name -> ``flops_m`` (the paper's convention), ``macs_m`` and ``params_m`` in millions; empty for a task
-        without ``build_model``, and where ``table_size`` is null.
+        Row name -> ``flops_m`` (the paper's convention), ``macs_m`` and ``params_m`` in millions; empty for another
+        module than a task of ours, and where ``table_size`` is null.
 
     Raises:
         MobileMambaError: Naming the row and what is wrong with it.
@@ -68,8 +71,17 @@ def check_and_count(rows: list[Row]) -> dict[str, dict[str, float]]:
     return counts
 
 
-def name_variants_choices(row: Row) -> None:
-    """Replaces ``model.arch`` values that were left to the variant by the variant's own, so that no cell is blank."""
+def complete(row: Row) -> None:
+    """Adds what the configuration alone does not tell: the task's scores, and choices that were left to the variant.
+
+    The latter in ``values``, so that no cell is blank.
+
+    Raises:
+        ConfigError: If the sweep gives a number of the paper's that this task has not.
+    """
+    row.scores = scores_of(pkgutil.resolve_name(row.config["model"]["class_path"]))
+    if unknown := sorted(set(row.paper) - set(known := paper_columns(row.scores))):
+        raise ConfigError(f"sweep.paper.{row.name}: unknown {unknown[0]!r}; expected: {', '.join(known)}")
     variant = VARIANTS.get(str(lookup(row.config, "model.name")))
     for key, value in row.values.items():
         if value is None and variant is not None and key.startswith("model.arch."):
@@ -84,7 +96,7 @@ def _build(base: type, config: Config) -> Any:
 
 def _count(task: Any, row: Row) -> dict[str, float]:
     img_size = row.config.get("table_size")
-    if img_size is None or not hasattr(task, "build_model"):
+    if img_size is None or not isinstance(task, TaskContract):
         return {}
     network = task.build_model(num_classes=TABLE_CLASSES, in_chans=TABLE_CHANNELS)
     if row.fused_of:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mobilemamba.errors import ConfigError, MobileMambaError
+from mobilemamba.scores import Score
 from mobilemamba.sweep.config import Sweep
 
 Config = dict[str, Any]
@@ -45,6 +46,7 @@ class Row:
         paper: The paper's numbers.
         note: What of it is inferred; blank if nothing.
         group: The name without the grid's seed: rows of one group differ in their seed alone. By default the name.
+        scores: What its task is judged by, the headline first.
         fused_of: The row in whose folder the network lies that this row evaluates with its norms folded; None for a
             row with a training of its own.
     """
@@ -56,6 +58,7 @@ class Row:
     paper: dict[str, float] = field(default_factory=dict)
     note: str = ""
     group: str = ""
+    scores: tuple[Score, ...] = ()
     fused_of: str | None = None
 
     def __post_init__(self) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mobilemamba.analysis.figures import png_figure
+from mobilemamba.scores import Score
 from mobilemamba.sweep.seeds import Record, over_seeds
-from mobilemamba.sweep.table import condition_marks, describe
+from mobilemamba.sweep.table import condition_marks, describe, scores_of
 
 #: Left, bottom, right and top in pixels.
 _Box = tuple[float, float, float, float]
@@ -19,23 +20,24 @@ _AXES = {"flops_m": "FLOPs (M), paper's convention", "throughput": "throughput (
 
 
 def plot(records: list[Record], title: str, path: Path, paper_note: str) -> None:
-    """Draws all rows that have an accuracy; replaces the file atomically.
+    """Draws all rows that have a score, by its headline; replaces the file atomically.
 
-    Sample scores and the paper's never share a panel. Bars are the standard deviation over the seeds, or else one
-    standard error of a share among the validation pictures: rows whose bars overlap are not told apart by this run.
+    Sample scores and the paper's never share a panel. Bars are the standard deviation over the seeds, or else of a
+    share of the validation pictures one standard error: rows whose bars overlap are not told apart by this run.
 
     Raises:
         OSError: If the file cannot be written.
     """
     shown = over_seeds(records)
-    tall = any(entry["paper_top1"] is not None for entry in shown)
+    tall = any(entry[f"paper_{scores_of(shown)[0].key}"] is not None for entry in shown)
     with png_figure(path, figsize=(12, 8.4 if tall else 5.2)) as figure:
         _draw(figure, title, shown, paper_note, "\n".join(describe(records)) or "nothing measured yet")
 
 
 def _draw(figure: Any, title: str, shown: list[Record], paper_note: str, subtitle: str) -> None:
-    measured = [entry for entry in shown if entry["top1"] is not None]
-    paper = [entry for entry in shown if entry["paper_top1"] is not None]
+    score = scores_of(shown)[0]
+    measured = [entry for entry in shown if entry[score.key] is not None]
+    paper = [entry for entry in shown if entry[f"paper_{score.key}"] is not None]
     colours = {entry["run"]: f"C{index % 10}" for index, entry in enumerate(shown)}
     tall = 2 if paper else 1
     axes = figure.subplots(tall, 2, squeeze=False, height_ratios=[5, 3][:tall])
@@ -46,13 +48,15 @@ def _draw(figure: Any, title: str, shown: list[Record], paper_note: str, subtitl
     for axis, (key, label) in zip(axes[0], _AXES.items(), strict=True):
         points = [entry for entry in measured if entry[key] is not None]
         for entry in points:
-            error = _bar(entry)
-            axis.errorbar(entry[key], entry["top1"], error, fmt="none", ecolor=colours[entry["run"]], alpha=0.3)
-        _scatter(axis, points, key, "top1", colours, "o")  # after the bars, which set the scale that keeps labels apart
-        axis.set(xlabel=f"{label}, {speed}" if key == "throughput" and speed else label, ylabel=f"top-1 (%), {data}")
+            look = {"fmt": "none", "ecolor": colours[entry["run"]], "alpha": 0.3}
+            axis.errorbar(entry[key], entry[score.key], _bar(entry, score), **look)
+        _scatter(axis, points, key, score.key, colours, "o")  # after the bars, whose scale keeps labels apart
+        xlabel = f"{label}, {speed}" if key == "throughput" and speed else label
+        axis.set(xlabel=xlabel, ylabel=f"{score.head}, {data}")
     for axis, (key, label) in zip(axes[1] if paper else [], _AXES.items(), strict=False):
-        _scatter(axis, [e for e in paper if e[f"paper_{key}"] is not None], f"paper_{key}", "paper_top1", colours, "D")
-        axis.set(xlabel=label, ylabel="paper's top-1 (%)", title=f"paper: {paper_note}", facecolor="#f4f4f4")
+        known = [entry for entry in paper if entry[f"paper_{key}"] is not None]
+        _scatter(axis, known, f"paper_{key}", f"paper_{score.key}", colours, "D")
+        axis.set(xlabel=label, ylabel=f"paper's {score.head}", title=f"paper: {paper_note}", facecolor="#f4f4f4")
         axis.title.set_fontsize(9)
     figure.suptitle(f"{title}\n", fontweight="bold")
     figure.text(0.5, 0.965 if tall == 2 else 0.945, subtitle, ha="center", va="top", fontsize=8)
@@ -60,7 +64,8 @@ def _draw(figure: Any, title: str, shown: list[Record], paper_note: str, subtitl
 
 
 def plot_together(sweeps: dict[str, list[Record]], path: Path) -> None:
-    """Draws several sweeps in common panels, a colour each; a row of panels for each data set, which do not compare.
+    """Draws several sweeps in common panels, a colour each; a row of panels for each data set and score, which do not
+    compare.
 
     Args:
         sweeps: Title -> records.
@@ -69,20 +74,23 @@ def plot_together(sweeps: dict[str, list[Record]], path: Path) -> None:
     Raises:
         OSError: If the file cannot be written.
     """
-    merged = {title: [e for e in over_seeds(records) if e["top1"] is not None] for title, records in sweeps.items()}
-    data = list(dict.fromkeys(entry["data"] for records in merged.values() for entry in records)) or ["nothing yet"]
-    with png_figure(path, figsize=(12, 4.5 * len(data))) as figure:
-        axes = figure.subplots(len(data), 2, squeeze=False)
+    merged = {title: over_seeds(records) for title, records in sweeps.items()}
+    scores = {title: scores_of(records)[0] for title, records in merged.items()}
+    merged = {title: [e for e in records if e[scores[title].key] is not None] for title, records in merged.items()}
+    lines = {(entry["data"], scores[title]): None for title, records in merged.items() for entry in records}
+    with png_figure(path, figsize=(12, 4.5 * max(1, len(lines)))) as figure:
+        axes = figure.subplots(max(1, len(lines)), 2, squeeze=False)
         drawn: dict[str, Any] = {}
-        for line, of_data in zip(axes, data, strict=True):
-            for axis, (key, label) in zip(line, _AXES.items(), strict=True):
-                for number, (title, records) in enumerate(merged.items()):
-                    points = [entry for entry in records if entry["data"] == of_data and entry[key] is not None]
-                    x, y = [entry[key] for entry in points], [entry["top1"] for entry in points]
+        for row, (data, score) in zip(axes, lines, strict=False):
+            of_line = {title: records for title, records in merged.items() if scores[title] == score}
+            for axis, (key, label) in zip(row, _AXES.items(), strict=True):
+                for number, title in enumerate(merged):
+                    points = [e for e in of_line.get(title, []) if e["data"] == data and e[key] is not None]
+                    x, y = [entry[key] for entry in points], [entry[score.key] for entry in points]
                     if points:
                         look = {"fmt": "os^D"[number // 10 % 4], "color": f"C{number % 10}", "alpha": 0.7}
-                        drawn[title] = axis.errorbar(x, y, list(map(_bar, points)), **look)
-                axis.set(xlabel=label, ylabel=f"top-1 (%), {of_data}")
+                        drawn[title] = axis.errorbar(x, y, [_bar(entry, score) for entry in points], **look)
+                axis.set(xlabel=label, ylabel=f"{score.head}, {data}")
         if drawn:
             figure.legend(drawn.values(), drawn, loc="outside lower center", ncols=min(len(drawn), 5), fontsize=8)
         _add_grid(figure)
@@ -137,8 +145,10 @@ def _overlaps(box: _Box, others: list[_Box]) -> bool:
     return any(box[0] < o[2] and o[0] < box[2] and box[1] < o[3] and o[1] < box[3] for o in others)
 
 
-def _bar(entry: Record) -> float:
-    if entry["top1_sd"] is not None:
-        return float(entry["top1_sd"])
-    share, pictures = entry["top1"] / 100, entry["val_pictures"] or math.inf
+def _bar(entry: Record, score: Score) -> float:
+    if entry[f"{score.key}_sd"] is not None:
+        return float(entry[f"{score.key}_sd"])
+    if not score.share:
+        return 0.0
+    share, pictures = entry[score.key] / 100, entry["val_pictures"] or math.inf
     return 100 * math.sqrt(max(share * (1 - share), 0) / pictures)

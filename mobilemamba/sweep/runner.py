@@ -28,7 +28,7 @@ from mobilemamba.sweep.hparams import write_hparams
 from mobilemamba.sweep.launchers import Launch, launcher
 from mobilemamba.sweep.launchers.base import Event
 from mobilemamba.sweep.live import Display
-from mobilemamba.sweep.network import check_and_count, name_variants_choices
+from mobilemamba.sweep.network import check_and_count, complete
 from mobilemamba.sweep.plan import PLACE, Row, differences, lookup, select
 from mobilemamba.sweep.row import FitRow, fit_row, is_finished, is_locked, read_json
 from mobilemamba.sweep.saved import SavedSweep, save_plan, write_tables
@@ -92,7 +92,7 @@ class SweepRunner:
         launch = launcher(self.sweep, self.selected[0].config)
         changed = self._changed()
         for row in self.rows:
-            name_variants_choices(row)
+            complete(row)
         self.counts = check_and_count(self.rows)
         display = Display(f"{self.root.name}", self.swept)
         if self.sweep.dry_run:
@@ -124,7 +124,7 @@ class SweepRunner:
                 f"no row in {self.root} is finished; train with the same options by mobilemamba fit first"
             )
         for row in rows:
-            name_variants_choices(row)
+            complete(row)
         launch = launcher(self.sweep, rows[0].config)
         display = Display(self.root.name, self.swept)
         names = {row.run_dir: row.name for row in rows}

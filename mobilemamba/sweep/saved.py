@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from mobilemamba.errors import ConfigError
 from mobilemamba.files import write_text_atomic
+from mobilemamba.scores import Score
 from mobilemamba.sweep.plan import Row
 from mobilemamba.sweep.plot import plot
 from mobilemamba.sweep.row import read_json
 from mobilemamba.sweep.seeds import Record
 from mobilemamba.sweep.table import record, to_csv, to_sheet
+from mobilemamba.training.contract import scores_of
 
 #: In the sweep's folder.
 PLAN_FILE = "sweep.json"
@@ -64,7 +67,9 @@ def load_sweep(root: Path) -> SavedSweep:
         rows = []
         for saved in plan["rows"]:
             folder, size, counts = (saved.pop(key) for key in ("folder", "table_size", "counts"))
-            rows.append((Row(run_dir=root / folder, config={"table_size": size}, **saved), counts))
+            saved["scores"] = _scores(saved.get("scores"))
+            row = Row(run_dir=root / folder, config={"table_size": size}, **saved)
+            rows.append((row, counts))
         started = [(row, counts) for row, counts in rows if (row.run_dir / "run.yaml").exists()]
         records = [record(row, counts) for row, counts in started]
         swept = list(rows[0][0].values)
@@ -73,12 +78,17 @@ def load_sweep(root: Path) -> SavedSweep:
     if single:
         measured = single.get("measured") or {}
         counts = {f"{key}_m": measured[key] / 1e6 for key in ("flops", "macs", "params") if key in measured}
-        row = Row(root.name, root, {"table_size": measured.get("img_size")})
+        size = measured.get("img_size")
+        row = Row(root.name, root, {"table_size": size}, scores=_scores(single.get("scores")))
         return SavedSweep(root.name, [], "", [record(row, counts)])
     raise ConfigError(
         f"{root} holds no sweep that was started and no finished run; give the folders under runs/, after "
         "mobilemamba fit (which also writes the plan of an older sweep anew, without training a finished row)"
     )
+
+
+def _scores(saved: list[dict[str, Any]] | None) -> tuple[Score, ...]:
+    return tuple(Score(**score) for score in saved or ()) or scores_of(None)  # as of a module that says nothing
 
 
 def write_tables(root: Path, sweep: SavedSweep) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 #: One row of a table, as :func:`mobilemamba.sweep.table.record` gives it.
 Record = dict[str, Any]
 
-#: Columns that differ between repetitions.
-_MEASURED = ("top1", "top5", "top1_ema", "throughput", "throughput_spread", "hours", "peak_mem_gib")
+#: Columns that differ between repetitions, beside the scores.
+_MEASURED = ("throughput", "throughput_spread", "hours", "peak_mem_gib")
 
 
 def over_seeds(records: list[Record]) -> list[Record]:
@@ -21,7 +21,7 @@ def over_seeds(records: list[Record]) -> list[Record]:
         records: Of one sweep; rows of a group have its name in ``group``.
 
     Returns:
-        The records, with ``top1_sd`` and ``top5_sd`` (the sample's standard deviation; None for fewer than two values)
+        The records, with ``KEY_sd`` for each score (the sample's standard deviation; None for fewer than two values)
         and ``seeds``, how many rows the means are of. Unknown values take no part in a mean.
     """
     groups: dict[str, list[Record]] = {}
@@ -44,19 +44,20 @@ def conditions(entry: Record) -> str:
 
 
 def _merged(name: str, members: list[Record]) -> Record:
+    keys = [score.key for score in members[0]["scores"]]
     if len(members) == 1:
-        return {**members[0], "top1_sd": None, "top5_sd": None, "seeds": 1, "runs": 1}
+        return {**members[0], **{f"{key}_sd": None for key in keys}, "seeds": 1, "runs": 1}
     merged = {**members[0], "run": name, "runs": len(members)}
     merged["shared_device"] = any(entry["shared_device"] for entry in members)
-    for key in _MEASURED:
+    for key in (*keys, *(f"{key}_ema" for key in keys), *_MEASURED):
         values = [entry[key] for entry in members if entry[key] is not None]
         merged[key] = fmean(values) if values else None
-        if key in ("top1", "top5"):
+        if key in keys:
             merged[f"{key}_sd"] = stdev(values) if len(values) > 1 else None
     ways = dict.fromkeys(conditions(entry) for entry in members if entry["throughput"] is not None)
     known = [text or "in an unknown way" for text in ways] if len(ways) > 1 else list(ways)
     merged["throughput_conditions"] = "; other seeds: ".join(known)
-    merged["seeds"] = sum(entry["top1"] is not None for entry in members)
+    merged["seeds"] = max((sum(entry[key] is not None for entry in members) for key in keys), default=0)
     states = Counter(entry["status"] for entry in members)
     counted = [f"{count} {state}" for state, count in states.items()]
     merged["status"] = ", ".join(counted) if len(states) > 1 else members[0]["status"]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
-from mobilemamba.sweep.config import PAPER_COLUMNS
+from mobilemamba.scores import Score
+from mobilemamba.sweep.config import PAPER_COSTS
 from mobilemamba.sweep.plan import SEED, Row
 from mobilemamba.sweep.row import is_finished, is_locked, read_json
 from mobilemamba.sweep.seeds import Record, conditions, over_seeds, spread
@@ -13,7 +15,7 @@ from mobilemamba.sweep.sheet import Sheet, cell, csv_text
 
 #: Taken from ``results.json`` as they are.
 _RESULTS = (
-    *("top1", "top5", "best_epoch", "top1_ema", "best_epoch_ema", "epochs", "hours", "peak_mem_gib", "seed", "resumes"),
+    *("best_epoch", "best_epoch_ema", "epochs", "hours", "peak_mem_gib", "seed", "resumes"),
     *("data", "num_classes", "img_size", "train_pictures", "val_pictures", "total_batch_size", "precision"),
     *("git", "lightning", "torch"),
 )
@@ -40,7 +42,7 @@ def record(row: Row, counts: dict[str, float], running: bool = False) -> Record:
     measured = results.get("measured") or read_json(row.run_dir / "measure.json")
     throughput = measured.get("throughput") or {}
     slot = status.get("environment", {})
-    entry: Record = {"run": row.name, "group": row.group, **row.values}
+    entry: Record = {"run": row.name, "group": row.group, **row.values, "scores": row.scores}
     entry["status"] = state(row.run_dir, running)
     if row.fused_of:
         entry["status"] = "running" if running else "finished" if results else "waiting"
@@ -55,13 +57,14 @@ def record(row: Row, counts: dict[str, float], running: bool = False) -> Record:
         "throughput_spread": throughput.get("spread"),
         "throughput_conditions": throughput.get("text"),
     }
-    entry |= {key: results.get(key) for key in _RESULTS}
+    of_scores = [f"{score.key}{suffix}" for suffix in ("", "_ema") for score in row.scores]
+    entry |= {key: results.get(key) for key in (*of_scores, *_RESULTS)}
     if not results:
         entry |= {"epochs": progress.get("epoch"), "resumes": progress.get("resumes")}
     entry |= {"table_size": row.config.get("table_size"), "run_dir": str(row.run_dir)}
     entry |= {"note": row.note, "fused_of": row.fused_of}
-    entry |= {f"paper_{key}": row.paper.get(key) for key in PAPER_COLUMNS}
-    for key in ("flops_m", "params_m"):  # not top-1: a sample's score and an ImageNet score have no difference
+    entry |= {f"paper_{key}": row.paper.get(key) for key in paper_columns(row.scores)}
+    for key in ("flops_m", "params_m"):  # no scores: a sample's score and an ImageNet score have no difference
         both = entry[key] is not None and key in row.paper
         entry[f"delta_{key}"] = entry[key] - row.paper[key] if both else None
     return entry
@@ -70,10 +73,21 @@ def record(row: Row, counts: dict[str, float], running: bool = False) -> Record:
 def _fused_results(row: Row, results: Record) -> Record:
     """The results of a row's network, with the accuracies that it has once its norms are folded."""
     found = read_json(row.run_dir / FUSED_FILE)
-    if not results or "top1_fused" not in found:
+    keys = [score.key for score in row.scores]
+    if not results or not all(f"{key}_fused" in found for key in keys):
         return {}
-    accuracies = {name: round(found[f"{name}_fused"], 6) for name in ("top1", "top5")}
-    return {**results, **accuracies, "top1_ema": None, "best_epoch_ema": None}
+    fused = {key: round(found[f"{key}_fused"], 6) for key in keys}
+    return {**results, **fused, **{f"{key}_ema": None for key in keys}, "best_epoch_ema": None}
+
+
+def paper_columns(scores: Iterable[Score]) -> list[str]:
+    """What a row may have of the paper: its costs, and these scores."""
+    return [*PAPER_COSTS, *(score.key for score in scores)]
+
+
+def scores_of(records: list[Record]) -> list[Score]:
+    """The scores of all rows, the headline first."""
+    return list(dict.fromkeys(score for entry in records for score in entry["scores"]))
 
 
 def state(run_dir: Path, running: bool = False) -> str:
@@ -98,6 +112,8 @@ def to_csv(records: list[Record], swept: list[str]) -> str:
     rows: list[Record] = [{} for _ in records]
     for row, entry in zip(rows, records, strict=True):
         for key, value in entry.items():
+            if key == "scores":
+                continue
             # A swept setting comes first, and wins over a result of the same name, which is blank until the end.
             row.setdefault(names.get(key, key), value)
     return csv_text(rows)
@@ -110,9 +126,11 @@ def to_sheet(title: str, records: list[Record], swept: list[str], paper_note: st
     # What every row of a longer table sets alike is a note and no column.
     alike = [key for key in swept if len(shown) > 1 and all(entry[key] == shown[0][key] for entry in shown)]
     swept = [key for key in swept if key not in alike]
-    paper = [key for key in PAPER_COLUMNS if any(entry[f"paper_{key}"] is not None for entry in shown)]
-    heads = {"flops_m": "FLOPs (M)", "params_m": "Params (M)", "throughput": "img/s", "top1": "top-1", "top5": "top-5"}
-    header = ["row", *labels(swept).values(), "FLOPs (M)", "Params (M)", "img/s", "top-1 (%)", "top-5 (%)", "epochs"]
+    scores = scores_of(shown)
+    paper = [key for key in paper_columns(scores) if any(entry.get(f"paper_{key}") is not None for entry in shown)]
+    heads = {"flops_m": "FLOPs (M)", "params_m": "Params (M)", "throughput": "img/s"}
+    header = ["row", *labels(swept).values(), *heads.values(), *(score.head for score in scores), "epochs"]
+    heads |= {score.key: score.label for score in scores}
     numeric = set(range(1 + len(swept), len(header) + len(paper)))
     header += [f"paper {heads[key]}" for key in paper] + ["status"]
     marks = list(dict.fromkeys(entry["note"] for entry in shown if entry["note"]))
@@ -122,8 +140,8 @@ def to_sheet(title: str, records: list[Record], swept: list[str], paper_note: st
         mark = f" [{marks.index(entry['note']) + 1}]" if entry["note"] else ""
         line = [f"{entry['run']}{mark}", *(cell(entry[key]) for key in swept)]
         line += [cell(entry["flops_m"], 1), cell(entry["params_m"], 2), _speed(entry, ways)]
-        line += [cell(entry[key], 2) + spread(entry, key) for key in ("top1", "top5")] + [cell(entry["epochs"])]
-        line += ["" if (value := entry[f"paper_{key}"]) is None else f"{value:,.6g}" for key in paper]
+        line += [score_cell(entry, score) for score in scores] + [cell(entry["epochs"])]
+        line += ["" if (value := entry.get(f"paper_{key}")) is None else f"{value:,.6g}" for key in paper]
         line.append(f"{entry['status']}: {entry['reason']}" if entry["reason"] else entry["status"])
         lines.append(line)
     notes = [f"[{number}] {text}" for number, text in enumerate(marks, start=1)] + describe(records)
@@ -146,8 +164,13 @@ def to_sheet(title: str, records: list[Record], swept: list[str], paper_note: st
     return Sheet(title, header, lines, notes, numeric)
 
 
+def score_cell(entry: Record, score: Score) -> str:
+    """A row's score, with its deviation over the seeds where it has some; blank where it is not known."""
+    return cell(entry.get(score.key), score.digits) + spread(entry, score.key)
+
+
 def side_by_side(sweeps: dict[str, list[Record]]) -> Sheet | None:
-    """The top-1 of rows that several sweeps have in common, a column a sweep; None if there are none.
+    """The headline of rows that several sweeps have in common, a column a sweep; None if there are none.
 
     Args:
         sweeps: Title -> records.
@@ -158,14 +181,9 @@ def side_by_side(sweeps: dict[str, list[Record]]) -> Sheet | None:
     if not common:
         return None
     columns = {title: rows for title, rows in merged.items() if not rows.keys().isdisjoint(common)}
+    of = {title: scores_of(sweeps[title])[0] for title in columns}
     lines = [
-        [
-            name,
-            *(
-                cell(rows[name]["top1"], 2) + spread(rows[name], "top1") if name in rows else ""
-                for rows in columns.values()
-            ),
-        ]
+        [name, *(score_cell(rows[name], of[title]) if name in rows else "" for title, rows in columns.items())]
         for name in common
     ]
     sources: dict[str, list[str]] = {}
@@ -173,7 +191,8 @@ def side_by_side(sweeps: dict[str, list[Record]]) -> Sheet | None:
         for note in describe(sweeps[title]):
             sources.setdefault(note, []).append(title)
     notes = [f"{', '.join(titles)}: {note}" for note, titles in sources.items()]
-    return Sheet("Side by side: top-1 (%)", ["row", *columns], lines, notes, set(range(1, 1 + len(columns))))
+    heads = ", ".join(dict.fromkeys(score.head for score in of.values()))
+    return Sheet(f"Side by side: {heads}", ["row", *columns], lines, notes, set(range(1, 1 + len(columns))))
 
 
 def _speed(entry: Record, ways: dict[str, str]) -> str:
@@ -190,9 +209,9 @@ def describe(records: list[Record]) -> list[str]:
     """What the accuracies were measured on: a line for each data set and schedule in the table."""
     seeds: dict[str, list[str]] = {}
     for entry in records:
-        if entry["top1"] is not None:
+        if named := " and ".join(score.label for score in entry["scores"] if entry[score.key] is not None):
             line = (
-                f"top-1 and top-5: {entry['data']}, best epoch of {entry['epochs']}, "
+                f"{named}: {entry['data']}, best epoch of {entry['epochs']}, "
                 f"{cell(entry['train_pictures'], 0)} training and {cell(entry['val_pictures'], 0)} validation "
                 f"pictures, {cell(entry['img_size'])} px"
             )

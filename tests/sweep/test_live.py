@@ -5,13 +5,15 @@ from typing import Any
 from rich.console import Console, RenderableType
 
 from mobilemamba.sweep.live import Display
+from mobilemamba.training.metrics import ClassificationMetrics
 
 UNKNOWN = ("data", "reason", "flops_m", "params_m", "throughput", "throughput_conditions", "epochs", "top1")
 SWEPT = {"model.lr": 0.1, "model.arch.embed_dims": [128, 256, 512]}
 
 
 def row(name: str, status: str = "waiting", **values: Any) -> dict[str, Any]:
-    return {"run": name, "status": status, **dict.fromkeys(UNKNOWN), **SWEPT, **values}
+    scores = ClassificationMetrics.SCORES
+    return {"run": name, "status": status, "scores": scores, **dict.fromkeys(UNKNOWN), **SWEPT, **values}
 
 
 def display(width: int) -> Display:
@@ -31,7 +33,7 @@ def test_names_and_states_are_whole_on_eighty_columns() -> None:
         row("three", "running"),
     ]
     screen = display(80)
-    text = shown(screen, screen.table(rows, {"three": {"epoch": 3, "max_epochs": 10, "best_top1": 70.0}}))
+    text = shown(screen, screen.table(rows, {"three": {"epoch": 3, "max_epochs": 10, "best": 70.0}}))
     assert max(map(len, text.splitlines())) <= 80
     for part in ("[red]one[/]:smile:", "finished", "failed:", "no file", "[/]", "running", "3/10", "70.00", "[b]data"):
         assert part in text

@@ -207,7 +207,6 @@ def test_select() -> None:
         ({}, "the sweep is empty"),
         ({"rows": {"a": {}}, "jobs": 0}, "sweep.jobs=0: expected 1 or more"),
         ({"grid": {"lr": []}}, "lr has no values"),
-        ({"rows": {"a": {}}, "paper": {"a": {"speed": 1}}}, "unknown 'speed'"),
         ({"rows": {"a": {}}, "paper": {"b": {"top1": 1}}}, "no row 'b'"),
         ({"rows": {"a": {"lr": 2}}, "grid": {"lr": [1]}}, "both set lr"),
         ({"grid": {"a.x": [1, 1]}}, "two rows named"),

@@ -50,6 +50,11 @@ def test_a_finished_sweep_leaves_its_files_and_is_not_run_again(
     assert starts("a") == starts("bb") == 1
 
 
+def test_numbers_of_the_paper_are_of_costs_and_the_tasks_scores(sweep_faked: Sweeper) -> None:
+    with pytest.raises(ConfigError, match="unknown 'miou'; expected: flops_m, params_m, throughput, top1, top5"):
+        sweep_faked("a", paper={"a": {"miou": 36.0}})
+
+
 def test_failing_rows_leave_the_others_finished(sweep_faked: Sweeper) -> None:
     with pytest.raises(SweepFailedError) as caught:
         sweep_faked("a", "bad", "bug", "early", "bb")

@@ -6,12 +6,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mobilemamba.sweep.seeds import conditions, over_seeds, spread
+from mobilemamba.training.metrics import ClassificationMetrics
 
 
 def entry(run: str, group: str, **values: Any) -> dict[str, Any]:
-    measured = ("top1", "top5", "top1_ema", "throughput", "throughput_spread", "hours", "peak_mem_gib")
+    measured = ("top1", "top5", "top1_ema", "top5_ema", "throughput", "throughput_spread", "hours", "peak_mem_gib")
     known = {"status": "finished", "reason": None, "shared_device": False, "throughput_conditions": None}
-    return {"run": run, "group": group, **known, **dict.fromkeys(measured), **values}
+    return {
+        "run": run,
+        "group": group,
+        "scores": ClassificationMetrics.SCORES,
+        **known,
+        **dict.fromkeys(measured),
+        **values,
+    }
 
 
 def test_mean_and_deviation_of_each_group() -> None:

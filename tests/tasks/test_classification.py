@@ -141,8 +141,11 @@ class TestFit:
         trainer = make_trainer(tmp_path, max_epochs=-1, max_steps=3)
         trainer.fit(make_task(warmup_epochs=0), loader)
         assert trainer.global_step == 3
-        with pytest.raises(ConfigError, match=r"warmup_epochs=1: .* no length.* model\.warmup_epochs to 0"):
+        with pytest.raises(ConfigError, match=r"warmup_epochs=1: .* no length.* give model\.warmup_steps"):
             make_trainer(tmp_path, max_steps=3).fit(make_task(), loader)
+        task = make_task(warmup_steps=2)
+        make_trainer(tmp_path, max_epochs=-1, max_steps=3).fit(task, loader)
+        assert task.lr_schedulers().lr_lambdas[0](1) == pytest.approx((1 + task.hparams.warmup_lr_ratio) / 2)
 
     def test_warmup_beyond_the_end_is_told(self, tmp_path):
         with pytest.warns(UserWarning, match=r"warmup_epochs=5 .*lower model.warmup_epochs"):

@@ -13,6 +13,7 @@ from mobilemamba.cli import main
 from mobilemamba.errors import ConfigError
 from mobilemamba.sweep import Row
 from mobilemamba.sweep.saved import save_plan
+from mobilemamba.training.metrics import ClassificationMetrics
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +33,8 @@ def finished(root: str, top1: dict[str, float], data: str = "toys") -> str:
         (folder / "results.json").write_text(json.dumps(results))
         (folder / "run.yaml").write_text(yaml.safe_dump({}))
         group = name.partition(",")[0]
-        rows.append(Row(name, folder, {"table_size": 224}, {"model.lr": number}, {"top1": 78.0}, "<b>&", group))
+        paper, scores = {"top1": 78.0}, ClassificationMetrics.SCORES
+        rows.append(Row(name, folder, {"table_size": 224}, {"model.lr": number}, paper, "<b>&", group, scores))
     counts = {row.name: {"flops_m": 600.0 + index, "params_m": 15.0} for index, row in enumerate(rows)}
     save_plan(Path(root), rows, counts, "ImageNet-1k")
     return root

@@ -10,7 +10,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 from mobilemamba.data import IGNORED
 from mobilemamba.training import plots
 from mobilemamba.training.confusion import ConfusionCounts, class_scores
-from mobilemamba.training.evaluation import EvalMetrics
+from mobilemamba.training.metrics import ClassificationMetrics
 
 
 def counted(classes: int, pictures: int, right: float = 0.5) -> torch.Tensor:
@@ -25,7 +25,7 @@ def counted(classes: int, pictures: int, right: float = 0.5) -> torch.Tensor:
 def test_the_counts_are_the_confusion_matrix_without_what_does_not_count() -> None:
     logits, target = torch.randn(40, 5), torch.randint(5, (40,))
     target[7] = IGNORED
-    metrics = EvalMetrics(5)
+    metrics = ClassificationMetrics(5)
     for part in range(4):
         metrics.update(logits[part::4], target[part::4])
     metrics.update(torch.randn(2, 5), torch.full((2,), IGNORED))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +18,12 @@ from mobilemamba.models.weights_file import read_checkpoint
 from mobilemamba.training.callbacks.storage import AtomicCheckpointIO
 from mobilemamba.training.callbacks.validation import ValidateAtEnd, Validation, counts, is_of_epochs, validation_now
 from mobilemamba.training.checkpoint_files import BEST, FOLDER, LAST, PREVIOUS
+from mobilemamba.training.contract import monitor_of
 
 #: The best weights once more, for use elsewhere, beside the folder of the checkpoints.
 EXPORTED = "best.safetensors"
 #: What a training, and nothing beside it, writes into a run's folder.
 _OF_A_TRAINING = (EXPORTED, "config.yaml", "measure.json", "progress.json", "results.json")
-#: What is better the smaller it is, where a module does not say so by ``monitor_mode``.
-_LESS_IS_BETTER = re.compile(r"loss|err|mae|mse|perplexity", re.IGNORECASE)
-
-
-def monitor_of(module: Any) -> tuple[str, str]:
-    """The metric that a module's best validation is chosen by, and whether the ``"max"`` or the ``"min"`` is the best.
-
-    Its attributes ``monitor`` and ``monitor_mode``; without them ``val/top1``, and for losses and errors the least.
-    """
-    named = getattr(module, "monitor", None)
-    monitor = named if isinstance(named, str) else "val/top1"
-    mode = getattr(module, "monitor_mode", None)
-    return monitor, mode if mode in ("min", "max") else "min" if _LESS_IS_BETTER.search(monitor) else "max"
 
 
 def run_checkpoints(root: str | Path, module: Any) -> list[ModelCheckpoint]:
@@ -44,7 +31,7 @@ def run_checkpoints(root: str | Path, module: Any) -> list[ModelCheckpoint]:
 
     Args:
         root: The run's folder.
-        module: What is trained; see :func:`monitor_of`.
+        module: What is trained; see :func:`~mobilemamba.training.contract.monitor_of`.
     """
     folder = str(Path(root) / FOLDER)
     monitor, mode = monitor_of(module)

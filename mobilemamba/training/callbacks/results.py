@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from mobilemamba.analysis.throughput import device_name
 from mobilemamba.files import write_text_atomic
-from mobilemamba.training.callbacks.checkpoints import best_checkpoint, monitor_of
+from mobilemamba.scores import Score
+from mobilemamba.training.callbacks.checkpoints import best_checkpoint
 from mobilemamba.training.callbacks.seed import global_seed
 from mobilemamba.training.callbacks.validation import Validation, counts, validation_now
+from mobilemamba.training.contract import TaskContract, monitor_of, scores_of
 from mobilemamba.training.provenance import (
     git_revision,
     measure_network,
@@ -30,10 +33,10 @@ from mobilemamba.training.provenance import (
 class RunResults(Callback):
     """Writes what a run came to into its folder, each number with its conditions.
 
-    ``measure.json`` at the start: params, FLOPs, MACs and throughput, for a module with ``build_model(num_classes=,
-    in_chans=)``. ``progress.json`` after every validation, for whoever watches. ``results.json`` last, and only if the
-    training came to its end: a run is finished if and only if this file is there. All are replaced atomically.
-    Accuracies are in percent.
+    ``measure.json`` at the start: params, FLOPs, MACs and throughput, for a task of ours. ``progress.json`` after every
+    validation, for whoever watches. ``results.json`` last, and only if the training came to its end: a run is finished
+    if and only if this file is there. All are replaced atomically. Scores are those that the task lists; of each, the
+    best validation's, its average's (``KEY_ema``) and the last one's (``KEY_last``).
     """
 
     def __init__(self, run_dir: str | None = None, table_img_size: int | None = 224) -> None:
@@ -84,7 +87,7 @@ class RunResults(Callback):
         (folder / "results.json").unlink(missing_ok=True)
         if self.measured is not None:
             _write_json(folder / "measure.json", self.measured)
-        self._write_progress(trainer, self._best(trainer, pl_module))
+        self._write_progress(trainer, pl_module, self._best(trainer, pl_module))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keeps what this validation found and tells how far the run is."""
@@ -97,37 +100,36 @@ class RunResults(Callback):
         if _writes(trainer):
             saver = best_checkpoint(trainer)  # which comes after this callback
             best = saver.best_with(validation) if saver else self._best(trainer, pl_module)
-            self._write_progress(trainer, best or {})
+            self._write_progress(trainer, pl_module, best or {})
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes ``results.json``."""
         if not _writes(trainer) or trainer.interrupted:
             return
-        self._write_progress(trainer, self._best(trainer, pl_module))
+        self._write_progress(trainer, pl_module, self._best(trainer, pl_module))
         path = self._folder(trainer) / "results.json"
         results = self.results(trainer, pl_module)
         _write_json(path, results)
         if results["skipped_pictures"]:
             rank_zero_info(f"{results['skipped_pictures']} unreadable pictures were skipped, named above")
-        rank_zero_info(f"{_in_words(results)}: {path}")
+        rank_zero_info(f"{_in_words(results, scores_of(pl_module)[0])}: {path}")
 
     def results(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """The content of ``results.json``: plain numbers, strings and dicts; None where a thing is unknown."""
         best = self._best(trainer, pl_module)
         last = self.history[-1] if self.history else {}
-        monitor, mode = monitor_of(pl_module)
+        scores, (monitor, mode) = scores_of(pl_module), monitor_of(pl_module)
         epochs: Any = trainer.fit_loop.epoch_progress.current
         memory, memory_of = peak_memory_gib(trainer.strategy.root_device)
         return {
-            "top1": best.get("val/top1"),
-            "top5": best.get("val/top5"),
+            **{score.key: _of(best, score.key) for score in scores},
+            **{f"{score.key}_ema": best.get(f"val/{score.key}_ema") for score in scores},
+            **{f"{score.key}_last": _of(last, score.key) for score in scores},
             "best_epoch": best.get("epoch"),
             "best_step": best.get("step"),
-            "top1_ema": best.get("val/top1_ema"),
-            "top5_ema": best.get("val/top5_ema"),
-            "best_epoch_ema": best.get("epoch") if "val/top1_ema" in best else None,
-            "top1_last": last.get("val/top1"),
-            "top5_last": last.get("val/top5"),
+            "best_epoch_ema": best.get("epoch") if any(name.endswith("_ema") for name in best) else None,
+            "scores": [asdict(score) for score in scores],
+            "metrics": {name: value for name, value in best.items() if name not in ("epoch", "step")},
             "monitor": monitor,
             "monitor_mode": mode,
             "score": best.get(monitor),
@@ -139,7 +141,7 @@ class RunResults(Callback):
             "resumes": self.resumes,
             **describe_data(trainer),
             "skipped_pictures": len(getattr(getattr(trainer, "datamodule", None), "skipped", ())),
-            "total_batch_size": getattr(pl_module, "total_batch_size", None),
+            "total_batch_size": pl_module.total_batch_size if isinstance(pl_module, TaskContract) else None,
             "device": device_name(trainer.strategy.root_device),
             "devices": trainer.world_size,
             "precision": str(trainer.precision),
@@ -161,11 +163,10 @@ class RunResults(Callback):
         return max(known, key=lambda entry: sign * entry[monitor], default={})
 
     def _measure(self, pl_module: LightningModule, img_size: int, device: torch.device) -> dict[str, Any] | None:
-        build_model: Any = getattr(pl_module, "build_model", None)
-        if build_model is None:
+        if not isinstance(pl_module, TaskContract):
             return None
         try:
-            return measure_network(build_model, img_size, device)
+            return measure_network(pl_module.build_model, img_size, device)
         except (AssertionError, RuntimeError, ValueError) as error:  # e.g. a model for one other picture size only
             rank_zero_warn(
                 f"no FLOPs and throughput in the results: {type(pl_module).__name__}'s network cannot be measured at "
@@ -188,14 +189,13 @@ class RunResults(Callback):
         resolved = Path(path).resolve()  # relative where it can be, so that the folder can be moved
         return str(resolved.relative_to(folder)) if resolved.is_relative_to(folder) else str(resolved)
 
-    def _write_progress(self, trainer: Trainer, best: Validation) -> None:
-        last = self.history[-1] if self.history else {}
+    def _write_progress(self, trainer: Trainer, pl_module: LightningModule, best: Validation) -> None:
+        scores, last = scores_of(pl_module), self.history[-1] if self.history else {}
         progress = {
             "epoch": last.get("epoch", 0),
             "max_epochs": trainer.max_epochs,
-            "top1": last.get("val/top1"),
-            "top5": last.get("val/top5"),
-            "best_top1": best.get("val/top1"),
+            **{score.key: _of(last, score.key) for score in scores},
+            "best": _of(best, scores[0].key),
             "best_epoch": best.get("epoch"),
             "best_step": best.get("step"),
             "resumes": self.resumes,
@@ -204,13 +204,19 @@ class RunResults(Callback):
         _write_json(self._folder(trainer) / "progress.json", progress)
 
 
-def _in_words(results: dict[str, Any]) -> str:
+def _in_words(results: dict[str, Any], headline: Score) -> str:
     """The headline of the results."""
     after = "" if results["best_epoch"] is None else f" after epoch {results['best_epoch']}"
-    if results["top1"] is not None:
-        averaged = "" if results["top1_ema"] is None else f", EMA {results['top1_ema']:.2f} %"
-        return f"top-1 {results['top1']:.2f} %{averaged}{after}"
-    return f"finished{after}" if results["score"] is None else f"{results['monitor']} {results['score']:g}{after}"
+    value, averaged = results[headline.key], results[f"{headline.key}_ema"]
+    if value is None:
+        return f"finished{after}"
+    ema = "" if averaged is None else f", EMA {headline.written(averaged)}"
+    return f"{headline.label} {headline.written(value)}{ema}{after}"
+
+
+def _of(validation: Validation, key: str) -> float | None:
+    """A score of a validation; other modules than ours may log it under its bare name."""
+    return validation.get(f"val/{key}", validation.get(key))
 
 
 def _writes(trainer: Trainer) -> bool:

@@ -354,7 +354,7 @@ class TestForeignModules:
         best = losses.index(2) + 1
         assert place(results(tmp_path)) == (best, 4 * best, 2)
         validated = kind is OfTraining and losses[0] != 2
-        assert results(tmp_path)["top1"] == (best if validated else None)
+        assert results(tmp_path)["metrics"].get("val/top1") == (best if validated else None)
 
     def test_without_checkpoints(self, tmp_path):
         fit(tmp_path, Counter(scores(at4=90)), enable_checkpointing=False)

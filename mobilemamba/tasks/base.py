@@ -1,0 +1,338 @@
+"""What all tasks have in common: the optimiser and its schedule, the average, the evaluation, the weights' card."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric
+
+from mobilemamba.data import ImageDataModule
+from mobilemamba.data.base import data_of
+from mobilemamba.errors import ConfigError
+from mobilemamba.models import ModelCard, Preprocessing, fuse_norms
+from mobilemamba.models.card import CARD_KEY
+from mobilemamba.training.contract import TaskContract
+from mobilemamba.training.metrics import Comparison, Metrics
+from mobilemamba.training.optimizer import DecayRule, parameter_groups, scale_lr, set_learning_rates
+from mobilemamba.training.provenance import pictures_used
+from mobilemamba.training.schedule import warmup_cosine_scheduler
+
+#: For the log of a number that all processes have computed together; Lightning would warn of it otherwise.
+SAME_EVERYWHERE: dict[str, Any] = {"sync_dist": True, "reduce_fx": "max"}
+
+
+class Task(TaskContract, LightningModule):
+    """Trains, evaluates and describes a network on batches ``(images, targets)``; a subclass says what they are.
+
+    It builds its network and hands it to :meth:`use_network`; its :meth:`training_loss` is learned from, and
+    :meth:`new_metrics` are evaluated, of the network and of its average if there is one. Outside a training the network
+    with folded norms is evaluated beside the raw one. See :class:`~mobilemamba.training.metrics.Comparison` for what is
+    logged; besides, ``train/loss`` (mean over the epoch, as trained on), ``train/loss_step`` and ``lr`` (each step).
+
+    Attributes:
+        ema: The network's exponential moving average, None for none.
+    """
+
+    #: Least and greatest value of the arguments that are numbers.
+    LIMITS: ClassVar[dict[str, tuple[float, float]]] = {
+        "ema_decay": (0, 1),
+        "lr": (0, math.inf),
+        "reference_batch_size": (1, math.inf),
+        "min_lr_ratio": (0, 1),
+        "warmup_lr_ratio": (0, 1),
+        "warmup_epochs": (0, math.inf),
+        "warmup_steps": (0, math.inf),
+        "weight_decay": (0, math.inf),
+        "layer_decay": (0, 1),
+    }
+
+    def __init__(
+        self,
+        channels_last: bool = True,
+        compile: bool = False,  # noqa: A002 - Lightning's and timm's word for it
+        ema_decay: float | None = None,
+        lr: float = 3e-3,
+        reference_batch_size: int = 1024,
+        min_lr_ratio: float = 0.01,
+        warmup_lr_ratio: float = 0.001,
+        warmup_epochs: float = 20.0,
+        warmup_steps: int | None = None,
+        weight_decay: float = 0.05,
+        weight_decay_rule: DecayRule = "release",
+        layer_decay: float | None = None,
+        betas: tuple[float, float] = (0.9, 0.999),
+    ) -> None:
+        """The optimiser's defaults are those of the ImageNet training that the paper's models were released from.
+
+        Args:
+            channels_last: Keep weights and pictures in channels-last layout, the faster one for convolutions.
+            compile: Train through torch.compile.
+            ema_decay: Keep an exponential moving average of weights and statistics, updated each step by this decay
+                (release: 0.9998), and evaluate it too; null for none.
+            lr: Peak learning rate at ``reference_batch_size``; the one used is in proportion to the real batch size.
+            reference_batch_size: Pictures an optimiser step that ``lr`` is meant for.
+            min_lr_ratio: Final over peak learning rate.
+            warmup_lr_ratio: First over peak learning rate.
+            warmup_epochs: Length of the linear warm-up.
+            warmup_steps: The same in optimiser steps, in place of ``warmup_epochs``; null for these.
+            weight_decay: Of AdamW.
+            weight_decay_rule: What decays: all but vectors, as in the ``release``, or a ``clean`` choice that spares
+                biases, scales and logarithms stored as matrices too.
+            layer_decay: Factor on the learning rate from one layer to the layer before it, e.g. 0.75 for fine-tuning.
+            betas: Of AdamW.
+
+        Raises:
+            ConfigError: If a value is out of range.
+        """
+        given = dict(locals())
+        super().__init__()
+        self.keep_settings(given)
+        self.ema: ModelEmaV3 | None = None
+
+    def keep_settings(self, given: Mapping[str, Any]) -> None:
+        """Adds the arguments of an ``__init__`` to ``hparams``, plain values all, after checking their ranges.
+
+        Plain, as checkpoints have to load with ``weights_only=True``; and the real values, as what the command line
+        links is not in its own record.
+
+        Raises:
+            ConfigError: If a value is out of range.
+        """
+        # Through JSON: lists for tuples, so that hparams.yaml is plain YAML.
+        kept = json.loads(json.dumps({key: given[key] for key in given if key not in ("self", "__class__")}))
+        for name, (low, high) in self.LIMITS.items():
+            value = kept.get(name)
+            if value is not None and not (low <= value <= high and math.isfinite(value)):
+                expected = f"{low} or more" if high == math.inf else f"{low} to {high}"
+                raise ConfigError(f"{name}={value}: expected {expected}; change model.{name}")
+        if not all(0 <= beta < 1 for beta in kept.get("betas", ())):
+            raise ConfigError(f"betas={kept['betas']}: expected two numbers from 0 to below 1; change model.betas")
+        self.save_hyperparameters({**self.hparams, **kept})
+
+    def use_network(self, model: nn.Module) -> None:
+        """Takes a network as the one to train: its layout, its average, the compiler."""
+        if self.hparams["channels_last"]:
+            # Not by `to`, as a scale (1, C, 1, 1) and its gradient would then differ in strides, of which DDP warns.
+            model = nn.utils.convert_conv2d_weight_memory_format(model, torch.channels_last)
+        self.model = model
+        if self.hparams["ema_decay"] is not None:
+            self.ema = ModelEmaV3(self.model, decay=self.hparams["ema_decay"]).requires_grad_(False)
+            self.ema.train()  # only evaluated, but Lightning warns of every module that is not in training mode
+        if self.hparams["compile"]:
+            self.model.compile()
+        self.comparison = Comparison(self.new_metrics, self.scores[0])
+        self.mean_train_loss = MeanMetric(nan_strategy="ignore")
+        self.mean_train_loss.persistent(True)  # so that a resumed epoch's mean is over all of it
+
+    # What a subclass says.
+
+    def training_loss(self, images: Any, targets: Any) -> Tensor:
+        """What a batch is learned by: a number."""
+        raise NotImplementedError
+
+    def new_metrics(self) -> Metrics:
+        """The metrics of one network, for :attr:`scores` and the loss."""
+        raise NotImplementedError
+
+    @property
+    def model_card(self) -> ModelCard:
+        """What exported weights say of the network."""
+        raise NotImplementedError
+
+    # What the network sees.
+
+    def forward(self, x: Tensor) -> Any:
+        """What the network makes of pictures (B, in_chans, H, W)."""
+        return self.model(self.in_layout(x))
+
+    def in_layout(self, x: Tensor) -> Tensor:
+        """Pictures (B, in_chans, H, W) in the network's memory layout."""
+        return x.contiguous(memory_format=torch.channels_last) if self.hparams["channels_last"] else x
+
+    @property
+    def data(self) -> ImageDataModule | None:
+        """The data module that the trainer was given, if it is one of ours."""
+        return data_of(self._trainer) if self._trainer is not None else None
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How the pictures are prepared: as the data module says, or else as the network's name says."""
+        data = self.data
+        return Preprocessing.of_model(self.hparams["name"]) if data is None else Preprocessing(**data.preprocessing)
+
+    # Training.
+
+    def on_train_start(self) -> None:
+        """Sets the first step's learning rate: a checkpoint brings that of its own training's length."""
+        schedule = self.lr_schedulers()
+        if not isinstance(schedule, LambdaLR):  # a callback's that looks for a rate
+            return
+        for group, peak, ratio in zip(
+            schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
+        ):
+            group["lr"] = peak * ratio(schedule.last_epoch)
+
+    def on_train_epoch_start(self) -> None:
+        """Starts the epoch's mean; not where an epoch goes on after a resume."""
+        self.mean_train_loss.reset()
+
+    def training_step(self, batch: tuple[Any, Any]) -> Tensor:
+        """The loss of a batch."""
+        images, targets = batch
+        loss = self.training_loss(images, targets)
+        self.mean_train_loss.update(torch.where(loss.isfinite(), loss, torch.nan).detach(), len(images))
+        self.log("train/loss_step", loss, prog_bar=True)
+        self.log("lr", max(group["lr"] for group in self.trainer.optimizers[0].param_groups))
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Logs the mean loss."""
+        self.log("train/loss", self.mean_train_loss.compute(), **SAME_EVERYWHERE)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """A step, then one of the average."""
+        super().optimizer_step(*args, **kwargs)
+        if self.ema is not None:
+            self.ema.update(self.model)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The optimiser's groups, without their learning rates; a resume is checked against them."""
+        hparams = self.hparams
+        return parameter_groups(
+            self.model, hparams["weight_decay"], hparams["weight_decay_rule"], hparams["layer_decay"]
+        )
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW with warm-up and cosine, set every step.
+
+        Raises:
+            ConfigError: If the training has no end to which the cosine could lead, or no epochs for the warm-up.
+        """
+        hparams, trainer = self.hparams, self.trainer
+        trainer.fit_loop.setup_data()  # Lightning does so only where it needs the length of an epoch itself
+        total_steps = trainer.estimated_stepping_batches
+        if not 0 < total_steps < math.inf:
+            raise ConfigError(
+                f"trainer.max_epochs={trainer.max_epochs}, trainer.max_steps={trainer.max_steps}: the learning rate's "
+                "cosine needs a training with an end; set trainer.max_epochs"
+            )
+        warmup_steps = self._warmup_steps()
+        if warmup_steps >= total_steps and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            name = "warmup_epochs" if hparams["warmup_steps"] is None else "warmup_steps"
+            rank_zero_warn(
+                f"{name}={hparams[name]:g} ({warmup_steps} steps) is no shorter than the training "
+                f"({total_steps} steps), which so never reaches lr; lower model.{name}"
+            )
+        lr = scale_lr(hparams["lr"], self.total_batch_size, hparams["reference_batch_size"])
+        groups = self.parameter_groups()
+        set_learning_rates(groups, lr)
+        # Without it PyTorch goes through the tensors one by one on a CPU. Lightning refuses it with AMP and clipping.
+        fused = self.device.type == "cpu" and trainer.precision == "32-true"
+        optimizer = torch.optim.AdamW(groups, lr=lr, betas=tuple(hparams["betas"]), fused=fused or None)
+        scheduler = warmup_cosine_scheduler(
+            optimizer, int(total_steps), warmup_steps, hparams["min_lr_ratio"], hparams["warmup_lr_ratio"]
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _warmup_steps(self) -> int:
+        if self.hparams["warmup_steps"] is not None:
+            return int(self.hparams["warmup_steps"])
+        epochs, batches = self.hparams["warmup_epochs"], self.trainer.num_training_batches
+        if epochs and math.isinf(batches):
+            raise ConfigError(
+                f"warmup_epochs={epochs:g}: the training loader has no length, so its epochs are of unknown steps; "
+                "give model.warmup_steps"
+            )
+        return round(epochs * math.ceil(batches / self.trainer.accumulate_grad_batches)) if epochs else 0
+
+    @property
+    def total_batch_size(self) -> int:
+        """Pictures an optimiser step sees: those of the first step, over all devices and accumulated batches.
+
+        Raises:
+            ConfigError: If the training loader does not tell its batch size.
+        """
+        trainer = self.trainer
+        loader, batches = trainer.train_dataloader, min(trainer.accumulate_grad_batches, trainer.num_training_batches)
+        pictures = pictures_used(loader, batches, trainer.world_size)
+        if pictures is None:
+            raise ConfigError(
+                f"the training loader ({type(loader).__name__}) has no batch_size, which the learning rate is scaled "
+                "by; use a torch DataLoader with batch_size or with a batch sampler that has one"
+            )
+        return pictures
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the card, and which network was the better one."""
+        metrics, headline = self.trainer.callback_metrics, self.scores[0]
+        raw, averaged = metrics.get(f"val/{headline.key}"), metrics.get(f"val/{headline.key}_ema")
+        sign = 1 if headline.direction == "max" else -1
+        checkpoint[CARD_KEY] = self.model_card.as_dict()
+        checkpoint["use_ema"] = raw is not None and averaged is not None and bool(sign * averaged > sign * raw)
+
+    # Evaluation.
+
+    @property
+    def monitor(self) -> str:
+        """The metric that the best epoch is chosen by: of the network, or the better one of it and its average."""
+        headline = self.scores[0]
+        return f"val/{headline.key}" + ("" if self.ema is None else f"_{headline.direction}")
+
+    @property
+    def confusion(self) -> dict[str, Tensor]:
+        """Network's name (``raw``, ``ema``, ``fused``) -> (n, 3): class, answer, how often; of the last evaluation."""
+        return self.comparison.counts
+
+    def on_validation_epoch_start(self) -> None:
+        """Chooses the networks to evaluate."""
+        self._evaluated: dict[str, nn.Module] = {"raw": self.model}
+        if self.ema is not None:
+            self._evaluated["ema"] = self.ema.module
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            fused = fuse_norms(self.model)
+            if _batch_norms(fused) < _batch_norms(self.model):  # else it is none of ours
+                self._evaluated["fused"] = fused
+
+    def validation_step(self, batch: tuple[Any, Any]) -> None:
+        """Adds a batch to the evaluation of every network."""
+        images, targets = batch
+        images = self.in_layout(images)
+        self.comparison.update({name: network(images) for name, network in self._evaluated.items()}, targets)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs what all batches came to."""
+        self._log_metrics("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Chooses the networks to evaluate."""
+        self.on_validation_epoch_start()
+
+    def test_step(self, batch: tuple[Any, Any]) -> None:
+        """As :meth:`validation_step`."""
+        self.validation_step(batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Logs what all batches came to."""
+        self._log_metrics("test")
+
+    def _log_metrics(self, split: str) -> None:
+        shown = {f"{split}/{score.key}" for score in self.scores}
+        for name, value in self.comparison.compute(self._evaluated, split).items():
+            self.log(name, value, prog_bar=name in shown, **SAME_EVERYWHERE)
+        self._evaluated = {}
+
+
+def _batch_norms(model: nn.Module) -> int:
+    return sum(isinstance(module, _BatchNorm) for module in model.modules())

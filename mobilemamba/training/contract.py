@@ -1,0 +1,78 @@
+"""What a task owes to those who train, record and evaluate it, and what stands in its place for other modules."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from mobilemamba.scores import Score
+
+#: What a module is chosen by that does not say it.
+_USUAL = "val/top1"
+#: What is better the smaller it is, where a module does not say so by ``monitor_mode``.
+_LESS_IS_BETTER = re.compile(r"loss|err|mae|mse|perplexity", re.IGNORECASE)
+
+
+class TaskContract:
+    """What callbacks, sweeps and the command line ask of a task; of any other LightningModule they ask nothing.
+
+    Attributes:
+        scores: What its evaluations log as ``val/KEY`` and ``test/KEY``; the first is the headline.
+        model: The network that is trained.
+    """
+
+    scores: ClassVar[tuple[Score, ...]]
+    model: nn.Module
+
+    @property
+    def monitor(self) -> str:
+        """The logged metric that the best validation is chosen by."""
+        return f"val/{self.scores[0].key}"
+
+    @property
+    def confusion(self) -> dict[str, Tensor]:
+        """Network's name -> (n, 3): class, answer, how often; of the last evaluation. Empty where there are none."""
+        return {}
+
+    @property
+    def total_batch_size(self) -> int:
+        """Pictures an optimiser step sees, over all devices and accumulated batches."""
+        raise NotImplementedError
+
+    def build_model(self, num_classes: int | None = None, in_chans: int | None = None) -> nn.Module:
+        """A freshly initialised network of this task's architecture.
+
+        Args:
+            num_classes: In place of the task's own, e.g. the 1000 that a table's counts are for.
+            in_chans: Likewise.
+        """
+        raise NotImplementedError
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The optimiser's groups, without their learning rates."""
+        raise NotImplementedError
+
+
+def monitor_of(module: Any) -> tuple[str, str]:
+    """The metric that a module's best validation is chosen by, and whether the ``"max"`` or the ``"min"`` is the best.
+
+    Of a task, its first score; of another module, the attributes ``monitor`` and ``monitor_mode``; without them
+    ``val/top1``, and for losses and errors the least.
+    """
+    named = getattr(module, "monitor", None)
+    monitor = named if isinstance(named, str) else _USUAL
+    if isinstance(module, TaskContract):
+        return monitor, module.scores[0].direction
+    mode = getattr(module, "monitor_mode", None)
+    return monitor, mode if mode in ("min", "max") else "min" if _LESS_IS_BETTER.search(monitor) else "max"
+
+
+def scores_of(module: Any) -> tuple[Score, ...]:
+    """A task's scores; of another module, or its class, the metric that its best validation is chosen by."""
+    if isinstance(module, TaskContract) or (isinstance(module, type) and issubclass(module, TaskContract)):
+        return module.scores
+    monitor, mode = monitor_of(module)
+    key = monitor.removeprefix("val/")
+    return (Score(key, key, "min" if mode == "min" else "max", digits=4, unit=""),)
