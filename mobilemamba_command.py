@@ -41,9 +41,6 @@ COMMANDS = {
     "benchmark": Command(
         "time networks against each other and the machine's ceiling", "mobilemamba.tools.benchmark:benchmark"
     ),
-    "match_throughput": Command(
-        "find the channels with which networks are as fast as another", "mobilemamba.tools.width:match_throughput"
-    ),
 }
 
 _HELP = ("-h", "--help")

@@ -36,9 +36,8 @@ class ImageNet(PictureDataModule):
 
     Args:
         val_labels: The labels of a flat ``val`` folder: Kaggle's ``LOC_val_solution.csv``; lines of a picture's name
-            and its WordNet id or number from 0; lines of WordNet ids alone, in the order of the names; or the
-            development kit's ``ILSVRC2012_validation_ground_truth.txt`` with ``meta.mat`` beside it, for which scipy is
-            needed. None looks for them in ``root``.
+            and its WordNet id or number from 0; or lines of WordNet ids alone, in the order of the names. None looks
+            for them in ``root``.
         shard_window: For tar files on storage that is slow at random places. None shuffles over all pictures, as in
             folders; a number shuffles the tar files, and pictures only within each run of so many of them. The pictures
             must have been packed in random order, or batches would be of a few classes.

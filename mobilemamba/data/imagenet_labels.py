@@ -5,7 +5,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
-from importlib import import_module
 from pathlib import Path, PurePath
 
 from timm.data import ImageNetInfo
@@ -13,7 +12,6 @@ from timm.data import ImageNetInfo
 from mobilemamba.data.pictures import EXTENSIONS
 from mobilemamba.errors import DataError
 
-_GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 _WELL_KNOWN = (
     "LOC_val_solution.csv",
     "val.txt",
@@ -21,8 +19,6 @@ _WELL_KNOWN = (
     "val_map.txt",
     "synset_labels.txt",
     "imagenet_2012_validation_synset_labels.txt",
-    _GROUND_TRUTH,
-    f"ILSVRC2012_devkit_t12/data/{_GROUND_TRUTH}",
     "../../../LOC_val_solution.csv",  # of ILSVRC/Data/CLS-LOC, where Kaggle's archive has its pictures
 )
 _WNID = re.compile(r"n\d{8}")
@@ -52,7 +48,7 @@ def find_val_labels(root: Path) -> Path:
             return root / name
     raise DataError(
         f"{root / 'val'} has no class folders and {root} no file with the labels of its pictures: give one as "
-        f"data.val_labels, or put it there as {_WELL_KNOWN[0]}, {_WELL_KNOWN[1]} or {_GROUND_TRUTH}"
+        f"data.val_labels, or put it there as {_WELL_KNOWN[0]} or {_WELL_KNOWN[1]}"
     )
 
 
@@ -60,8 +56,7 @@ def read_val_labels(file: Path, pictures: Sequence[str]) -> list[int]:
     """The label of each picture, 0 to 999.
 
     The form of ``file`` is found from its content: Kaggle's CSV; or in each line a picture's name and its class, as a
-    WordNet id or a number from 0; or one WordNet id a line, in the order of the pictures' names; or likewise one number
-    of the development kit, from 1, which are explained by ``meta.mat`` beside the file.
+    WordNet id or a number from 0; or one WordNet id a line, in the order of the pictures' names.
 
     Args:
         file: The labels.
@@ -87,13 +82,10 @@ def read_val_labels(file: Path, pictures: Sequence[str]) -> list[int]:
     if len(lines) != len(pictures):
         raise DataError(f"{file} has {len(lines):,} lines for {len(pictures):,} pictures: give the file that is theirs")
     if lines and lines[0].isdecimal():
-        known = _devkit_classes(file)
-        for number, line in enumerate(lines, 1):
-            if line not in known:
-                raise DataError(
-                    f"{file}, line {number}: '{line}' is not the number of a class in {file.parent}/meta.mat"
-                )
-        lines = [known[line] for line in lines]
+        raise DataError(
+            f"{file} holds the development kit's numbers of the classes, which its meta.mat explains: "
+            "give as data.val_labels a file of lines such as 'ILSVRC2012_val_00000001.JPEG n01751748'"
+        )
     return [_label(file, number, line) for number, line in enumerate(lines, 1)]
 
 
@@ -139,24 +131,3 @@ def _label(file: Path, line: int, text: str) -> int:
 @cache
 def _label_of() -> dict[str, int]:
     return {wnid: label for label, wnid in enumerate(imagenet_classes()[0])}
-
-
-def _devkit_classes(file: Path) -> dict[str, str]:
-    """The WordNet id of each number that the development kit gives a class, both as texts."""
-    meta = file.with_name("meta.mat")
-    otherwise = "or give as data.val_labels a file of lines such as 'ILSVRC2012_val_00000001.JPEG n01751748'"
-    if not meta.is_file():
-        raise DataError(f"{file} holds the development kit's numbers, which {meta} explains: put it there, {otherwise}")
-    try:
-        loadmat = import_module("scipy.io").loadmat
-    except ImportError:
-        raise DataError(f"{meta} is read by scipy, which is not installed: pip install scipy, {otherwise}") from None
-    try:
-        synsets = loadmat(meta, squeeze_me=True)["synsets"]
-        return {
-            str(int(number)): str(wnid) for number, wnid in zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)
-        }
-    except Exception as error:  # scipy raises many kinds for a file that is none of its own
-        raise DataError(
-            f"{meta} cannot be read ({' '.join(str(error).split())}): copy it again, {otherwise}"
-        ) from error

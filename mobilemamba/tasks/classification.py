@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -179,12 +179,6 @@ class ClassificationTask(Task):
         )
         self.log_dict({"train/loss_task": task, "train/loss_distillation": learned})
         return task + self.distillation.weight * learned
-
-    def on_train_epoch_end(self) -> None:
-        """Logs the mean loss."""
-        super().on_train_epoch_end()
-        if "teacher" in self._beside:
-            cast(Teacher, self._beside["teacher"]).end_epoch()
 
     def predict_step(self, batch: Any) -> dict[str, Tensor]:
         """What the network makes of a batch of pictures (B, in_chans, H, W), alone or first in a tuple.

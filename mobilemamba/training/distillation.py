@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 from mobilemamba.errors import ConfigError
 from mobilemamba.models import ModelCard, Preprocessing, load_network
 from mobilemamba.models.create import check_model_name
-from mobilemamba.training.teacher_cache import TeacherCache, tensor_bytes
 
 
 @dataclass
@@ -36,8 +34,6 @@ class Distillation:
         interpolation: Of the scaling where the student's pictures have another size.
         antialias: Low-pass filter before scaling down. The paper's training had none, as torchvision 0.16 had none by
             default for tensors.
-        cache: Folder on a local disk that keeps the teacher's answers, 4 bytes a class and picture. Of use only where
-            the very same pictures come again, so without augmentation and mixing.
 
     Raises:
         ConfigError: If neither a teacher nor weights are given, or a value is out of range.
@@ -53,7 +49,6 @@ class Distillation:
     std: tuple[float, ...] | None = None
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     antialias: bool = False
-    cache: str | None = None
 
     def __post_init__(self) -> None:
         if self.teacher is None and self.weights is None:
@@ -126,12 +121,11 @@ class Teacher(nn.Module):
         for name, values in statistics.items():
             self.register_buffer(name, torch.tensor(tuple(values)).view(1, -1, 1, 1), persistent=False)
         self.network = network.requires_grad_(False).to(memory_format=torch.channels_last)  # faster convolutions
-        self.cache = None if config.cache is None else TeacherCache(config.cache, self.fingerprint(), num_classes)
         self.eval()
 
     @torch.no_grad()
     def forward(self, pictures: Tensor) -> Tensor:
-        return self._answer(pictures) if self.cache is None else self.cache(pictures, self._answer)
+        return self.network(self.prepare(pictures)).float()
 
     def prepare(self, pictures: Tensor) -> Tensor:
         """The student's pictures as the teacher wants them: colours back to 0..1, scaled, then normalised anew."""
@@ -143,23 +137,6 @@ class Teacher(nn.Module):
     def train(self, mode: bool = True) -> Teacher:
         """Evaluation mode, whatever ``mode``."""
         return super().train(False)
-
-    def end_epoch(self) -> None:
-        """To be called after each epoch, so that a cache that is of no use is given up."""
-        if self.cache is not None:
-            self.cache.end_epoch()
-
-    def fingerprint(self) -> str:
-        """Its name, and a hash of all that its answers depend on beside the pictures: weights and preprocessing."""
-        digest = hashlib.blake2b(digest_size=16)
-        digest.update(repr((self.card.model, self.size, self.interpolation, self.antialias)).encode())
-        for name, tensor in (*self.named_buffers(recurse=False), *self.network.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor_bytes(tensor))
-        return f"{self.card.model}-{digest.hexdigest()}"
-
-    def _answer(self, pictures: Tensor) -> Tensor:
-        return self.network(self.prepare(pictures)).float()
 
 
 def distillation_loss(

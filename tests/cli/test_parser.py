@@ -15,9 +15,9 @@ def test_null_takes_a_setting_of_a_setting_back(root: Path, option: list[str]) -
     recipe = ["--config", str(root / "experiments/imagenet/mobilemamba_t2_kd.yaml"), "--data.root", "x"]
     weights = ["--model.distillation.weights", "own.safetensors"]
     name, *value = option
-    (row,) = plan([*recipe, *weights, f"--model.distillation.{name}", *value, "--model.distillation.cache", "null"])
+    (row,) = plan([*recipe, *weights, f"--model.distillation.{name}", *value, "--model.distillation.tau", "2"])
     found = row.config["model"]["init_args"]["distillation"]
-    assert (found["teacher"], found["weights"], found["cache"], found["weight"]) == (None, "own.safetensors", None, 5.0)
+    assert (found["teacher"], found["weights"], found["tau"], found["weight"]) == (None, "own.safetensors", 2.0, 5.0)
 
 
 @pytest.mark.parametrize("kind", [FashionMNISTSample, ImageFolder, ImageNet, ClassificationTask])

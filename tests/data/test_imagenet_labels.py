@@ -1,8 +1,5 @@
-import importlib.util
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from mobilemamba.data.imagenet_labels import find_val_labels, imagenet_classes, read_val_labels
@@ -61,7 +58,7 @@ def test_forms(tmp_path: Path, form: str) -> None:
         ("ImageId,PredictionString\nx,\n", r"line 2: expected a picture's name and its class"),
         ("ImageId,PredictionString\nx,dog 1 2 3 4\n", r"line 2: 'dog' is no class"),
         ("\0\1\2", r"has 1 lines"),
-        ("1\n2\n3\n4\n", r"development kit's numbers, which .*meta.mat explains: put it there, or give"),
+        ("1\n2\n3\n4\n", r"development kit's numbers .*: give as data.val_labels a file of lines such as"),
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -79,48 +76,11 @@ def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
             read_val_labels(file, PICTURES)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("scipy") is None, reason="scipy is not installed; it writes the meta.mat")
-def test_development_kit(tmp_path: Path) -> None:
-    from scipy.io import savemat
-
-    fields = [("ILSVRC2012_ID", object), ("WNID", object), ("words", object), ("num_children", object)]
-    # The kit's numbers are not in the order of the ids; numbers above 1000 are no classes but groups of them.
-    rows = [(490, WNIDS[0]), (361, WNIDS[1]), (171, WNIDS[2]), (822, WNIDS[3]), (1001, "n00001740")]
-    synsets = np.array([(number, wnid, "words", 0) for number, wnid in rows], fields).reshape(-1, 1)
-    savemat(tmp_path / "meta.mat", {"synsets": synsets})
-    truth = tmp_path / "ILSVRC2012_validation_ground_truth.txt"
-    truth.write_text("490\n361\n171\n822\n")
-    assert read_val_labels(truth, PICTURES) == LABELS
-    truth.write_text("490\n361\n171\n1001\n")
-    with pytest.raises(DataError, match=r"line 4: n00001740 is none of the 1,000 classes"):
-        read_val_labels(truth, PICTURES)
-    truth.write_text("490\n361\n171\n0\n")
-    with pytest.raises(DataError, match=r"line 4: '0' is not the number of a class in .*meta.mat"):
-        read_val_labels(truth, PICTURES)
-    (tmp_path / "meta.mat").write_bytes(b"no mat")
-    with pytest.raises(DataError, match=r"meta.mat cannot be read \(.*\): copy it again, or give") as caught:
-        read_val_labels(truth, PICTURES)
-    assert "\n" not in str(caught.value)
-
-
-def test_development_kit_without_scipy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "scipy", None)
-    monkeypatch.setitem(sys.modules, "scipy.io", None)
-    (tmp_path / "meta.mat").touch()
-    (tmp_path / "truth.txt").write_text("1\n2\n3\n4\n")
-    with pytest.raises(
-        DataError, match=r"meta.mat is read by scipy, which is not installed: pip install scipy, or give"
-    ):
-        read_val_labels(tmp_path / "truth.txt", PICTURES)
-
-
 @pytest.mark.parametrize(
     "place",
     [
         "LOC_val_solution.csv",
         "val.txt",
-        "ILSVRC2012_validation_ground_truth.txt",
-        "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt",
         "../../../LOC_val_solution.csv",
     ],
 )

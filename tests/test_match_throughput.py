@@ -1,14 +1,16 @@
-"""Channels for equal throughput: the search on speeds that are known, and the command on small networks."""
+"""Channels for equal throughput: the search on speeds that are known, and the script on small networks."""
 
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mobilemamba.cli import main
-from mobilemamba.errors import ConfigError
-from mobilemamba.tools.width import Dims, match_width
+SCRIPT = runpy.run_path(str(Path(__file__).parents[1] / "experiments/match_throughput.py"))
+match_width = SCRIPT["match_width"]
+Dims = tuple[int, ...]
 
 CONFIG = """
 model: {class_path: ClassificationTask, init_args: {name: mobilemamba_t2}}
@@ -64,22 +66,13 @@ def test_a_network_that_is_always_too_slow_ends_at_the_narrowest() -> None:
 
 
 @pytest.mark.slow
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "rows.yaml"
     path.write_text(CONFIG)
-    quick = ["--size", "32", "--batch", "1", "--rounds", "1", "--seconds", "0.01", "--tolerance", "0.5"]
-    main(["match_throughput", "--config", str(path), "--reference", "mobilemamba_t2", *quick])
+    quick = ["--size", "32", "--batch", "1", "--rounds", "1", "--seconds", "0.01", "--reference", "mobilemamba_t2"]
+    monkeypatch.setattr(sys, "argv", ["match_throughput.py", "--config", str(path), *quick])
+    SCRIPT["main"]()
     out = capsys.readouterr().out
-    assert "As fast as mobilemamba_t2" in out
-    assert "│ wide │" in out
-    assert "│ own" not in out
-    assert "inference, batch 1 at 32x32, float32, channels-last, norms folded" in out
-
-
-def test_a_configuration_without_channels_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "rows.yaml"
-    path.write_text("model: {class_path: ClassificationTask, init_args: {name: mobilemamba_t2}}\n")
-    with pytest.raises(ConfigError, match=r"no row sets model\.arch\.embed_dims"):
-        main(["match_throughput", "--config", str(path)])
-    with pytest.raises(ConfigError, match="--rounds 0: expected more than 0"):
-        main(["match_throughput", "--config", str(path), "--rounds", "0"])
+    assert out.startswith("wide: [")
+    assert "of the speed of mobilemamba_t2" in out
+    assert "own" not in out
