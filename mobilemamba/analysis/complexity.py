@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from timm.layers import SelectAdaptivePool2d
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mobilemamba.layers.wavelet_mamba import WaveletConv
@@ -30,17 +30,16 @@ class Complexity:
     macs: int
 
 
-def complexity(model: nn.Module, size: int | tuple[int, int] = 224) -> Complexity:
+def complexity(model: nn.Module, example: int | tuple[int, int] | Tensor = 224) -> Complexity:
     """Counts a model by running it once on shapes alone, on the meta device; the model itself is not touched.
 
     Args:
-        model: Any timm image model; the conventions for norms and pooling are applied to its modules.
-        size: Side of the square picture, or (height, width), in pixels.
+        model: Any network of pictures; the conventions for norms and pooling are applied to its modules.
+        example: Side of the square picture, or (height, width), in pixels; or a batch of pictures (1, C, H, W).
     """
     shadow = copy.deepcopy(model).to("meta").eval()
     extra = _CountedModules(shadow)
-    height, width = (size, size) if isinstance(size, int) else size
-    picture = torch.empty(1, _in_chans(shadow), height, width, device="meta")
+    picture = example_pictures(shadow, example, 1).to("meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         shadow(picture)
     macs = counter.get_total_flops() // 2
@@ -51,8 +50,19 @@ def complexity(model: nn.Module, size: int | tuple[int, int] = 224) -> Complexit
     )
 
 
-def _in_chans(model: nn.Module) -> int:
-    return next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+def example_pictures(model: nn.Module, example: int | tuple[int, int] | Tensor, batch: int) -> Tensor:
+    """Random pictures (B, C, H, W) for a network, the same each time; a tensor stays what it is.
+
+    Args:
+        model: Its first convolution says how many channels a picture has.
+        example: Side of the square pictures, or (height, width), in pixels; or the pictures themselves.
+        batch: Their number.
+    """
+    if isinstance(example, Tensor):
+        return example
+    height, width = (example, example) if isinstance(example, int) else example
+    in_chans = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+    return torch.randn(batch, in_chans, height, width, generator=torch.Generator().manual_seed(0), device="cpu")
 
 
 class _CountedModules:

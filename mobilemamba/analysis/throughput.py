@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mobilemamba.analysis.complexity import example_pictures
 from mobilemamba.analysis.machine import device_name, rounds_to_tf32
 from mobilemamba.analysis.rounds import WARMUP_SECONDS, Timings, calls_per_round, time_calls
 from mobilemamba.errors import ConfigError
@@ -61,27 +62,25 @@ class Throughput:
 
 def measure_throughput(
     model: nn.Module,
-    img_size: int | tuple[int, int] = 224,
+    example: int | tuple[int, int] | torch.Tensor = 224,
     batch_size: int | None = None,
     device: torch.device | str | None = None,
     rounds: int = 5,
     budget_s: float = 3.0,
-    in_chans: int = 3,
     channels_last: bool = True,
     form: str = "",
 ) -> Throughput:
-    """Times inference (eval mode, no autograd) on random pictures that already lie on the device.
+    """Times inference (eval mode, no autograd) on pictures that already lie on the device.
 
     The model is copied: its device, layout and mode stay as they are, and so does the global random state.
 
     Args:
-        model: Takes (B, ``in_chans``, H, W) pictures of its own dtype.
-        img_size: Pixels, (height, width) or the side of a square.
-        batch_size: By default 32 on a CPU and 256 elsewhere (the paper's, on one L40S).
+        model: Takes (B, C, H, W) pictures of its own dtype.
+        example: Side of the square pictures, or (height, width), in pixels, which are random then; or a batch of them.
+        batch_size: Of random pictures; by default 32 on a CPU and 256 elsewhere (the paper's, on one L40S).
         device: By default the one the model is on.
         rounds: Timed rounds; the result is their median.
         budget_s: About how long all rounds take together, in seconds. Each round has one batch at least.
-        in_chans: Channels of a picture.
         channels_last: Layout of weights and pictures.
         form: What was done to the network before, in words; for the description.
 
@@ -94,11 +93,10 @@ def measure_throughput(
     for name, value in (("rounds", rounds), ("batch_size", batch_size), ("budget_s", budget_s)):
         if value <= 0:
             raise ConfigError(f"{name}={value}: expected a number above 0; leave it out for the default")
-    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-
     layout = torch.channels_last if channels_last else torch.contiguous_format
     model = copy.deepcopy(model).eval().to(device).to(memory_format=layout)
-    pictures = torch.randn(batch_size, in_chans, height, width, generator=torch.Generator().manual_seed(0))
+    pictures = example_pictures(model, example, batch_size)
+    batch_size, (height, width) = len(pictures), pictures.shape[-2:]
     pictures = pictures.to(device=device, dtype=parameter.dtype, memory_format=layout)
 
     def clock(batches: int) -> float:

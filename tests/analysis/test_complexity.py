@@ -152,3 +152,8 @@ def test_a_rectangle_counts_in_its_own_proportion() -> None:
 def test_picture_channels_follow_the_model() -> None:
     grey, colour = (complexity(on_meta("mobilemamba_t2", in_chans=chans), 64) for chans in (1, 3))
     assert colour.macs - grey.macs == 2 * 18 * 9 * 32 * 32  # the first convolution's extra inputs
+
+
+def test_an_example_in_place_of_a_size() -> None:
+    model = on_meta("mobilemamba_t2")
+    assert complexity(model, torch.empty(1, 3, 64, 96)) == complexity(model, (64, 96))
