@@ -8,6 +8,14 @@ from mobilemamba.models.fuse import fuse_norms
 from mobilemamba.models.matching import head_names
 from mobilemamba.models.mobilemamba import MobileMamba
 from mobilemamba.models.optimize import optimize_for_inference
+from mobilemamba.models.sizes import (
+    mobilemamba_b1,
+    mobilemamba_b2,
+    mobilemamba_b4,
+    mobilemamba_s6,
+    mobilemamba_t2,
+    mobilemamba_t4,
+)
 
 __all__ = [
     "VARIANTS",
@@ -23,6 +31,12 @@ __all__ = [
     "head_names",
     "load_network",
     "load_weights",
+    "mobilemamba_b1",
+    "mobilemamba_b2",
+    "mobilemamba_b4",
+    "mobilemamba_s6",
+    "mobilemamba_t2",
+    "mobilemamba_t4",
     "optimize_for_inference",
     "read_card",
     "save_weights",

@@ -15,14 +15,11 @@ its input.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath, SelectAdaptivePool2d
-from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
+from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
@@ -36,7 +33,7 @@ from mobilemamba.layers.patch import PatchEmbed, PatchMerging
 from mobilemamba.layers.residual import Residual
 from mobilemamba.layers.ss2d import SS2D
 from mobilemamba.layers.wavelet_mamba import WaveletConv, WaveletMamba
-from mobilemamba.models.config import VARIANTS, MobileMambaConfig
+from mobilemamba.models.config import MobileMambaConfig
 from mobilemamba.ops.selective_scan import BACKEND_NAMES
 
 
@@ -287,49 +284,3 @@ class MobileMamba(nn.Module):
             return {"stem": r"^patch_embed", "blocks": r"^stages\.(\d+)"}
         blocks = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None)]
         return {"stem": r"^patch_embed", "blocks": blocks}
-
-
-default_cfgs = generate_default_cfgs(
-    {
-        name: {
-            "url": "",
-            "num_classes": 1000,
-            "input_size": (3, variant.img_size, variant.img_size),
-            "pool_size": (math.ceil(variant.img_size / 64),) * 2,
-            "crop_pct": 0.875,
-            "interpolation": "bicubic",
-            "mean": IMAGENET_DEFAULT_MEAN,
-            "std": IMAGENET_DEFAULT_STD,
-            "first_conv": "patch_embed.0.conv",
-            "classifier": "head.linear",
-            "license": "mit",
-            "paper_name": "MobileMamba: Lightweight Multi-Receptive Visual Mamba Network",
-            "paper_ids": "arXiv:2411.15941",
-        }
-        for name, variant in VARIANTS.items()
-    }
-)
-
-
-def _create(variant: str, pretrained: bool, **kwargs: Any) -> MobileMamba:
-    choices = {name: kwargs.pop(name) for name in list(kwargs) if name in MobileMambaConfig.__dataclass_fields__}
-    config = VARIANTS[variant].config.override(**choices)
-    feature_cfg = {"out_indices": tuple(range(len(config.depths))), "flatten_sequential": True}
-    return build_model_with_cfg(MobileMamba, variant, pretrained, feature_cfg=feature_cfg, config=config, **kwargs)
-
-
-def _entry_point(variant: str) -> Callable[..., MobileMamba]:
-    """timm's constructor of a variant; architecture choices of ``MobileMambaConfig`` are taken as keywords."""
-
-    def create(pretrained: bool = False, **kwargs: Any) -> MobileMamba:
-        return _create(variant, pretrained, **kwargs)
-
-    create.__name__ = create.__qualname__ = variant
-    create.__doc__ = f"{variant}: {VARIANTS[variant].img_size} px, {VARIANTS[variant].paper_top1} % top-1 in the paper."
-    return register_model(create)
-
-
-__all__ = ["MobileMamba", "MobileMambaBlock", "MobileMambaStage", "build_mixer"]
-
-for _name in VARIANTS:
-    globals()[_name] = _entry_point(_name)
