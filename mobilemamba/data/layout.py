@@ -136,8 +136,8 @@ def _refuse_unknown_parts(root: Path, names: Sequence[str]) -> None:
     if len(alike) > 1 and sum(map(len, inner)) >= _ALIKE * len(inner) * len(alike):
         raise DataError(
             f"{few([f'{name}/' for name in names])} in {printable(root)} hold folders of the same names "
-            f"({few(alike)}), so these seem to be the classes and those parts: {_UNDERSTOOD}, or give one part alone; if it is the "
-            f"other way round, give data.classes as [{few(names)}]"
+            f"({few(alike)}), so these seem to be the classes and those parts: {_UNDERSTOOD}, or give one part alone; "
+            f"if it is the other way round, give data.classes as [{few(names)}]"
         )
 
 
