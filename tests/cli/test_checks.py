@@ -116,7 +116,12 @@ def test_pictures_are_labelled_by_the_names_of_the_weights_classes(tmp_path: Pat
             "what the file says of its network is not true of its tensors: write.*",
         ),
         ("fit", "test_efficientnet", False, "fit on .*, or start with a fresh classifier by --model.new_head true"),
-        ("fit", "test_resnet", False, "name the model that they are of by --model"),
+        (
+            "fit",
+            "test_resnet",
+            False,
+            "name the model .* by --model, or take what fits by --model.partial_weights true",
+        ),
     ],
 )
 def test_weights_that_do_not_fit_are_named_with_what_the_command_can_do(
