@@ -3,6 +3,8 @@
 The command line prints them as one line and exits with code 2; a library user catches :class:`MobileMambaError`.
 """
 
+from typing import Literal
+
 
 class MobileMambaError(Exception):
     """A mistake the user can mend, as opposed to a bug in the package."""
@@ -18,6 +20,25 @@ class BackendUnavailableError(MobileMambaError, RuntimeError):
 
 class WeightsError(MobileMambaError, RuntimeError):
     """A checkpoint cannot be read, or does not fit the model."""
+
+
+class MisfitError(WeightsError):
+    """Weights are of another network than the one that is to take them; what helps, each command says in its words.
+
+    Args:
+        reason: The file, and what does not fit.
+        fits: What does.
+        remedy: In the words of Python, if not given.
+    """
+
+    def __init__(self, reason: str, fits: Literal["nothing", "some", "backbone"], remedy: str | None = None) -> None:
+        in_python = {
+            "nothing": "use the model these weights are of",
+            "some": "use the model these weights are of, or load what fits by partial=True",
+            "backbone": "start with a fresh classifier by new_head=True",
+        }
+        super().__init__(f"{reason}; {remedy or in_python[fits]}")
+        self.reason, self.fits = reason, fits
 
 
 class DataError(MobileMambaError, RuntimeError):

@@ -4,8 +4,29 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 from collections.abc import Callable
 from pathlib import Path
+
+_KINDS: dict[Callable[[int], bool], str] = {
+    stat.S_ISDIR: "a folder",
+    stat.S_ISFIFO: "a pipe",
+    stat.S_ISSOCK: "a socket",
+    stat.S_ISCHR: "a device",
+    stat.S_ISBLK: "a device",
+}
+
+
+def why_no_plain_file(path: str | Path) -> str | None:
+    """What there is at a path instead of a file, the links followed; None for a file.
+
+    To open a pipe or a socket may wait for ever, and a device may never come to its end.
+
+    Raises:
+        OSError: If there is nothing.
+    """
+    mode = os.stat(path).st_mode  # noqa: PTH116 - text that can be no path raises as any other
+    return next((kind for is_kind, kind in _KINDS.items() if is_kind(mode)), None)
 
 
 def write_atomic(path: str | Path, content: bytes | memoryview, before: Callable[[], object] | None = None) -> None:

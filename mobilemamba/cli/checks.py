@@ -14,6 +14,7 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from mobilemamba.data import ImageDataModule
 from mobilemamba.errors import ConfigError, MobileMambaError
 from mobilemamba.models import read_card
+from mobilemamba.models.checkpoints import NOT_AS_IT_SAYS
 from mobilemamba.models.weights_file import read_checkpoint
 
 #: Least value of the trainer's numbers, and a lower one that has a meaning of its own.
@@ -148,6 +149,26 @@ def check_checkpoint(subcommand: str, config: Any) -> None:
             raise ConfigError(f"ckpt_path={path}: no such file; give one of a run's folder checkpoints")
     elif subcommand != "fit" and "weights" in model and model["weights"] is None:
         raise ConfigError(f"{subcommand} has no weights, only a network that is not trained; give --weights FILE")
+
+
+def misfit_remedy(subcommand: str, config: Any, fits: str) -> str:
+    """What can be done where the weights that were given do not fit the network.
+
+    Args:
+        subcommand: ``fit``, ``validate`` or ``test``.
+        config: Its settings.
+        fits: As :class:`~mobilemamba.errors.MisfitError` has it.
+    """
+    card = read_card(config.model.init_args.weights)
+    if card is not None and (fits != "backbone" or (subcommand != "fit" and card.class_names)):
+        return NOT_AS_IT_SAYS  # as check_against_card and fill_classes have seen to it that it says the same as here
+    remedy = "name the model that they are of by --model"
+    if fits == "backbone":
+        remedy = f"{subcommand} on pictures of as many classes as they know"
+        return f"{remedy}, or start with a fresh classifier by --model.new_head true" if subcommand == "fit" else remedy
+    if fits == "some" and subcommand == "fit":
+        return f"{remedy}, or take what fits by --model.partial_weights true"
+    return remedy
 
 
 def fill_classes(config: Any) -> None:

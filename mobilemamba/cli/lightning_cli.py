@@ -25,6 +25,7 @@ from mobilemamba.cli.checks import (
     check_pictures,
     check_settings,
     fill_classes,
+    misfit_remedy,
     read_evaluated,
 )
 from mobilemamba.cli.parser import Parser, given_settings, plain
@@ -36,7 +37,7 @@ from mobilemamba.cli.stopping import name_the_way_on
 from mobilemamba.cli.tool import short_errors
 from mobilemamba.cli.trainer_defaults import trainer_callbacks, trainer_options
 from mobilemamba.data import ImageDataModule
-from mobilemamba.errors import ConfigError
+from mobilemamba.errors import ConfigError, MisfitError, WeightsError
 from mobilemamba.files import write_text_atomic
 from mobilemamba.messages import user_error
 from mobilemamba.sweep import Config, Row, Sweep, SweepRunner, expand
@@ -273,7 +274,11 @@ class MobileMambaCLI(LightningCLI):
                 with self._without_weights():
                     super().instantiate_classes()
             except Exception as error:  # jsonargparse wraps what a constructor raises into its own ValueError
-                if found := user_error(error):
+                found = user_error(error)
+                if isinstance(found, MisfitError):
+                    remedy = misfit_remedy(str(self.subcommand), self.config[self.subcommand], found.fits)
+                    found = WeightsError(f"{found.reason}; {remedy}")
+                if found:
                     raise found from None
                 raise
             if self.checkpoint is not None:

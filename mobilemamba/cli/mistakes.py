@@ -48,6 +48,11 @@ def as_user_errors(options: list[str]) -> Iterator[None]:
         if found := user_error(error):
             raise found from error
         if not _is_mistake(error):
+            if _is_of_checkpoint(error):
+                raise ConfigError(
+                    f"the checkpoint is damaged or not of this Lightning: {type(error).__name__}: {_line(error, [])}; "
+                    "go on from another one by --ckpt_path"
+                ) from error
             raise
         raise ConfigError(_line(error, options)) from error
 
@@ -65,6 +70,13 @@ def _is_mistake(error: Exception) -> bool:
         return False
     handed_over = not own or own[-1].relative_to(_PACKAGE).as_posix().startswith(_HAND_OVER)
     return handed_over and (isinstance(root, _COMPLAINTS) or getattr(root, "errno", None) in _OF_PATHS)
+
+
+def _is_of_checkpoint(error: Exception) -> bool:
+    """Whether Lightning was putting back what a checkpoint says."""
+    frames = traceback.extract_tb(error.__traceback__)
+    restoring = ("restore", "_restore", "resume_start")
+    return any(f.filename.endswith("checkpoint_connector.py") and f.name.startswith(restoring) for f in frames)
 
 
 def _root(error: BaseException) -> BaseException:

@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from mobilemamba.data.pictures import EXTENSIONS
@@ -47,8 +48,8 @@ def scan_folder(folder: str | Path, left_out: Counter[str] | None = None) -> tup
                     continue
                 if entry.is_dir():
                     folders.append(entry.path)
-                elif entry.name.lower().endswith(EXTENSIONS) and (entry.is_file() or entry.is_symlink()):
-                    pictures.append(entry.path)  # reading one whose link is broken tells of it
+                elif entry.name.lower().endswith(EXTENSIONS) and (entry.is_file() or _is_broken(entry)):
+                    pictures.append(entry.path)  # to read a broken link tells of it
                 elif left_out is not None:
                     left_out[_kind(entry)] += 1
     except OSError as error:
@@ -58,8 +59,12 @@ def scan_folder(folder: str | Path, left_out: Counter[str] | None = None) -> tup
 
 def _kind(entry: os.DirEntry[str]) -> str:
     if not entry.is_file():
-        return "broken links" if entry.is_symlink() else "no plain files"
+        return "broken links" if _is_broken(entry) else "no plain files"
     return Path(entry.name).suffix.lower() or "without an ending"
+
+
+def _is_broken(link: os.DirEntry[str]) -> bool:
+    return link.is_symlink() and not os.path.exists(link.path)  # noqa: PTH110
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:
@@ -142,6 +147,6 @@ def describe_left_out(left_out: Counter[str]) -> str | None:
     return f"left out, as no pictures by their names: {files} ({', '.join([*kinds, *more])})"
 
 
-def few(names: list[str] | tuple[str, ...]) -> str:
+def few(names: Sequence[str]) -> str:
     """The first of some names, for a message."""
     return ", ".join([*map(printable, names[:_FEW]), *(["..."] if len(names) > _FEW else [])])

@@ -10,7 +10,7 @@ from mobilemamba.data.layout import Layout, find_layout, refuse_nested, require_
 from mobilemamba.data.picture_data import PictureDataModule, Sources
 from mobilemamba.data.picture_set import FileSource
 from mobilemamba.data.pictures import Augmentation
-from mobilemamba.errors import ConfigError, DataError
+from mobilemamba.errors import ConfigError
 from mobilemamba.messages import printable
 
 Sample = tuple[str, int]  # the picture's path, its label
@@ -98,7 +98,7 @@ class ImageFolder(PictureDataModule):
         val = self._list("val", self.layout.val, left_out)
         test = self._list("test", self.layout.test, left_out)
         if train and self.layout.val is None:
-            train, val = _set_aside(train, self.val_fraction, self.class_names)
+            train, val = _set_aside(train, self.val_fraction, self.num_classes)
         if line := describe_left_out(left_out):
             self.notes.append(line)
         return Sources(*(FileSource(part) if part else None for part in (train, val, test)))
@@ -121,9 +121,11 @@ class ImageFolder(PictureDataModule):
         if folder is None:
             return []
         labels = {name: label for label, name in enumerate(self.class_names)}
-        if part == "test" and not any(Path(path).name in labels for path in scan_folder(folder)[1]):
-            self.notes.append(f"not used: {printable(folder.name)}/, which has none of the classes' folders")
-            return []
+        if not any(Path(path).name in labels for path in scan_folder(folder)[1]):
+            if part == "test":
+                self.notes.append(f"not used: {printable(folder.name)}/, which has none of the classes' folders")
+                return []
+            refuse_nested(folder, class_folders(folder))
         other = (
             f"is none of the {len(labels)} classes ({few(self.class_names)}) of the "
             f"{'training pictures' if not self.classes else 'weights or of data.classes'}: rename it or remove it"
@@ -131,20 +133,17 @@ class ImageFolder(PictureDataModule):
         return list_classes(folder, labels, every_class=part == "train", other_classes=other, left_out=left_out)
 
 
-def _set_aside(
-    samples: list[Sample], fraction: float, class_names: tuple[str, ...]
-) -> tuple[list[Sample], list[Sample]]:
-    """Split into training and validation pictures, evenly spread over each class, at least one of each in both."""
+def _set_aside(samples: list[Sample], fraction: float, classes: int) -> tuple[list[Sample], list[Sample]]:
+    """Split into training and validation pictures, evenly spread over each class, at least one of each in both.
+
+    The only picture of a class stays for training.
+    """
     train: list[Sample] = []
     val: list[Sample] = []
-    of_class: list[list[Sample]] = [[] for _ in class_names]
+    of_class: list[list[Sample]] = [[] for _ in range(classes)]
     for sample in samples:
         of_class[sample[1]].append(sample)
-    for name, own in zip(class_names, of_class, strict=True):
-        if len(own) < 2:
-            raise DataError(
-                f"class '{printable(name)}' has 1 picture, too few to set one aside: add pictures or a val/ folder"
-            )
+    for own in of_class:
         count = min(len(own) - 1, max(1, round(len(own) * fraction)))
         chosen = {(2 * i + 1) * len(own) // (2 * count) for i in range(count)}
         for position, sample in enumerate(own):

@@ -1,6 +1,7 @@
 """Which folders of a data set hold which of its pictures: the usual names, and what is refused rather than guessed."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,10 @@ from mobilemamba.messages import printable
 PART_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 _PART_OF = {name: part for part, names in PART_NAMES.items() for name in names}
 _LOOKED_INTO = 100
-_LIKE_A_PART = re.compile(rf"(^|[^a-z])({'|'.join(_PART_OF)}|dev|eval|evaluation|holdout)(set)?([^a-z]|$)")
+_LIKE_A_PART = re.compile(rf"(^|[^a-z])({'|'.join(_PART_OF)}|trn|tst|dev|eval|evaluation|holdout)(set)?([^a-z]|$)")
+_UNDERSTOOD = "name the parts train, val and test, with a folder for each class in them"
+#: Share of all inner names that folders have on average, from which on these are the classes and those the parts.
+_ALIKE = 0.75
 
 
 class Layout(NamedTuple):
@@ -81,8 +85,8 @@ def find_layout(root: Path) -> Layout:
     return Layout(parts.get("train"), parts.get("val"), parts.get("test"), notes)
 
 
-def refuse_nested(root: Path, classes: tuple[str, ...]) -> None:
-    """Refuses a single class, and classes that are data sets with parts of their own.
+def refuse_nested(root: Path, classes: Sequence[str]) -> None:
+    """Refuses a single class, classes that are data sets with parts of their own, and parts under unknown names.
 
     Args:
         root: Holds the class folders.
@@ -101,6 +105,7 @@ def refuse_nested(root: Path, classes: tuple[str, ...]) -> None:
         )
         raise DataError(f"{printable(root / name)} holds {few(_names(parts))}, {remedy}")
     if len(classes) > 1:
+        _refuse_unknown_parts(root, classes)
         return
     inner = [Path(path).name for path in scan_folder(root / classes[0])[1]]
     deeper = f"; give {printable(root / classes[0])} if its folders are the classes ({few(inner)})" if inner else ""
@@ -115,9 +120,24 @@ def _refuse_disguised_parts(folders: list[Path]) -> None:
     # A class may be a "bullet train"; its folder then holds pictures, and there are other ones.
     flat = len(alike) == len(folders) and len(set(alike.values())) > 1
     if hiding := [folder for folder in alike if flat or _holds_folders_alone(folder)]:
+        raise DataError(f"{printable(hiding[0])} looks like a part of a data set rather than a class: {_UNDERSTOOD}")
+
+
+def _refuse_unknown_parts(root: Path, names: Sequence[str]) -> None:
+    """Refuses folders of folders that have the same names in each of them: ``fold1/cat``, ``fold2/cat``."""
+    inner: list[set[str]] = []
+    for name in names if len(names) <= _LOOKED_INTO else ():
+        pictures, folders = scan_folder(root / name)
+        if len(pictures) >= len(folders):
+            return  # a class, perhaps with folders beside its pictures
+        inner.append({Path(path).name for path in folders})
+    alike = sorted(set().union(*inner))
+    # A single name is none of a class: Tiny ImageNet has <class>/images/.
+    if len(alike) > 1 and sum(map(len, inner)) >= _ALIKE * len(inner) * len(alike):
         raise DataError(
-            f"{printable(hiding[0])} looks like a part of a data set rather than a class: name the parts train, val "
-            "and test, with a folder for each class in them"
+            f"{few([f'{name}/' for name in names])} in {printable(root)} hold folders of the same names "
+            f"({few(alike)}), so these seem to be the classes and those parts: {_UNDERSTOOD}, or give one part alone; "
+            f"if it is the other way round, give data.classes as [{few(names)}]"
         )
 
 

@@ -12,6 +12,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transf
 from torch import Tensor
 
 from mobilemamba.errors import ConfigError, DataError
+from mobilemamba.files import why_no_plain_file
 from mobilemamba.messages import printable
 
 # Pillow's names of the formats that are read, and the endings of their files. No EPS among them, for which Pillow
@@ -72,6 +73,8 @@ def decode_picture(source: str | Path | IO[bytes], *, upright: bool) -> Image.Im
         DataError: As there.
     """
     try:
+        if isinstance(source, str | Path) and (reason := why_no_plain_file(source)):
+            raise DataError(reason)
         with Image.open(source, formats=_FORMATS) as picture:
             _check_sides(*picture.size)
             picture.load()

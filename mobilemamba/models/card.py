@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import jsonargparse
 import timm
 from safetensors import SafetensorError, safe_open
 
 from mobilemamba.errors import WeightsError
-from mobilemamba.models.config import ArchOverrides
+from mobilemamba.messages import parser_message, printable
+from mobilemamba.models.config import VARIANTS, ArchOverrides
 from mobilemamba.models.create import check_model_name
 from mobilemamba.models.weights_file import EXPECTED, first_line, read_checkpoint
 
@@ -101,13 +105,55 @@ class ModelCard:
         """The inverse of :meth:`as_dict`.
 
         Raises:
-            TypeError: If fields are missing or unknown.
+            ValueError: If fields are missing or unknown, or hold what they cannot.
         """
-        parts = dict(content)
-        parts["preprocessing"] = Preprocessing(**parts["preprocessing"])
-        card = cls(**parts)
-        _ = card.overrides
+        parts = _of_types(cls, content)
+        _of_types(ArchOverrides, parts.get("arch", {}))
+        how = Preprocessing(**_of_types(Preprocessing, parts.pop("preprocessing")))
+        card = cls(**parts, preprocessing=how)
+        check_model_name(card.model)
+        if card.arch and card.model not in VARIANTS:
+            raise ValueError(f"arch is {card.arch}, for a {card.model}, which has no such choices")
+        if card.arch:
+            VARIANTS[card.model].config.override(**card.overrides.given())  # refuses what cannot be
+        possible = {
+            "num_classes": card.num_classes >= 0,
+            "in_chans": card.in_chans >= 1,
+            "img_size": min(how.img_size) >= 1,
+            "mean": all(map(math.isfinite, how.mean)) and (card.in_chans != 3 or len(how.mean) in (1, 3)),
+            "std": all(0 < value < math.inf for value in how.std) and len(how.std) == len(how.mean),
+            "interpolation": how.interpolation in ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"),
+            "crop_pct": 0 < how.crop_pct < math.inf,
+        }
+        for name, is_possible in possible.items():
+            if not is_possible:
+                raise ValueError(f"{name} is {parts.get(name, getattr(how, name, None))}")
         return card
+
+
+@functools.cache
+def _parser(cls: type) -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(cls)
+    return parser
+
+
+def _of_types(cls: type, content: Any) -> dict[str, Any]:
+    """The arguments of a dataclass, each of the type that it is declared with.
+
+    Raises:
+        ValueError: If one is not, or is missing or unknown.
+    """
+    if not isinstance(content, Mapping):
+        raise ValueError(f"a {type(content).__name__} in the place of its entries")
+    try:
+        parts = _parser(cls).parse_object(dict(content)).as_dict()
+    except jsonargparse.ArgumentError as error:
+        raise ValueError(parser_message(str(error))) from None
+    for entry in fields(cls):
+        if parts[entry.name] is None and "None" not in str(entry.type):  # which the parser lets pass
+            raise ValueError(f"{entry.name} is null")
+    return {name: value for name, value in parts.items() if name in content}
 
 
 def read_card(path: str | Path) -> ModelCard | None:
@@ -124,17 +170,18 @@ def read_card(path: str | Path) -> ModelCard | None:
             with safe_open(path, "pt") as file:
                 text = (file.metadata() or {}).get(CARD_KEY)
             content = json.loads(text) if text else None
-        elif path.suffix == ".ckpt" or not readable:  # the reader says what is wrong with such a file
+        else:  # the reader says what is wrong with such a file
             content = read_checkpoint(path, mmap=True).get(CARD_KEY)
-        card = ModelCard.from_dict(content) if content else None
+        card = ModelCard.from_dict(content) if content is not None else None
         if card is not None and card.class_names and len(card.class_names) != card.num_classes:
             raise ValueError(f"{len(card.class_names)} names for {card.num_classes} classes")
         return card
     except (SafetensorError, OSError) as error:
         raise WeightsError(
-            f"cannot read {path}: {getattr(error, 'strerror', None) or first_line(error)}; {EXPECTED}"
+            f"cannot read {printable(path)}: {getattr(error, 'strerror', None) or first_line(error)}; {EXPECTED}"
         ) from None
-    except (ValueError, TypeError, KeyError) as error:
+    except ValueError as error:
         raise WeightsError(
-            f"cannot read what {path} says of its network: {first_line(error)}; write the file with this version"
+            f"cannot read what {printable(path)} says of its network: {first_line(error)}; write the file with this "
+            "version"
         ) from None

@@ -13,13 +13,17 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import nn
 
-from mobilemamba.errors import ConfigError, WeightsError
+from mobilemamba.errors import ConfigError, MisfitError, WeightsError
 from mobilemamba.files import write_atomic
+from mobilemamba.messages import printable
 from mobilemamba.models.card import CARD_KEY, ModelCard, Preprocessing, read_card
-from mobilemamba.models.create import create_model
+from mobilemamba.models.create import check_model_name, create_model
 from mobilemamba.models.matching import LoadReport, classes_of, head_names, match, spellings
 from mobilemamba.models.mobilemamba import MobileMamba
 from mobilemamba.models.weights_file import find_tensors
+
+#: What helps where weights do not fit the network that their own card describes.
+NOT_AS_IT_SAYS = "what the file says of its network is not true of its tensors: write it anew"
 
 
 def load_weights(
@@ -59,19 +63,14 @@ def load_weights(
     matched = match(model, found, new_head=new_head)
     report = matched.report
     if not report.loaded:
-        raise WeightsError(
+        raise MisfitError(
             f"{found.where} holds no {type(model).__name__}: its keys begin {found.begin}, and the model's "
-            f"{list(model.state_dict())[:3]}; use the model these weights are of"
+            f"{list(model.state_dict())[:3]}",
+            "nothing",
         )
     if not (partial or report.complete):
-        fits_without_head = not new_head and match(model, found, new_head=True).report.complete
-        remedy = (
-            "start with a fresh classifier by new_head=True (--model.new_head true)"
-            if fits_without_head
-            else "use the model these weights are of (--model NAME), or load what fits by partial=True "
-            "(--model.partial_weights true)"
-        )
-        raise WeightsError(f"{report}; {remedy}")
+        backbone_fits = not new_head and match(model, found, new_head=True).report.complete
+        raise MisfitError(f"{found.where} does not fit: {report}", "backbone" if backbone_fits else "some")
     if spoilt := [name for name, value in matched.fitting.items() if value.isnan().any()]:
         raise WeightsError(
             f"{found.where}: {len(spoilt)} of its tensors hold NaN, {spoilt[0]} for one; take weights from before that"
@@ -95,7 +94,9 @@ def _start_at_zero(head: nn.Module) -> None:
                 nn.init.zeros_(parameter)
 
 
-def load_network(path: str | Path, model: str | None = None, *, verbose: bool = True) -> tuple[nn.Module, ModelCard]:
+def load_network(
+    path: str | Path, model: str | None = None, *, verbose: bool = True, option: str = "--model"
+) -> tuple[nn.Module, ModelCard]:
     """Builds the network that a weights file is of, with all its weights, in evaluation mode.
 
     The random state stays as it was.
@@ -105,6 +106,7 @@ def load_network(path: str | Path, model: str | None = None, *, verbose: bool = 
         model: timm's name; needed where the file has no card. Classes and a second classifier are then told by the
             file's tensors, the preprocessing by timm's configuration of the model.
         verbose: Print the report.
+        option: What messages call ``model``.
 
     Returns:
         The network and its card.
@@ -113,7 +115,7 @@ def load_network(path: str | Path, model: str | None = None, *, verbose: bool = 
         ConfigError: If neither a card nor ``model`` says what it is, or they disagree, or there is no such model.
         WeightsError: If the file cannot be read, or does not fit the network in every tensor.
     """
-    network, card, _ = _load(path, model, verbose=verbose)
+    network, card, _ = _load(path, model, option, verbose=verbose)
     return network, card
 
 
@@ -133,8 +135,8 @@ def convert(
         WeightsError: As :func:`load_network`; or if ``target`` does not end in ``.safetensors``.
     """
     if Path(target).suffix != ".safetensors":
-        raise WeightsError(f"cannot write {target}: expected a name that ends in .safetensors")
-    network, card, report = _load(source, model_name, verbose=verbose)
+        raise WeightsError(f"cannot write {printable(target)}: expected a name that ends in .safetensors")
+    network, card, report = _load(source, model_name, "--model", verbose=verbose)
     save_weights(network, target, card)
     return report
 
@@ -161,18 +163,24 @@ def save_weights(model: nn.Module, path: str | Path, card: ModelCard | None = No
         write_atomic(path, save(state, metadata=metadata))
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", error)
-        raise WeightsError(f"cannot write {path}: {reason}; choose a folder that exists and has room") from None
+        raise WeightsError(
+            f"cannot write {printable(path)}: {reason}; choose a folder that exists and has room"
+        ) from None
 
 
-def _load(path: str | Path, name: str | None, *, verbose: bool) -> tuple[nn.Module, ModelCard, LoadReport]:
-    card = read_card(path)
+def _load(path: str | Path, name: str | None, option: str, *, verbose: bool) -> tuple[nn.Module, ModelCard, LoadReport]:
+    if name is not None:
+        check_model_name(name)
+    card, shown = read_card(path), printable(path)
     if card is None and name is None:
+        find_tensors(path, ())  # says so if there are none
         raise ConfigError(
-            f"{path} does not say which network it is of; name the model by --model, a teacher's by "
-            "model.distillation.teacher, e.g. mobilemamba_s6 or another of timm's"
+            f"{shown} does not say which network it is of; name the model by {option}, e.g. mobilemamba_s6 or another "
+            "of timm's"
         )
     if card is not None and name not in (None, card.model):
-        raise ConfigError(f"{path} is of a {card.model}, and the model named is {name}; leave the name out")
+        raise ConfigError(f"{shown} is of a {card.model}, and the model named is {name}; leave {option} out")
+    remedy = f"it is of another model than {name}: name that one by {option}" if card is None else NOT_AS_IT_SAYS
     # A teacher, say, must not change the random numbers that its student starts from.
     with torch.random.fork_rng(devices=[]):
         if card is None:
@@ -181,7 +189,10 @@ def _load(path: str | Path, name: str | None, *, verbose: bool) -> tuple[nn.Modu
         network = create_model(
             card.model, card.overrides, num_classes=card.num_classes, in_chans=card.in_chans, distilled=card.distilled
         )
-    report = load_weights(network, path, verbose=verbose)
+    try:
+        report = load_weights(network, path, verbose=verbose)
+    except MisfitError as error:
+        raise MisfitError(error.reason, error.fits, remedy) from None
     return network.eval(), card, report
 
 

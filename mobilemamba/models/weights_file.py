@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mobilemamba.errors import WeightsError
+from mobilemamba.files import why_no_plain_file
+from mobilemamba.messages import printable
 from mobilemamba.models.release_names import StateDict
 
 _CONTAINER_KEYS = ("net", "state_dict", "model", "state_dict_ema", "model_ema", "ema")
@@ -59,9 +61,11 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> Mapping[str, Any
     """
     path = Path(path)
     try:
-        if path.is_dir():
-            raise WeightsError(f"{path} is a folder; give the .safetensors, .pth or .ckpt file in it")
+        if reason := why_no_plain_file(path):
+            raise WeightsError(f"{printable(path)} is {reason}; give a .safetensors, .pth or .ckpt file")
         path.open("rb").close()
+        if not path.stat().st_size:
+            raise WeightsError(f"cannot read {printable(path)}: it is empty; {EXPECTED}")
         if path.suffix == ".safetensors":
             content: Any = load_file(path)
         else:
@@ -71,20 +75,20 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> Mapping[str, Any
     except WeightsError:
         raise
     except FileNotFoundError:
-        raise WeightsError(f"no weights at {path}: expected a .safetensors, .pth or .ckpt file") from None
+        raise WeightsError(f"no weights at {printable(path)}: expected a .safetensors, .pth or .ckpt file") from None
     except pickle.UnpicklingError as error:  # of which torch's words are: advice to let the file run its code
         found = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it holds more than tensors ({found[1]})" if found else "it is no file of torch's, or a damaged one"
-        raise WeightsError(f"cannot read {path}: {reason}; {EXPECTED}") from None
+        raise WeightsError(f"cannot read {printable(path)}: {reason}; {EXPECTED}") from None
     except OSError as error:
-        raise WeightsError(f"cannot read {path}: {error.strerror or error}; {EXPECTED}") from None
+        raise WeightsError(f"cannot read {printable(path)}: {error.strerror or error}; {EXPECTED}") from None
     except Exception as error:  # torch's reader takes any file for a pickle, and fails in as many ways
         reason = (
             "it is damaged, or only the begin of a file" if "PytorchStreamReader" in str(error) else first_line(error)
         )
-        raise WeightsError(f"cannot read {path}: {reason}; {EXPECTED}") from None
+        raise WeightsError(f"cannot read {printable(path)}: {reason}; {EXPECTED}") from None
     if not isinstance(content, Mapping):
-        raise WeightsError(f"{path} holds a {type(content).__name__}; expected a state dict")
+        raise WeightsError(f"{printable(path)} holds a {type(content).__name__}; expected a state dict")
     return content
 
 
@@ -102,7 +106,7 @@ def find_tensors(
     Raises:
         WeightsError: If the source cannot be read, has several such networks, or has not the kind asked for.
     """
-    where = "the state dict" if isinstance(source, Mapping) else str(source)
+    where = "the state dict" if isinstance(source, Mapping) else printable(source)
     content = source if isinstance(source, Mapping) else read_checkpoint(source)
     if ema is None and ("use_ema" in content or "pytorch-lightning_version" in content):
         ema = bool(content.get("use_ema", False))
@@ -122,7 +126,9 @@ def find_tensors(
             other_kind |= len(of_kind) < len(prefixes)
             prefixes = of_kind
         if len(prefixes) > 1:
-            raise WeightsError(f"{where} holds several networks ({prefixes}); pass the state dict of one of them")
+            raise WeightsError(
+                f"{where} holds several networks ({prefixes}); give a file or a state dict of one of them"
+            )
         if prefixes:
             return found(state, container, prefixes[0])
     if other_kind:
@@ -130,7 +136,9 @@ def find_tensors(
             f"{where} holds {'no' if ema else 'only'} EMA weights; leave `ema` out to take what is there"
         )
     # Not by these names: by others, perhaps, in the first container that holds tensors.
-    container = next((name for name, state in containers.items() if _tensors(state)), "")
+    container = next((name for name, state in containers.items() if _tensors(state)), None)
+    if container is None:
+        raise WeightsError(f"{where} holds no tensors; {EXPECTED}")
     state = containers[container]
     shared = {match[0] if (match := _WRAPPERS.match(name)) else "" for name in _tensors(state)}
     return found(state, container, shared.pop() if len(shared) == 1 else "")
@@ -155,7 +163,9 @@ def _prefixes(state: StateDict, spellings: tuple[Collection[str], ...]) -> list[
     most = max(counts.values(), default=0)
     if most < max(1, _LEAST_SHARE * min(map(len, spellings))):
         return []
-    return sorted((prefix for prefix, count in counts.items() if count > most / 2), key=len)
+    found = sorted((prefix for prefix, count in counts.items() if count > most / 2), key=len)
+    # Inside of a network stands none: blocks of another kind of network have names like it.
+    return [prefix for index, prefix in enumerate(found) if not prefix.startswith(tuple(found[:index]))]
 
 
 def _is_ema(place: str) -> bool:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mobilemamba.errors import ConfigError
-from mobilemamba.models import VARIANTS, convert, read_card
+from mobilemamba.messages import printable
+from mobilemamba.models import convert
 
 
 def convert_checkpoint(source: Path, target: Path, *, model: str | None = None) -> None:
@@ -16,7 +16,5 @@ def convert_checkpoint(source: Path, target: Path, *, model: str | None = None) 
         target: The .safetensors file to write.
         model: The model it is of, e.g. mobilemamba_s6; not needed for files that say so themselves.
     """
-    if model is None and read_card(source) is None:
-        raise ConfigError(f"--model is missing: give the model that {source} is of, e.g. one of: {', '.join(VARIANTS)}")
     convert(source, target, model)
-    print(f"wrote {target}")
+    print(f"wrote {printable(target)}")

@@ -14,6 +14,18 @@ from mobilemamba.models.weights_file import read_checkpoint
 #: the state before that one, for the case that the newest cannot be read.
 FOLDER = "checkpoints"
 BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
+#: What Lightning restores a training from, and what is ours; the latter may be absent.
+_ENTRIES: dict[str, type | tuple[type, ...]] = {
+    "state_dict": Mapping,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "loops": Mapping,
+    "callbacks": Mapping,
+    "epoch": int,
+    "global_step": int,
+    "pytorch-lightning_version": str,
+}
+_OWN_ENTRIES: dict[str, type | tuple[type, ...]] = {"hyper_parameters": Mapping, "run_config": str}
 #: Under which a checkpoint says when it was written, in seconds since 1970: a copy of the folder has other dates.
 SAVED_AT = "saved_at"
 
@@ -37,7 +49,7 @@ def read_training_checkpoint(path: Path) -> Mapping[str, Any]:
     """The content of a checkpoint that a training can go on from.
 
     Raises:
-        WeightsError: If it cannot be read.
+        WeightsError: If it cannot be read, or is not as Lightning writes it.
         ConfigError: If it holds weights alone.
     """
     checkpoint = read_checkpoint(path)  # all of it: a damaged tensor shows in no directory
@@ -46,7 +58,34 @@ def read_training_checkpoint(path: Path) -> Mapping[str, Any]:
             f"ckpt_path={path} holds weights, not the state of a training; start from them by --weights {path}, or go "
             "on from a last.ckpt"
         )
+    wrong = [
+        f"{name} is {f'of type {type(checkpoint[name]).__name__}' if name in checkpoint else 'missing'}"
+        for name, kind in (_ENTRIES | {name: kind for name, kind in _OWN_ENTRIES.items() if name in checkpoint}).items()
+        if not isinstance(checkpoint.get(name), kind)
+    ]
+    if not wrong and not _has_counts(checkpoint["loops"].get("fit_loop")):
+        wrong = ["loops have no counts of what was trained"]
+    elif not wrong:
+        stepped = checkpoint["loops"]["fit_loop"].get("epoch_loop.scheduler_progress", {}).get("total", {}).get("ready")
+        empty = [name for name in ("optimizer_states", "lr_schedulers") if stepped and not checkpoint[name]]
+        wrong = [f"{name} is empty" for name in empty]
+    if wrong:
+        raise WeightsError(f"{path} is damaged: {', '.join(wrong)}; go on from another checkpoint")
     return checkpoint
+
+
+def _has_counts(loop: Any) -> bool:
+    """Whether the state of Lightning's training loop has its counts, each of them a number."""
+
+    def are_numbers(counts: Any) -> bool:
+        if isinstance(counts, Mapping):
+            return all(map(are_numbers, counts.values()))
+        return counts is None or isinstance(counts, int)
+
+    if not isinstance(loop, Mapping) or not {"epoch_progress", "epoch_loop.batch_progress"} <= loop.keys():
+        return False
+    progress = [counts for name, counts in loop.items() if name.endswith("progress")]
+    return all(isinstance(counts, Mapping) and counts and are_numbers(counts) for counts in progress)
 
 
 def can_resume(run_dir: Path) -> bool:
@@ -67,4 +106,7 @@ def _written(path: Path) -> float | None:
         return None
     except (OSError, WeightsError):
         return when
-    return content.get(SAVED_AT, when) if "optimizer_states" in content else None
+    if "optimizer_states" not in content:
+        return None
+    saved_at = content.get(SAVED_AT)
+    return saved_at if isinstance(saved_at, float) else when

@@ -165,7 +165,7 @@ def distillation_loss(
 
 def _load(config: Distillation) -> tuple[nn.Module, ModelCard]:
     if config.weights is not None:
-        return load_network(config.weights, config.teacher)
+        return load_network(config.weights, config.teacher, option="model.distillation.teacher")
     assert config.teacher is not None
     check_model_name(config.teacher)
     try:

@@ -102,3 +102,37 @@ def test_pictures_are_labelled_by_the_names_of_the_weights_classes(tmp_path: Pat
     (tmp_path / "pets/Validation/cow").mkdir()
     with pytest.raises(DataError, match=r"Validation/cow is none of the 3 classes \(horse, dog, cat\) of the weights"):
         main(["validate", *options])
+
+
+@pytest.mark.parametrize(
+    ("command", "model", "named", "remedy"),
+    [
+        ("validate", "test_efficientnet", False, "validate on pictures of as many classes as they know"),
+        ("validate", "test_resnet", False, "name the model that they are of by --model"),
+        (
+            "validate",
+            "test_efficientnet",
+            True,
+            "what the file says of its network is not true of its tensors: write.*",
+        ),
+        ("fit", "test_efficientnet", False, "fit on .*, or start with a fresh classifier by --model.new_head true"),
+        (
+            "fit",
+            "test_resnet",
+            False,
+            "name the model .* by --model, or take what fits by --model.partial_weights true",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_are_named_with_what_the_command_can_do(
+    tmp_path: Path, command: str, model: str, named: bool, remedy: str
+) -> None:
+    network, card = timm.create_model("test_efficientnet", num_classes=3), None
+    for name in ("cat", "dog"):
+        (tmp_path / "pets/val" / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / "pets/val" / name / "0.png")
+    if named:
+        card = ModelCard(model, Preprocessing.of_model(model), 2, class_names=("cat", "dog"))
+    save_weights(network, "own.safetensors", card)
+    with pytest.raises(WeightsError, match=rf"^own.safetensors (does not fit|holds no ResNet): .*; {remedy}$"):
+        main([command, "--model", model, "--weights", "own.safetensors", "--data", f"{tmp_path}/pets"])

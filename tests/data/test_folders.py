@@ -77,12 +77,13 @@ def test_what_is_left_out_is_counted_by_its_kind(tmp_path: Path) -> None:
     (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")  # reading it says so
     os.mkfifo(tmp_path / "pipe.jpg")  # to read it would take for ever
+    (tmp_path / "to_pipe.jpg").symlink_to(tmp_path / "pipe.jpg")
     left_out: Counter[str] = Counter()
     assert [Path(path).name for path in list_pictures(tmp_path, left_out)] == ["gone.png", "x.jfif"]
-    assert left_out == {".heic": 2, ".txt": 1, "without an ending": 1, "broken links": 1, "no plain files": 1}
+    assert left_out == {".heic": 2, ".txt": 1, "without an ending": 1, "broken links": 1, "no plain files": 2}
     text = describe_left_out(left_out)
     assert text is not None
-    assert text.startswith("left out, as no pictures by their names: 6 files (2 .heic, 1 ")
+    assert text.startswith("left out, as no pictures by their names: 7 files (2 ")
     assert describe_left_out(Counter()) is None
 
 

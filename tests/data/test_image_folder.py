@@ -134,16 +134,16 @@ def test_absent_val_is_split_off_the_same_way_each_time(pets: Path) -> None:
 
 
 @given(
-    counts=st.lists(st.integers(2, 60), min_size=1, max_size=5),
+    counts=st.lists(st.integers(0, 60), min_size=1, max_size=5),
     fraction=st.floats(0.01, 0.99),
 )
 def test_set_aside(counts: list[int], fraction: float) -> None:
     samples = [(f"{label}/{i}", label) for label, count in enumerate(counts) for i in range(count)]
-    train, val = _set_aside(samples, fraction, tuple(map(str, range(len(counts)))))
+    train, val = _set_aside(samples, fraction, len(counts))
     assert sorted(train + val) == sorted(samples)
     for label, count in enumerate(counts):
         chosen = sum(own == label for _, own in val)
-        assert 1 <= chosen <= count - 1
+        assert min(1, count - 1) <= chosen <= max(count - 1, 0)
         assert abs(chosen - count * fraction) <= 1
 
 
@@ -246,11 +246,22 @@ def test_val_class_that_train_does_not_have(pets: Path) -> None:
         ready(pets)
 
 
-def test_one_picture_cannot_be_split(tmp_path: Path) -> None:
+def test_the_only_picture_of_a_class_is_for_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     paint(tmp_path / "train" / "a", 1)
     paint(tmp_path / "train" / "b", 2)
-    with pytest.raises(DataError, match="class 'a' has 1 picture, too few"):
-        ready(tmp_path)
+    assert ready(tmp_path, classes=["a", "b", "none"]).name == f"{tmp_path.name} (2/1)"
+    assert "train has pictures of 2 of the 3 classes" in caplog.text
+    assert "val has pictures of 1 of the 3 classes" in caplog.text
+
+
+def test_a_test_part_needs_no_split_of_the_others(tmp_path: Path) -> None:
+    """Nor all of the classes that the weights know."""
+    paint(tmp_path / "train" / "a", 1)
+    paint(tmp_path / "test" / "a", 3)
+    data = ready(tmp_path, classes=["a", "b"])
+    assert sum(len(labels) for _, labels in data.test_dataloader()) == 3
+    with pytest.raises(DataError, match="val does not exist: put the validation pictures there"):
+        data.val_dataloader()
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -341,3 +352,13 @@ def test_given_classes_decide_the_labels(pets: Path) -> None:
         DataError, match=r"train/dog is none of the 2 classes \(bird, cat\) of the weights or of data.c"
     ):
         ready(pets, classes=["bird", "cat"])
+
+
+def test_folders_of_another_layout_are_said_to_be_so_where_the_classes_are_known(pets: Path) -> None:
+    with pytest.raises(DataError, match=r"a data set one level deeper: give that folder"):
+        ready(pets.parent, classes=["cat", "dog"])
+    (pets / "train").rename(pets / "fold1")
+    (pets / "val").rename(pets / "fold2")
+    with pytest.raises(DataError, match=r"fold1/, fold2/ in .*pets hold folders of the same names \(cat, dog\)"):
+        ready(pets, classes=["cat", "dog"])
+    assert ready(pets, classes=["fold1", "fold2"]).name == "pets (13/3)"  # whoever says so means it

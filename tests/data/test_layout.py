@@ -55,6 +55,7 @@ def test_classes_directly_in_root(tmp_path: Path, files: str) -> None:
         ("train2017/1.jpg val2017/1.jpg", "train2017"),
         ("seg_train/cat/1.jpg pred/1.jpg", "seg_train"),
         ("trainset/cat/1.jpg", "trainset"),
+        ("trn/1.jpg tst/1.jpg", "trn"),
     ],
 )
 def test_parts_under_other_names_are_no_classes(tmp_path: Path, files: str, named: str) -> None:
@@ -80,3 +81,34 @@ def test_no_classes_but_a_data_set_deeper(tmp_path: Path, files: str, message: s
     touch(tmp_path, files)
     with pytest.raises(DataError, match=message):
         refuse_nested(tmp_path, tuple(sorted(path.name for path in tmp_path.iterdir())))
+
+
+@pytest.mark.parametrize("parts", [("trn", "vld"), ("fold1", "fold2", "fold3"), ("2023", "2024"), ("a", "b")])
+@pytest.mark.parametrize("rare", ["", "bird", "bird eel"], ids=["same", "one-lacks", "two-lack"])
+def test_folders_of_the_same_folders_are_parts(tmp_path: Path, parts: tuple[str, ...], rare: str) -> None:
+    """Whatever they are called; the last of them may lack a class or two."""
+    for part in parts:
+        for name in ("ant", "bee", "cat", "dog", *([] if part == parts[-1] else rare.split())):
+            touch(tmp_path, f"{part}/{name}/1.jpg {part}/{name}/2.jpg")
+    touch(tmp_path, f"{parts[0]}/preview.jpg {parts[0]}/labels.csv")
+    with pytest.raises(
+        DataError,
+        match=rf"^{parts[0]}/, {parts[1]}/.* in {tmp_path} hold folders of the same names \(ant, be.*\), so .* the "
+        rf"parts train, val and test, .* or give one part alone; .* data.classes as \[{', '.join(parts)}\]$",
+    ):
+        refuse_nested(tmp_path, parts)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        "cat/tom/1.jpg cat/kitty/1.jpg dog/rex/1.jpg dog/bello/1.jpg",
+        "cat/indoor/1.jpg cat/street/1.jpg dog/indoor/1.jpg dog/park/1.jpg",
+        "cat/images/1.jpg dog/images/1.jpg",  # Tiny ImageNet
+        "cat/1.jpg cat/2.jpg cat/big/1.jpg cat/small/1.jpg dog/1.jpg dog/2.jpg dog/big/1.jpg dog/small/1.jpg",
+        "cat/tom/1.jpg cat/kitty/1.jpg dog/1.jpg",
+    ],
+)
+def test_classes_may_have_folders(tmp_path: Path, files: str) -> None:
+    touch(tmp_path, files)
+    refuse_nested(tmp_path, ("cat", "dog"))

@@ -1,4 +1,6 @@
 import io
+import os
+import socket
 import struct
 import warnings
 import zlib
@@ -215,7 +217,7 @@ def test_what_cannot_be_read_is_named_in_one_line(tmp_path: Path, content: bytes
 
 def test_missing_files_and_folders(tmp_path: Path) -> None:
     for path in (tmp_path / "none.png", tmp_path):
-        with pytest.raises(DataError, match=r"cannot be read as a picture \((No such file|Is a directory)"):
+        with pytest.raises(DataError, match=r"cannot be read as a picture \((No such file|a folder)"):
             read_picture(path)
 
 
@@ -239,3 +241,20 @@ def test_an_unknown_policy_is_refused() -> None:
     for policy in ("nonsense", "rand-x9"):
         with pytest.raises(ConfigError, match=rf"data.auto_augment '{policy}' is not one of timm's policies"):
             train_transform((32, 32), Augmentation((0.1, 1), (1, 1), 0.5, 0.4, policy, 0, "pixel"))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device", "folder"])
+def test_only_files_are_opened(tmp_path: Path, kind: str) -> None:
+    """The others may keep whoever reads them waiting for ever."""
+    path = tmp_path / "x.png"
+    with socket.socket(socket.AF_UNIX) as listening:
+        if kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "socket":
+            listening.bind(str(path))
+        elif kind == "folder":
+            path.mkdir()
+        else:
+            path.symlink_to("/dev/zero")
+    with pytest.raises(DataError, match=rf"x.png cannot be read as a picture \(a {kind}\): repair it"):
+        read_picture(path)

@@ -5,7 +5,9 @@ import io
 import itertools
 import json
 import os
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -307,6 +309,38 @@ def test_mistakes_are_one_line(
     with pytest.raises(error, match=message) as caught:
         main(["predict", str(folder / "pictures/red.png"), *options])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("page.pth", "", "cannot read page.pth: it is no file of torch's, or a damaged one; expected"),
+        ("empty.pth", "", "cannot read empty.pth: it is empty; expected"),
+        ("numbers.pth", "", "numbers.pth holds no tensors; expected"),
+        ("pipe.pth", "", "pipe.pth is a pipe; give a .safetensors"),
+        ("plain.pth", "", "plain.pth does not say which network it is of; name the model by --model, e.g."),
+        ("plain.pth", "--model test_resnet", "plain.pth .*; it is of another model than test_resnet: name that one by"),
+        ("lie.safetensors", "", "lie.safetensors does not fit: .*; what the file says of its network is not true of"),
+    ],
+)
+def test_weights_of_no_use_are_named_with_what_predict_can_do(
+    folder: Path, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, options: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    network, card = load_network(weights, verbose=False)
+    Path("page.pth").write_text("<html>not found</html>")
+    Path("empty.pth").touch()
+    torch.save({"epoch": 3}, "numbers.pth")
+    os.mkfifo("pipe.pth")
+    torch.save(network.state_dict(), "plain.pth")
+    save_weights(network, "lie.safetensors", replace(card, num_classes=4, class_names=()))
+    for command in (
+        ["predict", str(folder / "pictures/red.png"), "--weights", name],
+        ["convert", name, "x.safetensors"],
+    ):
+        with pytest.raises((ConfigError, WeightsError), match=f"^{message}") as caught:
+            main([*command, *options.split()])
+        assert not re.search(r"new_head|partial|\n", str(caught.value))
 
 
 def test_no_pictures_at_all(weights: str, tmp_path: Path) -> None:

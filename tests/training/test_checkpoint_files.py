@@ -5,7 +5,8 @@ import os
 import pytest
 import torch
 
-from mobilemamba.training.checkpoint_files import checkpoints_newest_first
+from mobilemamba.errors import WeightsError
+from mobilemamba.training.checkpoint_files import can_resume, checkpoints_newest_first, read_training_checkpoint
 
 
 @pytest.fixture
@@ -48,3 +49,56 @@ def test_one_that_cannot_be_read_is_named_at_its_place(tmp_path, save):
 
 def test_a_folder_without_any(tmp_path):
     assert checkpoints_newest_first(tmp_path) == []
+
+
+def test_a_date_inside_that_is_none_is_not_taken(tmp_path, save):
+    old, new = save("last.ckpt", saved_at="yesterday", date=1), save("previous.ckpt", saved_at=300.0, date=500)
+    assert checkpoints_newest_first(tmp_path) == [new, old]
+
+
+LISTS = ("optimizer_states", "lr_schedulers")
+
+
+def whole():
+    """A training's state as Lightning writes it."""
+    done = {"ready": 2, "completed": 2, "started": None, "processed": None}
+    progress = {"total": done, "current": done}
+    loop = {"epoch_progress": progress, "epoch_loop.batch_progress": {**progress, "is_last_batch": True}}
+    return {
+        "state_dict": {"weight": torch.zeros(3)},
+        "optimizer_states": [{"state": {}}],
+        "lr_schedulers": [{"last_epoch": 2}],
+        "loops": {"fit_loop": {**loop, "epoch_loop.scheduler_progress": progress, "state_dict": {}}},
+        "callbacks": {},
+        "epoch": 1,
+        "global_step": 2,
+        "pytorch-lightning_version": "2.6.6",
+    }
+
+
+@pytest.mark.parametrize("entry", [*whole(), "hyper_parameters", "run_config"])
+def test_a_checkpoint_of_another_structure_is_refused_by_name(tmp_path, entry):
+    """Where the optimiser's state or the loops are missing, it holds weights alone, for all one knows."""
+    damaged = [{**whole(), entry: value} for value in (None, 5.5, [] if entry in LISTS else 5.5)]
+    if entry in whole().keys() - {"optimizer_states", "loops"}:
+        damaged.append({name: value for name, value in whole().items() if name != entry})
+    (tmp_path / "checkpoints").mkdir()
+    for checkpoint in damaged:
+        torch.save(checkpoint, tmp_path / "checkpoints/last.ckpt")
+        with pytest.raises(WeightsError, match=rf"last.ckpt is damaged: {entry} is .*; go on from another") as error:
+            read_training_checkpoint(tmp_path / "checkpoints/last.ckpt")
+        assert "\n" not in str(error.value)
+        assert not can_resume(tmp_path)
+
+
+@pytest.mark.parametrize("damage", [{}, 5, {"total": 3, "current": "x"}, None], ids=repr)
+@pytest.mark.parametrize("entry", ["fit_loop", "epoch_progress", "epoch_loop.batch_progress"])
+def test_a_checkpoint_without_counts_is_refused(tmp_path, entry, damage):
+    checkpoint = whole()
+    loops = checkpoint["loops"]
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    assert read_training_checkpoint(tmp_path / "last.ckpt")["epoch"] == 1
+    (loops if entry == "fit_loop" else loops["fit_loop"])[entry] = damage
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    with pytest.raises(WeightsError, match=r"last.ckpt is damaged: loops have no counts of what was trained; go on"):
+        read_training_checkpoint(tmp_path / "last.ckpt")
