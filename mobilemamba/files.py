@@ -85,6 +85,18 @@ def link_atomic(source: Path, target: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def check_writable(path: str | Path) -> None:
+    """Tries what :func:`write_atomic` begins with; leaves nothing behind.
+
+    Raises:
+        OSError: As there.
+        ValueError: If no file can have this name.
+    """
+    temporary = _temporary(Path(path))
+    temporary.touch()
+    temporary.unlink()
+
+
 def _temporary(path: Path) -> Path:
     # Not the tempfile module: its files are readable by their owner alone, and a rename keeps that.
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")

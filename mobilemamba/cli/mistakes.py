@@ -22,6 +22,7 @@ import mobilemamba
 from mobilemamba.cli.parser import given_settings
 from mobilemamba.errors import ConfigError, MobileMambaError
 from mobilemamba.messages import user_error
+from mobilemamba.training.callbacks.others import complaint
 
 #: What libraries raise over an argument; others (``KeyError``, ``AttributeError``) are rather bugs.
 _COMPLAINTS = (ValueError, TypeError, ImportError, RuntimeError, NotImplementedError, ArithmeticError, AssertionError)
@@ -47,6 +48,8 @@ def as_user_errors(options: list[str]) -> Iterator[None]:
     except Exception as error:
         if found := user_error(error):
             raise found from error
+        if of_others := complaint(error):
+            raise ConfigError(of_others) from error
         if not _is_mistake(error):
             if _is_of_checkpoint(error):
                 raise ConfigError(

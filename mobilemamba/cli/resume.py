@@ -5,6 +5,7 @@ All of it is looked at before anything is written, so that a refused resume leav
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,9 +15,11 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
+from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from mobilemamba.errors import ConfigError, WeightsError
 from mobilemamba.sweep import Config, differences
+from mobilemamba.training.callbacks.storage import cannot_resume
 from mobilemamba.training.checkpoint_files import checkpoints_newest_first, read_training_checkpoint
 
 #: Under which a checkpoint keeps its run's ``config.yaml``.
@@ -100,6 +103,24 @@ def check_kept_settings(path: Path, checkpoint: Mapping[str, Any], saved: Config
         )
 
 
+def read_resumed(path: Path) -> Mapping[str, Any]:
+    """The content of a checkpoint that a training can go on from.
+
+    Raises:
+        WeightsError: If it cannot be read; it names the types that stand in the way.
+        ConfigError: If it holds weights alone.
+    """
+    try:
+        return read_training_checkpoint(path)
+    except WeightsError:
+        types: list[str] = []
+        with contextlib.suppress(Exception):  # of a file that is damaged or no checkpoint
+            types = get_unsafe_globals_in_checkpoint(path)
+        if types:
+            raise WeightsError(f"{path} {cannot_resume(types)}") from None
+        raise
+
+
 def newest_readable_checkpoint(run: Path) -> tuple[Path, Mapping[str, Any]]:
     """The newest full checkpoint of a run that can be read, and its content; says aloud which ones cannot.
 
@@ -109,7 +130,7 @@ def newest_readable_checkpoint(run: Path) -> tuple[Path, Mapping[str, Any]]:
     reasons: list[str] = []
     for path in checkpoints_newest_first(run):
         try:
-            checkpoint = read_training_checkpoint(path)
+            checkpoint = read_resumed(path)
         except (WeightsError, ConfigError) as error:
             reasons.append(str(error))
             continue

@@ -6,6 +6,7 @@ Nothing is written here, so that a resume that is refused leaves every run as it
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,10 +19,12 @@ from mobilemamba.cli.resume import (
     changed_settings,
     check_kept_settings,
     newest_readable_checkpoint,
+    read_resumed,
 )
 from mobilemamba.errors import ConfigError, MobileMambaError
+from mobilemamba.models.weights_file import read_checkpoint
 from mobilemamba.sweep import PLAN_FILE, Config
-from mobilemamba.training.checkpoint_files import FOLDER, checkpoints_newest_first, read_training_checkpoint
+from mobilemamba.training.checkpoint_files import FOLDER, checkpoints_newest_first
 
 #: Reads the ``config.yaml`` that a run saved, or its text, in the form of the command's own settings.
 SavedConfig = Callable[[Path | str], Config]
@@ -82,7 +85,8 @@ def go_on(folder: Path, runs: Sequence[Path], config: Config, saved: SavedConfig
     """
     run = _run_to_go_on_with(folder, runs, config, saved)
     path, checkpoint = newest_readable_checkpoint(run)
-    return Start(run, path, checkpoint, f"run folder: {run}, going on from {path.name}, {_steps(checkpoint)}")
+    said = f"run folder: {run}, going on from {path.name}, {_steps(checkpoint)}"
+    return Start(run, path, checkpoint, said + _further_on(run, config, checkpoint["global_step"]))
 
 
 def start_from_file(path: Path, folder: Path, numbered: bool, config: Config, saved: SavedConfig) -> Start:
@@ -99,7 +103,7 @@ def start_from_file(path: Path, folder: Path, numbered: bool, config: Config, sa
         ConfigError: If the folder holds another run, or settings are given that the checkpoint would override.
         WeightsError: If it cannot be read.
     """
-    run, checkpoint = path.parent.parent, read_training_checkpoint(path)
+    run, checkpoint = path.parent.parent, read_resumed(path)
     file = run / "config.yaml"
     text = file if file.exists() else checkpoint.get(RUN_CONFIG)
     of_run = saved(text) if text else None
@@ -145,7 +149,7 @@ def _run_to_go_on_with(folder: Path, runs: Sequence[Path], config: Config, saved
         if is_finished(run):
             found.append(f"{run} is finished")
         elif not checkpoints_newest_first(run):
-            found.append(f"{run} was stopped before its first checkpoint")
+            found.append(f"{run} was stopped before its first checkpoint{_further_on(run, config, 0)}")
         else:
             try:
                 changed = changed_settings(saved(run / "config.yaml"), config)
@@ -181,6 +185,19 @@ def _hint_of_unfinished(folder: Path) -> str:
 
 def _unfinished(runs: Sequence[Path]) -> list[Path]:
     return [run for run in runs if not is_finished(run) and checkpoints_newest_first(run)]
+
+
+def _further_on(run: Path, config: Config, steps: int) -> str:
+    """Names the newest checkpoint that a callback has written outside the run's folder, if it has more steps."""
+    chosen = [callback.get("init_args") or {} for callback in config["trainer"].get("callbacks") or []]
+    folders = {Path(options["dirpath"]).resolve() for options in chosen if options.get("dirpath")}
+    outside = [path for folder in folders if not folder.is_relative_to(run.resolve()) for path in folder.glob("*.ckpt")]
+    for path in sorted(outside, key=lambda path: path.stat().st_mtime)[-1:]:
+        with contextlib.suppress(MobileMambaError, OSError):
+            content = read_checkpoint(path, mmap=True)
+            if "optimizer_states" in content and content.get("global_step", 0) > steps:
+                return f"; {path} has {_steps(content)}: give it by --ckpt_path, if it is of this run"
+    return ""
 
 
 def _steps(checkpoint: Mapping[str, Any]) -> str:

@@ -1,7 +1,9 @@
 """Which run a command writes to or goes on with, and that a resume that is refused leaves it as it was."""
 
 import csv
+import json
 import os
+import re
 import shlex
 import shutil
 from collections.abc import Callable
@@ -11,10 +13,12 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import LightningModule
+from torch.utils._pytree import tree_leaves
 
 from mobilemamba.cli import main
 from mobilemamba.cli.resume import check_fits, newest_readable_checkpoint
 from mobilemamba.errors import ConfigError, MobileMambaError, WeightsError
+from mobilemamba.training.callbacks.storage import AtomicCheckpointIO
 
 TINY = shlex.split(
     "--trainer.max_epochs 2 --trainer.limit_train_batches 2 --trainer.limit_val_batches 1 --trainer.accelerator cpu "
@@ -167,6 +171,49 @@ def test_a_broken_checkpoint_falls_back_to_the_one_before_it(run: Callable[..., 
     previous.write_bytes(b"")
     with pytest.raises(WeightsError, match=r"no checkpoint in runs/default can be read: .*; repair one, or"):
         newest_readable_checkpoint(Path("runs/default"))
+
+
+def test_a_training_that_ended_within_an_epoch_goes_on_there(run: Callable[..., Path]) -> None:
+    # Whatever the number of steps is, the first of them has the full rate.
+    length = "--trainer.logger false --trainer.limit_val_batches 0 --trainer.max_epochs -1 --trainer.max_steps"
+    fit(f"--name straight {length} 5")
+    fit(f"--name part {length} 1")
+    fit(f"--name whole {length} 5 --ckpt_path runs/part/checkpoints/last.ckpt")
+    whole, straight = (
+        torch.load(f"runs/{name}/checkpoints/last.ckpt", weights_only=True) for name in ("whole", "straight")
+    )
+    for part in ("state_dict", "optimizer_states", "loops", "epoch"):
+        left, right = tree_leaves(whole[part]), tree_leaves(straight[part])
+        assert all(torch.equal(a, b) if torch.is_tensor(a) else a == b for a, b in zip(left, right, strict=True)), part
+    results = [json.loads(Path(f"runs/{name}/results.json").read_text()) for name in ("part", "whole", "straight")]
+    assert [found["epochs"] for found in results] == [1, 3, 3]
+
+
+class Own:
+    """No plain value."""
+
+
+def test_a_state_of_one_s_own_type_is_warned_of_when_saved_and_named_when_refused(run: Callable[..., Path]) -> None:
+    last = run("x") / "checkpoints/last.ckpt"
+    state = torch.load(last, weights_only=True)
+    state["callbacks"]["Mine"] = Own()
+    last.with_name("previous.ckpt").unlink(missing_ok=True)
+    said = r"last.ckpt holds objects of tests.cli.test_run_folder.Own, which no resume reads, .* allow the type"
+    with pytest.warns(UserWarning, match=said):
+        AtomicCheckpointIO().save_checkpoint(state, last)
+    assert re.search(said, refusal("--name x --ckpt_path last"))
+    assert re.search(said, refusal(f"--name y --ckpt_path {last}"))
+
+
+def test_a_checkpoint_that_a_callback_wrote_elsewhere_is_named(run: Callable[..., Path]) -> None:
+    elsewhere = Path("elsewhere")
+    elsewhere.mkdir()
+    shutil.move(run("x") / "checkpoints/last.ckpt", elsewhere / "own.ckpt")
+    shutil.rmtree("runs/x/checkpoints")
+    own = "--trainer.callbacks+=ModelCheckpoint --trainer.callbacks.dirpath elsewhere"
+    said = refusal(f"--name x --ckpt_path last {own}")
+    assert "was stopped before its first checkpoint; " in said
+    assert "elsewhere/own.ckpt has 4 steps done: give it by --ckpt_path" in said
 
 
 class Other(LightningModule):

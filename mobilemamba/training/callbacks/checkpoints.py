@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from mobilemamba.errors import WeightsError
 from mobilemamba.models.weights_file import read_checkpoint
+from mobilemamba.training.callbacks.others import check_destination
 from mobilemamba.training.callbacks.storage import AtomicCheckpointIO
 from mobilemamba.training.callbacks.validation import ValidateAtEnd, Validation, counts, is_of_epochs, validation_now
 from mobilemamba.training.checkpoint_files import BEST, FOLDER, LAST, PREVIOUS
@@ -82,14 +83,19 @@ class BestCheckpoint(_RunCheckpoint):
     _restorable = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Has the end validated if the best is not known, and ModelCheckpoints of the user's own leave us our names."""
+        """Has the end validated if the best is not known, and ModelCheckpoints of the user's own leave us our names.
+
+        Raises:
+            ConfigError: If one of these could never write its file.
+        """
         for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by its connector
             if isinstance(callback, ValidateAtEnd) and self.validation is None:
                 callback.validated_step = -1
         for other in trainer.checkpoint_callbacks:
-            if not isinstance(other, ModelCheckpoint) or isinstance(other, _RunCheckpoint):
+            if isinstance(other, _RunCheckpoint):
                 continue
-            if os.path.realpath(str(other.dirpath)) != self.dirpath:
+            check_destination(other, trainer)
+            if not isinstance(other, ModelCheckpoint) or os.path.realpath(str(other.dirpath)) != self.dirpath:
                 continue
             # As Lightning names a file whose name is taken.
             if Path(LAST).stem == other.CHECKPOINT_NAME_LAST:
@@ -140,6 +146,8 @@ class BestCheckpoint(_RunCheckpoint):
         """Saves the last weights where no validation tells the best; for the end of a training, in all processes."""
         known = self.validation or {}
         if self.monitor in known or known.get("step", 0) == trainer.global_step:
+            return
+        if trainer.interrupted and trainer.world_size > 1:  # by what failed in one process: the others would wait
             return
         self.validation, self.best_model_path = validation_now(trainer, self.monitor), self.path
         self._save_checkpoint(trainer, self.path)
@@ -200,6 +208,23 @@ class LastCheckpoint(_RunCheckpoint):
         """Saves."""
         if counts(trainer):
             self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Lets a training that has ended within an epoch go on there, if it is gone on with for more steps.
+
+        Lightning counts such an epoch as done. Here the loops' state is what it was after the last batch. Without the
+        sum of gradients of a step half done, there is no going on within the epoch.
+        """
+        loop, state = trainer.fit_loop.epoch_loop, checkpoint["loops"]["fit_loop"]
+        epochs, batches = state["epoch_progress"], state["epoch_loop.batch_progress"]
+        ended = epochs["current"]["processed"] == epochs["current"]["started"] > 0
+        if not ended or loop._num_ready_batches_reached() or loop._should_accumulate():
+            return
+        for scope in ("current", "total"):
+            epochs[scope]["processed"] = epochs[scope]["completed"] = epochs[scope]["started"] - 1
+            batches[scope]["completed"] = batches[scope]["processed"] - 1
+        state["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
+        checkpoint["epoch"] = epochs["current"]["completed"]
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the file's name is all."""

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from mobilemamba.models import convert, read_card
 from mobilemamba.models.weights_file import first_line
 from mobilemamba.training.callbacks.checkpoints import EXPORTED, best_checkpoint
-from mobilemamba.training.callbacks.validation import counts
+from mobilemamba.training.callbacks.others import AtEnd
 
 
-class ExportBest(Callback):
+class ExportBest(AtEnd):
     """Writes ``best.safetensors`` at the end: the better network of ``best.ckpt``, raw or averaged.
 
     Architecture, class names and the pictures' preprocessing stand in the file's header, so that ``predict``,
@@ -21,10 +21,10 @@ class ExportBest(Callback):
     the training is none the worse.
     """
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Converts what :class:`~mobilemamba.training.callbacks.checkpoints.BestCheckpoint` kept."""
         best = best_checkpoint(trainer)
-        if best is None or not counts(trainer) or trainer.interrupted:
+        if best is None:
             return
         best.settle(trainer, pl_module)
         if not trainer.is_global_zero or not best.best_model_path:

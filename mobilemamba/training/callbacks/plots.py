@@ -6,35 +6,38 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from mobilemamba.training.callbacks.others import AtEnd
+from mobilemamba.training.callbacks.results import best_validation
+from mobilemamba.training.callbacks.validation import counts
 from mobilemamba.training.plots import draw_confusion, draw_curves
 
-_KEPT = ("history", "best", "best_epoch", "counts")
 
-
-class TrainingPlots(Callback):
+class TrainingPlots(AtEnd):
     """Writes ``learning_curves.png`` and, for a classifier, ``confusion_matrix.png`` of its best validation at the end.
 
-    A training never fails for them: what hinders them is a warning.
+    Of the last validation, if no best one is known. A training never fails for them: what hinders them is a warning.
+
+    Attributes:
+        history: What the curves are drawn from.
+        confusions: Step -> which classes were taken for which, of the last validation and of the best one.
     """
 
     def __init__(self) -> None:
         self.history: list[dict[str, float]] = []
-        self.best = -1.0
-        self.best_epoch = 0.0
-        self.counts: Tensor | None = None
+        self.confusions: dict[int, Tensor] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """What was seen so far."""
-        return {name: getattr(self, name) for name in _KEPT}
+        return {"history": self.history, "confusions": self.confusions}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from a checkpoint."""
-        for name in _KEPT:
-            setattr(self, name, state_dict[name])
+        self.history = state_dict["history"]
+        self.confusions = state_dict.get("confusions", {})
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keeps the mean loss of the epoch before, which is known only after the epoch's end."""
@@ -45,21 +48,19 @@ class TrainingPlots(Callback):
         self._keep(trainer, "train/loss")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keeps the scores, and of the best validation which classes were taken for which."""
-        if trainer.state.fn != "fit" or trainer.sanity_checking:
+        """Keeps the scores, and which classes were taken for which: whether it is the best, others find out later."""
+        if not counts(trainer):
             return
         self._keep(trainer, "val/")
-        score = trainer.callback_metrics.get(getattr(pl_module, "monitor", ""))
-        confusion: dict[str, Tensor] = getattr(pl_module, "confusion", {})
-        if score is not None and float(score) > self.best and confusion:
-            metrics = trainer.callback_metrics
+        if confusion := getattr(pl_module, "confusion", {}):
+            metrics, best = trainer.callback_metrics, best_validation(trainer, pl_module).get("step")
             averaged = "ema" in confusion and bool(metrics["val/top1_ema"] > metrics["val/top1"])
-            self.best, self.best_epoch = float(score), self.history[-1]["epoch"]
-            self.counts = confusion["ema" if averaged else "raw"].to(torch.int32)
+            self.confusions = {step: kept for step, kept in self.confusions.items() if step == best}
+            self.confusions[trainer.global_step] = confusion["ema" if averaged else "raw"].to(torch.int32)
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws."""
-        if not trainer.is_global_zero or trainer.interrupted or getattr(trainer, "fast_dev_run", False):
+        if not trainer.is_global_zero:
             return
         folder, data = Path(trainer.default_root_dir), getattr(trainer, "datamodule", None)
         on = f"{folder.name}, {getattr(data, 'name', 'unnamed data')}"
@@ -67,11 +68,13 @@ class TrainingPlots(Callback):
             folder.mkdir(parents=True, exist_ok=True)
             if self.history:
                 draw_curves(self.history, folder / "learning_curves.png", on)
-            if self.counts is not None:
+            if self.confusions:
+                best = best_validation(trainer, pl_module).get("step")
+                step = best if best in self.confusions else max(self.confusions)
                 classes = pl_module.hparams["num_classes"]
                 names = list(getattr(data, "class_names", ())) or [str(index) for index in range(classes)]
-                title = f"{on}: validation after epoch {self.best_epoch:.3g}"
-                draw_confusion(self.counts.long(), names, folder / "confusion_matrix.png", title)
+                title = f"{on}: validation after {step:,} steps, {'the best' if step == best else 'the last'}"
+                draw_confusion(self.confusions[step].long(), names, folder / "confusion_matrix.png", title)
         except Exception as error:  # whatever it is, the training itself is done and well
             rank_zero_warn(f"no plots of the training: {type(error).__name__}: {error}")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import sys
 import time
 from datetime import timedelta
@@ -102,11 +101,14 @@ class EpochLines(Callback):
             say(f"{place}: {', '.join([*parts, *scores, *self._left(trainer)])}")
 
     def _left(self, trainer: Trainer) -> list[str]:
-        total, done = trainer.estimated_stepping_batches, trainer.global_step - self._first_step
-        if done < 1 or not math.isfinite(total):
+        done = trainer.global_step - self._first_step
+        if done < 1:
             return []
-        seconds = (time.monotonic() - self._started) / done * max(0, total - trainer.global_step)
-        return [f"{timedelta(seconds=round(seconds))} left"]
+        try:
+            left = max(0, trainer.estimated_stepping_batches - trainer.global_step)
+            return [f"{timedelta(seconds=round((time.monotonic() - self._started) / done * left))} left"]
+        except OverflowError:  # no end, or one in millions of years
+            return []
 
 
 def _scores(trainer: Trainer) -> list[str]:

@@ -11,13 +11,14 @@ from typing import Any
 import lightning
 import timm
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from mobilemamba.analysis.throughput import device_name
 from mobilemamba.files import write_text_atomic
 from mobilemamba.scores import Score
 from mobilemamba.training.callbacks.checkpoints import best_checkpoint
+from mobilemamba.training.callbacks.others import AtEnd
 from mobilemamba.training.callbacks.seed import global_seed
 from mobilemamba.training.callbacks.validation import Validation, counts, validation_now
 from mobilemamba.training.contract import TaskContract, monitor_of, scores_of
@@ -30,7 +31,7 @@ from mobilemamba.training.provenance import (
 )
 
 
-class RunResults(Callback):
+class RunResults(AtEnd):
     """Writes what a run came to into its folder, each number with its conditions.
 
     ``measure.json`` at the start: params, FLOPs, MACs and throughput, for a task of ours. ``progress.json`` after every
@@ -87,7 +88,7 @@ class RunResults(Callback):
         (folder / "results.json").unlink(missing_ok=True)
         if self.measured is not None:
             _write_json(folder / "measure.json", self.measured)
-        self._write_progress(trainer, pl_module, self._best(trainer, pl_module))
+        self._write_progress(trainer, pl_module, best_validation(trainer, pl_module))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keeps what this validation found and tells how far the run is."""
@@ -99,14 +100,14 @@ class RunResults(Callback):
         self.history.append(validation)
         if _writes(trainer):
             saver = best_checkpoint(trainer)  # which comes after this callback
-            best = saver.best_with(validation) if saver else self._best(trainer, pl_module)
+            best = saver.best_with(validation) if saver else best_validation(trainer, pl_module)
             self._write_progress(trainer, pl_module, best or {})
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes ``results.json``."""
-        if not _writes(trainer) or trainer.interrupted:
+        if not _writes(trainer):
             return
-        self._write_progress(trainer, pl_module, self._best(trainer, pl_module))
+        self._write_progress(trainer, pl_module, best_validation(trainer, pl_module))
         path = self._folder(trainer) / "results.json"
         results = self.results(trainer, pl_module)
         _write_json(path, results)
@@ -116,7 +117,7 @@ class RunResults(Callback):
 
     def results(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """The content of ``results.json``: plain numbers, strings and dicts; None where a thing is unknown."""
-        best = self._best(trainer, pl_module)
+        best = best_validation(trainer, pl_module)
         last = self.history[-1] if self.history else {}
         scores, (monitor, mode) = scores_of(pl_module), monitor_of(pl_module)
         epochs: Any = trainer.fit_loop.epoch_progress.current
@@ -133,7 +134,7 @@ class RunResults(Callback):
             "monitor": monitor,
             "monitor_mode": mode,
             "score": best.get(monitor),
-            "epochs": epochs.processed,  # trainer.current_epoch lacks the last one where a resume had no step left
+            "epochs": epochs.started,  # the others lack the last one where a resume had no step left
             "hours": self._seconds() / 3600,
             "peak_mem_gib": memory,
             "peak_mem_of": memory_of,
@@ -152,15 +153,6 @@ class RunResults(Callback):
             "timm": timm.__version__,
             "git": git_revision(),
         }
-
-    def _best(self, trainer: Trainer, pl_module: LightningModule) -> Validation:
-        """That of ``best.ckpt``; without such a file, the best there was. Empty if there is none."""
-        if saver := best_checkpoint(trainer):
-            return saver.validation or {}
-        monitor, mode = monitor_of(pl_module)
-        sign = 1 if mode == "max" else -1
-        known = [entry for entry in self.history if monitor in entry]
-        return max(known, key=lambda entry: sign * entry[monitor], default={})
 
     def _measure(self, pl_module: LightningModule, img_size: int, device: torch.device) -> dict[str, Any] | None:
         if not isinstance(pl_module, TaskContract):
@@ -202,6 +194,17 @@ class RunResults(Callback):
             "hours": self._seconds() / 3600,
         }
         _write_json(self._folder(trainer) / "progress.json", progress)
+
+
+def best_validation(trainer: Trainer, pl_module: LightningModule) -> Validation:
+    """That of ``best.ckpt``; without such a file, the best there was. Empty if there is none."""
+    if saver := best_checkpoint(trainer):
+        return saver.validation or {}
+    monitor, mode = monitor_of(pl_module)
+    sign = 1 if mode == "max" else -1
+    kept = next((c.history for c in trainer.callbacks if isinstance(c, RunResults)), [])  # type: ignore[attr-defined]
+    known = [entry for entry in kept if monitor in entry]
+    return max(known, key=lambda entry: sign * entry[monitor], default={})
 
 
 def _in_words(results: dict[str, Any], headline: Score) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from mobilemamba.files import link_atomic, write_atomic
 from mobilemamba.training.checkpoint_files import LAST, PREVIOUS, SAVED_AT
@@ -19,11 +21,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Lightning's own, but that a file is the former one or the new one at every moment, also on a full disk.
 
     Each checkpoint says when it was written. ``previous.ckpt`` is the ``last.ckpt`` before the present one, among those
-    that this process has written or read: a broken file never takes the place of a sound one.
+    that this process has written or read: a broken file never takes the place of a sound one. A state that no resume
+    would read is warned of, once.
     """
 
     def __init__(self) -> None:
         self._sound: set[Path] = set()
+        self._looked_at = False
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Writes a file beside ``path``, which then takes its name.
@@ -36,6 +40,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return
         target, buffer = Path(path).absolute(), io.BytesIO()
         torch.save({**checkpoint, SAVED_AT: time.time()}, buffer)
+        if "callbacks" in checkpoint and not self._looked_at:
+            self._looked_at = True
+            buffer.seek(0)
+            if types := get_unsafe_globals_in_checkpoint(buffer):
+                rank_zero_warn(f"{target} {cannot_resume(types)}")
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(target, buffer.getbuffer(), before=lambda: self._keep(target))
         self._sound.add(target)
@@ -54,3 +63,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def _keep(self, target: Path) -> None:
         if target.name == LAST and target in self._sound and target.exists():
             link_atomic(target, target.with_name(PREVIOUS))
+
+
+def cannot_resume(types: list[str]) -> str:
+    """Why no training goes on from a checkpoint with objects of these types, and what to do; a part of a sentence."""
+    return (
+        f"holds objects of {', '.join(types)}, which no resume reads, as that would run code; keep plain values and "
+        "tensors in each state_dict(), or allow the types by torch.serialization.add_safe_globals"
+    )

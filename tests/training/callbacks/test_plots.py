@@ -1,5 +1,7 @@
 """The pictures of a training, also of one that goes on, and of one where they cannot be drawn."""
 
+import contextlib
+
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -7,6 +9,9 @@ from torch.utils.data import DataLoader
 
 from mobilemamba.training.callbacks import TrainingPlots
 from mobilemamba.training.callbacks import plots as module
+from tests.training.callbacks.runs import StopAfter
+from tests.training.callbacks.test_checkpoints import Counter, results, scores
+from tests.training.callbacks.test_checkpoints import fit as fit_counter
 from tests.training.callbacks.test_progress import fit
 
 QUICK = {"enable_progress_bar": False, "max_epochs": 2}
@@ -19,14 +24,14 @@ def test_curves_and_matrix_of_the_best_validation(tmp_path) -> None:
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     epochs = {name: [e["epoch"] for e in plots.history if name in e] for name in ("train/loss", "val/loss", "lr")}
     assert epochs == {"train/loss": [1, 2], "val/loss": [1, 2], "lr": [1, 1, 2, 2]}
-    assert plots.counts[:, 2].sum() == 12
-    right = plots.counts[:, 0] == plots.counts[:, 1]
-    assert 100 * plots.counts[right, 2].sum() / 12 == pytest.approx(plots.best, abs=1e-3)
+    (counts,) = plots.confusions.values()
+    assert counts[:, 2].sum() == 12
     path = tmp_path / "state.pt"
     torch.save(plots.state_dict(), path)
     again = TrainingPlots()
     again.load_state_dict(torch.load(path, weights_only=True))
-    assert (again.history, again.best) == (plots.history, plots.best)
+    assert again.history == plots.history
+    assert again.confusions.keys() == plots.confusions.keys() == {6}  # without a best one, of the last
 
 
 def test_a_training_does_not_fail_for_its_pictures(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,6 +41,39 @@ def test_a_training_does_not_fail_for_its_pictures(tmp_path, monkeypatch: pytest
     monkeypatch.setattr(module, "draw_curves", draw)
     with pytest.warns(UserWarning, match="no plots of the training: ValueError: a bug in a library"):
         fit(TrainingPlots(), default_root_dir=tmp_path, **{**QUICK, "max_epochs": 1})
+
+
+class Confused(Counter):
+    """Its answers are of its step, and the least loss is the best."""
+
+    metric = monitor = "val/loss"
+
+    def __init__(self, losses) -> None:
+        super().__init__(losses)
+        self.save_hyperparameters({"num_classes": 2})
+
+    @property
+    def confusion(self) -> dict[str, torch.Tensor]:
+        return {"raw": torch.tensor([[0, 1, int(self.weight)]])}
+
+
+@pytest.mark.parametrize("checkpoints", [True, False])
+@pytest.mark.parametrize("lost", [False, True])
+def test_the_matrix_is_that_of_the_results(tmp_path, monkeypatch, checkpoints: bool, lost: bool) -> None:
+    drawn = []
+    monkeypatch.setattr(module, "draw_confusion", lambda counts, *_: drawn.append(int(counts[0, 2])))
+    losses = scores(at4=0.2, at8=0.1, at12=0.4, at16=0.3)
+    saving = {"max_epochs": 4, "enable_checkpointing": checkpoints}
+    with contextlib.ExitStack() as killed:
+        if lost:
+            killed.enter_context(pytest.raises(ConnectionAbortedError))
+        fit_counter(tmp_path, Confused(losses), TrainingPlots(), *[StopAfter(3)] * lost, **saving)
+    if lost and checkpoints:
+        (tmp_path / "checkpoints/best.ckpt").unlink()
+        last = tmp_path / "checkpoints/last.ckpt"
+        fit_counter(tmp_path, Confused(losses), TrainingPlots(), ckpt_path=last, **saving)
+        assert results(tmp_path)["best_step"] == 16
+    assert drawn == ([8] if not lost else [16] if checkpoints else [])
 
 
 class NoOptimizer(LightningModule):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 
 from mobilemamba.tasks import ClassificationTask
 from mobilemamba.training.callbacks import EpochLines, TrainingBar, ValidateAtEnd
@@ -51,6 +51,16 @@ def test_the_loss_is_that_of_a_batch_and_the_last_validation_is_of_the_last_epoc
     ]
     assert f"train loss {float(trainer.callback_metrics['train/loss']):.4f}" in lines[2]
     assert "top1" in lines[3]
+
+
+@pytest.mark.parametrize("epochs", [10**23, 10**400])
+def test_an_end_in_millions_of_years_is_not_told(capsys: pytest.CaptureFixture[str], epochs: int) -> None:
+    class Stop(Callback):
+        def on_train_epoch_end(self, trainer, pl_module) -> None:
+            trainer.should_stop = True
+
+    fit(EpochLines(), Stop(), max_epochs=epochs, limit_train_batches=2, enable_progress_bar=False)
+    assert "left" not in capsys.readouterr().out
 
 
 def test_the_bar_shows_the_loss_alone_and_is_gone_before_the_end() -> None:

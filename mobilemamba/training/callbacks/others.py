@@ -1,0 +1,142 @@
+"""Callbacks and loggers that are not ours: none of them costs a training its results, and each is named if it fails."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loops.utilities import _is_max_limit_reached
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from mobilemamba.errors import ConfigError
+from mobilemamba.files import check_writable
+from mobilemamba.training.callbacks.validation import ValidateAtEnd, counts
+
+_PACKAGE, _FOLDER = __name__.partition(".")[0], Path(__file__).parents[2]
+#: Lightning's variables for what it is just calling.
+_CALLED = ("callback", "logger")
+#: What the system says of a full disk, which is nobody's mistake.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class AtEnd(Callback):
+    """Does something when a training has ended, even if another callback, or a logger, fails after its last step."""
+
+    _begun = False
+
+    def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What is to be done, once."""
+        raise NotImplementedError
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Does it."""
+        if not trainer.interrupted:
+            self._once(trainer, pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Does it, if all else of the training is done: it was not one of ours that failed."""
+        if isinstance(exception, Exception) and not _is_ours(culprit(exception)) and _is_over(trainer):
+            self._once(trainer, pl_module)
+
+    def _once(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._begun and counts(trainer):
+            self._begun = True
+            self.finish(trainer, pl_module)
+
+
+def culprit(error: BaseException) -> Callback | Logger | None:
+    """The callback or logger that an exception comes out of, ours or not; None if it comes from elsewhere."""
+    found = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_globals.get("__name__", "").startswith("lightning.pytorch."):
+            called = [frame.f_locals.get(name) for name in _CALLED]
+            found = next((one for one in called if isinstance(one, Callback | Logger)), found)
+    return found
+
+
+def complaint(error: Exception) -> str | None:
+    """What to say of an exception that a callback or logger of the user's choice has raised; None for other ones.
+
+    While a network trains, only those of Lightning's own are spoken of: in a class of one's own, it may be a bug.
+    """
+    found, frames = culprit(error), traceback.extract_tb(error.__traceback__)
+    if found is None or _is_ours(found) or Path(frames[-1].filename).is_relative_to(_FOLDER):
+        return None
+    of_lightning = type(found).__module__.startswith("lightning.")
+    if not of_lightning and any(frame.name == "_run_stage" for frame in frames):
+        return None
+    if isinstance(error, torch.OutOfMemoryError) or getattr(error, "errno", None) in _FULL:
+        return None
+    place = "" if of_lightning else f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
+    setting = "trainer.logger" if isinstance(found, Logger) else "trainer.callbacks"
+    kind = "" if isinstance(error, MisconfigurationException) else f"{type(error).__name__}: "
+    said = " ".join(f"{kind}{error}".split()).rstrip(".")
+    return f"{setting}: {type(found).__name__} fails: {said}{place}; change its settings, or leave it out"
+
+
+def check_destination(checkpoint: Any, trainer: Trainer) -> None:
+    """Tries the folder and the name of the files that a callback is to write later on.
+
+    Args:
+        checkpoint: One of the trainer's ``checkpoint_callbacks``.
+        trainer: Which it belongs to.
+
+    Raises:
+        ConfigError: If there cannot be such a file.
+    """
+    name = type(checkpoint).__name__
+    if not isinstance(trainer.strategy.checkpoint_io, TorchCheckpointIO):
+        return
+    try:
+        if isinstance(checkpoint, ModelCheckpoint):
+            path = checkpoint.format_checkpoint_name(_Metrics(epoch=torch.tensor(0), step=torch.tensor(0)))
+        else:
+            path = str(getattr(checkpoint, "ckpt_path", ""))
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"trainer.callbacks: {name}'s filename={checkpoint.filename!r} is no pattern of a name ({error}); expected "
+            "for instance {epoch}-{val/loss:.3f}"
+        ) from error
+    if not path or "://" in path:
+        return
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        check_writable(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"trainer.callbacks: {name} cannot write {path!r}: {reason}; choose another one") from error
+
+
+class _Metrics(dict[str, torch.Tensor]):
+    """Has every metric; they are numbers with a point."""
+
+    def __missing__(self, name: str) -> torch.Tensor:
+        return torch.tensor(0.0)
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+
+def _is_ours(found: Callback | Logger | None) -> bool:
+    return type(found).__module__.startswith(f"{_PACKAGE}.")
+
+
+def _is_over(trainer: Trainer) -> bool:
+    """Whether the last step is taken and validated. As Lightning's ``fit_loop.done``, which also says so each time."""
+    loop: Any = trainer.fit_loop
+    ended = (
+        _is_max_limit_reached(trainer.global_step, trainer.max_steps)
+        or _is_max_limit_reached(loop.epoch_progress.current.processed, loop.max_epochs)
+        or (trainer.should_stop and loop._can_stop_early)
+    )
+    if trainer.global_step == 0 or not ended or not counts(trainer):
+        return False
+    validations = [callback for callback in trainer.callbacks if isinstance(callback, ValidateAtEnd)]  # type: ignore[attr-defined]
+    return not trainer.enable_validation or any(one.validated_step == trainer.global_step for one in validations)
