@@ -11,11 +11,12 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 
-from mobilemamba.data import ImageDataModule
+from mobilemamba.data import DataModule
 from mobilemamba.errors import ConfigError, MobileMambaError
 from mobilemamba.models import read_card
 from mobilemamba.models.checkpoints import NOT_AS_IT_SAYS
 from mobilemamba.models.weights_file import read_checkpoint
+from mobilemamba.training.contract import TaskContract
 
 #: Least value of the trainer's numbers, and a lower one that has a meaning of its own.
 _LEAST: dict[str, tuple[float, float | None]] = {
@@ -79,20 +80,20 @@ def _check_devices(trainer: Mapping[str, Any]) -> None:
         raise ConfigError(f"trainer.devices={devices}: on a CPU these are processes; expected 1 to {cpus}, its cores")
 
 
-def check_pictures(task: LightningModule, data: ImageDataModule) -> None:
+def check_pictures(task: LightningModule, data: DataModule) -> None:
     """Refuses pictures that the network cannot take, by showing it a black one.
 
     Args:
-        task: With its network as ``model``; others pass.
+        task: One of ours; others pass.
         data: The pictures' size and channels.
 
     Raises:
         ConfigError: With the network's complaint.
     """
-    network = getattr(task, "model", None)
-    parameter = next(network.parameters(), None) if isinstance(network, torch.nn.Module) else None
-    if not isinstance(network, torch.nn.Module) or parameter is None:
+    if not isinstance(task, TaskContract):
         return
+    network = task.model
+    parameter = next(network.parameters())
     data.check_arguments()
     training = {module: module.training for module in network.modules()}
     height, width = data.image_hw

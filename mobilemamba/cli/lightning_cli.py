@@ -36,7 +36,7 @@ from mobilemamba.cli.shorthand import check_against_card, expand_options, fill_p
 from mobilemamba.cli.stopping import name_the_way_on
 from mobilemamba.cli.tool import short_errors
 from mobilemamba.cli.trainer_defaults import trainer_callbacks, trainer_options
-from mobilemamba.data import ImageDataModule
+from mobilemamba.data import DataModule
 from mobilemamba.errors import ConfigError, MisfitError, WeightsError
 from mobilemamba.files import write_text_atomic
 from mobilemamba.messages import user_error
@@ -101,7 +101,7 @@ class MobileMambaCLI(LightningCLI):
         resources.push(partial(name_the_way_on, self))
         super().__init__(
             LightningModule,
-            ImageDataModule,
+            DataModule,
             save_config_callback=SaveFitConfig,
             save_config_kwargs={
                 "overwrite": True

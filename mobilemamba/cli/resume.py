@@ -21,6 +21,7 @@ from mobilemamba.errors import ConfigError, WeightsError
 from mobilemamba.sweep import Config, differences
 from mobilemamba.training.callbacks.storage import cannot_resume
 from mobilemamba.training.checkpoint_files import checkpoints_newest_first, read_training_checkpoint
+from mobilemamba.training.contract import TaskContract
 
 #: Under which a checkpoint keeps its run's ``config.yaml``.
 RUN_CONFIG = "run_config"
@@ -148,7 +149,7 @@ def check_fits(path: str | Path, checkpoint: Mapping[str, Any], module: Lightnin
     Args:
         path: The checkpoint's file.
         checkpoint: What is in it.
-        module: What is to be trained; its groups are compared if it tells them by ``parameter_groups()``.
+        module: What is to be trained; of a task of ours, its parameter groups are compared too.
 
     Raises:
         ConfigError: Naming the first difference.
@@ -162,9 +163,8 @@ def check_fits(path: str | Path, checkpoint: Mapping[str, Any], module: Lightnin
                     f"{path} is of another network: {name} is {_described(there.get(name))} there and "
                     f"{_described(here.get(name))} here; give the settings of its run"
                 )
-    groups: Any = getattr(module, "parameter_groups", None)
-    if callable(groups) and checkpoint.get("optimizer_states"):
-        _check_optimizer(path, checkpoint["optimizer_states"][0], groups())
+    if isinstance(module, TaskContract) and checkpoint.get("optimizer_states"):
+        _check_optimizer(path, checkpoint["optimizer_states"][0], module.parameter_groups())
 
 
 def _check_optimizer(path: str | Path, state: Any, groups: list[dict[str, Any]]) -> None:

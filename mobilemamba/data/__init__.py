@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 from mobilemamba.data.sampling import IGNORED
 
 if TYPE_CHECKING:
-    from mobilemamba.data.modules import FashionMNISTSample, ImageDataModule, ImageFolder, ImageNet
+    from mobilemamba.data.modules import DataModule, FashionMNISTSample, ImageDataModule, ImageFolder, ImageNet
 
-__all__ = ["IGNORED", "FashionMNISTSample", "ImageDataModule", "ImageFolder", "ImageNet"]
+__all__ = ["IGNORED", "DataModule", "FashionMNISTSample", "ImageDataModule", "ImageFolder", "ImageNet"]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,22 +9,22 @@ import torch
 from lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 
-from mobilemamba.data.batches import MarkRepeats
+from mobilemamba.data.batches import Form, MarkedByKey
 from mobilemamba.data.loader import PictureLoader
 from mobilemamba.data.pictures import MAX_PIXELS
 from mobilemamba.data.sampling import EpochSampler, EvaluationSampler, make_generator
 from mobilemamba.errors import ConfigError, DataError
 
 
-class ImageDataModule(LightningDataModule):
+class DataModule(LightningDataModule):
     """Base of the data modules. A subclass gives the attributes below and fills the two sets in :meth:`setup`.
 
-    A batch is ``(images, labels)``: images (B, 3, H, W) float32, normalised with ``mean`` and ``std``; labels (B,)
-    int64. ``train_set`` is indexed by the keys of :mod:`mobilemamba.data.sampling`, ``val_set`` by plain indices. Both
-    may offer ``name(index)``, what messages call a picture.
+    A batch is ``(images, targets)``, images normalised with ``mean`` and ``std``. ``train_set`` is indexed by the keys
+    of :mod:`mobilemamba.data.sampling`, ``val_set`` by plain indices. Both may offer ``name(index)``, what messages
+    call a picture.
 
-    The loaders hand each process its share of the pictures. In an evaluation the repeats that make the shares equal are
-    labelled :data:`~mobilemamba.data.sampling.IGNORED`.
+    The loaders hand each process its share of the pictures. In an evaluation repeats make the shares equal; they are
+    known by their keys, and ``form`` says how a target shows that it does not count.
 
     Args:
         img_size: Side in pixels, or (height, width); None is 224.
@@ -37,8 +37,8 @@ class ImageDataModule(LightningDataModule):
         class_names: In the order of the labels.
         mean: Per channel, of pictures in 0..1.
         std: Per channel, of pictures in 0..1.
-        interpolation: How validation pictures are scaled.
-        crop_pct: Their short side is scaled to ``img_size / crop_pct``, and the centre cut out.
+        upright: Whether pictures are turned as their EXIF orientation says.
+        form: How pictures and targets are batched.
 
     Raises:
         ConfigError: In :meth:`setup` and in the loaders, if an argument cannot work.
@@ -48,9 +48,8 @@ class ImageDataModule(LightningDataModule):
     class_names: tuple[str, ...]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    interpolation: str
-    crop_pct: float
     upright: bool = True
+    form: Form
     train_set: Dataset[Any] | None
     val_set: Dataset[Any] | None
     test_set: Dataset[Any] | None
@@ -84,15 +83,8 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """How validation pictures are prepared: img_size (h, w), mean, std, interpolation, crop_pct, upright."""
-        return {
-            "img_size": self.image_hw,
-            "mean": self.mean,
-            "std": self.std,
-            "interpolation": self.interpolation,
-            "crop_pct": self.crop_pct,
-            "upright": self.upright,
-        }
+        """How validation pictures are prepared: img_size (h, w), mean, std, upright, and what a subclass adds."""
+        return {"img_size": self.image_hw, "mean": self.mean, "std": self.std, "upright": self.upright}
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -181,7 +173,7 @@ class ImageDataModule(LightningDataModule):
 
     def _evaluation_loader(self, data: Dataset[Any]) -> PictureLoader:
         sampler = EvaluationSampler(len(cast(Sized, data)), *self._place)
-        return self._loader(MarkRepeats(data), sampler=sampler, blank_hw=self.image_hw)
+        return self._loader(MarkedByKey(data), sampler=sampler, blank_hw=self.image_hw)
 
     def _loader(self, data: Dataset[Any], **options: Any) -> PictureLoader:
         workers = self.default_workers() if self.num_workers is None else self.num_workers
@@ -193,12 +185,13 @@ class ImageDataModule(LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             # Without its own generator a loader draws from the global stream, and so shifts the model's dropout.
             generator=make_generator(self.seed),
+            form=self.form,
             skipped=self._skipped,
             **options,
         )
 
 
-def data_of(trainer: Trainer) -> ImageDataModule | None:
+def data_of(trainer: Trainer) -> DataModule | None:
     """The data module that a trainer was given, if it is one of these."""
     data = trainer.datamodule  # type: ignore[attr-defined]  # set by its connector
-    return data if isinstance(data, ImageDataModule) else None
+    return data if isinstance(data, DataModule) else None

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mobilemamba.data.base import ImageDataModule
+from mobilemamba.data.classification import ImageDataModule
 from mobilemamba.data.sampling import make_generator
 from mobilemamba.errors import ConfigError
 

@@ -1,20 +1,18 @@
 """The loader of all data sets: goes on in mid-epoch, reports in one line, and tells of the pictures it left out."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
-from mobilemamba.data.batches import Batch, as_batch, collate
-from mobilemamba.data.sampling import IGNORED, EpochSampler
+from mobilemamba.data.batches import Batch, Collate, Form, MarkedByKey
+from mobilemamba.data.sampling import EpochSampler
 from mobilemamba.errors import ConfigError, DataError
 
 
 class PictureLoader(DataLoader[Any]):
-    """Yields ``(images, labels)``: (B, 3, H, W) float32 and (B,) int64.
+    """Yields batches ``(images, targets)``, as their form says.
 
     *Resuming.* :meth:`state_dict` is the place in an epoch of :class:`~mobilemamba.data.sampling.EpochSampler`, which
     Lightning keeps in checkpoints. After :meth:`load_state_dict`, that epoch goes on with the next batch, if it is the
@@ -22,11 +20,12 @@ class PictureLoader(DataLoader[Any]):
 
     *Unreadable pictures* that the data set gives as :class:`~mobilemamba.data.batches.Unreadable` are left out of their
     batch, noted in :attr:`skipped`, and each is warned of once. In training at least two pictures must be left, as
-    batch norm has no statistics of one. In an evaluation where none is left, one black picture labelled ``IGNORED``
+    batch norm has no statistics of one. In an evaluation where none is left, one black picture that does not count
     takes their place: the number of batches stays the same in all processes.
 
     Args:
         *args: As for DataLoader.
+        form: Of the batches.
         blank_hw: In an evaluation, height and width of the black picture; None in training.
         skipped: The dict to note unreadable pictures in, name to reason; loaders may share one.
         **kwargs: As for DataLoader, but for ``collate_fn``.
@@ -41,27 +40,33 @@ class PictureLoader(DataLoader[Any]):
     """
 
     def __init__(
-        self, *args: Any, blank_hw: tuple[int, int] | None = None, skipped: dict[str, str] | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        form: Form,
+        blank_hw: tuple[int, int] | None = None,
+        skipped: dict[str, str] | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        data = getattr(self.dataset, "data", self.dataset)
-        whole: Callable[[Any], Batch] = as_batch if hasattr(data, "__getitems__") else collate
-        self.collate_fn = whole
+        marked = isinstance(self.dataset, MarkedByKey)
+        data = self.dataset.data if isinstance(self.dataset, MarkedByKey) else self.dataset
+        self.form = form
+        self.collate_fn = Collate(form, whole=hasattr(data, "__getitems__"), marked=marked)
         self.blank_hw = blank_hw
         self.skipped: dict[str, str] = {} if skipped is None else skipped
         self._epoch = 0
         self._handed_out = 0
         self._loaded: dict[str, int] | None = None
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:  # type: ignore[override]
         # A generator: Lightning asks for the iterator before it sets the epoch, so nothing may start before the first
         # batch is asked for.
         self._handed_out = self._begin()
         try:
             for batch in super().__iter__():
-                images, labels = self._readable(Batch(*batch))
+                readable = self._readable(Batch(*batch))
                 self._handed_out += 1
-                yield images, labels
+                yield readable
         except DataError as error:
             raise DataError(str(error).strip().rpartition("DataError: ")[2]) from None
 
@@ -101,17 +106,16 @@ class PictureLoader(DataLoader[Any]):
         self.sampler.start = done * (self.batch_size or 0)
         return done
 
-    def _readable(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _readable(self, batch: Batch) -> tuple[Any, Any]:
         for name, reason in batch.unreadable.items():
             if name not in self.skipped:
                 self.skipped[name] = reason
                 warnings.warn(f"{name} cannot be read ({reason}) and is skipped", stacklevel=3)
-        if batch.images is not None and batch.labels is not None:
-            if not batch.unreadable or self.blank_hw is not None or len(batch.labels) > 1:
-                return batch.images, batch.labels
-        elif self.blank_hw is not None:
-            return torch.zeros(1, 3, *self.blank_hw), torch.tensor([IGNORED])
-        left = 0 if batch.labels is None else len(batch.labels)
+        left = 0 if batch.images is None else len(batch.images)
+        if left and (not batch.unreadable or self.blank_hw is not None or left > 1):
+            return batch.images, batch.targets
+        if self.blank_hw is not None:
+            return self.form.blank(*self.blank_hw)
         name, reason = next(iter(batch.unreadable.items()))
         raise DataError(
             f"{left} of the {left + len(batch.unreadable)} pictures of a training batch can be read, too few to train "

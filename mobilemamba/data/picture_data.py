@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import Dataset
 
-from mobilemamba.data.base import ImageDataModule
+from mobilemamba.data.classification import ImageDataModule
 from mobilemamba.data.picture_set import PictureSet, Source
 from mobilemamba.data.pictures import Augmentation, eval_transform, train_transform
 from mobilemamba.errors import ConfigError, DataError

@@ -104,8 +104,8 @@ class EvaluationSampler(DistributedSampler[int]):
     """Yields this process's share of the pictures in their fixed order, and marks repeats.
 
     Shares are equal, as processes that evaluate unequal numbers of batches would wait for each other for ever. The keys
-    that fill up the last round are ``size`` or more: :class:`~mobilemamba.data.batches.MarkRepeats` gives these
-    repeats the label :data:`IGNORED`, so that no picture counts twice.
+    that fill up the last round are ``size`` or more: by them :class:`~mobilemamba.data.batches.MarkedByKey` tells the
+    repeats, so that no picture counts twice.
 
     Args:
         size: Number of pictures.

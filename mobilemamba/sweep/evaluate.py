@@ -19,6 +19,7 @@ import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from mobilemamba.data.base import data_of
 from mobilemamba.errors import ConfigError
 from mobilemamba.files import write_text_atomic
 from mobilemamba.messages import user_error
@@ -60,14 +61,14 @@ class SaveMetrics(Callback):
     def _save(self, trainer: Trainer, split: str, loader: Any) -> None:
         if not trainer.is_global_zero:
             return
-        data = getattr(trainer, "datamodule", None)
+        data = data_of(trainer)
         metrics = trainer.callback_metrics.items()
         found: dict[str, Any] = {name.removeprefix(f"{split}/"): float(value) for name, value in metrics}
         batches = trainer.num_val_batches if split == "val" else trainer.num_test_batches
         found |= {
-            "data": getattr(data, "name", None),
+            "data": None if data is None else data.name,
             "pictures": pictures_used(loader, batches, trainer.world_size),
-            "img_size": getattr(data, "img_size", None),
+            "img_size": None if data is None else data.img_size,
         }
         write_text_atomic(self.path, json.dumps(found, indent=2) + "\n")
 

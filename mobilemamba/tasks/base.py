@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
-from mobilemamba.data import ImageDataModule
+from mobilemamba.data import DataModule
 from mobilemamba.data.base import data_of
 from mobilemamba.errors import ConfigError
 from mobilemamba.models import ModelCard, Preprocessing, fuse_norms
@@ -162,7 +162,7 @@ class Task(TaskContract, LightningModule):
         return x.contiguous(memory_format=torch.channels_last) if self.hparams["channels_last"] else x
 
     @property
-    def data(self) -> ImageDataModule | None:
+    def data(self) -> DataModule | None:
         """The data module that the trainer was given, if it is one of ours."""
         return data_of(self._trainer) if self._trainer is not None else None
 
@@ -276,11 +276,8 @@ class Task(TaskContract, LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the card, and which network was the better one."""
-        metrics, headline = self.trainer.callback_metrics, self.scores[0]
-        raw, averaged = metrics.get(f"val/{headline.key}"), metrics.get(f"val/{headline.key}_ema")
-        sign = 1 if headline.direction == "max" else -1
         checkpoint[CARD_KEY] = self.model_card.as_dict()
-        checkpoint["use_ema"] = raw is not None and averaged is not None and bool(sign * averaged > sign * raw)
+        checkpoint["use_ema"] = self.average_is_better(self.trainer.callback_metrics)
 
     # Evaluation.
 

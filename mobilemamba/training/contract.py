@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -30,6 +31,18 @@ class TaskContract:
     def monitor(self) -> str:
         """The logged metric that the best validation is chosen by."""
         return f"val/{self.scores[0].key}"
+
+    def average_is_better(self, metrics: Mapping[str, Tensor]) -> bool:
+        """Whether the averaged network won a validation.
+
+        Args:
+            metrics: What it logged.
+        """
+        headline = self.scores[0]
+        raw, averaged = metrics.get(f"val/{headline.key}"), metrics.get(f"val/{headline.key}_ema")
+        if raw is None or averaged is None:
+            return False
+        return bool(averaged > raw if headline.direction == "max" else averaged < raw)
 
     @property
     def confusion(self) -> dict[str, Tensor]:

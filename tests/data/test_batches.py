@@ -5,7 +5,7 @@ import torch
 from torch.utils.data import Dataset
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from mobilemamba.data.batches import Batch, MarkRepeats, Unreadable, as_batch, collate
+from mobilemamba.data.batches import Batch, Collate, Labels, MarkedByKey, Unreadable
 from mobilemamba.data.sampling import IGNORED
 
 
@@ -32,40 +32,63 @@ def test_ignored_is_no_class() -> None:
     assert IGNORED == -1
 
 
+class Boxes:
+    """Targets of another kind: a dict for each picture."""
+
+    def collate(self, items: list[tuple[Any, Any]]) -> tuple[Any, Any]:
+        return [image for image, _ in items], [{"boxes": torch.zeros(number, 4)} for _, number in items]
+
+    def ignored(self, targets: Any, where_B: torch.Tensor) -> Any:
+        return [{**target, "ignored": bool(where)} for target, where in zip(targets, where_B, strict=True)]
+
+    def blank(self, height: int, width: int) -> tuple[Any, Any]:
+        raise NotImplementedError
+
+
+COLLATE = Collate(Labels(), whole=False, marked=True)
+
+
 def test_repeats_are_marked_one_by_one() -> None:
-    data = MarkRepeats(OneByOne())
+    data = MarkedByKey(OneByOne())
     assert len(data) == 3
-    batch = collate(data.__getitems__([1, 3, 4, 0]))
-    assert batch.labels is not None
+    batch = COLLATE(data.__getitems__([1, 3, 4, 0]))
+    assert batch.targets is not None
     assert batch.images is not None
-    assert batch.labels.tolist() == [1, IGNORED, IGNORED, 0]
+    assert batch.targets.tolist() == [1, IGNORED, IGNORED, 0]
     assert batch.images[:, 0, 0, 0].tolist() == [1, 0, 1, 0]
 
 
 def test_repeats_are_marked_in_whole_batches() -> None:
-    batch = as_batch(MarkRepeats(AtOnce()).__getitems__([2, 3, 5, 7]))
-    assert batch.labels is not None
-    assert batch.labels.tolist() == [2, IGNORED, IGNORED, IGNORED]
+    batch = Collate(Labels(), whole=True, marked=True)(MarkedByKey(AtOnce()).__getitems__([2, 3, 5, 7]))
+    assert batch.targets is not None
+    assert batch.targets.tolist() == [2, IGNORED, IGNORED, IGNORED]
+
+
+def test_targets_of_another_kind_are_marked_by_their_own_means() -> None:
+    batch = Collate(Boxes(), whole=False, marked=True)(MarkedByKey(OneByOne()).__getitems__([1, 5, 4]))
+    assert [(len(target["boxes"]), target["ignored"]) for target in batch.targets] == [(1, False), (1, True)]
+    assert batch.unreadable == {"two.jpg": "broken"}
 
 
 def test_unreadable_pictures_are_left_out() -> None:
-    data = MarkRepeats(OneByOne())
-    batch = collate(data.__getitems__([0, 2, 5, 1]))
-    assert batch.labels is not None
-    assert batch.labels.tolist() == [0, 1]
+    data = MarkedByKey(OneByOne())
+    batch = COLLATE(data.__getitems__([0, 2, 5, 1]))
+    assert batch.targets is not None
+    assert batch.targets.tolist() == [0, 1]
     assert batch.unreadable == {"two.jpg": "broken"}
-    nothing = collate(data.__getitems__([2]))
-    assert (nothing.images, nothing.labels, nothing.unreadable) == (None, None, {"two.jpg": "broken"})
+    nothing = COLLATE(data.__getitems__([2]))
+    assert (nothing.images, nothing.targets, nothing.unreadable) == (None, None, {"two.jpg": "broken"})
 
 
 def test_pinning_memory_keeps_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor.clone())  # the real one needs a GPU
-    batch = pin_memory(collate([OneByOne()[index] for index in range(3)]))
+    batch = pin_memory(Collate(Labels(), whole=False, marked=False)([OneByOne()[index] for index in range(3)]))
     assert isinstance(batch, Batch)
-    assert batch.labels is not None
-    assert batch.labels.tolist() == [0, 1]
+    assert batch.targets is not None
+    assert batch.targets.tolist() == [0, 1]
     assert batch.unreadable == {"two.jpg": "broken"}
-    assert pin_memory(collate([OneByOne()[2]])) == Batch(None, None, {"two.jpg": "broken"})
+    alone = Collate(Labels(), whole=False, marked=False)([OneByOne()[2]])
+    assert pin_memory(alone) == Batch(None, None, {"two.jpg": "broken"})
 
 
 def test_other_errors_are_not_hidden() -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from mobilemamba.data import IGNORED, FashionMNISTSample, ImageDataModule, ImageFolder
+from mobilemamba.data.batches import Labels
 from mobilemamba.data.loader import PictureLoader
 from mobilemamba.data.sampling import EpochSampler
 from mobilemamba.errors import ConfigError, DataError
@@ -32,7 +33,9 @@ class Numbers(Dataset[Any]):
 
 
 def numbers(rank: int = 0, ranks: int = 1, batch_size: int = 4, **options: Any) -> PictureLoader:
-    return PictureLoader(Numbers(), batch_size=batch_size, sampler=EpochSampler(SIZE, 5, rank, ranks), **options)
+    return PictureLoader(
+        Numbers(), form=Labels(), batch_size=batch_size, sampler=EpochSampler(SIZE, 5, rank, ranks), **options
+    )
 
 
 def keys(loader: PictureLoader, epoch: int, limit: int | None = None) -> list[list[int]]:

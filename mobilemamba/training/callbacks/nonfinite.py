@@ -10,7 +10,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
+from mobilemamba.data.base import data_of
 from mobilemamba.errors import DivergedError
+from mobilemamba.training.contract import TaskContract
 
 
 class SkipNonFinite(Callback):
@@ -44,7 +46,7 @@ class SkipNonFinite(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finds the statistics that a bad batch would spoil for good."""
-        network: torch.nn.Module = getattr(pl_module, "model", pl_module)
+        network = pl_module.model if isinstance(pl_module, TaskContract) else pl_module
         self._buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
         self._kept = [buffer.clone() for buffer in self._buffers]
 
@@ -100,7 +102,7 @@ def _what(trainer: Trainer, loss_finite: bool) -> str:
     place = f"epoch {epoch}, batch {batch_idx}"
     if trainer.world_size > 1:
         place += f", rank {trainer.global_rank}"
-    describe = getattr(getattr(trainer, "datamodule", None), "describe_batch", None)
-    names = describe(epoch, batch_idx) if callable(describe) else []
+    data = data_of(trainer)
+    names = [] if data is None else data.describe_batch(epoch, batch_idx)
     shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     return f"{value} is not finite in {place}" + (f" ({shown})" if shown else "")

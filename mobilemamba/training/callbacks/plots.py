@@ -10,9 +10,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from mobilemamba.data.base import data_of
 from mobilemamba.training.callbacks.others import AtEnd
 from mobilemamba.training.callbacks.results import best_validation
 from mobilemamba.training.callbacks.validation import counts
+from mobilemamba.training.contract import TaskContract
 from mobilemamba.training.plots import draw_confusion, draw_curves
 
 
@@ -52,9 +54,9 @@ class TrainingPlots(AtEnd):
         if not counts(trainer):
             return
         self._keep(trainer, "val/")
-        if confusion := getattr(pl_module, "confusion", {}):
-            metrics, best = trainer.callback_metrics, best_validation(trainer, pl_module).get("step")
-            averaged = "ema" in confusion and bool(metrics["val/top1_ema"] > metrics["val/top1"])
+        if isinstance(pl_module, TaskContract) and (confusion := pl_module.confusion):
+            best = best_validation(trainer, pl_module).get("step")
+            averaged = "ema" in confusion and pl_module.average_is_better(trainer.callback_metrics)
             self.confusions = {step: kept for step, kept in self.confusions.items() if step == best}
             self.confusions[trainer.global_step] = confusion["ema" if averaged else "raw"].to(torch.int32)
 
@@ -62,8 +64,8 @@ class TrainingPlots(AtEnd):
         """Draws."""
         if not trainer.is_global_zero:
             return
-        folder, data = Path(trainer.default_root_dir), getattr(trainer, "datamodule", None)
-        on = f"{folder.name}, {getattr(data, 'name', 'unnamed data')}"
+        folder, data = Path(trainer.default_root_dir), data_of(trainer)
+        on = f"{folder.name}, {'unnamed data' if data is None else data.name}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if self.history:
@@ -71,8 +73,8 @@ class TrainingPlots(AtEnd):
             if self.confusions:
                 best = best_validation(trainer, pl_module).get("step")
                 step = best if best in self.confusions else max(self.confusions)
-                classes = pl_module.hparams["num_classes"]
-                names = list(getattr(data, "class_names", ())) or [str(index) for index in range(classes)]
+                classes = range(pl_module.hparams["num_classes"])
+                names = list(map(str, classes)) if data is None else list(data.class_names)
                 title = f"{on}: validation after {step:,} steps, {'the best' if step == best else 'the last'}"
                 draw_confusion(self.confusions[step].long(), names, folder / "confusion_matrix.png", title)
         except Exception as error:  # whatever it is, the training itself is done and well

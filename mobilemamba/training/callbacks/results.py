@@ -15,6 +15,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from mobilemamba.analysis.throughput import device_name
+from mobilemamba.data.base import data_of
 from mobilemamba.files import write_text_atomic
 from mobilemamba.scores import Score
 from mobilemamba.training.callbacks.checkpoints import best_checkpoint
@@ -141,7 +142,7 @@ class RunResults(AtEnd):
             "seed": global_seed(),
             "resumes": self.resumes,
             **describe_data(trainer),
-            "skipped_pictures": len(getattr(getattr(trainer, "datamodule", None), "skipped", ())),
+            "skipped_pictures": 0 if (data := data_of(trainer)) is None else len(data.skipped),
             "total_batch_size": pl_module.total_batch_size if isinstance(pl_module, TaskContract) else None,
             "device": device_name(trainer.strategy.root_device),
             "devices": trainer.world_size,
@@ -229,11 +230,11 @@ def _writes(trainer: Trainer) -> bool:
 
 def describe_data(trainer: Trainer) -> dict[str, Any]:
     """What a training ran on: the data's name, classes and picture size, and how many pictures a pass really used."""
-    data, devices = getattr(trainer, "datamodule", None), trainer.world_size
+    data, devices = data_of(trainer), trainer.world_size
     return {
-        "data": getattr(data, "name", None),
-        "num_classes": getattr(data, "num_classes", None),
-        "img_size": getattr(data, "img_size", None),
+        "data": None if data is None else data.name,
+        "num_classes": None if data is None else data.num_classes,
+        "img_size": None if data is None else data.img_size,
         "train_pictures": pictures_used(trainer.train_dataloader, trainer.num_training_batches, devices),
         "val_pictures": pictures_used(trainer.val_dataloaders, trainer.num_val_batches, devices),
     }

@@ -6,11 +6,12 @@ import random
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from mobilemamba.data import ImageDataModule
 from mobilemamba.tasks import ClassificationTask
 from mobilemamba.training.callbacks import StepSeed
 
@@ -41,13 +42,14 @@ class EpochSampler(Sampler):
         return iter(torch.randperm(12, generator=torch.Generator().manual_seed(self.epoch)).tolist())
 
 
-class Data(LightningDataModule):
+class Data(ImageDataModule):
     name = "noise"
-    num_classes = 5
-    img_size = 32
+    class_names = tuple("abcde")
+    mean = std = (0.5, 0.5, 0.5)
+    interpolation, crop_pct = "bicubic", 0.875
 
     def __init__(self, workers=0, **options):
-        super().__init__()
+        super().__init__(img_size=32)
         self.options = {"num_workers": workers} | options
 
     def train_dataloader(self):

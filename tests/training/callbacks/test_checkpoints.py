@@ -29,14 +29,14 @@ class Counter(LightningModule):
 
     def __init__(self, scores=()):
         super().__init__()
-        self.scores = scores
+        self.scores_at = scores
         self.weight = torch.nn.Parameter(torch.zeros(()))
 
     def training_step(self, batch):
         return -self.weight
 
     def validation_step(self, batch):
-        self.log(self.metric, float(self.scores[int(self.weight)]))
+        self.log(self.metric, float(self.scores_at[int(self.weight)]))
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=1.0)

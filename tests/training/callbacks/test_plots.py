@@ -7,8 +7,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader
 
+from mobilemamba.scores import LOSS
 from mobilemamba.training.callbacks import TrainingPlots
 from mobilemamba.training.callbacks import plots as module
+from mobilemamba.training.contract import TaskContract
 from tests.training.callbacks.runs import StopAfter
 from tests.training.callbacks.test_checkpoints import Counter, results, scores
 from tests.training.callbacks.test_checkpoints import fit as fit_counter
@@ -43,10 +45,12 @@ def test_a_training_does_not_fail_for_its_pictures(tmp_path, monkeypatch: pytest
         fit(TrainingPlots(), default_root_dir=tmp_path, **{**QUICK, "max_epochs": 1})
 
 
-class Confused(Counter):
+class Confused(TaskContract, Counter):
     """Its answers are of its step, and the least loss is the best."""
 
     metric = monitor = "val/loss"
+    scores = (LOSS,)
+    total_batch_size = 2
 
     def __init__(self, losses) -> None:
         super().__init__(losses)
