@@ -17,7 +17,12 @@ from mobilemamba.screen import say
 
 
 class TrainingBar(RichProgressBar):
-    """Lightning's bar with the training loss alone, which leaves the screen before the last lines of a run are said."""
+    """Lightning's bar with the training loss alone, which leaves the screen before the last lines of a run are said.
+
+    Its epochs are counted as in these lines, from 1.
+    """
+
+    _ended = False
 
     def _init_progress(self, trainer: Trainer) -> None:
         super()._init_progress(trainer)
@@ -31,9 +36,23 @@ class TrainingBar(RichProgressBar):
         prefix, suffix = "train/", "_step"
         return {name[len(prefix) :].removesuffix(suffix): v for name, v in found.items() if name.startswith(prefix)}
 
+    def _get_train_description(self, current_epoch: int) -> str:
+        return f"Epoch {current_epoch + 1}{_of_epochs(self.trainer)}".ljust(len(self.validation_description))
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Goes before the callbacks that tell of the run's end, at ``on_fit_end``."""
+        self._ended = True
         self._stop_progress()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """As there, where a resume had no step left to train."""
+        self.on_train_end(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Goes again, after a validation at the end."""
+        super().on_validation_end(trainer, pl_module)
+        if self._ended:
+            self._stop_progress()
 
     def _stop_progress(self) -> None:
         super()._stop_progress()
@@ -50,6 +69,11 @@ def _log_to_stderr_of_now() -> None:
 def _unwrapped(stream: Any) -> Any:
     """The file behind what a live display puts in its place."""
     return getattr(stream, "rich_proxied_file", stream)
+
+
+def _of_epochs(trainer: Trainer) -> str:
+    """After an epoch's number: how many there are to be, unless the steps or the time say it."""
+    return f"/{trainer.max_epochs}" if trainer.max_epochs is not None and trainer.max_epochs > 0 else ""
 
 
 class EpochLines(Callback):
@@ -95,9 +119,8 @@ class EpochLines(Callback):
         parts = [f"train loss {float(self._sum) / count:.4f}"] if count else []
         self._sum, self._count = 0.0, 0
         if trainer.is_global_zero:
-            most = f"/{trainer.max_epochs}" if trainer.max_epochs is not None and trainer.max_epochs > 0 else ""
             epochs: Any = trainer.fit_loop.epoch_progress.current  # trainer.current_epoch is the next one at the end
-            place = f"epoch {epochs.started}{most}, step {trainer.global_step:,}"
+            place = f"epoch {epochs.started}{_of_epochs(trainer)}, step {trainer.global_step:,}"
             say(f"{place}: {', '.join([*parts, *scores, *self._left(trainer)])}")
 
     def _left(self, trainer: Trainer) -> list[str]:

@@ -192,7 +192,7 @@ class TestSeveralValidations:
         )
         assert place(results(tmp_path)) == (2, 8, 90)
 
-    def test_a_run_killed_after_its_last_step_says_the_same(self, tmp_path):
+    def test_a_run_killed_after_its_last_step_says_the_same(self, tmp_path, recwarn):
         options = {"max_epochs": 3, "max_steps": 6}
         fit(tmp_path / "straight", Counter(scores(at6=90)), **options)
         with pytest.raises(ConnectionAbortedError):
@@ -202,6 +202,7 @@ class TestSeveralValidations:
         for name in ("straight", "killed"):
             assert place(results(tmp_path / name)) == (2, 6, 90)
             assert results(tmp_path / name)["epochs"] == 2
+        assert not [warning for warning in recwarn if "is not empty" in str(warning.message)]  # of the checkpoints
 
     def test_a_trial_leaves_nothing(self, tmp_path):
         fit(tmp_path, Counter(scores()), fast_dev_run=True)

@@ -71,8 +71,11 @@ def test_the_bar_shows_the_loss_alone_and_is_gone_before_the_end() -> None:
             stopped.append(trainer.progress_bar_callback._progress_stopped)
 
     bar = TrainingBar()
-    trainer = fit(bar, End(), max_epochs=1, limit_train_batches=1, limit_val_batches=1)
+    trainer = fit(bar, ValidateAtEnd(), End(), max_epochs=-1, max_steps=1, limit_val_batches=1)
     assert stopped == [True]
+    assert bar._get_train_description(1) == "Epoch 2   "
+    trainer.fit_loop.max_epochs = 30
+    assert bar._get_train_description(1) == "Epoch 2/30"
     assert list(bar.get_metrics(trainer, trainer.lightning_module)) == ["loss"]
     assert bar.progress.live.transient
 
