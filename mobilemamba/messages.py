@@ -16,6 +16,14 @@ def printable(text: object) -> str:
     return "".join(map(_visible, str(text)))
 
 
+def writable(text: str) -> str:
+    """A text of several lines that any UTF-8 file takes, as it is but for the bytes that are not UTF-8.
+
+    These, and carriage returns, which readers take for the end of a line, stand as :func:`printable` shows them.
+    """
+    return re.sub(r"[\r\ud800-\udfff]", lambda found: printable(found[0]), text)
+
+
 def _visible(character: str) -> str:
     if "\udc80" <= character <= "\udcff":  # how Python writes a byte of a file's name that it cannot decode
         return f"\\x{ord(character) - 0xDC00:02x}"

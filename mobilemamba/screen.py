@@ -13,6 +13,8 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from mobilemamba.messages import printable
+
 #: Of a file or a pipe, in characters: there a line may be as long as it likes.
 _UNLIMITED = 10_000
 #: A longer word, such as a path, is broken where another column would be left out for it.
@@ -24,8 +26,15 @@ def make_console() -> Console:
     return Console(width=None if sys.stdout.isatty() or os.environ.get("COLUMNS") else _UNLIMITED)
 
 
+def on_screen(text: object) -> str:
+    """A text from outside in one line and in the letters that standard output has; the others stand as escapes."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return printable(text).encode(encoding, "backslashreplace").decode(encoding)
+
+
 def say(text: str, console: Console | None = None) -> None:
     """Prints a line as it is: names and reasons are no markup, and what reads like ``:smile:`` is none."""
+    text = on_screen(text)
     if console is None:
         sys.stdout.write(f"{text}\n")  # above a live display, where there is one: a new console would write into it
         sys.stdout.flush()
@@ -53,7 +62,7 @@ def fit_table(
     Args:
         width: Of the screen, in characters.
         header: One name a column.
-        lines: Cells, as many as the header has names.
+        lines: Cells, as many as the header has names; a line each, whatever is in them.
         title: Above it.
         notes: Below it, a paragraph each.
         numeric: Columns that are set to the right.
@@ -61,6 +70,7 @@ def fit_table(
         styles: Of each line, by rich's names.
         sections: Lines after which a rule is drawn.
     """
+    header, lines = [*map(on_screen, header)], [[*map(on_screen, line)] for line in lines]
     columns = [[name, *cells] for name, *cells in zip(header, *lines, strict=True)]
     least = [min(max(map(_longest_word, column)), _LONGEST_WORD) for column in columns]
     shown = list(range(len(header)))
@@ -79,12 +89,12 @@ def fit_table(
     for number, line in enumerate(lines):
         style = styles[number] if number < len(styles) else None
         table.add_row(*(Text(line[index]) for index in shown), style=style, end_section=number in sections)
-    below = [Text(note, style="dim") for note in notes]
+    below = [Text(on_screen(note), style="dim") for note in notes]
     if missing := [index for index in range(len(header)) if index not in shown and any(columns[index][1:])]:
         single = {index: f" {lines[0][index]} in all" for index in missing if len(set(columns[index][1:])) == 1}
         named = ", ".join(f"{header[index]}{single.get(index, '')}" for index in missing)
         below.append(Text(f"not shown on {width} columns: {named}", style="dim"))
-    return Group(*([Text(title, style="italic")] if title else []), table, *below)
+    return Group(*([Text(on_screen(title), style="italic")] if title else []), table, *below)
 
 
 def _longest_word(text: str) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from mobilemamba.files import write_text_atomic
+from mobilemamba.messages import printable
 from mobilemamba.scores import LOSS, Score
 from mobilemamba.screen import fit_table, make_console, say
 from mobilemamba.sweep.sheet import csv_text
@@ -61,13 +62,13 @@ def print_classes(counts: Tensor, class_names: Sequence[str], path: str | None) 
     Raises:
         OSError: If it cannot be written.
     """
-    scores = class_scores(counts)
+    scores, names = class_scores(counts), [*map(printable, class_names)]
     rows: list[dict[str, Any]] = [
         {
-            "class": class_names[score.label],
+            "class": names[score.label],
             "pictures": score.pictures,
             "top-1 (%)": f"{100 * score.correct / score.pictures:.2f}",
-            "most often taken for": "" if score.taken_for is None else class_names[score.taken_for],
+            "most often taken for": "" if score.taken_for is None else names[score.taken_for],
             "times": score.mistaken or "",
         }
         for score in scores

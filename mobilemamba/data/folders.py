@@ -116,7 +116,7 @@ def list_classes(
 
     Args:
         folder: Holds a folder for each class, or for some of them.
-        labels: Of the classes, by their folders' names, in the order to list them in.
+        labels: Of the classes, by their folders' names as ``printable`` shows them, in the order to list them in.
         every_class: Whether each folder must have pictures.
         other_classes: What to say of a folder that is none of the classes: what it is not, and what to do.
         left_out: Counts the other files, see :func:`scan_folder`.
@@ -125,16 +125,18 @@ def list_classes(
         DataError: If a folder is none of the classes, or there are no pictures at all, or none of a class that must
             have some.
     """
-    present = class_folders(folder)
-    if unknown := [name for name in present if name not in labels]:
+    present = {name: printable(name) for name in class_folders(folder)}
+    if unknown := [name for name, shown in present.items() if shown not in labels]:
         raise DataError(f"{printable(folder / unknown[0])} {other_classes}")
-    listed = {name: list_pictures(folder / name, left_out) for name in sorted(present, key=labels.__getitem__)}
+    listed = {
+        name: list_pictures(folder / name, left_out) for name in sorted(present, key=lambda n: labels[present[n]])
+    }
     empty = [name for name, pictures in listed.items() if not pictures]
     if empty and (every_class or len(empty) == len(listed)):
         raise DataError(
             f"{printable(folder / empty[0])} holds no pictures ({' '.join(EXTENSIONS)}): add some or remove the class"
         )
-    return [(path, labels[name]) for name, pictures in listed.items() for path in pictures]
+    return [(path, labels[present[name]]) for name, pictures in listed.items() for path in pictures]
 
 
 def describe_left_out(left_out: Counter[str]) -> str | None:

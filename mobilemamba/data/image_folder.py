@@ -63,13 +63,16 @@ class ImageFolder(PictureDataModule):
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        """The class folders' names, sorted, if ``classes`` are none; read from the disk at the first use."""
+        """The class folders' names, sorted, if ``classes`` are none; read from the disk at the first use.
+
+        As :func:`~mobilemamba.messages.printable` shows them: they go into YAML, cards and plots.
+        """
         if self.classes is not None:
             return tuple(self.classes)
         folder = next(part for part in self.layout[:3] if part is not None)
         classes = class_folders(folder)
         refuse_nested(folder, classes)
-        return classes
+        return tuple(map(printable, classes))
 
     @cached_property
     def name(self) -> str:  # type: ignore[override]
@@ -120,8 +123,8 @@ class ImageFolder(PictureDataModule):
     def _list(self, part: str, folder: Path | None, left_out: Counter[str]) -> list[Sample]:
         if folder is None:
             return []
-        labels = {name: label for label, name in enumerate(self.class_names)}
-        if not any(Path(path).name in labels for path in scan_folder(folder)[1]):
+        labels = {printable(name): label for label, name in enumerate(self.class_names)}
+        if not any(printable(Path(path).name) in labels for path in scan_folder(folder)[1]):
             if part == "test":
                 self.notes.append(f"not used: {printable(folder.name)}/, which has none of the classes' folders")
                 return []

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from mobilemamba.analysis.figures import png_figure
+from mobilemamba.analysis.figures import legible, png_figure
 from mobilemamba.scores import Score
 from mobilemamba.sweep.seeds import Record, over_seeds
 from mobilemamba.sweep.table import condition_marks, describe, scores_of
@@ -28,10 +28,12 @@ def plot(records: list[Record], title: str, path: Path, paper_note: str) -> None
     Raises:
         OSError: If the file cannot be written.
     """
-    shown = over_seeds(records)
+    shown = [{**entry, "run": legible(entry["run"])} for entry in over_seeds(records)]
+    title, conditions = legible(title), "\n".join(map(legible, describe(records))) or "nothing measured yet"
     tall = any(entry[f"paper_{scores_of(shown)[0].key}"] is not None for entry in shown)
-    with png_figure(path, figsize=(12, 8.4 if tall else 5.2)) as figure:
-        _draw(figure, title, shown, paper_note, "\n".join(describe(records)) or "nothing measured yet")
+    texts = [title, conditions, *(entry["run"] for entry in shown)]
+    with png_figure(path, texts, figsize=(12, 8.4 if tall else 5.2)) as figure:
+        _draw(figure, title, shown, paper_note, conditions)
 
 
 def _draw(figure: Any, title: str, shown: list[Record], paper_note: str, subtitle: str) -> None:

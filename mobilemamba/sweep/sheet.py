@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Group
 
+from mobilemamba.messages import writable
 from mobilemamba.screen import fit_table
 
 _LATEX = {
@@ -119,7 +120,7 @@ def csv_text(rows: list[dict[str, Any]]) -> str:
     writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows({key: cell(value) for key, value in row.items()} for row in rows)
-    return text.getvalue()
+    return writable(text.getvalue())
 
 
 def markdown_text(text: str) -> str:

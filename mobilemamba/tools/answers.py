@@ -18,8 +18,9 @@ from rich.table import Table
 
 from mobilemamba.errors import ConfigError
 from mobilemamba.files import write_text_atomic
-from mobilemamba.messages import printable
+from mobilemamba.messages import writable
 from mobilemamba.models import ModelCard
+from mobilemamba.screen import on_screen
 
 #: One picture's answer: ``picture`` and, likeliest first, ``classes``; or ``error``.
 Answer = dict[str, Any]
@@ -92,7 +93,7 @@ def to_csv(answers: list[Answer]) -> str:
             writer.writerow([found["picture"], rank, entry["index"], entry["name"], entry["probability"], ""])
         if "error" in found:
             writer.writerow([found["picture"], "", "", "", "", found["error"]])
-    return text.getvalue().replace("\r", "\\r").encode("utf-8", "backslashreplace").decode()
+    return writable(text.getvalue())
 
 
 def print_table(answers: list[Answer], card: ModelCard) -> None:
@@ -112,7 +113,7 @@ def print_table(answers: list[Answer], card: ModelCard) -> None:
 
 def _table(answers: list[Answer], card: ModelCard) -> Table:
     height, width = card.preprocessing.img_size
-    table = Table(title=f"{_shown(card.model)}, {height}x{width} px", title_justify="left")
+    table = Table(title=f"{on_screen(card.model)}, {height}x{width} px", title_justify="left")
     table.add_column("picture", overflow="fold")
     table.add_column("class", overflow="fold")
     table.add_column("probability", justify="right")
@@ -120,12 +121,6 @@ def _table(answers: list[Answer], card: ModelCard) -> Table:
         classes = found.get("classes", [{"name": "unreadable", "probability": None}])
         for rank, entry in enumerate(classes):
             share = "" if entry["probability"] is None else f"{entry['probability']:.1%}"
-            picture = _shown(found["picture"]) if rank == 0 else ""
-            table.add_row(picture, _shown(entry["name"]), share, end_section=rank == len(classes) - 1)
+            picture = on_screen(found["picture"]) if rank == 0 else ""
+            table.add_row(picture, on_screen(entry["name"]), share, end_section=rank == len(classes) - 1)
     return table
-
-
-def _shown(name: str) -> str:
-    """A name in one line and in the letters that standard output has."""
-    encoding = sys.stdout.encoding or "utf-8"
-    return printable(name).encode(encoding, "backslashreplace").decode(encoding)

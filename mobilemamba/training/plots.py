@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mobilemamba.analysis.figures import png_figure
+from mobilemamba.analysis.figures import legible, png_figure
+from mobilemamba.messages import printable
 
 #: Most classes that a matrix names legibly, and most whose cells hold their numbers.
 _MOST_NAMED, _MOST_NUMBERED = 40, 15
@@ -31,7 +32,8 @@ def draw_curves(history: list[dict[str, float]], path: Path, title: str) -> None
     names = list(dict.fromkeys(name for entry in history for name in entry if name != "epoch"))
     losses = [name for name in names if "loss" in name]
     panels = {"loss": losses, "score (%)": [n for n in names if n not in (*losses, "lr")], "learning rate": ["lr"]}
-    with png_figure(path, figsize=(12, 4)) as figure:
+    title = legible(title)
+    with png_figure(path, [title], figsize=(12, 4)) as figure:
         figure.suptitle(title)
         for axis, (label, shown) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
             for name in shown:
@@ -50,17 +52,17 @@ def draw_confusion(counts: Tensor, class_names: list[str], path: Path, title: st
 
     Args:
         counts: As :meth:`~mobilemamba.training.confusion.ConfusionCounts.compute` gives them.
-        class_names: In the order of the indices.
+        class_names: In the order of the indices, which stand for names in letters that no font here has.
         path: PNG file.
         title: Above it.
 
     Raises:
         OSError: If the file cannot be written.
     """
-    names = [_shorten(name) for name in class_names]
+    names, title = [_label(index, name) for index, name in enumerate(class_names)], legible(title)
     side = 3.5 + 0.32 * min(len(names), _MOST_NAMED) if len(names) <= _MOST_NAMED else 9
     longest = max(map(len, names), default=0)
-    with png_figure(path, figsize=(side + 0.07 * longest, side)) as figure:
+    with png_figure(path, [title, *names], figsize=(side + 0.07 * longest, side)) as figure:
         axis = figure.subplots()
         axis.set_title(title, fontsize=10)
         draw = _matrix if len(names) <= _MOST_NAMED else _pairs
@@ -94,6 +96,10 @@ def _pairs(axis: Any, counts: Tensor, names: list[str]) -> None:
     axis.invert_yaxis()
     shown = f"the {len(worst)} most frequent of {len(wrong):,} kinds of mistake" if wrong else "no mistakes"
     axis.set(xlabel=f"pictures; class → the network's answer, {shown}")
+
+
+def _label(index: int, name: str) -> str:
+    return _shorten(name) if (name := printable(name)) == legible(name) else f"class {index}"
 
 
 def _shorten(name: str, most: int = 30) -> str:

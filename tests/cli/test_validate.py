@@ -64,8 +64,11 @@ def test_few_classes_on_the_screen_and_all_in_the_file(tmp_path: Path, capsys: p
     printed = capsys.readouterr().out
     assert printed.count("[b]name") == 2 * 10
     assert "and 20 more classes; --per_class FILE.csv writes all" in printed
-    print_classes(counts, [str(label) for label in range(30)], str(tmp_path / "all.csv"))
-    assert (tmp_path / "all.csv").read_text().count("\n") == 31
+    print_classes(counts, [f"{label}\tcaf\udce9\n" for label in range(30)], str(tmp_path / "all.csv"))
+    assert r"0\tcaf\xe9\n" in capsys.readouterr().out, "as in the file"
+    lines = (tmp_path / "all.csv").read_text().splitlines()
+    assert len(lines) == 31
+    assert r"0\tcaf\xe9\n" in "".join(lines)
 
 
 def test_no_classes_are_asked_of_a_training() -> None:

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 from typing import Any
 
@@ -362,3 +363,14 @@ def test_folders_of_another_layout_are_said_to_be_so_where_the_classes_are_known
     with pytest.raises(DataError, match=r"fold1/, fold2/ in .*pets hold folders of the same names \(cat, dog\)"):
         ready(pets, classes=["cat", "dog"])
     assert ready(pets, classes=["fold1", "fold2"]).name == "pets (13/3)"  # whoever says so means it
+
+
+def test_names_of_classes_are_text_whatever_their_folders_are_called(tmp_path: Path) -> None:
+    names = [b"caf\xe9", b"two\nlines", "猫".encode()]
+    for count, name in enumerate(names, 2):
+        paint(tmp_path / os.fsdecode(name), count)
+    data = ready(tmp_path)
+    assert data.class_names == (r"caf\xe9", r"two\nlines", "猫")
+    assert data.name.endswith("(6/3)")
+    again = ready(tmp_path, classes=["猫", *data.class_names[:2]])
+    assert [os.fsencode(Path(path).parent.name) for path in val_files(again)] == [names[2], *names[:2]]

@@ -148,7 +148,7 @@ def test_any_name_comes_through_to_a_file(printed, odd: Path, tmp_path: Path) ->
     with (tmp_path / "x.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     names = [os.fsdecode(name) for name in ODD]
-    assert {Path(row["picture"]).name for row in rows} == {names[0].replace("\udce9", "\\udce9"), *names[1:]}
+    assert {Path(row["picture"]).name for row in rows} == {r"caf\xe9.png", *names[1:]}
     assert {row["class"] for row in rows} == set(ODD_CLASSES)
 
 

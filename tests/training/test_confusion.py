@@ -7,10 +7,14 @@ import torch
 from matplotlib.figure import Figure
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
+from mobilemamba.analysis import figures
 from mobilemamba.data import IGNORED
 from mobilemamba.training import plots
 from mobilemamba.training.confusion import ConfusionCounts, class_scores
 from mobilemamba.training.metrics import ClassificationMetrics
+
+#: A letter that matplotlib's usual font lacks, and another of those that it brings has.
+FRAKTUR = "\N{MATHEMATICAL FRAKTUR CAPITAL G}"
 
 
 def counted(classes: int, pictures: int, right: float = 0.5) -> torch.Tensor:
@@ -65,3 +69,23 @@ def test_a_picture_names_few_classes_and_of_many_the_confused_pairs(
     assert len(labels) == len(set(labels)) == min(classes, 30 if classes == 200 else 40)
     assert labels[0].startswith("$a$ very long n…"), "what is cut is marked, and the end tells names apart"
     assert (tmp_path / "x.png").exists()
+
+
+def test_names_in_any_letters_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By an installed font that has them; otherwise by the class's number."""
+    drawn: list[str] = []
+    monkeypatch.setattr(plots, "_matrix", lambda axis, counts, names: drawn.extend(names))
+    names = ["cat", "caf\udce9", "two\nlines", "кошка", FRAKTUR, "\U000e0041", "$x^2_"]
+    plots.draw_confusion(counted(7, 70), names, tmp_path / "x.png", f"caf\udce9 {FRAKTUR}")
+    assert drawn == ["cat", r"caf\xe9", r"two\nlines", "кошка", names[4], "class 5", "$x^2_"]
+    monkeypatch.undo()
+    plots.draw_confusion(counted(7, 70), names, tmp_path / "x.png", "caf\udce9")
+    plots.draw_curves([{"epoch": 1.0, "lr": 0.1}], tmp_path / "y.png", "caf\udce9 \U000e0041")
+    assert (tmp_path / "y.png").stat().st_size > 1000
+
+
+def test_the_font_is_one_that_has_the_letter() -> None:
+    assert figures._font_with("a") == "DejaVu Sans"
+    other = figures._font_with(FRAKTUR)
+    assert other not in (None, "DejaVu Sans")
+    assert figures.legible(f"a{FRAKTUR}\U000e0041") == f"a{FRAKTUR}\\U000e0041"
