@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -120,27 +121,63 @@ def test_the_lock_is_released_after_a_run() -> None:
         ("--data.root x --data ImageFolder", "unknown setting data.root; the data that is chosen has none; choose its"),
         ("--model nosuch.Task", "model: no such class: nosuch.Task (No module named 'nosuch')"),
         ("--trainer.callbacks nosuch.C", "trainer.callbacks: no such class: nosuch.C (No module named 'nosuch')"),
+        ("--trainer.lr 1", "unknown setting trainer.lr; did you mean model.lr?"),
+        ("--lr 1", "unknown setting lr; did you mean model.lr?"),
+        ("--max-epochs 3", "unknown setting max-epochs; did you mean trainer.max_epochs?"),
+        ("--seed 3", "unknown setting seed; did you mean data.seed or seed_everything?"),
+        ("--batch_size 3", "unknown setting batch_size; did you mean data.batch_size?"),
+        ("--trainer.callbacks EarlyStoping", "trainer.callbacks: no such class: EarlyStoping; did you mean EarlyStop"),
+        ("--trainer.logger TensorbordLogger", "trainer.logger: no such class: TensorbordLogger; did you mean TensorB"),
+        ("--model MobileMamba_T2", "model: no such class: MobileMamba_T2; did you mean mobilemamba_t2?"),
+        ("--sweep '{row: {a: {}}}'", "unknown setting sweep.row; did you mean sweep.rows?"),
+        ("--sweep.row.a.lr 3", "unknown setting sweep.row; did you mean sweep.rows?"),
+        (
+            "--trainer.callbacks '{class_path: EarlyStopping, init_args: {monitr: x}}'",
+            "did you mean trainer.callbacks.mo",
+        ),
+        (
+            "--trainer.callbacks+=EarlyStopping --trainer.callbacks.patience=x",
+            "trainer.callbacks.patience: expected int",
+        ),
+        ("--trainer.callbacks.on_fit_start 5", "unknown setting trainer.callbacks.on_fit_start; the trainer.callbacks"),
+        ("--model.arch 5", "model.arch: expected settings, such as {name: value}, got 5"),
+        ("--model.arch null", "model.arch=null: expected choices such as {d_state: 16}; leave it out"),
+        ("--config null.yaml", "trainer=None: expected a section of settings; leave it out for the defaults"),
         # What Lightning, torch and timm complain of while they are given the settings.
         ("--trainer.strategy nonsense", "trainer.strategy: You selected an invalid strategy name"),
-        ("--trainer.accelerator mps", "trainer.accelerator"),
-        ("--trainer.devices abc", "trainer.devices: `devices` selected with `CPUAccelerator` should be an int"),
-        ("--trainer.profiler nonsense", "trainer.profiler: When passing string value"),
-        ("--trainer.logger MLFlowLogger", "trainer.logger: Requirement 'mlflow"),
+        ("--trainer.accelerator mps", "`MPSAccelerator` can not run on your system"),
+        ("--trainer.devices abc", "`devices` selected with `CPUAccelerator` should be an int"),
+        ("--trainer.profiler nonsense", "When passing string value"),
+        ("--trainer.logger MLFlowLogger", "Requirement 'mlflow"),
         ("--trainer.callbacks EarlyStopping --trainer.callbacks.monitor x --trainer.callbacks.mode x", "`mode` can be"),
         (
             "--trainer.callbacks EarlyStopping --trainer.callbacks.monitor val/x",
             "metric `val/x` which is not",
         ),
-        ("--trainer.default_root_dir broken.yaml/x", "trainer.default_root_dir: Not a directory: broken.yaml/x"),
+        ("--trainer.default_root_dir broken.yaml/x", "Not a directory: broken.yaml/x"),
+        ("--trainer.devices []", "trainer.devices: `Trainer(devices=[])` value is not"),
+        ("--trainer.val_check_interval 100000", "trainer.val_check_interval: `val_check_interval` (100000) must be"),
+        ("--trainer.overfit_batches 1e-9", "You requested to check 1e-09 of the"),
+        ("--trainer.max_time 1", "`Timer(duration='1')` is not a valid duration"),
+        ("--trainer.callbacks BackboneFinetuning", "AttributeError 'ClassificationTask' object has no attribute"),
+        ("--model.arch.ssm_ratio .inf", "ssm_ratio=inf: expected at most 64"),
+        ("--model.arch.embed_dims [16,16,100000000]", "embed_dims=(16, 16, 100000000): expected at most 16,384"),
+        ("--ckpt_path s3://bucket/x.ckpt", "No module named 's3fs'; install it first"),
         ("--model.in_chans 7", "mobilemamba_s6 does not take the data's pictures of 3 channels and 32x32 pixels: "),
         # What they would pass over in silence, or choke on later.
         ("--trainer.accumulate_grad_batches 0", "trainer.accumulate_grad_batches=0: expected 1 or more"),
         ("--trainer.max_epochs -2", "trainer.max_epochs=-2: expected 1 or more, or -1"),
         ("--trainer.limit_val_batches 2.5", "trainer.limit_val_batches=2.5: expected a share of the batches from 0 to"),
-        ("--trainer.limit_train_batches -1", "trainer.limit_train_batches=-1: expected 0 or more"),
+        ("--trainer.limit_train_batches -1", "trainer.limit_train_batches=-1: expected more than 0"),
         ("--trainer.val_check_interval 0", "trainer.val_check_interval=0: expected more than 0"),
         ("--trainer.gradient_clip_val -1", "trainer.gradient_clip_val=-1: expected 0 or more"),
         ("--trainer.devices 9999", "trainer.devices=9999: on a CPU these are processes; expected 1 to"),
+        ("--trainer.max_epochs 99999999999999999999999", "expected 1,000,000,000 or less"),
+        ("--trainer.gradient_clip_val .inf", "trainer.gradient_clip_val=inf: expected 1,000,000,000 or less"),
+        ("--trainer.min_epochs 5", "trainer.min_epochs=5: expected trainer.max_epochs=1 or less"),
+        ("--trainer.barebones true", "trainer.barebones=True: this leaves out the loggers"),
+        ("--model.num_classes 7", "model.num_classes=7: the data decide it, and have 10 classes; leave it out"),
+        ("--model.mixing.mixup_alpha .nan", "mixing.mixup_alpha=nan, mixing.cutmix_alpha=1.0: expected 0 or more"),
         ("--trainer.sync_batchnorm true", "trainer.sync_batchnorm=True: torch synchronises batch norms on GPUs alone"),
         ("--seed_everything -5", "seed_everything=-5: expected 0 to 4294967295"),
         ("--model.betas [2,3]", "betas=[2.0, 3.0]: expected two numbers from 0 to below 1; change model.betas"),
@@ -164,11 +201,12 @@ def test_mistakes_are_one_line_with_the_setting(options: str, message: str) -> N
     Path("x.yaml").write_text("name: x")
     Path("bad.yaml").write_text("trainer: {max_epochs: x}")
     Path("empty.yaml").touch()
+    Path("null.yaml").write_text("trainer: null")
     Path("list.yaml").write_text("- a")
     Path("latin.yaml").write_bytes("name: Ä".encode("latin-1"))
     Path("utf16.yaml").write_text("name: x", encoding="utf-16")
     with pytest.raises(MobileMambaError) as caught:
-        main(["fit", *TINY, *shlex.split(options)])
+        main(["fit", *([] if "null.yaml" in options else TINY), *shlex.split(options)])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
@@ -197,6 +235,35 @@ def test_a_checkpoint_that_cannot_be_evaluated_is_one_line(content: object, mess
         main(["validate", "--ckpt_path", "own.ckpt"])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_running_out_of_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mobilemamba.tasks.ClassificationTask.training_step", lambda *_: torch.empty(2**55))
+    with pytest.raises(
+        ConfigError, match=r"^out of memory \(tried to allocate 144115188075855872 bytes\); try a smaller"
+    ):
+        main(["fit", *TINY])
+
+
+def test_a_callback_whose_defaults_are_no_yaml_is_kept_with_the_run() -> None:
+    main(["fit", *TINY, "--trainer.callbacks", "Timer"])
+    saved = yaml.safe_load(Path("runs/default/config.yaml").read_text())
+    assert saved["trainer"]["callbacks"]["init_args"]["interval"] == "step"
+    assert plan(["--config", "runs/default/config.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("validate --trainer.limit_val_batches 0", "trainer.limit_val_batches=0: validate has no pictures then"),
+        ("test --trainer.limit_test_batches 0", "trainer.limit_test_batches=0: test has no pictures then"),
+        ("validate --model.weights w.pth --ckpt_path x.ckpt", "--weights with --ckpt_path: both say what to validate"),
+        ("validate --ckpt_path registry:x", "ckpt_path=registry:x: Lightning's registry of models needs litmodels"),
+    ],
+)
+def test_an_evaluation_of_nothing_is_one_line(options: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        main(shlex.split(options))
 
 
 @pytest.mark.parametrize("place", ["training_step", "configure_optimizers", "build_model"])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 
@@ -32,7 +35,7 @@ _LEAST: dict[str, tuple[float, float | None]] = {
     "reload_dataloaders_every_n_epochs": (0, None),
     "gradient_clip_val": (0, None),
     "fast_dev_run": (0, None),
-    "limit_train_batches": (0, None),
+    "limit_train_batches": (1e-9, None),
     "limit_val_batches": (0, None),
     "limit_test_batches": (0, None),
     "overfit_batches": (0, None),
@@ -41,18 +44,29 @@ _LEAST: dict[str, tuple[float, float | None]] = {
 #: Those that are a share of the batches if they have a point, and else a number of them.
 _SHARES = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches", "val_check_interval")
 _MOST_SEED = 2**32 - 1
+#: Of any of the trainer's numbers; beyond it, times and counters overflow.
+_MOST = 10**9
+#: Limit of the batches that a command is for; others than a training have nothing else to do.
+_EVALUATED = {"validate": "limit_val_batches", "test": "limit_test_batches"}
 
 
-def check_settings(config: Any) -> None:
-    """Refuses numbers that mean nothing, or that Lightning would pass over in silence.
+def check_settings(command: str, config: Any) -> None:
+    """Refuses settings that mean nothing, or that Lightning would pass over in silence.
 
     Args:
-        config: Settings of a command or of a row, the trainer's with their names.
+        command: ``fit``, ``validate`` or ``test``.
+        config: Its settings or those of a row, the trainer's with their names.
 
     Raises:
         ConfigError: Naming the setting.
     """
-    seed, trainer = config["seed_everything"], config["trainer"]
+    seed, trainer, model = config["seed_everything"], config["trainer"], config["model"]
+    for name, section in (("trainer", trainer), ("model", model), ("data", config["data"])):
+        if not isinstance(section, Mapping | Namespace):
+            raise ConfigError(f"{name}={section}: expected a section of settings; leave it out for the defaults")
+    arguments = model.get("init_args") or {}
+    if "arch" in arguments and arguments["arch"] is None:
+        raise ConfigError("model.arch=null: expected choices such as {d_state: 16}; leave it out for the model's own")
     if not isinstance(seed, bool) and seed is not None and not 0 <= seed <= _MOST_SEED:
         raise ConfigError(f"seed_everything={seed}: expected 0 to {_MOST_SEED}")
     for name, (least, special) in _LEAST.items():
@@ -65,11 +79,27 @@ def check_settings(config: Any) -> None:
             raise ConfigError(
                 f"trainer.{name}={shown}: expected a share of the batches from 0 to 1, or a whole number of them"
             )
+        if value > _MOST:
+            raise ConfigError(f"trainer.{name}={shown}: expected {_MOST:,} or less")
         if not (value >= least or value == special):
             expected = f"{least:g} or more" if least >= 1 or least == 0 else "more than 0"
             raise ConfigError(
                 f"trainer.{name}={shown}: expected {expected}{'' if special is None else f', or {special}'}"
             )
+    for unit in ("epochs", "steps"):
+        least, most = trainer.get(f"min_{unit}"), trainer.get(f"max_{unit}")
+        if least is not None and most is not None and least > most >= 0:
+            raise ConfigError(f"trainer.min_{unit}={least}: expected trainer.max_{unit}={most} or less")
+    limit = _EVALUATED.get(command, "")
+    if trainer.get(limit) == 0:
+        raise ConfigError(
+            f"trainer.{limit}=0: {command} has no pictures then; give a number of batches, or leave it out"
+        )
+    if trainer.get("barebones"):
+        raise ConfigError(
+            "trainer.barebones=True: this leaves out the loggers, checkpoints and callbacks that a run consists of; "
+            "leave it out"
+        )
     _check_devices(trainer)
 
 
@@ -78,6 +108,25 @@ def _check_devices(trainer: Mapping[str, Any]) -> None:
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
     if on_cpu and devices.isdigit() and int(devices) > cpus:
         raise ConfigError(f"trainer.devices={devices}: on a CPU these are processes; expected 1 to {cpus}, its cores")
+
+
+def check_num_classes(task: LightningModule, config: Any, data: DataModule) -> None:
+    """Refuses a number of classes that the data's, which are what a network gets, would take the place of.
+
+    Args:
+        task: As built.
+        config: Settings that it was built from.
+        data: What decides.
+
+    Raises:
+        ConfigError: If it is neither theirs nor the task's default.
+    """
+    parameter = inspect.signature(type(task)).parameters.get("num_classes")
+    given = config.model.get("init_args", {}).get("num_classes")
+    if parameter is not None and given not in (None, parameter.default, data.num_classes):
+        raise ConfigError(
+            f"model.num_classes={given}: the data decide it, and have {data.num_classes} classes; leave it out"
+        )
 
 
 def check_pictures(task: LightningModule, data: DataModule) -> None:
@@ -146,6 +195,10 @@ def check_checkpoint(subcommand: str, config: Any) -> None:
         if path != "last":
             raise ConfigError(f"ckpt_path={path}: a training goes on from its last checkpoint; give last, or a file")
     elif path is not None:
+        if _is_registry(path) and find_spec("litmodels") is None:
+            raise ConfigError(
+                f"ckpt_path={path}: Lightning's registry of models needs litmodels; pip install litmodels"
+            )
         if not _elsewhere(path) and not Path(path).exists():
             raise ConfigError(f"ckpt_path={path}: no such file; give one of a run's folder checkpoints")
     elif subcommand != "fit" and "weights" in model and model["weights"] is None:
@@ -233,4 +286,8 @@ def _known_classes(config: Any) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 def _elsewhere(path: str | Path) -> bool:
     """Whether it is an address that Lightning reads, and none of this file system."""
-    return "://" in str(path) or str(path).startswith("registry")
+    return "://" in str(path) or _is_registry(path)
+
+
+def _is_registry(path: str | Path) -> bool:
+    return str(path).lower().partition(":")[0] == "registry"

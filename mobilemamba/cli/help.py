@@ -15,6 +15,10 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import Profiler
+
 import mobilemamba.data
 import mobilemamba.tasks
 from mobilemamba.cli.tool import ToolParser
@@ -63,14 +67,28 @@ def print_help(command: str, options: list[str]) -> bool:
 
 
 def class_settings() -> list[str]:
-    """The settings of a sweep, and of every task and data set of this package, e.g. ``model.mixing.prob``."""
-    kinds = [("sweep", Sweep), *((group, kind) for group, found in KINDS.items() for kind in found)]
+    """The settings of a sweep, of all tasks and data sets of this package, and of Lightning's callbacks and loggers."""
+    kinds = [("sweep", Sweep), *((group, kind) for group, found in known_classes().items() for kind in found)]
     return [setting for group, kind in kinds for setting in _settings(kind, group)]
 
 
+def known_classes() -> dict[str, list[type]]:
+    """The classes that a setting may choose from, by its name."""
+    bases: dict[str, type] = {"trainer.callbacks": Callback, "trainer.logger": Logger, "trainer.profiler": Profiler}
+    return KINDS | {group: list(_below(base)) for group, base in bases.items()}
+
+
+def _below(base: type) -> Iterator[type]:
+    kinds: list[type] = base.__subclasses__()
+    for kind in kinds:
+        yield kind
+        yield from _below(kind)
+
+
 def _settings(kind: type, prefix: str) -> Iterator[str]:
-    parts = parts_of(kind)
-    for name in _arguments(kind):
+    own = kind.__module__.startswith("mobilemamba.")
+    parts = parts_of(kind) if own else {}
+    for name in _arguments(kind) if own else inspect.signature(kind).parameters:
         yield f"{prefix}.{name}"
         if name in parts:
             yield from _settings(parts[name], f"{prefix}.{name}")

@@ -22,6 +22,7 @@ from mobilemamba.cli.checks import (
     check_checkpoint,
     check_classes,
     check_norms,
+    check_num_classes,
     check_pictures,
     check_settings,
     fill_classes,
@@ -34,7 +35,7 @@ from mobilemamba.cli.resume import RUN_CONFIG, check_fits
 from mobilemamba.cli.run_folder import go_on, holds_run, is_finished, runs_named, start_anew, start_from_file
 from mobilemamba.cli.shorthand import check_against_card, expand_options, fill_preprocessing, parse_with_card
 from mobilemamba.cli.stopping import name_the_way_on
-from mobilemamba.cli.tool import short_errors
+from mobilemamba.cli.tool import short_errors, unknown
 from mobilemamba.cli.trainer_defaults import trainer_callbacks, trainer_options
 from mobilemamba.data import DataModule
 from mobilemamba.errors import ConfigError, MisfitError, WeightsError
@@ -153,11 +154,18 @@ class MobileMambaCLI(LightningCLI):
             self._parser(self.config.subcommand).set_defaults({"model": {"class_path": chosen}})
             self.config = parser.parse(args)
         config = self.config[self.config.subcommand]
-        check_settings(config)
+        check_settings(self.config.subcommand, config)
+        if self.config.subcommand != "fit" and {"model.weights", "ckpt_path"} <= set(given_settings(self.given_args)):
+            raise ConfigError(
+                f"--weights with --ckpt_path: both say what to {self.config.subcommand}; give one of them"
+            )
         sweep = None
         if config.sweep is not None:
-            given = config.sweep.as_dict()
-            sweep = Sweep(**{field.name: given[field.name] for field in fields(Sweep)})  # not its file's path
+            given, names = config.sweep.as_dict(), [field.name for field in fields(Sweep)]
+            for setting in given_settings(self.given_args):  # jsonargparse drops what it does not know of a JSON text
+                if setting.startswith("sweep.") and setting.split(".")[1] not in names:
+                    raise unknown(setting, parser.settings())
+            sweep = Sweep(**{name: given[name] for name in names})  # not its file's path
         self._name_folder(config, single=sweep is None)
         if sweep is None:
             return
@@ -200,7 +208,7 @@ class MobileMambaCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Completes the data's settings, and takes the run folder, so that two processes never train in one."""
         for row in self.rows or []:
-            check_settings(row.config)
+            check_settings("fit", row.config)
         if self.rows is None:
             check_checkpoint(str(self.subcommand), self.config[self.subcommand])
             check_against_card(self.config[self.subcommand])
@@ -285,6 +293,8 @@ class MobileMambaCLI(LightningCLI):
                 check_fits(self.config[self.subcommand].ckpt_path, self.checkpoint, self.model)
             if self.subcommand != "fit":
                 check_classes(self.config[self.subcommand], tuple(self.datamodule.class_names))
+            else:
+                check_num_classes(self.model, self.config[self.subcommand], self.datamodule)
             check_pictures(self.model, self.datamodule)
             check_norms(self.config[self.subcommand], self.trainer)
             return

@@ -1,7 +1,8 @@
 """Which of the exceptions of libraries are a user's mistake, and the line that such a one becomes.
 
-A library's complaint while the trainer, the network and the data are being built from the settings is about a setting.
-What is raised while a network trains may be a bug, and keeps its traceback, unless it is known.
+What a library raises while the trainer, the network and the data are being built is about the settings that it was
+given. What is raised by this package itself, or while a network trains, may be a bug, and keeps its traceback, unless
+it is known.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import errno
 import itertools
 import re
+import sysconfig
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,19 +21,21 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import mobilemamba
-from mobilemamba.cli.parser import given_settings
 from mobilemamba.errors import ConfigError, MobileMambaError
 from mobilemamba.messages import user_error
 from mobilemamba.training.callbacks.others import complaint
 
-#: What libraries raise over an argument; others (``KeyError``, ``AttributeError``) are rather bugs.
-_COMPLAINTS = (ValueError, TypeError, ImportError, RuntimeError, NotImplementedError, ArithmeticError, AssertionError)
-#: What the system says of a path that cannot be; a full disk, say, is no mistake of the command line.
-_OF_PATHS = {errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL}
-#: The parts of this package that hand a user's settings over to libraries.
-_HAND_OVER = ("cli/", "tasks/", "models/create.py")
 _PACKAGE = Path(mobilemamba.__file__).parent
-_CALLBACKS = str(Path(lightning.__file__).parent / "pytorch" / "callbacks")
+_CALLBACKS = Path(lightning.__file__).parent / "pytorch" / "callbacks"
+#: What the system says of a path that cannot be.
+_OF_PATHS = {errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL}
+#: How torch says that a CPU's memory does not do.
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
+#: Where libraries lie, Python's own among them.
+_LIBRARIES = (
+    Path(lightning.__file__).parents[1],
+    *(Path(sysconfig.get_path(f"{kind}lib")) for kind in ("pure", "std")),
+)
 
 
 @contextlib.contextmanager
@@ -62,17 +66,26 @@ def as_user_errors(options: list[str]) -> Iterator[None]:
 
 def _is_mistake(error: Exception) -> bool:
     root = _root(error)
-    if isinstance(root, MisconfigurationException | torch.OutOfMemoryError):
+    if isinstance(root, MisconfigurationException) or _is_out_of_memory(root):
         return True
-    frames = traceback.extract_tb(root.__traceback__)
-    training = any(frame.name == "_run_stage" for frame in traceback.extract_tb(error.__traceback__))
-    if training or not frames:  # there Lightning's callbacks complain of metrics that nobody logs
-        return bool(frames) and isinstance(root, RuntimeError) and frames[-1].filename.startswith(_CALLBACKS)
-    own = [Path(frame.filename) for frame in frames if Path(frame.filename).is_relative_to(_PACKAGE)]
-    if own and Path(frames[-1].filename).is_relative_to(_PACKAGE):
-        return False
-    handed_over = not own or own[-1].relative_to(_PACKAGE).as_posix().startswith(_HAND_OVER)
-    return handed_over and (isinstance(root, _COMPLAINTS) or getattr(root, "errno", None) in _OF_PATHS)
+    frames = [frame.filename for frame in traceback.extract_tb(root.__traceback__)]
+    raised_in = [Path(file) for file in frames if not file.startswith("<")][-1:]  # importlib's are <frozen ...>
+    if any(frame.name == "_run_stage" for frame in traceback.extract_tb(error.__traceback__)):
+        # There Lightning's callbacks complain of metrics that nobody logs.
+        return isinstance(root, RuntimeError) and any(file.is_relative_to(_CALLBACKS) for file in raised_in)
+    if isinstance(root, OSError) and root.errno not in _OF_PATHS:
+        return root.errno is None  # Lightning's words; a full disk is no mistake of the command line
+    return any(_is_of_library(file) for file in raised_in)
+
+
+def _is_of_library(file: Path) -> bool:
+    return not file.is_relative_to(_PACKAGE) and any(file.is_relative_to(folder) for folder in _LIBRARIES)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
 
 def _is_of_checkpoint(error: Exception) -> bool:
@@ -91,27 +104,26 @@ def _root(error: BaseException) -> BaseException:
 
 def _line(error: Exception, options: list[str]) -> str:
     root = _root(error)
-    said = f"{root.strerror}: {root.filename}" if isinstance(root, OSError) else str(root)
-    text = " ".join(said.split()) or type(root).__name__
+    said = f"{root.strerror}: {root.filename}" if isinstance(root, OSError) and root.strerror else str(root)
+    text = " ".join(said.split())
+    if not text or isinstance(root, LookupError | AttributeError):  # whose words are a name alone
+        text = f"{type(root).__name__} {text}".strip()
     if isinstance(root, ModuleNotFoundError) and "pip install" not in text:
         text += "; install it first"
-    if isinstance(root, torch.OutOfMemoryError):
-        text = f"{text.partition('. ')[0]}; try a smaller data.batch_size or data.img_size"
-    name = _named(f"{text} {error}", options)
+    if _is_out_of_memory(root):
+        wanted = re.search(r"[Tt]ried to allocate [\d.]+ \w+", text)
+        found = wanted[0].lower() if wanted else text.partition(". ")[0]
+        text = f"out of memory ({found}); try a smaller data.batch_size, data.img_size or network"
+    name = _named(text, options)
     return f"{name}: {text}" if name and name not in text else text
 
 
 def _named(text: str, options: list[str]) -> str:
-    """The option that a complaint is about: one of its words is the option's last part or its value."""
-    by_name = [name for name in given_settings(options) if _has(text, name.rpartition(".")[2])]
-    by_value = [
-        name.removeprefix("--")
-        for option, after in itertools.pairwise([*options, ""])
-        for name, equals, value in [option.partition("=")]
-        if option.startswith("--") and _has(text, value if equals else after)
-    ]
-    return next(iter([*by_name, *by_value]), "")
-
-
-def _has(text: str, word: str) -> bool:
-    return len(word) > 1 and re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text) is not None
+    """The option that a complaint is sure to be about, as it says both name and value, side by side; blank for none."""
+    for option, after in itertools.pairwise([*options, ""]):
+        name, equals, value = option.removeprefix("--").partition("=")
+        value = value if equals else after
+        said = rf"\b{re.escape(name.rpartition('.')[2])}\W{{1,3}}{re.escape(value)}(?!\w)"
+        if option.startswith("--") and value and re.search(said, text):
+            return name
+    return ""

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import jsonargparse
+import timm
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
-from mobilemamba.cli.help import class_settings
+from mobilemamba.cli.help import class_settings, known_classes
 from mobilemamba.cli.tool import ToolParser
 from mobilemamba.cli.yaml_keys import MODE
 from mobilemamba.errors import ConfigError
@@ -52,6 +53,10 @@ class Parser(ToolParser, LightningArgumentParser):
     def settings(self) -> list[str]:
         """With the short options, and the arguments of a sweep and of our tasks and data sets."""
         return [*super().settings(), "weights", *class_settings()]
+
+    def classes(self) -> list[str]:
+        """Of Lightning and of this package, and timm's models, which stand for a task."""
+        return [*(kind.__name__ for kinds in known_classes().values() for kind in kinds), *timm.list_models()]
 
 
 def config_files(args: list[str]) -> list[str]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import itertools
+import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from importlib import import_module
 from inspect import Parameter, signature
@@ -14,7 +14,7 @@ import docstring_parser
 import jsonargparse
 
 from mobilemamba.errors import ConfigError
-from mobilemamba.messages import parser_message, unknown_setting, user_error
+from mobilemamba.messages import likely_meant, parser_message, unknown_setting, user_error
 
 
 class _ParserError(Exception):
@@ -22,11 +22,14 @@ class _ParserError(Exception):
 
 
 @contextlib.contextmanager
-def short_errors(settings: Callable[[], Collection[str]] = list) -> Iterator[None]:
+def short_errors(
+    settings: Callable[[], Collection[str]] = list, classes: Callable[[], Collection[str]] = list
+) -> Iterator[None]:
     """Turns jsonargparse's pages into one line.
 
     Args:
         settings: Gives the names that there are, one of which may have been meant.
+        classes: Likewise for the values that name a class.
 
     Raises:
         ConfigError: In its place.
@@ -37,15 +40,34 @@ def short_errors(settings: Callable[[], Collection[str]] = list) -> Iterator[Non
         message = str(error)
         found = user_error(error)
         if found is None and (name := unknown_setting(message)):
-            found = ConfigError(f"unknown setting {name}; {_hint(name, settings())}")
-        raise found or ConfigError(parser_message(message)) from error
+            found = unknown(name, settings())
+        if found is None:
+            text = parser_message(message)
+            absent = re.search(r"no such class: (\S+?)(?=,|$| or)", text)
+            near = likely_meant(absent[1], classes()) if absent else []
+            found = ConfigError(
+                f"{text[: absent.end()]}; did you mean {' or '.join(near)}?" if absent and near else text
+            )
+        raise found from error
 
 
-def _hint(name: str, known: Collection[str]) -> str:
+def unknown(name: str, known: Collection[str]) -> ConfigError:
+    """The error for a setting that there is not.
+
+    Args:
+        name: Of the setting.
+        known: The names of those that there are.
+    """
     if name in known:
-        return f"the {name.partition('.')[0]} that is chosen has none; choose its class before, e.g. --data ImageFolder"
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
-    return f"did you mean {near[0]}?" if near else "the command's --help, and --help-all of fit, list what there is"
+        what = f"the {name.rpartition('.')[0] or name} that is chosen has none"
+        return ConfigError(f"unknown setting {name}; {what}; choose its class before, e.g. --data ImageFolder")
+    ends = [*(found.start() for found in re.finditer(r"\.", name)), len(name)]
+    groups = {other[:end] for other in known for end in (len(other), *(m.start() for m in re.finditer(r"\.", other)))}
+    first = next(name[:end] for end in ends if name[:end] not in groups)  # sweep.row of sweep.row.a.model.lr
+    for wrong in dict.fromkeys((first, name)):
+        if near := likely_meant(wrong, known):
+            return ConfigError(f"unknown setting {wrong}; did you mean {' or '.join(near)}?")
+    return ConfigError(f"unknown setting {name}; the command's --help, and --help-all of fit, list what there is")
 
 
 class ToolParser(jsonargparse.ArgumentParser):
@@ -72,13 +94,17 @@ class ToolParser(jsonargparse.ArgumentParser):
         inner = [action.choices.values() for action in self._actions if isinstance(action.choices, dict)]  # subcommands
         return own + [name for parsers in inner for parser in parsers for name in parser.settings()]
 
+    def classes(self) -> list[str]:
+        """The names that a value which chooses a class may be."""
+        return []
+
     def parse(self, args: list[str]) -> jsonargparse.Namespace:
         """``parse_args`` with one-line errors.
 
         Raises:
             ConfigError: If the options are wrong.
         """
-        with short_errors(self.settings):
+        with short_errors(self.settings, self.classes):
             return self.parse_args(args)
 
 

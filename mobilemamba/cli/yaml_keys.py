@@ -97,4 +97,6 @@ def _quote(node: yaml.ScalarNode) -> bool:
     return True
 
 
+# For jsonargparse, which writes out the defaults of callbacks: those of Lightning's are enumerations of texts.
+yaml.SafeDumper.add_multi_representer(str, lambda dumper, text: dumper.represent_str(str.__str__(text)))
 jsonargparse.set_loader(MODE, load_yaml, exceptions=(yaml.YAMLError,))

@@ -15,6 +15,18 @@ StageKind = Literal["mobilemamba", "cnn"]
 #: Global channels come in multiples of this, so that every published model can be cut into heads of 16 channels.
 CHANNEL_MULTIPLE = 16
 
+#: Largest value of a choice, far beyond any network's: what is above it is a slip, and would ask for terabytes.
+_MOST = {
+    "embed_dims": 16_384,
+    "depths": 1_024,
+    "kernel_sizes": 1_023,
+    "wavelet_kernel_sizes": 1_023,
+    "d_state": 4_096,
+    "ssm_ratio": 64,
+    "dt_rank": 16_384,
+    "ffn_ratio": 64,
+}
+
 _MAMBA_CHOICES = ("directions", "d_state", "ssm_ratio", "dt_rank")
 
 
@@ -81,6 +93,9 @@ class MobileMambaConfig:
                 raise ConfigError(
                     f"{name}={value} needs one entry for each of the {stages} stages of {self.embed_dims=}"
                 )
+        for name, most in _MOST.items():
+            if any(not number <= most for number in _numbers(getattr(self, name))):
+                raise ConfigError(f"{name}={getattr(self, name)}: expected at most {most:,}")
         if stages == 0 or min(self.embed_dims) < 8:
             raise ConfigError(
                 f"embed_dims={self.embed_dims}: every stage needs at least 8 channels, e.g. (192, 384, 448)"
@@ -188,6 +203,13 @@ def split_channels(dim: int, global_ratio: float, local_ratio: float) -> tuple[i
         )
     local_dim = min(int(local_ratio * dim), dim - global_dim)
     return global_dim, local_dim, dim - global_dim - local_dim
+
+
+def _numbers(value: Any) -> list[float]:
+    """All numbers in a choice of the architecture."""
+    if isinstance(value, tuple):
+        return [number for item in value for number in _numbers(item)]
+    return [value] if isinstance(value, int | float) else []
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -67,5 +68,5 @@ class Sweep:
             if not values:
                 raise ConfigError(f"sweep.grid: {key} has no values; give a list, e.g. [1, 16], or leave it out")
         for key, factor in self.scale.items():
-            if not factor > 0:
+            if not 0 < factor < math.inf:
                 raise ConfigError(f"sweep.scale: {key}: {factor}; expected a factor above 0, e.g. 0.25")

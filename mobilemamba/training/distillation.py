@@ -59,9 +59,9 @@ class Distillation:
         for name, choices in (("kind", ("soft", "hard")), ("interpolation", ("bicubic", "bilinear"))):
             if getattr(self, name) not in choices:
                 raise ConfigError(f"distillation.{name}={getattr(self, name)!r}: expected {' or '.join(choices)}")
-        if not self.weight >= 0:
+        if not 0 <= self.weight < float("inf"):
             raise ConfigError(f"distillation.weight={self.weight}: expected 0 or more, e.g. 5")
-        if not self.tau > 0:
+        if not 0 < self.tau < float("inf"):
             raise ConfigError(f"distillation.tau={self.tau}: expected a temperature above 0, e.g. 1")
         if self.img_size is not None and self.img_size < 1:
             raise ConfigError(f"distillation.img_size={self.img_size}: expected 1 pixel or more, e.g. 224")

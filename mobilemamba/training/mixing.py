@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -33,7 +34,8 @@ class Mixing:
     mode: Literal["batch", "pair", "elem"] = "batch"
 
     def __post_init__(self) -> None:
-        if min(self.mixup_alpha, self.cutmix_alpha) < 0 or self.mixup_alpha == self.cutmix_alpha == 0:
+        alphas = (self.mixup_alpha, self.cutmix_alpha)
+        if not all(0 <= alpha < math.inf for alpha in alphas) or not any(alphas):
             raise ConfigError(
                 f"mixing.mixup_alpha={self.mixup_alpha}, mixing.cutmix_alpha={self.cutmix_alpha}: expected 0 or more "
                 "and one of them above 0; set model.mixing to null for no mixing"

@@ -38,7 +38,7 @@ def test_a_checkpoint_that_is_not_there(command: str) -> None:
 
 
 def test_what_lightning_finds_is_left_to_it() -> None:
-    for path in (None, "last", "s3://bucket/run.ckpt", "registry:name"):
+    for path in (None, "last", "s3://bucket/run.ckpt"):
         check_checkpoint("fit", config(path, weights=None))
 
 

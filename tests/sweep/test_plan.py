@@ -213,6 +213,7 @@ def test_select() -> None:
         ({"rows": {"a": {"m.lr": 1, "m.init_args.lr": 2}}}, "row 'a' sets m.lr twice"),
         ({"rows": {"a": {}}, "notes": {"b": "?"}}, "sweep.notes: no row 'b'"),
         ({"rows": {"a": {"lr": 2}}, "scale": {"size": 0.5}}, "no row sets size"),
+        ({"rows": {"a": {"lr": 2}}, "scale": {"lr": float("inf")}}, "expected a factor above 0"),
         ({"rows": {"a": {"lr": 2}}, "scale": {"lr": 0}}, "expected a factor above 0"),
         ({"rows": {"a": {"lr": "x"}}, "scale": {"lr": 2}}, "lr is 'x' in row 'a'; only numbers"),
         ({"rows": {"a": {"lr": True}}, "scale": {"lr": 2}}, "only numbers"),

@@ -157,6 +157,7 @@ def test_it_leaves_the_random_state(build: Callable) -> None:
         ({"teacher": "resnet18", "interpolation": "nearest"}, "distillation.interpolation='nearest'"),
         ({"teacher": "resnet18", "weight": -1.0}, "distillation.weight=-1.0: expected 0 or more"),
         ({"teacher": "resnet18", "weight": math.nan}, "distillation.weight=nan"),
+        ({"teacher": "resnet18", "tau": math.inf}, "distillation.tau=inf: expected a temperature"),
         ({"teacher": "resnet18", "tau": 0.0}, "distillation.tau=0.0: expected a temperature above 0"),
         ({"teacher": "resnet18", "img_size": 0}, "distillation.img_size=0"),
         ({"teacher": "resnet18", "std": (0.5, 0.0, 0.5)}, r"distillation.std=\(0.5, 0.0, 0.5\)"),

@@ -68,6 +68,7 @@ def test_the_last_of_an_odd_batch_is_left_out():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"cutmix_alpha": float("inf")}, "mixing.cutmix_alpha=inf: expected 0 or more"),
         ({"mixup_alpha": 0, "cutmix_alpha": 0}, "mixup_alpha=0, mixing.cutmix_alpha=0: .*set model.mixing to null"),
         ({"mixup_alpha": -1}, "mixup_alpha=-1"),
         ({"prob": 1.5}, "prob=1.5: a probability"),
