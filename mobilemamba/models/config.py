@@ -222,6 +222,7 @@ class Variant:
         paper_top1: ImageNet-1k top-1 in %, 300 epochs, without distillation.
         paper_params_m: Parameters in millions.
         paper_flops_m: FLOPs in millions.
+        drop_path_rate: Stochastic depth that it was trained with.
     """
 
     config: MobileMambaConfig
@@ -229,6 +230,7 @@ class Variant:
     paper_top1: float
     paper_params_m: float
     paper_flops_m: int
+    drop_path_rate: float = 0.0
 
 
 _B = MobileMambaConfig(embed_dims=(200, 376, 448), depths=(2, 3, 2))
@@ -237,9 +239,9 @@ VARIANTS = {
     "mobilemamba_t2": Variant(MobileMambaConfig(embed_dims=(144, 272, 368)), 192, 73.6, 8.8, 255),
     "mobilemamba_t4": Variant(MobileMambaConfig(embed_dims=(176, 368, 448)), 192, 76.1, 14.2, 413),
     "mobilemamba_s6": Variant(MobileMambaConfig(), 224, 78.0, 15.0, 652),
-    "mobilemamba_b1": Variant(_B, 256, 79.9, 17.1, 1080),
-    "mobilemamba_b2": Variant(_B, 384, 81.6, 17.1, 2427),
-    "mobilemamba_b4": Variant(_B, 512, 82.5, 17.1, 4313),
+    "mobilemamba_b1": Variant(_B, 256, 79.9, 17.1, 1080, 0.03),
+    "mobilemamba_b2": Variant(_B, 384, 81.6, 17.1, 2427, 0.03),
+    "mobilemamba_b4": Variant(_B, 512, 82.5, 17.1, 4313, 0.03),
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from mobilemamba.models import ArchOverrides, ModelCard, create_model, load_weights
+from mobilemamba.models import VARIANTS, ArchOverrides, ModelCard, create_model, load_weights
 from mobilemamba.scores import Score
 from mobilemamba.tasks.base import Task
 from mobilemamba.training.distillation import Distillation, Teacher, distillation_loss
@@ -47,7 +47,7 @@ class ClassificationTask(Task):
         arch: ArchOverrides = ArchOverrides(),  # noqa: B008 - read only; an Optional would hide its options in --help
         num_classes: int = 1000,
         in_chans: int = 3,
-        drop_path_rate: float = 0.0,
+        drop_path_rate: float | None = 0.0,
         distillation_head: bool = False,
         weights: str | None = None,
         partial_weights: bool = False,
@@ -65,7 +65,8 @@ class ClassificationTask(Task):
             arch: Architecture choices laid over a mobilemamba model; not for others.
             num_classes: Outputs of the network.
             in_chans: Channels of a picture.
-            drop_path_rate: Share of residual branches dropped in training (paper: 0.03 for B1, none for T and S).
+            drop_path_rate: Share of residual branches dropped in training; null for what the model was released with:
+                0.03 for mobilemamba_b1, _b2 and _b4, none for others.
             distillation_head: A second classifier that learns from the teacher alone; the network's answer is the mean
                 of both. For mobilemamba models.
             weights: Checkpoint (.safetensors, .pth, .ckpt) to start from.
@@ -89,6 +90,8 @@ class ClassificationTask(Task):
         self.mixing = Mixing(**mixing) if isinstance(mixing, dict) else mixing
         self.distillation = Distillation(**distillation) if isinstance(distillation, dict) else distillation
         given |= {"arch": arch.given()}
+        if drop_path_rate is None:
+            given["drop_path_rate"] = VARIANTS[name].drop_path_rate if name in VARIANTS else 0.0
         given |= {"mixing": self.mixing and asdict(self.mixing)}
         given |= {"distillation": self.distillation and asdict(self.distillation)}
         self.keep_settings(given)

@@ -12,7 +12,7 @@ from mobilemamba.tasks import ClassificationTask
 
 @pytest.mark.parametrize("option", [["teacher", "null"], ["teacher=null"], ["teacher=None"]], ids=" ".join)
 def test_null_takes_a_setting_of_a_setting_back(root: Path, option: list[str]) -> None:
-    recipe = ["--config", str(root / "experiments/imagenet/mobilemamba_t2_kd.yaml"), "--data.root", "x"]
+    recipe = ["--config", str(root / "experiments/imagenet/mobilemamba_kd.yaml"), "--data.root", "x"]
     weights = ["--model.distillation.weights", "own.safetensors"]
     name, *value = option
     (row,) = plan([*recipe, *weights, f"--model.distillation.{name}", *value, "--model.distillation.tau", "2"])
