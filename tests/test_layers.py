@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "data": set[str](),
     "ops": set[str](),
     "layers": {"ops"},
-    "models": {"ops", "layers"},
+    "models": {"ops", "layers", "data"},
     "dense": {"ops", "layers", "models"},
     "analysis": {*_NETWORK, "data"},
     "export": {*_NETWORK, "data"},

@@ -68,7 +68,9 @@ class ModelCard:
     """Enough to rebuild a network from its weights alone and to read its answers.
 
     Attributes:
-        model: timm's name.
+        task: What it was trained for.
+        head: What stands on the network ``model``; blank for its own classifier.
+        model: timm's name of the network, or of the backbone below a head.
         preprocessing: How its pictures are prepared.
         num_classes: Outputs.
         in_chans: Channels of a picture.
@@ -86,6 +88,8 @@ class ModelCard:
     distilled: bool = False
     class_names: tuple[str, ...] = ()
     data: str = ""
+    task: str = "classification"
+    head: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "arch", json.loads(json.dumps(self.arch)))  # as a file keeps it, lists for tuples

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -186,14 +186,25 @@ def _load(path: str | Path, name: str | None, option: str, *, verbose: bool) -> 
         if card is None:
             assert name is not None
             card = _told_by_tensors(path, name)
-        network = create_model(
-            card.model, card.overrides, num_classes=card.num_classes, in_chans=card.in_chans, distilled=card.distilled
-        )
+        if card.task not in BUILDERS:
+            raise WeightsError(f"{shown} is of a network for {card.task}; expected one for {' or '.join(BUILDERS)}")
+        network = BUILDERS[card.task](card)
     try:
         report = load_weights(network, path, verbose=verbose)
     except MisfitError as error:
         raise MisfitError(error.reason, error.fits, remedy) from None
     return network.eval(), card, report
+
+
+def build_classifier(card: ModelCard) -> nn.Module:
+    """The network of a card, freshly initialised."""
+    return create_model(
+        card.model, card.overrides, num_classes=card.num_classes, in_chans=card.in_chans, distilled=card.distilled
+    )
+
+
+#: Task, as cards name it, -> builds the network of such a card.
+BUILDERS: dict[str, Callable[[ModelCard], nn.Module]] = {"classification": build_classifier}
 
 
 def _told_by_tensors(path: str | Path, name: str) -> ModelCard:

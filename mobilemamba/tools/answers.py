@@ -19,10 +19,10 @@ from rich.table import Table
 from mobilemamba.errors import ConfigError
 from mobilemamba.files import write_text_atomic
 from mobilemamba.messages import writable
-from mobilemamba.models import ModelCard
+from mobilemamba.models.predictor import Predictor
 from mobilemamba.screen import on_screen
 
-#: One picture's answer: ``picture`` and, likeliest first, ``classes``; or ``error``.
+#: ``picture``, and a predictor's row of it, or ``error``.
 Answer = dict[str, Any]
 
 _SECONDS = 5.0  # of work that a kill may lose
@@ -52,12 +52,12 @@ class AnswerFile:
             raise ConfigError(f"--output {path}: {reason}") from None
         self._due = time.monotonic() + _SECONDS
 
-    def keep(self, answers: list[Answer]) -> None:
+    def keep(self, answers: list[Answer], predictor: Predictor) -> None:
         """Writes the answers so far, if the last time is long ago."""
         if time.monotonic() >= self._due:
-            self.write(answers)
+            self.write(answers, predictor)
 
-    def write(self, answers: list[Answer]) -> None:
+    def write(self, answers: list[Answer], predictor: Predictor) -> None:
         """Writes the answers so far.
 
         Raises:
@@ -65,7 +65,7 @@ class AnswerFile:
         """
         began = time.monotonic()
         as_json = self.path.suffix.lower() == ".json"
-        write_text_atomic(self.path, json.dumps(answers, indent=2) + "\n" if as_json else to_csv(answers))
+        write_text_atomic(self.path, json.dumps(answers, indent=2) + "\n" if as_json else to_csv(answers, predictor))
         took = time.monotonic() - began
         self._due = began + took + max(_SECONDS, 20 * took)  # a long list takes little of the time
 
@@ -79,31 +79,31 @@ def _try_to_write(path: Path) -> None:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
 
 
-def to_csv(answers: list[Answer]) -> str:
-    """A line for each picture and class: picture, rank (from 1), index, class, probability, error.
+def to_csv(answers: list[Answer], predictor: Predictor) -> str:
+    """The lines of each picture, or its error.
 
     Names are as they are, but for carriage returns, which readers take for the end of a line, and bytes that are not
     UTF-8: these stand as escapes.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["picture", "rank", "index", "class", "probability", "error"])
+    writer.writerow(["picture", *predictor.columns, "error"])
     for found in answers:
-        for rank, entry in enumerate(found.get("classes", []), start=1):
-            writer.writerow([found["picture"], rank, entry["index"], entry["name"], entry["probability"], ""])
         if "error" in found:
-            writer.writerow([found["picture"], "", "", "", "", found["error"]])
+            writer.writerow([found["picture"], *[""] * len(predictor.columns), found["error"]])
+        else:
+            writer.writerows([found["picture"], *line, ""] for line in predictor.lines(found))
     return writable(text.getvalue())
 
 
-def print_table(answers: list[Answer], card: ModelCard) -> None:
+def print_table(answers: list[Answer], predictor: Predictor) -> None:
     """Prints the classes of each picture; a reader of the output that has left, ``head`` say, is no error."""
     # Names come from outside: nothing in them is markup. Where no terminal folds them, they stay whole.
     console = Console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = _UNLIMITED
     with console.capture() as captured:
-        console.print(_table(answers, card))
+        console.print(_table(answers, predictor))
     try:
         sys.stdout.write(captured.get())
         sys.stdout.flush()
@@ -111,16 +111,19 @@ def print_table(answers: list[Answer], card: ModelCard) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the interpreter's end
 
 
-def _table(answers: list[Answer], card: ModelCard) -> Table:
-    height, width = card.preprocessing.img_size
-    table = Table(title=f"{on_screen(card.model)}, {height}x{width} px", title_justify="left")
+def _table(answers: list[Answer], predictor: Predictor) -> Table:
+    height, width = predictor.card.preprocessing.img_size
+    table = Table(title=f"{on_screen(predictor.card.model)}, {height}x{width} px", title_justify="left")
+    shown = [column for column in predictor.columns if column not in ("rank", "index")]  # which only files need
     table.add_column("picture", overflow="fold")
-    table.add_column("class", overflow="fold")
-    table.add_column("probability", justify="right")
+    for column in shown:
+        table.add_column(column, overflow="fold", justify="right" if column == "probability" else "left")
     for found in answers:
-        classes = found.get("classes", [{"name": "unreadable", "probability": None}])
-        for rank, entry in enumerate(classes):
-            share = "" if entry["probability"] is None else f"{entry['probability']:.1%}"
-            picture = on_screen(found["picture"]) if rank == 0 else ""
-            table.add_row(picture, on_screen(entry["name"]), share, end_section=rank == len(classes) - 1)
+        lines = [dict.fromkeys(shown, "") | {shown[0]: "unreadable"}]
+        if "error" not in found:
+            lines = [dict(zip(predictor.columns, line, strict=True)) for line in predictor.lines(found)]
+        for number, line in enumerate(lines):
+            cells = [f"{line[c]:.1%}" if isinstance(line[c], float) else on_screen(str(line[c])) for c in shown]
+            picture = on_screen(found["picture"]) if number == 0 else ""
+            table.add_row(picture, *cells, end_section=number == len(lines) - 1)
     return table

@@ -7,26 +7,23 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import track
-from timm.data import ImageNetInfo
-from torch import Tensor, nn
+from torch import Tensor
 
 from mobilemamba.data.folders import describe_left_out, few, list_pictures
-from mobilemamba.data.pictures import eval_transform, read_picture
 from mobilemamba.errors import (
-    BackendUnavailableError,
     ConfigError,
     DataError,
     StoppedError,
     UnreadablePicturesError,
 )
 from mobilemamba.messages import printable
-from mobilemamba.models import MobileMamba, ModelCard, fuse_norms, load_network, optimize_for_inference
+from mobilemamba.models import load_network
+from mobilemamba.models.predictor import PREDICTORS, Predictor
 from mobilemamba.tools.answers import Answer, AnswerFile, print_table
 
 
@@ -36,6 +33,7 @@ def predict(
     model: str | None = None,
     topk: int = 5,
     output: Path | None = None,
+    draw: Path | None = None,
     batch_size: int = 32,
     device: str = "auto",
 ) -> None:
@@ -47,6 +45,7 @@ def predict(
         model: timm's name of the network, for weights that do not say it themselves.
         topk: Number of classes to name.
         output: A .csv or .json file to write; nothing is printed then but what could not be read.
+        draw: A folder that takes each picture with its answer, as 0001.png and so on.
         batch_size: Pictures at a time.
         device: cpu, cuda or another of torch's; auto takes a GPU where there is one.
 
@@ -62,6 +61,8 @@ def predict(
         if value < 1:
             raise ConfigError(f"--{name} {value}: expected 1 or more")
     file = None if output is None else AnswerFile(output)
+    if draw is not None:
+        draw.mkdir(parents=True, exist_ok=True)
     chosen = choose_device(device)
     left_out: Counter[str] = Counter()
     paths = list(find_pictures(pictures, left_out))
@@ -70,17 +71,17 @@ def predict(
         where = f"in {few(['standard input' if text == '-' else text for text in pictures])}" if pictures else "named"
         raise DataError(f"no pictures {where}{f' ({line})' if line else ''}: give files or folders with pictures")
     network, card = load_network(weights, model)
-    if card.in_chans != 3 or not card.num_classes:
-        what = f"takes {card.in_chans} channels" if card.num_classes else "has no classifier"
-        raise ConfigError(f"{weights}: the network {what}; predict gives RGB pictures to a classifier")
-    network, how = lay_out(network, chosen)
-    for note in (line, f"{card.model} on {chosen}: {how}"):
+    try:
+        predictor = PREDICTORS[card.task](network, card, chosen, topk=topk)
+    except ConfigError as error:
+        raise ConfigError(f"{printable(weights)}: {error}") from None
+    for note in (line, f"{card.model} on {chosen}: {predictor.how}"):
         if note:
             print(note, file=sys.stderr)
     done: list[Answer] = []
     try:
         for found in track(
-            answer(paths, network, card, class_names(card), topk, batch_size, chosen),
+            answer(paths, predictor, batch_size, draw),
             "predicting",
             total=len(paths),
             console=Console(stderr=True),
@@ -89,13 +90,13 @@ def predict(
         ):
             done.append(found)
             if file is not None:
-                file.keep(done)
+                file.keep(done, predictor)
     except KeyboardInterrupt:
         raise StoppedError(f"stopped after {len(done):,} of {len(paths):,} pictures") from None
     except torch.OutOfMemoryError:
         raise ConfigError(f"--batch_size {batch_size}: too many for the memory of {chosen}; give fewer") from None
     finally:
-        _hand_over(done, card, file)
+        _hand_over(done, predictor, file)
     failed = [found for found in done if "error" in found]
     for found in failed:
         print(f"skipped: {found['error']}", file=sys.stderr)
@@ -103,16 +104,16 @@ def predict(
         raise UnreadablePicturesError(f"{len(failed)} of {len(done)} pictures could not be read, see above")
 
 
-def _hand_over(answers: list[Answer], card: ModelCard, file: AnswerFile | None) -> None:
+def _hand_over(answers: list[Answer], predictor: Predictor, file: AnswerFile | None) -> None:
     if not answers:
         return
     if file is None:
-        print_table(answers, card)
+        print_table(answers, predictor)
         return
     try:
-        file.write(answers)
+        file.write(answers, predictor)
     except OSError:
-        print_table(answers, card)  # better there than nowhere
+        print_table(answers, predictor)  # better there than nowhere
         raise
     print(f"wrote {printable(file.path)}")
 
@@ -161,83 +162,37 @@ def choose_device(name: str) -> torch.device:
         raise ConfigError(f"--device {printable(name)}: {reason}; use auto or cpu") from None
 
 
-def lay_out(network: nn.Module, device: torch.device) -> tuple[nn.Module, str]:
-    """A copy of the network in the form that is fastest on the device, and what that is, and why it is no faster one.
-
-    Args:
-        network: On the CPU, in evaluation mode.
-        device: Where it is to run.
-    """
-    how = "norms folded"
-    if device.type == "cpu" and isinstance(network, MobileMamba):
-        try:
-            return optimize_for_inference(network), "laid out for inference"
-        except BackendUnavailableError as error:
-            how = f"norms folded, not laid out for inference: {str(error).partition(': ')[2].partition(';')[0]}"
-    return fuse_norms(network).to(device).to(memory_format=torch.channels_last), how
-
-
-@torch.inference_mode()
-def answer(
-    paths: list[Path],
-    network: torch.nn.Module,
-    card: ModelCard,
-    names: tuple[str, ...],
-    topk: int,
-    batch_size: int,
-    device: torch.device,
-) -> Iterator[Answer]:
+def answer(paths: list[Path], predictor: Predictor, batch_size: int, drawn: Path | None = None) -> Iterator[Answer]:
     """What a network makes of each picture, in order.
 
     Args:
         paths: Pictures.
-        network: In evaluation mode.
-        card: How it wants its pictures.
-        names: Of its classes.
-        topk: Number of classes to name.
+        predictor: Asks it.
         batch_size: Pictures at a time.
-        device: Where the network is.
+        drawn: Folder that takes each picture with its answer, by its place in ``paths``.
     """
-    how = asdict(card.preprocessing)
-    upright = how.pop("upright") is not False  # so where the weights do not say
-    transform = eval_transform(**how)
 
     def prepare(path: Path) -> Tensor | str:
         try:
-            return transform(read_picture(path, upright=upright))
+            return predictor.prepare(predictor.read(path))
         except DataError as error:
             return str(error)
 
     chunks = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
+    number = 0
     with ThreadPoolExecutor() as pool:
         coming = pool.map(prepare, chunks[0])
         for chunk, following in zip(chunks, [*chunks[1:], []], strict=True):
             prepared = list(coming)
             coming = pool.map(prepare, following)  # while the network looks at these
             readable = [picture for picture in prepared if isinstance(picture, Tensor)]
-            ranked: Iterator[tuple[Tensor, Tensor]] = iter(())
-            if readable:
-                x = torch.stack(readable).to(device, memory_format=torch.channels_last)
-                probabilities = network(x).float().softmax(-1)
-                top = probabilities.topk(min(topk, probabilities.shape[1]))
-                ranked = iter(zip(top.values.cpu(), top.indices.cpu(), strict=True))
+            rows = iter(predictor.rows(predictor.forward(torch.stack(readable))) if readable else ())
             for path, picture in zip(chunk, prepared, strict=True):
+                number += 1
                 if isinstance(picture, str):
                     yield {"picture": str(path), "error": picture}
                     continue
-                values, indices = next(ranked)
-                classes = [
-                    {"index": index, "name": names[index], "probability": round(value, 6)}
-                    for value, index in zip(values.tolist(), indices.tolist(), strict=True)
-                ]
-                yield {"picture": str(path), "classes": classes}
-
-
-def class_names(card: ModelCard) -> tuple[str, ...]:
-    """The names in the weights; for 1,000 nameless classes those of ImageNet-1k, for others their numbers."""
-    if card.class_names:
-        return card.class_names
-    if card.num_classes == 1000:
-        imagenet = ImageNetInfo()
-        return tuple(imagenet.index_to_description(index) for index in range(1000))
-    return tuple(f"class {index}" for index in range(card.num_classes))
+                row = next(rows)
+                if drawn is not None:
+                    predictor.draw(predictor.read(path), row).save(drawn / f"{number:04d}.png")
+                yield {"picture": str(path), **row}

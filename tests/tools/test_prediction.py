@@ -18,11 +18,12 @@ from PIL import Image
 from mobilemamba.cli import main
 from mobilemamba.errors import ConfigError, DataError, StoppedError, UnreadablePicturesError, WeightsError
 from mobilemamba.models import ModelCard, Preprocessing, load_network, save_weights
+from mobilemamba.models.predictor import ClassificationPredictor, class_names, inference_form
 from mobilemamba.ops.selective_scan import _auto_backend
 from mobilemamba.tools import answers as output_module
 from mobilemamba.tools import prediction
 from mobilemamba.tools.answers import AnswerFile, print_table
-from mobilemamba.tools.prediction import answer, class_names, find_pictures, lay_out
+from mobilemamba.tools.prediction import answer, find_pictures
 from tests.ops.scans import needs_native
 
 COLOURS = {"red": (220, 0, 0), "green": (0, 220, 0), "blue": (0, 0, 220)}
@@ -50,6 +51,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def weights(folder: Path) -> str:
     return str(folder / "colours.safetensors")
+
+
+def predictor_of(card: ModelCard, network: torch.nn.Module | None = None) -> ClassificationPredictor:
+    return ClassificationPredictor(network or torch.nn.Identity(), card, torch.device("cpu"))
 
 
 def expected(folder: Path, name: str) -> torch.Tensor:
@@ -160,7 +165,8 @@ def test_any_name_is_printed_as_it_is(
     names = [*map(os.fsdecode, ODD), "é二.png"]
     out = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(out, encoding))
-    print_table([{"picture": name, "classes": [{"name": "[b]", "probability": 1.0}]} for name in names], card)
+    classes = [{"index": 0, "name": "[b]", "probability": 1.0}]
+    print_table([{"picture": name, "classes": classes} for name in names], predictor_of(card))
     text = out.getvalue().decode(encoding)
     shown = [
         r"caf\xe9.png",
@@ -181,7 +187,7 @@ def test_a_reader_that_has_left_is_no_error(monkeypatch: pytest.MonkeyPatch) -> 
     with open(write, "w") as out:  # noqa: PTH123 -- a descriptor
         monkeypatch.setattr("sys.stdout", out)
         card = ModelCard("test_efficientnet", Preprocessing((32, 32), (0.5,) * 3, (0.5,) * 3), 1)
-        print_table([{"picture": "x", "error": "y"}], card)
+        print_table([{"picture": "x", "error": "y"}], predictor_of(card))
 
 
 def test_what_was_done_is_kept_when_the_user_stops(
@@ -205,11 +211,12 @@ def test_what_was_done_is_kept_when_it_is_killed(tmp_path: Path, monkeypatch: py
     """The file is written while the work goes on, whole each time."""
     monkeypatch.setattr(output_module, "_SECONDS", 0.0)
     file = AnswerFile(tmp_path / "x.json")
-    file.keep([{"picture": "a", "error": ""}])
+    predictor = predictor_of(ModelCard("x", Preprocessing((32, 32), (0.5,) * 3, (0.5,) * 3), 1))
+    file.keep([{"picture": "a", "error": ""}], predictor)
     assert len(json.loads((tmp_path / "x.json").read_text())) == 1
     monkeypatch.setattr(output_module, "_SECONDS", 1e6)
-    file.write([])
-    file.keep([{"picture": "a", "error": ""}])
+    file.write([], predictor)
+    file.keep([{"picture": "a", "error": ""}], predictor)
     assert json.loads((tmp_path / "x.json").read_text()) == []
 
 
@@ -224,7 +231,7 @@ def test_pictures_are_turned_as_the_weights_say(folder: Path, tmp_path: Path) ->
         card = ModelCard("x", Preprocessing((32, 32), (0.5,) * 3, (0.5,) * 3, crop_pct=1.0, upright=upright), 2)
         watch = torch.nn.Module()
         watch.forward = lambda x: (seen.append(x), torch.zeros(len(x), 2))[1]
-        list(answer([tmp_path / "x.png"], watch, card, ("a", "b"), 1, 1, torch.device("cpu")))
+        list(answer([tmp_path / "x.png"], predictor_of(card, watch), 1))
     assert [bool(x[0, 0, 0, 0] > x[0, 0, -1, 0]) for x in seen] == [False, False, True]
 
 
@@ -250,11 +257,11 @@ def test_a_mobilemamba_is_laid_out_for_inference_where_that_works(monkeypatch: p
         ):
             monkeypatch.setattr("mobilemamba.models.optimize.library.why_not", lambda reason=reason: reason)
             _auto_backend.cache_clear()
-            network, said = lay_out(model, torch.device("cpu"))
+            network, said = inference_form(model, torch.device("cpu"))
             assert said == how
             torch.testing.assert_close(network(x), expected, atol=1e-4, rtol=1e-3)
     other = timm.create_model("test_efficientnet", num_classes=3)
-    assert lay_out(other, torch.device("cpu"))[1] == "norms folded"
+    assert inference_form(other, torch.device("cpu"))[1] == "norms folded"
 
 
 def test_unreadable_pictures_are_reported_and_skipped(
@@ -341,6 +348,13 @@ def test_weights_of_no_use_are_named_with_what_predict_can_do(
         with pytest.raises((ConfigError, WeightsError), match=f"^{message}") as caught:
             main([*command, *options.split()])
         assert not re.search(r"new_head|partial|\n", str(caught.value))
+
+
+def test_answers_are_drawn(printed, folder: Path, weights: str, tmp_path: Path) -> None:
+    printed("predict", str(folder / "pictures"), "--weights", weights, "--draw", str(tmp_path / "drawn"))
+    drawn = [Image.open(path) for path in sorted((tmp_path / "drawn").iterdir())]
+    assert [picture.getpixel((0, 0)) for picture in drawn] == [COLOURS[name] for name in ("green", "red", "blue")]
+    assert all(picture.height > 50 + 3 * 12 for picture in drawn), "three lines of classes below"
 
 
 def test_no_pictures_at_all(weights: str, tmp_path: Path) -> None:

@@ -1,0 +1,163 @@
+"""What a trained network says of pictures: prepared as its card asks for, answered in batches, told in rows, drawn."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image, ImageDraw
+from timm.data import ImageNetInfo
+from torch import Tensor, nn
+
+from mobilemamba.data.pictures import eval_transform, read_picture
+from mobilemamba.errors import BackendUnavailableError, ConfigError
+from mobilemamba.models.card import ModelCard
+from mobilemamba.models.fuse import fuse_norms
+from mobilemamba.models.mobilemamba import MobileMamba
+from mobilemamba.models.optimize import optimize_for_inference
+
+#: One picture's answer, of plain JSON types.
+Row = dict[str, Any]
+
+
+def inference_form(network: nn.Module, device: torch.device) -> tuple[nn.Module, str]:
+    """A copy of the network in the form that is fastest on the device, and what that is, and why it is no faster one.
+
+    Args:
+        network: On the CPU, in evaluation mode.
+        device: Where it is to run.
+    """
+    how = "norms folded"
+    if device.type == "cpu" and isinstance(network, MobileMamba):
+        try:
+            return optimize_for_inference(network), "laid out for inference"
+        except BackendUnavailableError as error:
+            how = f"norms folded, not laid out for inference: {str(error).partition(': ')[2].partition(';')[0]}"
+    return fuse_norms(network).to(device).to(memory_format=torch.channels_last), how
+
+
+class Predictor:
+    """Asks a network about pictures; one subclass for each task.
+
+    Attributes:
+        columns: The names of what :meth:`lines` gives.
+        how: What was done to the network to make it fast, in words.
+    """
+
+    columns: ClassVar[tuple[str, ...]]
+
+    def __init__(self, network: nn.Module, card: ModelCard, device: torch.device, topk: int = 5) -> None:
+        """Lays the network out for inference.
+
+        Args:
+            network: On the CPU, in evaluation mode.
+            card: What it is of.
+            device: Where it is to run.
+            topk: Most answers to give of a picture.
+
+        Raises:
+            ConfigError: If the network takes other pictures than of three colours.
+        """
+        if card.in_chans != 3:
+            raise ConfigError(f"the network takes {card.in_chans} channels; pictures are given to it in RGB")
+        self.topk = topk
+        self.card, self.device = card, device
+        self.network, self.how = inference_form(network, device)
+        how = asdict(card.preprocessing)
+        self._upright = how.pop("upright") is not False  # so where the weights do not say
+        self._transform = eval_transform(**how)
+
+    def read(self, path: Path) -> Image.Image:
+        """A picture in RGB, turned as the network was trained on such ones.
+
+        Raises:
+            DataError: If it cannot be read.
+        """
+        return read_picture(path, upright=self._upright)
+
+    def prepare(self, picture: Image.Image) -> Tensor:
+        """What the network is given of a picture, (C, H, W) float32."""
+        return self._transform(picture)
+
+    @torch.inference_mode()
+    def forward(self, pictures: Tensor) -> Any:
+        """What the network makes of prepared pictures (B, C, H, W)."""
+        return self.network(pictures.to(self.device, memory_format=torch.channels_last))
+
+    def rows(self, outputs: Any) -> list[Row]:
+        """The answer for each picture of a batch."""
+        raise NotImplementedError
+
+    def lines(self, row: Row) -> list[list[Any]]:
+        """An answer as lines of a table, with the ``columns``."""
+        raise NotImplementedError
+
+    def draw(self, picture: Image.Image, row: Row) -> Image.Image:
+        """The picture with its answer."""
+        raise NotImplementedError
+
+
+class ClassificationPredictor(Predictor):
+    """Names the likeliest classes: rows ``{"classes": [{"index", "name", "probability"}, ...]}``.
+
+    Raises:
+        ConfigError: If the network has no classifier.
+    """
+
+    columns = ("rank", "index", "class", "probability")
+
+    def __init__(self, network: nn.Module, card: ModelCard, device: torch.device, topk: int = 5) -> None:
+        if not card.num_classes:
+            raise ConfigError("the network has no classifier; give weights of one with its classes")
+        super().__init__(network, card, device, min(topk, card.num_classes))
+        self.names = class_names(card)
+
+    def rows(self, outputs: Tensor) -> list[Row]:
+        """The likeliest classes first, of logits (B, classes)."""
+        top = outputs.float().softmax(-1).topk(self.topk)
+        return [
+            {
+                "classes": [
+                    {"index": index, "name": self.names[index], "probability": round(value, 6)}
+                    for value, index in zip(values, indices, strict=True)
+                ]
+            }
+            for values, indices in zip(top.values.tolist(), top.indices.tolist(), strict=True)
+        ]
+
+    def lines(self, row: Row) -> list[list[Any]]:
+        """A line for each class; ranks from 1."""
+        return [
+            [rank, entry["index"], entry["name"], entry["probability"]] for rank, entry in enumerate(row["classes"], 1)
+        ]
+
+    def draw(self, picture: Image.Image, row: Row) -> Image.Image:
+        """The picture above the names of its classes."""
+        text = "\n".join(f"{entry['probability']:6.1%}  {_in_latin(entry)}" for entry in row["classes"])
+        left, top, right, bottom = ImageDraw.Draw(picture).multiline_textbbox((6, 4), text, font_size=14)
+        drawn = Image.new("RGB", (max(picture.width, int(right + left)), picture.height + int(bottom + top)), "white")
+        drawn.paste(picture)
+        ImageDraw.Draw(drawn).multiline_text((6, picture.height + 4), text, "black", font_size=14)
+        return drawn
+
+
+def class_names(card: ModelCard) -> tuple[str, ...]:
+    """The names in the weights; for 1,000 nameless classes those of ImageNet-1k, for others their numbers."""
+    if card.class_names:
+        return card.class_names
+    if card.num_classes == 1000:
+        imagenet = ImageNetInfo()
+        return tuple(imagenet.index_to_description(index) for index in range(1000))
+    return tuple(f"class {index}" for index in range(card.num_classes))
+
+
+def _in_latin(entry: dict[str, Any]) -> str:
+    """A class by its name, or by its number where Pillow's own font lacks the letters."""
+    name = " ".join(entry["name"].split())
+    return name if all(ord(letter) < 0x250 for letter in name) else f"class {entry['index']}"
+
+
+#: Task, as cards name it, -> who asks its networks.
+PREDICTORS: dict[str, type[Predictor]] = {"classification": ClassificationPredictor}
