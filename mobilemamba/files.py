@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import stat
 from collections.abc import Callable
 from pathlib import Path
+
+from mobilemamba.errors import ConfigError
+from mobilemamba.messages import printable
 
 _KINDS: dict[Callable[[int], bool], str] = {
     stat.S_ISDIR: "a folder",
@@ -67,6 +71,29 @@ def write_text_atomic(path: str | Path, text: str) -> None:
         OSError: As there.
     """
     write_atomic(path, text.encode())
+
+
+def check_writable(path: Path, option: str) -> None:
+    """Refuses a file that could not be written, before the work for it is done; what is there stays untouched.
+
+    Args:
+        path: Of the file.
+        option: That named it.
+
+    Raises:
+        ConfigError: With the reason.
+    """
+    try:
+        beside = _temporary(path)
+        beside.touch()
+        beside.unlink()
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    except OSError as error:
+        reason = f"{error.strerror}; choose another"
+        if isinstance(error, FileNotFoundError) and not path.parent.exists():
+            reason = f"there is no folder {printable(path.parent)}; make it, or choose another"
+        raise ConfigError(f"{option} {printable(path)}: {reason}") from None
 
 
 def link_atomic(source: Path, target: Path) -> None:
