@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import stat
 from collections.abc import Callable
 from pathlib import Path
+
+from mobilemamba.errors import ConfigError
+from mobilemamba.messages import printable
 
 _KINDS: dict[Callable[[int], bool], str] = {
     stat.S_ISDIR: "a folder",
@@ -69,6 +73,29 @@ def write_text_atomic(path: str | Path, text: str) -> None:
     write_atomic(path, text.encode())
 
 
+def check_writable(path: Path, name: str) -> None:
+    """Refuses a file that could not be written, before the work for it is done; what is there stays untouched.
+
+    Args:
+        path: Of the file.
+        name: What the message calls it, e.g. the option.
+
+    Raises:
+        ConfigError: With the reason.
+    """
+    try:
+        beside = _temporary(path)
+        beside.touch()
+        beside.unlink()
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    except (OSError, ValueError) as error:
+        reason = f"{getattr(error, 'strerror', None) or error}; choose another"
+        if isinstance(error, FileNotFoundError) and not path.parent.exists():
+            reason = f"there is no folder {printable(path.parent)}; make it, or choose another"
+        raise ConfigError(f"{name} {printable(path)}: {reason}") from None
+
+
 def link_atomic(source: Path, target: Path) -> None:
     """Lets ``target`` be another name of the file ``source``, in place of what it was; a copy where links are unknown.
 
@@ -83,18 +110,6 @@ def link_atomic(source: Path, target: Path) -> None:
         write_atomic(target, source.read_bytes())  # no hard links on this file system
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def check_writable(path: str | Path) -> None:
-    """Tries what :func:`write_atomic` begins with; leaves nothing behind.
-
-    Raises:
-        OSError: As there.
-        ValueError: If no file can have this name.
-    """
-    temporary = _temporary(Path(path))
-    temporary.touch()
-    temporary.unlink()
 
 
 def _temporary(path: Path) -> Path:

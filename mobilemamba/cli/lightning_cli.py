@@ -39,7 +39,7 @@ from mobilemamba.cli.tool import short_errors, unknown
 from mobilemamba.cli.trainer_defaults import trainer_callbacks, trainer_options
 from mobilemamba.data import DataModule
 from mobilemamba.errors import ConfigError, MisfitError, WeightsError
-from mobilemamba.files import write_text_atomic
+from mobilemamba.files import check_writable, write_text_atomic
 from mobilemamba.messages import user_error
 from mobilemamba.sweep import Config, Row, Sweep, SweepRunner, expand
 from mobilemamba.tasks import ClassificationTask
@@ -217,6 +217,8 @@ class MobileMambaCLI(LightningCLI):
                 fill_classes(self.config[self.subcommand])
         if self.subcommand == "fit" and self.config.fit.per_class is not None:
             raise ConfigError(f"per_class={self.config.fit.per_class} is for validate and test; leave it out of fit")
+        if (per_class := self.config[self.subcommand].per_class) is not None:
+            check_writable(Path(per_class), "--per_class")
         if self.subcommand != "fit":
             self.config[self.subcommand].verbose = False  # our own table takes the place of Lightning's
         elif self.rows is None:

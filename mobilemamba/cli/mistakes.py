@@ -54,12 +54,14 @@ def as_user_errors(options: list[str]) -> Iterator[None]:
             raise found from error
         if of_others := complaint(error):
             raise ConfigError(of_others) from error
+        if _is_of_checkpoint(error) and not isinstance(
+            _root(error), MisconfigurationException | torch.OutOfMemoryError
+        ):
+            raise ConfigError(
+                f"the checkpoint is damaged or not of this Lightning: {type(error).__name__}: {_line(error, [])}; go "
+                "on from another one by --ckpt_path"
+            ) from error
         if not _is_mistake(error):
-            if _is_of_checkpoint(error):
-                raise ConfigError(
-                    f"the checkpoint is damaged or not of this Lightning: {type(error).__name__}: {_line(error, [])}; "
-                    "go on from another one by --ckpt_path"
-                ) from error
             raise
         raise ConfigError(_line(error, options)) from error
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import csv
-import errno
 import io
 import json
 import os
-import secrets
 import sys
 import time
 from pathlib import Path
@@ -17,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mobilemamba.errors import ConfigError
-from mobilemamba.files import write_text_atomic
+from mobilemamba.files import check_writable, write_text_atomic
 from mobilemamba.messages import writable
 from mobilemamba.models.predictor import Predictor
 from mobilemamba.screen import on_screen
@@ -43,13 +41,7 @@ class AnswerFile:
         self.path = path
         if path.suffix.lower() not in (".csv", ".json"):
             raise ConfigError(f"--output {path}: expected a name that ends in .csv or .json")
-        try:
-            _try_to_write(path)
-        except OSError as error:
-            reason = f"{error.strerror}; choose another"
-            if isinstance(error, FileNotFoundError) and not path.parent.exists():
-                reason = f"there is no folder {path.parent}; make it, or choose another"
-            raise ConfigError(f"--output {path}: {reason}") from None
+        check_writable(path, "--output")
         self._due = time.monotonic() + _SECONDS
 
     def keep(self, answers: list[Answer], predictor: Predictor) -> None:
@@ -68,15 +60,6 @@ class AnswerFile:
         write_text_atomic(self.path, json.dumps(answers, indent=2) + "\n" if as_json else to_csv(answers, predictor))
         took = time.monotonic() - began
         self._due = began + took + max(_SECONDS, 20 * took)  # a long list takes little of the time
-
-
-def _try_to_write(path: Path) -> None:
-    """Raises the OSError that writing would end in, without touching what is there."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    beside.touch()
-    beside.unlink()
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
 
 
 def to_csv(answers: list[Answer], predictor: Predictor) -> str:

@@ -9,9 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils._pytree import tree_flatten
 
 from mobilemamba.cli import main
+from mobilemamba.cli.mistakes import as_user_errors
+from mobilemamba.errors import ConfigError
 
 # Everything that keeps a state or draws random numbers: average, Mixup, DropPath, shifts and flips, schedule.
 OPTIONS = shlex.split(
@@ -67,3 +71,16 @@ def test_killed_in_mid_epoch_and_resumed_equals_uninterrupted_bit_for_bit(step: 
     results = [json.loads(Path(f"runs/{name}/results.json").read_text()) for name in names]
     for key in ("top1", "top1_ema", "top5", "best_epoch", "epochs"):
         assert results[0][key] == results[1][key], key
+
+
+def test_what_hinders_the_restoring_is_a_line() -> None:
+    connector = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)._checkpoint_connector
+    connector.trainer.state.fn = TrainerFn.FITTING
+    connector._loaded_checkpoint = {"pytorch-lightning_version": "2.6.6", "loops": {"fit_loop": {"epoch_progress": 3}}}
+    expected = (
+        r"^the checkpoint is damaged or not of this Lightning: \w+Error: .*; go on from another one by --ckpt_path$"
+    )
+    with pytest.raises(ConfigError, match=expected), as_user_errors([]):
+        connector.restore_loops()
+    with pytest.raises(KeyError), as_user_errors([]):
+        {}["another error"]

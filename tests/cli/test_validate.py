@@ -76,6 +76,12 @@ def test_no_classes_are_asked_of_a_training() -> None:
         main(["fit", "--per_class", "x.csv"])
 
 
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    save_weights(timm.create_model("test_resnet", num_classes=10), tmp_path / "w.safetensors")
+    with pytest.raises(ConfigError, match=r"--per_class no/x.csv: there is no folder no; make it, or choose another"):
+        main(["validate", "--model", "test_resnet", "--weights", f"{tmp_path}/w.safetensors", "--per_class=no/x.csv"])
+
+
 def test_a_part_of_the_pictures_is_told_as_such(weights: str, capsys: pytest.CaptureFixture[str]) -> None:
     main(["validate", *TINY, "--weights", weights, "--data.batch_size", "20", "--trainer.limit_val_batches", "2"])
     assert re.search(r"changes the class of \d+ of 40 pictures", capsys.readouterr().out)

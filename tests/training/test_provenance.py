@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Su
 
 from mobilemamba.analysis import complexity
 from mobilemamba.errors import BackendUnavailableError
+from mobilemamba.models import predictor
 from mobilemamba.models.config import ArchOverrides
 from mobilemamba.ops.native import library
 from mobilemamba.tasks import ClassificationTask
@@ -41,14 +42,14 @@ def test_the_speed_says_in_which_form_the_network_was_timed(monkeypatch):
             "text"
         ]
 
-    fast = "optimized for inference" if library.why_not() is None else "norms folded"
-    assert f"no batch norms, {fast}, " in text()
+    fast = "laid out for inference" if library.why_not() is None else "norms folded, not laid out for inference"
+    assert f"no batch norms, {fast}" in text()
 
     def unavailable(model):
         raise BackendUnavailableError("no kernels here")
 
-    monkeypatch.setattr(provenance, "optimize_for_inference", unavailable)
-    assert "no batch norms, norms folded, " in text()
+    monkeypatch.setattr(predictor, "optimize_for_inference", unavailable)
+    assert "no batch norms, norms folded, not laid out for inference" in text()
 
 
 def test_peak_memory_of_the_training_process():

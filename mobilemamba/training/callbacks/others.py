@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import traceback
 from pathlib import Path
@@ -106,12 +107,9 @@ def check_destination(checkpoint: Any, trainer: Trainer) -> None:
         ) from error
     if not path or "://" in path:
         return
-    try:
+    with contextlib.suppress(OSError, ValueError):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        check_writable(path)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"trainer.callbacks: {name} cannot write {path!r}: {reason}; choose another one") from error
+    check_writable(Path(path), f"trainer.callbacks: {name} cannot write")
 
 
 class _Metrics(dict[str, torch.Tensor]):

@@ -92,14 +92,14 @@ def test_what_fails_of_ours_is_no_end(tmp_path, monkeypatch):
             ModelCheckpoint,
             "/dev/null/x",
             None,
-            "cannot write '/dev/null/x/epoch=0-step=0.ckpt': Not a directory; choose",
+            "cannot write /dev/null/x/epoch=0-step=0.ckpt: Not a directory; choose",
         ),
         (ModelCheckpoint, "x", "y" * 300, "File name too long"),
-        (ModelCheckpoint, "x", "a\0b", r"/x/a\\x00b.ckpt': embedded null byte; choose another one"),
+        (ModelCheckpoint, "x", "a\0b", r"/x/a\\x00b.ckpt: embedded null byte; choose another"),
         (ModelCheckpoint, "x", "{epoch", "filename='{epoch' is no pattern of a name .*; expected for instance {epoch}"),
         (ModelCheckpoint, "x", "{epoch:q}", "Unknown format code 'q'"),
         (ModelCheckpoint, "x", "{val/loss:d}", "Unknown format code 'd' for object of type 'float'"),
-        (OnExceptionCheckpoint, "/dev/null/x", "y", "OnExceptionCheckpoint cannot write '/dev/null/x/y.ckpt'"),
+        (OnExceptionCheckpoint, "/dev/null/x", "y", "OnExceptionCheckpoint cannot write /dev/null/x/y.ckpt"),
     ],
 )
 def test_a_file_that_cannot_be_written_is_found_before_the_training(tmp_path, kind, folder, name, message):
