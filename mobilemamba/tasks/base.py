@@ -23,6 +23,7 @@ from mobilemamba.data.base import data_of
 from mobilemamba.errors import ConfigError
 from mobilemamba.models import ModelCard, Preprocessing, fuse_norms
 from mobilemamba.models.card import CARD_KEY
+from mobilemamba.models.predictor import inference_form
 from mobilemamba.training.contract import TaskContract
 from mobilemamba.training.metrics import Comparison, Metrics
 from mobilemamba.training.optimizer import DecayRule, parameter_groups, scale_lr, set_learning_rates
@@ -38,8 +39,9 @@ class Task(TaskContract, LightningModule):
 
     It builds its network and hands it to :meth:`use_network`; its :meth:`training_loss` is learned from, and
     :meth:`new_metrics` are evaluated, of the network and of its average if there is one. Outside a training the network
-    with folded norms is evaluated beside the raw one. See :class:`~mobilemamba.training.metrics.Comparison` for what is
-    logged; besides, ``train/loss`` (mean over the epoch, as trained on), ``train/loss_step`` and ``lr`` (each step).
+    as ``predict`` runs it, with folded norms, is evaluated beside the raw one. See
+    :class:`~mobilemamba.training.metrics.Comparison` for what is logged; besides, ``train/loss`` (mean over the epoch,
+    as trained on), ``train/loss_step`` and ``lr`` (each step).
 
     Attributes:
         ema: The network's exponential moving average, None for none.
@@ -298,7 +300,9 @@ class Task(TaskContract, LightningModule):
         if self.ema is not None:
             self._evaluated["ema"] = self.ema.module
         if self.trainer.state.fn != TrainerFn.FITTING:
-            fused = fuse_norms(self.model)
+            # As predict runs it; under autocast its layers for oneDNN would be given another type than theirs.
+            exact = self.trainer.precision == "32-true"
+            fused = inference_form(self.model, self.device)[0] if exact else fuse_norms(self.model)
             if _batch_norms(fused) < _batch_norms(self.model):  # else it is none of ours
                 self._evaluated["fused"] = fused
 
