@@ -139,4 +139,7 @@ def _reasons(message: str) -> str:
         text = f"{text}, got {given[0]}"
     if (found := re.search(r"Unable to load config '(.*)'", message)) and text.strip() in ("", found[0].strip()):
         text = f"expected settings, such as {{name: value}}, got {found[1]}"
+    if re.search(r"Subtypes: \[<class 'mobilemamba\.(sweep|training)\.", message):  # settings of ours, and no class
+        text = text.replace("no such class: ", "expected settings, such as {name: value}, or null, got ")
+    text = re.sub(r", got NestedArg\(key='([^']+)', val=.*\)", r", which has no \1 in it", text)
     return text.strip()
