@@ -49,7 +49,12 @@ def parser_message(message: str) -> str:
     text = f"{key}: {text}" if key else text
     if "File does not exist" in text:
         text += "; check the path, which counts from the current folder"
-    return " ".join(text.replace("init_args.", "").split())
+    return of_names(" ".join(text.replace("init_args.", "").split()))
+
+
+def of_names(text: str) -> str:
+    """A complaint about a name that is no UTF-8, in words."""
+    return re.sub(r"'utf-8' codec can't encode .* not allowed", "a name that is not UTF-8; rename it", text)
 
 
 def unknown_setting(message: str) -> str | None:
