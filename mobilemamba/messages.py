@@ -57,7 +57,12 @@ def parser_message(message: str) -> str:
     text = f"{key}: {text}" if key else text
     if "File does not exist" in text:
         text += "; check the path, which counts from the current folder"
-    return " ".join(text.replace("init_args.", "").split())
+    return of_names(" ".join(text.replace("init_args.", "").split()))
+
+
+def of_names(text: str) -> str:
+    """A complaint about a name that is no UTF-8, in words."""
+    return re.sub(r"'utf-8' codec can't encode .* not allowed", "a name that is not UTF-8; rename it", text)
 
 
 def unknown_setting(message: str) -> str | None:
@@ -147,4 +152,7 @@ def _reasons(message: str) -> str:
         text = f"{text}, got {given[0]}"
     if (found := re.search(r"Unable to load config '(.*)'", message)) and text.strip() in ("", found[0].strip()):
         text = f"expected settings, such as {{name: value}}, got {found[1]}"
+    if re.search(r"Subtypes: \[<class 'mobilemamba\.(sweep|training)\.", message):  # settings of ours, and no class
+        text = text.replace("no such class: ", "expected settings, such as {name: value}, or null, got ")
+    text = re.sub(r", got NestedArg\(key='([^']+)', val=.*\)", r", which has no \1 in it", text)
     return text.strip()

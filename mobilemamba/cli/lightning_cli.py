@@ -32,7 +32,7 @@ from mobilemamba.cli.checks import (
 from mobilemamba.cli.parser import Parser, given_settings, plain
 from mobilemamba.cli.report import print_classes, print_scores
 from mobilemamba.cli.resume import RUN_CONFIG, check_fits
-from mobilemamba.cli.run_folder import go_on, holds_run, is_finished, runs_named, start_anew, start_from_file
+from mobilemamba.cli.run_folder import go_on, holds_run, is_finished, is_run, runs_named, start_anew, start_from_file
 from mobilemamba.cli.shorthand import check_against_card, expand_options, fill_preprocessing, parse_with_card
 from mobilemamba.cli.stopping import name_the_way_on
 from mobilemamba.cli.tool import short_errors, unknown
@@ -209,6 +209,12 @@ class MobileMambaCLI(LightningCLI):
         """Completes the data's settings, and takes the run folder, so that two processes never train in one."""
         for row in self.rows or []:
             check_settings("fit", row.config)
+        if (
+            self.rows is not None
+            and self.subcommand == "fit"
+            and is_run(root := Path(self.config.fit.trainer.default_root_dir))
+        ):
+            raise ConfigError(f"{root} holds a single run already; choose another --name for the sweep")
         if self.rows is None:
             check_checkpoint(str(self.subcommand), self.config[self.subcommand])
             check_against_card(self.config[self.subcommand])

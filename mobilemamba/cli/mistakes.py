@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import mobilemamba
 from mobilemamba.errors import ConfigError, MobileMambaError
-from mobilemamba.messages import user_error
+from mobilemamba.messages import of_names, user_error
 from mobilemamba.training.callbacks.others import complaint
 
 _PACKAGE = Path(mobilemamba.__file__).parent
@@ -107,7 +107,7 @@ def _root(error: BaseException) -> BaseException:
 def _line(error: Exception, options: list[str]) -> str:
     root = _root(error)
     said = f"{root.strerror}: {root.filename}" if isinstance(root, OSError) and root.strerror else str(root)
-    text = " ".join(said.split())
+    text = of_names(" ".join(said.split()))
     if not text or isinstance(root, LookupError | AttributeError):  # whose words are a name alone
         text = f"{type(root).__name__} {text}".strip()
     if isinstance(root, ModuleNotFoundError) and "pip install" not in text:

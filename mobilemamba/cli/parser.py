@@ -14,8 +14,8 @@ import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
 from mobilemamba.cli.help import class_settings, known_classes
+from mobilemamba.cli.shorthand import MODE
 from mobilemamba.cli.tool import ToolParser
-from mobilemamba.cli.yaml_keys import MODE
 from mobilemamba.errors import ConfigError
 from mobilemamba.sweep import Config, flatten
 

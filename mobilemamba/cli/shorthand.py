@@ -2,7 +2,7 @@
 
 ``--model mobilemamba_s6 --weights s6.safetensors --data my_pictures`` stands for ``--model.name``, ``--model.weights``
 and ``--data ImageFolder --data.root my_pictures`` (or ``ImageNet``, where the folder holds that). Weights that carry a
-card also say which network they are of, wherever they are named.
+card also say which network they are of, wherever they are named. Files take the same ``model`` and ``data``.
 """
 
 from __future__ import annotations
@@ -14,13 +14,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mobilemamba.cli.yaml_keys import row_names
+import jsonargparse
+import yaml
+
+from mobilemamba.cli.yaml_keys import load_yaml, row_names
 from mobilemamba.data.folders import NOWHERE, why_no_folder
 from mobilemamba.data.imagenet import holds_imagenet
 from mobilemamba.errors import ConfigError
 from mobilemamba.models import ModelCard, Preprocessing, read_card
 from mobilemamba.models.create import check_model_name
 
+#: Endings of the files that a section may be kept in, beside the file that names them.
+_FILES = (".yaml", ".yml", ".json")
+#: jsonargparse's name for :func:`load_settings`; the parsers of the command line ask for it.
+MODE = "yaml_with_unique_keys_and_short_forms"
 #: Settings that the weights decide where they are left open; or the model, in data modules that have all of them.
 _PREPROCESSING = ("img_size", "mean", "std", "interpolation", "crop_pct")
 
@@ -55,18 +62,41 @@ def expand_options(args: list[str]) -> list[str]:
             if Path(value).is_file() or not resuming:
                 read_card(value)  # says what is wrong with it
             expanded += ["--model.weights", value]
-        elif name == "--model" and _is_model_name(value):
-            check_model_name(value)
-            expanded += ["--model.name", value]
-        elif name == "--data" and (reason := why_no_folder(value)) is None:
-            expanded += ["--data", "ImageNet" if holds_imagenet(value) else "ImageFolder", "--data.root", value]
-        elif name == "--data" and (reason != NOWHERE or "/" in value or not _may_be_class(value)):
-            raise ConfigError(
-                f"--data {value}: {reason}; give a folder of pictures, or FashionMNISTSample, ImageFolder or ImageNet"
-            )
         else:
-            expanded += [name, value]
+            for setting, long in _written_out(name.removeprefix("--"), value).items():
+                expanded += [f"--{setting}", long]
     return files + expanded
+
+
+def load_settings(text: str, path: str = "") -> Any:
+    """YAML as :func:`load_yaml` reads it, a model by its name and data by their folder written out as options are.
+
+    Raises:
+        ConfigError: Also if a short form's value is none that it could have.
+    """
+    settings = load_yaml(text, path)
+    for group in ("model", "data") if isinstance(settings, dict) else ():
+        value = settings.get(group)
+        if isinstance(value, str) and Path(value).suffix not in _FILES:  # a section in a file of its own stays
+            long = _written_out(group, value)
+            arguments = {name.partition(".")[2]: given for name, given in long.items() if name != group}
+            if arguments:  # without a class, they are of the one that is chosen already
+                settings[group] = {"class_path": long[group], "init_args": arguments} if group in long else arguments
+    return settings
+
+
+def _written_out(name: str, value: str) -> dict[str, str]:
+    """The settings that ``model`` or ``data`` with a short form's value stands for; itself where it has none."""
+    if name == "model" and _is_model_name(value):
+        check_model_name(value)
+        return {"model.name": value}
+    if name == "data" and (reason := why_no_folder(value)) is None:
+        return {"data": "ImageNet" if holds_imagenet(value) else "ImageFolder", "data.root": value}
+    if name == "data" and (reason != NOWHERE or "/" in value or not _may_be_class(value)):
+        raise ConfigError(
+            f"--data {value}: {reason}; give a folder of pictures, or FashionMNISTSample, ImageFolder or ImageNet"
+        )
+    return {name: value}
 
 
 def _may_be_class(value: str) -> bool:
@@ -156,3 +186,6 @@ def fill_preprocessing(config: Any) -> None:
         data[name] = getattr(wanted, name)
     if "img_size" in left_open and wanted.img_size[0] == wanted.img_size[1]:
         data["img_size"] = wanted.img_size[0]
+
+
+jsonargparse.set_loader(MODE, load_settings, exceptions=(yaml.YAMLError,))

@@ -58,14 +58,16 @@ def unknown(name: str, known: Collection[str]) -> ConfigError:
         name: Of the setting.
         known: The names of those that there are.
     """
-    if name in known:
+    if name in known and "." in name:
         what = f"the {name.rpartition('.')[0] or name} that is chosen has none"
         return ConfigError(f"unknown setting {name}; {what}; choose its class before, e.g. --data ImageFolder")
     ends = [*(found.start() for found in re.finditer(r"\.", name)), len(name)]
     groups = {other[:end] for other in known for end in (len(other), *(m.start() for m in re.finditer(r"\.", other)))}
-    first = next(name[:end] for end in ends if name[:end] not in groups)  # sweep.row of sweep.row.a.model.lr
+    first = next((name[:end] for end in ends if name[:end] not in groups), name)  # sweep.row of sweep.row.a.model.lr
     for wrong in dict.fromkeys((first, name)):
-        if near := likely_meant(wrong, known):
+        if near := likely_meant(
+            wrong, [other for other in known if other != wrong]
+        ):  # weights, a short option, is none of a file's
             return ConfigError(f"unknown setting {wrong}; did you mean {' or '.join(near)}?")
     return ConfigError(f"unknown setting {name}; the command's --help, and --help-all of fit, list what there is")
 

@@ -11,8 +11,6 @@ import yaml
 from mobilemamba.errors import ConfigError
 from mobilemamba.sweep.plan import short_key
 
-#: jsonargparse's name for the loader of this module; the parsers of the command line ask for it.
-MODE = "yaml_with_unique_keys"
 #: Settings whose values name rows, and so are text as the rows' names are.
 _OF_ROWS = ("sweep.only", "sweep.fused", "sweep.notes")
 _TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
@@ -99,4 +97,3 @@ def _quote(node: yaml.ScalarNode) -> bool:
 
 # For jsonargparse, which writes out the defaults of callbacks: those of Lightning's are enumerations of texts.
 yaml.SafeDumper.add_multi_representer(str, lambda dumper, text: dumper.represent_str(str.__str__(text)))
-jsonargparse.set_loader(MODE, load_yaml, exceptions=(yaml.YAMLError,))

@@ -289,3 +289,10 @@ def test_moments_of_another_shape_are_refused() -> None:
 @pytest.mark.parametrize("name", ["..", ".", "/tmp/x", "a/../b"])
 def test_a_name_that_leaves_the_runs_is_refused(name: str) -> None:
     assert "expected the name of a folder below runs/" in refusal(f"--name {name}")
+
+
+def test_a_sweep_is_not_written_into_a_single_run(run: Callable[..., Path]) -> None:
+    run(finished=True)
+    sweep = "--sweep.rows '{a: {model.lr: 0.1}}' --sweep.dry_run true"
+    assert "runs/default holds a single run already; choose another --name for the sweep" in refusal(sweep)
+    main(["fit", *TINY, *shlex.split(sweep), "--name", "other"])

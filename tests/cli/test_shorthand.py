@@ -182,3 +182,25 @@ def test_data_without_such_settings_is_left_alone() -> None:
     del found.data.init_args["crop_pct"]
     fill_preprocessing(found)
     assert found.data.init_args.img_size is None
+
+
+def test_files_take_a_model_by_its_name_and_data_by_their_folder(pictures: Path, tmp_path: Path) -> None:
+    file = tmp_path / "short.yaml"
+    file.write_text(f"model: mobilemamba_t2\ndata: {pictures}")
+    (row,) = plan(["--config", str(file), "--model.lr", "0.5"])
+    assert row.config["model"]["init_args"]["name"] == "mobilemamba_t2"
+    assert row.config["model"]["init_args"]["lr"] == 0.5
+    assert row.config["data"]["class_path"].endswith(".ImageFolder")
+    assert row.config["data"]["init_args"]["root"] == str(pictures)
+    file.write_text("model: part.yaml\ndata: part.yaml")
+    (tmp_path / "part.yaml").write_text("{}")
+    assert plan(["--config", str(file)])[0].config["data"]["class_path"].endswith(".FashionMNISTSample")
+    for text, message in (
+        ("model: mobilemamba_t22", r"short.yaml: model name 'mobilemamba_t22': expected one of"),
+        ("data: /nope", r"short.yaml: --data /nope: no such folder; give a folder"),
+        ("weights: x.safetensors", r"short.yaml: unknown setting weights; did you mean model.weights"),
+        ("sweep: {row: {a: {model.lr: 1}}}", r"short.yaml: unknown setting sweep.row; did you mean sweep.rows\?"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            plan(["--config", str(file)])
