@@ -9,14 +9,13 @@ from torch.autograd import forward_ad
 
 from mobilemamba.errors import ConfigError
 from mobilemamba.layers.wavelet_mamba import WaveletConv
-from mobilemamba.ops.batch_norm import batch_norm
-from mobilemamba.ops.haar_conv import haar_conv
-from mobilemamba.ops.inference import depthwise_conv
+from mobilemamba.ops.batch_norm.native import batch_norm
+from mobilemamba.ops.depthwise import depthwise_conv
 from mobilemamba.ops.mlstm import mlstm
 from mobilemamba.ops.rwkv6 import rwkv6
-from mobilemamba.ops.scan_2d import selective_scan_2d
-from mobilemamba.ops.selective_scan import selective_scan
+from mobilemamba.ops.selective_scan import selective_scan, selective_scan_2d
 from mobilemamba.ops.ttt_linear import ttt_linear
+from mobilemamba.ops.wavelet.native import haar_conv
 from tests.ops.scans import make_inputs, make_map_inputs, needs_native
 
 Function = Callable[[Tensor], Tensor]

@@ -1,4 +1,4 @@
-"""A depthwise convolution in Haar's wavelet domain by the compiled CPU kernel: all three steps in one pass.
+"""The convolution in Haar's wavelet domain by the compiled CPU kernel: all three steps in one pass.
 
 Haar's transform H is orthonormal, so that the gradient of ``y = H^T W H x`` is the same operator with mirrored kernels.
 Shape letters: B batch, H and W sides, C channels, k side of a kernel, F = 4 C filters.
@@ -15,13 +15,7 @@ from mobilemamba.ops.arguments import check, check_kernel
 from mobilemamba.ops.native import library
 from mobilemamba.ops.native.arguments import DTYPE_CODES, kernel_dtype, lay_out
 from mobilemamba.ops.native.structures import WaveletArgs
-from mobilemamba.ops.transforms import refuse_forward_mode, transforming
-
-
-@torch.compiler.assume_constant_result  # the compiler cannot trace the probe, and need not
-def runs_on(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the kernel can be called; an export is to run anywhere, so it cannot there."""
-    return library.why_not_on(device, dtype) is None and not torch.compiler.is_exporting() and not transforming()
+from mobilemamba.ops.transforms import refuse_forward_mode, refuse_transforms
 
 
 def call_wavelet(
@@ -120,3 +114,14 @@ def _second_gradients(ctx: Any, grad_of_weight: Tensor) -> tuple[Tensor, Tensor,
 
 haar_conv.register_autograd(_gradients, setup_context=_save)
 _weight_gradient.register_autograd(_second_gradients, setup_context=_save)
+
+
+def unavailable(device: torch.device, dtype: torch.dtype, haar: bool = True) -> str | None:
+    """The reason why the kernel cannot run there, or None."""
+    return library.why_not_on(device, dtype) or (None if haar else "its kernel is for Haar's wavelet alone")
+
+
+def forward(x_BCHW: Tensor, weight: Tensor, *filters: Tensor) -> Tensor:
+    """The convolution; arguments as in ``wavelet_conv``, the filters being Haar's."""
+    refuse_transforms("wavelet_conv")
+    return haar_conv(x_BCHW.permute(0, 2, 3, 1), weight).permute(0, 3, 1, 2)
