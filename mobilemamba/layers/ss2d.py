@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mobilemamba.layers.conv_norm import ConvNorm
 from mobilemamba.ops.selective_scan import selective_scan_2d
+from mobilemamba.ops.transforms import is_channels_last
 
 
 class SS2D(nn.Module):
@@ -77,7 +78,7 @@ class SS2D(nn.Module):
         A_KDN = -torch.exp(self.A_log.float())
         y_BLD = selective_scan_2d(u_BLD, dt_BKLD, A_KDN, B_BKLN, C_BKLN, self.D, self.dt_bias, size, self.backend)
         y_BDHW = self.out_norm(y_BLD).transpose(1, 2).unflatten(2, size)
-        if x_BDHW.is_contiguous(memory_format=torch.channels_last):
+        if is_channels_last(x_BDHW):
             return y_BDHW
         return y_BDHW.contiguous()
 

@@ -99,7 +99,7 @@ def test_what_a_kernel_has_not_is_an_error_and_no_zero(name: str) -> None:
     for derive in (lambda: torch.func.jvp(function, (x,), (v,)), lambda: forward_mode(function, x, v)):
         with pytest.raises(ConfigError, match="has no derivatives in forward mode"):
             derive()
-    with pytest.raises((ConfigError, RuntimeError), match=r"no derivatives|no gradients|functorch transforms"):
+    with pytest.raises(ConfigError, match=r"no derivatives|no gradients"):
         torch.func.grad(lambda z: function(z).square().sum())(x)
     if name != "haar":  # which has a second derivative
         leaf = x.clone().requires_grad_()

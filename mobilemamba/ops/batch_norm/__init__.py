@@ -12,6 +12,7 @@ from torch import Tensor
 from mobilemamba.ops.backends import Backend, Backends, plainly
 from mobilemamba.ops.batch_norm import native
 from mobilemamba.ops.batch_norm.native import Pair
+from mobilemamba.ops.transforms import is_channels_last
 
 
 def definition(x_BCHW: Tensor, running: Pair, affine: Pair, momentum: float, eps: float, relu: bool) -> Tensor:
@@ -51,6 +52,5 @@ def batch_norm(
     one_pixel = x_BCHW.numel() <= len(weight)  # PyTorch's words for it are good
     if one_pixel or (backend == "auto" and (torch.compiler.is_compiling() or weight.dtype != torch.float32)):
         backend = "reference"
-    last = x_BCHW.is_contiguous(memory_format=torch.channels_last)
-    chosen = BACKENDS.choose(backend, x_BCHW.device, x_BCHW.dtype, channels_last=last)
+    chosen = BACKENDS.choose(backend, x_BCHW.device, x_BCHW.dtype, channels_last=is_channels_last(x_BCHW))
     return chosen.forward(x_BCHW, running, affine, momentum, eps, relu)

@@ -42,8 +42,9 @@ def batch_norm(
         y, of x's shape and dtype in channels-last memory; mean and unbiased variance, (C,) float32, without gradients.
 
     Raises:
-        ConfigError: If the tensors do not fit, or a second or forward-mode derivative is asked for.
+        ConfigError: If the tensors do not fit, or a derivative is asked for that is not autograd's first.
     """
+    refuse_transforms("batch_norm")
     y, mean, variance, _ = _forward(x_BCHW, weight, bias, eps, relu)
     return y, mean.detach(), variance.detach()
 
@@ -144,7 +145,6 @@ def unavailable(device: torch.device, dtype: torch.dtype, channels_last: bool = 
 
 def forward(x_BCHW: Tensor, running: Pair, affine: Pair, momentum: float, eps: float, relu: bool) -> Tensor:
     """The norm; arguments and result as in the package's function."""
-    refuse_transforms("batch_norm")
     y, *of_batch = batch_norm(x_BCHW, *affine, eps, relu)
     with torch.no_grad():
         for tracked, found in zip(running, of_batch, strict=True):

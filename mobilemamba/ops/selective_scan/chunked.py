@@ -48,7 +48,7 @@ def linear_recurrence(decay_LX: Tensor, drive_LX: Tensor, reverse: bool = False,
         All states, shape (L, ...). With one chunk (long rows) and with several the results differ by rounding only.
     """
     length = decay_LX.shape[0]
-    wide = drive_LX.device.type == "cpu" and drive_LX.numel() >= _WIDE_STEP_CPU * length
+    wide = overwrite and drive_LX.device.type == "cpu" and drive_LX.numel() >= _WIDE_STEP_CPU * length
     steps = length if wide else math.isqrt(max(length - 1, 0)) + 1
     chunks = -(-length // steps) if length else 0
     if chunks <= 1:
