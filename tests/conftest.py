@@ -10,7 +10,7 @@ import lightning.pytorch  # noqa: F401
 import pytest
 import torch
 
-from mobilemamba.ops.selective_scan import _auto_backend
+from mobilemamba.ops.backends import forget_choices
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,7 +42,7 @@ def _same_process_for_the_next_test() -> Iterator[None]:
 def _forget_the_automatic_backend() -> Iterator[None]:
     """A test that plays a machine without some backend must not choose for those after it."""
     yield
-    _auto_backend.cache_clear()
+    forget_choices()
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,7 @@ MAY_IMPORT = {
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}
 _SCAN, _LAUNCHERS = "ops/selective_scan/", "sweep/launchers/"
 OPTIONAL = {
-    "triton": _SCAN,
+    "triton": "ops/",
     "mamba_ssm": _SCAN,
     "selective_scan_cuda": _SCAN,
     "ray": _LAUNCHERS,

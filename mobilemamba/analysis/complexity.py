@@ -79,11 +79,12 @@ class _CountedModules:
             elif isinstance(module, SelectAdaptivePool2d):
                 module.register_forward_hook(lambda m, inputs, output: self._add(inputs[0].numel()))
             elif isinstance(module, WaveletConv):
-                module.conv.register_forward_hook(self._wavelet_conv)
+                module.register_forward_hook(self._wavelet_conv)
 
     def _add(self, count: int) -> None:
         self.norms_and_pooling += count
 
     def _wavelet_conv(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-        assert isinstance(module, nn.Conv2d)
-        self.wavelet_convs += output.numel() * module.weight[0].numel()
+        assert isinstance(module, WaveletConv)
+        batch, _, height, width = output.shape
+        self.wavelet_convs += batch * -(-height // 2) * -(-width // 2) * module.conv.weight.numel()

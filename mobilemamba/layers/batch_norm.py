@@ -1,28 +1,25 @@
-"""BatchNorm that trains by this package's CPU kernel where that can be."""
+"""BatchNorm that trains by whatever backend is fastest, with a ReLU if one follows."""
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mobilemamba.ops.batch_norm import batch_norm, runs_on
+from mobilemamba.ops.batch_norm import batch_norm
 
 
 class BatchNorm2d(nn.BatchNorm2d):
     """PyTorch's, with names and numbers the same up to rounding, and a ReLU if asked; (B, C, H, W) in and out."""
 
+    backend = "auto"  # of ``batch_norm``
+
     def forward(self, x: Tensor, relu: bool = False) -> Tensor:
         momentum, mean, variance, count = self.momentum, self.running_mean, self.running_var, self.num_batches_tracked
-        if momentum is None or mean is None or variance is None or count is None or not self._is_for_kernel(x):
+        ordinary = self.training and self.affine
+        if not ordinary or momentum is None or mean is None or variance is None or count is None:
             y = super().forward(x)
             return F.relu(y) if relu else y
-        y, batch_mean, batch_variance = batch_norm(x, self.weight, self.bias, self.eps, relu)
-        with torch.no_grad():
-            mean.lerp_(batch_mean, momentum)
-            variance.lerp_(batch_variance, momentum)
-            count.add_(1)
+        self._check_input_dim(x)
+        y = batch_norm(x, (mean, variance), (self.weight, self.bias), momentum, self.eps, relu, self.backend)
+        count.add_(1)
         return y
-
-    def _is_for_kernel(self, x: Tensor) -> bool:
-        return self.training and self.affine and self.weight.dtype == torch.float32 and runs_on(x)

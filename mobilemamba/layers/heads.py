@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobilemamba.errors import ConfigError
+from mobilemamba.ops.transforms import is_channels_last
 
 HEAD_DIM = 16  # the only width that divides the global channels of every published model
 DIRECTIONS = 2  # rows, rows backwards
@@ -64,6 +65,6 @@ def from_heads(y_BKNLF: Tensor) -> Tensor:
 def to_map(y_BLC: Tensor, like_BCHW: Tensor) -> Tensor:
     """The tokens as a map of another's size and memory format, y_BCHW."""
     y_BCHW = y_BLC.transpose(1, 2).unflatten(2, like_BCHW.shape[-2:])
-    if like_BCHW.is_contiguous(memory_format=torch.channels_last):
+    if is_channels_last(like_BCHW):
         return y_BCHW.contiguous(memory_format=torch.channels_last)
     return y_BCHW.contiguous()

@@ -21,16 +21,16 @@ from mobilemamba.layers.patch import PatchEmbed, PatchMerging
 from mobilemamba.layers.residual import Residual
 from mobilemamba.layers.ss2d import SS2D
 from mobilemamba.layers.wavelet_mamba import WaveletMamba
-from mobilemamba.ops.haar_conv import by_band
-from mobilemamba.ops.inference import Activation, depthwise_conv, mix_channels, scan_norm_gate
+from mobilemamba.ops.depthwise import ACTIVATIONS, Activation, depthwise_conv
+from mobilemamba.ops.mix_channels import mix_channels
+from mobilemamba.ops.scan_norm_gate import scan_norm_gate
+from mobilemamba.ops.wavelet.native import by_band
 
 #: Pictures that go through the patch embedding at a time, so that its large maps stay in the cache.
 _CHUNK = 8
 
 #: Numbers in a map up to which our depthwise convolution is done before oneDNN's, which takes longer to call.
 _SMALL = 2**16
-
-_ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "swish": F.silu, "sigmoid": torch.sigmoid}
 
 
 def _is_traced() -> bool:
@@ -95,7 +95,7 @@ class PackedConv(_Packed):
         if _is_traced():  # the compiler lays out and fuses itself, and an export is to run anywhere
             padding, stride, dilation, groups = self.geometry
             y = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
-            return _ACTIVATIONS[self.act](y)
+            return ACTIVATIONS[self.act](y)
         if self.depthwise is not None and x.numel() <= _SMALL:
             return _first(depthwise_conv(_last(x), *self.depthwise, self.act))
         packed = self._packed_for(x)
@@ -120,7 +120,7 @@ class PackedLinear(_Packed):
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         if _is_traced():
             y = F.linear(x, self.weight, self.bias)
-            return _ACTIVATIONS[self.act](y) if add is None else y + add
+            return ACTIVATIONS[self.act](y) if add is None else y + add
         mkldnn = torch.ops.mkldnn
         if self.packed is None:
             self.packed = mkldnn._reorder_linear_weight(self.weight.contiguous())

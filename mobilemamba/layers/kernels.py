@@ -1,14 +1,30 @@
-"""Which kernels a network's layers run by."""
+"""Which kernels a network's layers are to run by, and do."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
+from mobilemamba.errors import ConfigError
 from mobilemamba.layers.batch_norm import BatchNorm2d
 from mobilemamba.layers.ss2d import SS2D
 from mobilemamba.layers.wavelet_mamba import WaveletConv
-from mobilemamba.ops.kernels import batch_norm_kernel, in_one_line, scan_kernel, wavelet_kernel
+from mobilemamba.ops import batch_norm, selective_scan, wavelet
+from mobilemamba.ops.kernels import in_one_line
+
+
+def use_scan_backend(network: nn.Module, backend: str) -> None:
+    """Lets a network's scans run by a backend; ``reference`` keeps its other layers from every kernel as well.
+
+    Raises:
+        ConfigError: If there is no such backend.
+    """
+    if backend not in selective_scan.BACKENDS.names:
+        names = ", ".join(selective_scan.BACKENDS.names)
+        raise ConfigError(f"unknown scan_backend {backend!r}; expected one of {names}")
+    for layer in network.modules():
+        if isinstance(layer, SS2D) or (backend == "reference" and isinstance(layer, WaveletConv | BatchNorm2d)):
+            layer.backend = backend
 
 
 def describe_network(network: nn.Module, device: torch.device, dtype: torch.dtype = torch.float32) -> str | None:
@@ -23,12 +39,15 @@ def describe_network(network: nn.Module, device: torch.device, dtype: torch.dtyp
         BackendUnavailableError: If a scan backend was chosen that cannot run there.
     """
     layers = list(network.modules())
-    scans = {(m.scan_backend, m.d_state): None for m in layers if isinstance(m, SS2D)}
-    wavelets = {m.is_haar: None for m in layers if isinstance(m, WaveletConv)}
-    found = [scan_kernel(device, dtype, *scan) for scan in scans]
-    found += [wavelet_kernel(device, dtype, haar) for haar in wavelets]
-    if any(isinstance(m, BatchNorm2d) for m in layers):
-        convs = [m.weight for m in layers if isinstance(m, nn.Conv2d)]
-        last = all(weight.is_contiguous(memory_format=torch.channels_last) for weight in convs)
-        found.append(batch_norm_kernel(device, dtype, last))
-    return in_one_line(found, device) if found else None
+    convs = [m.weight for m in layers if isinstance(m, nn.Conv2d)]
+    last = all(weight.is_contiguous(memory_format=torch.channels_last) for weight in convs)
+    kernels = []
+    for layer in layers:
+        if isinstance(layer, SS2D):
+            kernels.append(selective_scan.BACKENDS.explain(layer.backend, device, dtype, d_state=layer.d_state))
+        elif isinstance(layer, WaveletConv):
+            kernels.append(wavelet.BACKENDS.explain(layer.backend, device, dtype, haar=layer.is_haar))
+        elif isinstance(layer, BatchNorm2d):
+            kernels.append(batch_norm.BACKENDS.explain(layer.backend, device, dtype, channels_last=last))
+    different = [kernel for i, kernel in enumerate(kernels) if kernel not in kernels[:i]]
+    return in_one_line(different, device) if different else None

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobilemamba.layers.conv_norm import ConvNorm
-from mobilemamba.ops.scan_2d import selective_scan_2d
+from mobilemamba.ops.selective_scan import selective_scan_2d
+from mobilemamba.ops.transforms import is_channels_last
 
 
 class SS2D(nn.Module):
@@ -26,8 +27,9 @@ class SS2D(nn.Module):
         d_state: State size N.
         ssm_ratio: D over C.
         dt_rank: R; ``"auto"`` is ``ceil(C / 16)``.
-        scan_backend: Backend of ``selective_scan``.
     """
+
+    backend = "auto"  # of ``selective_scan``
 
     def __init__(
         self,
@@ -36,13 +38,11 @@ class SS2D(nn.Module):
         d_state: int = 1,
         ssm_ratio: float = 2.0,
         dt_rank: int | Literal["auto"] = "auto",
-        scan_backend: str = "auto",
     ):
         super().__init__()
         inner = int(ssm_ratio * dim)
         rank = math.ceil(dim / 16) if dt_rank == "auto" else dt_rank
         self.directions, self.d_state, self.dt_rank = directions, d_state, rank
-        self.scan_backend = scan_backend
 
         self.in_proj = ConvNorm(dim, 2 * inner)  # first half: the scan's input; second half: the gate
         self.conv = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
@@ -76,9 +76,9 @@ class SS2D(nn.Module):
         dt_BKLR, B_BKLN, C_BKLN = projected_BLKC.transpose(1, 2).split([self.dt_rank, self.d_state, self.d_state], 3)
         dt_BKLD = self.expand_dt(dt_BKLR)
         A_KDN = -torch.exp(self.A_log.float())
-        y_BLD = selective_scan_2d(u_BLD, dt_BKLD, A_KDN, B_BKLN, C_BKLN, self.D, self.dt_bias, size, self.scan_backend)
+        y_BLD = selective_scan_2d(u_BLD, dt_BKLD, A_KDN, B_BKLN, C_BKLN, self.D, self.dt_bias, size, self.backend)
         y_BDHW = self.out_norm(y_BLD).transpose(1, 2).unflatten(2, size)
-        if x_BDHW.is_contiguous(memory_format=torch.channels_last):
+        if is_channels_last(x_BDHW):
             return y_BDHW
         return y_BDHW.contiguous()
 

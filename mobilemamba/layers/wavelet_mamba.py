@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mobilemamba.ops.haar_conv import haar_conv, runs_on
-from mobilemamba.ops.wavelet import dwt2d, idwt2d, wavelet_filters
+from mobilemamba.ops.wavelet import are_haar, wavelet_conv, wavelet_filters
 
 
 class WaveletConv(nn.Module):
@@ -20,6 +19,8 @@ class WaveletConv(nn.Module):
         wavelet: PyWavelets name of an orthogonal wavelet.
     """
 
+    backend = "auto"  # of ``wavelet_conv``
+
     def __init__(self, dim: int, kernel_size: int, wavelet: str = "db1"):
         super().__init__()
         filters = wavelet_filters(wavelet).unsqueeze(1).repeat(dim, 1, 1, 1)
@@ -30,26 +31,12 @@ class WaveletConv(nn.Module):
 
     @property
     def is_haar(self) -> bool:
-        """Whether the filters are Haar's now, by whatever name: the compiled kernel knows no others."""
-        return _are_haar(self.dwt_filters, self.idwt_filters)
+        """Whether the filters are Haar's now, by whatever name."""
+        return are_haar(self.dwt_filters, self.idwt_filters)
 
     def forward(self, x: Tensor) -> Tensor:
-        if runs_on(x.device, x.dtype) and self.is_haar:
-            return haar_conv(x.permute(0, 2, 3, 1), self.conv.weight * self.scale.view(-1, 1, 1, 1)).permute(0, 3, 1, 2)
-        height, width = x.shape[-2:]
-        subbands = self.conv(dwt2d(x, self.dwt_filters)) * self.scale
-        return idwt2d(subbands, self.idwt_filters, (height, width))
-
-
-@torch.compiler.assume_constant_result  # what torch.compile makes is of the filters as they were then
-def _are_haar(*filters: Tensor) -> bool:
-    if any(f.shape[-1] != 2 for f in filters) or torch._C._len_torch_dispatch_stack():  # a tracer hides the values
-        return False
-    if any(f.is_meta for f in filters):
-        return True
-    haar = wavelet_filters("db1")[:, None]
-    with torch.no_grad():  # a checkpoint's may be rounded otherwise
-        return all(bool(((f.float().unflatten(0, (-1, 4)) - haar.to(f.device)).abs() <= 1e-6).all()) for f in filters)
+        weight = self.conv.weight * self.scale.view(-1, 1, 1, 1)
+        return wavelet_conv(x, weight, self.dwt_filters, self.idwt_filters, self.backend)
 
 
 class WaveletMamba(nn.Module):

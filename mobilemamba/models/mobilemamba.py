@@ -27,6 +27,7 @@ from mobilemamba.errors import ConfigError
 from mobilemamba.layers.conv_norm import ConvNorm, NormLinear
 from mobilemamba.layers.ffn import FFN
 from mobilemamba.layers.global_mixer import GLOBAL_MIXERS
+from mobilemamba.layers.kernels import use_scan_backend
 from mobilemamba.layers.local_conv import MultiKernelConv
 from mobilemamba.layers.mrffi import MRFFI
 from mobilemamba.layers.patch import PatchEmbed, PatchMerging
@@ -34,7 +35,6 @@ from mobilemamba.layers.residual import Residual
 from mobilemamba.layers.ss2d import SS2D
 from mobilemamba.layers.wavelet_mamba import WaveletConv, WaveletMamba
 from mobilemamba.models.config import MobileMambaConfig
-from mobilemamba.ops.selective_scan import BACKEND_NAMES
 
 
 def depthwise(dim: int, gain: float) -> Residual:
@@ -42,7 +42,7 @@ def depthwise(dim: int, gain: float) -> Residual:
     return Residual(ConvNorm(dim, dim, 3, groups=dim, gain=gain))
 
 
-def build_mixer(config: MobileMambaConfig, stage: int, scan_backend: str) -> MRFFI | None:
+def build_mixer(config: MobileMambaConfig, stage: int) -> MRFFI | None:
     """The MRFFI module of a stage's blocks; a CNN stage has none."""
     if config.stage_kinds[stage] == "cnn":
         return None
@@ -50,9 +50,7 @@ def build_mixer(config: MobileMambaConfig, stage: int, scan_backend: str) -> MRF
     global_mixer: nn.Module = nn.Identity()
     if global_dim:
         if config.global_mixer == "mamba":
-            global_mixer = SS2D(
-                global_dim, config.directions, config.d_state, config.ssm_ratio, config.dt_rank, scan_backend
-            )
+            global_mixer = SS2D(global_dim, config.directions, config.d_state, config.ssm_ratio, config.dt_rank)
         else:
             global_mixer = GLOBAL_MIXERS[config.global_mixer](global_dim)
         if config.wavelet != "none":
@@ -94,10 +92,9 @@ class MobileMambaStage(nn.Module):
         config: The network.
         stage: Index of the stage.
         drop_path_rates: Probability of dropping each block's branch.
-        scan_backend: Backend of ``selective_scan``.
     """
 
-    def __init__(self, config: MobileMambaConfig, stage: int, drop_path_rates: list[float], scan_backend: str):
+    def __init__(self, config: MobileMambaConfig, stage: int, drop_path_rates: list[float]):
         super().__init__()
         self.grad_checkpointing = False
         dim = config.embed_dims[stage]
@@ -107,7 +104,7 @@ class MobileMambaStage(nn.Module):
         self.blocks = nn.Sequential(
             *(
                 Residual(
-                    MobileMambaBlock(dim, build_mixer(config, stage, scan_backend), config.ffn_ratio),
+                    MobileMambaBlock(dim, build_mixer(config, stage), config.ffn_ratio),
                     DropPath(rate) if rate else None,
                 )
                 for rate in drop_path_rates
@@ -131,7 +128,8 @@ class MobileMamba(nn.Module):
         global_pool: timm's pooling name; ``""`` leaves the map unpooled.
         drop_rate: Dropout before the classifier.
         drop_path_rate: Stochastic depth of the last block; earlier blocks rise linearly to it.
-        scan_backend: Backend of ``selective_scan``, see ``mobilemamba backends``.
+        scan_backend: Backend of the scans, see ``mobilemamba backends``; ``reference``, the definition, keeps every
+            other layer from compiled kernels as well.
         distilled: A second classifier ``head_dist``, trained on a teacher's answers (Touvron et al., "Training
             data-efficient image transformers", 2021); the logits are then the mean of both.
 
@@ -151,8 +149,6 @@ class MobileMamba(nn.Module):
         distilled: bool = False,
     ):
         super().__init__()
-        if scan_backend not in BACKEND_NAMES:
-            raise ConfigError(f"unknown scan_backend {scan_backend!r}; expected one of {', '.join(BACKEND_NAMES)}")
         self.config = config
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = config.embed_dims[-1]
@@ -163,7 +159,7 @@ class MobileMamba(nn.Module):
             rates[sum(config.depths[:i]) : sum(config.depths[: i + 1])] for i in range(len(config.depths))
         ]
         self.stages = nn.Sequential(
-            *(MobileMambaStage(config, i, stage_rates, scan_backend) for i, stage_rates in enumerate(rates_of_stage))
+            *(MobileMambaStage(config, i, stage_rates) for i, stage_rates in enumerate(rates_of_stage))
         )
         self.feature_info = [
             {"num_chs": dim, "reduction": config.stem_stride * 2**i, "module": f"stages.{i}"}
@@ -173,6 +169,7 @@ class MobileMamba(nn.Module):
         self.head_drop = nn.Dropout(drop_rate)
         self.head = NormLinear(self.num_features, num_classes)
         self.head_dist = NormLinear(self.num_features, num_classes) if distilled else None
+        use_scan_backend(self, scan_backend)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, in_chans, H, W) to the last stage's map, (B, C, H/64, W/64) after three stages."""

@@ -1,0 +1,5 @@
+"""Tensor functions, each with a table of the ways to compute it."""
+
+from mobilemamba.ops.backends import standard_operators
+
+__all__ = ["standard_operators"]

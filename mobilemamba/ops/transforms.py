@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Never
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 from mobilemamba.errors import ConfigError
 
-_REMEDY = "use torch.autograd's first derivatives, or for the scan scan_backend='reference', which has all"
+_REMEDY = "use torch.autograd's first derivatives, or all of them within mobilemamba.ops.standard_operators()"
 
 
 def transforming() -> bool:
@@ -22,6 +23,13 @@ def transforming() -> bool:
         return False
     functorch = torch._C._functorch
     return any(level.key() == functorch.TransformType.Grad for level in functorch.get_interpreter_stack())
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether maps (B, C, H, W) lie in channels-last memory, which those that ``vmap`` has put together do not say."""
+    if not torch.compiler.is_compiling() and torch._C._functorch.is_batchedtensor(x):
+        return False
+    return x.is_contiguous(memory_format=torch.channels_last)
 
 
 def refuse_transforms(op: str) -> None:

@@ -14,7 +14,7 @@ from mobilemamba.analysis import complexity
 from mobilemamba.errors import ConfigError
 from mobilemamba.models import VARIANTS
 from mobilemamba.ops.kernels import all_kernels, describe_threads
-from mobilemamba.ops.selective_scan import BACKENDS, resolve_backend
+from mobilemamba.ops.selective_scan import BACKENDS
 from mobilemamba.screen import fit_table, make_console
 
 
@@ -34,13 +34,12 @@ def backends() -> None:
     table = Table(title="Backends of the scan, the fastest first (scan_backend)", title_justify="left")
     for column in ("backend", "what it is", *(device.type for device in devices)):
         table.add_column(column, overflow="fold")
-    for name, backend in BACKENDS.items():
-        answers = [backend.why_not(device, 1, torch.float32) for device in devices]
+    for name, backend in BACKENDS.by_name.items():
+        answers = [backend.unavailable(device, torch.float32) for device in devices]
         table.add_row(name, backend.summary, *("runs" if reason is None else f"no: {reason}" for reason in answers))
-    table.add_row("reference", "the loop that defines the scan; slow, for tests", *("runs" for _ in devices))
     console.print(table)
     for device in devices:
-        console.print(f"auto on {device.type}: {resolve_backend('auto', device)}")
+        console.print(f"auto on {device.type}: {BACKENDS.choose('auto', device, torch.float32).name}")
 
 
 def summary(*, config: str | list[str] | None = None) -> None:

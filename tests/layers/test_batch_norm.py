@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mobilemamba.layers import batch_norm as layer
 from mobilemamba.layers.batch_norm import BatchNorm2d
+from mobilemamba.ops.batch_norm import native
 from mobilemamba.ops.native import library
 
 needs_kernels = pytest.mark.skipif(
@@ -19,8 +19,8 @@ needs_kernels = pytest.mark.skipif(
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """What the kernel was given."""
     found: list[Tensor] = []
-    kernel = layer.batch_norm
-    monkeypatch.setattr(layer, "batch_norm", lambda x, *other: found.append(x) or kernel(x, *other))
+    kernel = native.batch_norm
+    monkeypatch.setattr(native, "batch_norm", lambda x, *other: found.append(x) or kernel(x, *other))
     return found
 
 
@@ -57,10 +57,12 @@ def test_relu(training: bool) -> None:
     torch.testing.assert_close(ours(x, relu=True), theirs(x).relu())
 
 
-@pytest.mark.parametrize("case", ["contiguous", "float64", "cumulative", "untracked", "bfloat16 weights"])
+@pytest.mark.parametrize("case", ["contiguous", "float64", "cumulative", "untracked", "bfloat16 weights", "reference"])
 def test_else_pytorch_s_own_runs(calls: list[Tensor], case: str) -> None:
     ours, theirs = pair()
     x = maps().contiguous() if case == "contiguous" else maps()
+    if case == "reference":
+        ours.backend = case
     for norm in (ours, theirs):
         if case == "cumulative":
             norm.momentum = None

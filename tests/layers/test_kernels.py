@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mobilemamba.layers.conv_norm import ConvNorm
-from mobilemamba.layers.kernels import describe_network
+from mobilemamba.layers.kernels import describe_network, use_scan_backend
 from mobilemamba.layers.ss2d import SS2D
 from mobilemamba.layers.wavelet_mamba import WaveletConv
 from tests.ops.scans import needs_native
@@ -24,7 +24,11 @@ def test_a_network_without_our_layers_has_none() -> None:
     ("scan", "wavelet", "expected"),
     [
         ({}, "db1", "scan native, batch norm native, wavelet native, 1 thread"),
-        ({"scan_backend": "reference"}, "db1", "scan reference (chosen), wavelet native, batch norm native, 1 thread"),
+        (
+            {"backend": "reference"},
+            "db1",
+            "scan reference (chosen), wavelet reference (chosen), batch norm reference (chosen), 1 thread",
+        ),
         (
             {"d_state": 2},
             "db2",
@@ -37,7 +41,9 @@ def test_a_network_without_our_layers_has_none() -> None:
     ids=str,
 )
 def test_each_kind_of_layer(scan: dict[str, Any], wavelet: str, expected: str) -> None:
+    backend = scan.pop("backend", "auto")
     layers = nn.Sequential(SS2D(4, **scan), WaveletConv(4, 3, wavelet)).to(memory_format=torch.channels_last)
+    use_scan_backend(layers, backend)
     line = describe_network(layers, CPU)
     assert line is not None
     assert sorted(line.removeprefix("kernels: ").split(", ")) == sorted(expected.split(", "))

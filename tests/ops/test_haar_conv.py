@@ -2,24 +2,20 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mobilemamba.ops.haar_conv import haar_conv
 from mobilemamba.ops.native import library
-from mobilemamba.ops.wavelet import dwt2d, idwt2d, wavelet_filters
+from mobilemamba.ops.wavelet.definition import haar_filters, wavelet_conv
+from mobilemamba.ops.wavelet.native import haar_conv
 
 pytestmark = pytest.mark.skipif(library.why_not() is not None, reason=f"no compiled kernels: {library.why_not()}")
 
 
 def definition(x_BHWC: Tensor, weight: Tensor) -> Tensor:
-    channels, kernel = x_BHWC.shape[-1], weight.shape[-1]
-    filters = wavelet_filters("db1").to(x_BHWC).repeat(channels, 1, 1)[:, None]
-    bands = dwt2d(x_BHWC.permute(0, 3, 1, 2), filters)
-    mixed = F.conv2d(bands, weight, padding=kernel // 2, groups=4 * channels)
-    return idwt2d(mixed, filters, (x_BHWC.shape[1], x_BHWC.shape[2])).permute(0, 2, 3, 1)
+    filters = haar_filters(x_BHWC.shape[-1], x_BHWC)
+    return wavelet_conv(x_BHWC.permute(0, 3, 1, 2), weight, filters, filters).permute(0, 2, 3, 1)
 
 
 def assert_same(x: Tensor, weight: Tensor) -> None:
@@ -85,4 +81,4 @@ def test_a_nan_stays_within_reach_of_the_kernel() -> None:
 
 def test_it_is_an_operator_that_compilers_understand() -> None:
     x, weight = torch.randn(1, 3, 4, 5, requires_grad=True), torch.randn(20, 1, 3, 3, requires_grad=True)
-    torch.library.opcheck(haar_conv, (x, weight))
+    torch.library.opcheck(torch.ops.mobilemamba.haar_conv.default, (x, weight))

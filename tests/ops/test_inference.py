@@ -1,6 +1,7 @@
 """The fused operators of inference against plain PyTorch in fp64."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -9,9 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mobilemamba.ops.inference import Activation, depthwise_conv, mix_channels, scan_norm_gate
-from mobilemamba.ops.scan_2d import selective_scan_2d
-from mobilemamba.ops.wavelet import dwt2d, idwt2d, wavelet_filters
+from mobilemamba.ops import depthwise
+from mobilemamba.ops import mix_channels as mix
+from mobilemamba.ops import scan_norm_gate as fused_scan
+from mobilemamba.ops.depthwise import ACTIVATIONS, Activation, depthwise_conv
+from mobilemamba.ops.mix_channels import mix_channels
+from mobilemamba.ops.scan_norm_gate import scan_norm_gate
 from tests.ops.scans import assert_near, needs_native, poisoned_memory, threads
 
 pytestmark = needs_native
@@ -60,28 +64,6 @@ def make_scan(
     return [*maps, *others]
 
 
-def scanned(
-    u: Tensor,
-    projected: Tensor,
-    gate: Tensor,
-    dt_weight: Tensor,
-    A: Tensor,
-    D: Tensor,
-    dt_bias: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    eps: float,
-) -> Tensor:
-    """SS2D's own steps."""
-    directions, rank, width = dt_weight.shape
-    d_state, size = A.shape[-1], u.shape[1:3]
-    low_rank, B, C = (
-        projected.flatten(1, 2).unflatten(2, (directions, -1)).transpose(1, 2).split([rank, d_state, d_state], 3)
-    )
-    y = selective_scan_2d(u.flatten(1, 2), low_rank @ dt_weight, A, B, C, D, dt_bias, size, backend="reference")
-    return F.layer_norm(y.unflatten(1, size), (width,), norm_weight, norm_bias, eps) * F.silu(gate)
-
-
 @DTYPES
 @pytest.mark.parametrize(
     ("size", "directions", "width", "d_state", "rank"),
@@ -102,7 +84,9 @@ def test_scan_norm_gate(
         y = scan_norm_gate(*inputs, 1e-5)
     assert y.dtype == dtype
     # In bf16 the scan's sum is rounded before the norm, and the norm's result after the gate.
-    assert_near(y, scanned(*(x.double() for x in inputs), 1e-5), 5e-5 if dtype == torch.float32 else 2**-7)
+    assert_near(
+        y, fused_scan.definition(*(x.double() for x in inputs), 1e-5), 5e-5 if dtype == torch.float32 else 2**-7
+    )
 
 
 @DTYPES
@@ -110,14 +94,14 @@ def test_scan_norm_gate(
 def test_scan_norm_gate_of_any_strides(arrange: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
     inputs = make_scan(2, 20, 2, 3, (5, 6), dtype)
     inputs[:3] = [arrange(x) for x in inputs[:3]]
-    exact = scanned(*(x.double() for x in inputs), 1e-5)
+    exact = fused_scan.definition(*(x.double() for x in inputs), 1e-5)
     assert_near(scan_norm_gate(*inputs, 1e-5), exact, 5e-5 if dtype == torch.float32 else 2**-7)
 
 
 def test_halves_of_one_projection_are_read_where_they_lie() -> None:
     inputs = make_scan(2, 20, 2, 3, (5, 6), torch.float32)
     inputs[0], inputs[2] = torch.randn(2, 5, 6, 40).chunk(2, dim=-1)
-    assert_near(scan_norm_gate(*inputs, 1e-5), scanned(*(x.double() for x in inputs), 1e-5), 5e-5)
+    assert_near(scan_norm_gate(*inputs, 1e-5), fused_scan.definition(*(x.double() for x in inputs), 1e-5), 5e-5)
 
 
 def test_scan_norm_gate_of_nothing() -> None:
@@ -141,25 +125,8 @@ def make_parts(
     return wavelet_weight, local
 
 
-def mixed(x_BHWC: Tensor, global_BHWG: Tensor, wavelet_weight: Tensor | None, local: list[Tensor]) -> Tensor:
-    """As MRFFI does it: transform, convolution of the sub-bands, inverse; convolutions with ReLU and an affine norm."""
-    x, branch = x_BHWC.double(), global_BHWG.double()
-    at = branch.shape[-1]
-    if wavelet_weight is not None:
-        filters = wavelet_filters("db1").double().repeat(at, 1, 1)[:, None]
-        bands = dwt2d(channels_first(x[..., :at]), filters)
-        weight = wavelet_weight.double().permute(3, 0, 1, 2).flatten(0, 1)[:, None]
-        bands = F.conv2d(bands, weight, padding=weight.shape[-1] // 2, groups=4 * at)
-        branch = branch + channels_last(idwt2d(bands, filters, x.shape[1:3]))
-    parts = [branch]
-    for i in range(0, len(local), 4):
-        weight, bias, scale, shift = local[i : i + 4]
-        part = channels_first(x[..., at : at + len(bias)])
-        weight = weight.double().permute(2, 0, 1).unsqueeze(1)
-        y = F.conv2d(part, weight, bias.double(), padding=weight.shape[-1] // 2, groups=len(bias)).relu()
-        parts.append(channels_last(y) * scale.double() + shift.double())
-        at += len(bias)
-    return torch.cat([*parts, x[..., at:]], -1).relu()
+def mixed(x: Tensor, branch: Tensor, *parts: Any) -> Tensor:
+    return mix.definition(x.double(), branch.double(), *parts)
 
 
 @DTYPES
@@ -233,18 +200,8 @@ def test_mix_channels_of_nothing() -> None:
 # The depthwise convolution
 
 
-ACTS: dict[Activation, Callable[[Tensor], Tensor]] = {
-    "none": lambda x: x,
-    "relu": torch.relu,
-    "swish": F.silu,
-    "sigmoid": torch.sigmoid,
-}
-
-
-def convolved(x_BHWC: Tensor, weight_kkC: Tensor, bias: Tensor, act: Activation) -> Tensor:
-    weight = weight_kkC.double().permute(2, 0, 1)[:, None]
-    x, padding = channels_first(x_BHWC.double()), weight.shape[-1] // 2
-    return channels_last(ACTS[act](F.conv2d(x, weight, bias.double(), padding=padding, groups=len(bias))))
+def convolved(x: Tensor, weight: Tensor, bias: Tensor, act: Activation) -> Tensor:
+    return depthwise.definition(x.double(), weight, bias, act)
 
 
 @DTYPES
@@ -254,7 +211,7 @@ def convolved(x_BHWC: Tensor, weight_kkC: Tensor, bias: Tensor, act: Activation)
 def test_depthwise(size: tuple[int, int], kernel: int, channels: int, dtype: torch.dtype) -> None:
     x, bias = torch.randn(2, *size, channels).to(dtype), torch.randn(channels)
     weight = torch.randn(kernel, kernel, channels)
-    for act in ACTS:
+    for act in ACTIVATIONS:
         with poisoned_memory():
             y = depthwise_conv(x, weight, bias, act)
         assert y.dtype == dtype
@@ -271,7 +228,7 @@ def test_depthwise_of_any_strides(arrange: Callable[[Tensor], Tensor], dtype: to
 def test_depthwise_lets_nan_through() -> None:
     x = torch.zeros(1, 4, 4, 20)
     x[0, 0, 0] = torch.nan
-    for act in ACTS:
+    for act in ACTIVATIONS:
         y = depthwise_conv(x, torch.ones(3, 3, 20), torch.zeros(20), act)
         assert y[0, :2, :2].isnan().all()
         assert y[0, 2:].isfinite().all()
@@ -322,7 +279,7 @@ def test_arguments_are_left_as_they_were(dtype: torch.dtype) -> None:
 @DTYPES
 def test_opcheck(dtype: torch.dtype) -> None:
     for operator, arguments in calls(dtype):
-        torch.library.opcheck(operator, arguments)
+        torch.library.opcheck(operator.by_name["native"].forward, arguments)
 
 
 def test_each_is_one_node_of_a_compiled_graph() -> None:

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from mobilemamba.errors import BackendUnavailableError
-from mobilemamba.ops.kernels import Kernel, batch_norm_kernel, describe_kernels, in_one_line, scan_kernel
+from mobilemamba.ops import batch_norm, selective_scan
+from mobilemamba.ops.backends import Kernel
+from mobilemamba.ops.kernels import describe_kernels, in_one_line
 from mobilemamba.ops.native import library
 from mobilemamba.ops.selective_scan import mamba_ssm
 from tests.ops.scans import needs_native
@@ -32,7 +34,10 @@ def test_all_slow_for_one_reason() -> None:
 @pytest.mark.usefixtures("no_library")
 @pytest.mark.parametrize("backend", ["chunked", "reference"])
 def test_a_chosen_scan_shows_as_what_it_is(backend: str) -> None:
-    kernels = [scan_kernel(CPU, torch.float32, backend), batch_norm_kernel(CPU, torch.float32)]
+    kernels = [
+        selective_scan.BACKENDS.explain(backend, CPU, torch.float32),
+        batch_norm.BACKENDS.explain("auto", CPU, torch.float32),
+    ]
     assert in_one_line(kernels, CPU) == (
         f"kernels: scan {backend} (chosen), batch norm PyTorch, 1 thread; "
         "no native batch norm: switched off by MOBILEMAMBA_NATIVE=0"
@@ -42,7 +47,7 @@ def test_a_chosen_scan_shows_as_what_it_is(backend: str) -> None:
 @pytest.mark.usefixtures("no_library")
 def test_a_chosen_scan_that_cannot_run_is_an_error() -> None:
     with pytest.raises(BackendUnavailableError, match="switched off by MOBILEMAMBA_NATIVE=0"):
-        scan_kernel(CPU, torch.float32, "native")
+        selective_scan.BACKENDS.explain("native", CPU, torch.float32)
 
 
 def test_on_a_gpu_the_kernels_of_a_cpu_are_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +76,7 @@ def test_on_a_gpu_the_kernels_of_a_cpu_are_not_missed(monkeypatch: pytest.Monkey
     ids=str,
 )
 def test_batch_norm(dtype: torch.dtype, channels_last: bool, expected: Kernel) -> None:
-    assert batch_norm_kernel(CPU, dtype, channels_last) == expected
+    assert batch_norm.BACKENDS.explain("auto", CPU, dtype, channels_last=channels_last) == expected
 
 
 def test_reasons_are_said_once() -> None:

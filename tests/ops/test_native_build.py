@@ -15,11 +15,12 @@ import pytest
 import torch
 
 from mobilemamba.errors import BackendUnavailableError
-from mobilemamba.ops import selective_scan as dispatcher
+from mobilemamba.ops.backends import forget_choices
 from mobilemamba.ops.kernels import describe_kernels
 from mobilemamba.ops.native import build, library
 from mobilemamba.ops.native.build import CompilationError, compile_library
 from mobilemamba.ops.native.structures import STRUCTURES
+from mobilemamba.ops.selective_scan import BACKENDS
 from tests.ops.scans import needs_native, threads
 from tests.ops.test_arguments import valid_arguments
 
@@ -127,21 +128,21 @@ def test_the_sources_compile_without_warnings(target: Path) -> None:
 def fresh_choice(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Forgets what was loaded and chosen before, and after; nothing is switched off."""
     monkeypatch.delenv("MOBILEMAMBA_NATIVE", raising=False)
-    caches = (library._load, dispatcher._auto_backend)
-    for cache in caches:
-        cache.cache_clear()
+    caches = (library._load.cache_clear, forget_choices)
+    for clear in caches:
+        clear()
     yield
     monkeypatch.undo()
-    for cache in caches:
-        cache.cache_clear()
+    for clear in caches:
+        clear()
 
 
 def assert_unavailable(reason: str) -> None:
     """``auto`` takes the next backend, and an explicit choice fails with the reason in one line."""
     cpu = torch.device("cpu")
-    assert dispatcher.resolve_backend("auto", cpu) == "chunked"
+    assert BACKENDS.choose("auto", cpu, torch.float32).name == "chunked"
     with pytest.raises(BackendUnavailableError) as error:
-        dispatcher.resolve_backend("native", cpu)
+        BACKENDS.choose("native", cpu, torch.float32)
     assert str(error.value).startswith(f"scan backend 'native' cannot run here: {reason}")
     assert "\n" not in str(error.value)
 
@@ -182,9 +183,9 @@ def test_switched_off() -> None:
     """In a process of its own, as a user does it."""
     code = """
 import torch
-from mobilemamba.ops.selective_scan import resolve_backend
-print(resolve_backend("auto", torch.device("cpu")))
-resolve_backend("native", torch.device("cpu"))
+from mobilemamba.ops.selective_scan import BACKENDS
+print(BACKENDS.choose("auto", torch.device("cpu"), torch.float32).name)
+BACKENDS.choose("native", torch.device("cpu"), torch.float32)
 """
     env = os.environ | {"MOBILEMAMBA_NATIVE": "0"}
     result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from mobilemamba.ops.batch_norm import batch_norm
-from mobilemamba.ops.haar_conv import haar_conv
-from mobilemamba.ops.inference import mix_channels, scan_norm_gate
+from mobilemamba.ops.batch_norm.native import batch_norm
+from mobilemamba.ops.mix_channels import mix_channels
 from mobilemamba.ops.native import library
-from mobilemamba.ops.scan_2d import selective_scan_2d
+from mobilemamba.ops.scan_norm_gate import scan_norm_gate
+from mobilemamba.ops.selective_scan import selective_scan_2d
+from mobilemamba.ops.wavelet.native import haar_conv
 
 pytestmark = pytest.mark.skipif(library.why_not() is not None, reason=f"no compiled kernels: {library.why_not()}")
 

@@ -9,14 +9,15 @@ import pytest
 import torch
 
 from mobilemamba.errors import BackendUnavailableError, ConfigError
-from mobilemamba.ops import selective_scan as dispatcher
+from mobilemamba.ops.backends import forget_choices
 from mobilemamba.ops.native import library
-from mobilemamba.ops.selective_scan import BACKEND_NAMES, mamba_ssm, selective_scan
-from mobilemamba.ops.selective_scan.reference import selective_scan_reference
+from mobilemamba.ops.selective_scan import BACKENDS, definition, mamba_ssm, selective_scan
+from mobilemamba.ops.selective_scan.definition import ScanInputs, selective_scan_reference
 from tests.ops.recurrences import gradients
 from tests.ops.scans import (
     NAMES,
     make_inputs,
+    make_map_inputs,
     needs_native,
 )
 
@@ -32,7 +33,7 @@ def fresh_choice() -> Iterator[None]:
 
 
 def _forget() -> None:
-    dispatcher._auto_backend.cache_clear()
+    forget_choices()
     mamba_ssm._kernel.cache_clear()
     library._load.cache_clear()
 
@@ -45,7 +46,7 @@ def no_kernel(fresh_choice: None, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_unknown_backend_lists_the_known() -> None:
     with pytest.raises(ConfigError, match="unknown scan backend 'fast'") as error:
         selective_scan(*make_inputs(1, 1, 1, 1, 1), backend="fast")
-    assert all(name in str(error.value) for name in BACKEND_NAMES)
+    assert all(name in str(error.value) for name in BACKENDS.names)
 
 
 @pytest.mark.usefixtures("no_kernel")
@@ -66,7 +67,7 @@ def test_auto_says_once_what_runs_and_why_nothing_faster(
         for _ in range(3):
             selective_scan(*inputs)
     (record,) = caplog.records
-    assert "selective scan on cpu: chunked" in record.message
+    assert "scan on cpu: chunked" in record.message
     assert "not mamba_ssm: its kernel selective_scan_cuda does not import" in record.message
     assert "not native: switched off by MOBILEMAMBA_NATIVE=0" in record.message
 
@@ -84,7 +85,7 @@ def test_auto_says_once_what_runs_and_why_nothing_faster(
     ids=str,
 )
 def test_auto_takes_the_compiled_kernel_on_a_cpu_for_what_it_computes(dtype: torch.dtype, backend: str) -> None:
-    assert dispatcher.resolve_backend("auto", torch.device("cpu"), 1, dtype) == backend
+    assert BACKENDS.choose("auto", torch.device("cpu"), dtype).name == backend
     inputs = [x.detach() for x in make_inputs(2, 2, 20, 2, 9, dtype)]
     assert torch.equal(selective_scan(*inputs), selective_scan(*inputs, backend=backend))
 
@@ -100,7 +101,7 @@ def test_auto_takes_the_compiled_kernel_on_a_cpu_for_what_it_computes(dtype: tor
 )
 def test_the_compiled_kernel_says_why_not(device: str, dtype: torch.dtype, reason: str) -> None:
     with pytest.raises(BackendUnavailableError, match=f"scan backend 'native' cannot run here: {reason}. Use") as error:
-        dispatcher.resolve_backend("native", torch.device(device), 1, dtype)
+        BACKENDS.choose("native", torch.device(device), dtype)
     assert "\n" not in str(error.value)
 
 
@@ -182,14 +183,15 @@ def test_adapter_keeps_the_kernels_contract(shape: tuple[int, ...], dtype: torch
     weights = torch.randn(inputs[0].shape, dtype=dtype)
     tolerance = 1e-5 if dtype == torch.float32 else 3e-2
 
-    y = mamba_ssm.forward(*inputs)
+    by_position = ScanInputs(*(x.detach().transpose(2, 3) if x.ndim == 4 else x.detach() for x in inputs))
+    y = mamba_ssm.forward(by_position, ()).transpose(2, 3)
     assert y.dtype == dtype
     torch.testing.assert_close(y, selective_scan_reference(*inputs), rtol=tolerance, atol=tolerance)
 
-    grads = mamba_ssm.backward(weights, *inputs)
-    for x, ours, theirs in zip(inputs, grads, gradients(selective_scan_reference, inputs, weights), strict=True):
-        assert (ours.dtype, ours.shape) == (x.dtype, x.shape)
-        assert ours.is_contiguous()
+    grads = mamba_ssm.backward(weights.transpose(2, 3), by_position, ())
+    for ours, theirs in zip(grads, gradients(selective_scan_reference, inputs, weights), strict=True):
+        ours = ours.transpose(2, 3) if ours.ndim == 4 else ours
+        assert ours.shape == theirs.shape
         assert (ours - theirs).float().norm() <= tolerance * theirs.float().norm() + 1e-6
 
 
@@ -204,12 +206,26 @@ def test_adapter_keeps_the_kernels_contract(shape: tuple[int, ...], dtype: torch
     ],
 )
 def test_adapter_says_why_not(device: str, d_state: int, dtype: torch.dtype, reason: str | None) -> None:
-    found = mamba_ssm.why_not(torch.device(device), d_state, dtype)
+    found = mamba_ssm.unavailable(torch.device(device), dtype, d_state)
     assert found is None if reason is None else reason in (found or "")
 
 
 @pytest.mark.usefixtures("stand_in_kernel")
 def test_auto_takes_the_kernel_on_cuda_and_chunked_for_large_states() -> None:
     cuda = torch.device("cuda")
-    assert dispatcher.resolve_backend("auto", cuda, 16) == "mamba_ssm"
-    assert dispatcher.resolve_backend("auto", cuda, 257) == "chunked"
+    for d_state, backend in ((16, "mamba_ssm"), (257, "chunked")):
+        assert BACKENDS.choose("auto", cuda, torch.float32, d_state=d_state).name == backend
+
+
+@pytest.mark.usefixtures("stand_in_kernel")
+@pytest.mark.parametrize("directions", [1, 2, 4])
+def test_adapter_scans_maps(directions: int) -> None:
+    size = (3, 4)
+    inputs = make_map_inputs(2, directions, 3, 2, size, torch.float32)
+    weights = torch.randn(inputs[0].shape)
+    expected = definition.forward(ScanInputs(*inputs), size)
+    detached = ScanInputs(*(x.detach() for x in inputs))
+    torch.testing.assert_close(mamba_ssm.forward(detached, size), expected, rtol=1e-4, atol=1e-5)
+    theirs = torch.autograd.grad(expected, inputs, weights)
+    ours = mamba_ssm.backward(weights, detached, size)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)

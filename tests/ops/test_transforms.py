@@ -9,14 +9,13 @@ from torch.autograd import forward_ad
 
 from mobilemamba.errors import ConfigError
 from mobilemamba.layers.wavelet_mamba import WaveletConv
-from mobilemamba.ops.batch_norm import batch_norm
-from mobilemamba.ops.haar_conv import haar_conv
-from mobilemamba.ops.inference import depthwise_conv
+from mobilemamba.ops.batch_norm.native import batch_norm
+from mobilemamba.ops.depthwise import depthwise_conv
 from mobilemamba.ops.mlstm import mlstm
 from mobilemamba.ops.rwkv6 import rwkv6
-from mobilemamba.ops.scan_2d import selective_scan_2d
-from mobilemamba.ops.selective_scan import selective_scan
+from mobilemamba.ops.selective_scan import selective_scan, selective_scan_2d
 from mobilemamba.ops.ttt_linear import ttt_linear
+from mobilemamba.ops.wavelet.native import haar_conv
 from tests.ops.scans import make_inputs, make_map_inputs, needs_native
 
 Function = Callable[[Tensor], Tensor]
@@ -100,7 +99,7 @@ def test_what_a_kernel_has_not_is_an_error_and_no_zero(name: str) -> None:
     for derive in (lambda: torch.func.jvp(function, (x,), (v,)), lambda: forward_mode(function, x, v)):
         with pytest.raises(ConfigError, match="has no derivatives in forward mode"):
             derive()
-    with pytest.raises((ConfigError, RuntimeError), match=r"no derivatives|no gradients|functorch transforms"):
+    with pytest.raises(ConfigError, match=r"no derivatives|no gradients"):
         torch.func.grad(lambda z: function(z).square().sum())(x)
     if name != "haar":  # which has a second derivative
         leaf = x.clone().requires_grad_()

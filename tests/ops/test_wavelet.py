@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mobilemamba.errors import ConfigError
-from mobilemamba.ops.wavelet import dwt2d, idwt2d, wavelet_filters
+from mobilemamba.ops.wavelet.definition import dwt2d, idwt2d, wavelet_filters
 
 WAVELETS = ["db1", "db2", "sym4", "coif1"]
 

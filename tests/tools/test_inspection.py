@@ -8,13 +8,13 @@ import torch
 
 from mobilemamba.errors import ConfigError
 from mobilemamba.ops.native import library
-from mobilemamba.ops.selective_scan import resolve_backend
+from mobilemamba.ops.selective_scan import BACKENDS
 
 
 def test_backends_say_what_runs_and_why_not(printed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     out = printed("backends")
-    for op in ("scan", "wavelet", "batch norm", "inference, optimized", "mlstm", "rwkv6", "ttt"):
+    for op in ("scan", "wavelet", "batch norm", "scan, norm, gate", "mix channels", "depthwise", "mlstm", "ttt"):
         assert re.search(rf"^│ {op} +│ (native|chunked|PyTorch) +│", out, re.MULTILINE), op
     assert "On cpu, 1 thread" in out
     row = {
@@ -24,14 +24,14 @@ def test_backends_say_what_runs_and_why_not(printed, monkeypatch: pytest.MonkeyP
     assert all(line.rstrip(" │").endswith("runs") for line in row.values())
     assert "mamba_ssm" in out
     assert "no: " in out
-    assert f"auto on cpu: {resolve_backend('auto', torch.device('cpu'))}\n" in out
+    assert f"auto on cpu: {BACKENDS.choose('auto', torch.device('cpu'), torch.float32).name}\n" in out
 
 
 def test_backends_say_why_all_is_slow(printed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "why_not", lambda: "switched off")
     monkeypatch.setenv("COLUMNS", "80")
     out = printed("backends")
-    assert len(re.findall(r"^│ [\w ,]+│ (?:chunked|PyTorch) +│ native: switched off +│$", out, re.MULTILINE)) == 4
+    assert len(re.findall(r"^│ [\w ,]+│ (?:chunked|PyTorch) +│ native: switched off +│$", out, re.MULTILINE)) == 6
     assert all(len(line) <= 80 for line in out.splitlines())
 
 

@@ -19,7 +19,7 @@ from mobilemamba.cli import main
 from mobilemamba.errors import ConfigError, DataError, StoppedError, UnreadablePicturesError, WeightsError
 from mobilemamba.models import ModelCard, Preprocessing, load_network, save_weights
 from mobilemamba.models.predictor import ClassificationPredictor, class_names, inference_form
-from mobilemamba.ops.selective_scan import _auto_backend
+from mobilemamba.ops.backends import forget_choices
 from mobilemamba.tools import answers as output_module
 from mobilemamba.tools import prediction
 from mobilemamba.tools.answers import AnswerFile, print_table
@@ -256,7 +256,7 @@ def test_a_mobilemamba_is_laid_out_for_inference_where_that_works(monkeypatch: p
             ("no compiler", "norms folded, not laid out for inference: the compiled kernels are missing (no compiler)"),
         ):
             monkeypatch.setattr("mobilemamba.models.optimize.library.why_not", lambda reason=reason: reason)
-            _auto_backend.cache_clear()
+            forget_choices()
             network, said = inference_form(model, torch.device("cpu"))
             assert said == how
             torch.testing.assert_close(network(x), expected, atol=1e-4, rtol=1e-3)

@@ -11,7 +11,7 @@ import torch
 
 from mobilemamba.errors import ConfigError
 from mobilemamba.models.create import check_model_name
-from mobilemamba.ops.selective_scan import resolve_backend
+from mobilemamba.ops.selective_scan import BACKENDS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MODES = ("eager", "compiled", "exported")
@@ -106,8 +106,7 @@ def expand(
     for device in devices:
         check_device(device)
         for dtype in dtypes:
-            if scan_backend != "reference":
-                resolve_backend(scan_backend, torch.device(device), dtype=DTYPES[dtype])
+            BACKENDS.choose(scan_backend, torch.device(device), DTYPES[dtype])
     if not models:
         raise ConfigError("no model to measure: expected at least one timm name")
     combinations = itertools.product(batches, devices, dtypes, modes, layouts, sizes or (None,), models)

@@ -19,7 +19,7 @@ from mobilemamba.analysis.benchmark.workload import Workload, Workshop, create, 
 from mobilemamba.analysis.complexity import complexity
 from mobilemamba.analysis.machine import device_name, rounds_to_tf32, versions
 from mobilemamba.analysis.rounds import Clock, Timings, clock_of, interleave
-from mobilemamba.ops.selective_scan import resolve_backend
+from mobilemamba.ops.selective_scan import BACKENDS
 
 #: What is being done, how much of it is done, and how much there is.
 Progress = Callable[[str, int, int], None]
@@ -146,9 +146,7 @@ def _macs(model: str, size: int) -> int | None:
 
 
 def _scan_backend(case: Case) -> str:
-    if case.scan_backend == "reference":
-        return "reference"
-    return resolve_backend(case.scan_backend, torch.device(case.device), dtype=DTYPES[case.dtype])
+    return BACKENDS.choose(case.scan_backend, torch.device(case.device), DTYPES[case.dtype]).name
 
 
 def _record(candidate: _Candidate, timings: Timings | None, ceiling: float | None, rounds: int) -> Record:

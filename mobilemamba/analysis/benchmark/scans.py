@@ -19,8 +19,7 @@ from mobilemamba.analysis.rounds import Clock, clock_of, interleave
 from mobilemamba.errors import BackendUnavailableError, ConfigError
 from mobilemamba.layers.ss2d import SS2D
 from mobilemamba.models import VARIANTS
-from mobilemamba.ops.scan_2d import selective_scan_2d
-from mobilemamba.ops.selective_scan import BACKENDS, resolve_backend, scan_macs
+from mobilemamba.ops.selective_scan import BACKENDS, scan_macs, selective_scan_2d
 
 
 @dataclass(frozen=True)
@@ -199,7 +198,7 @@ def measure_scans(
         inputs = scan_inputs(shape)
         costs[shape] = scan_cost(shape, inputs, train)
         for name in backends or _that_run(shape):
-            _resolve(name, shape)
+            _choose(name, shape)
             runs[shape, name] = _scan(shape, inputs, name, train)
     places = dict.fromkeys((shape.device, shape.dtype) for shape in shapes)
     copies = {place: memory_copy(place[0]) for place in places}
@@ -236,16 +235,16 @@ def measure_scans(
     return [record(shape, name) for shape, name in runs]
 
 
-def _resolve(backend: str, shape: ScanShape) -> str:
-    return resolve_backend(backend, torch.device(shape.device), shape.d_state, DTYPES[shape.dtype])
+def _choose(backend: str, shape: ScanShape) -> str:
+    return BACKENDS.choose(backend, torch.device(shape.device), DTYPES[shape.dtype], d_state=shape.d_state).name
 
 
 def _that_run(shape: ScanShape) -> list[str]:
     names = []
-    for name in BACKENDS:
+    for name in BACKENDS.by_name:
         with contextlib.suppress(BackendUnavailableError):
-            names.append(_resolve(name, shape))
-    return names
+            names.append(_choose(name, shape))
+    return names[:-1]  # the definition is for tests
 
 
 def _scan(shape: ScanShape, inputs: Sequence[Tensor], backend: str, train: bool) -> Callable[[], object]:

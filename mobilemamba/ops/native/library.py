@@ -43,7 +43,7 @@ def why_not() -> str | None:
     return loaded if isinstance(loaded, str) else None
 
 
-def why_not_on(device: torch.device, dtype: torch.dtype) -> str | None:
+def why_not_on(device: torch.device, dtype: torch.dtype, **_: object) -> str | None:
     """The reason why they cannot be used for tensors of that kind, or None."""
     if device.type != "cpu":
         return f"the compiled kernels are for the CPU, not for {device.type}"

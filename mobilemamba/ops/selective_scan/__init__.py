@@ -4,66 +4,51 @@ Each backend is a file with ``forward`` and ``backward``; they run inside one cu
 torch.compile, torch.export and the flop counter all see a single node. ``reference`` alone is plain autograd: it is
 the definition.
 
-Shape letters: B batch, K scan directions, D inner width, N state size, L sequence length.
+They see everything by position, so that a direction is only an order of visit: ``forward(inputs, size)`` gives
+(B, L, D) for a map, and (B, K, L, D) for sequences, which have no size.
+
+Shape letters: B batch, K scan directions, D inner width, N state size, L sequence length, H * W of a map.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from mobilemamba.errors import BackendUnavailableError, ConfigError
+from mobilemamba.errors import ConfigError
 from mobilemamba.ops.arguments import check
-from mobilemamba.ops.selective_scan import chunked, mamba_ssm, native
-from mobilemamba.ops.selective_scan.reference import selective_scan_reference
+from mobilemamba.ops.backends import Backend, Backends, standard_only
+from mobilemamba.ops.native import library
+from mobilemamba.ops.operator import without_autocast
+from mobilemamba.ops.scan_order import check_directions
+from mobilemamba.ops.selective_scan import chunked, definition, mamba_ssm, native
+from mobilemamba.ops.selective_scan.definition import ScanInputs
 from mobilemamba.ops.transforms import refuse_forward_mode, refuse_second_derivative, refuse_transforms
 
-logger = logging.getLogger(__name__)
+BACKENDS = Backends(
+    "scan",
+    definition.forward,
+    Backend(
+        "mamba_ssm",
+        "mamba-ssm's CUDA kernel",
+        mamba_ssm.forward,
+        mamba_ssm.backward,
+        "cuda",
+        mamba_ssm.unavailable,
+    ),
+    Backend("native", "compiled CPU kernel", native.forward, native.backward, "cpu", library.why_not_on),
+    Backend("chunked", "plain PyTorch, any device", chunked.forward, chunked.backward),
+)
 
-
-@dataclass(frozen=True)
-class Backend:
-    """One way to compute the scan.
-
-    Attributes:
-        name: What users ask for.
-        summary: One line for ``mobilemamba backends``.
-        device_type: The devices that it is made for, e.g. cuda; none: all.
-        forward: The scan on (u, dt, A, B, C, D, dt_bias).
-        backward: All seven gradients from (grad_y, *inputs).
-        why_not: Given a device, a state size and a dtype, the reason it cannot run there, or None.
-    """
-
-    name: str
-    summary: str
-    device_type: str | None
-    forward: Callable[..., Tensor]
-    backward: Callable[..., tuple[Tensor, ...]]
-    why_not: Callable[[torch.device, int, torch.dtype], str | None]
-
-
-#: Custom-op backends, the fastest first: ``auto`` takes the first that can run.
-BACKENDS = {
-    backend.name: backend
-    for backend in (
-        Backend(
-            "mamba_ssm", "mamba-ssm's CUDA kernel", "cuda", mamba_ssm.forward, mamba_ssm.backward, mamba_ssm.why_not
-        ),
-        Backend("native", "compiled CPU kernel", "cpu", native.forward, native.backward, native.why_not),
-        Backend("chunked", "plain PyTorch, any device", None, chunked.forward, chunked.backward, lambda *_: None),
-    )
-}
-BACKEND_NAMES = ("auto", *BACKENDS, "reference")
-
-_LAYOUT = {"u": "BKDL", "dt": "BKDL", "A": "KDN", "B": "BKNL", "C": "BKNL", "D": "KD", "dt_bias": "KD"}
-_BACKWARD_LAYOUT = {"grad_y": "BKDL"} | _LAYOUT
+_SEQUENCES = {"u": "BKDL", "dt": "BKDL", "A": "KDN", "B": "BKNL", "C": "BKNL", "D": "KD", "dt_bias": "KD"}
+_BY_POSITION = {"u": "BKLD", "dt": "BKLD", "A": "KDN", "B": "BKLN", "C": "BKLN", "D": "KD", "dt_bias": "KD"}
+_MAPS = _BY_POSITION | {"u": "BLD"}
 
 
 def selective_scan(
@@ -88,7 +73,7 @@ def selective_scan(
         C_BKNL: Output projections.
         D_KD: Skip weights; none means 0.
         dt_bias_KD: Step-size bias; none means 0.
-        backend: One of ``BACKEND_NAMES``. An explicit choice never falls back.
+        backend: One of ``BACKENDS.names``. An explicit choice never falls back.
 
     Returns:
         y_BKDL, of u's dtype; computed in fp32 (fp64 for fp64 input) whatever autocast says.
@@ -100,110 +85,162 @@ def selective_scan(
     """
     D_KD = A_KDN.new_zeros(A_KDN.shape[:2]) if D_KD is None else D_KD
     dt_bias_KD = A_KDN.new_zeros(A_KDN.shape[:2]) if dt_bias_KD is None else dt_bias_KD
-    inputs = (u_BKDL, dt_BKDL, A_KDN, B_BKNL, C_BKNL, D_KD, dt_bias_KD)
-    if backend == "reference":
-        check("selective_scan", _LAYOUT, inputs)
-        return selective_scan_reference(*inputs)
-    refuse_transforms("selective_scan")
-    chosen = resolve_backend(backend, u_BKDL.device, A_KDN.shape[-1:].numel(), u_BKDL.dtype)
-    return torch.ops.mobilemamba.selective_scan(*inputs, chosen)
+    if not torch.compiler.is_compiling():  # the operator checks once more, but has their letters in another order
+        check("selective_scan", _SEQUENCES, (u_BKDL, dt_BKDL, A_KDN, B_BKNL, C_BKNL, D_KD, dt_bias_KD))
+    u_BKLD, dt_BKLD, B_BKLN, C_BKLN = (x.transpose(2, 3) for x in (u_BKDL, dt_BKDL, B_BKNL, C_BKNL))
+    y_BKLD = _scan(ScanInputs(u_BKLD, dt_BKLD, A_KDN, B_BKLN, C_BKLN, D_KD, dt_bias_KD), (), backend)
+    return y_BKLD.transpose(2, 3).contiguous()
 
 
-@torch.compiler.assume_constant_result  # the compiler cannot trace the probe, and need not
-def resolve_backend(backend: str, device: torch.device, d_state: int = 1, dtype: torch.dtype = torch.float32) -> str:
-    """The custom-op backend that ``backend`` stands for on ``device``.
+def selective_scan_2d(
+    u_BLD: Tensor,
+    dt_BKLD: Tensor,
+    A_KDN: Tensor,
+    B_BKLN: Tensor,
+    C_BKLN: Tensor,
+    D_KD: Tensor,
+    dt_bias_KD: Tensor,
+    size: tuple[int, int],
+    backend: str = "auto",
+) -> Tensor:
+    """``selective_scan`` of a map along each direction of ``scan_order``, back in place and summed over them.
+
+    Args:
+        u_BLD: The map, row-major.
+        dt_BKLD: Step sizes before bias and softplus, of each direction, by position.
+        A_KDN: State matrix.
+        B_BKLN: Input projections, by position.
+        C_BKLN: Output projections, by position.
+        D_KD: Skip weights.
+        dt_bias_KD: Step-size bias.
+        size: (H, W).
+        backend: As for ``selective_scan``.
+
+    Returns:
+        y_BLD, of u's dtype.
 
     Raises:
-        ConfigError: If the name is unknown.
-        BackendUnavailableError: If it was named explicitly and cannot run there.
+        ConfigError: As for ``selective_scan``, or if K is not 1, 2 or 4.
+        BackendUnavailableError: If an explicitly chosen backend cannot run on these tensors.
     """
-    if backend == "auto":
-        return _auto_backend(device.type, d_state, dtype)
-    if backend not in BACKENDS:
-        raise ConfigError(f"unknown scan backend {backend!r}; expected one of {', '.join(BACKEND_NAMES)}")
-    if reason := BACKENDS[backend].why_not(device, d_state, dtype):
-        raise BackendUnavailableError(
-            f"scan backend {backend!r} cannot run here: {reason}. Use backend='auto', or see: mobilemamba backends"
-        )
-    return backend
+    return _scan(ScanInputs(u_BLD, dt_BKLD, A_KDN, B_BKLN, C_BKLN, D_KD, dt_bias_KD), size, backend)
 
 
-@cache
-def _auto_backend(device_type: str, d_state: int, dtype: torch.dtype) -> str:
-    """The fastest backend that can run; says once which, and why no faster one does."""
-    refused: list[str] = []
-    for name, backend in BACKENDS.items():
-        reason = backend.why_not(torch.device(device_type), d_state, dtype)
-        if reason is None:
-            logger.info("selective scan on %s: %s%s", device_type, name, "".join(f"; not {r}" for r in refused))
-            return name
-        refused.append(f"{name}: {reason}")
-    raise AssertionError("the chunked backend runs everywhere")
+def _scan(inputs: ScanInputs, size: Sequence[int], backend: str) -> Tensor:
+    if backend == "reference" or standard_only():
+        _check(inputs, size)
+        plain: Callable[..., Tensor] = definition.forward
+        if backend != "reference":
+            plain = partial(chunked.forward, overwrite=False)
+        with without_autocast(inputs.u.device):
+            return plain(inputs, size).to(inputs.u.dtype)
+    refuse_transforms(_name(size))
+    return _scan_op(*inputs, *(size or (0, 0)), backend)
 
 
-@torch.library.custom_op("mobilemamba::selective_scan", mutates_args=())
-def _scan_op(
-    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor, backend: str
-) -> Tensor:
-    inputs = (u, dt, A, B, C, D, dt_bias)
-    refuse_forward_mode("selective_scan")
-    sizes = check("selective_scan", _LAYOUT, inputs)
-    chosen = BACKENDS[resolve_backend(backend, u.device, sizes["N"], u.dtype)]
-    with torch.autocast(u.device.type, enabled=False):
-        return chosen.forward(*inputs)
+def _name(size: Sequence[int]) -> str:
+    return "selective_scan_2d" if size else "selective_scan"
+
+
+def _check(inputs: ScanInputs, size: Sequence[int], grad_y: Tensor | None = None) -> None:
+    """Of the operators' arguments."""
+    layout, sizes = (_MAPS, {"L": size[0] * size[1]}) if size else (_BY_POSITION, {})
+    directions = inputs.A.shape[:1].numel()  # by A, of which there is one for all pictures
+    if grad_y is None:
+        check(_name(size), layout, inputs, K=directions, **sizes)
+    else:
+        check(_name(size), layout | {"grad_y": layout["u"]}, (*inputs, grad_y), K=directions, **sizes)
+    if size:
+        check_directions(directions)
+        if size[0] < 0 or size[1] < 0:
+            raise ConfigError(f"selective_scan_2d: a map of {size[0]} x {size[1]}; expected no negative size")
+
+
+_TENSORS = "Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor D, Tensor dt_bias"
+_CHOICES = "SymInt height, SymInt width, str backend"
+
+
+def _unpack(arguments: tuple[Any, ...]) -> tuple[ScanInputs, Sequence[int], str]:
+    """The operators' arguments; sequences, which have no size, are known by u's dimensions."""
+    *tensors, height, width, backend = arguments
+    return ScanInputs(*tensors), () if tensors[0].ndim == 4 else (height, width), backend
+
+
+def _choose(inputs: ScanInputs, backend: str) -> Backend:
+    """Inside an operator: a traced network may come to a machine without a kernel, or be made double."""
+    return BACKENDS.choose(backend, inputs.u.device, inputs.u.dtype, d_state=inputs.A.shape[2])
+
+
+@torch.library.custom_op("mobilemamba::selective_scan", mutates_args=(), schema=f"({_TENSORS}, {_CHOICES}) -> Tensor")
+def _scan_op(*arguments: Any) -> Tensor:
+    inputs, size, backend = _unpack(arguments)
+    refuse_forward_mode(_name(size))
+    _check(inputs, size)
+    with without_autocast(inputs.u.device):
+        return _choose(inputs, backend).forward(inputs, size).to(inputs.u.dtype).contiguous()
 
 
 @_scan_op.register_fake
-def _(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor, backend: str) -> Tensor:
-    check("selective_scan", _LAYOUT, (u, dt, A, B, C, D, dt_bias))
-    return torch.empty_like(u, memory_format=torch.contiguous_format)
+def _(*arguments: Any) -> Tensor:
+    inputs, size, _ = _unpack(arguments)
+    _check(inputs, size)
+    return torch.empty_like(inputs.u, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("mobilemamba::selective_scan_backward", mutates_args=())
-def _scan_backward_op(
-    grad_y: Tensor, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor, backend: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    inputs = (grad_y, u, dt, A, B, C, D, dt_bias)
-    sizes = check("selective_scan", _BACKWARD_LAYOUT, inputs)
-    chosen = BACKENDS[resolve_backend(backend, u.device, sizes["N"], u.dtype)]
-    with torch.autocast(u.device.type, enabled=False):
-        return chosen.backward(*inputs)  # type: ignore[return-value]
+@torch.library.custom_op(
+    "mobilemamba::selective_scan_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad_y, {_TENSORS}, {_CHOICES}) -> ({', '.join(7 * ['Tensor'])})",
+)
+def _scan_backward_op(grad_y: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    inputs, size, backend = _unpack(arguments)
+    _check(inputs, size, grad_y)
+    chosen = _choose(inputs, backend)
+    assert chosen.backward is not None
+    with without_autocast(inputs.u.device):
+        grads = chosen.backward(grad_y, inputs, size)
+        return tuple(_as(gradient, x) for gradient, x in zip(grads, inputs, strict=True))
+
+
+def _as(gradient: Tensor, x: Tensor) -> Tensor:
+    """The gradient with x's dtype and strides, as the compiler is told below; a copy only where they differ."""
+    stride = torch.empty_like(x, device="meta").stride()
+    if gradient.dtype == x.dtype and gradient.stride() == stride:
+        return gradient
+    return torch.empty_like(x).copy_(gradient)
 
 
 @_scan_backward_op.register_fake
-def _(
-    grad_y: Tensor, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor, backend: str
-) -> tuple[Tensor, ...]:
-    check("selective_scan", _BACKWARD_LAYOUT, (grad_y, u, dt, A, B, C, D, dt_bias))
-    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (u, dt, A, B, C, D, dt_bias))
+def _(grad_y: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    inputs, size, _ = _unpack(arguments)
+    _check(inputs, size, grad_y)
+    return tuple(torch.empty_like(x) for x in inputs)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.backend = inputs
+    *tensors, height, width, backend = inputs
+    ctx.choices = height, width, backend
     ctx.save_for_backward(*tensors)
 
 
 def _autograd_backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-    return *torch.ops.mobilemamba.selective_scan_backward(grad_y, *ctx.saved_tensors, ctx.backend), None
+    return *_scan_backward_op(grad_y, *ctx.saved_tensors, *ctx.choices), None, None, None
 
 
 _scan_op.register_autograd(_autograd_backward, setup_context=_setup_context)
 _scan_backward_op.register_autograd(lambda *_: refuse_second_derivative("selective_scan"))
 
 
-def scan_macs(u_shape: torch.Size, A_shape: torch.Size) -> int:
+def scan_macs(dt_shape: Sequence[int], A_shape: Sequence[int]) -> int:
     """Multiply-adds of one scan by the paper's count, ``9 L D N + L D`` with D over all directions."""
-    batch, directions, width, length = u_shape
-    return batch * length * directions * width * (9 * A_shape[-1] + 1)
+    return math.prod(dt_shape) * (9 * A_shape[-1] + 1)
 
 
 @register_flop_formula(torch.ops.mobilemamba.selective_scan)
 def _scan_flops(u_shape: torch.Size, dt_shape: torch.Size, A_shape: torch.Size, *_: Any, **__: Any) -> int:
-    return 2 * scan_macs(u_shape, A_shape)  # the counter's convention: a multiply-add is two operations
+    return 2 * scan_macs(dt_shape, A_shape)  # the counter's convention: a multiply-add is two operations
 
 
 @register_flop_formula(torch.ops.mobilemamba.selective_scan_backward)
-def _scan_backward_flops(
-    grad_shape: torch.Size, u_shape: torch.Size, dt_shape: torch.Size, A_shape: torch.Size, *_: Any, **__: Any
-) -> int:
-    return 3 * 2 * scan_macs(u_shape, A_shape)  # the states once more, their gradients, the inputs' gradients
+def _scan_backward_flops(grad_shape: torch.Size, u_shape: torch.Size, *others: torch.Size, **__: Any) -> int:
+    return 3 * _scan_flops(u_shape, *others)  # the states once more, their gradients, the inputs' gradients

@@ -7,11 +7,15 @@ pulls in much that the kernel does not need.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from functools import cache
 from types import ModuleType
 
 import torch
 from torch import Tensor
+
+from mobilemamba.ops.scan_order import in_place, in_steps
+from mobilemamba.ops.selective_scan.definition import ScanInputs
 
 _MAX_STATE = 256
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -26,7 +30,7 @@ def _kernel() -> ModuleType | str:
         return f"its kernel selective_scan_cuda does not import ({error})"
 
 
-def why_not(device: torch.device, d_state: int, dtype: torch.dtype) -> str | None:
+def unavailable(device: torch.device, dtype: torch.dtype, d_state: int = 1) -> str | None:
     """Why the kernel cannot run there, or None if it can."""
     kernel = _kernel()
     if isinstance(kernel, str):
@@ -40,37 +44,32 @@ def why_not(device: torch.device, d_state: int, dtype: torch.dtype) -> str | Non
     return None
 
 
-def _pack(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor) -> tuple[Tensor, ...]:
+def _pack(x: ScanInputs, size: Sequence[int]) -> tuple[Tensor, ...]:
     """The kernel's contract: directions as groups of channels, one dtype for what varies in time, fp32 for the rest."""
-    varying = (dt.flatten(1, 2), B, C)
-    fixed = (A.flatten(0, 1), D.flatten(), dt_bias.flatten())
-    u = u.flatten(1, 2).contiguous()
-    dt, B, C = (x.to(u.dtype).contiguous() for x in varying)
-    A, D, dt_bias = (x.float().contiguous() for x in fixed)
-    return u, dt, A, B, C, D, dt_bias
+    u, dt, B, C = (s.to(x.u.dtype).permute(1, 2, 3, 0).contiguous() for s in x.in_steps(size))
+    A, D, dt_bias = (s.float().contiguous() for s in (x.A.flatten(0, 1), x.D.flatten(), x.dt_bias.flatten()))
+    return u.flatten(1, 2), dt.flatten(1, 2), A, B, C, D, dt_bias
 
 
-def forward(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor) -> Tensor:
-    """The scan; arguments and result as in ``selective_scan``."""
+def forward(x: ScanInputs, size: Sequence[int]) -> Tensor:
+    """The scan by position."""
     kernel = _kernel()
     assert isinstance(kernel, ModuleType)
-    pu, pdt, pA, pB, pC, pD, pbias = _pack(u, dt, A, B, C, D, dt_bias)
-    y, _states = kernel.fwd(pu, pdt, pA, pB, pC, pD, None, pbias, True)[:2]
-    return y.reshape(u.shape).contiguous()
+    u, dt, A, B, C, D, dt_bias = _pack(x, size)
+    y, _states = kernel.fwd(u, dt, A, B, C, D, None, dt_bias, True)[:2]
+    return x.merge(in_place(y.unflatten(1, x.D.shape).permute(3, 0, 1, 2), size))
 
 
-def backward(
-    grad_y: Tensor, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor
-) -> tuple[Tensor, ...]:
+def backward(grad_y: Tensor, x: ScanInputs, size: Sequence[int]) -> tuple[Tensor, ...]:
     """Gradients of all seven inputs."""
     kernel = _kernel()
     assert isinstance(kernel, ModuleType)
-    pu, pdt, pA, pB, pC, pD, pbias = _pack(u, dt, A, B, C, D, dt_bias)
-    _, states = kernel.fwd(pu, pdt, pA, pB, pC, pD, None, pbias, True)[:2]
-    gy = grad_y.to(pu.dtype).flatten(1, 2).contiguous()
-    gu, gdt, gA, gB, gC, gD, gbias = kernel.bwd(
-        pu, pdt, pA, pB, pC, pD, None, pbias, gy, states, None, None, True, False
-    )[:7]
-    inputs = (u, dt, A, B, C, D, dt_bias)
-    grads = (gu, gdt, gA, gB, gC, gD, gbias)
-    return tuple(g.to(i.dtype).reshape(i.shape).contiguous() for g, i in zip(grads, inputs, strict=True))
+    u, dt, A, B, C, D, dt_bias = _pack(x, size)
+    _, states = kernel.fwd(u, dt, A, B, C, D, None, dt_bias, True)[:2]
+    gy = in_steps(grad_y.to(u.dtype), len(x.A), size).permute(1, 2, 3, 0).contiguous().flatten(1, 2)
+    gu, gdt, gA, gB, gC, gD, gbias = kernel.bwd(u, dt, A, B, C, D, None, dt_bias, gy, states, None, None, True, False)[
+        :7
+    ]
+    gu, gdt = (g.unflatten(1, x.D.shape) for g in (gu, gdt))
+    gu, gdt, gB, gC = (in_place(g.permute(3, 0, 1, 2), size) for g in (gu, gdt, gB, gC))
+    return x.merge(gu), gdt, gA.view_as(x.A), gB, gC, gD.view_as(x.D), gbias.view_as(x.D)

@@ -6,6 +6,7 @@ visited. Letters as in the package: B batch, K scan directions, D inner width, N
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -14,11 +15,8 @@ from torch import Tensor
 from mobilemamba.ops.native import library
 from mobilemamba.ops.native.arguments import DTYPE_CODES, kernel_dtype, lay_out
 from mobilemamba.ops.native.structures import ScanArgs
-
-
-def why_not(device: torch.device, d_state: int, dtype: torch.dtype) -> str | None:
-    """The reason why the kernel cannot run, or None."""
-    return library.why_not_on(device, dtype)
+from mobilemamba.ops.scan_order import scan_order
+from mobilemamba.ops.selective_scan.definition import ScanInputs
 
 
 class Scan:
@@ -123,25 +121,18 @@ def _in_order(directions: int, length: int) -> Tensor:
     return torch.arange(length, dtype=torch.int32, device="cpu").expand(directions, length).contiguous()
 
 
-def _by_position(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor) -> Scan:
-    """The arguments of ``selective_scan``, steps last, as the kernel takes them."""
-    u, dt, B, C = (x.transpose(2, 3) for x in (u, dt, B, C))
-    return Scan(u, dt, A, B, C, D, dt_bias, _in_order(*A.shape[:1], u.shape[2]))
+def _scan(x: ScanInputs, size: Sequence[int]) -> Scan:
+    order = scan_order(len(x.A), (size[0], size[1])) if size else _in_order(len(x.A), x.u.shape[-2])
+    return Scan(*x, order)
 
 
-def forward(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor) -> Tensor:
-    """The scan; arguments and result as in ``selective_scan``."""
-    scan = _by_position(u, dt, A, B, C, D, dt_bias)
-    y = scan.forward(torch.empty_like(scan.u, memory_format=torch.contiguous_format))
-    return y.transpose(2, 3).to(u.dtype).contiguous()
+def forward(x: ScanInputs, size: Sequence[int]) -> Tensor:
+    """The scan by position."""
+    scan = _scan(x, size)
+    return scan.forward(x.u.new_empty(x.u.shape, dtype=scan.dtype))
 
 
-def backward(
-    grad_y: Tensor, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor
-) -> tuple[Tensor, ...]:
+def backward(grad_y: Tensor, x: ScanInputs, size: Sequence[int]) -> tuple[Tensor, ...]:
     """Gradients of all seven inputs."""
-    scan = _by_position(u, dt, A, B, C, D, dt_bias)
-    gu, gdt, gA, gB, gC, gD, gbias = scan.backward(grad_y.transpose(2, 3))
-    grads = (gu.transpose(2, 3), gdt.transpose(2, 3), gA, gB.permute(0, 2, 3, 1), gC.permute(0, 2, 3, 1), gD, gbias)
-    inputs = (u, dt, A, B, C, D, dt_bias)
-    return tuple(g.to(i.dtype).contiguous() for g, i in zip(grads, inputs, strict=True))
+    gu, gdt, gA, gB, gC, gD, gbias = _scan(x, size).backward(grad_y)
+    return gu, gdt, gA, gB.transpose(1, 2), gC.transpose(1, 2), gD, gbias

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mobilemamba.errors import ConfigError
-from mobilemamba.ops.cross_scan import cross_merge, cross_scan, kept_scan_order, scan_order
+from mobilemamba.ops.scan_order import in_place, in_steps, scan_order
 
 # The picture 0 1 2    row-major 0..5, column-major 0 3 1 4 2 5
 #             3 4 5
@@ -32,45 +32,35 @@ def test_each_direction_visits_each_position_once(directions: int, size: tuple[i
     assert order_KL.sort(-1).values.tolist() == directions * [list(range(length))]
 
 
-def test_scan_puts_a_sequence_in_the_order_of_its_steps() -> None:
-    x_BKCL = torch.arange(6).expand(2, 4, 3, 6)
-    scanned = cross_scan(x_BKCL, scan_order(4, (2, 3)))
-    for k, order in enumerate(ORDERS[4]):
-        assert torch.equal(scanned[:, k], torch.tensor(order).expand(2, 3, 6))
-
-
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("directions", ORDERS)
-def test_merge_is_the_transpose_of_scan(directions: int, size: tuple[int, int]) -> None:
-    order_KL, length = scan_order(directions, size), size[0] * size[1]
-    x = torch.randn(2, 3, length, dtype=torch.float64)
-    y = torch.randn(2, directions, 3, length, dtype=torch.float64)
-    scanned = cross_scan(x[:, None].expand(-1, directions, -1, -1), order_KL)
-    merged = cross_merge(y, order_KL)
-    assert merged.shape == (2, 3, length)
-    torch.testing.assert_close((scanned * y).sum(), (x * merged).sum())
+def test_steps_come_in_that_order_and_go_back(directions: int, size: tuple[int, int]) -> None:
+    x_BKLC = torch.randn(2, directions, size[0] * size[1], 3)
+    steps_LBKC = in_steps(x_BKLC, directions, size)
+    for k, order in enumerate(scan_order(directions, size).long()):
+        assert torch.equal(steps_LBKC[:, :, k], x_BKLC[:, k, order].transpose(0, 1))
+    assert torch.equal(in_place(steps_LBKC, size), x_BKLC)
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("directions", ORDERS)
-def test_every_direction_returns_to_its_place(directions: int, size: tuple[int, int]) -> None:
-    order_KL = scan_order(directions, size)
-    x = torch.randn(2, 3, size[0] * size[1])
-    scanned = cross_scan(x[:, None].expand(-1, directions, -1, -1), order_KL)
-    torch.testing.assert_close(cross_merge(scanned, order_KL), directions * x)
+def test_a_map_is_every_direction_s() -> None:
+    x_BLC = torch.randn(2, 6, 3)
+    assert torch.equal(in_steps(x_BLC, 4, (2, 3)), in_steps(torch.stack(4 * [x_BLC], 1), 4, (2, 3)))
+
+
+def test_sequences_stand_in_order() -> None:
+    x_BKLC = torch.randn(2, 5, 7, 3)
+    assert torch.equal(in_place(in_steps(x_BKLC, 5, ()), ()), x_BKLC)
+    assert torch.equal(in_steps(x_BKLC, 5, ()), x_BKLC.permute(2, 0, 1, 3))
 
 
 def test_the_order_is_on_the_cpu_whatever_the_default_device() -> None:
+    scan_order.cache_clear()
     with torch.device("meta"):
         assert scan_order(2, (2, 3)).tolist() == ORDERS[2]
+    assert scan_order(2, (2, 3)) is scan_order(2, (2, 3))
 
 
 @pytest.mark.parametrize("directions", [0, 3, 5])
 def test_other_numbers_of_directions_are_refused(directions: int) -> None:
     with pytest.raises(ConfigError, match=f"^{directions} scan directions; expected 1, 2 or 4$"):
         scan_order(directions, (2, 3))
-
-
-def test_a_kept_order_is_the_order() -> None:
-    assert kept_scan_order(4, (2, 3)) is kept_scan_order(4, (2, 3))
-    assert torch.equal(kept_scan_order(4, (2, 3)), scan_order(4, (2, 3)))

@@ -1,4 +1,4 @@
-"""A depthwise convolution in Haar's wavelet domain by the compiled CPU kernel: all three steps in one pass.
+"""The convolution in Haar's wavelet domain by the compiled CPU kernel: all three steps in one pass.
 
 Haar's transform H is orthonormal, so that the gradient of ``y = H^T W H x`` is the same operator with mirrored kernels.
 Shape letters: B batch, H and W sides, C channels, k side of a kernel, F = 4 C filters.
@@ -15,13 +15,7 @@ from mobilemamba.ops.arguments import check, check_kernel
 from mobilemamba.ops.native import library
 from mobilemamba.ops.native.arguments import DTYPE_CODES, kernel_dtype, lay_out
 from mobilemamba.ops.native.structures import WaveletArgs
-from mobilemamba.ops.transforms import refuse_forward_mode, transforming
-
-
-@torch.compiler.assume_constant_result  # the compiler cannot trace the probe, and need not
-def runs_on(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the kernel can be called; an export is to run anywhere, so it cannot there."""
-    return library.why_not_on(device, dtype) is None and not torch.compiler.is_exporting() and not transforming()
+from mobilemamba.ops.transforms import refuse_forward_mode, refuse_transforms
 
 
 def call_wavelet(
@@ -61,19 +55,7 @@ def _check(x: Tensor, weight: Tensor, grad: Tensor | None = None) -> None:
 
 
 @torch.library.custom_op("mobilemamba::haar_conv", mutates_args=(), device_types="cpu")
-def haar_conv(x_BHWC: Tensor, weight: Tensor) -> Tensor:
-    """``idwt2d(conv(dwt2d(x)))`` with Haar's filters.
-
-    Args:
-        x_BHWC: Maps of any size; computed in float32 or bfloat16.
-        weight: (4C, 1, kernel, kernel), kernel odd: for each channel of the sub-bands LL, HL (high along H), LH, HH.
-
-    Returns:
-        (B, H, W, C), of x's dtype.
-
-    Raises:
-        ConfigError: If the tensors do not fit together, x is float64, or a forward-mode derivative is asked for.
-    """
+def _haar_conv(x_BHWC: Tensor, weight: Tensor) -> Tensor:
     _check(x_BHWC, weight)
     x = lay_out(x_BHWC, kernel_dtype(x_BHWC.dtype))
     y = x.new_empty(x.shape)
@@ -81,7 +63,7 @@ def haar_conv(x_BHWC: Tensor, weight: Tensor) -> Tensor:
     return y.to(x_BHWC.dtype)
 
 
-@haar_conv.register_fake
+@_haar_conv.register_fake
 def _(x: Tensor, weight: Tensor) -> Tensor:
     _check(x, weight)
     return x.new_empty(x.shape)
@@ -109,14 +91,42 @@ def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
 
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
     x, weight = ctx.saved_tensors
-    return haar_conv(grad, weight.flip(2, 3)), _weight_gradient(grad, x, weight)
+    return _haar_conv(grad, weight.flip(2, 3)), _weight_gradient(grad, x, weight)
 
 
 def _second_gradients(ctx: Any, grad_of_weight: Tensor) -> tuple[Tensor, Tensor, None]:
     """Of ``_weight_gradient``, linear in the output's gradient and in x."""
     grad, x, _ = ctx.saved_tensors
-    return haar_conv(x, grad_of_weight), haar_conv(grad, grad_of_weight.flip(2, 3)), None
+    return _haar_conv(x, grad_of_weight), _haar_conv(grad, grad_of_weight.flip(2, 3)), None
 
 
-haar_conv.register_autograd(_gradients, setup_context=_save)
+_haar_conv.register_autograd(_gradients, setup_context=_save)
 _weight_gradient.register_autograd(_second_gradients, setup_context=_save)
+
+
+def haar_conv(x_BHWC: Tensor, weight: Tensor) -> Tensor:
+    """``idwt2d(conv(dwt2d(x)))`` with Haar's filters.
+
+    Args:
+        x_BHWC: Maps of any size; computed in float32 or bfloat16.
+        weight: (4C, 1, kernel, kernel), kernel odd: for each channel of the sub-bands LL, HL (high along H), LH, HH.
+
+    Returns:
+        (B, H, W, C), of x's dtype.
+
+    Raises:
+        ConfigError: If the tensors do not fit together, x is float64, or a derivative in forward mode or by
+            ``torch.func`` is asked for.
+    """
+    refuse_transforms("haar_conv")
+    return _haar_conv(x_BHWC, weight)
+
+
+def unavailable(device: torch.device, dtype: torch.dtype, haar: bool = True) -> str | None:
+    """The reason why the kernel cannot run there, or None."""
+    return library.why_not_on(device, dtype) or (None if haar else "its kernel is for Haar's wavelet alone")
+
+
+def forward(x_BCHW: Tensor, weight: Tensor, *filters: Tensor) -> Tensor:
+    """The convolution; arguments as in ``wavelet_conv``, the filters being Haar's."""
+    return haar_conv(x_BCHW.permute(0, 2, 3, 1), weight).permute(0, 3, 1, 2)

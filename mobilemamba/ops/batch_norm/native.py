@@ -1,4 +1,4 @@
-"""Batch normalisation in training, with a ReLU if one follows, by the compiled CPU kernel.
+"""Batch normalisation in training by the compiled CPU kernel.
 
 PyTorch's own is slow where maps are large and channels few and no multiple of eight, as in the patch embedding; and a
 ReLU of its own goes over the maps once more, forwards and backwards.
@@ -18,7 +18,9 @@ from mobilemamba.ops.arguments import check
 from mobilemamba.ops.native import library
 from mobilemamba.ops.native.arguments import DTYPE_CODES
 from mobilemamba.ops.native.structures import NormArgs
-from mobilemamba.ops.transforms import refuse_forward_mode, refuse_second_derivative, transforming
+from mobilemamba.ops.transforms import refuse_forward_mode, refuse_second_derivative, refuse_transforms
+
+Pair = tuple[Tensor, Tensor]
 
 _LAYOUT = {"x": "BCHW", "weight": "C", "bias": "C"}
 _BACKWARD_LAYOUT = {"gradient": "BCHW"} | _LAYOUT | {"mean": "C", "inverse": "C"}
@@ -40,8 +42,9 @@ def batch_norm(
         y, of x's shape and dtype in channels-last memory; mean and unbiased variance, (C,) float32, without gradients.
 
     Raises:
-        ConfigError: If the tensors do not fit, or a second or forward-mode derivative is asked for.
+        ConfigError: If the tensors do not fit, or a derivative is asked for that is not autograd's first.
     """
+    refuse_transforms("batch_norm")
     y, mean, variance, _ = _forward(x_BCHW, weight, bias, eps, relu)
     return y, mean.detach(), variance.detach()
 
@@ -131,20 +134,19 @@ _forward.register_autograd(_gradients, setup_context=_save)
 _backward.register_autograd(lambda *_: refuse_second_derivative("batch_norm"))
 
 
-def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
+def unavailable(device: torch.device, dtype: torch.dtype, channels_last: bool = True) -> str | None:
     """The reason why the kernel cannot run there, or None."""
     if reason := library.why_not_on(device, dtype):
         return reason
-    return None if dtype in DTYPE_CODES else f"its kernel knows no {str(dtype).removeprefix('torch.')}"
+    if dtype not in DTYPE_CODES:
+        return f"its kernel knows no {str(dtype).removeprefix('torch.')}"
+    return None if channels_last else "the maps are not channels-last"
 
 
-def runs_on(x: Tensor) -> bool:
-    """Whether the kernel is to take these maps, (B, C, H, W); in a graph for a compiler it does not stand."""
-    return (
-        not torch.compiler.is_compiling()
-        and x.dim() == 4
-        and why_not(x.device, x.dtype) is None
-        and x.is_contiguous(memory_format=torch.channels_last)
-        and x.numel() > x.shape[1]
-        and not transforming()
-    )
+def forward(x_BCHW: Tensor, running: Pair, affine: Pair, momentum: float, eps: float, relu: bool) -> Tensor:
+    """The norm; arguments and result as in the package's function."""
+    y, *of_batch = batch_norm(x_BCHW, *affine, eps, relu)
+    with torch.no_grad():
+        for tracked, found in zip(running, of_batch, strict=True):
+            tracked.lerp_(found, momentum)
+    return y

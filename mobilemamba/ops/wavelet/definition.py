@@ -51,6 +51,11 @@ def wavelet_filters(name: str) -> Tensor:
     return torch.stack([torch.outer(along_h, along_w) for along_h, along_w in pairs]).float()
 
 
+def haar_filters(channels: int, like: Tensor) -> Tensor:
+    """Haar's filters for that many channels, (4C, 1, 2, 2), with another tensor's dtype and device."""
+    return wavelet_filters("db1").to(like).repeat(channels, 1, 1).unsqueeze(1)
+
+
 def dwt2d(x_BCHW: Tensor, filters: Tensor) -> Tensor:
     """Forward transform.
 
@@ -89,3 +94,9 @@ def idwt2d(y_BChw: Tensor, filters: Tensor, size: tuple[int, int]) -> Tensor:
             wrapped = x.new_zeros(*x.shape[:dim], side, *x.shape[dim + 1 :])
             x = wrapped.index_add(dim, torch.arange(x.shape[dim], device=x.device) % side, x)
     return x[:, :, : size[0], : size[1]]
+
+
+def wavelet_conv(x_BCHW: Tensor, weight: Tensor, dwt_filters: Tensor, idwt_filters: Tensor) -> Tensor:
+    """The transform, a depthwise convolution of its sub-bands, and the inverse; as in the package's function."""
+    bands = F.conv2d(dwt2d(x_BCHW, dwt_filters), weight, padding=weight.shape[-1] // 2, groups=len(weight))
+    return idwt2d(bands, idwt_filters, (x_BCHW.shape[2], x_BCHW.shape[3]))

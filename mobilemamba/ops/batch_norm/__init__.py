@@ -1,0 +1,56 @@
+"""Batch normalisation in training, with a ReLU if one follows.
+
+Shape letters: B batch, C channels, H and W sides.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mobilemamba.ops.backends import Backend, Backends, plainly
+from mobilemamba.ops.batch_norm import native
+from mobilemamba.ops.batch_norm.native import Pair
+from mobilemamba.ops.transforms import is_channels_last
+
+
+def definition(x_BCHW: Tensor, running: Pair, affine: Pair, momentum: float, eps: float, relu: bool) -> Tensor:
+    """PyTorch's own."""
+    y = F.batch_norm(x_BCHW, *running, *affine, True, momentum, eps)
+    return F.relu(y) if relu else y
+
+
+BACKENDS = Backends(
+    "batch norm",
+    definition,
+    Backend("native", "compiled CPU kernel", native.forward, device_type="cpu", unavailable=native.unavailable),
+)
+
+
+def batch_norm(
+    x_BCHW: Tensor, running: Pair, affine: Pair, momentum: float, eps: float, relu: bool, backend: str = "auto"
+) -> Tensor:
+    """Normalises with the batch's own statistics, and tracks them.
+
+    Args:
+        x_BCHW: Maps of two pixels at least.
+        running: Mean and variance (C,), which move towards the batch's.
+        affine: Weight and bias (C,).
+        momentum: The batch's share in the running statistics.
+        eps: Is added to the variance.
+        relu: Whether the result is cut off at 0.
+        backend: One of ``BACKENDS.names``. In a graph for a compiler ``auto`` is PyTorch's own.
+
+    Returns:
+        (B, C, H, W) of x's dtype.
+
+    Raises:
+        BackendUnavailableError: If an explicitly chosen backend cannot run on these tensors.
+    """
+    weight, backend = affine[0], plainly(backend)
+    one_pixel = x_BCHW.numel() <= len(weight)  # PyTorch's words for it are good
+    if one_pixel or (backend == "auto" and (torch.compiler.is_compiling() or weight.dtype != torch.float32)):
+        backend = "reference"
+    chosen = BACKENDS.choose(backend, x_BCHW.device, x_BCHW.dtype, channels_last=is_channels_last(x_BCHW))
+    return chosen.forward(x_BCHW, running, affine, momentum, eps, relu)

@@ -1,0 +1,59 @@
+"""The depthwise convolution by the compiled CPU kernel; channels-last, without gradients."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mobilemamba.errors import ConfigError
+from mobilemamba.ops.arguments import check, check_kernel
+from mobilemamba.ops.native import library
+from mobilemamba.ops.native.arguments import DTYPE_CODES, kernel_dtype, lay_out
+from mobilemamba.ops.native.structures import DepthwiseArgs
+from mobilemamba.ops.operator import inference_operator
+from mobilemamba.ops.transforms import refuse_forward_mode
+
+_ACTS = {"none": 0, "relu": 1, "swish": 2, "sigmoid": 3}  # ``activation`` of depthwise.c
+RELU_AFFINE = 4  # another one: ReLU, then scale and shift
+
+_LAYOUT = {"x": "BHWC", "weight": "kkC", "bias": "C"}
+
+
+def call_depthwise(act: int, x: Tensor, y: Tensor, *numbers: Tensor) -> None:
+    """Calls the function of depthwise.c; maps are (B, H, W, C) of one dtype.
+
+    Args:
+        act: Number of the activation.
+        x: Input.
+        y: Where the output is written.
+        numbers: Weight (kernel, kernel, C) and bias (C,); with ``RELU_AFFINE`` scale and shift (C,) too.
+    """
+    weight, bias, *affine = (number.float().contiguous() for number in numbers)
+    args = DepthwiseArgs(*x.shape, weight.shape[0], DTYPE_CODES[x.dtype], torch.get_num_threads(), act)
+    args.x, args.y, args.weight, args.bias = x.data_ptr(), y.data_ptr(), weight.data_ptr(), bias.data_ptr()
+    args.x_stride[:], args.y_stride[:] = x.stride()[:3], y.stride()[:3]
+    if affine:
+        args.scale, args.shift = (number.data_ptr() for number in affine)
+    library.call("mobilemamba_depthwise", args)
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor, act: str) -> None:
+    refuse_forward_mode("depthwise_conv")
+    check_kernel("depthwise_conv", check("depthwise_conv", _LAYOUT, (x, weight, bias))["k"])
+    if act not in _ACTS:
+        raise ConfigError(f"depthwise_conv: activation {act!r}; expected one of {', '.join(_ACTS)}")
+
+
+def _on_shapes(x: Tensor, weight: Tensor, bias: Tensor, act: str = "none") -> Tensor:
+    _check(x, weight, bias, act)
+    return x.new_empty(x.shape)
+
+
+@inference_operator(_on_shapes)
+def depthwise_conv(x_BHWC: Tensor, weight_kkC: Tensor, bias: Tensor, act: str = "none") -> Tensor:
+    """The convolution; x is computed in float32 or bfloat16."""
+    _check(x_BHWC, weight_kkC, bias, act)
+    x = lay_out(x_BHWC, kernel_dtype(x_BHWC.dtype))
+    y = x.new_empty(x.shape)
+    call_depthwise(_ACTS[act], x, y, weight_kkC, bias)
+    return y.to(x_BHWC.dtype)

@@ -1,0 +1,88 @@
+"""The orders in which a feature map is scanned: rows forwards and backwards, and columns for four directions.
+
+Shape letters: B batch, K scan directions, C channels, H and W sides, L = H * W.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from mobilemamba.errors import ConfigError
+
+
+@cache
+def scan_order(directions: int, size: tuple[int, int]) -> Tensor:
+    """The positions of a map in the order in which each direction visits them; computed once for each size.
+
+    Args:
+        directions: 1: rows (l = h W + w); 2: rows, rows backwards; 4: rows, columns (l = w H + h), and both backwards.
+        size: (H, W).
+
+    Returns:
+        order_KL, int32, on the CPU: the row-major position of each step. For the inside of operators alone: elsewhere
+        a tracer's tensors would be kept.
+
+    Raises:
+        ConfigError: If there is no such number of directions.
+    """
+    check_directions(directions)
+    height, width = size
+    rows = torch.arange(height * width, dtype=torch.int32, device="cpu").reshape(height, width)
+    forwards = [rows.flatten()] if directions < 4 else [rows.flatten(), rows.T.flatten()]
+    backwards = [order.flip(0) for order in forwards] if directions > 1 else []
+    return torch.stack(forwards + backwards)
+
+
+def check_directions(directions: int) -> None:
+    """That there is an order for each.
+
+    Raises:
+        ConfigError: If there is no such number of directions.
+    """
+    if directions not in (1, 2, 4):
+        raise ConfigError(f"{directions} scan directions; expected 1, 2 or 4")
+
+
+def in_steps(x: Tensor, directions: int, size: Sequence[int]) -> Tensor:
+    """Puts each direction's sequence in the order of its steps.
+
+    By flips and transpositions, as indices would have to be copied to the tensor's device.
+
+    Args:
+        x: (B, K, L, C) by position, or (B, L, C) that all directions share.
+        directions: K.
+        size: (H, W) of a map; blank for sequences that stand in order already.
+
+    Returns:
+        x_LBKC: time comes first.
+    """
+    x_BKLC = x if x.ndim == 4 else x[:, None].expand(-1, directions, -1, -1)
+    x_LBKC = x_BKLC.permute(2, 0, 1, 3)
+    if directions == 1 or not size:
+        return x_LBKC
+    sequences = list(x_LBKC.unbind(2))
+    if directions == 4:
+        sequences[1::2] = [_transpose(x, size[0], size[1]) for x in sequences[1::2]]
+    half = directions // 2
+    return torch.stack([*sequences[:half], *(x.flip(0) for x in sequences[half:])], 2)
+
+
+def in_place(x_LBKC: Tensor, size: Sequence[int]) -> Tensor:
+    """Puts each direction's steps back in their places, x_BKLC: the inverse of ``in_steps``, and its transpose."""
+    directions = x_LBKC.shape[2]
+    if directions > 1 and size:
+        half = directions // 2
+        sequences = list(x_LBKC.unbind(2))
+        sequences[half:] = [x.flip(0) for x in sequences[half:]]
+        if directions == 4:
+            sequences[1::2] = [_transpose(x, size[1], size[0]) for x in sequences[1::2]]
+        x_LBKC = torch.stack(sequences, 2)
+    return x_LBKC.permute(1, 2, 0, 3)
+
+
+def _transpose(x_LBC: Tensor, height: int, width: int) -> Tensor:
+    return x_LBC.unflatten(0, (height, width)).transpose(0, 1).flatten(0, 1)

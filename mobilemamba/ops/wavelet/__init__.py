@@ -1,0 +1,55 @@
+"""A depthwise convolution in the wavelet domain: between the transform of a map and its inverse.
+
+Shape letters: B batch, C channels, H and W sides, F filter length.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mobilemamba.ops.backends import Backend, Backends, plainly
+from mobilemamba.ops.wavelet import definition, native
+from mobilemamba.ops.wavelet.definition import wavelet_filters
+
+BACKENDS = Backends(
+    "wavelet",
+    definition.wavelet_conv,
+    Backend("native", "compiled CPU kernel", native.forward, device_type="cpu", unavailable=native.unavailable),
+)
+
+
+def wavelet_conv(
+    x_BCHW: Tensor, weight: Tensor, dwt_filters: Tensor, idwt_filters: Tensor, backend: str = "auto"
+) -> Tensor:
+    """The transform, a depthwise convolution of its sub-bands with zeros around, and the inverse.
+
+    Args:
+        x_BCHW: Maps of any size.
+        weight: (4C, 1, kernel, kernel), kernel odd: for each channel of the four sub-bands.
+        dwt_filters: (4C, 1, F, F) of the transform, see ``wavelet_filters``.
+        idwt_filters: (4C, 1, F, F) of the inverse.
+        backend: One of ``BACKENDS.names``.
+
+    Returns:
+        (B, C, H, W).
+
+    Raises:
+        BackendUnavailableError: If an explicitly chosen backend cannot run on these tensors.
+    """
+    chosen = BACKENDS.choose(plainly(backend), x_BCHW.device, x_BCHW.dtype)
+    if chosen.name != "reference" and not are_haar(dwt_filters, idwt_filters):
+        chosen = BACKENDS.choose(backend, x_BCHW.device, x_BCHW.dtype, haar=False)
+    return chosen.forward(x_BCHW, weight, dwt_filters, idwt_filters)
+
+
+@torch.compiler.assume_constant_result  # what torch.compile makes is of the filters as they were then
+def are_haar(*filters: Tensor) -> bool:
+    """Whether filters are Haar's now, by whatever name: kernels know no others."""
+    if any(f.shape[-1] != 2 for f in filters) or torch._C._len_torch_dispatch_stack():  # a tracer hides the values
+        return False
+    if any(f.is_meta for f in filters):
+        return True
+    haar = wavelet_filters("db1")[:, None]
+    with torch.no_grad():  # a checkpoint's may be rounded otherwise
+        return all(bool(((f.float().unflatten(0, (-1, 4)) - haar.to(f.device)).abs() <= 1e-6).all()) for f in filters)

@@ -1,0 +1,166 @@
+"""One way to choose for every operation: by name, by itself, or PyTorch's own operators alone."""
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from mobilemamba.errors import BackendUnavailableError, ConfigError
+from mobilemamba.layers.kernels import use_scan_backend
+from mobilemamba.layers.wavelet_mamba import WaveletConv
+from mobilemamba.models import MobileMamba, optimize_for_inference
+from mobilemamba.ops import standard_operators
+from mobilemamba.ops.kernels import INFERENCE, NETWORK
+from mobilemamba.ops.native import library
+from tests.ops.scans import needs_native
+
+CPU = torch.device("cpu")
+TABLES = pytest.mark.parametrize("table", [*NETWORK, *INFERENCE], ids=lambda table: table.op)
+
+
+def t2(**choices: Any) -> MobileMamba:
+    """Small enough for tests, and no branch of it is zero."""
+    network = timm.create_model("mobilemamba_t2", num_classes=3, depths=(1, 1, 1), **choices).eval()
+    for p in network.parameters():
+        if p.ndim == 1:
+            nn.init.normal_(p, std=0.3)
+    return network
+
+
+# By name
+
+
+@TABLES
+def test_a_name_is_taken_at_its_word_or_refused(table: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "why_not", lambda: "switched off")
+    assert table.choose("reference", CPU, torch.float32).name == "reference"
+    assert table.choose("auto", CPU, torch.float32).name in ("chunked", "reference")
+    with pytest.raises(
+        BackendUnavailableError, match=f"^{table.op} backend 'native' cannot run here: switched off. Use"
+    ):
+        table.choose("native", CPU, torch.float32)
+    with pytest.raises(ConfigError, match=f"^unknown {table.op} backend 'fast'; expected one of auto, "):
+        table.choose("fast", CPU, torch.float32)
+
+
+@needs_native
+def test_a_kernel_that_was_asked_for_is_not_replaced_for_want_of_haar_s_wavelet() -> None:
+    conv, x = WaveletConv(4, 3, "db2"), torch.randn(1, 4, 6, 6)
+    conv.backend = "native"
+    with pytest.raises(BackendUnavailableError, match="cannot run here: its kernel is for Haar's wavelet alone"):
+        conv(x)
+
+
+@needs_native
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_the_reference_calls_no_kernel_anywhere(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+    kernel = library.call
+    monkeypatch.setattr(library, "call", lambda name, *args: called.append(name) or kernel(name, *args))
+    network, x = t2(), torch.randn(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    expected = network(x)
+    use_scan_backend(network, backend)
+    called.clear()
+    torch.testing.assert_close(network(x), expected, rtol=1e-3, atol=1e-4)
+    network.train()(x).sum().backward()
+    assert bool(called) == (backend == "auto")
+
+
+def test_a_network_s_choice_reaches_its_layers() -> None:
+    assert {m.backend for m in t2(scan_backend="reference").modules() if hasattr(m, "backend")} == {"reference"}
+    chunked = {type(m).__name__: m.backend for m in t2(scan_backend="chunked").modules() if hasattr(m, "backend")}
+    assert chunked == {"SS2D": "chunked", "WaveletConv": "auto", "BatchNorm2d": "auto"}
+
+
+# On a device
+
+
+class OneDevice(TorchDispatchMode):
+    """Fails where a tensor of another device takes part."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        devices = {x.device.type for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor)}
+        assert devices <= {"meta"}, f"{func} on {devices}"
+        return result
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        *({"scan_backend": name} for name in ("auto", "chunked", "reference")),
+        {"directions": 4},
+        {"wavelet": "db2"},
+        *({"global_mixer": name} for name in ("ttt", "mlstm", "rwkv6", "attention")),
+    ],
+    ids=str,
+)
+def test_nothing_is_copied_from_host_to_device(choices: dict[str, Any]) -> None:
+    network = t2(drop_path_rate=0.1, **choices).to("meta")
+    with OneDevice():
+        network(torch.empty(2, 3, 64, 64, device="meta"))
+        network.train()(torch.empty(2, 3, 64, 64, device="meta")).sum().backward()
+
+
+@pytest.mark.parametrize("directions", [1, 2, 4])
+def test_no_backend_of_the_scan_makes_a_tensor_elsewhere(directions: int) -> None:
+    """What an operator does inside cannot be seen on the meta device: its parts are called themselves."""
+    from mobilemamba.ops.selective_scan import ScanInputs, chunked, definition
+
+    x = torch.empty(2, 6, 4, device="meta")
+    per_channel, state = x.new_empty(directions, 4), x.new_empty(2, directions, 6, 1)
+    dt = x.new_empty(2, directions, 6, 4)
+    inputs = ScanInputs(x, dt, per_channel[..., None], state, state, per_channel, per_channel)
+    with OneDevice():
+        for scan in (chunked.forward, definition.forward):
+            assert scan(inputs, (2, 3)).shape == x.shape
+        assert chunked.backward(x, inputs, (2, 3))[0].shape == x.shape
+
+
+# PyTorch's own operators alone
+
+
+def operators_of(program: torch.export.ExportedProgram) -> set[str]:
+    targets = {n.target for n in program.graph.nodes if n.op == "call_function"}
+    return {t.namespace for t in targets if isinstance(t, torch._ops.OpOverload)}
+
+
+@needs_native
+@pytest.mark.parametrize("part", ["network", "optimized block"])
+def test_an_export_in_standard_operators(part: str) -> None:
+    network, x = t2(), torch.randn(2, 3, 32, 64)
+    if part == "optimized block":
+        optimized = optimize_for_inference(t2(directions=4, d_state=2))
+        network, x = optimized.stages[1].blocks, torch.randn(2, 272, 2, 3)
+    batch = {0: torch.export.Dim("batch", min=2, max=64)}
+    with torch.no_grad():
+        with standard_operators():
+            program = torch.export.export(network, (x,), dynamic_shapes=(batch,))
+        assert operators_of(program) == {"aten"}
+        for maps in (x, torch.randn(5, *x.shape[1:])):
+            torch.testing.assert_close(program.module()(maps), network(maps), rtol=1e-4, atol=1e-4)
+
+
+@needs_native
+def test_standard_operators_have_all_derivatives() -> None:
+    network, x = t2(), torch.randn(1, 3, 32, 32)
+    v = torch.randn_like(x)
+    with torch.no_grad():
+        numeric = (network(x + 1e-2 * v) - network(x - 1e-2 * v)) / 2e-2
+    with standard_operators():
+        tangent = torch.func.jvp(network, (x,), (v,))[1]
+    torch.testing.assert_close(tangent, numeric, rtol=5e-2, atol=5e-3)
+    with pytest.raises(ConfigError, match="standard_operators"):
+        torch.func.jvp(network, (x,), (v,))
+
+
+@needs_native
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_a_network_under_vmap() -> None:
+    network, x = t2(), torch.randn(3, 2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.func.vmap(network)(x), torch.stack([network(one) for one in x]))
