@@ -1,4 +1,4 @@
-"""The README is true: its Python runs, its commands run, its counts are the package's."""
+"""The README and the pages of docs/ are true: their Python runs, their commands run, their counts are the package's."""
 
 import re
 import shlex
@@ -13,22 +13,29 @@ import torch
 from PIL import Image
 
 from mobilemamba.analysis import complexity
-from mobilemamba.cli import main
+from mobilemamba.cli import main, plan
 from mobilemamba.models import VARIANTS, ModelCard, Preprocessing, save_weights
 from mobilemamba.models.release_names import ours_to_release
 from tests.ops.scans import needs_native
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    """The code of all pages in a language, as often as it is there."""
+    return [
+        block
+        for page in PAGES
+        for block in re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    ]
 
 
 def commands() -> list[str]:
+    """Each command of the pages once."""
     lines = [line.partition(" #")[0].strip() for block in blocks("bash") for line in block.splitlines()]
-    return [line for line in lines if line]
+    return list(dict.fromkeys(line for line in lines if line))
 
 
 # What shortens a training without changing what the command does.
@@ -87,7 +94,7 @@ def test_model_table_is_counted() -> None:
         with torch.device("meta"):
             found = complexity(timm.create_model(name), variant.img_size)
         row = f"| `{name}` | {variant.img_size} | {found.params:,} | {found.flops:,} | {variant.paper_top1} |"
-        assert row in README
+        assert row in README.read_text()
 
 
 def shortened(command: str) -> list[str]:
@@ -101,7 +108,7 @@ def test_tools(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.chdir(folder)
     release_only = "convert" in command
     if release_only:
-        command = command.replace("s6.safetensors", "converted.safetensors")
+        command = command.replace("s6_imagenet", "converted")
     main(shlex.split(command)[1:] + shortened(command))
     assert capsys.readouterr().out.strip()
     assert not release_only or (folder / "converted.safetensors").exists()
@@ -140,6 +147,13 @@ def test_after_a_sweep(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list((folder / "runs" / "report").glob("report.html"))
 
 
+def test_the_example_of_a_sweep_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (example,) = blocks("yaml")
+    Path("my_sweep.yaml").write_text(example)
+    assert len(plan(["--config", "my_sweep.yaml"])) == 4
+
+
 def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for command in commands():
@@ -152,6 +166,22 @@ def test_make_ablation_is_the_sweep() -> None:
     assert "mobilemamba fit --config experiments/ablation_xi.yaml" in planned
 
 
-def test_linked_files_exist() -> None:
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "experiments/README.md", ROOT / "CONTRIBUTING.md"], ids=lambda p: p.stem
+)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target, heading in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", page.read_text()):
+        path = page.parent / target if target else page
+        assert path.exists(), target
+        assert not heading or heading in anchors(path), f"{target}#{heading}"
+
+
+def anchors(page: Path) -> list[str]:
+    """The headings of a page, as GitHub writes them in a link."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+def test_the_readme_leads_to_every_page() -> None:
+    linked = re.findall(r"\]\((docs/\w+\.md)\)", README.read_text())
+    assert {f"docs/{page.name}" for page in PAGES[1:]} <= set(linked)
