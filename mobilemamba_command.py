@@ -1,4 +1,4 @@
-"""The console script: what can be said without a network is said at once, all else by :mod:`mobilemamba.cli`.
+"""The commands, and the console script: what can be said without a network is said at once.
 
 It stands beside the package, as importing anything inside it loads torch and timm to register the models there: seconds
 that ``mobilemamba --help`` should not take.
@@ -7,12 +7,14 @@ that ``mobilemamba --help`` should not take.
 from __future__ import annotations
 
 import difflib
-import os
 import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from lightning.pytorch.cli import LightningCLI
 
 
 class Command(NamedTuple):
@@ -47,30 +49,57 @@ _HELP = ("-h", "--help")
 
 
 def run() -> None:
-    """Answers the command line of this process, or hands it on."""
+    """The console script: :func:`main`, with the user's mistakes as one line and exit code 2."""
     args = sys.argv[1:]
-    answer = quick_answer(args)
-    if answer is not None:
-        try:
-            sys.stdout.write(answer)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            end_without_reader()
-    elif args[0] not in COMMANDS:
+    if quick_answer(args) is None and args[0] not in COMMANDS:
         sys.stderr.write(f"mobilemamba: error: {unknown_command(args[0])}\n")
         sys.exit(2)
-    else:
-        try:
-            from mobilemamba.cli import run
-        except KeyboardInterrupt:
-            sys.exit(130)
-        run()
+    try:
+        if quick_answer(args) is not None:
+            main(args)
+            sys.stdout.flush()
+            return
+        from mobilemamba.cli.exits import console
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        from mobilemamba.cli.exits import end_without_reader
+
+        end_without_reader()
+    with console():
+        main(args)
 
 
-def end_without_reader() -> NoReturn:
-    """Ends a command whose reader, such as ``head``, has seen enough, with the code that a shell expects of it."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
-    sys.exit(141)
+def main(args: list[str] | None = None) -> LightningCLI | None:
+    """Runs a command line.
+
+    Args:
+        args: By default this process's own.
+
+    Returns:
+        Lightning's CLI object with ``trainer``, ``model`` and ``datamodule``; None for a tool and for a help.
+
+    Raises:
+        MobileMambaError: For a user's mistake; :func:`run` prints it as one line.
+    """
+    args = sys.argv[1:] if args is None else list(args)
+    answer = quick_answer(args)
+    if answer is not None:
+        sys.stdout.write(answer)
+        return None
+    command, *options = args
+    if command not in COMMANDS:
+        from mobilemamba.errors import ConfigError
+
+        raise ConfigError(unknown_command(command))
+    if function := COMMANDS[command].function:
+        from mobilemamba.cli.tool import run_tool
+
+        run_tool(command, function, options)
+        return None
+    from mobilemamba.cli import run_lightning
+
+    return run_lightning(command, options)
 
 
 def quick_answer(args: list[str]) -> str | None:

@@ -12,12 +12,12 @@ import torch
 import yaml
 from filelock import FileLock
 
-from mobilemamba.cli import main, plan
+from mobilemamba.cli import plan
 from mobilemamba.errors import ConfigError, DataError, MobileMambaError
 from mobilemamba.messages import parser_message, user_error
 from mobilemamba.models import read_card
 from mobilemamba.sweep import network_kwargs
-from mobilemamba_command import COMMANDS, Command
+from mobilemamba_command import COMMANDS, Command, main
 
 TINY = shlex.split(
     "--trainer.max_epochs 1 --trainer.limit_train_batches 2 --trainer.limit_val_batches 1 --trainer.accelerator cpu "

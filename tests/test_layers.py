@@ -26,9 +26,9 @@ MAY_IMPORT = {
     "training": {*_INSPECTION, "data"} - {"dense"},
     "tasks": _FIT,
     "sweep": {*_FIT, "tasks"},
-    "cli": {*_FIT, "tasks", "sweep", "tools", ""},
+    "cli": {*_FIT, "tasks", "sweep", ""},
     "tools": {*_FIT, "tasks", "sweep", "cli", ""},
-    "__main__": {"cli"},
+    "__main__": set[str](),
     "__init__": _INSPECTION,
 }
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}

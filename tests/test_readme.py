@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 
 from mobilemamba.analysis import complexity
-from mobilemamba.cli import main, plan
+from mobilemamba.cli import plan
 from mobilemamba.models import VARIANTS, ModelCard, Preprocessing, save_weights
 from mobilemamba.models.release_names import ours_to_release
+from mobilemamba_command import main
 from tests.ops.scans import needs_native
 
 ROOT = Path(__file__).parents[1]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mobilemamba import cli
+import mobilemamba_command
 from mobilemamba.signals import stop_on_signals
 
 FIT = shlex.split(
@@ -42,9 +42,11 @@ def test_what_nohup_has_ignored_stays_ignored() -> None:
 def ended(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:
     """Exit code and last line of a command of the console."""
     monkeypatch.setattr(sys, "argv", ["mobilemamba", *args])
-    monkeypatch.setattr("mobilemamba.cli.keep_freed_memory", lambda: True)  # nothing takes it back: later tests measure
+    monkeypatch.setattr(
+        "mobilemamba.cli.exits.keep_freed_memory", lambda: True
+    )  # nothing takes it back: later tests measure
     with pytest.raises(SystemExit) as caught:
-        cli.run()
+        mobilemamba_command.run()
     return int(caught.value.code or 0), capsys.readouterr().err.strip().splitlines()[-1]
 
 

@@ -19,16 +19,16 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import Profiler
 
-import mobilemamba.data
-import mobilemamba.tasks
 from mobilemamba.cli.tool import ToolParser
+from mobilemamba.data import FashionMNISTSample, ImageFolder, ImageNet
 from mobilemamba.errors import ConfigError
 from mobilemamba.sweep import Sweep
+from mobilemamba.tasks import ClassificationTask
 
 #: Of this package, by the group that chooses one; the first is the default. Importing them makes their names known.
 KINDS: dict[str, list[type]] = {
-    "model": [getattr(mobilemamba.tasks, name) for name in mobilemamba.tasks.__all__],
-    "data": [kind for name in mobilemamba.data.__all__ if isinstance(kind := getattr(mobilemamba.data, name), type)],
+    "model": [ClassificationTask],
+    "data": [FashionMNISTSample, ImageFolder, ImageNet],
 }
 
 

@@ -14,8 +14,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
-from mobilemamba.cli import main
 from mobilemamba.cli.lightning_cli import is_first_process
+from mobilemamba_command import main
 
 # 24 pictures are three steps of 8. The 13 for validation are no equal shares: one is evaluated twice, and counts once.
 TRAIN, VAL = 24, 13

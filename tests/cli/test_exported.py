@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mobilemamba.cli import main
 from mobilemamba.errors import DataError
+from mobilemamba_command import main
 
 CLASSES = ("dark", "middling", "bright")
 

@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from mobilemamba.cli import main, plan
+from mobilemamba.cli import plan
 from mobilemamba.errors import ConfigError
 from mobilemamba.sweep.plan import lookup
-from mobilemamba_command import COMMANDS, quick_answer
+from mobilemamba_command import COMMANDS, main, quick_answer
 
 LIGHTNINGS = [name for name, command in COMMANDS.items() if command.function is None]
 

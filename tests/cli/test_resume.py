@@ -13,9 +13,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils._pytree import tree_flatten
 
-from mobilemamba.cli import main
 from mobilemamba.cli.mistakes import as_user_errors
 from mobilemamba.errors import ConfigError
+from mobilemamba_command import main
 
 # Everything that keeps a state or draws random numbers: average, Mixup, DropPath, shifts and flips, schedule.
 OPTIONS = shlex.split(
@@ -28,7 +28,7 @@ OPTIONS = shlex.split(
 KILLED = """
 import os, signal, sys
 import torch
-from mobilemamba.cli import main
+from mobilemamba_command import main
 from mobilemamba.tasks import ClassificationTask
 
 step = ClassificationTask.training_step

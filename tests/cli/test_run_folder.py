@@ -15,10 +15,10 @@ import yaml
 from lightning.pytorch import LightningModule
 from torch.utils._pytree import tree_leaves
 
-from mobilemamba.cli import main
 from mobilemamba.cli.resume import check_fits, newest_readable_checkpoint
 from mobilemamba.errors import ConfigError, MobileMambaError, WeightsError
 from mobilemamba.training.callbacks.storage import AtomicCheckpointIO
+from mobilemamba_command import main
 
 TINY = shlex.split(
     "--trainer.max_epochs 2 --trainer.limit_train_batches 2 --trainer.limit_val_batches 1 --trainer.accelerator cpu "

@@ -11,10 +11,10 @@ import pytest
 import timm
 import torch
 
-from mobilemamba.cli import main
 from mobilemamba.cli.report import print_classes
 from mobilemamba.errors import ConfigError
 from mobilemamba.models import ModelCard, Preprocessing, save_weights
+from mobilemamba_command import main
 
 TINY = shlex.split("--trainer.accelerator cpu --data FashionMNISTSample --data.img_size 32")
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from mobilemamba.cli import main
 from mobilemamba.sweep import row
+from mobilemamba_command import main
 
 Sweeper = Callable[..., Any]
 

@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from mobilemamba.cli import run
 from mobilemamba.sweep import row
+from mobilemamba_command import run
 
 FAKE = Path(__file__).with_name("fake_child.py")
 

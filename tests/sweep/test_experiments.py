@@ -14,7 +14,7 @@ from jsonargparse import Namespace
 from PIL import Image
 from timm.layers import DropPath
 
-from mobilemamba.cli import main, plan
+from mobilemamba.cli import plan
 from mobilemamba.cli.shorthand import fill_preprocessing
 from mobilemamba.data.fashion_mnist import read_sample
 from mobilemamba.data.imagenet_labels import imagenet_classes
@@ -22,6 +22,7 @@ from mobilemamba.errors import ConfigError
 from mobilemamba.models import VARIANTS, ModelCard, Preprocessing, load_network, save_weights
 from mobilemamba.sweep import Row
 from mobilemamba.tasks import ClassificationTask
+from mobilemamba_command import main
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = sorted(path for path in (ROOT / "experiments").glob("*.yaml") if path.stem != "finetune")

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import yaml
 
-from mobilemamba.cli import main, plan
+from mobilemamba.cli import plan
 from mobilemamba.errors import ConfigError
 from mobilemamba.sweep import Row, Sweep, expand, select
 from mobilemamba.sweep.plan import differences, lookup
+from mobilemamba_command import main
 
 Write = Callable[..., list[str]]
 XI = "model.arch.global_ratio"

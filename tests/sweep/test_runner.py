@@ -196,7 +196,7 @@ def test_tensorboard_reads_the_hparams(sweep_faked: Sweeper) -> None:
 
 
 def test_the_default_architecture_shows_in_the_table(sweep_faked: Sweeper, write: Callable[..., list[str]]) -> None:
-    from mobilemamba.cli import main
+    from mobilemamba_command import main
 
     rows = {"a": {"model.arch.global_ratio": [0.5, 0.5, 0.5]}, "base": {"model.arch.local_ratio": [0.1, 0.1, 0.1]}}
     main(["fit", *write(rows)])

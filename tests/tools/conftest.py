@@ -7,7 +7,7 @@ def printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("COLUMNS", "200")
 
     def run(*args: str) -> str:
-        from mobilemamba.cli import main
+        from mobilemamba_command import main
 
         main([*args])
         return capsys.readouterr().out

@@ -15,7 +15,6 @@ import timm
 import torch
 from PIL import Image
 
-from mobilemamba.cli import main
 from mobilemamba.errors import ConfigError, DataError, StoppedError, UnreadablePicturesError, WeightsError
 from mobilemamba.models import ModelCard, Preprocessing, load_network, save_weights
 from mobilemamba.models.predictor import ClassificationPredictor, class_names, inference_form
@@ -24,6 +23,7 @@ from mobilemamba.tools import answers as output_module
 from mobilemamba.tools import prediction
 from mobilemamba.tools.answers import AnswerFile, print_table
 from mobilemamba.tools.prediction import answer, find_pictures
+from mobilemamba_command import main
 from tests.ops.scans import needs_native
 
 COLOURS = {"red": (220, 0, 0), "green": (0, 220, 0), "blue": (0, 0, 220)}

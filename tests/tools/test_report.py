@@ -9,11 +9,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from mobilemamba.cli import main
 from mobilemamba.errors import ConfigError
 from mobilemamba.sweep import Row
 from mobilemamba.sweep.saved import save_plan
 from mobilemamba.training.metrics import ClassificationMetrics
+from mobilemamba_command import main
 
 
 @pytest.fixture(autouse=True)

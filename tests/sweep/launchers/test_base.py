@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mobilemamba.cli import run
 from mobilemamba.sweep.launchers.base import try_row, try_row_elsewhere
+from mobilemamba_command import run
 
 
 @pytest.mark.parametrize(("name", "package"), [("ray", "ray"), ("slurm", "submitit")])

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from mobilemamba.cli import main
 from mobilemamba.errors import ConfigError
 from mobilemamba.sweep import Sweep
 from mobilemamba.sweep.launchers import launcher
 from mobilemamba.sweep.row import read_json
+from mobilemamba_command import main
 
 pytest.importorskip("submitit", reason="needs the extra 'slurm'")
 CONFIG = {"trainer": {"accelerator": "auto", "devices": "auto"}, "data": {"init_args": {"num_workers": 3}}}

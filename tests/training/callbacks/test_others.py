@@ -10,10 +10,10 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, OnExceptionCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
-from mobilemamba.cli import main
 from mobilemamba.errors import ConfigError
 from mobilemamba.messages import user_error
 from mobilemamba.training.callbacks.others import complaint
+from mobilemamba_command import main
 from tests.training.callbacks.test_checkpoints import Counter, fit, results, scores
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::UserWarning:torch")

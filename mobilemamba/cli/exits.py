@@ -1,0 +1,83 @@
+"""How a command ends: the user's mistakes as one line, and the exit codes that a shell expects."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import re
+import select
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+from mobilemamba.allocator import keep_freed_memory
+from mobilemamba.errors import MobileMambaError
+from mobilemamba.messages import user_error
+from mobilemamba.signals import stop_on_signals
+
+
+@contextlib.contextmanager
+def console() -> Iterator[None]:
+    """What a command runs in, as a program of its own: a mistake is one line and exit code 2."""
+    _silence_advertising()
+    keep_freed_memory()
+    try:
+        with stop_on_signals():
+            yield
+            sys.stdout.flush()
+    except MobileMambaError as error:
+        _fail(str(user_error(error)), getattr(error, "exit_code", 2))
+    except KeyboardInterrupt as error:
+        _stopped(error)
+    except SystemExit as error:  # Lightning makes one of Ctrl-C, and rich of a pipe that nobody reads
+        if isinstance(error.__context__, KeyboardInterrupt):
+            _stopped(error.__context__)
+        if isinstance(error.__context__, BrokenPipeError):
+            end_without_reader()
+        raise
+    except BrokenPipeError:
+        if not _has_no_reader():  # then it is another pipe, and a bug
+            raise
+        end_without_reader()
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG):
+            raise
+        remedy = "free some space or choose another folder"
+        if error.errno in (errno.EACCES, errno.EROFS):
+            remedy = "choose a folder that you may write to, or have its permissions changed"
+        _fail(f"{error.strerror}: {error.filename or Path.cwd()}; {remedy}", 1)
+
+
+def end_without_reader() -> NoReturn:
+    """Ends a command whose reader, such as ``head``, has seen enough, with the code that a shell expects of it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
+    sys.exit(141)
+
+
+def _silence_advertising() -> None:
+    """Leaves out what Lightning says at each start that its user can do nothing about; it has no switch for it."""
+    warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    logger.addFilter(lambda record: not re.search(r"\b(litlogger|litmodels)\b", record.getMessage()))
+
+
+def _has_no_reader() -> bool:
+    pipe = select.poll()
+    pipe.register(sys.stdout.fileno(), 0)  # an error is reported even so
+    return bool(pipe.poll(0))
+
+
+def _stopped(error: KeyboardInterrupt) -> None:
+    """Ends a command that a signal has stopped, with what its arguments say: the code, and how to go on."""
+    code, *hints = error.args or (130,)
+    _fail("; ".join(["stopped", *hints]), code)
+
+
+def _fail(message: str, code: int) -> None:
+    line = " ".join(message.split())
+    sys.stderr.write(f"mobilemamba: error: {line}\n")
+    sys.exit(code)
