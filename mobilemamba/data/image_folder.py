@@ -22,7 +22,7 @@ class ImageFolder(PictureDataModule):
     Without ``val`` the share ``val_fraction`` of each class is set aside for validation: always the same pictures,
     evenly spread over the sorted file names, whatever the seed. With ``val`` alone the set can be validated on, not
     trained on. ``root/test/<class>/`` is for the command ``test``. The folders may also be called training, valid,
-    validation and testing, in any case. The random arguments are timm's, with mild defaults for fine-tuning;
+    validation and testing, in any case. The augmentation is a mild one for fine-tuning;
     :class:`ImageNet` has the paper's. Pictures are turned as their EXIF orientation says. The other arguments are
     described in :class:`PictureDataModule`.
 
@@ -44,18 +44,11 @@ class ImageFolder(PictureDataModule):
         std: tuple[float, float, float] | None = None,
         interpolation: Literal["bilinear", "bicubic", "random"] | None = None,
         crop_pct: float | None = None,
-        scale: tuple[float, float] = (0.25, 1.0),
-        ratio: tuple[float, float] = (3 / 4, 4 / 3),
-        hflip: float = 0.5,
-        color_jitter: float = 0.3,
-        auto_augment: str | None = None,
-        re_prob: float = 0.0,
-        re_mode: Literal["const", "rand", "pixel"] = "pixel",
+        augmentation: Augmentation = Augmentation(),  # noqa: B008 - read only
         on_error: Literal["stop", "skip"] = "stop",
         upright: bool | None = None,
         classes: list[str] | None = None,
     ) -> None:
-        augmentation = Augmentation(scale, ratio, hflip, color_jitter, auto_augment, re_prob, re_mode)
         prepared = (mean, std, interpolation, crop_pct, augmentation)
         super().__init__(root, img_size, batch_size, num_workers, seed, *prepared, on_error, upright)
         self.val_fraction = val_fraction

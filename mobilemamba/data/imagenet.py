@@ -18,6 +18,10 @@ from mobilemamba.errors import ConfigError, DataError
 _PARTS = {"train": "train", "val": "val|validation"}
 
 
+#: The paper's augmentation.
+PAPERS = Augmentation(scale=(0.08, 1.0), color_jitter=0.4, auto_augment="rand-m9-mstd0.5-inc1", re_prob=0.25)
+
+
 class ImageNet(PictureDataModule):
     """ImageNet-1k, or a part of it, with the augmentation of the paper's recipe.
 
@@ -61,17 +65,10 @@ class ImageNet(PictureDataModule):
         std: tuple[float, float, float] | None = None,
         interpolation: Literal["bilinear", "bicubic", "random"] | None = None,
         crop_pct: float | None = None,
-        scale: tuple[float, float] = (0.08, 1.0),
-        ratio: tuple[float, float] = (3 / 4, 4 / 3),
-        hflip: float = 0.5,
-        color_jitter: float = 0.4,
-        auto_augment: str | None = "rand-m9-mstd0.5-inc1",
-        re_prob: float = 0.25,
-        re_mode: Literal["const", "rand", "pixel"] = "pixel",
+        augmentation: Augmentation = PAPERS,
         on_error: Literal["stop", "skip"] = "stop",
         upright: bool | None = None,
     ) -> None:
-        augmentation = Augmentation(scale, ratio, hflip, color_jitter, auto_augment, re_prob, re_mode)
         prepared = (mean, std, interpolation, crop_pct, augmentation)
         super().__init__(root, img_size, batch_size, num_workers, seed, *prepared, on_error, upright)
         self.val_labels = val_labels

@@ -35,7 +35,7 @@ class Sources(NamedTuple):
 class PictureDataModule(ImageDataModule):
     """Base of data modules that list their pictures in :attr:`sources`.
 
-    Here stand the arguments that they share; those from ``scale`` to ``re_mode`` come here as one ``augmentation``.
+    Here stand the arguments that they share.
 
     Args:
         root: The folder.
@@ -47,13 +47,7 @@ class PictureDataModule(ImageDataModule):
             each training picture.
         crop_pct: Validation scales the short side to ``img_size / crop_pct`` and cuts out the centre; None is what the
             model wants, in Python 0.875.
-        scale: Area of a random crop for training, least and largest share of the picture.
-        ratio: Width to height of a random crop, least and largest.
-        hflip: Probability of a horizontal flip.
-        color_jitter: Strength of the change of brightness, contrast and saturation; not used with ``auto_augment``.
-        auto_augment: timm's policy, e.g. ``rand-m9-mstd0.5-inc1``; null for none.
-        re_prob: Probability of random erasing.
-        re_mode: What random erasing fills with: zeros, one random colour, or random pixels.
+        augmentation: The random changes of training pictures.
         on_error: What a picture that cannot be read does: ``stop`` ends the run, ``skip`` leaves it out of its batch,
             with a warning, and counts it.
         upright: Whether pictures are turned as their EXIF orientation says; None is what the weights want, or else
@@ -125,14 +119,16 @@ class PictureDataModule(ImageDataModule):
             raise ConfigError(f"data.std {list(self.std)} is impossible: pictures are divided by it, give more than 0")
         for name in ("hflip", "re_prob"):
             if not 0 <= (value := getattr(self.augmentation, name)) <= 1:
-                raise ConfigError(f"data.{name} {value} is impossible: a probability is 0 to 1")
+                raise ConfigError(f"data.augmentation.{name} {value} is impossible: a probability is 0 to 1")
         if not 0 <= self.augmentation.color_jitter < inf:
-            raise ConfigError(f"data.color_jitter {self.augmentation.color_jitter} is impossible: give 0 or more")
+            raise ConfigError(
+                f"data.augmentation.color_jitter {self.augmentation.color_jitter} is impossible: give 0 or more"
+            )
         for name in ("scale", "ratio"):
             low, high = getattr(self.augmentation, name)
             if not 0 < low <= high < inf:
                 raise ConfigError(
-                    f"data.{name} [{low}, {high}] is impossible: give two numbers above 0, the least first"
+                    f"data.augmentation.{name} [{low}, {high}] is impossible: give two numbers above 0, the least first"
                 )
 
     def setup(self, stage: str | None = None) -> None:

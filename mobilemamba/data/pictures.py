@@ -123,15 +123,25 @@ def _is_empty(source: str | Path | IO[bytes]) -> bool:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """timm's random changes of training pictures: arguments of ``mobilemamba.data.picture_data.PictureDataModule``."""
+    """timm's random changes of training pictures.
 
-    scale: tuple[float, float]
-    ratio: tuple[float, float]
-    hflip: float
-    color_jitter: float
-    auto_augment: str | None
-    re_prob: float
-    re_mode: Literal["const", "rand", "pixel"]
+    Attributes:
+        scale: Area of a random crop, least and largest share of the picture.
+        ratio: Width to height of a random crop, least and largest.
+        hflip: Probability of a horizontal flip.
+        color_jitter: Strength of the change of brightness, contrast and saturation; not used with ``auto_augment``.
+        auto_augment: timm's policy, e.g. ``rand-m9-mstd0.5-inc1``; null for none.
+        re_prob: Probability of random erasing.
+        re_mode: What random erasing fills with: zeros, one random colour, or random pixels.
+    """
+
+    scale: tuple[float, float] = (0.25, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    hflip: float = 0.5
+    color_jitter: float = 0.3
+    auto_augment: str | None = None
+    re_prob: float = 0.0
+    re_mode: Literal["const", "rand", "pixel"] = "pixel"
 
 
 def train_transform(
@@ -164,8 +174,8 @@ def train_transform(
         )
     except (AssertionError, KeyError, ValueError, IndexError) as error:
         raise ConfigError(
-            f"data.auto_augment {augmentation.auto_augment!r} is not one of timm's policies ({error}): give for "
-            "example rand-m9-mstd0.5-inc1, or null"
+            f"data.augmentation.auto_augment {augmentation.auto_augment!r} is not one of timm's policies ({error}): "
+            "give for example rand-m9-mstd0.5-inc1, or null"
         ) from error
 
 

@@ -62,7 +62,7 @@ def test_every_help_that_a_help_names_works(command: str, capsys: pytest.Capture
 def test_the_help_of_a_part(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--model.mixing.mixup_alpha" in printed(capsys, "fit", "--model.mixing.help")
     assert "--model.arch.global_ratio" in printed(capsys, "fit", "--model.arch.help")
-    assert "--data.auto_augment" in printed(capsys, "fit", "--data", "ImageFolder", "--data.help")
+    assert "--data.augmentation.auto_augment" in printed(capsys, "fit", "--data", "ImageFolder", "--data.help")
     assert "--data.max_shift" in printed(capsys, "fit", "--data.help")
     assert "--data.shard_window" in printed(capsys, "fit", "--data.help", "ImageNet")
     with pytest.raises(ConfigError, match=r"--model.lr.help: .*no such group of settings; .*arch, mixing"):

@@ -12,6 +12,7 @@ from timm.data import create_transform
 
 from mobilemamba.data import ImageFolder
 from mobilemamba.data.image_folder import _set_aside
+from mobilemamba.data.pictures import Augmentation
 from mobilemamba.errors import ConfigError, DataError
 
 
@@ -173,7 +174,10 @@ def test_val_alone_can_be_validated_on_but_not_trained_on(tmp_path: Path) -> Non
         data.train_dataloader()
 
 
-RANDOM = {"auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.5, "interpolation": "random"}
+RANDOM = {
+    "augmentation": Augmentation(auto_augment="rand-m9-mstd0.5-inc1", re_prob=0.5),
+    "interpolation": "random",
+}
 
 
 def test_same_seed_and_epoch_give_the_same_pictures_after_anything(pets: Path) -> None:
@@ -284,10 +288,10 @@ def test_unreadable_picture(pets: Path, damage: str, workers: int) -> None:
         ({"crop_pct": 1.5}, "data.crop_pct 1.5"),
         ({"img_size": -3}, "data.img_size -3"),
         ({"img_size": 10**6}, "data.img_size 1000000 is impossible: pictures have 89,478,485 pixels at most"),
-        ({"color_jitter": -1.0}, "data.color_jitter -1.0"),
+        ({"augmentation": Augmentation(color_jitter=-1.0)}, "data.augmentation.color_jitter -1.0"),
         ({"mean": (0.2, float("inf"), 0.2)}, "data.mean"),
         ({"std": (0.2, float("nan"), 0.2)}, "data.std"),
-        ({"ratio": (0.2, float("inf"))}, "data.ratio"),
+        ({"augmentation": Augmentation(ratio=(0.2, float("inf")))}, "data.augmentation.ratio"),
         ({"classes": ["cat", "cat"]}, r"data.classes \[cat, cat\]"),
         ({"classes": []}, r"data.classes \[\]"),
         ({"std": (0.2, 0.2, 0.0)}, r"data.std \[0.2, 0.2, 0.0\]"),

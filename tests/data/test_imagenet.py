@@ -10,6 +10,7 @@ from PIL import Image
 
 from mobilemamba.data import ImageFolder, ImageNet
 from mobilemamba.data.imagenet import holds_imagenet
+from mobilemamba.data.pictures import Augmentation
 from mobilemamba.errors import ConfigError, DataError
 
 WNIDS = ("n01440764", "n01443537", "n01484850", "n15075141")
@@ -284,11 +285,11 @@ def test_a_flat_folder_without_labels_is_refused(folders: Path, tmp_path: Path) 
         ({"shard_window": 0}, "data.shard_window 0"),
         ({"crop_pct": 1.5}, "data.crop_pct 1.5"),
         ({"std": (0.1, 0.0, 0.1)}, r"data.std \[0.1, 0.0, 0.1\]"),
-        ({"hflip": 2.0}, "data.hflip 2.0"),
-        ({"re_prob": -0.1}, "data.re_prob -0.1"),
-        ({"scale": (1.0, 0.1)}, r"data.scale \[1.0, 0.1\]"),
-        ({"ratio": (0.0, 1.0)}, r"data.ratio \[0.0, 1.0\]"),
-        ({"auto_augment": "nonsense"}, "data.auto_augment 'nonsense'"),
+        ({"augmentation": Augmentation(hflip=2.0)}, "data.augmentation.hflip 2.0"),
+        ({"augmentation": Augmentation(re_prob=-0.1)}, "data.augmentation.re_prob -0.1"),
+        ({"augmentation": Augmentation(scale=(1.0, 0.1))}, r"data.augmentation.scale \[1.0, 0.1\]"),
+        ({"augmentation": Augmentation(ratio=(0.0, 1.0))}, r"data.augmentation.ratio \[0.0, 1.0\]"),
+        ({"augmentation": Augmentation(auto_augment="nonsense")}, "data.augmentation.auto_augment 'nonsense'"),
     ],
 )
 def test_impossible_arguments_are_refused(folders: Path, arguments: dict[str, Any], message: str) -> None:

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from mobilemamba.data import IGNORED, FashionMNISTSample, ImageDataModule, ImageFolder
 from mobilemamba.data.batches import Labels
 from mobilemamba.data.loader import PictureLoader
+from mobilemamba.data.pictures import Augmentation
 from mobilemamba.data.sampling import EpochSampler
 from mobilemamba.errors import ConfigError, DataError
 
@@ -335,7 +336,7 @@ def test_pinned_memory(tmp_path: Path, workers: int) -> None:
 
 
 def test_describe_batch_names_what_the_loader_gives(tmp_path: Path) -> None:
-    data = skipping(broken_folder(tmp_path, []), scale=(1, 1), ratio=(1, 1), hflip=0.0, color_jitter=0.0)
+    data = skipping(broken_folder(tmp_path, []), augmentation=Augmentation((1, 1), (1, 1), hflip=0.0, color_jitter=0.0))
     loader = data.train_dataloader()
     loader.sampler.set_epoch(3)  # type: ignore[attr-defined]
     for batch_idx, (images, _) in enumerate(loader):

@@ -239,7 +239,9 @@ def test_the_centre_of_a_longer_picture_is_the_same() -> None:
 
 def test_an_unknown_policy_is_refused() -> None:
     for policy in ("nonsense", "rand-x9"):
-        with pytest.raises(ConfigError, match=rf"data.auto_augment '{policy}' is not one of timm's policies"):
+        with pytest.raises(
+            ConfigError, match=rf"data.augmentation.auto_augment '{policy}' is not one of timm's policies"
+        ):
             train_transform((32, 32), Augmentation((0.1, 1), (1, 1), 0.5, 0.4, policy, 0, "pixel"))
 
 

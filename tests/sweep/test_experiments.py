@@ -1,5 +1,6 @@
 """Every published YAML parses, and every row of it takes a training step on the sample."""
 
+import json
 import re
 import shlex
 import shutil
@@ -17,6 +18,7 @@ from timm.layers import DropPath
 from mobilemamba.cli import plan
 from mobilemamba.cli.shorthand import fill_preprocessing
 from mobilemamba.data.fashion_mnist import read_sample
+from mobilemamba.data.imagenet import PAPERS
 from mobilemamba.data.imagenet_labels import imagenet_classes
 from mobilemamba.errors import ConfigError
 from mobilemamba.models import VARIANTS, ModelCard, Preprocessing, load_network, save_weights
@@ -63,7 +65,7 @@ def test_overlays_change_the_data_of_every_row(path: Path, overlay: Path, tmp_pa
         assert {row.config["trainer"]["max_epochs"] for row in rows} == {300}
     assert {row.config["model"]["init_args"]["warmup_epochs"] for row in rows} == {20}
     # What the sample's schedule leaves out must not leak into the other data set.
-    assert {row.config["data"]["init_args"]["hflip"] for row in rows} == {0.5}
+    assert {row.config["data"]["init_args"]["augmentation"]["hflip"] for row in rows} == {0.5}
     assert {row.config["model"]["init_args"]["label_smoothing"] for row in rows} == {0.1}
     assert all(row.run_dir.parent.name == f"{path.stem}-{overlay.stem}" for row in rows)
 
@@ -180,8 +182,9 @@ def test_a_recipes_numbers() -> None:
             "ema_decay": 0.9998,
             "mixing": {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "prob": 1.0, "switch_prob": 0.5, "mode": "batch"},
         },
-        "data": {"auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.25, "re_mode": "pixel", "color_jitter": 0.4},
     }
+    augmentation = config["data"]["init_args"]["augmentation"]
+    assert augmentation == json.loads(json.dumps(vars(PAPERS)))
     for part, settings in expected.items():
         found = config[part].get("init_args", config[part])
         assert {key: found[key] for key in settings} == settings
