@@ -73,9 +73,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     preprocessing = Preprocessing.of_model("mobilemamba_s6")
     save_weights(release, folder / "s6_imagenet.safetensors", ModelCard("mobilemamba_s6", preprocessing))
     own = ModelCard("mobilemamba_s6", preprocessing, num_classes=2, class_names=names["my_pictures"])
-    save_weights(timm.create_model("mobilemamba_s6", num_classes=2), folder / "s6.safetensors", own)
     (folder / "runs/default").mkdir(parents=True)
-    shutil.copy(folder / "s6.safetensors", folder / "runs/default/best.safetensors")
+    save_weights(timm.create_model("mobilemamba_s6", num_classes=2), folder / "runs/default/best.safetensors", own)
     return folder
 
 
