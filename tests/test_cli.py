@@ -79,7 +79,7 @@ def test_last_is_written_in_epochs_that_are_not_the_best_beside_a_checkpoint_of_
 
 def test_a_run_folder_in_use_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("runs/x").mkdir(parents=True)
-    monkeypatch.setattr("mobilemamba.cli.lightning_cli.LOCK_SECONDS", 0.1)
+    monkeypatch.setattr("mobilemamba.cli.folder.LOCK_SECONDS", 0.1)
     with FileLock("runs/x/.lock"), pytest.raises(ConfigError, match="another process is training in runs/x"):
         main(["fit", *TINY, "--name", "x"])
 
@@ -164,7 +164,7 @@ def test_the_lock_is_released_after_a_run() -> None:
         ("--trainer.val_check_interval 100000", "trainer.val_check_interval: `val_check_interval` (100000) must be"),
         ("--trainer.overfit_batches 1e-9", "You requested to check 1e-09 of the"),
         ("--trainer.max_time 1", "`Timer(duration='1')` is not a valid duration"),
-        ("--trainer.callbacks BackboneFinetuning", "AttributeError 'ClassificationTask' object has no attribute"),
+        ("--trainer.callbacks BackboneFinetuning", "BackboneFinetuning fails: AttributeError: 'Classific"),
         ("--model.arch.ssm_ratio .inf", "ssm_ratio=inf: expected at most 64"),
         ("--model.arch.embed_dims [16,16,100000000]", "embed_dims=(16, 16, 100000000): expected at most 16,384"),
         ("--ckpt_path s3://bucket/x.ckpt", "No module named 's3fs'; install it first"),
@@ -196,7 +196,7 @@ def test_the_lock_is_released_after_a_run() -> None:
         ("--config utf16.yaml", "--config utf16.yaml: expected text in UTF-8"),
         (f"--name {'x' * 300}", "File name too long"),
         ("--model.weights typo.yaml", "cannot read typo.yaml: "),
-        ("--model.weights .", ". is a folder; give the .safetensors, .pth or .ckpt file in it"),
+        ("--model.weights .", ". is a folder; give a .safetensors, .pth or .ckpt file"),
     ],
 )
 def test_mistakes_are_one_line_with_the_setting(options: str, message: str) -> None:

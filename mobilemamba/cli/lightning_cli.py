@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
+import pkgutil
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from filelock import FileLock, Timeout
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from mobilemamba.cli.checks import (
@@ -29,50 +26,25 @@ from mobilemamba.cli.checks import (
     misfit_remedy,
     read_evaluated,
 )
+from mobilemamba.cli.folder import RunFolder
 from mobilemamba.cli.parser import Parser, given_settings, plain
 from mobilemamba.cli.report import print_classes, print_scores
-from mobilemamba.cli.resume import RUN_CONFIG, check_fits
-from mobilemamba.cli.run_folder import go_on, holds_run, is_finished, is_run, runs_named, start_anew, start_from_file
+from mobilemamba.cli.resume import check_fits
+from mobilemamba.cli.rows import read_rows
+from mobilemamba.cli.run_folder import is_run
+from mobilemamba.cli.save_config import SaveFitConfig
 from mobilemamba.cli.shorthand import check_against_card, expand_options, fill_preprocessing, parse_with_card
 from mobilemamba.cli.stopping import name_the_way_on
-from mobilemamba.cli.tool import short_errors, unknown
+from mobilemamba.cli.tool import short_errors
 from mobilemamba.cli.trainer_defaults import trainer_callbacks, trainer_options
 from mobilemamba.data import DataModule
 from mobilemamba.errors import ConfigError, MisfitError, WeightsError
-from mobilemamba.files import check_writable, write_text_atomic
+from mobilemamba.files import check_writable
 from mobilemamba.messages import user_error
-from mobilemamba.sweep import Config, Row, Sweep, SweepRunner, expand
+from mobilemamba.sweep import Config, Row, Sweep, SweepRunner
 from mobilemamba.tasks import ClassificationTask
 from mobilemamba.training.contract import TaskContract, scores_of
 from mobilemamba.training.provenance import pictures_used
-
-#: How long a run waits for its folder: a process that ends may hold it a little longer than its parent waited.
-LOCK_SECONDS = 5.0
-
-
-class SaveFitConfig(SaveConfigCallback):
-    """Writes ``config.yaml`` into the run folder once the training starts.
-
-    Not before, as a resume may fail until then and must leave the run as it was; and not for a ``validate``.
-    """
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None: ...
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves."""
-        if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
-            write_text_atomic(Path(trainer.default_root_dir) / self.config_filename, self._text())
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Writes it into the checkpoint too, which may leave its run's folder."""
-        checkpoint[RUN_CONFIG] = self._text()
-
-    def _text(self) -> str:
-        config = self.config.clone()
-        config.ckpt_path = None  # the configuration of the run, not of this going on with it
-        if config.name is not None:  # then the folder follows from it, also for a run that starts from this file
-            config.trainer.default_root_dir = None
-        return self.parser.dump(config, skip_none=False)
 
 
 class MobileMambaCLI(LightningCLI):
@@ -150,7 +122,8 @@ class MobileMambaCLI(LightningCLI):
         assert isinstance(parser, Parser)
         self.config = parse_with_card(parser.parse, args)
         chosen = self.config[self.config.subcommand].model.class_path
-        if not issubclass(_imported(chosen), ClassificationTask):  # then our defaults of arguments so named are none
+        # Of another task, our defaults of arguments so named are none.
+        if not issubclass(pkgutil.resolve_name(chosen), ClassificationTask):
             self._parser(self.config.subcommand).set_defaults({"model": {"class_path": chosen}})
             self.config = parser.parse(args)
         config = self.config[self.config.subcommand]
@@ -159,47 +132,10 @@ class MobileMambaCLI(LightningCLI):
             raise ConfigError(
                 f"--weights with --ckpt_path: both say what to {self.config.subcommand}; give one of them"
             )
-        sweep = None
-        if config.sweep is not None:
-            given, names = config.sweep.as_dict(), [field.name for field in fields(Sweep)]
-            for setting in given_settings(self.given_args):  # jsonargparse drops what it does not know of a JSON text
-                if setting.startswith("sweep.") and setting.split(".")[1] not in names:
-                    raise unknown(setting, parser.settings())
-            sweep = Sweep(**{name: given[name] for name in names})  # not its file's path
-        self._name_folder(config, single=sweep is None)
-        if sweep is None:
-            return
-        if config.ckpt_path is not None:
-            raise ConfigError(f"ckpt_path={config.ckpt_path} with a sweep: rows go on by themselves; leave it out")
-        base = self.resolved()
-
-        def resolve(overrides: Config) -> Config:
-            texts = [json.dumps(base), json.dumps(overrides)]
-            row = parser.parse([self.config.subcommand, *(part for text in texts for part in ("--config", text))])
-            return plain(parser, row)
-
-        root = Path(config.trainer.default_root_dir)
-        self.rows = expand(sweep, root, resolve, given_settings(self.given_args))
-        self.sweep = sweep
-
-    def _name_folder(self, config: Any, single: bool) -> None:
-        """Sets where the run is to be, before it is known which runs there are."""
         given = given_settings(self.given_args)
-        if "name" in given and "trainer.default_root_dir" in given:
-            raise ConfigError(f"--name {config.name} with --trainer.default_root_dir: both name the folder; give one")
-        if config.name is not None and (
-            Path(config.name).is_absolute() or {"", ".", ".."} & set(config.name.split("/"))
-        ):
-            raise ConfigError(f"name={config.name!r}: expected the name of a folder below runs/, e.g. base")
-        if "name" in given and config.name is not None:
-            config.trainer.default_root_dir = None  # a file's, such as that of the run that saved it
-        self.folder_is_given = config.trainer.default_root_dir is not None
-        if self.folder_is_given:
-            config.name = config.name if not single else None
-        else:
-            name = config.name or _config_name(config.config)
-            config.trainer.default_root_dir = str(Path("runs", name))
-            config.name = config.name if not single else name
+        self.folder = RunFolder(config, given, single=config.sweep is None)
+        if config.sweep is not None:
+            self.sweep, self.rows = read_rows(parser, self.config.subcommand, config, self.resolved(), given)
 
     def resolved(self) -> Config:
         """This run's configuration as plain values, without its sweep."""
@@ -228,47 +164,15 @@ class MobileMambaCLI(LightningCLI):
         if self.subcommand != "fit":
             self.config[self.subcommand].verbose = False  # our own table takes the place of Lightning's
         elif self.rows is None:
-            self._choose_folder(self.config.fit)
+            start = self.folder.choose(self.resolved(), self._saved_config)
+            self.checkpoint = start.checkpoint
             if is_first_process():
-                root = Path(self.config.fit.trainer.default_root_dir)
-                self._lock(root)
-                if is_finished(root):
-                    raise ConfigError(f"{root} was finished by another process meanwhile; give the command once more")
-
-    def _choose_folder(self, config: Any) -> None:
-        """Decides between a new run and one that is gone on with, and says which folder it is."""
-        root, path, numbered = Path(config.trainer.default_root_dir), config.ckpt_path, not self.folder_is_given
-        if path == "last":
-            start = go_on(root, self._candidates(root), self.resolved(), self._saved_config)
-        elif path is not None and Path(path).exists():
-            start = start_from_file(Path(path), root, numbered, self.resolved(), self._saved_config)
-        else:
-            start = start_anew(root, numbered)
-        config.trainer.default_root_dir, self.checkpoint = str(start.folder), start.checkpoint
-        if start.checkpoint_path is not None:
-            config.ckpt_path = str(start.checkpoint_path)
-        rank_zero_info(start.said)
-
-    def _candidates(self, root: Path) -> list[Path]:
-        """The runs that ``--ckpt_path last`` may mean."""
-        files = [Path(str(path)) for path in self.config.fit.config or [] if path is not None]
-        named = {"name", "trainer.default_root_dir"} & set(given_settings(self.given_args))
-        if len(files) == 1 and holds_run(files[0].parent) and not named:
-            return [files[0].parent]  # the configuration that a run saved, wherever its folder is by now
-        if self.folder_is_given:
-            return [root] if holds_run(root) else []
-        return runs_named(root)
+                self.folder.take(self.resources)
+            rank_zero_info(start.said)
 
     def _saved_config(self, file: Path | str) -> Config:
         assert isinstance(self.parser, Parser)
         return plain(self.parser, self.parser.parse(["fit", "--config", str(file)]))
-
-    def _lock(self, root: Path) -> None:
-        root.mkdir(parents=True, exist_ok=True)
-        try:
-            self.resources.enter_context(FileLock(root / ".lock", timeout=LOCK_SECONDS))
-        except Timeout:
-            raise ConfigError(f"another process is training in {root}; wait for it or choose another --name") from None
 
     def _parse_ckpt_path(self) -> None:
         """Takes the settings of a checkpoint to evaluate; a training takes none that it was not given."""
@@ -374,16 +278,6 @@ class Planner(MobileMambaCLI):
 def _run_here(args: list[str]) -> None:
     with contextlib.ExitStack() as resources:
         MobileMambaCLI(args, resources)
-
-
-def _imported(class_path: str) -> type:
-    module, _, name = class_path.rpartition(".")
-    return getattr(import_module(module), name)
-
-
-def _config_name(paths: list[Any] | None) -> str:
-    names = [Path(str(path)).stem for path in paths or [] if path is not None]
-    return "-".join(names) or "default"
 
 
 def is_first_process() -> bool:

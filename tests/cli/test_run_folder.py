@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from mobilemamba.cli.resume import check_fits, newest_readable_checkpoint
 from mobilemamba.errors import ConfigError, MobileMambaError, WeightsError
 from mobilemamba.training.callbacks.storage import AtomicCheckpointIO
+from mobilemamba.training.contract import TaskContract
 from mobilemamba_command import main
 
 TINY = shlex.split(
@@ -216,7 +217,7 @@ def test_a_checkpoint_that_a_callback_wrote_elsewhere_is_named(run: Callable[...
     assert "elsewhere/own.ckpt has 4 steps done: give it by --ckpt_path" in said
 
 
-class Other(LightningModule):
+class Other(TaskContract, LightningModule):
     def __init__(self, width: int = 2, groups: int = 1) -> None:
         super().__init__()
         self.layer, self.groups = torch.nn.Linear(2, width), groups

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mobilemamba.errors import ConfigError
 from mobilemamba.files import check_writable
+from mobilemamba.messages import of_names
 from mobilemamba.training.callbacks.validation import ValidateAtEnd, counts
 
 _PACKAGE, _FOLDER = __name__.partition(".")[0], Path(__file__).parents[2]
@@ -78,7 +79,7 @@ def complaint(error: Exception) -> str | None:
     place = "" if of_lightning else f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
     setting = "trainer.logger" if isinstance(found, Logger) else "trainer.callbacks"
     kind = "" if isinstance(error, MisconfigurationException) else f"{type(error).__name__}: "
-    said = " ".join(f"{kind}{error}".split()).rstrip(".")
+    said = of_names(" ".join(f"{kind}{error}".split()).rstrip("."))
     return f"{setting}: {type(found).__name__} fails: {said}{place}; change its settings, or leave it out"
 
 

@@ -1,0 +1,116 @@
+"""The folder of one command: its name from the options, which run in it is meant, and its lock."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from mobilemamba.cli.run_folder import (
+    SavedConfig,
+    Start,
+    go_on,
+    holds_run,
+    is_finished,
+    runs_named,
+    start_anew,
+    start_from_file,
+)
+from mobilemamba.errors import ConfigError
+from mobilemamba.sweep import Config
+
+#: How long a run waits for its folder: a process that ends may hold it a little longer than its parent waited.
+LOCK_SECONDS = 5.0
+
+
+class RunFolder:
+    """Where a command writes; it stands in ``trainer.default_root_dir`` of its settings."""
+
+    def __init__(self, config: Any, given: Collection[str], single: bool) -> None:
+        """Names the folder, before it is known which runs there are.
+
+        Args:
+            config: Settings of the command; their ``name`` and ``trainer.default_root_dir`` are set.
+            given: The settings that are options.
+            single: Whether it is of a run, and not of a sweep.
+
+        Raises:
+            ConfigError: If the options name no folder, or two.
+        """
+        self.config, self.given = config, given
+        if "name" in given and "trainer.default_root_dir" in given:
+            raise ConfigError(f"--name {config.name} with --trainer.default_root_dir: both name the folder; give one")
+        if config.name is not None and (
+            Path(config.name).is_absolute() or {"", ".", ".."} & set(config.name.split("/"))
+        ):
+            raise ConfigError(f"name={config.name!r}: expected the name of a folder below runs/, e.g. base")
+        if "name" in given and config.name is not None:
+            config.trainer.default_root_dir = None  # a file's, such as that of the run that saved it
+        self.is_given = config.trainer.default_root_dir is not None
+        if self.is_given:
+            config.name = config.name if not single else None
+        else:
+            files = [Path(str(path)).stem for path in config.config or [] if path is not None]
+            name = config.name or "-".join(files) or "default"
+            config.trainer.default_root_dir = str(Path("runs", name))
+            config.name = config.name if not single else name
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return Path(self.config.trainer.default_root_dir)
+
+    def choose(self, resolved: Config, saved: SavedConfig) -> Start:
+        """Decides between a new run and one that is gone on with.
+
+        Args:
+            resolved: The run's settings.
+            saved: Reads those of another run.
+
+        Raises:
+            ConfigError: If the run that is meant is not there, or is another one.
+        """
+        config, numbered = self.config, not self.is_given
+        path = config.ckpt_path
+        if path == "last":
+            start = go_on(self.path, self._candidates(), resolved, saved)
+        elif path is not None and Path(path).exists():
+            start = start_from_file(Path(path), self.path, numbered, resolved, saved)
+        else:
+            start = start_anew(self.path, numbered)
+        config.trainer.default_root_dir = str(start.folder)
+        if start.checkpoint_path is not None:
+            config.ckpt_path = str(start.checkpoint_path)
+        return start
+
+    def take(self, resources: contextlib.ExitStack) -> None:
+        """Locks it, so that two processes never train in one folder.
+
+        Args:
+            resources: Lets go of it.
+
+        Raises:
+            ConfigError: If another process has it, or has finished the run meanwhile.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            resources.enter_context(FileLock(self.path / ".lock", timeout=LOCK_SECONDS))
+        except Timeout:
+            raise ConfigError(
+                f"another process is training in {self.path}; wait for it or choose another --name"
+            ) from None
+        if is_finished(self.path):
+            raise ConfigError(f"{self.path} was finished by another process meanwhile; give the command once more")
+
+    def _candidates(self) -> list[Path]:
+        """The runs that ``--ckpt_path last`` may mean."""
+        files = [Path(str(path)) for path in self.config.config or [] if path is not None]
+        named = {"name", "trainer.default_root_dir"} & set(self.given)
+        if len(files) == 1 and holds_run(files[0].parent) and not named:
+            return [files[0].parent]  # the configuration that a run saved, wherever its folder is by now
+        if self.is_given:
+            return [self.path] if holds_run(self.path) else []
+        return runs_named(self.path)
