@@ -3,6 +3,7 @@
 The command line prints them as one line and exits with code 2; a library user catches :class:`MobileMambaError`.
 """
 
+import re
 from typing import Literal
 
 
@@ -61,3 +62,20 @@ class StoppedError(MobileMambaError, RuntimeError):
     """The user stopped a command; what it had done by then is kept."""
 
     exit_code = 130
+
+
+def user_error(error: BaseException | None) -> MobileMambaError | None:
+    """The user's mistake that an exception stems from, if it stems from one.
+
+    Found through the wrappers of jsonargparse (which quote the message) and of torch's data workers (which paste a
+    whole traceback into it).
+    """
+    while error is not None:
+        if isinstance(error, MobileMambaError):
+            text = str(error)
+            if "Original Traceback" not in text:
+                return error
+            last = text.strip().splitlines()[-1]
+            return type(error)(re.sub(r"^[\w.]+Error: ", "", last))
+        error = error.__cause__ or error.__context__
+    return None

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mobilemamba.errors import ConfigError
-from mobilemamba.messages import printable
+from mobilemamba.text import printable
 
 _KINDS: dict[Callable[[int], bool], str] = {
     stat.S_ISDIR: "a folder",

@@ -13,7 +13,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from mobilemamba.messages import printable
+from mobilemamba.text import printable
 
 #: Of a file or a pipe, in characters: there a line may be as long as it likes.
 _UNLIMITED = 10_000

@@ -13,8 +13,8 @@ import yaml
 from filelock import FileLock
 
 from mobilemamba.cli import plan
-from mobilemamba.errors import ConfigError, DataError, MobileMambaError
-from mobilemamba.messages import parser_message, user_error
+from mobilemamba.cli.messages import parser_message
+from mobilemamba.errors import ConfigError, DataError, MobileMambaError, user_error
 from mobilemamba.models import read_card
 from mobilemamba.sweep import network_kwargs
 from mobilemamba_command import COMMANDS, Command, main

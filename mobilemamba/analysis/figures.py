@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mobilemamba.messages import printable
+from mobilemamba.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mobilemamba.allocator import keep_freed_memory
-from mobilemamba.errors import MobileMambaError
-from mobilemamba.messages import user_error
+from mobilemamba.errors import MobileMambaError, user_error
 from mobilemamba.signals import stop_on_signals
 
 

@@ -38,9 +38,8 @@ from mobilemamba.cli.stopping import name_the_way_on
 from mobilemamba.cli.tool import short_errors
 from mobilemamba.cli.trainer_defaults import trainer_callbacks, trainer_options
 from mobilemamba.data import DataModule
-from mobilemamba.errors import ConfigError, MisfitError, WeightsError
+from mobilemamba.errors import ConfigError, MisfitError, WeightsError, user_error
 from mobilemamba.files import check_writable
-from mobilemamba.messages import user_error
 from mobilemamba.sweep import Config, Row, Sweep, SweepRunner
 from mobilemamba.tasks import ClassificationTask
 from mobilemamba.training.contract import TaskContract, scores_of

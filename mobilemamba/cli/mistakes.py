@@ -21,8 +21,8 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import mobilemamba
-from mobilemamba.errors import ConfigError, MobileMambaError
-from mobilemamba.messages import of_names, user_error
+from mobilemamba.errors import ConfigError, MobileMambaError, user_error
+from mobilemamba.text import of_names
 from mobilemamba.training.callbacks.others import complaint
 
 _PACKAGE = Path(mobilemamba.__file__).parent

@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from mobilemamba.files import write_text_atomic
-from mobilemamba.messages import printable
 from mobilemamba.scores import LOSS, Score
 from mobilemamba.screen import fit_table, make_console, say
 from mobilemamba.sweep.sheet import csv_text
+from mobilemamba.text import printable
 from mobilemamba.training.confusion import class_scores
 from mobilemamba.training.metrics import Comparison
 

@@ -13,8 +13,8 @@ from typing import Any
 import docstring_parser
 import jsonargparse
 
-from mobilemamba.errors import ConfigError
-from mobilemamba.messages import likely_meant, parser_message, unknown_setting, user_error
+from mobilemamba.cli.messages import likely_meant, parser_message, unknown_setting
+from mobilemamba.errors import ConfigError, user_error
 
 
 class _ParserError(Exception):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mobilemamba.data.pictures import EXTENSIONS
 from mobilemamba.errors import DataError
-from mobilemamba.messages import printable
+from mobilemamba.text import printable
 
 # Left behind by systems and archives, beside what is hidden.
 _JUNK = {"__macosx", "@eadir", "lost+found", "$recycle.bin", "system volume information"}

@@ -11,7 +11,7 @@ from mobilemamba.data.picture_data import PictureDataModule, Sources
 from mobilemamba.data.picture_set import FileSource
 from mobilemamba.data.pictures import Augmentation
 from mobilemamba.errors import ConfigError
-from mobilemamba.messages import printable
+from mobilemamba.text import printable
 
 Sample = tuple[str, int]  # the picture's path, its label
 
@@ -58,7 +58,7 @@ class ImageFolder(PictureDataModule):
     def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
         """The class folders' names, sorted, if ``classes`` are none; read from the disk at the first use.
 
-        As :func:`~mobilemamba.messages.printable` shows them: they go into YAML, cards and plots.
+        As :func:`~mobilemamba.text.printable` shows them: they go into YAML, cards and plots.
         """
         if self.classes is not None:
             return tuple(self.classes)

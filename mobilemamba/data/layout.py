@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from mobilemamba.data.folders import NOWHERE, few, scan_folder, why_no_folder
 from mobilemamba.errors import DataError
-from mobilemamba.messages import printable
+from mobilemamba.text import printable
 
 #: The names of each part's folder, in any case.
 PART_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}

@@ -14,7 +14,7 @@ from mobilemamba.data.classification import ImageDataModule
 from mobilemamba.data.picture_set import PictureSet, Source
 from mobilemamba.data.pictures import Augmentation, eval_transform, train_transform
 from mobilemamba.errors import ConfigError, DataError
-from mobilemamba.messages import printable
+from mobilemamba.text import printable
 
 Interpolation = Literal["bilinear", "bicubic", "random"]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mobilemamba.errors import ConfigError, DataError
 from mobilemamba.files import why_no_plain_file
-from mobilemamba.messages import printable
+from mobilemamba.text import printable
 
 # Pillow's names of the formats that are read, and the endings of their files. No EPS among them, for which Pillow
 # would start another program.

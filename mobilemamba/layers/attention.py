@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobilemamba.layers.conv_norm import ConvNorm
-from mobilemamba.layers.heads import HEAD_DIM, number_of_heads, to_map
+from mobilemamba.layers.sequences import HEAD_DIM, number_of_heads, to_map
 
 
 class Attention(nn.Module):

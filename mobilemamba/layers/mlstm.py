@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobilemamba.layers.conv_norm import ConvNorm
-from mobilemamba.layers.heads import DIRECTIONS, HeadNorm, both_ways, from_heads, number_of_heads, to_heads, to_map
+from mobilemamba.layers.sequences import DIRECTIONS, HeadNorm, both_ways, from_heads, number_of_heads, to_heads, to_map
 from mobilemamba.ops.mlstm import mlstm
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobilemamba.layers.conv_norm import ConvNorm
-from mobilemamba.layers.heads import DIRECTIONS, HEAD_DIM, HeadNorm, from_heads, to_heads, to_map
+from mobilemamba.layers.sequences import DIRECTIONS, HEAD_DIM, HeadNorm, from_heads, to_heads, to_map
 from mobilemamba.ops.rwkv6 import rwkv6
 
 MIX_RANK = 16

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mobilemamba.layers.conv_norm import ConvNorm
-from mobilemamba.layers.heads import HEAD_DIM, both_ways, from_heads, number_of_heads, to_heads, to_map
+from mobilemamba.layers.sequences import HEAD_DIM, both_ways, from_heads, number_of_heads, to_heads, to_map
 from mobilemamba.ops.ttt_linear import MINI_BATCH, ttt_linear
 
 

@@ -16,10 +16,10 @@ import timm
 from safetensors import SafetensorError, safe_open
 
 from mobilemamba.errors import WeightsError
-from mobilemamba.messages import parser_message, printable
 from mobilemamba.models.config import VARIANTS, ArchOverrides
 from mobilemamba.models.create import check_model_name
 from mobilemamba.models.weights_file import EXPECTED, first_line, read_checkpoint
+from mobilemamba.text import printable
 
 #: Under which a card stands in a Lightning checkpoint, and in the header of a .safetensors file.
 CARD_KEY = "model_card"
@@ -153,7 +153,7 @@ def _of_types(cls: type, content: Any) -> dict[str, Any]:
     try:
         parts = _parser(cls).parse_object(dict(content)).as_dict()
     except jsonargparse.ArgumentError as error:
-        raise ValueError(parser_message(str(error))) from None
+        raise ValueError(" ".join(str(error).split())) from None
     for entry in fields(cls):
         if parts[entry.name] is None and "None" not in str(entry.type):  # which the parser lets pass
             raise ValueError(f"{entry.name} is null")

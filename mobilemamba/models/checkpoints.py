@@ -15,12 +15,12 @@ from torch import nn
 
 from mobilemamba.errors import ConfigError, MisfitError, WeightsError
 from mobilemamba.files import write_atomic
-from mobilemamba.messages import printable
 from mobilemamba.models.card import CARD_KEY, ModelCard, Preprocessing, read_card
 from mobilemamba.models.create import check_model_name, create_model
 from mobilemamba.models.matching import LoadReport, classes_of, head_names, match, spellings
 from mobilemamba.models.mobilemamba import MobileMamba
 from mobilemamba.models.weights_file import find_tensors
+from mobilemamba.text import printable
 
 #: What helps where weights do not fit the network that their own card describes.
 NOT_AS_IT_SAYS = "what the file says of its network is not true of its tensors: write it anew"

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from mobilemamba.errors import WeightsError
 from mobilemamba.files import why_no_plain_file
-from mobilemamba.messages import printable
 from mobilemamba.models.release_names import StateDict
+from mobilemamba.text import printable
 
 _CONTAINER_KEYS = ("net", "state_dict", "model", "state_dict_ema", "model_ema", "ema")
 _WRAPPERS = re.compile(r"(?:(?:module|model|net|network|ema|_orig_mod)\.)+")

@@ -20,9 +20,8 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mobilemamba.data.base import data_of
-from mobilemamba.errors import ConfigError
+from mobilemamba.errors import ConfigError, user_error
 from mobilemamba.files import write_text_atomic
-from mobilemamba.messages import user_error
 from mobilemamba.scores import LOSS, Score
 from mobilemamba.sweep.launchers.base import Event
 from mobilemamba.sweep.plan import Config, Row, lookup, short_key

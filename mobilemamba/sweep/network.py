@@ -11,8 +11,7 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 
 from mobilemamba.analysis import complexity
-from mobilemamba.errors import ConfigError
-from mobilemamba.messages import user_error
+from mobilemamba.errors import ConfigError, user_error
 from mobilemamba.models import fuse_norms
 from mobilemamba.models.config import VARIANTS
 from mobilemamba.sweep.plan import Config, Row, lookup

@@ -12,8 +12,8 @@ from typing import Any
 
 from rich.console import Group
 
-from mobilemamba.messages import writable
 from mobilemamba.screen import fit_table
+from mobilemamba.text import writable
 
 _LATEX = {
     "\\": r"\textbackslash{}",

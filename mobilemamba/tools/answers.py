@@ -16,9 +16,9 @@ from rich.table import Table
 
 from mobilemamba.errors import ConfigError
 from mobilemamba.files import check_writable, write_text_atomic
-from mobilemamba.messages import writable
 from mobilemamba.models.predictor import Predictor
 from mobilemamba.screen import on_screen
+from mobilemamba.text import writable
 
 #: ``picture``, and a predictor's row of it, or ``error``.
 Answer = dict[str, Any]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mobilemamba.messages import printable
 from mobilemamba.models import convert
+from mobilemamba.text import printable
 
 
 def convert_checkpoint(source: Path, target: Path, *, model: str | None = None) -> None:

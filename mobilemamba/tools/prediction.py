@@ -21,9 +21,9 @@ from mobilemamba.errors import (
     StoppedError,
     UnreadablePicturesError,
 )
-from mobilemamba.messages import printable
 from mobilemamba.models import load_network
 from mobilemamba.models.predictor import PREDICTORS, Predictor
+from mobilemamba.text import printable
 from mobilemamba.tools.answers import Answer, AnswerFile, print_table
 
 

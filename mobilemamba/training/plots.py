@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mobilemamba.analysis.figures import legible, png_figure
-from mobilemamba.messages import printable
+from mobilemamba.text import printable
 
 #: Most classes that a matrix names legibly, and most whose cells hold their numbers.
 _MOST_NAMED, _MOST_NUMBERED = 40, 15

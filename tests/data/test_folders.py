@@ -14,7 +14,7 @@ from mobilemamba.data.folders import (
     why_no_folder,
 )
 from mobilemamba.errors import DataError
-from mobilemamba.messages import printable
+from mobilemamba.text import printable
 
 
 def touch(folder: Path, *names: str) -> None:

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mobilemamba.errors import ConfigError
 from mobilemamba.files import check_writable
-from mobilemamba.messages import of_names
+from mobilemamba.text import of_names
 from mobilemamba.training.callbacks.validation import ValidateAtEnd, counts
 
 _PACKAGE, _FOLDER = __name__.partition(".")[0], Path(__file__).parents[2]

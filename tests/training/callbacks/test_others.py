@@ -10,8 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, OnExceptionCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
-from mobilemamba.errors import ConfigError
-from mobilemamba.messages import user_error
+from mobilemamba.errors import ConfigError, user_error
 from mobilemamba.training.callbacks.others import complaint
 from mobilemamba_command import main
 from tests.training.callbacks.test_checkpoints import Counter, fit, results, scores

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mobilemamba.layers.heads import HeadNorm, both_ways, from_heads, to_heads, to_map
+from mobilemamba.layers.sequences import HeadNorm, both_ways, from_heads, to_heads, to_map
 
 SIZES = [(1, 1), (2, 3), (7, 5), (1, 6)]
 

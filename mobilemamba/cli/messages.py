@@ -1,53 +1,12 @@
-"""One clear line out of what libraries say about a user's mistake."""
+"""One clear line out of what jsonargparse says about a user's mistake."""
 
 from __future__ import annotations
 
 import difflib
 import re
-import unicodedata
 from collections.abc import Iterable
 
-from mobilemamba.errors import MobileMambaError
-
-
-def printable(text: object) -> str:
-    """A text from outside, a file's name say, in one line that any UTF-8 file and any terminal takes.
-
-    Control characters, line breaks among them, stand as escapes, and so do bytes that are not UTF-8.
-    """
-    return "".join(map(_visible, str(text)))
-
-
-def writable(text: str) -> str:
-    """A text of several lines that any UTF-8 file takes, as it is but for the bytes that are not UTF-8.
-
-    These, and carriage returns, which readers take for the end of a line, stand as :func:`printable` shows them.
-    """
-    return re.sub(r"[\r\ud800-\udfff]", lambda found: printable(found[0]), text)
-
-
-def _visible(character: str) -> str:
-    if "\udc80" <= character <= "\udcff":  # how Python writes a byte of a file's name that it cannot decode
-        return f"\\x{ord(character) - 0xDC00:02x}"
-    hidden = unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
-    return character.encode("unicode_escape").decode() if hidden else character
-
-
-def user_error(error: BaseException | None) -> MobileMambaError | None:
-    """The user's mistake that an exception stems from, if it stems from one.
-
-    Found through the wrappers of jsonargparse (which quote the message) and of torch's data workers (which paste a
-    whole traceback into it).
-    """
-    while error is not None:
-        if isinstance(error, MobileMambaError):
-            text = str(error)
-            if "Original Traceback" not in text:
-                return error
-            last = text.strip().splitlines()[-1]
-            return type(error)(re.sub(r"^[\w.]+Error: ", "", last))
-        error = error.__cause__ or error.__context__
-    return None
+from mobilemamba.text import of_names
 
 
 def parser_message(message: str) -> str:
@@ -58,11 +17,6 @@ def parser_message(message: str) -> str:
     if "File does not exist" in text:
         text += "; check the path, which counts from the current folder"
     return of_names(" ".join(text.replace("init_args.", "").split()))
-
-
-def of_names(text: str) -> str:
-    """A complaint about a name that is no UTF-8, in words."""
-    return re.sub(r"'utf-8' codec can't encode .* not allowed", "a name that is not UTF-8; rename it", text)
 
 
 def unknown_setting(message: str) -> str | None:
