@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import secrets
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from mobilemamba.errors import ConfigError
 from mobilemamba.text import printable
@@ -71,6 +73,24 @@ def write_text_atomic(path: str | Path, text: str) -> None:
         OSError: As there.
     """
     write_atomic(path, text.encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where the file is missing or holds none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def write_json(path: Path, content: Any) -> None:
+    """:func:`write_atomic` of JSON that people can read.
+
+    Raises:
+        OSError: As there.
+    """
+    write_text_atomic(path, json.dumps(content, indent=2) + "\n")
 
 
 def check_writable(path: Path, name: str) -> None:

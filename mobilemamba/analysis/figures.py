@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-import secrets
+import io
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mobilemamba.files import write_atomic
 from mobilemamba.text import printable
 
 if TYPE_CHECKING:
@@ -61,17 +62,14 @@ def png_figure(path: Path, texts: Iterable[str] = (), **options: Any) -> Iterato
     import matplotlib as mpl  # half a second, which only those pay who draw
     from matplotlib.figure import Figure
 
-    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.tmp")
     families = dict.fromkeys([_OWN_FONT, *filter(None, map(_font_with, dict.fromkeys("".join(texts))))])
     with (
         mpl.rc_context({"text.parse_math": False, "font.family": list(families)}),
         warnings.catch_warnings(),
     ):
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # in texts that were not named
-        figure = Figure(layout="constrained", dpi=120, **options)
+        figure = Figure(layout="constrained", **{"dpi": 120, **options})
         yield figure
-        try:
-            figure.savefig(temporary, format="png")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        content = io.BytesIO()
+        figure.savefig(content, format="png")
+    write_atomic(path, content.getbuffer())

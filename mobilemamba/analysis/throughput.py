@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from mobilemamba.analysis.complexity import example_pictures
 from mobilemamba.analysis.machine import device_name, rounds_to_tf32
 from mobilemamba.analysis.rounds import WARMUP_SECONDS, Timings, calls_per_round, time_calls
 from mobilemamba.errors import ConfigError
+from mobilemamba.models.fuse import count_batch_norms
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def measure_throughput(
         device=device_name(device),
         dtype=_dtype_name(parameter.dtype, device),
         layout="channels_last" if channels_last else "channels_first",
-        batch_norms=sum(isinstance(module, _BatchNorm) for module in model.modules()),
+        batch_norms=count_batch_norms(model),
         torch=torch.__version__,
         form=form,
     )

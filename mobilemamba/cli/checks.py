@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +13,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 
+from mobilemamba.cpus import usable_cpus
 from mobilemamba.data import DataModule
 from mobilemamba.errors import ConfigError, MobileMambaError
 from mobilemamba.models import read_card
@@ -104,7 +104,7 @@ def check_settings(command: str, config: Any) -> None:
 
 
 def _check_devices(trainer: Mapping[str, Any]) -> None:
-    devices, accelerator, cpus = str(trainer.get("devices")), trainer.get("accelerator"), os.cpu_count() or 1
+    devices, accelerator, cpus = str(trainer.get("devices")), trainer.get("accelerator"), usable_cpus()
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
     if on_cpu and devices.isdigit() and int(devices) > cpus:
         raise ConfigError(f"trainer.devices={devices}: on a CPU these are processes; expected 1 to {cpus}, its cores")

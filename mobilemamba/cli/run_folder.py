@@ -7,7 +7,6 @@ Nothing is written here, so that a resume that is refused leaves every run as it
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from mobilemamba.cli.resume import (
     read_resumed,
 )
 from mobilemamba.errors import ConfigError, MobileMambaError
+from mobilemamba.files import read_json
 from mobilemamba.models.weights_file import read_checkpoint
 from mobilemamba.sweep import PLAN_FILE, Config
 from mobilemamba.training.checkpoint_files import FOLDER, checkpoints_newest_first
@@ -209,11 +209,8 @@ def _some(parts: list[str], separator: str, most: int = 4) -> str:
 
 
 def _progress(run: Path) -> str:
-    try:
-        progress = json.loads((run / "progress.json").read_text(encoding="utf-8"))
-        return f"epoch {progress['epoch']} of {progress['max_epochs']}"
-    except (OSError, ValueError, KeyError):
-        return "begun"
+    progress = read_json(run / "progress.json")
+    return f"epoch {progress['epoch']} of {progress['max_epochs']}" if progress else "begun"
 
 
 def _newest_first(runs: Iterable[Path]) -> list[Path]:

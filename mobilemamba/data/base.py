@@ -1,6 +1,5 @@
 """What every image data set offers: its names for tables, its statistics, and loaders that repeat exactly."""
 
-import os
 from collections.abc import Sized
 from math import prod
 from typing import Any, cast
@@ -9,6 +8,7 @@ import torch
 from lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 
+from mobilemamba.cpus import usable_cpus
 from mobilemamba.data.batches import Form, MarkedByKey
 from mobilemamba.data.loader import PictureLoader
 from mobilemamba.data.pictures import MAX_PIXELS
@@ -112,7 +112,7 @@ class DataModule(LightningDataModule):
 
     def default_workers(self) -> int:
         """Loading processes if ``num_workers`` is None: the CPUs this process may use, shared by the node's ranks."""
-        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cpus = usable_cpus()
         ranks_here = self.trainer.num_devices if self.trainer is not None else 1
         return min(8, cpus // ranks_here)
 

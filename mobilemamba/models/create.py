@@ -36,7 +36,7 @@ def create_model(
     check_model_name(name)
     options: dict[str, Any] = arch.given() if arch is not None else {}
     chosen = [f"arch.{choice}" for choice in options] + ["distilled"] * distilled
-    if chosen and not name.startswith("mobilemamba_"):
+    if chosen and name not in VARIANTS:
         raise ConfigError(
             f"{', '.join(chosen)}: only the mobilemamba models have such choices, and the model is {name!r}; "
             "leave them out or choose a mobilemamba model"

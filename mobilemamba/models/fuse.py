@@ -74,3 +74,8 @@ def unfuse_state(model: nn.Module, fused: StateDict) -> StateDict:
         state[f"{inner}.norm.running_mean"] = torch.zeros_like(shift)
         state[f"{inner}.norm.running_var"] = torch.ones_like(shift)
     return state
+
+
+def count_batch_norms(model: nn.Module) -> int:
+    """How many batch norms a network has that are not folded."""
+    return sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())

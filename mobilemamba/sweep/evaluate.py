@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import logging
 import sys
 import threading
@@ -21,11 +20,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mobilemamba.data.base import data_of
 from mobilemamba.errors import ConfigError, user_error
-from mobilemamba.files import write_text_atomic
+from mobilemamba.files import read_json, write_json
 from mobilemamba.scores import LOSS, Score
 from mobilemamba.sweep.launchers.base import Event
 from mobilemamba.sweep.plan import Config, Row, lookup, short_key
-from mobilemamba.sweep.row import FitRow, read_json, run_logged
+from mobilemamba.sweep.row import FitRow, run_logged
 from mobilemamba.sweep.sheet import Sheet, cell
 from mobilemamba.sweep.table import labels
 from mobilemamba.training.provenance import pictures_used
@@ -69,7 +68,7 @@ class SaveMetrics(Callback):
             "pictures": pictures_used(loader, batches, trainer.world_size),
             "img_size": None if data is None else data.img_size,
         }
-        write_text_atomic(self.path, json.dumps(found, indent=2) + "\n")
+        write_json(self.path, found)
 
 
 def evaluator(command: Command, file: str, options: list[str]) -> FitRow:

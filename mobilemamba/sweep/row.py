@@ -7,7 +7,6 @@ run that stops early after SIGTERM exits with 0).
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -22,7 +21,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from mobilemamba.files import write_text_atomic
+from mobilemamba.files import read_json, write_json
 from mobilemamba.training.checkpoint_files import FOLDER, can_resume
 
 #: (run_dir, environment, stop) -> None if finished, else the reason.
@@ -37,15 +36,6 @@ _FOREIGN_VARIABLES = {
     *("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
     *("MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED"),
 }
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where the file is missing or not one."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def is_finished(run_dir: Path) -> bool:
@@ -163,7 +153,7 @@ def _set_aside_checkpoints(run_dir: Path) -> Path | None:
 
 
 def _write_status(run_dir: Path, status: dict[str, Any]) -> None:
-    write_text_atomic(run_dir / "status.json", json.dumps(status, indent=2) + "\n")
+    write_json(run_dir / "status.json", status)
 
 
 def _child_environment(environment: Mapping[str, str]) -> dict[str, str]:

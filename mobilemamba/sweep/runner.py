@@ -12,7 +12,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from mobilemamba.errors import ConfigError, MobileMambaError
-from mobilemamba.files import write_text_atomic
+from mobilemamba.files import read_json, write_text_atomic
 from mobilemamba.signals import stop_on_signals
 from mobilemamba.sweep.config import Sweep
 from mobilemamba.sweep.evaluate import (
@@ -30,7 +30,7 @@ from mobilemamba.sweep.launchers.base import Event
 from mobilemamba.sweep.live import Display
 from mobilemamba.sweep.network import check_and_count, complete
 from mobilemamba.sweep.plan import PLACE, Row, differences, lookup, select
-from mobilemamba.sweep.row import FitRow, fit_row, is_finished, is_locked, read_json
+from mobilemamba.sweep.row import FitRow, fit_row, is_finished, is_locked
 from mobilemamba.sweep.saved import SavedSweep, save_plan, write_tables
 from mobilemamba.sweep.seeds import Record
 from mobilemamba.sweep.table import FUSED_FILE, record

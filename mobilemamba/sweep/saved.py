@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from mobilemamba.errors import ConfigError
-from mobilemamba.files import write_text_atomic
+from mobilemamba.files import read_json, write_json, write_text_atomic
 from mobilemamba.scores import Score
 from mobilemamba.sweep.plan import Row
 from mobilemamba.sweep.plot import plot
-from mobilemamba.sweep.row import read_json
 from mobilemamba.sweep.seeds import Record
 from mobilemamba.sweep.table import record, to_csv, to_sheet
 from mobilemamba.training.contract import scores_of
@@ -50,7 +48,7 @@ def save_plan(root: Path, rows: list[Row], counts: dict[str, dict[str, float]], 
         own = {key: value for key, value in asdict(row).items() if key not in ("config", "run_dir")}
         own |= {"folder": row.run_dir.name, "table_size": row.config.get("table_size"), "counts": counts[row.name]}
         saved.append(own)
-    write_text_atomic(root / PLAN_FILE, json.dumps({"paper_note": paper_note, "rows": saved}, indent=2) + "\n")
+    write_json(root / PLAN_FILE, {"paper_note": paper_note, "rows": saved})
 
 
 def load_sweep(root: Path) -> SavedSweep:

@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from mobilemamba.files import read_json
 from mobilemamba.scores import Score
 from mobilemamba.sweep.config import PAPER_COSTS
 from mobilemamba.sweep.plan import SEED, Row
-from mobilemamba.sweep.row import is_finished, is_locked, read_json
+from mobilemamba.sweep.row import is_finished, is_locked
 from mobilemamba.sweep.seeds import Record, conditions, over_seeds, spread
 from mobilemamba.sweep.sheet import Sheet, cell, csv_text
 

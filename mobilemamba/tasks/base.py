@@ -14,7 +14,6 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
@@ -23,6 +22,7 @@ from mobilemamba.data.base import data_of
 from mobilemamba.errors import ConfigError
 from mobilemamba.models import ModelCard, Preprocessing, fuse_norms
 from mobilemamba.models.card import CARD_KEY
+from mobilemamba.models.fuse import count_batch_norms
 from mobilemamba.models.predictor import inference_form
 from mobilemamba.training.contract import TaskContract
 from mobilemamba.training.metrics import Comparison, Metrics
@@ -303,7 +303,7 @@ class Task(TaskContract, LightningModule):
             # As predict runs it; under autocast its layers for oneDNN would be given another type than theirs.
             exact = self.trainer.precision == "32-true"
             fused = inference_form(self.model, self.device)[0] if exact else fuse_norms(self.model)
-            if _batch_norms(fused) < _batch_norms(self.model):  # else it is none of ours
+            if count_batch_norms(fused) < count_batch_norms(self.model):  # else it is none of ours
                 self._evaluated["fused"] = fused
 
     def validation_step(self, batch: tuple[Any, Any]) -> None:
@@ -333,7 +333,3 @@ class Task(TaskContract, LightningModule):
         for name, value in self.comparison.compute(self._evaluated, split).items():
             self.log(name, value, prog_bar=name in shown, **SAME_EVERYWHERE)
         self._evaluated = {}
-
-
-def _batch_norms(model: nn.Module) -> int:
-    return sum(isinstance(module, _BatchNorm) for module in model.modules())

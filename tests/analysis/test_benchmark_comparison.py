@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
@@ -144,12 +145,12 @@ def figures(monkeypatch):
     """Those that are drawn."""
     drawn = []
 
-    class Remembered(plotting.Figure):
+    class Remembered(Figure):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             drawn.append(self)
 
-    monkeypatch.setattr(plotting, "Figure", Remembered)
+    monkeypatch.setattr("matplotlib.figure.Figure", Remembered)
     return drawn
 
 

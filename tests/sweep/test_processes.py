@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mobilemamba.sweep.row import read_json
+from mobilemamba.files import read_json
 
 pytestmark = pytest.mark.slow
 Write = Callable[..., list[str]]

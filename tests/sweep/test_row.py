@@ -9,6 +9,7 @@ import pytest
 import torch
 from filelock import FileLock
 
+from mobilemamba.files import read_json
 from mobilemamba.sweep import fit_row, row
 
 
@@ -25,7 +26,7 @@ def child(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
 def test_a_killed_row_says_so(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     child(monkeypatch, "import os; os.kill(os.getpid(), 9)")
     assert fit_row(run_dir) == "killed by SIGKILL (out of memory?)"
-    assert row.read_json(run_dir / "status.json")["status"] == "failed"
+    assert read_json(run_dir / "status.json")["status"] == "failed"
 
 
 def test_no_foreign_ranks_and_seeds_reach_a_row(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,7 +35,7 @@ def test_no_foreign_ranks_and_seeds_reach_a_row(run_dir: Path, monkeypatch: pyte
     monkeypatch.setenv("SLURM_NTASKS", "4")
     child(monkeypatch, "import os, sys, json; json.dump(dict(os.environ), open(sys.argv[1] + '/results.json', 'w'))")
     assert fit_row(run_dir, {"CUDA_VISIBLE_DEVICES": "3"}) is None
-    seen = row.read_json(run_dir / "results.json")
+    seen = read_json(run_dir / "results.json")
     assert not {"LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "PL_GLOBAL_SEED"} & set(seen)
     assert (seen["SLURM_JOB_NAME"], seen["CUDA_VISIBLE_DEVICES"]) == ("interactive", "3")
 
@@ -70,7 +71,7 @@ time.sleep(60)"""
 
     threading.Thread(target=stop_when_ready).start()
     assert fit_row(run_dir, stop=stop) == "stopped"
-    assert row.read_json(run_dir / "status.json")["status"] == "stopped"
+    assert read_json(run_dir / "status.json")["status"] == "stopped"
     time.sleep(0.2)
     worker = int((run_dir / "pid").read_text())
     state = Path(f"/proc/{worker}/stat")
@@ -81,7 +82,10 @@ def test_a_row_goes_on_from_a_checkpoint_that_can_be_read(run_dir: Path, monkeyp
     kept = run_dir / "checkpoints"
     assert "--ckpt_path" not in row._command(run_dir)
     kept.mkdir()
-    torch.save({"optimizer_states": [], "loops": {}}, kept / "last.ckpt")
+    loop = {"epoch_progress": {"current": {"ready": 0}}, "epoch_loop.batch_progress": {"current": {"ready": 0}}}
+    content = {"state_dict": {}, "optimizer_states": [], "lr_schedulers": [], "loops": {"fit_loop": loop}}
+    content |= {"callbacks": {}, "epoch": 0, "global_step": 0, "pytorch-lightning_version": "2.6"}
+    torch.save(content, kept / "last.ckpt")
     assert row._command(run_dir)[-2:] == ["--ckpt_path", "last"]
     shutil.copy(kept / "last.ckpt", kept / "last-former.ckpt")
     whole = (kept / "last.ckpt").read_bytes()

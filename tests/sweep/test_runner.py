@@ -127,7 +127,7 @@ def test_two_sweeps_do_not_share_a_folder(sweep_faked: Sweeper) -> None:
 
 
 def test_jobs_share_the_cores(sweep_faked: Sweeper, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     sweep_faked("a", "bb", "cc", options=("--sweep.jobs", "2"))
     assert [(ROOT / name / "starts").read_text() for name in ("a", "bb", "cc")] == ["4\n"] * 3
@@ -167,7 +167,7 @@ def test_a_full_disk_costs_the_table_but_no_row(
 
     with monkeypatch.context() as patch:
         patch.setattr(runner, "write_text_atomic", full)
-        patch.setattr("mobilemamba.sweep.row.write_text_atomic", full)
+        patch.setattr("mobilemamba.files.write_text_atomic", full)
         patch.setattr("mobilemamba.sweep.saved.write_text_atomic", full)
         with pytest.raises(SweepFailedError, match=r"bb: No space left on device: runs/table/bb/status.json"):
             sweep_faked("a", "bb")

@@ -10,6 +10,7 @@ import timm
 import torch
 
 from mobilemamba.errors import ConfigError
+from mobilemamba.models.config import VARIANTS
 from mobilemamba.models.create import check_model_name
 from mobilemamba.ops.selective_scan import BACKENDS
 
@@ -48,7 +49,7 @@ class Case:
 
     @property
     def is_ours(self) -> bool:
-        return self.model.startswith("mobilemamba_")
+        return self.model in VARIANTS
 
     @property
     def label(self) -> str:
@@ -117,7 +118,7 @@ def expand(
             *(batch, device, dtype, mode, layout),
             fused=fused and not train,
             train=train,
-            scan_backend=scan_backend if model.startswith("mobilemamba_") else "auto",
+            scan_backend=scan_backend if model in VARIANTS else "auto",
         )
         for batch, device, dtype, mode, layout, size, model in combinations
     ]

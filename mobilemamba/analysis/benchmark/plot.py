@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-import secrets
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from mobilemamba.analysis.benchmark.comparison import Conditions, grouped
 from mobilemamba.analysis.benchmark.paper import family
 from mobilemamba.analysis.benchmark.records import Record
+from mobilemamba.analysis.figures import png_figure
 from mobilemamba.errors import ConfigError
 
 PANEL = (6.4, 4.6)  # inches
@@ -45,25 +44,19 @@ def plot(records: list[Record], path: Path) -> None:
         raise ConfigError("nothing to plot: none of the networks measured has a published accuracy known here")
     columns = min(len(groups), 2)
     rows = math.ceil(len(groups) / columns)
-    figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows), layout="constrained", dpi=DPI)
-    axes = figure.subplots(rows, columns, squeeze=False)
-    families = list(dict.fromkeys(family(record.model) for group in groups.values() for record in group))
-    others = [name for name in families if name not in _COLOURS]
-    colours = _COLOURS | {name: _OTHERS[index % len(_OTHERS)] for index, name in enumerate(others)}
-    for axis, (shared, group) in zip(axes.flat, groups.items(), strict=False):
-        _panel(axis, shared, group, colours)
-    for axis in list(axes.flat)[len(groups) :]:
-        axis.remove()
-    lines = {str(line.get_label()): line for axis in figure.axes for line in axis.lines}
-    figure.legend(
-        list(lines.values()), list(lines), frameon=False, loc="outside lower center", ncols=min(len(lines), 5)
-    )
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        figure.savefig(temporary, format="png")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with png_figure(path, figsize=(PANEL[0] * columns, PANEL[1] * rows), dpi=DPI) as figure:
+        axes = figure.subplots(rows, columns, squeeze=False)
+        families = list(dict.fromkeys(family(record.model) for group in groups.values() for record in group))
+        others = [name for name in families if name not in _COLOURS]
+        colours = _COLOURS | {name: _OTHERS[index % len(_OTHERS)] for index, name in enumerate(others)}
+        for axis, (shared, group) in zip(axes.flat, groups.items(), strict=False):
+            _panel(axis, shared, group, colours)
+        for axis in list(axes.flat)[len(groups) :]:
+            axis.remove()
+        lines = {str(line.get_label()): line for axis in figure.axes for line in axis.lines}
+        figure.legend(
+            list(lines.values()), list(lines), frameon=False, loc="outside lower center", ncols=min(len(lines), 5)
+        )
 
 
 def _panel(axis: Any, shared: Conditions, group: list[Record], colours: dict[str, str]) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from mobilemamba.files import write_text_atomic
+from mobilemamba.files import write_json, write_text_atomic
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def write_records(records: Iterable[Any], path: Path) -> None:
     """
     rows = list(records)
     if path.suffix == ".json":
-        write_text_atomic(path, json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+        write_json(path, [asdict(row) for row in rows])
         return
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in fields(rows[0])], lineterminator="\n")

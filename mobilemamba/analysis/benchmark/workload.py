@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from mobilemamba.analysis.benchmark.cases import DTYPES, LAYOUTS, Case, own_size
 from mobilemamba.models import MobileMamba, fuse_norms, optimize_for_inference
+from mobilemamba.models.fuse import count_batch_norms
 from mobilemamba.ops.native import library
 
 CLASSES = 1000
@@ -38,7 +38,7 @@ class Workload:
 
     @property
     def batch_norms(self) -> int:
-        return sum(isinstance(module, _BatchNorm) for module in self.network.modules())
+        return count_batch_norms(self.network)
 
     @property
     def held_bytes(self) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from mobilemamba.cpus import usable_cpus
 from mobilemamba.errors import ConfigError
 from mobilemamba.sweep.config import Sweep
 from mobilemamba.sweep.launchers.base import Event, Launch, try_row
@@ -70,7 +71,7 @@ def environments(jobs: int, config: Config) -> list[dict[str, str]]:
     """
     if jobs == 1:
         return [{}]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cpus()
     threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or cores) // jobs)
     share = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     if lookup(config, "trainer.accelerator") == "cpu" or not torch.cuda.is_available():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from mobilemamba.analysis.throughput import device_name
 from mobilemamba.data.base import data_of
-from mobilemamba.files import write_text_atomic
+from mobilemamba.files import read_json, write_json
 from mobilemamba.scores import Score
 from mobilemamba.training.callbacks.checkpoints import best_checkpoint
 from mobilemamba.training.callbacks.others import AtEnd
@@ -74,7 +73,7 @@ class RunResults(AtEnd):
         if not _writes(trainer):
             return
         # From the folder and not from the checkpoint, which a run may be killed twice after.
-        before = _read_json(self._folder(trainer) / "progress.json").get("resumes", 0)
+        before = read_json(self._folder(trainer) / "progress.json").get("resumes", 0)
         self.resumes = before + 1 if self.resumed else 0
         if self.table_img_size is not None:
             self.measured = self._measure(pl_module, self.table_img_size, trainer.strategy.root_device)
@@ -86,9 +85,10 @@ class RunResults(AtEnd):
         if not _writes(trainer):
             return
         folder = self._folder(trainer)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "results.json").unlink(missing_ok=True)
         if self.measured is not None:
-            _write_json(folder / "measure.json", self.measured)
+            write_json(folder / "measure.json", self.measured)
         self._write_progress(trainer, pl_module, best_validation(trainer, pl_module))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -111,7 +111,7 @@ class RunResults(AtEnd):
         self._write_progress(trainer, pl_module, best_validation(trainer, pl_module))
         path = self._folder(trainer) / "results.json"
         results = self.results(trainer, pl_module)
-        _write_json(path, results)
+        write_json(path, results)
         if results["skipped_pictures"]:
             rank_zero_info(f"{results['skipped_pictures']} unreadable pictures were skipped, named above")
         rank_zero_info(f"{_in_words(results, scores_of(pl_module)[0])}: {path}")
@@ -194,7 +194,7 @@ class RunResults(AtEnd):
             "resumes": self.resumes,
             "hours": self._seconds() / 3600,
         }
-        _write_json(self._folder(trainer) / "progress.json", progress)
+        write_json(self._folder(trainer) / "progress.json", progress)
 
 
 def best_validation(trainer: Trainer, pl_module: LightningModule) -> Validation:
@@ -238,12 +238,3 @@ def describe_data(trainer: Trainer) -> dict[str, Any]:
         "train_pictures": pictures_used(trainer.train_dataloader, trainer.num_training_batches, devices),
         "val_pictures": pictures_used(trainer.val_dataloaders, trainer.num_val_batches, devices),
     }
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text_atomic(path, json.dumps(content, indent=2) + "\n")

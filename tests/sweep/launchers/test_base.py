@@ -18,7 +18,8 @@ def test_a_missing_extra_is_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.setattr("mobilemamba.cli.keep_freed_memory", lambda: True)  # nothing takes it back: later tests measure
+    # Nothing takes it back, and later tests measure.
+    monkeypatch.setattr("mobilemamba.cli.exits.keep_freed_memory", lambda: True)
     options = write({"a": {"model.lr": 0.1}}, launcher=name, slurm={"timeout_min": 60})
     monkeypatch.setattr(sys, "argv", ["mobilemamba", "fit", *options])
     with pytest.raises(SystemExit) as caught:

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from mobilemamba.errors import ConfigError
+from mobilemamba.files import read_json
 from mobilemamba.sweep import Sweep
 from mobilemamba.sweep.launchers import launcher
 from mobilemamba.sweep.launchers.ray import share_of_machine
-from mobilemamba.sweep.row import read_json
 from mobilemamba_command import main
 
 SWEEP = Sweep(rows={"a": {}}, launcher="ray")

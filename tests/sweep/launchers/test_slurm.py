@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from mobilemamba.errors import ConfigError
+from mobilemamba.files import read_json
 from mobilemamba.sweep import Sweep
 from mobilemamba.sweep.launchers import launcher
-from mobilemamba.sweep.row import read_json
 from mobilemamba_command import main
 
 pytest.importorskip("submitit", reason="needs the extra 'slurm'")
