@@ -2,20 +2,29 @@
 PYTHON ?= python3
 PYTEST_ARGS ?= -n auto --maxprocesses 8
 
+# Where it matters whether the compiled kernels are there.
+WITHOUT_KERNELS := tests/ops tests/layers tests/models tests/tasks tests/training tests/tools tests/test_import.py
+
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help ablation test lint format clean
+.PHONY: help ablation test test-lowest lint format clean
 
 help:  ## list these targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */\1|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 ablation: .venv/.installed  ## run the ablation of Table A1 on the built-in sample (the same command resumes)
 	$(BIN)/mobilemamba fit --config experiments/ablation_xi.yaml
 
-test: lint  ## run the linters, the type checker and the whole test suite, then its quick part without the compiled kernels
+test: lint  ## run the linters, the type checker and the whole test suite, then once more without kernels what they matter to
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
-	MOBILEMAMBA_NATIVE=0 $(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow"
+	MOBILEMAMBA_NATIVE=0 $(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow" $(WITHOUT_KERNELS)
+
+test-lowest:  ## run the quick tests with the lowest versions of all dependencies, in .venv-lowest (downloads gigabytes)
+	$(PYTHON) -m venv .venv-lowest
+	$(PYTHON) .ci/lowest.py > .venv-lowest/constraints.txt
+	.venv-lowest/bin/python -m pip install -e '.[test]' -c .venv-lowest/constraints.txt
+	.venv-lowest/bin/python -m pytest $(PYTEST_ARGS) -m "not slow"
 
 lint: .venv/.installed-test  ## run ruff and mypy
 	$(BIN)/python -m ruff check .
@@ -27,7 +36,7 @@ format: .venv/.installed-test  ## let ruff mend and format the code
 	$(BIN)/python -m ruff format .
 
 clean:  ## remove .venv, caches and builds; runs/ stays
-	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-lowest build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps keep an installation until pyproject.toml or the compiled kernels' sources change.
