@@ -14,19 +14,18 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from timm.data import ImageNetInfo
-from torch import Tensor, nn
+from torch import Tensor
 
 from mobilemamba.data.folders import describe_left_out, few, list_pictures
 from mobilemamba.data.pictures import eval_transform, read_picture
 from mobilemamba.errors import (
-    BackendUnavailableError,
     ConfigError,
     DataError,
     StoppedError,
     UnreadablePicturesError,
 )
 from mobilemamba.messages import printable
-from mobilemamba.models import MobileMamba, ModelCard, fuse_norms, load_network, optimize_for_inference
+from mobilemamba.models import ModelCard, for_inference, load_network
 from mobilemamba.tools.answers import Answer, AnswerFile, print_table
 
 
@@ -73,7 +72,7 @@ def predict(
     if card.in_chans != 3 or not card.num_classes:
         what = f"takes {card.in_chans} channels" if card.num_classes else "has no classifier"
         raise ConfigError(f"{weights}: the network {what}; predict gives RGB pictures to a classifier")
-    network, how = lay_out(network, chosen)
+    network, how = for_inference(network, chosen)
     for note in (line, f"{card.model} on {chosen}: {how}"):
         if note:
             print(note, file=sys.stderr)
@@ -159,22 +158,6 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise ConfigError(f"--device {printable(name)}: {reason}; use auto or cpu") from None
-
-
-def lay_out(network: nn.Module, device: torch.device) -> tuple[nn.Module, str]:
-    """A copy of the network in the form that is fastest on the device, and what that is, and why it is no faster one.
-
-    Args:
-        network: On the CPU, in evaluation mode.
-        device: Where it is to run.
-    """
-    how = "norms folded"
-    if device.type == "cpu" and isinstance(network, MobileMamba):
-        try:
-            return optimize_for_inference(network), "laid out for inference"
-        except BackendUnavailableError as error:
-            how = f"norms folded, not laid out for inference: {str(error).partition(': ')[2].partition(';')[0]}"
-    return fuse_norms(network).to(device).to(memory_format=torch.channels_last), how
 
 
 @torch.inference_mode()

@@ -17,8 +17,7 @@ from torch.utils.data import DistributedSampler
 from mobilemamba.analysis import complexity
 from mobilemamba.analysis.resident import forget_peak, peak_resident_bytes
 from mobilemamba.analysis.throughput import measure_throughput
-from mobilemamba.errors import BackendUnavailableError
-from mobilemamba.models import MobileMamba, fuse_norms, optimize_for_inference
+from mobilemamba.models import MobileMamba, for_inference
 
 #: Classes and channels of the network that a table's counts and throughput are for, as in the paper.
 TABLE_CLASSES = 1000
@@ -47,7 +46,7 @@ def measure_network(
     with torch.random.fork_rng(devices=[]):
         model = build_model(num_classes=TABLE_CLASSES, in_chans=TABLE_CHANNELS)
     counts = complexity(model, img_size)
-    model, form = _deployed(model.eval(), device)
+    model, form = for_inference(model.eval(), device) if isinstance(model, MobileMamba) else (model.eval(), "")
     throughput = measure_throughput(model, img_size, device=device, budget_s=budget_s, form=form)
     return {
         "img_size": img_size,
@@ -57,16 +56,6 @@ def measure_network(
         "macs": counts.macs,
         "throughput": {**asdict(throughput), "text": throughput.describe()},
     }
-
-
-def _deployed(model: nn.Module, device: torch.device) -> tuple[nn.Module, str]:
-    """The network as it is deployed on the device, and what was done to it in words."""
-    if not isinstance(model, MobileMamba):
-        return model, ""
-    if device.type == "cpu":
-        with contextlib.suppress(BackendUnavailableError):
-            return optimize_for_inference(model), "optimized for inference"
-    return fuse_norms(model), "norms folded"
 
 
 def reset_peak_memory(device: torch.device) -> None:
