@@ -25,7 +25,7 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
 
 def as_operator(
     name: str, function: Callable[..., Tensor], macs: Callable[..., int], layout: Mapping[str, str]
-) -> Callable[[Sequence[Tensor]], Tensor]:
+) -> Callable[..., Tensor]:
     """Registers a plain PyTorch function as ``mobilemamba::name``, of which nothing but its inputs is kept.
 
     Inside it runs in fp32 (fp64 for fp64 input) whatever autocast says. Its backward runs the function once more and
@@ -38,7 +38,7 @@ def as_operator(
         layout: The tensors' names and shapes, as ``check`` takes them.
 
     Returns:
-        The operator on a list of tensors; its result has the first's shape and dtype, and is contiguous. An export
+        The operator on the tensors; its result has the first's shape and dtype, and is contiguous. An export
         gets the function's own operators instead, which every format knows, and so do forward-mode derivatives and
         those of ``torch.func``, which see nothing of an operator's inside. Raises ConfigError for tensors that do not
         fit.
@@ -81,12 +81,13 @@ def as_operator(
     # The counter's convention: a multiply-add is two operations.
     register_flop_formula(getattr(torch.ops.mobilemamba, name))(lambda shapes, **_: 2 * macs(*shapes))
 
-    def call(inputs: Sequence[Tensor]) -> Tensor:
+    def call(*inputs: Tensor) -> Tensor:
         if plainly("auto") == "auto":
             return forward(list(inputs))
         check(name, layout, inputs)
         return plain(inputs) if torch.compiler.is_exporting() else exactly(inputs)
 
+    call.__name__, call.__doc__ = name, function.__doc__
     return call
 
 
