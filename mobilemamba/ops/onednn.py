@@ -80,5 +80,7 @@ def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
 
 #: For what is said of it; the layers that lay out weights beforehand call the functions above.
 CONVOLUTION = Backends(
-    "convolution", F.conv2d, Backend("onednn", "weights laid out beforehand", convolution, None, "cpu", unavailable)
+    "packed convolution",
+    F.conv2d,
+    Backend("onednn", "weights laid out beforehand", convolution, None, "cpu", unavailable),
 )

@@ -12,7 +12,7 @@ from mobilemamba.ops.mix_channels import mix_channels
 from mobilemamba.ops.native import library
 from mobilemamba.ops.scan_norm_gate import scan_norm_gate
 from mobilemamba.ops.selective_scan import selective_scan_2d
-from mobilemamba.ops.wavelet.native import haar_conv
+from tests.ops.test_haar_conv import haar_conv
 
 pytestmark = pytest.mark.skipif(library.why_not() is not None, reason=f"no compiled kernels: {library.why_not()}")
 

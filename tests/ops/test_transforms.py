@@ -16,8 +16,8 @@ from mobilemamba.ops.mlstm import mlstm
 from mobilemamba.ops.rwkv6 import rwkv6
 from mobilemamba.ops.selective_scan import selective_scan, selective_scan_2d
 from mobilemamba.ops.ttt_linear import ttt_linear
-from mobilemamba.ops.wavelet.native import haar_conv
 from tests.ops.scans import make_inputs, make_map_inputs, needs_native
+from tests.ops.test_haar_conv import haar_conv
 
 Function = Callable[[Tensor], Tensor]
 

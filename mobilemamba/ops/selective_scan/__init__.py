@@ -34,15 +34,8 @@ from mobilemamba.ops.transforms import refuse_forward_mode, refuse_second_deriva
 BACKENDS = Backends(
     "scan",
     definition.forward,
-    Backend(
-        "mamba_ssm",
-        "mamba-ssm's CUDA kernel",
-        mamba_ssm.forward,
-        mamba_ssm.backward,
-        "cuda",
-        mamba_ssm.unavailable,
-    ),
-    Backend("native", "compiled CPU kernel", native.forward, native.backward, "cpu", library.why_not_on),
+    mamba_ssm.BACKEND,
+    library.backend(native.forward, native.backward),
     Backend("chunked", "plain PyTorch, any device", chunked.forward, chunked.backward),
 )
 
