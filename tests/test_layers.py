@@ -105,6 +105,8 @@ def broken_rules(found: Import) -> Iterator[str]:
             yield f"{found.at}, but {top} belongs to {OPTIONAL[top].rstrip('/')}"
         if not found.lazy:
             yield f"{found.at} at its top: {top} is optional, import it inside a function"
+    if found.layer == "layers" and "native" in found.module.split("."):
+        yield f"{found.at}, but layers know no kernel: import the operation"
     if top in {"experiments", "notebooks", "tests"}:
         yield f"{found.at}, but nothing in the package may"
 
@@ -133,6 +135,7 @@ def test_imports_go_only_downwards() -> None:
         ("training/schedule.py", "import lightning.pytorch"),
         ("export/onnx.py", "from mobilemamba.tasks import x"),
         ("layers/ss2d.py", "import triton"),
+        ("layers/ss2d.py", "from mobilemamba.ops.selective_scan.native import Scan"),
         ("ops/selective_scan/triton.py", "import triton.language as tl"),
         ("ops/selective_scan/cuda.py", "from importlib import import_module\nimport_module('selective_scan_cuda')"),
         ("cli.py", "import experiments"),

@@ -5,9 +5,9 @@ from mobilemamba.models.checkpoints import LoadReport, convert, load_network, lo
 from mobilemamba.models.config import VARIANTS, ArchOverrides, MobileMambaConfig, split_channels
 from mobilemamba.models.create import create_model
 from mobilemamba.models.fuse import fuse_norms
+from mobilemamba.models.inference import for_inference, optimize_for_inference
 from mobilemamba.models.matching import head_names
 from mobilemamba.models.mobilemamba import MobileMamba
-from mobilemamba.models.optimize import optimize_for_inference
 from mobilemamba.models.sizes import (
     mobilemamba_b1,
     mobilemamba_b2,
@@ -27,6 +27,7 @@ __all__ = [
     "Preprocessing",
     "convert",
     "create_model",
+    "for_inference",
     "fuse_norms",
     "head_names",
     "load_network",

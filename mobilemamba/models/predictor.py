@@ -12,30 +12,12 @@ from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
 from mobilemamba.data.pictures import eval_transform, read_picture
-from mobilemamba.errors import BackendUnavailableError, ConfigError
+from mobilemamba.errors import ConfigError
 from mobilemamba.models.card import ModelCard
-from mobilemamba.models.fuse import fuse_norms
-from mobilemamba.models.mobilemamba import MobileMamba
-from mobilemamba.models.optimize import optimize_for_inference
+from mobilemamba.models.inference import for_inference
 
 #: One picture's answer, of plain JSON types.
 Row = dict[str, Any]
-
-
-def inference_form(network: nn.Module, device: torch.device) -> tuple[nn.Module, str]:
-    """A copy of the network in the form that is fastest on the device, and what that is, and why it is no faster one.
-
-    Args:
-        network: On the CPU, in evaluation mode.
-        device: Where it is to run.
-    """
-    how = "norms folded"
-    if device.type == "cpu" and isinstance(network, MobileMamba):
-        try:
-            return optimize_for_inference(network), "laid out for inference"
-        except BackendUnavailableError as error:
-            how = f"norms folded, not laid out for inference: {str(error).partition(': ')[2].partition(';')[0]}"
-    return fuse_norms(network).to(device).to(memory_format=torch.channels_last), how
 
 
 class Predictor:
@@ -64,7 +46,7 @@ class Predictor:
             raise ConfigError(f"the network takes {card.in_chans} channels; pictures are given to it in RGB")
         self.topk = topk
         self.card, self.device = card, device
-        self.network, self.how = inference_form(network, device)
+        self.network, self.how = for_inference(network, device)
         how = asdict(card.preprocessing)
         self._upright = how.pop("upright") is not False  # so where the weights do not say
         self._transform = eval_transform(**how)

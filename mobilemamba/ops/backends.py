@@ -82,7 +82,8 @@ class Backends:
 
     def __call__(self, x: Tensor, *others: Any, backend: str = "auto") -> Any:
         """Computes it by the backend for x's device and dtype."""
-        return self.choose("reference" if _standard_only else backend, x.device, x.dtype).forward(x, *others)
+        name = _choose(self, "reference" if _standard_only else backend, x.device, x.dtype, ())
+        return self.by_name[name].forward(x, *others)
 
     def choose(self, requested: str, device: torch.device, dtype: torch.dtype, **traits: object) -> Backend:
         """The backend that a name stands for.

@@ -11,11 +11,12 @@ from mobilemamba.ops.backends import Backends, Kernel
 from mobilemamba.ops.depthwise import depthwise_conv
 from mobilemamba.ops.mix_channels import mix_channels
 from mobilemamba.ops.native import library
+from mobilemamba.ops.onednn import CONVOLUTION
 from mobilemamba.ops.scan_norm_gate import scan_norm_gate
 
 #: Of every operation with a choice: of the network as it is, and of the one laid out for inference.
 NETWORK: tuple[Backends, ...] = (selective_scan.BACKENDS, wavelet.BACKENDS, batch_norm.BACKENDS)
-INFERENCE: tuple[Backends, ...] = (scan_norm_gate, mix_channels, depthwise_conv)
+INFERENCE: tuple[Backends, ...] = (scan_norm_gate, mix_channels, depthwise_conv, CONVOLUTION)
 
 
 def all_kernels(device: torch.device, dtype: torch.dtype = torch.float32) -> list[Kernel]:

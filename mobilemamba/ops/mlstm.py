@@ -20,7 +20,7 @@ CHUNK = 256  # a map of 16 x 16 in one parallel step; longer sequences cost memo
 def mlstm_reference(
     q_BKNLF: Tensor, k_BKNLF: Tensor, v_BKNLF: Tensor, input_BKNL: Tensor, forget_BKNL: Tensor
 ) -> Tensor:
-    """The recurrence step by step, in the inputs' dtype: the definition. Arguments and result as in ``mlstm``."""
+    """The recurrence step by step, in the inputs' dtype: the definition. Arguments and result as below."""
     width = q_BKNLF.shape[-1]
     memory_BKNFF = q_BKNLF.new_zeros(*q_BKNLF.shape[:3], width, width)
     normaliser_BKNF = q_BKNLF.new_zeros(*q_BKNLF.shape[:3], width)
@@ -42,7 +42,23 @@ def mlstm_reference(
 def mlstm_chunked(
     q_BKNLF: Tensor, k_BKNLF: Tensor, v_BKNLF: Tensor, input_BKNL: Tensor, forget_BKNL: Tensor, chunk: int = CHUNK
 ) -> Tensor:
-    """The same, parallel within chunks as attention with decaying weights; the memory goes from chunk to chunk."""
+    """Reads a matrix memory: ``h_t = C_t^T q_t / max(|n_t^T q_t|, 1)``.
+
+    ``C_t = f_t C_{t-1} + i_t k_t v_t^T`` and ``n_t = f_t n_{t-1} + i_t k_t`` from ``C = n = 0``, with i the exponential
+    of ``input``, f the sigmoid of ``forget``, and k divided by ``sqrt(F)``.
+
+    Parallel within chunks, as attention with decaying weights; the memory goes from chunk to chunk.
+
+    Args:
+        q_BKNLF: Queries.
+        k_BKNLF: Keys.
+        v_BKNLF: Values.
+        input_BKNL: Input gates before their exponential.
+        forget_BKNL: Forget gates before their sigmoid.
+
+    Returns:
+        h_BKNLF of q's dtype, computed in fp32 (fp64 for fp64 input) whatever autocast says.
+    """
     k_BKNLF = k_BKNLF / q_BKNLF.shape[-1] ** 0.5
     log_forget_BKNL = F.logsigmoid(forget_BKNL)
     state: tuple[Tensor, Tensor, Tensor] | None = None
@@ -85,23 +101,4 @@ def mlstm_macs(q_shape: torch.Size, *_: torch.Size) -> int:
 
 
 _LAYOUT = {"q": "BKNLF", "k": "BKNLF", "v": "BKNLF", "input": "BKNL", "forget": "BKNL"}
-_operator = as_operator("mlstm", mlstm_chunked, mlstm_macs, _LAYOUT)
-
-
-def mlstm(q_BKNLF: Tensor, k_BKNLF: Tensor, v_BKNLF: Tensor, input_BKNL: Tensor, forget_BKNL: Tensor) -> Tensor:
-    """Reads a matrix memory: ``h_t = C_t^T q_t / max(|n_t^T q_t|, 1)``.
-
-    ``C_t = f_t C_{t-1} + i_t k_t v_t^T`` and ``n_t = f_t n_{t-1} + i_t k_t`` from ``C = n = 0``, with i the exponential
-    of ``input``, f the sigmoid of ``forget``, and k divided by ``sqrt(F)``.
-
-    Args:
-        q_BKNLF: Queries.
-        k_BKNLF: Keys.
-        v_BKNLF: Values.
-        input_BKNL: Input gates before their exponential.
-        forget_BKNL: Forget gates before their sigmoid.
-
-    Returns:
-        h_BKNLF of q's dtype, computed in fp32 (fp64 for fp64 input) whatever autocast says.
-    """
-    return _operator((q_BKNLF, k_BKNLF, v_BKNLF, input_BKNL, forget_BKNL))
+mlstm = as_operator("mlstm", mlstm_chunked, mlstm_macs, _LAYOUT)

@@ -25,7 +25,7 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
 
 def as_operator(
     name: str, function: Callable[..., Tensor], macs: Callable[..., int], layout: Mapping[str, str]
-) -> Callable[[Sequence[Tensor]], Tensor]:
+) -> Callable[..., Tensor]:
     """Registers a plain PyTorch function as ``mobilemamba::name``, of which nothing but its inputs is kept.
 
     Inside it runs in fp32 (fp64 for fp64 input) whatever autocast says. Its backward runs the function once more and
@@ -38,7 +38,7 @@ def as_operator(
         layout: The tensors' names and shapes, as ``check`` takes them.
 
     Returns:
-        The operator on a list of tensors; its result has the first's shape and dtype, and is contiguous. An export
+        The operator on the tensors; its result has the first's shape and dtype, and is contiguous. An export
         gets the function's own operators instead, which every format knows, and so do forward-mode derivatives and
         those of ``torch.func``, which see nothing of an operator's inside. Raises ConfigError for tensors that do not
         fit.
@@ -81,31 +81,37 @@ def as_operator(
     # The counter's convention: a multiply-add is two operations.
     register_flop_formula(getattr(torch.ops.mobilemamba, name))(lambda shapes, **_: 2 * macs(*shapes))
 
-    def call(inputs: Sequence[Tensor]) -> Tensor:
+    def call(*inputs: Tensor) -> Tensor:
         if plainly("auto") == "auto":
             return forward(list(inputs))
         check(name, layout, inputs)
         return plain(inputs) if torch.compiler.is_exporting() else exactly(inputs)
 
+    call.__name__, call.__doc__ = name, function.__doc__
     return call
 
 
 _LIBRARY = torch.library.Library("mobilemamba", "FRAGMENT")
 
 
-def inference_operator(on_shapes: Callable[..., Tensor]) -> Callable[[Callable[..., Tensor]], Any]:
+def inference_operator(check: Callable[..., object]) -> Callable[[Callable[..., Tensor]], Any]:
     """Registers a function as an operator without gradients, for the CPU; called in half the time of ``custom_op``.
 
     Args:
-        on_shapes: Takes the function's place where there are no numbers.
+        check: Is given the arguments before all else. The result is to have the first one's shape and dtype.
     """
 
     def register(function: Callable[..., Tensor]) -> Any:
         name = function.__name__
-        _LIBRARY.define(f"{name}{torch.library.infer_schema(function, mutates_args=())}")
-        _LIBRARY.impl(name, function, "CPU")
-        torch.library.register_fake(f"mobilemamba::{name}", on_shapes, lib=_LIBRARY)
-        operator = getattr(torch.ops.mobilemamba, name).default
+
+        def compute(*args: Any) -> Tensor:
+            refuse_forward_mode(name)
+            check(*args)
+            return function(*args)
+
+        def on_shapes(x: Tensor, *args: Any) -> Tensor:
+            check(x, *args)
+            return x.new_empty(x.shape)
 
         def without_gradients(*args: Any) -> Tensor:
             if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
@@ -115,7 +121,11 @@ def inference_operator(on_shapes: Callable[..., Tensor]) -> Callable[[Callable[.
             with torch._C._AutoDispatchBelowAutograd():
                 return operator(*args)
 
+        _LIBRARY.define(f"{name}{torch.library.infer_schema(function, mutates_args=())}")
+        _LIBRARY.impl(name, compute, "CPU")
         _LIBRARY.impl(name, without_gradients, "Autograd")
+        torch.library.register_fake(f"mobilemamba::{name}", on_shapes, lib=_LIBRARY)
+        operator = getattr(torch.ops.mobilemamba, name).default
         return operator
 
     return register

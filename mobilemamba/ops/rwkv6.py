@@ -17,7 +17,7 @@ CHUNK = 16  # pairs within a chunk need S times the input's memory
 def rwkv6_reference(
     r_BKNLF: Tensor, k_BKNLF: Tensor, v_BKNLF: Tensor, log_decay_BKNLF: Tensor, bonus_KNF: Tensor
 ) -> Tensor:
-    """The recurrence step by step, in the inputs' dtype: the definition. Arguments and result as in ``rwkv6``."""
+    """The recurrence step by step, in the inputs' dtype: the definition. Arguments and result as below."""
     state_BKNFF = r_BKNLF.new_zeros(*r_BKNLF.shape[:3], r_BKNLF.shape[-1], r_BKNLF.shape[-1])
     output = []
     for r, k, v, log_decay in zip(*(x.unbind(3) for x in (r_BKNLF, k_BKNLF, v_BKNLF, log_decay_BKNLF)), strict=True):
@@ -30,7 +30,20 @@ def rwkv6_reference(
 def rwkv6_chunked(
     r_BKNLF: Tensor, k_BKNLF: Tensor, v_BKNLF: Tensor, log_decay_BKNLF: Tensor, bonus_KNF: Tensor
 ) -> Tensor:
-    """The same in chunks: pairs within a chunk at once, the state from chunk to chunk. Every exponent is at most 0."""
+    """``o_t = r_t^T (S_{t-1} + diag(u) k_t v_t^T)``, ``S_t = diag(w_t) S_{t-1} + k_t v_t^T``, from ``S = 0``.
+
+    In chunks: pairs within a chunk at once, the state from chunk to chunk. Every exponent is at most 0.
+
+    Args:
+        r_BKNLF: What each step reads (the receptance).
+        k_BKNLF: Where it writes.
+        v_BKNLF: What it writes.
+        log_decay_BKNLF: log w, at most 0.
+        bonus_KNF: u, the weight of the step itself.
+
+    Returns:
+        o_BKNLF of r's dtype, computed in fp32 (fp64 for fp64 input) whatever autocast says.
+    """
     length = r_BKNLF.shape[3]
     padding = -length % CHUNK  # steps that add nothing and decay nothing
     r, k, v, log_decay = (
@@ -62,20 +75,4 @@ def rwkv6_macs(r_shape: torch.Size, *_: torch.Size) -> int:
 
 
 _LAYOUT = {"r": "BKNLF", "k": "BKNLF", "v": "BKNLF", "log_decay": "BKNLF", "bonus": "KNF"}
-_operator = as_operator("rwkv6", rwkv6_chunked, rwkv6_macs, _LAYOUT)
-
-
-def rwkv6(r_BKNLF: Tensor, k_BKNLF: Tensor, v_BKNLF: Tensor, log_decay_BKNLF: Tensor, bonus_KNF: Tensor) -> Tensor:
-    """``o_t = r_t^T (S_{t-1} + diag(u) k_t v_t^T)``, ``S_t = diag(w_t) S_{t-1} + k_t v_t^T``, from ``S = 0``.
-
-    Args:
-        r_BKNLF: What each step reads (the receptance).
-        k_BKNLF: Where it writes.
-        v_BKNLF: What it writes.
-        log_decay_BKNLF: log w, at most 0.
-        bonus_KNF: u, the weight of the step itself.
-
-    Returns:
-        o_BKNLF of r's dtype, computed in fp32 (fp64 for fp64 input) whatever autocast says.
-    """
-    return _operator((r_BKNLF, k_BKNLF, v_BKNLF, log_decay_BKNLF, bonus_KNF))
+rwkv6 = as_operator("rwkv6", rwkv6_chunked, rwkv6_macs, _LAYOUT)

@@ -29,7 +29,7 @@ def ttt_linear_reference(
     gain_NF: Tensor,
     shift_NF: Tensor,
 ) -> Tensor:
-    """Gradient descent token by token, in the inputs' dtype: the definition. Arguments and result as in ``ttt_linear``.
+    """Gradient descent token by token, in the inputs' dtype: the definition. Arguments and result as below.
 
     The gradient is autograd's, of the loss as it stands in the paper.
     """
@@ -69,7 +69,28 @@ def ttt_linear_chunked(
     gain_NF: Tensor,
     shift_NF: Tensor,
 ) -> Tensor:
-    """The same by mini-batches (the paper's dual form): matrix products, and no map for each token."""
+    """``q_t + LN(q_t W_t + b_t)``, where ``W_t`` and ``b_t`` were trained on the tokens up to t.
+
+    With G_s the gradient of ``|LN(k_s W + b) - (v_s - k_s)|^2 / 2`` with respect to ``k_s W + b``, taken at the start
+    of the mini-batch, the t-th token of it has ``W_t = W - share_t sum_{s <= t} rate_s k_s^T G_s``, and b alike; the
+    last token's pass to the next mini-batch. The sequence's last mini-batch may be short.
+
+    By mini-batches (the paper's dual form): matrix products, and no map for each token.
+
+    Args:
+        q_BKNLF: Queries.
+        k_BKNLF: Keys, the inputs to train on.
+        v_BKNLF: Values; what to learn is their difference from the keys.
+        rate_BKNL: Learning rate of each token.
+        share_S: Weight of the sum at each place of a mini-batch; its length is the mini-batch's.
+        weight_NFF: W at the sequence's start.
+        bias_NF: b at the sequence's start.
+        gain_NF: Weight of the LayerNorm LN.
+        shift_NF: Its bias.
+
+    Returns:
+        The answers, BKNLF, of q's dtype, computed in fp32 (fp64 for fp64 input) whatever autocast says.
+    """
     weight, bias, gain, shift = weight_NFF, bias_NF[:, None], gain_NF[:, None], shift_NF[:, None]
     steps = len(share_S)
     rates = rate_BKNL.unsqueeze(-1).split(steps, dim=3)
@@ -101,38 +122,4 @@ def ttt_linear_macs(q_shape: torch.Size, *_: torch.Size) -> int:
 
 _TOKENS = {"q": "BKNLF", "k": "BKNLF", "v": "BKNLF", "rate": "BKNL"}
 _WEIGHTS = {"share": "S", "weight": "NFF", "bias": "NF", "gain": "NF", "shift": "NF"}
-_operator = as_operator("ttt_linear", ttt_linear_chunked, ttt_linear_macs, _TOKENS | _WEIGHTS)
-
-
-def ttt_linear(
-    q_BKNLF: Tensor,
-    k_BKNLF: Tensor,
-    v_BKNLF: Tensor,
-    rate_BKNL: Tensor,
-    share_S: Tensor,
-    weight_NFF: Tensor,
-    bias_NF: Tensor,
-    gain_NF: Tensor,
-    shift_NF: Tensor,
-) -> Tensor:
-    """``q_t + LN(q_t W_t + b_t)``, where ``W_t`` and ``b_t`` were trained on the tokens up to t.
-
-    With G_s the gradient of ``|LN(k_s W + b) - (v_s - k_s)|^2 / 2`` with respect to ``k_s W + b``, taken at the start
-    of the mini-batch, the t-th token of it has ``W_t = W - share_t sum_{s <= t} rate_s k_s^T G_s``, and b alike; the
-    last token's pass to the next mini-batch. The sequence's last mini-batch may be short.
-
-    Args:
-        q_BKNLF: Queries.
-        k_BKNLF: Keys, the inputs to train on.
-        v_BKNLF: Values; what to learn is their difference from the keys.
-        rate_BKNL: Learning rate of each token.
-        share_S: Weight of the sum at each place of a mini-batch; its length is the mini-batch's.
-        weight_NFF: W at the sequence's start.
-        bias_NF: b at the sequence's start.
-        gain_NF: Weight of the LayerNorm LN.
-        shift_NF: Its bias.
-
-    Returns:
-        The answers, BKNLF, of q's dtype, computed in fp32 (fp64 for fp64 input) whatever autocast says.
-    """
-    return _operator((q_BKNLF, k_BKNLF, v_BKNLF, rate_BKNL, share_S, weight_NFF, bias_NF, gain_NF, shift_NF))
+ttt_linear = as_operator("ttt_linear", ttt_linear_chunked, ttt_linear_macs, _TOKENS | _WEIGHTS)

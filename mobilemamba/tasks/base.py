@@ -23,7 +23,7 @@ from mobilemamba.errors import ConfigError
 from mobilemamba.models import ModelCard, Preprocessing, fuse_norms
 from mobilemamba.models.card import CARD_KEY
 from mobilemamba.models.fuse import count_batch_norms
-from mobilemamba.models.predictor import inference_form
+from mobilemamba.models.inference import for_inference
 from mobilemamba.training.contract import TaskContract
 from mobilemamba.training.metrics import Comparison, Metrics
 from mobilemamba.training.optimizer import DecayRule, parameter_groups, scale_lr, set_learning_rates
@@ -302,7 +302,7 @@ class Task(TaskContract, LightningModule):
         if self.trainer.state.fn != TrainerFn.FITTING:
             # As predict runs it; under autocast its layers for oneDNN would be given another type than theirs.
             exact = self.trainer.precision == "32-true"
-            fused = inference_form(self.model, self.device)[0] if exact else fuse_norms(self.model)
+            fused = for_inference(self.model, self.device)[0] if exact else fuse_norms(self.model)
             if count_batch_norms(fused) < count_batch_norms(self.model):  # else it is none of ours
                 self._evaluated["fused"] = fused
 

@@ -17,7 +17,7 @@ from torch.utils.data import DistributedSampler
 from mobilemamba.analysis import complexity
 from mobilemamba.analysis.resident import forget_peak, peak_resident_bytes
 from mobilemamba.analysis.throughput import measure_throughput
-from mobilemamba.models.predictor import inference_form
+from mobilemamba.models import for_inference
 
 #: Classes and channels of the network that a table's counts and throughput are for, as in the paper.
 TABLE_CLASSES = 1000
@@ -46,7 +46,7 @@ def measure_network(
     with torch.random.fork_rng(devices=[]):
         model = build_model(num_classes=TABLE_CLASSES, in_chans=TABLE_CHANNELS)
     counts = complexity(model, img_size)
-    model, form = inference_form(model.eval(), device)
+    model, form = for_inference(model.eval(), device)
     throughput = measure_throughput(model, img_size, device=device, budget_s=budget_s, form=form)
     return {
         "img_size": img_size,

@@ -1,7 +1,9 @@
 """The network laid out for inference computes the same."""
 
 import copy
-from collections.abc import Callable
+import io
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -9,10 +11,13 @@ import timm
 import torch
 from torch import nn
 
-from mobilemamba.errors import BackendUnavailableError, ConfigError
-from mobilemamba.layers import inference
-from mobilemamba.layers.inference import InferenceMRFFI, PackedConv, PackedLinear
-from mobilemamba.models import VARIANTS, MobileMamba, fuse_norms, optimize_for_inference
+from mobilemamba.errors import ConfigError
+from mobilemamba.models import VARIANTS, MobileMamba, for_inference, fuse_norms, optimize_for_inference
+from mobilemamba.models.inference import packed as inference
+from mobilemamba.models.inference.layers import InferenceMRFFI
+from mobilemamba.models.inference.packed import PackedConv, PackedLinear
+from mobilemamba.ops import onednn
+from mobilemamba.ops.backends import forget_choices
 from mobilemamba.ops.native import library
 from tests.models.test_fuse import OTHER_NORMS
 
@@ -205,10 +210,46 @@ def test_packed_addition() -> None:
         torch.testing.assert_close(PackedLinear.of(conv)(x, add=other), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_copy_is_laid_out_too(tiny: Build) -> None:
-    optimized, pictures = optimize_for_inference(tiny()), torch.randn(2, 3, 64, 64)
+def pickled(network: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(network, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+def reloaded(network: nn.Module) -> nn.Module:
+    """Its state in the copy of another network, which has been called before."""
+    other = optimize_for_inference(timm.create_model("mobilemamba_t2", depths=(1, 1, 1)).eval())
     with torch.inference_mode():
-        assert torch.equal(copy.deepcopy(optimized)(pictures), optimized(pictures))
+        other(torch.randn(2, 3, 64, 64))
+    other.load_state_dict(network.state_dict())
+    return other
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, pickled, reloaded, optimize_for_inference], ids=lambda f: f.__name__)
+def test_a_copy_computes_the_same(trained: Build, again: Callable[[nn.Module], nn.Module]) -> None:
+    model = trained("mobilemamba_t2", depths=(1, 1, 1))
+    optimized, pictures = optimize_for_inference(model), torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        expected = optimized(pictures)
+        copied = again(optimized)
+        assert isinstance(copied, MobileMamba)
+        assert torch.equal(copied(pictures), expected)
+    assert_same_output(model, copied)
+
+
+def test_laid_out_in_inference_mode_too(tiny: Build) -> None:
+    model, pictures = tiny(), torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(optimize_for_inference(model)(pictures), model(pictures), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_another_dtype_is_one_clear_error(tiny: Build, dtype: torch.dtype) -> None:
+    optimized, pictures = optimize_for_inference(tiny()), torch.randn(2, 3, 64, 64, dtype=dtype)
+    for call in (optimized, optimized.forward_features):
+        with pytest.raises(ConfigError, match=f"in torch.float32 on the cpu, the network got {dtype} on cpu; convert"):
+            call(pictures)
 
 
 def test_the_compiler_leaves_it_alone(tiny: Build) -> None:
@@ -235,10 +276,53 @@ def test_exports(tiny: Build) -> None:
         torch.testing.assert_close(exported(pictures), optimized(pictures), rtol=1e-4, atol=1e-4)
 
 
-def test_without_the_kernels_it_says_what_to_do(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "why_not", lambda: "not compiled")
-    with pytest.raises(BackendUnavailableError, match=r"not compiled.*use fuse_norms"):
-        optimize_for_inference(tiny())
+def no_kernels(patch: pytest.MonkeyPatch) -> str:
+    patch.setattr(library, "why_not", lambda: "not compiled")
+    return "not compiled"
+
+
+def other_operators(patch: pytest.MonkeyPatch) -> str:
+    patch.setattr(onednn, "pack_linear", lambda _: torch.ops.mkldnn._such_an_operator_there_is_not)
+    return "oneDNN's operators are not those .*_such_an_operator_there_is_not"
+
+
+def other_results(patch: pytest.MonkeyPatch) -> str:
+    linear = onednn.linear
+    patch.setattr(onednn, "linear", lambda *args, **kwargs: 2 * linear(*args, **kwargs))
+    return "oneDNN's operators are not those"
+
+
+@pytest.fixture
+def fresh_probe() -> Iterator[None]:
+    onednn._why_not.cache_clear()
+    forget_choices()
+    yield
+    onednn._why_not.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh_probe")
+@pytest.mark.parametrize("lacking", [no_kernels, other_operators, other_results], ids=lambda f: f.__name__)
+def test_where_it_cannot_it_folds_the_norms_and_says_so(
+    tiny: Build, monkeypatch: pytest.MonkeyPatch, lacking: Callable[[pytest.MonkeyPatch], str]
+) -> None:
+    model, reason = tiny(), lacking(monkeypatch)
+    with pytest.warns(UserWarning, match=f"norms are folded, and no more: {reason}") as warned:
+        folded = optimize_for_inference(model)
+    assert len(warned) == 1
+    assert warned[0].filename == __file__
+    assert folded.state_dict().keys() == fuse_norms(model).state_dict().keys()
+    _, how = for_inference(model, torch.device("cpu"))
+    assert re.match(f"norms folded, not optimized for inference: {reason}", how)
+    assert_same_output(model, folded)
+
+
+def test_the_choice_of_a_scan_is_respected(tiny: Build) -> None:
+    chunked = optimize_for_inference(tiny(scan_backend="chunked"))
+    assert fast_mixers(chunked) == 0
+    assert any(isinstance(m, PackedConv) for m in chunked.modules())
+    with pytest.warns(UserWarning, match="scan_backend='reference'"):
+        reference = optimize_for_inference(tiny(scan_backend="reference"))
+    assert not any(isinstance(m, PackedConv) for m in reference.modules())
 
 
 def test_what_it_cannot_lay_out_is_refused(tiny: Build) -> None:

@@ -141,6 +141,7 @@ def test_on_shapes_alone_the_same_is_refused(name: str) -> None:
     ("name", "at", "value", "message"),
     [
         ("selective_scan", 7, 100, r"u has shape \(.*it must be \("),
+        ("selective_scan", 9, "reference", "the operator selective_scan does not know 'reference'; call the function"),
         ("scan_norm_gate", 3, torch.ones(2, 0, 5), "rank 0; expected 1|has shape"),
         ("haar_conv", 0, torch.ones(1, 4, 4, 3, dtype=torch.int32), "x is of torch.int32; expected real numbers"),
         ("haar_conv", 1, torch.ones(4, 1, 2, 2), r"kernel size 2; expected an odd one|weight has shape"),

@@ -7,10 +7,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mobilemamba.ops.native import library
+from mobilemamba.ops.wavelet import native
 from mobilemamba.ops.wavelet.definition import haar_filters, wavelet_conv
-from mobilemamba.ops.wavelet.native import haar_conv
 
 pytestmark = pytest.mark.skipif(library.why_not() is not None, reason=f"no compiled kernels: {library.why_not()}")
+
+
+def haar_conv(x_BHWC: Tensor, weight: Tensor) -> Tensor:
+    return native.forward(x_BHWC.permute(0, 3, 1, 2), weight).permute(0, 2, 3, 1)
 
 
 def definition(x_BHWC: Tensor, weight: Tensor) -> Tensor:

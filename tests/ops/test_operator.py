@@ -21,7 +21,7 @@ NODE = "mobilemamba.weighted_cumsum_for_tests.default"
 
 
 def call(x: Tensor, weight: Tensor) -> Tensor:
-    return operator((x, weight))
+    return operator(x, weight)
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 
 from mobilemamba.errors import ConfigError, DataError, StoppedError, UnreadablePicturesError, WeightsError
-from mobilemamba.models import ModelCard, Preprocessing, load_network, save_weights
-from mobilemamba.models.predictor import ClassificationPredictor, class_names, inference_form
+from mobilemamba.models import ModelCard, Preprocessing, for_inference, load_network, save_weights
+from mobilemamba.models.predictor import ClassificationPredictor, class_names
 from mobilemamba.ops.backends import forget_choices
 from mobilemamba.tools import answers as output_module
 from mobilemamba.tools import prediction
@@ -252,16 +252,16 @@ def test_a_mobilemamba_is_laid_out_for_inference_where_that_works(monkeypatch: p
     with torch.inference_mode():
         expected = model(x)
         for reason, how in (
-            (None, "laid out for inference"),
-            ("no compiler", "norms folded, not laid out for inference: the compiled kernels are missing (no compiler)"),
+            (None, "optimized for inference"),
+            ("no compiler", "norms folded, not optimized for inference: no compiler"),
         ):
-            monkeypatch.setattr("mobilemamba.models.optimize.library.why_not", lambda reason=reason: reason)
+            monkeypatch.setattr("mobilemamba.ops.native.library.why_not", lambda reason=reason: reason)
             forget_choices()
-            network, said = inference_form(model, torch.device("cpu"))
+            network, said = for_inference(model, torch.device("cpu"))
             assert said == how
             torch.testing.assert_close(network(x), expected, atol=1e-4, rtol=1e-3)
     other = timm.create_model("test_efficientnet", num_classes=3)
-    assert inference_form(other, torch.device("cpu"))[1] == "norms folded"
+    assert for_inference(other, torch.device("cpu"))[1] == "norms folded"
 
 
 def test_unreadable_pictures_are_reported_and_skipped(

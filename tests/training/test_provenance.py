@@ -8,9 +8,8 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, SubsetRandomSampler
 
 from mobilemamba.analysis import complexity
-from mobilemamba.errors import BackendUnavailableError
-from mobilemamba.models import predictor
 from mobilemamba.models.config import ArchOverrides
+from mobilemamba.ops.backends import forget_choices
 from mobilemamba.ops.native import library
 from mobilemamba.tasks import ClassificationTask
 from mobilemamba.training import provenance
@@ -42,14 +41,12 @@ def test_the_speed_says_in_which_form_the_network_was_timed(monkeypatch):
             "text"
         ]
 
-    fast = "laid out for inference" if library.why_not() is None else "norms folded, not laid out for inference"
+    fast = "optimized for inference" if library.why_not() is None else "norms folded, not optimized for inference"
     assert f"no batch norms, {fast}" in text()
 
-    def unavailable(model):
-        raise BackendUnavailableError("no kernels here")
-
-    monkeypatch.setattr(predictor, "optimize_for_inference", unavailable)
-    assert "no batch norms, norms folded, not laid out for inference" in text()
+    monkeypatch.setattr(library, "why_not", lambda: "no kernels here")
+    forget_choices()
+    assert "no batch norms, norms folded, not optimized for inference: no kernels here, " in text()
 
 
 def test_peak_memory_of_the_training_process():

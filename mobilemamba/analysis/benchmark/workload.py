@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from mobilemamba.analysis.benchmark.cases import DTYPES, LAYOUTS, Case, own_size
 from mobilemamba.models import MobileMamba, fuse_norms, optimize_for_inference
 from mobilemamba.models.fuse import count_batch_norms
-from mobilemamba.ops.native import library
 
 CLASSES = 1000
 
@@ -118,7 +117,7 @@ def fused(network: nn.Module, case: Case, layout: str) -> nn.Module:
         return reparameterize_model(network.eval())
     dtype = DTYPES[case.dtype]
     fits = case.device == "cpu" and layout == "channels_last" and dtype in (torch.float32, torch.bfloat16)
-    if fits and case.scan_backend in ("auto", "native") and library.why_not() is None:
+    if fits and case.scan_backend in ("auto", "native"):
         return optimize_for_inference(network, dtype)
     return fuse_norms(network)
 

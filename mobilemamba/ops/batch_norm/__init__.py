@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mobilemamba.ops.backends import Backend, Backends, plainly
+from mobilemamba.ops.backends import Backends, plainly
 from mobilemamba.ops.batch_norm import native
 from mobilemamba.ops.batch_norm.native import Pair
+from mobilemamba.ops.native import library
 from mobilemamba.ops.transforms import is_channels_last
 
 
@@ -21,11 +22,7 @@ def definition(x_BCHW: Tensor, running: Pair, affine: Pair, momentum: float, eps
     return F.relu(y) if relu else y
 
 
-BACKENDS = Backends(
-    "batch norm",
-    definition,
-    Backend("native", "compiled CPU kernel", native.forward, device_type="cpu", unavailable=native.unavailable),
-)
+BACKENDS = Backends("batch norm", definition, library.backend(native.forward, unavailable=native.unavailable))
 
 
 def batch_norm(

@@ -26,29 +26,6 @@ _LAYOUT = {"x": "BCHW", "weight": "C", "bias": "C"}
 _BACKWARD_LAYOUT = {"gradient": "BCHW"} | _LAYOUT | {"mean": "C", "inverse": "C"}
 
 
-def batch_norm(
-    x_BCHW: Tensor, weight: Tensor, bias: Tensor, eps: float, relu: bool = False
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalises with the batch's own statistics.
-
-    Args:
-        x_BCHW: float32 or bfloat16, of two pixels at least; fast in channels-last memory.
-        weight: (C,) float32.
-        bias: (C,) float32.
-        eps: Is added to the variance.
-        relu: Whether y is the normalised x where that is above 0, else 0.
-
-    Returns:
-        y, of x's shape and dtype in channels-last memory; mean and unbiased variance, (C,) float32, without gradients.
-
-    Raises:
-        ConfigError: If the tensors do not fit, or a derivative is asked for that is not autograd's first.
-    """
-    refuse_transforms("batch_norm")
-    y, mean, variance, _ = _forward(x_BCHW, weight, bias, eps, relu)
-    return y, mean.detach(), variance.detach()
-
-
 def _call(function: str, relu: bool, eps: float, **tensors: Tensor) -> None:
     """Calls a function of batch_norm.c with its arguments by their names there."""
     x = tensors["x"]
@@ -145,7 +122,8 @@ def unavailable(device: torch.device, dtype: torch.dtype, channels_last: bool = 
 
 def forward(x_BCHW: Tensor, running: Pair, affine: Pair, momentum: float, eps: float, relu: bool) -> Tensor:
     """The norm; arguments and result as in the package's function."""
-    y, *of_batch = batch_norm(x_BCHW, *affine, eps, relu)
+    refuse_transforms("batch_norm")
+    y, *of_batch, _ = _forward(x_BCHW, *affine, eps, relu)
     with torch.no_grad():
         for tracked, found in zip(running, of_batch, strict=True):
             tracked.lerp_(found, momentum)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mobilemamba.ops.backends import Backend, Backends
+from mobilemamba.ops.backends import Backends
 from mobilemamba.ops.depthwise import native
 from mobilemamba.ops.native import library
 
@@ -43,8 +43,4 @@ def definition(x_BHWC: Tensor, weight_kkC: Tensor, bias: Tensor, act: Activation
     return ACTIVATIONS[act](y).permute(0, 2, 3, 1)
 
 
-depthwise_conv = Backends(
-    "depthwise",
-    definition,
-    Backend("native", "compiled CPU kernel", native.depthwise_conv, device_type="cpu", unavailable=library.why_not_on),
-)
+depthwise_conv = Backends("depthwise", definition, library.backend(native.depthwise_conv))

@@ -11,7 +11,6 @@ from mobilemamba.ops.native import library
 from mobilemamba.ops.native.arguments import DTYPE_CODES, kernel_dtype, lay_out
 from mobilemamba.ops.native.structures import DepthwiseArgs
 from mobilemamba.ops.operator import inference_operator
-from mobilemamba.ops.transforms import refuse_forward_mode
 
 _ACTS = {"none": 0, "relu": 1, "swish": 2, "sigmoid": 3}  # ``activation`` of depthwise.c
 RELU_AFFINE = 4  # another one: ReLU, then scale and shift
@@ -37,22 +36,15 @@ def call_depthwise(act: int, x: Tensor, y: Tensor, *numbers: Tensor) -> None:
     library.call("mobilemamba_depthwise", args)
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor, act: str) -> None:
-    refuse_forward_mode("depthwise_conv")
+def _check(x: Tensor, weight: Tensor, bias: Tensor, act: str = "none") -> None:
     check_kernel("depthwise_conv", check("depthwise_conv", _LAYOUT, (x, weight, bias))["k"])
     if act not in _ACTS:
         raise ConfigError(f"depthwise_conv: activation {act!r}; expected one of {', '.join(_ACTS)}")
 
 
-def _on_shapes(x: Tensor, weight: Tensor, bias: Tensor, act: str = "none") -> Tensor:
-    _check(x, weight, bias, act)
-    return x.new_empty(x.shape)
-
-
-@inference_operator(_on_shapes)
+@inference_operator(_check)
 def depthwise_conv(x_BHWC: Tensor, weight_kkC: Tensor, bias: Tensor, act: str = "none") -> Tensor:
     """The convolution; x is computed in float32 or bfloat16."""
-    _check(x_BHWC, weight_kkC, bias, act)
     x = lay_out(x_BHWC, kernel_dtype(x_BHWC.dtype))
     y = x.new_empty(x.shape)
     call_depthwise(_ACTS[act], x, y, weight_kkC, bias)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mobilemamba.ops.backends import Backend, Backends
+from mobilemamba.ops.backends import Backends
 from mobilemamba.ops.depthwise import definition as depthwise
 from mobilemamba.ops.mix_channels import native
 from mobilemamba.ops.native import library
@@ -47,8 +47,4 @@ def definition(
     return F.relu(torch.cat([*parts, x[..., at:]], -1)).to(x_BHWC.dtype)
 
 
-mix_channels = Backends(
-    "mix channels",
-    definition,
-    Backend("native", "compiled CPU kernel", native.mix_channels, device_type="cpu", unavailable=library.why_not_on),
-)
+mix_channels = Backends("mix channels", definition, library.backend(native.mix_channels))

@@ -10,7 +10,6 @@ from mobilemamba.ops.arguments import check, check_kernel
 from mobilemamba.ops.depthwise.native import RELU_AFFINE, call_depthwise
 from mobilemamba.ops.native.arguments import kernel_dtype, lay_out
 from mobilemamba.ops.operator import inference_operator
-from mobilemamba.ops.transforms import refuse_forward_mode
 from mobilemamba.ops.wavelet.native import call_wavelet
 
 _LOCAL = {"x": "BHWC", "weight": "kkc", "bias": "c", "scale": "c", "shift": "c"}
@@ -18,7 +17,6 @@ _LOCAL = {"x": "BHWC", "weight": "kkc", "bias": "c", "scale": "c", "shift": "c"}
 
 def _check(x: Tensor, mixed: Tensor, wavelet_weight: Tensor | None, local_weights: list[Tensor]) -> None:
     op = "mix_channels"
-    refuse_forward_mode(op)
     channels = (sizes := check(op, {"x": "BHWC", "global": "BHWG"}, (x, mixed)))["G"]
     if wavelet_weight is not None:
         layout = {"x": "BHWC", "wavelet_weight": "4kkG"}
@@ -31,17 +29,11 @@ def _check(x: Tensor, mixed: Tensor, wavelet_weight: Tensor | None, local_weight
         raise ConfigError(f"{op}: the parts have {channels} channels; x has {sizes['C']}")
 
 
-def _on_shapes(x: Tensor, mixed: Tensor, wavelet_weight: Tensor | None, local_weights: list[Tensor]) -> Tensor:
-    _check(x, mixed, wavelet_weight, local_weights)
-    return x.new_empty(x.shape)
-
-
-@inference_operator(_on_shapes)
+@inference_operator(_check)
 def mix_channels(
     x_BHWC: Tensor, global_BHWG: Tensor, wavelet_weight: Tensor | None, local_weights: list[Tensor]
 ) -> Tensor:
     """Arguments and result as in the package's function; computed in float32 or bfloat16."""
-    _check(x_BHWC, global_BHWG, wavelet_weight, local_weights)
     dtype = kernel_dtype(x_BHWC.dtype)
     x, mixed = lay_out(x_BHWC, dtype), lay_out(global_BHWG, dtype)
     y = x.new_empty(x.shape)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 
 from mobilemamba.errors import BackendUnavailableError
+from mobilemamba.ops.backends import Backend
 from mobilemamba.ops.native.build import LIBRARY, fingerprint
 from mobilemamba.ops.native.structures import STRUCTURES
 
@@ -50,6 +53,15 @@ def why_not_on(device: torch.device, dtype: torch.dtype, **_: object) -> str | N
     if dtype == torch.float64:
         return "the compiled kernels compute in single precision"
     return why_not()
+
+
+def backend(
+    forward: Callable[..., Any],
+    backward: Callable[..., Any] | None = None,
+    unavailable: Callable[..., str | None] = why_not_on,
+) -> Backend:
+    """The compiled kernel as a backend of an operation."""
+    return Backend("native", "compiled CPU kernel", forward, backward, "cpu", unavailable)
 
 
 def why_one_thread() -> str | None:

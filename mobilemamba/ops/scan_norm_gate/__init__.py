@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mobilemamba.ops.backends import Backend, Backends, standard_only
+from mobilemamba.ops.backends import Backends, standard_only
 from mobilemamba.ops.native import library
 from mobilemamba.ops.scan_norm_gate import native
 from mobilemamba.ops.selective_scan import selective_scan_2d
@@ -57,8 +57,4 @@ def definition(
     return (normed * F.silu(gate)).to(u_BHWD.dtype)
 
 
-scan_norm_gate = Backends(
-    "scan, norm, gate",
-    definition,
-    Backend("native", "compiled CPU kernel", native.scan_norm_gate, device_type="cpu", unavailable=library.why_not_on),
-)
+scan_norm_gate = Backends("scan, norm, gate", definition, library.backend(native.scan_norm_gate))

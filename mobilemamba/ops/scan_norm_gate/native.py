@@ -11,31 +11,22 @@ from mobilemamba.ops.arguments import check
 from mobilemamba.ops.operator import inference_operator
 from mobilemamba.ops.scan_order import check_directions, scan_order
 from mobilemamba.ops.selective_scan.native import Scan
-from mobilemamba.ops.transforms import refuse_forward_mode
 
 _LAYOUT = {"u": "BHWD", "gate": "BHWD", "dt_weight": "KRD", "A": "KDN", "D": "KD", "dt_bias": "KD"}
 _LAYOUT |= {"norm_weight": "D", "norm_bias": "D"}
 
 
-def _check(u: Tensor, projected: Tensor, *others: Tensor) -> tuple[int, int, int]:
-    """Gives K, R and N."""
-    refuse_forward_mode("scan_norm_gate")
-    sizes = check("scan_norm_gate", _LAYOUT, (u, *others))
+def _check(u: Tensor, projected: Tensor, gate: Tensor, *others: Any) -> None:
+    sizes = check("scan_norm_gate", _LAYOUT, (u, gate, *others[:6]))
     directions, rank, d_state = (sizes[letter] for letter in "KRN")
     check_directions(directions)
     if rank == 0:
         raise ConfigError("scan_norm_gate: dt_weight has rank 0; expected 1 at least")
     projections = directions * (rank + 2 * d_state)
     check("scan_norm_gate", {"u": "BHWD", "projected": "BHWP"}, (u, projected), P=projections)
-    return directions, rank, d_state
 
 
-def _on_shapes(u: Tensor, projected: Tensor, gate: Tensor, *others: Any) -> Tensor:
-    _check(u, projected, gate, *others[:6])
-    return u.new_empty(u.shape)
-
-
-@inference_operator(_on_shapes)
+@inference_operator(_check)
 def scan_norm_gate(
     u_BHWD: Tensor,
     projected_BHWC: Tensor,
@@ -49,8 +40,7 @@ def scan_norm_gate(
     norm_eps: float,
 ) -> Tensor:
     """Arguments and result as in the package's function."""
-    tensors = (dt_weight_KRD, A_KDN, D_KD, dt_bias_KD, norm_weight, norm_bias)
-    directions, rank, d_state = _check(u_BHWD, projected_BHWC, gate_BHWD, *tensors)
+    (directions, rank, _), d_state = dt_weight_KRD.shape, A_KDN.shape[2]
     parts = projected_BHWC.float().flatten(1, 2).unflatten(2, (directions, -1)).transpose(1, 2)
     dt, B, C = parts.split([rank, d_state, d_state], dim=-1)
     order = scan_order(directions, (u_BHWD.shape[1], u_BHWD.shape[2]))

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -34,15 +33,8 @@ from mobilemamba.ops.transforms import refuse_forward_mode, refuse_second_deriva
 BACKENDS = Backends(
     "scan",
     definition.forward,
-    Backend(
-        "mamba_ssm",
-        "mamba-ssm's CUDA kernel",
-        mamba_ssm.forward,
-        mamba_ssm.backward,
-        "cuda",
-        mamba_ssm.unavailable,
-    ),
-    Backend("native", "compiled CPU kernel", native.forward, native.backward, "cpu", library.why_not_on),
+    mamba_ssm.BACKEND,
+    library.backend(native.forward, native.backward),
     Backend("chunked", "plain PyTorch, any device", chunked.forward, chunked.backward),
 )
 
@@ -129,11 +121,10 @@ def selective_scan_2d(
 def _scan(inputs: ScanInputs, size: Sequence[int], backend: str) -> Tensor:
     if backend == "reference" or standard_only():
         _check(inputs, size)
-        plain: Callable[..., Tensor] = definition.forward
-        if backend != "reference":
-            plain = partial(chunked.forward, overwrite=False)
+        by_definition = backend == "reference"
         with without_autocast(inputs.u.device):
-            return plain(inputs, size).to(inputs.u.dtype)
+            y = definition.forward(inputs, size) if by_definition else chunked.forward(inputs, size, overwrite=False)
+            return y.to(inputs.u.dtype)
     refuse_transforms(_name(size))
     return _scan_op(*inputs, *(size or (0, 0)), backend)
 
@@ -166,9 +157,12 @@ def _unpack(arguments: tuple[Any, ...]) -> tuple[ScanInputs, Sequence[int], str]
     return ScanInputs(*tensors), () if tensors[0].ndim == 4 else (height, width), backend
 
 
-def _choose(inputs: ScanInputs, backend: str) -> Backend:
+def _choose(inputs: ScanInputs, backend: str) -> tuple[Callable[..., Tensor], Callable[..., Sequence[Tensor]]]:
     """Inside an operator: a traced network may come to a machine without a kernel, or be made double."""
-    return BACKENDS.choose(backend, inputs.u.device, inputs.u.dtype, d_state=inputs.A.shape[2])
+    chosen = BACKENDS.choose(backend, inputs.u.device, inputs.u.dtype, d_state=inputs.A.shape[2])
+    if chosen.backward is None:
+        raise ConfigError(f"the operator selective_scan does not know {backend!r}; call the function selective_scan_2d")
+    return chosen.forward, chosen.backward
 
 
 @torch.library.custom_op("mobilemamba::selective_scan", mutates_args=(), schema=f"({_TENSORS}, {_CHOICES}) -> Tensor")
@@ -177,7 +171,7 @@ def _scan_op(*arguments: Any) -> Tensor:
     refuse_forward_mode(_name(size))
     _check(inputs, size)
     with without_autocast(inputs.u.device):
-        return _choose(inputs, backend).forward(inputs, size).to(inputs.u.dtype).contiguous()
+        return _choose(inputs, backend)[0](inputs, size).to(inputs.u.dtype).contiguous()
 
 
 @_scan_op.register_fake
@@ -195,10 +189,8 @@ def _(*arguments: Any) -> Tensor:
 def _scan_backward_op(grad_y: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     inputs, size, backend = _unpack(arguments)
     _check(inputs, size, grad_y)
-    chosen = _choose(inputs, backend)
-    assert chosen.backward is not None
     with without_autocast(inputs.u.device):
-        grads = chosen.backward(grad_y, inputs, size)
+        grads = _choose(inputs, backend)[1](grad_y, inputs, size)
         return tuple(_as(gradient, x) for gradient, x in zip(grads, inputs, strict=True))
 
 

@@ -14,6 +14,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from mobilemamba.ops.backends import Backend
 from mobilemamba.ops.scan_order import in_place, in_steps
 from mobilemamba.ops.selective_scan.definition import ScanInputs
 
@@ -67,9 +68,11 @@ def backward(grad_y: Tensor, x: ScanInputs, size: Sequence[int]) -> tuple[Tensor
     u, dt, A, B, C, D, dt_bias = _pack(x, size)
     _, states = kernel.fwd(u, dt, A, B, C, D, None, dt_bias, True)[:2]
     gy = in_steps(grad_y.to(u.dtype), len(x.A), size).permute(1, 2, 3, 0).contiguous().flatten(1, 2)
-    gu, gdt, gA, gB, gC, gD, gbias = kernel.bwd(u, dt, A, B, C, D, None, dt_bias, gy, states, None, None, True, False)[
-        :7
-    ]
+    grads = kernel.bwd(u, dt, A, B, C, D, None, dt_bias, gy, states, None, None, True, False)
+    gu, gdt, gA, gB, gC, gD, gbias = grads[:7]
     gu, gdt = (g.unflatten(1, x.D.shape) for g in (gu, gdt))
     gu, gdt, gB, gC = (in_place(g.permute(3, 0, 1, 2), size) for g in (gu, gdt, gB, gC))
     return x.merge(gu), gdt, gA.view_as(x.A), gB, gC, gD.view_as(x.D), gbias.view_as(x.D)
+
+
+BACKEND = Backend("mamba_ssm", "mamba-ssm's CUDA kernel", forward, backward, "cuda", unavailable)

@@ -8,15 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mobilemamba.ops.backends import Backend, Backends, plainly
+from mobilemamba.ops.backends import Backends, plainly
+from mobilemamba.ops.native import library
 from mobilemamba.ops.wavelet import definition, native
 from mobilemamba.ops.wavelet.definition import wavelet_filters
 
-BACKENDS = Backends(
-    "wavelet",
-    definition.wavelet_conv,
-    Backend("native", "compiled CPU kernel", native.forward, device_type="cpu", unavailable=native.unavailable),
-)
+BACKENDS = Backends("wavelet", definition.wavelet_conv, library.backend(native.forward, unavailable=native.unavailable))
 
 
 def wavelet_conv(

@@ -104,24 +104,6 @@ _haar_conv.register_autograd(_gradients, setup_context=_save)
 _weight_gradient.register_autograd(_second_gradients, setup_context=_save)
 
 
-def haar_conv(x_BHWC: Tensor, weight: Tensor) -> Tensor:
-    """``idwt2d(conv(dwt2d(x)))`` with Haar's filters.
-
-    Args:
-        x_BHWC: Maps of any size; computed in float32 or bfloat16.
-        weight: (4C, 1, kernel, kernel), kernel odd: for each channel of the sub-bands LL, HL (high along H), LH, HH.
-
-    Returns:
-        (B, H, W, C), of x's dtype.
-
-    Raises:
-        ConfigError: If the tensors do not fit together, x is float64, or a derivative in forward mode or by
-            ``torch.func`` is asked for.
-    """
-    refuse_transforms("haar_conv")
-    return _haar_conv(x_BHWC, weight)
-
-
 def unavailable(device: torch.device, dtype: torch.dtype, haar: bool = True) -> str | None:
     """The reason why the kernel cannot run there, or None."""
     return library.why_not_on(device, dtype) or (None if haar else "its kernel is for Haar's wavelet alone")
@@ -129,4 +111,5 @@ def unavailable(device: torch.device, dtype: torch.dtype, haar: bool = True) -> 
 
 def forward(x_BCHW: Tensor, weight: Tensor, *filters: Tensor) -> Tensor:
     """The convolution; arguments as in ``wavelet_conv``, the filters being Haar's."""
-    return haar_conv(x_BCHW.permute(0, 2, 3, 1), weight).permute(0, 3, 1, 2)
+    refuse_transforms("wavelet_conv")
+    return _haar_conv(x_BCHW.permute(0, 2, 3, 1), weight).permute(0, 3, 1, 2)

@@ -1,0 +1,185 @@
+"""The network's layers as a CPU runs them in inference: weights laid out beforehand, element-wise steps fused.
+
+Each is built from the norm-free layer that it stands for and computes the same, in channels-last memory; layers of the
+network keep their interface, (B, C, H, W) in and out. None has gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from mobilemamba.layers.conv_norm import ConvNorm, ConvReLU
+from mobilemamba.layers.ffn import FFN
+from mobilemamba.layers.local_conv import MultiKernelConv
+from mobilemamba.layers.mrffi import MRFFI
+from mobilemamba.layers.patch import PatchEmbed, PatchMerging
+from mobilemamba.layers.residual import Residual
+from mobilemamba.layers.ss2d import SS2D
+from mobilemamba.layers.wavelet_mamba import WaveletMamba
+from mobilemamba.models.inference.packed import PackedConv, PackedLinear, first, floats, is_traced, last
+from mobilemamba.ops.mix_channels import mix_channels
+from mobilemamba.ops.scan_norm_gate import scan_norm_gate
+from mobilemamba.ops.wavelet.native import by_band
+
+#: Pictures that go through the patch embedding at a time, so that its large maps stay in the cache.
+_CHUNK = 8
+
+
+class Floats(nn.Module):
+    """Numbers that the compiled kernels take in float32, whatever the maps are of; they are saved with the network."""
+
+    def __init__(self, tensors: Iterable[Tensor | None]):
+        super().__init__()
+        for i, x in enumerate(tensors):
+            self.register_buffer(str(i), floats(x))
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self._buffers.values())  # type: ignore[arg-type]
+
+
+class InferenceFFN(nn.Module):
+    """x + FFN(x)."""
+
+    def __init__(self, ffn: FFN):
+        super().__init__()
+        self.pw1, self.pw2 = PackedLinear.of(ffn.pw1), PackedLinear.of(ffn.pw2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = last(x)
+        return first(self.pw2(self.pw1(x), add=x))
+
+
+class InferencePatchEmbed(nn.Sequential):
+    """Patch embedding."""
+
+    def __init__(self, patch_embed: PatchEmbed):
+        super().__init__(*map(PackedConv.of, patch_embed))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if is_traced() or len(x) <= _CHUNK:
+            return super().forward(x)
+        embed = super().forward
+        return torch.cat([embed(part) for part in x.split(_CHUNK)])
+
+
+class InferencePatchMerging(nn.Module):
+    """Patch merging."""
+
+    def __init__(self, merging: PatchMerging):
+        super().__init__()
+        self.expand, self.dw = PackedLinear.of(merging.expand), PackedConv.of(merging.dw)
+        self.squeeze, self.excite = PackedLinear.of(merging.se.fc1, "relu"), PackedLinear.of(merging.se.fc2, "sigmoid")
+        self.project = PackedLinear.of(merging.project)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = last(self.dw(first(self.expand(last(x)))))
+        return first(self.project(x * self.excite(self.squeeze(x.mean((1, 2), keepdim=True)))))
+
+
+class InferenceSS2D(nn.Module):
+    """SS2D, times a scale; (B, H, W, C) in and out.
+
+    Args:
+        ss2d: The layer.
+        scale: One number a channel, or one for all; any shape.
+    """
+
+    def __init__(self, ss2d: SS2D, scale: Tensor):
+        super().__init__()
+        into, out = ss2d.in_proj, ss2d.out_proj
+        assert isinstance(into, nn.Conv2d)
+        assert isinstance(out, nn.Conv2d)
+        assert into.bias is not None
+        assert out.bias is not None
+        dtype, scale = out.weight.dtype, scale.float().flatten()
+        # Apart, as the halves of one result would have to be copied.
+        halves = zip(into.weight.flatten(1).chunk(2), into.bias.chunk(2), strict=True)
+        self.u_proj, self.gate_proj = (PackedLinear(weight, bias) for weight, bias in halves)
+        self.conv = PackedConv(ss2d.conv.weight, ss2d.conv.bias, groups=ss2d.conv.groups, act="swish")
+        self.x_proj = PackedLinear(ss2d.x_proj_weight.flatten(0, 1).to(dtype))
+        out_weight = out.weight.flatten(1) * scale.view(-1, 1)
+        self.out_proj = PackedLinear(out_weight.to(dtype), (out.bias * scale).to(dtype))
+        A, norm = -torch.exp(ss2d.A_log.float()), ss2d.out_norm
+        weights = (ss2d.dt_proj_weight.transpose(1, 2), A, ss2d.D, ss2d.dt_bias, norm.weight, norm.bias)
+        self.scan = Floats(weights)
+        self.norm_eps = norm.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        u, gate = last(self.conv(first(self.u_proj(x)))), self.gate_proj(x)
+        return self.out_proj(scan_norm_gate(u, self.x_proj(u), gate, *self.scan, self.norm_eps))
+
+
+class InferenceMRFFI(nn.Module):
+    """x + MRFFI(x), with a state-space module as the global mixer, with or without its wavelet branch."""
+
+    def __init__(self, mrffi: MRFFI):
+        super().__init__()
+        mixer: nn.Module = mrffi.global_mixer
+        scale: Tensor = torch.ones(1)
+        self.global_dim, local_dim, _ = mrffi.splits
+        wavelet_weights: list[Tensor] = []
+        if isinstance(mixer, WaveletMamba):
+            wavelet = mixer.wavelet_conv
+            wavelet_weights = [by_band(wavelet.conv.weight * wavelet.scale.view(-1, 1, 1, 1))]
+            scale = mixer.scale.data
+            mixer = mixer.ss2d
+        assert isinstance(mixer, SS2D)
+        self.ss2d = InferenceSS2D(mixer, scale)
+        local_weights: list[Tensor | None] = []
+        if local_dim:
+            assert isinstance(mrffi.local_mixer, MultiKernelConv)
+            for part in mrffi.local_mixer.parts:
+                conv, affine = (layer for layer in part.children() if isinstance(layer, nn.Conv2d))
+                kernel = conv.weight[:, 0].permute(1, 2, 0)
+                local_weights += (kernel, conv.bias, affine.weight.flatten(), affine.bias)
+        self.wavelet, self.local = Floats(wavelet_weights), Floats(local_weights)
+        self.proj = PackedLinear.of(mrffi.proj)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = last(x)
+        mixed = self.ss2d(x[..., : self.global_dim].contiguous())
+        wavelet_weight = next(iter(self.wavelet), None)
+        return first(self.proj(mix_channels(x, mixed, wavelet_weight, list(self.local)), add=x))
+
+
+def replacement(layer: nn.Module) -> nn.Module | None:
+    """The inference layer of a norm-free layer or of a residual branch's ``x + branch(x)``; None if there is none."""
+    if any(isinstance(part, ConvNorm) for part in layer.modules()):  # its norm is of a class that does not fold
+        return None
+    branch = layer.branch if isinstance(layer, Residual) else None
+    if isinstance(branch, FFN):
+        return InferenceFFN(branch)
+    if isinstance(branch, MRFFI) and _fits(branch):
+        return InferenceMRFFI(branch)
+    if isinstance(layer, PatchEmbed):
+        return InferencePatchEmbed(layer)
+    if isinstance(layer, PatchMerging):
+        return InferencePatchMerging(layer)
+    if isinstance(layer, nn.Conv2d) and type(layer) in (nn.Conv2d, ConvReLU) and _keeps_size(layer):
+        return PackedConv.of(layer)
+    return None
+
+
+def _keeps_size(conv: nn.Conv2d) -> bool:
+    """Whether it is square, with zeros around, and makes the map smaller by its stride only."""
+    kernel = conv.kernel_size[0]
+    geometry = (conv.kernel_size, conv.padding, conv.dilation, conv.stride)
+    return conv.padding_mode == "zeros" and geometry == (
+        (kernel, kernel),
+        (kernel // 2, kernel // 2),
+        (1, 1),
+        (conv.stride[0], conv.stride[0]),
+    )
+
+
+def _fits(mrffi: MRFFI) -> bool:
+    """Whether the compiled kernels do all of it: Mamba, and Haar's wavelet or none."""
+    mixer = mrffi.global_mixer
+    if isinstance(mixer, WaveletMamba):
+        if not mixer.wavelet_conv.is_haar:
+            return False
+        mixer = mixer.ss2d
+    return isinstance(mixer, SS2D) and mixer.backend in ("auto", "native")

@@ -1,0 +1,134 @@
+"""Convolutions that a CPU runs by oneDNN, or small depthwise ones by this package's kernel, in inference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mobilemamba.errors import ConfigError
+from mobilemamba.layers.conv_norm import ConvReLU
+from mobilemamba.ops import onednn
+from mobilemamba.ops.backends import standard_only
+from mobilemamba.ops.depthwise import ACTIVATIONS, Activation, depthwise_conv
+
+#: Numbers in a map up to which our depthwise convolution is done before oneDNN's, which takes longer to call.
+_SMALL = 2**16
+
+
+def is_traced() -> bool:
+    """Whether PyTorch's own operators are wanted: compilers fuse by themselves, and an export is to run anywhere."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or standard_only()
+
+
+class _Packed(nn.Module):
+    """What both kinds of convolution hold."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, act: Activation = "none"):
+        super().__init__()
+        self.act = act
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self._laid_out: tuple[Hashable, Any] = (None, None)
+
+    def laid_out(self, x: Tensor, use: Hashable, make: Callable[[Tensor], Tensor]) -> Tensor:
+        """The weight as it is read in a use, made when it or the use is another than before.
+
+        Raises:
+            ConfigError: If x is not what the weight was laid out for.
+        """
+        weight = self._parameters["weight"]  # in half the time of ``self.weight``
+        assert weight is not None
+        if x.dtype != weight.dtype or not x.is_cpu:
+            raise ConfigError(
+                f"optimized for inference in {weight.dtype} on the cpu, the network got {x.dtype} on {x.device.type}; "
+                "convert its input, or optimize the original for another dtype"
+            )
+        key = use, weight.data_ptr(), None if weight.is_inference() else weight._version
+        kept, packed = self._laid_out
+        if kept != key:
+            packed = make(weight)
+            self._laid_out = key, packed
+        return packed
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was laid out, which can neither be copied nor saved."""
+        return self.__dict__ | {"_laid_out": (None, None)}
+
+
+class PackedConv(_Packed):
+    """A convolution with bias and activation in one pass; (B, C, H, W) in and out.
+
+    Args:
+        weight: (out, in / groups, kernel, kernel), float32 or bfloat16.
+        bias: (out,), or none.
+        stride: Stride; the padding is ``kernel // 2``.
+        groups: Groups.
+        act: Activation of the result.
+    """
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None = None, stride: int = 1, groups: int = 1, act: Activation = "none"
+    ):
+        super().__init__(weight, weight.new_zeros(len(weight)) if bias is None else bias, act)
+        self.geometry: onednn.Geometry = [weight.shape[-1] // 2] * 2, [stride] * 2, [1, 1], groups
+        self.is_depthwise = groups == len(weight) and weight.shape[1] == stride == 1 and weight.shape[-1] % 2 == 1
+
+    @classmethod
+    def of(cls, conv: nn.Module) -> PackedConv:
+        """The same convolution, with the ReLU that it may end with."""
+        assert isinstance(conv, nn.Conv2d)
+        act: Activation = "relu" if isinstance(conv, ConvReLU) else "none"
+        return cls(conv.weight, conv.bias, conv.stride[0], conv.groups, act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if is_traced():
+            padding, stride, dilation, groups = self.geometry
+            return ACTIVATIONS[self.act](F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups))
+        if self.is_depthwise and x.numel() <= _SMALL:
+            kernel = self.laid_out(x, "kkC", lambda weight: floats(weight[:, 0].permute(1, 2, 0)))
+            return first(depthwise_conv(last(x), kernel, self.bias, self.act))
+        size = x.shape[2:]
+        packed = self.laid_out(x, size, lambda weight: onednn.pack_convolution(weight, self.geometry, size))
+        return onednn.convolution(x, packed, self.bias, self.geometry, self.act)
+
+
+class PackedLinear(_Packed):
+    """A 1x1 convolution with bias, and an activation or an addition, in one pass; (B, H, W, C) in and out.
+
+    Args:
+        weight: (out, in), float32 or bfloat16.
+        bias: (out,), or none.
+        act: Activation of the result, if nothing is added.
+    """
+
+    @classmethod
+    def of(cls, conv: nn.Module, act: Activation = "none") -> PackedLinear:
+        """The same 1x1 convolution, with an activation that follows it or its own ReLU."""
+        assert isinstance(conv, nn.Conv2d)
+        return cls(conv.weight.flatten(1), conv.bias, "relu" if isinstance(conv, ConvReLU) else act)
+
+    def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        if is_traced():
+            y = F.linear(x, self.weight, self.bias)
+            return ACTIVATIONS[self.act](y) if add is None else y + add
+        return onednn.linear(x, self.laid_out(x, None, onednn.pack_linear), self.bias, self.act, add)
+
+
+def floats(x: Tensor | None) -> Tensor:
+    """The numbers apart from any graph, in float32, as the compiled kernels read them."""
+    assert x is not None
+    return x.detach().float().contiguous()
+
+
+def last(x_BCHW: Tensor) -> Tensor:
+    """The channels as the last dimension."""
+    return x_BCHW.permute(0, 2, 3, 1)
+
+
+def first(x_BHWC: Tensor) -> Tensor:
+    """The channels as the second dimension."""
+    return x_BHWC.permute(0, 3, 1, 2)
