@@ -10,6 +10,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 
 from mobilemamba.cli.resume import RUN_CONFIG
 from mobilemamba.files import write_text_atomic
+from mobilemamba.training.callbacks.validation import is_trial
 
 
 class SaveFitConfig(SaveConfigCallback):
@@ -22,7 +23,7 @@ class SaveFitConfig(SaveConfigCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves."""
-        if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
+        if trainer.is_global_zero and not is_trial(trainer):
             write_text_atomic(Path(trainer.default_root_dir) / self.config_filename, self._text())
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

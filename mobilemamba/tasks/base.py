@@ -24,6 +24,7 @@ from mobilemamba.models import ModelCard, Preprocessing, fuse_norms
 from mobilemamba.models.card import CARD_KEY
 from mobilemamba.models.fuse import count_batch_norms
 from mobilemamba.models.inference import for_inference
+from mobilemamba.training.callbacks.validation import is_trial
 from mobilemamba.training.contract import TaskContract
 from mobilemamba.training.metrics import Comparison, Metrics
 from mobilemamba.training.optimizer import DecayRule, parameter_groups, scale_lr, set_learning_rates
@@ -231,7 +232,7 @@ class Task(TaskContract, LightningModule):
                 "cosine needs a training with an end; set trainer.max_epochs"
             )
         warmup_steps = self._warmup_steps()
-        if warmup_steps >= total_steps and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if warmup_steps >= total_steps and not is_trial(trainer):
             name = "warmup_epochs" if hparams["warmup_steps"] is None else "warmup_steps"
             rank_zero_warn(
                 f"{name}={hparams[name]:g} ({warmup_steps} steps) is no shorter than the training "

@@ -17,12 +17,13 @@ _MOST_NAMED, _MOST_NUMBERED = 40, 15
 _PAIRS = 30
 
 
-def draw_curves(history: list[dict[str, float]], path: Path, title: str) -> None:
+def draw_curves(history: list[dict[str, float]], unit: str, path: Path, title: str) -> None:
     """Losses, scores and the learning rate over the epochs.
 
     Args:
         history: Entries with ``epoch``, a fraction of one included, and what was known then: ``train/loss``, ``lr``,
-            and the validation's losses and scores in percent as ``val/...``.
+            and the validation's losses and scores as ``val/...``.
+        unit: Of the scores.
         path: PNG file.
         title: Above them.
 
@@ -31,7 +32,8 @@ def draw_curves(history: list[dict[str, float]], path: Path, title: str) -> None
     """
     names = list(dict.fromkeys(name for entry in history for name in entry if name != "epoch"))
     losses = [name for name in names if "loss" in name]
-    panels = {"loss": losses, "score (%)": [n for n in names if n not in (*losses, "lr")], "learning rate": ["lr"]}
+    of_scores = f"score ({unit})" if unit else "score"
+    panels = {"loss": losses, of_scores: [n for n in names if n not in (*losses, "lr")], "learning rate": ["lr"]}
     title = legible(title)
     with png_figure(path, [title], figsize=(12, 4)) as figure:
         figure.suptitle(title)

@@ -80,7 +80,7 @@ def test_names_in_any_letters_are_drawn(tmp_path: Path, monkeypatch: pytest.Monk
     assert drawn == ["cat", r"caf\xe9", r"two\nlines", "кошка", names[4], "class 5", "$x^2_"]
     monkeypatch.undo()
     plots.draw_confusion(counted(7, 70), names, tmp_path / "x.png", "caf\udce9")
-    plots.draw_curves([{"epoch": 1.0, "lr": 0.1}], tmp_path / "y.png", "caf\udce9 \U000e0041")
+    plots.draw_curves([{"epoch": 1.0, "lr": 0.1}], "%", tmp_path / "y.png", "caf\udce9 \U000e0041")
     assert (tmp_path / "y.png").stat().st_size > 1000
 
 

@@ -9,6 +9,7 @@ from mobilemamba.training.callbacks.plots import TrainingPlots
 from mobilemamba.training.callbacks.progress import EpochLines, TrainingBar
 from mobilemamba.training.callbacks.results import RunResults
 from mobilemamba.training.callbacks.seed import StepSeed
+from mobilemamba.training.callbacks.stop_early import StopEarly
 from mobilemamba.training.callbacks.validation import ValidateAtEnd
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "SayKernels",
     "SkipNonFinite",
     "StepSeed",
+    "StopEarly",
     "TrainingBar",
     "TrainingPlots",
     "ValidateAtEnd",

@@ -14,7 +14,7 @@ from mobilemamba.data.base import data_of
 from mobilemamba.training.callbacks.others import AtEnd
 from mobilemamba.training.callbacks.results import best_validation
 from mobilemamba.training.callbacks.validation import counts
-from mobilemamba.training.contract import TaskContract
+from mobilemamba.training.contract import TaskContract, scores_of
 from mobilemamba.training.plots import draw_confusion, draw_curves
 
 
@@ -69,7 +69,7 @@ class TrainingPlots(AtEnd):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if self.history:
-                draw_curves(self.history, folder / "learning_curves.png", on)
+                draw_curves(self.history, scores_of(pl_module)[0].unit, folder / "learning_curves.png", on)
             if self.confusions:
                 best = best_validation(trainer, pl_module).get("step")
                 step = best if best in self.confusions else max(self.confusions)

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from torch import Tensor
 
 from mobilemamba.screen import say
+from mobilemamba.training.contract import scores_of
 
 
 class TrainingBar(RichProgressBar):
@@ -106,7 +107,7 @@ class EpochLines(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints the line, with the scores."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._say(trainer, _scores(trainer))
+            self._say(trainer, _scores(trainer, pl_module))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints a line where no validation has done so."""
@@ -134,7 +135,10 @@ class EpochLines(Callback):
             return []
 
 
-def _scores(trainer: Trainer) -> list[str]:
-    found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-    losses = [f"{name.replace('/', ' ')} {value:.4f}" for name, value in found.items() if "loss" in name]
-    return losses + [f"{name[4:]} {value:.2f}" for name, value in found.items() if "loss" not in name]
+def _scores(trainer: Trainer, pl_module: LightningModule) -> list[str]:
+    """The losses, and then the scores with as many digits as they are to have."""
+    digits = {score.key: score.digits for score in scores_of(pl_module)}
+    found = {name[4:]: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+    losses = [f"val {name} {value:.4f}" for name, value in found.items() if "loss" in name]
+    others = {name: digits.get(name.partition("_")[0], 2) for name in found if "loss" not in name}
+    return losses + [f"{name} {found[name]:.{shown}f}" for name, shown in others.items()]

@@ -20,7 +20,7 @@ from mobilemamba.scores import Score
 from mobilemamba.training.callbacks.checkpoints import best_checkpoint
 from mobilemamba.training.callbacks.others import AtEnd
 from mobilemamba.training.callbacks.seed import global_seed
-from mobilemamba.training.callbacks.validation import Validation, counts, validation_now
+from mobilemamba.training.callbacks.validation import Validation, counts, is_trial, validation_now
 from mobilemamba.training.contract import TaskContract, monitor_of, scores_of
 from mobilemamba.training.provenance import (
     git_revision,
@@ -225,7 +225,7 @@ def _of(validation: Validation, key: str) -> float | None:
 
 def _writes(trainer: Trainer) -> bool:
     """Whether this process leaves files: one of all devices' processes, and none for a trial of a few batches."""
-    return trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False)
+    return trainer.is_global_zero and not is_trial(trainer)
 
 
 def describe_data(trainer: Trainer) -> dict[str, Any]:

@@ -14,10 +14,11 @@ Validation = dict[str, Any]
 
 def counts(trainer: Trainer) -> bool:
     """Whether what is going on is part of a training's record: no trial of a few batches, no other command."""
-    return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and not _is_trial(trainer)
+    return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and not is_trial(trainer)
 
 
-def _is_trial(trainer: Trainer) -> bool:
+def is_trial(trainer: Trainer) -> bool:
+    """Whether only a few batches are tried (``fast_dev_run``), which leave nothing."""
     return bool(getattr(trainer, "fast_dev_run", False))
 
 
@@ -79,7 +80,7 @@ class ValidateAtEnd(Callback):
         self._validate(trainer)
 
     def _validate(self, trainer: Trainer) -> None:
-        if not trainer.enable_validation or _is_trial(trainer) or self.validated_step == trainer.global_step:
+        if not trainer.enable_validation or is_trial(trainer) or self.validated_step == trainer.global_step:
             return
         trainer.validating = True  # as Lightning does within an epoch
         trainer.fit_loop.epoch_loop.val_loop.run()
