@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mobilemamba.ops.wavelet import are_haar, wavelet_conv, wavelet_filters
+from mobilemamba.ops.wavelet import are_haar, wavelet_conv
+from mobilemamba.ops.wavelet.definition import wavelet_filters
 
 
 class WaveletConv(nn.Module):

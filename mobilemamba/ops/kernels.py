@@ -26,9 +26,12 @@ def all_kernels(device: torch.device, dtype: torch.dtype = torch.float32) -> lis
     return [*(table.explain("auto", device, dtype) for table in (*NETWORK, *INFERENCE)), *others]
 
 
-def describe_kernels(device: torch.device) -> str:
-    """One line on the network as it is by default, e.g. ``kernels: scan native, wavelet native, 2 threads``."""
-    return in_one_line([table.explain("auto", device, torch.float32) for table in NETWORK], device)
+def describe_kernels(device: torch.device, scan_backend: str = "auto") -> str:
+    """One line on the networks of the six sizes, e.g. ``kernels: scan native, wavelet native, 2 threads``."""
+    others = scan_backend if scan_backend == "reference" else "auto"
+    requested = (scan_backend, others, others)
+    kernels = [table.explain(name, device, torch.float32) for name, table in zip(requested, NETWORK, strict=True)]
+    return in_one_line(kernels, device)
 
 
 def in_one_line(kernels: Sequence[Kernel], device: torch.device) -> str:

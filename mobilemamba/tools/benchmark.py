@@ -117,7 +117,7 @@ def benchmark(
             records = measure(cases, rounds, seconds or 0.5, memory, report)
     found = scans if ops else records
     console.print(scan_table(scans, console.width) if ops else network_table(records, console.width))
-    print(describe_kernels(torch.device(_words(chosen)[0])))
+    print(describe_kernels(torch.device(_words(chosen)[0]), scan_backend))
     for line in scan_notes(scans) if ops else network_notes(records):
         print(line)
     if not models and not ops and not scaling:

@@ -116,6 +116,17 @@ def test_bfloat16_rounds_no_more_than_the_plain_network_does(trained: Build) -> 
     assert errors[0] < min(1.2 * errors[1], 0.1 * expected.norm())
 
 
+def test_what_the_kernels_take_in_float32_stays_so(tiny: Build) -> None:
+    optimized = optimize_for_inference(tiny(), torch.bfloat16)
+    before = {name: x.clone() for name, x in optimized.named_buffers()}
+    optimized.to(torch.bfloat16).to(memory_format=torch.channels_last)
+    assert before
+    assert {x.dtype for x in before.values()} == {torch.float32}
+    for name, x in optimized.named_buffers():
+        assert torch.equal(x, before[name])
+        assert x.is_contiguous()
+
+
 def test_the_original_is_left_as_it_was(tiny: Build) -> None:
     model = tiny().train()
     before = copy.deepcopy(model.state_dict())
@@ -226,7 +237,13 @@ def reloaded(network: nn.Module) -> nn.Module:
     return other
 
 
-@pytest.mark.parametrize("again", [copy.deepcopy, pickled, reloaded, optimize_for_inference], ids=lambda f: f.__name__)
+def converted(network: nn.Module) -> nn.Module:
+    return copy.deepcopy(network).to("cpu", torch.float32).to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    "again", [copy.deepcopy, pickled, reloaded, converted, optimize_for_inference], ids=lambda f: f.__name__
+)
 def test_a_copy_computes_the_same(trained: Build, again: Callable[[nn.Module], nn.Module]) -> None:
     model = trained("mobilemamba_t2", depths=(1, 1, 1))
     optimized, pictures = optimize_for_inference(model), torch.randn(2, 3, 64, 64)

@@ -26,6 +26,18 @@ def test_all_fast() -> None:
     assert describe_kernels(CPU) == "kernels: scan native, wavelet native, batch norm native, 1 thread"
 
 
+@needs_native
+@pytest.mark.parametrize(
+    ("backend", "line"),
+    [
+        ("chunked", "scan chunked (chosen), wavelet native, batch norm native"),
+        ("reference", "scan reference (chosen), wavelet reference (chosen), batch norm reference (chosen)"),
+    ],
+)
+def test_a_chosen_scan(backend: str, line: str) -> None:
+    assert describe_kernels(CPU, backend) == f"kernels: {line}, 1 thread"
+
+
 @pytest.mark.usefixtures("no_library")
 def test_all_slow_for_one_reason() -> None:
     assert describe_kernels(CPU) == "kernels: plain PyTorch (switched off by MOBILEMAMBA_NATIVE=0), 1 thread"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mobilemamba.errors import ConfigError
-from mobilemamba.ops.wavelet.definition import dwt2d, idwt2d, wavelet_filters
+from mobilemamba.ops.wavelet.definition import HAAR, dwt2d, idwt2d, wavelet_filters
 
 WAVELETS = ["db1", "db2", "sym4", "coif1"]
 
@@ -54,6 +54,7 @@ def test_haar_equals_pywavelets_with_signs() -> None:
 def test_order_and_signs_of_the_haar_filters() -> None:
     expected = [[[1, 1], [1, 1]], [[1, 1], [-1, -1]], [[1, -1], [1, -1]], [[1, -1], [-1, 1]]]
     torch.testing.assert_close(2 * wavelet_filters("db1"), torch.tensor(expected, dtype=torch.float32))
+    torch.testing.assert_close(HAAR, wavelet_filters("db1"))
 
 
 @pytest.mark.parametrize("name", WAVELETS)

@@ -12,7 +12,7 @@ from torch import nn
 
 from mobilemamba.errors import ConfigError
 from mobilemamba.models.fuse import fuse_norms
-from mobilemamba.models.inference.layers import Floats, replacement
+from mobilemamba.models.inference.layers import replacement
 from mobilemamba.models.mobilemamba import MobileMamba
 from mobilemamba.ops.kernels import INFERENCE
 
@@ -51,12 +51,9 @@ def optimize_for_inference(model: Model, dtype: torch.dtype = torch.float32) -> 
         if isinstance(layer, nn.Conv2d | nn.Linear):  # not the scan's parameters, which the kernel takes in float32
             layer.to(dtype)
     _replace_children(optimized)
-    for layer in optimized.modules():
-        if not isinstance(layer, Floats):
-            layer._apply(lambda x: x.to(dtype) if x.is_floating_point() else x, recurse=False)
     cls: Any = type(model)
     optimized.__class__ = _optimized(getattr(cls, "optimized_from", cls))
-    return optimized
+    return optimized.to(dtype)
 
 
 def for_inference(network: nn.Module, device: torch.device) -> tuple[nn.Module, str]:

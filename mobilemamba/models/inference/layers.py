@@ -6,7 +6,7 @@ network keep their interface, (B, C, H, W) in and out. None has gradients.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -29,12 +29,15 @@ _CHUNK = 8
 
 
 class Floats(nn.Module):
-    """Numbers that the compiled kernels take in float32, whatever the maps are of; they are saved with the network."""
+    """Numbers as the compiled kernels take them, whatever a network is converted to; they are saved with it."""
 
     def __init__(self, tensors: Iterable[Tensor | None]):
         super().__init__()
         for i, x in enumerate(tensors):
             self.register_buffer(str(i), floats(x))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Floats:
+        return self
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter(self._buffers.values())  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from torch import Tensor
 from mobilemamba.ops.backends import Backends, plainly
 from mobilemamba.ops.native import library
 from mobilemamba.ops.wavelet import definition, native
-from mobilemamba.ops.wavelet.definition import wavelet_filters
+from mobilemamba.ops.wavelet.definition import HAAR
 
 BACKENDS = Backends("wavelet", definition.wavelet_conv, library.backend(native.forward, unavailable=native.unavailable))
 
@@ -47,6 +47,6 @@ def are_haar(*filters: Tensor) -> bool:
         return False
     if any(f.is_meta for f in filters):
         return True
-    haar = wavelet_filters("db1")[:, None]
+    haar = HAAR.unsqueeze(1)
     with torch.no_grad():  # a checkpoint's may be rounded otherwise
         return all(bool(((f.float().unflatten(0, (-1, 4)) - haar.to(f.device)).abs() <= 1e-6).all()) for f in filters)

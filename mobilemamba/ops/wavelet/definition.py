@@ -18,6 +18,10 @@ from torch import Tensor
 
 from mobilemamba.errors import ConfigError
 
+_SIGNS = ((1, 1, 1, 1), (1, 1, -1, -1), (1, -1, 1, -1), (1, -1, -1, 1))
+#: Haar's four filters, as ``wavelet_filters("db1")`` gives them.
+HAAR = torch.tensor(_SIGNS, dtype=torch.float32, device="cpu").view(4, 2, 2) / 2
+
 
 @cache
 def _orthogonal_wavelet(name: str) -> pywt.Wavelet:
@@ -53,7 +57,7 @@ def wavelet_filters(name: str) -> Tensor:
 
 def haar_filters(channels: int, like: Tensor) -> Tensor:
     """Haar's filters for that many channels, (4C, 1, 2, 2), with another tensor's dtype and device."""
-    return wavelet_filters("db1").to(like).repeat(channels, 1, 1).unsqueeze(1)
+    return HAAR.to(like).repeat(channels, 1, 1).unsqueeze(1)
 
 
 def dwt2d(x_BCHW: Tensor, filters: Tensor) -> Tensor:
