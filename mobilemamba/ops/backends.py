@@ -22,6 +22,8 @@ from mobilemamba.ops.transforms import transforming
 logger = logging.getLogger(__name__)
 
 _standard_only = False
+#: By operation: older compilers take names for constants, and no objects.
+_TABLES: dict[str, Backends] = {}
 
 
 @dataclass(frozen=True)
@@ -79,10 +81,11 @@ class Backends:
         self.op = op
         self.by_name = {b.name: b for b in (*faster, Backend("reference", "the definition, for tests", definition))}
         self.names = ("auto", *self.by_name)
+        _TABLES[op] = self
 
     def __call__(self, x: Tensor, *others: Any, backend: str = "auto") -> Any:
         """Computes it by the backend for x's device and dtype."""
-        name = _choose(self, "reference" if _standard_only else backend, x.device, x.dtype, ())
+        name = _choose(self.op, "reference" if _standard_only else backend, x.device, x.dtype, ())
         return self.by_name[name].forward(x, *others)
 
     def choose(self, requested: str, device: torch.device, dtype: torch.dtype, **traits: object) -> Backend:
@@ -98,7 +101,7 @@ class Backends:
             ConfigError: If the name is unknown.
             BackendUnavailableError: If it was named explicitly and cannot run there.
         """
-        return self.by_name[_choose(self, requested, device, dtype, tuple(traits.items()))]
+        return self.by_name[_choose(self.op, requested, device, dtype, tuple(traits.items()))]
 
     def explain(self, requested: str, device: torch.device, dtype: torch.dtype, **traits: object) -> Kernel:
         """What ``choose`` comes to, and why to nothing faster; raises alike."""
@@ -116,15 +119,16 @@ class Backends:
 
 @torch.compiler.assume_constant_result  # the compiler cannot trace the probes, and need not
 def _choose(
-    table: Backends, requested: str, device: torch.device, dtype: torch.dtype, traits: tuple[tuple[str, object], ...]
+    op: str, requested: str, device: torch.device, dtype: torch.dtype, traits: tuple[tuple[str, object], ...]
 ) -> str:
-    return _chosen(table, requested, device, dtype, traits)
+    return _chosen(op, requested, device, dtype, traits)
 
 
 @cache
 def _chosen(
-    table: Backends, requested: str, device: torch.device, dtype: torch.dtype, traits: tuple[tuple[str, object], ...]
+    op: str, requested: str, device: torch.device, dtype: torch.dtype, traits: tuple[tuple[str, object], ...]
 ) -> str:
+    table = _TABLES[op]
     if requested not in table.names:
         raise ConfigError(f"unknown {table.op} backend {requested!r}; expected one of {', '.join(table.names)}")
     if requested != "auto":

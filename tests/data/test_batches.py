@@ -81,7 +81,7 @@ def test_unreadable_pictures_are_left_out() -> None:
 
 
 def test_pinning_memory_keeps_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor.clone())  # the real one needs a GPU
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *_: tensor.clone())  # the real one needs a GPU
     batch = pin_memory(Collate(Labels(), whole=False, marked=False)([OneByOne()[index] for index in range(3)]))
     assert isinstance(batch, Batch)
     assert batch.targets is not None

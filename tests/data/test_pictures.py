@@ -49,7 +49,7 @@ def test_rgb_stays_what_it_is(tmp_path: Path) -> None:
 def test_sixteen_bit_grey_is_scaled(tmp_path: Path, suffix: str) -> None:
     values = np.array([[0, 128, 129, 257], [32767, 32896, 65406, 65535]], np.uint16)
     Image.fromarray(values).save(tmp_path / f"x.{suffix}")
-    assert Image.open(tmp_path / f"x.{suffix}").mode == "I;16"
+    assert Image.open(tmp_path / f"x.{suffix}").mode in ("I;16", "I"), "older Pillow's mode of such a PNG is I"
     read = pixels(read_picture(tmp_path / f"x.{suffix}"))
     assert np.array_equal(read[..., 0], [[0, 0, 1, 1], [127, 128, 254, 255]])  # 65535 / 255 = 257 to a step, rounded
     assert np.array_equal(read[..., 0], np.round(values / 257))
