@@ -62,7 +62,10 @@ def predict(
             raise ConfigError(f"--{name} {value}: expected 1 or more")
     file = None if output is None else AnswerFile(output)
     if draw is not None:
-        draw.mkdir(parents=True, exist_ok=True)
+        try:
+            draw.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--draw {printable(draw)}: {error.strerror}; choose another folder") from None
     chosen = choose_device(device)
     left_out: Counter[str] = Counter()
     paths = list(find_pictures(pictures, left_out))
