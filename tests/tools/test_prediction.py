@@ -354,7 +354,7 @@ def test_answers_are_drawn(printed, folder: Path, weights: str, tmp_path: Path) 
     printed("predict", str(folder / "pictures"), "--weights", weights, "--draw", str(tmp_path / "drawn"))
     drawn = [Image.open(path) for path in sorted((tmp_path / "drawn").iterdir())]
     assert [picture.getpixel((0, 0)) for picture in drawn] == [COLOURS[name] for name in ("green", "red", "blue")]
-    with pytest.raises(ConfigError, match="--draw .*: File exists; choose another folder"):
+    with pytest.raises(ConfigError, match=r"--draw .*: File exists; choose another folder"):
         main(["predict", str(folder / "pictures"), "--weights", weights, "--draw", weights])
     assert all(picture.height > 50 + 3 * 12 for picture in drawn), "three lines of classes below"
 
