@@ -35,7 +35,7 @@ def unavailable(device: torch.device, dtype: torch.dtype, d_state: int = 1) -> s
     """Why the kernel cannot run there, or None if it can."""
     kernel = _kernel()
     if isinstance(kernel, str):
-        return f"{kernel}; see 'mamba-ssm' in the README for how to build it"
+        return f"{kernel}; see docs/mamba_ssm.md for how to build it"
     if device.type != "cuda":
         return f"the tensors are on {device.type}, and the kernel needs cuda"
     if dtype not in _DTYPES:
