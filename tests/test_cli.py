@@ -118,7 +118,10 @@ def test_the_lock_is_released_after_a_run() -> None:
         ("--wieghts x", "unknown setting wieghts; did you mean weights?"),
         ("--model.mixing.prb 1", "did you mean model.mixing.prob?"),
         ("--model.qqq 1", "unknown setting model.qqq; the command's --help, and --help-all of fit, list what there is"),
-        ("--data.root x --data ImageFolder", "unknown setting data.root; the data that is chosen has none; choose its"),
+        (
+            "--data.root x --data ImageFolder",
+            "unknown setting data.root; the data that is chosen has none; choose a",
+        ),
         ("--model nosuch.Task", "model: no such class: nosuch.Task (No module named 'nosuch')"),
         ("--trainer.callbacks nosuch.C", "trainer.callbacks: no such class: nosuch.C (No module named 'nosuch')"),
         ("--trainer.lr 1", "unknown setting trainer.lr; did you mean model.lr?"),
@@ -141,6 +144,7 @@ def test_the_lock_is_released_after_a_run() -> None:
         ),
         ("--trainer.callbacks.on_fit_start 5", "unknown setting trainer.callbacks.on_fit_start; the trainer.callbacks"),
         ("--model.arch 5", "model.arch: expected settings, such as {name: value}, got 5"),
+        ("--table_size -5", "table_size=-5: expected the side of a picture in pixels, e.g. 224, or null"),
         pytest.param("--name a\udcff", "a name that is not UTF-8; rename it", id="name"),  # pytest-xdist takes UTF-8
         pytest.param("--config \udcff", "config: a name that is not UTF-8; rename it", id="config"),
         ("--model.mixing 5", "model.mixing: expected settings, such as {name: value}, or null, got 5"),
@@ -151,7 +155,7 @@ def test_the_lock_is_released_after_a_run() -> None:
         # What Lightning, torch and timm complain of while they are given the settings.
         ("--trainer.strategy nonsense", "trainer.strategy: You selected an invalid strategy name"),
         ("--trainer.accelerator mps", "`MPSAccelerator` can not run on your system"),
-        ("--trainer.devices abc", "`devices` selected with `CPUAccelerator` should be an int"),
+        ("--trainer.devices abc", "trainer.devices=abc: on a CPU these are processes; expected 1 to"),
         ("--trainer.profiler nonsense", "When passing string value"),
         ("--trainer.logger MLFlowLogger", "Requirement 'mlflow"),
         ("--trainer.callbacks EarlyStopping --trainer.callbacks.monitor x --trainer.callbacks.mode x", "`mode` can be"),
@@ -160,7 +164,7 @@ def test_the_lock_is_released_after_a_run() -> None:
             "metric `val/x` which is not",
         ),
         ("--trainer.default_root_dir broken.yaml/x", "Not a directory: broken.yaml/x"),
-        ("--trainer.devices []", "trainer.devices: `Trainer(devices=[])` value is not"),
+        ("--trainer.devices []", "trainer.devices=[]: on a CPU these are processes; expected 1 to"),
         ("--trainer.val_check_interval 100000", "trainer.val_check_interval: `val_check_interval` (100000) must be"),
         ("--trainer.overfit_batches 1e-9", "You requested to check 1e-09 of the"),
         ("--trainer.max_time 1", "`Timer(duration='1')` is not a valid duration"),

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import mobilemamba_command
+from mobilemamba.cli.mistakes import as_user_errors
 from mobilemamba.signals import stop_on_signals
 
 FIT = shlex.split(
@@ -37,6 +38,12 @@ def test_what_nohup_has_ignored_stays_ignored() -> None:
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_that_meets_the_loaders_workers_first_stops_all_the_same() -> None:
+    with pytest.raises(KeyboardInterrupt) as caught, as_user_errors([]):
+        raise RuntimeError("DataLoader worker (pid 8827) is killed by signal: Terminated. ")
+    assert caught.value.args == (143,)
 
 
 def ended(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:

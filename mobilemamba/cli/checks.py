@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+import pkgutil
+from collections.abc import Collection, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,16 @@ import torch
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.utilities import rank_zero_info
 
+from mobilemamba.cli.run_folder import holds_run
 from mobilemamba.cpus import usable_cpus
 from mobilemamba.data import DataModule
 from mobilemamba.errors import ConfigError, MobileMambaError
 from mobilemamba.models import read_card
 from mobilemamba.models.checkpoints import NOT_AS_IT_SAYS
 from mobilemamba.models.weights_file import read_checkpoint
+from mobilemamba.training.callbacks.checkpoints import EXPORTED
 from mobilemamba.training.contract import TaskContract
 
 #: Least value of the trainer's numbers, and a lower one that has a meaning of its own.
@@ -100,13 +104,20 @@ def check_settings(command: str, config: Any) -> None:
             "trainer.barebones=True: this leaves out the loggers, checkpoints and callbacks that a run consists of; "
             "leave it out"
         )
+    if (size := config.get("table_size")) is not None and size < 1:
+        raise ConfigError(f"table_size={size}: expected the side of a picture in pixels, e.g. 224, or null")
+    root = trainer.get("default_root_dir")
+    if root is not None and Path(root).exists() and not Path(root).is_dir():
+        raise ConfigError(f"trainer.default_root_dir={root}: a file is in the way; give a folder, or leave it out")
     _check_devices(trainer)
 
 
 def _check_devices(trainer: Mapping[str, Any]) -> None:
     devices, accelerator, cpus = str(trainer.get("devices")), trainer.get("accelerator"), usable_cpus()
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
-    if on_cpu and devices.isdigit() and int(devices) > cpus:
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"trainer.accelerator={accelerator}: torch finds no GPU here; give cpu, or leave it out")
+    if on_cpu and devices not in ("auto", "None") and not (devices.isdigit() and 1 <= int(devices) <= cpus):
         raise ConfigError(f"trainer.devices={devices}: on a CPU these are processes; expected 1 to {cpus}, its cores")
 
 
@@ -201,8 +212,42 @@ def check_checkpoint(subcommand: str, config: Any) -> None:
             )
         if not _elsewhere(path) and not Path(path).exists():
             raise ConfigError(f"ckpt_path={path}: no such file; give one of a run's folder checkpoints")
-    elif subcommand != "fit" and "weights" in model and model["weights"] is None:
-        raise ConfigError(f"{subcommand} has no weights, only a network that is not trained; give --weights FILE")
+    elif subcommand != "fit" and model.get("weights") is None and ("weights" in model or _is_task(config)):
+        option = "--weights" if "weights" in model else "--ckpt_path"
+        raise ConfigError(f"{subcommand} has no weights, only a network that is not trained; give {option} FILE")
+
+
+def _is_task(config: Any) -> bool:
+    """Whether what is evaluated is a task of ours, or made of one."""
+    path = config.model.get("class_path")
+    return path is not None and issubclass(pkgutil.resolve_name(path), TaskContract)
+
+
+def use_trained(subcommand: str, config: Any, given: Collection[str]) -> None:
+    """Has the configuration that a run saved stand for the network that the run came to, not for what it began with.
+
+    Args:
+        subcommand: ``validate`` or ``test``.
+        config: Its settings, in place.
+        given: The settings that are options.
+
+    Raises:
+        ConfigError: If the run has no such network yet.
+    """
+    files = [Path(str(path)) for path in config.config or [] if path is not None]
+    model = config.model.get("init_args", {})
+    if len(files) != 1 or config.ckpt_path is not None or "model.weights" in given:
+        return
+    if files[0].name != "config.yaml" or not holds_run(files[0].parent):
+        return
+    best = files[0].parent / EXPORTED
+    if "weights" not in model or not best.is_file():
+        raise ConfigError(
+            f"{files[0]} is of a run that has no {EXPORTED} to {subcommand}; give one of its checkpoints by --ckpt_path"
+        )
+    for name, value in {"weights": str(best), "partial_weights": False, "new_head": False, "ema_decay": None}.items():
+        model[name] = value
+    rank_zero_info(f"weights: {best}")
 
 
 def misfit_remedy(subcommand: str, config: Any, fits: str) -> str:

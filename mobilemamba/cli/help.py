@@ -13,7 +13,6 @@ import re
 import sys
 import typing
 from collections.abc import Iterator
-from typing import Any
 
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
@@ -24,6 +23,7 @@ from mobilemamba.data import FashionMNISTSample, ImageFolder, ImageNet
 from mobilemamba.errors import ConfigError
 from mobilemamba.sweep import Sweep
 from mobilemamba.tasks import ClassificationTask
+from mobilemamba.training.contract import init_arguments
 
 #: Of this package, by the group that chooses one; the first is the default. Importing them makes their names known.
 KINDS: dict[str, list[type]] = {
@@ -88,7 +88,7 @@ def _below(base: type) -> Iterator[type]:
 def _settings(kind: type, prefix: str) -> Iterator[str]:
     own = kind.__module__.startswith("mobilemamba.")
     parts = parts_of(kind) if own else {}
-    for name in _arguments(kind) if own else inspect.signature(kind).parameters:
+    for name in init_arguments(kind) if own else inspect.signature(kind).parameters:
         yield f"{prefix}.{name}"
         if name in parts:
             yield from _settings(parts[name], f"{prefix}.{name}")
@@ -97,26 +97,11 @@ def _settings(kind: type, prefix: str) -> Iterator[str]:
 def parts_of(kind: type) -> dict[str, type]:
     """The arguments of a class that are configured by a dataclass of their own: name to that."""
     parts: dict[str, type] = {}
-    for name, hint in _arguments(kind).items():
+    for name, hint in init_arguments(kind).items():
         for choice in (hint, *typing.get_args(hint)):
             if isinstance(choice, type) and dataclasses.is_dataclass(choice):
                 parts[name] = choice
     return parts
-
-
-def _arguments(kind: type) -> dict[str, Any]:
-    """The arguments of a class with their types, those included that it passes on to its base by ``**``."""
-    found: dict[str, Any] = {}
-    for owner in kind.__mro__:
-        init = vars(owner).get("__init__")
-        if init is None:
-            continue
-        hints, parameters = typing.get_type_hints(init), inspect.signature(init).parameters.values()
-        named = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name != "self"]
-        found |= {name: hints.get(name) for name in named}
-        if len(named) + 1 == len(parameters):
-            break
-    return found
 
 
 def _class_named(name: str) -> type | None:

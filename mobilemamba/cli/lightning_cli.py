@@ -25,6 +25,7 @@ from mobilemamba.cli.checks import (
     fill_classes,
     misfit_remedy,
     read_evaluated,
+    use_trained,
 )
 from mobilemamba.cli.folder import RunFolder
 from mobilemamba.cli.parser import Parser, given_settings, plain
@@ -132,6 +133,8 @@ class MobileMambaCLI(LightningCLI):
                 f"--weights with --ckpt_path: both say what to {self.config.subcommand}; give one of them"
             )
         given = given_settings(self.given_args)
+        if self.config.subcommand != "fit" and config.sweep is None:
+            use_trained(self.config.subcommand, config, given)
         self.folder = RunFolder(config, given, single=config.sweep is None)
         if config.sweep is not None:
             self.sweep, self.rows = read_rows(parser, self.config.subcommand, config, self.resolved(), given)

@@ -31,6 +31,8 @@ _CALLBACKS = Path(lightning.__file__).parent / "pytorch" / "callbacks"
 _OF_PATHS = {errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL}
 #: How torch says that a CPU's memory does not do.
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
+#: How torch says that a signal stopped a worker -> the code of a command that it stopped.
+_STOPS = {"Interrupt": 130, "Terminated": 143, "Hangup": 129}
 #: Where libraries lie, Python's own among them.
 _LIBRARIES = (
     Path(lightning.__file__).parents[1],
@@ -50,6 +52,9 @@ def as_user_errors(options: list[str]) -> Iterator[None]:
     except MobileMambaError:
         raise
     except Exception as error:
+        stopped = re.search(r"DataLoader worker \(pid.*\) is killed by signal: (\w+)", str(error))
+        if stopped and stopped[1] in _STOPS:  # a terminal sends it to the workers too, and they went first
+            raise KeyboardInterrupt(_STOPS[stopped[1]]) from None
         if found := user_error(error):
             raise found from error
         if of_others := complaint(error):

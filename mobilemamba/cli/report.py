@@ -48,7 +48,7 @@ def print_scores(
     changed = metrics.get(f"{split}/fused_changed")
     if changed is not None:
         of = f" of {pictures:,}" if pictures else ""
-        say(f"folding the norms changes the class of {int(changed)}{of} pictures", console)
+        say(f"folding the norms changes the answer to {int(changed)}{of} pictures", console)
 
 
 def print_classes(counts: Tensor, class_names: Sequence[str], path: str | None) -> None:

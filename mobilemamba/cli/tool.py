@@ -59,8 +59,10 @@ def unknown(name: str, known: Collection[str]) -> ConfigError:
         known: The names of those that there are.
     """
     if name in known and "." in name:
+        group = name.partition(".")[0]
+        example = "--data ImageFolder" if group == "data" else f"--{group} CLASS"
         what = f"the {name.rpartition('.')[0] or name} that is chosen has none"
-        return ConfigError(f"unknown setting {name}; {what}; choose its class before, e.g. --data ImageFolder")
+        return ConfigError(f"unknown setting {name}; {what}; choose a class that has it before, e.g. {example}")
     ends = [*(found.start() for found in re.finditer(r"\.", name)), len(name)]
     groups = {other[:end] for other in known for end in (len(other), *(m.start() for m in re.finditer(r"\.", other)))}
     first = next((name[:end] for end in ends if name[:end] not in groups), name)  # sweep.row of sweep.row.a.model.lr

@@ -91,7 +91,7 @@ class MobileMambaConfig:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, tuple) or len(value) != stages):
                 raise ConfigError(
-                    f"{name}={value} needs one entry for each of the {stages} stages of {self.embed_dims=}"
+                    f"{name}={value} needs one entry for each of the {stages} stages of embed_dims={self.embed_dims}"
                 )
         for name, most in _MOST.items():
             if any(not number <= most for number in _numbers(getattr(self, name))):

@@ -231,7 +231,7 @@ def evaluation_sheet(title: str, rows: list[Row], swept: list[str], command: Com
         measured_on.append(f"{found['data']},{pictures} {cell(found['img_size'])} px.")
     notes = list(dict.fromkeys(measured_on))
     notes.append(
-        "Of each row's best.safetensors. Fused: with the norms folded; changed: pictures whose class this changes."
+        "Of each row's best.safetensors. Fused: with the norms folded; changed: pictures whose answer this changes."
     )
     numbers = list(range(1 + len(swept), len(header)))
     others = numbers[1 : len(scores)]

@@ -20,12 +20,12 @@ from torchmetrics import MeanMetric
 from mobilemamba.data import DataModule
 from mobilemamba.data.base import data_of
 from mobilemamba.errors import ConfigError
-from mobilemamba.models import ModelCard, Preprocessing, fuse_norms
+from mobilemamba.models import ModelCard, Preprocessing, fuse_norms, load_weights
 from mobilemamba.models.card import CARD_KEY
 from mobilemamba.models.fuse import count_batch_norms
 from mobilemamba.models.inference import for_inference
 from mobilemamba.training.callbacks.validation import is_trial
-from mobilemamba.training.contract import TaskContract
+from mobilemamba.training.contract import TaskContract, init_arguments
 from mobilemamba.training.metrics import Comparison, Metrics
 from mobilemamba.training.optimizer import DecayRule, parameter_groups, scale_lr, set_learning_rates
 from mobilemamba.training.provenance import pictures_used
@@ -33,6 +33,9 @@ from mobilemamba.training.schedule import warmup_cosine_scheduler
 
 #: For the log of a number that all processes have computed together; Lightning would warn of it otherwise.
 SAME_EVERYWHERE: dict[str, Any] = {"sync_dist": True, "reduce_fx": "max"}
+
+#: Arguments of an ``__init__`` that say where the weights come from, which a checkpoint has no need of; Python's own.
+_NOT_KEPT = {"self", "__class__", "weights", "partial_weights", "new_head", "training"}
 
 
 class Task(TaskContract, LightningModule):
@@ -63,6 +66,9 @@ class Task(TaskContract, LightningModule):
 
     def __init__(
         self,
+        weights: str | None = None,
+        partial_weights: bool = False,
+        new_head: bool = False,
         channels_last: bool = True,
         compile: bool = False,  # noqa: A002 - Lightning's and timm's word for it
         ema_decay: float | None = None,
@@ -80,6 +86,10 @@ class Task(TaskContract, LightningModule):
         """The optimiser's defaults are those of the ImageNet training that the paper's models were released from.
 
         Args:
+            weights: Checkpoint (.safetensors, .pth, .ckpt) to start from.
+            partial_weights: Accept ``weights`` that lack some tensors or have them in another shape; what is not loaded
+                stays as initialised, and is reported.
+            new_head: Start with a fresh classifier where that of ``weights`` is for another number of classes.
             channels_last: Keep weights and pictures in channels-last layout, the faster one for convolutions.
             compile: Train through torch.compile.
             ema_decay: Keep an exponential moving average of weights and statistics, updated each step by this decay
@@ -99,9 +109,10 @@ class Task(TaskContract, LightningModule):
         Raises:
             ConfigError: If a value is out of range.
         """
-        given = dict(locals())
+        given = {name: value for name, value in locals().items() if name not in _NOT_KEPT}
         super().__init__()
         self.keep_settings(given)
+        self._weights, self._accepted = weights, {"partial": partial_weights, "new_head": new_head}
         self.ema: ModelEmaV3 | None = None
 
     def keep_settings(self, given: Mapping[str, Any]) -> None:
@@ -114,7 +125,7 @@ class Task(TaskContract, LightningModule):
             ConfigError: If a value is out of range.
         """
         # Through JSON: lists for tuples, so that hparams.yaml is plain YAML.
-        kept = json.loads(json.dumps({key: given[key] for key in given if key not in ("self", "__class__")}))
+        kept = json.loads(json.dumps({key: given[key] for key in given if key not in _NOT_KEPT}))
         for name, (low, high) in self.LIMITS.items():
             value = kept.get(name)
             if value is not None and not (low <= value <= high and math.isfinite(value)):
@@ -125,7 +136,13 @@ class Task(TaskContract, LightningModule):
         self.save_hyperparameters({**self.hparams, **kept})
 
     def use_network(self, model: nn.Module) -> None:
-        """Takes a network as the one to train: its layout, its average, the compiler."""
+        """Takes a network as the one to train: its weights, its layout, its average, the compiler.
+
+        Raises:
+            WeightsError: If the weights that were given cannot be read or do not fit.
+        """
+        if self._weights is not None:
+            load_weights(model, self._weights, **self._accepted)
         if self.hparams["channels_last"]:
             # Not by `to`, as a scale (1, C, 1, 1) and its gradient would then differ in strides, of which DDP warns.
             model = nn.utils.convert_conv2d_weight_memory_format(model, torch.channels_last)
@@ -278,7 +295,9 @@ class Task(TaskContract, LightningModule):
         return pictures
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the card, and which network was the better one."""
+        """Adds the card, and which network was the better one; keeps the settings that the class is built from."""
+        kept = checkpoint.get("hyper_parameters", {})
+        checkpoint["hyper_parameters"] = {name: kept[name] for name in init_arguments(type(self)) if name in kept}
         checkpoint[CARD_KEY] = self.model_card.as_dict()
         checkpoint["use_ema"] = self.average_is_better(self.trainer.callback_metrics)
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from mobilemamba.models import VARIANTS, ArchOverrides, ModelCard, create_model, load_weights
+from mobilemamba.models import VARIANTS, ArchOverrides, ModelCard, create_model
 from mobilemamba.scores import Score
 from mobilemamba.tasks.base import Task
 from mobilemamba.training.distillation import Distillation, Teacher, distillation_loss
@@ -17,9 +17,6 @@ from mobilemamba.training.metrics import ClassificationMetrics
 from mobilemamba.training.mixing import Mixing
 from mobilemamba.training.optimizer import classifier_modules
 from mobilemamba.training.optimizer import freeze_backbone as _freeze_backbone
-
-#: Arguments that say where the weights come from, which a checkpoint has no need of.
-_NOT_KEPT = {"weights", "partial_weights", "new_head", "training"}
 
 
 class ClassificationTask(Task):
@@ -49,16 +46,13 @@ class ClassificationTask(Task):
         in_chans: int = 3,
         drop_path_rate: float | None = 0.0,
         distillation_head: bool = False,
-        weights: str | None = None,
-        partial_weights: bool = False,
-        new_head: bool = False,
         freeze_backbone: bool = False,
         label_smoothing: float = 0.1,
         mixing: Mixing | None = None,
         distillation: Distillation | None = None,
         **training: Any,
     ) -> None:
-        """Builds the network and, if given, loads its weights.
+        """Builds the network.
 
         Args:
             name: Any timm model; mobilemamba_t2, _t4, _s6, _b1, _b2 or _b4.
@@ -69,21 +63,18 @@ class ClassificationTask(Task):
                 0.03 for mobilemamba_b1, _b2 and _b4, none for others.
             distillation_head: A second classifier that learns from the teacher alone; the network's answer is the mean
                 of both. For mobilemamba models.
-            weights: Checkpoint (.safetensors, .pth, .ckpt) to start from.
-            partial_weights: Accept ``weights`` that lack some tensors or have them in another shape; what is not loaded
-                stays as initialised, and is reported.
-            new_head: Start with a fresh classifier where that of ``weights`` is for another number of classes.
             freeze_backbone: Train the classifier alone; the norms before it keep their statistics.
             label_smoothing: Share of the training target spread over all classes.
             mixing: Mixup and CutMix; null for none.
             distillation: A teacher to learn from; null for none.
-            **training: Optimiser, schedule, average and layout, as :class:`~mobilemamba.tasks.base.Task` takes them.
+            **training: Weights to start from, optimiser, schedule, average and layout, as
+                :class:`~mobilemamba.tasks.base.Task` takes them.
 
         Raises:
             ConfigError: If the model is unknown or a value is out of range.
             WeightsError: If ``weights`` cannot be read or do not fit.
         """
-        given = {key: value for key, value in locals().items() if key not in _NOT_KEPT}
+        given = dict(locals())
         super().__init__(**training)
         # Dicts, as a checkpoint keeps them.
         arch = ArchOverrides(**arch) if isinstance(arch, dict) else arch
@@ -99,12 +90,9 @@ class ClassificationTask(Task):
         self._beside: dict[str, nn.Module] = {}
         self.train_loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         self.mix = self.mixing.build(num_classes) if self.mixing else None
-        model = self.build_model()
-        if weights is not None:
-            load_weights(model, weights, partial=partial_weights, new_head=new_head)
+        self.use_network(self.build_model())
         if self.hparams["freeze_backbone"]:
-            _freeze_backbone(model)
-        self.use_network(model)
+            _freeze_backbone(self.model)
         if self.hparams["compile"] and distillation_head:
             self.model.forward_heads = torch.compile(self.model.forward_heads)  # type: ignore[assignment, arg-type]
 

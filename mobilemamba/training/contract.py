@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+import typing
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -89,3 +91,18 @@ def scores_of(module: Any) -> tuple[Score, ...]:
     monitor, mode = monitor_of(module)
     key = monitor.removeprefix("val/")
     return (Score(key, key, "min" if mode == "min" else "max", digits=4, unit=""),)
+
+
+def init_arguments(kind: type) -> dict[str, Any]:
+    """The arguments of a class with their types, those included that it passes on to its base by ``**``."""
+    found: dict[str, Any] = {}
+    for owner in kind.__mro__:
+        init = vars(owner).get("__init__")
+        if init is None:
+            continue
+        hints, parameters = typing.get_type_hints(init), inspect.signature(init).parameters.values()
+        named = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name != "self"]
+        found |= {name: hints.get(name) for name in named}
+        if len(named) + 1 == len(parameters):
+            break
+    return found

@@ -45,6 +45,9 @@ def test_it_is_the_best_network_with_all_that_it_needs(pictures: Path) -> None:
     assert cli is not None
     assert cli.trainer.callback_metrics["val/top1"].item() == pytest.approx(best)
 
+    cli = main(["validate", "--config", "runs/own/config.yaml"])
+    assert cli.trainer.callback_metrics["val/top1"].item() == pytest.approx(best), "not of the weights it began with"
+
     main(["predict", str(pictures / "val"), *weights, "--output", "found.json"])
     found = json.loads(Path("found.json").read_text())
     right = [Path(answer["picture"]).parent.name == answer["classes"][0]["name"] for answer in found]

@@ -46,7 +46,7 @@ def test_raw_and_fused_agree(weights: str, tmp_path: Path, capsys: pytest.Captur
     printed = capsys.readouterr().out
     rows = table(printed)
     assert rows["as trained"][:2] == rows["norms folded"][:2]
-    assert "changes the class of 0 of 2,000 pictures" in printed
+    assert "changes the answer to 0 of 2,000 pictures" in printed
     assert "mobilemamba_t2 on Fashion-MNIST sample (8,000/2,000), 32x32 px" in printed
     assert cli.trainer.callback_metrics["val/top1"] == cli.trainer.callback_metrics["val/top1_fused"]
     with (tmp_path / "classes.csv").open() as file:
@@ -84,7 +84,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path
 
 def test_a_part_of_the_pictures_is_told_as_such(weights: str, capsys: pytest.CaptureFixture[str]) -> None:
     main(["validate", *TINY, "--weights", weights, "--data.batch_size", "20", "--trainer.limit_val_batches", "2"])
-    assert re.search(r"changes the class of \d+ of 40 pictures", capsys.readouterr().out)
+    assert re.search(r"changes the answer to \d+ of 40 pictures", capsys.readouterr().out)
 
 
 @pytest.mark.slow

@@ -1,0 +1,81 @@
+"""The base of the tasks, under a task of another kind: dicts for targets, and a score that is better the less it is."""
+
+import json
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import nn
+from torch.utils.data import DataLoader
+
+from mobilemamba.models import ModelCard, Preprocessing
+from mobilemamba.scores import Score
+from mobilemamba.tasks.base import Task
+from mobilemamba.training.callbacks import RunResults, run_checkpoints
+from mobilemamba.training.metrics import Metrics
+
+
+class MeanError(Metrics):
+    """Of the brightness that a picture is said to have."""
+
+    def __init__(self):
+        super().__init__()
+        self.errors = []
+
+    def update(self, outputs, targets):
+        self.errors += (outputs[:, 0] - targets["brightness"]).abs().tolist()
+
+    def compute(self):
+        error = torch.tensor(self.errors).mean()
+        self.errors = []
+        return {"error": error, "loss": error}
+
+    def changed(self, outputs, others, targets):
+        return (outputs != others).any(1).sum()
+
+
+class Brightness(Task):
+    """Tells how bright a picture is; takes none of the base's settings."""
+
+    scores = (Score("error", "mean error", "min", digits=3, unit=""),)
+
+    def __init__(self, width: int = 1) -> None:
+        super().__init__(lr=0.05, reference_batch_size=4, warmup_epochs=0, ema_decay=0.5, weight_decay=0.0)
+        self.keep_settings({"width": width})
+        self.use_network(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, width)))
+
+    def training_loss(self, images, targets):
+        return (self(images)[:, 0] - targets["brightness"]).square().mean()
+
+    def new_metrics(self):
+        return MeanError()
+
+    @property
+    def model_card(self):
+        return ModelCard("mobilemamba_t2", Preprocessing((8, 8), (0,) * 3, (1,) * 3), task="brightness")
+
+
+@pytest.fixture
+def loader():
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.rand(16, 3, 8, 8, generator=generator) * torch.linspace(0, 1, 16).view(-1, 1, 1, 1)
+    return DataLoader([(x, {"brightness": x.mean()}) for x in pictures], batch_size=4)
+
+
+def test_another_kind_of_task_is_trained_and_judged_by_its_own_score(tmp_path, loader):
+    torch.manual_seed(0)
+    task = Brightness()
+    assert task.monitor == "val/error_min"
+    callbacks = [*run_checkpoints(tmp_path, task), RunResults(table_img_size=None)]
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    Trainer(default_root_dir=tmp_path, callbacks=callbacks, max_epochs=3, **quiet).fit(task, loader, loader)
+    results = json.loads((tmp_path / "results.json").read_text())
+    errors = [entry["val/error_min"] for entry in callbacks[-1].history]
+    assert results["score"] == min(errors) < errors[0]
+    assert results["score"] == min(results["error"], results["error_ema"])
+    assert results["scores"][0]["direction"] == "min"
+    checkpoint = torch.load(tmp_path / "checkpoints/best.ckpt", weights_only=True)
+    assert dict(checkpoint["hyper_parameters"]) == {"width": 1}, "what the class is built from, and no more"
+    assert checkpoint["model_card"]["task"] == "brightness"
+    again = Brightness.load_from_checkpoint(tmp_path / "checkpoints/best.ckpt")
+    assert torch.equal(again.model[2].weight, checkpoint["state_dict"]["model.2.weight"])
