@@ -22,6 +22,7 @@ from mobilemamba.errors import ConfigError, MobileMambaError
 from mobilemamba.models import read_card
 from mobilemamba.models.checkpoints import NOT_AS_IT_SAYS
 from mobilemamba.models.weights_file import read_checkpoint
+from mobilemamba.text import printable
 from mobilemamba.training.callbacks.checkpoints import EXPORTED
 from mobilemamba.training.contract import TaskContract
 
@@ -247,7 +248,7 @@ def use_trained(subcommand: str, config: Any, given: Collection[str]) -> None:
         )
     for name, value in {"weights": str(best), "partial_weights": False, "new_head": False, "ema_decay": None}.items():
         model[name] = value
-    rank_zero_info(f"weights: {best}")
+    rank_zero_info(f"weights: {printable(best)}")
 
 
 def misfit_remedy(subcommand: str, config: Any, fits: str) -> str:

@@ -43,6 +43,7 @@ from mobilemamba.errors import ConfigError, MisfitError, WeightsError, user_erro
 from mobilemamba.files import check_writable
 from mobilemamba.sweep import Config, Row, Sweep, SweepRunner
 from mobilemamba.tasks import ClassificationTask
+from mobilemamba.text import printable
 from mobilemamba.training.contract import TaskContract, scores_of
 from mobilemamba.training.provenance import pictures_used
 
@@ -170,7 +171,7 @@ class MobileMambaCLI(LightningCLI):
             self.checkpoint = start.checkpoint
             if is_first_process():
                 self.folder.take(self.resources)
-            rank_zero_info(start.said)
+            rank_zero_info(printable(start.said))
 
     def _saved_config(self, file: Path | str) -> Config:
         assert isinstance(self.parser, Parser)
