@@ -74,22 +74,32 @@ class Workshop:
         key = Case(**{**vars(case), "batch": 0, "mode": "", "layout": layout})
         if key not in self._networks:
             self._networks[key] = _for_inference(case, layout)
-        network = self._networks[key]
-        call: Callable[[Tensor], Any] = network
-        with torch.no_grad():
-            if case.mode == "compiled":
-                call = _compiled(network)
-            elif case.mode == "exported":
-                call = torch.export.export(network, (pictures,)).module()
+        return inference(self._networks[key], pictures, case.mode)
 
-        def run() -> object:
-            with torch.inference_mode():
-                return call(pictures)
 
-        def held() -> Iterator[Tensor]:
-            yield from (pictures, *network.parameters(), *network.buffers())
+def inference(network: nn.Module, inputs: Tensor, mode: str = "eager") -> Workload:
+    """A network's answer to example inputs, as something to call.
 
-        return Workload(run, network, held)
+    Args:
+        network: In evaluation mode, on the device of the inputs.
+        inputs: A batch.
+        mode: ``eager``, ``compiled`` or ``exported``.
+    """
+    call: Callable[[Tensor], Any] = network
+    with torch.no_grad():
+        if mode == "compiled":
+            call = _compiled(network)
+        elif mode == "exported":
+            call = torch.export.export(network, (inputs,)).module()
+
+    def run() -> object:
+        with torch.inference_mode():
+            return call(inputs)
+
+    def held() -> Iterator[Tensor]:
+        yield from (inputs, *network.parameters(), *network.buffers())
+
+    return Workload(run, network, held)
 
 
 def create(case: Case) -> nn.Module:
