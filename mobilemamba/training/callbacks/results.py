@@ -194,7 +194,9 @@ class RunResults(AtEnd):
             "resumes": self.resumes,
             "hours": self._seconds() / 3600,
         }
-        write_json(self._folder(trainer) / "progress.json", progress)
+        folder = self._folder(trainer)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "progress.json", progress)
 
 
 def best_validation(trainer: Trainer, pl_module: LightningModule) -> Validation:
