@@ -339,7 +339,5 @@ def test_each_instruction_set(tmp_path: Path, level: str) -> None:
     known = processor.read_text().split() if processor.exists() else []
     levels = [name for name, feature in features.items() if feature in known]
     if level not in levels[:-1]:
-        pytest.skip(
-            f"{level} is the level that all other tests run at here, or this processor is not known to be of it"
-        )
+        pytest.skip(f"all other tests run at {level} here, or this processor is not known to be of it")
     rerun(tmp_path, ("-UMOBILEMAMBA_CLONES", f"-march={level}"), KERNEL_TESTS)
