@@ -216,7 +216,7 @@ class MobileMambaCLI(LightningCLI):
         self.config_init, self.model, self.datamodule = self.config, None, None
         root = Path(self.config[self.subcommand].trainer.default_root_dir)
         runner = SweepRunner(self.sweep, self.rows, root, self.given_args[1:], run=_run_here)
-        self.trainer = runner  # type: ignore[assignment]
+        self.trainer = runner  # type: ignore[assignment]  # it has the trainer's fit, validate and test
 
     @contextlib.contextmanager
     def _without_weights(self) -> Iterator[None]:
