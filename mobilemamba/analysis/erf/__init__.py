@@ -1,0 +1,24 @@
+"""Effective receptive fields: maps, their numbers and figures."""
+
+from mobilemamba.analysis.erf.fields import Position, ReceptiveField, Rule, receptive_fields
+from mobilemamba.analysis.erf.numbers import (
+    THRESHOLDS,
+    contribution_ratios,
+    contribution_sides,
+    share_beyond,
+    superlevel_areas,
+)
+from mobilemamba.analysis.erf.taps import find_taps
+
+__all__ = [
+    "THRESHOLDS",
+    "Position",
+    "ReceptiveField",
+    "Rule",
+    "contribution_ratios",
+    "contribution_sides",
+    "find_taps",
+    "receptive_fields",
+    "share_beyond",
+    "superlevel_areas",
+]
