@@ -14,7 +14,7 @@ from mobilemamba.errors import ConfigError
 
 
 class Stage(nn.Module):
-    """Downsampling, then blocks, of which training keeps the inputs only, if ``grad_checkpointing`` is set.
+    """Downsampling, then blocks; training keeps only the inputs of each if ``grad_checkpointing`` is set.
 
     Args:
         downsample: To the stage's channels and size.
@@ -28,10 +28,9 @@ class Stage(nn.Module):
         self.blocks = nn.Sequential(*blocks)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.downsample(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():
-            return checkpoint_seq(self.blocks, x)
-        return self.blocks(x)
+            return checkpoint_seq([self.downsample, *self.blocks], x)
+        return self.blocks(self.downsample(x))
 
 
 class Backbone(nn.Module):
