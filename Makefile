@@ -1,6 +1,6 @@
 # `make` alone lists the targets. PYTHON chooses the interpreter (3.11 or newer) that .venv is made with.
 PYTHON ?= python3
-PYTEST_ARGS ?= -n auto --maxprocesses 8
+PYTEST_ARGS ?= -n auto --maxprocesses 8 --dist worksteal
 
 # Where it matters whether the compiled kernels are there.
 WITHOUT_KERNELS := tests/ops tests/layers tests/models tests/tasks tests/training tests/tools tests/test_import.py

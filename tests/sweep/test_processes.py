@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from mobilemamba.files import read_json
+from mobilemamba.sweep import row
+from mobilemamba_command import main
+from tests.sweep.run_faked import fake_command
 
 pytestmark = pytest.mark.slow
 Write = Callable[..., list[str]]
@@ -45,7 +48,7 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen[str], se
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_the_rows_and_the_same_command_goes_on(
-    write: Write, start: Callable[..., subprocess.Popen[str]], number: signal.Signals
+    write: Write, start: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     options = write({"a": {"model.lr": 0.1}, "slow": {"model.lr": 0.2}, "bb": {"model.lr": 0.3}})
     sweep = start(FAKED, "fit", *options)
@@ -58,9 +61,8 @@ def test_a_signal_stops_the_rows_and_the_same_command_goes_on(
     assert "| stopped" in Path("runs/table/results.md").read_text()
     assert not Path("runs/table/bb/starts").exists()
     Path("runs/go").touch()
-    sweep = start(FAKED, "fit", *options)
-    sweep.communicate(timeout=60)
-    assert sweep.returncode == 0
+    monkeypatch.setattr(row, "_command", fake_command)
+    main(["fit", *options])
     assert Path("runs/table/a/starts").read_text().count("\n") == 1
     assert Path("runs/table/bb/results.json").exists()
 
@@ -95,9 +97,7 @@ def test_a_real_row_killed_in_its_training_goes_on_from_its_checkpoint(
     said, _ = sweep.communicate(timeout=60)
     assert sweep.returncode == 1, said
     assert "a: killed by SIGKILL" in said
-    sweep = start("-m", "mobilemamba", "fit", *options)
-    said, _ = sweep.communicate(timeout=120)
-    assert sweep.returncode == 0, said
+    main(["fit", *options])
     log = Path("runs/table/a/log.txt").read_text()
     assert "Restored all states" in log
     results = read_json(Path("runs/table/a/results.json"))
