@@ -125,6 +125,7 @@ def give(line: list[str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_plots")
 @pytest.mark.parametrize("command", FIT + VALIDATE)
 def test_trains(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each as written but short; a sweep's selection is cut to one row, as every row has a test of its own.
