@@ -97,7 +97,9 @@ def test_a_real_row_killed_in_its_training_goes_on_from_its_checkpoint(
     said, _ = sweep.communicate(timeout=60)
     assert sweep.returncode == 1, said
     assert "a: killed by SIGKILL" in said
-    main(["fit", *options])
+    sweep = start("-m", "mobilemamba", "fit", *options)
+    said, _ = sweep.communicate(timeout=120)
+    assert sweep.returncode == 0, said
     log = Path("runs/table/a/log.txt").read_text()
     assert "Restored all states" in log
     results = read_json(Path("runs/table/a/results.json"))
