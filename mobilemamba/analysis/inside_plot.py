@@ -24,7 +24,7 @@ _DIRECTIONS = {
 }
 _BRANCHES = {"mixer": ("global mixer", "#3b5b92"), "wavelet": ("wavelet", "#63a6a0"), "local": ("local", "#e3a857")}
 _BRANCHES |= {"identity": ("identity", "#b8b8b8")}
-_WEAKEST = 1e-3  # weight, of the strongest, from which on a colour is seen
+_WEAKEST = 1e-3  # weight, of the strongest, from about which on a colour is seen
 
 
 def draw_scan_attention(figure: Figure, attention: ScanAttention, picture: Tensor) -> None:
@@ -77,9 +77,10 @@ def _scale(maps: list[np.ndarray]) -> tuple[Any, str]:
     from matplotlib.colors import LogNorm, SymLogNorm
 
     most = max(float(np.abs(m).max()) for m in maps) or 1.0
+    weakest = 10.0 ** math.floor(math.log10(_WEAKEST * most))
     if min(float(m.min()) for m in maps) < 0:
-        return SymLogNorm(_WEAKEST * most, vmin=-most, vmax=most), "RdBu_r"
-    return LogNorm(_WEAKEST * most, most, clip=True), "Reds"
+        return SymLogNorm(weakest, vmin=-most, vmax=most), "RdBu_r"
+    return LogNorm(weakest, most, clip=True), "Reds"
 
 
 def draw_branch_shares(figure: Figure, shares: Sequence[BranchShares]) -> None:
