@@ -254,7 +254,8 @@ def _watch(
     training = {module: module.training for module in model.modules()}
     handles = [layer.register_forward_pre_hook(lambda layer, inputs: look(layer, inputs[0])) for layer in layers]
     try:
-        model.eval()(pictures)
+        with torch.compiler.set_stance("force_eager"):  # what was compiled before knows of no hook
+            model.eval()(pictures)
     finally:
         for handle in handles:
             handle.remove()

@@ -163,6 +163,17 @@ def test_folded_norms_change_no_share_and_a_fresh_network_has_none() -> None:
     assert np.isnan([astuple(entry)[1:] for entry in branch_shares(fresh, pictures)]).all()
 
 
+def test_a_compiled_network_shows_the_same() -> None:
+    small, maps = nn.Sequential(MRFFI((4, 2, 2), nn.Sigmoid(), nn.Tanh())), torch.randn(2, 8, 5, 5)
+    nn.init.ones_(small[0].proj.norm.weight)
+    (expected,) = branch_shares(small, maps)
+    compiled = torch.compile(small.eval(), backend="eager")
+    with torch.no_grad():
+        compiled(maps)
+    (found,) = branch_shares(compiled, maps)
+    assert astuple(found)[1:] == pytest.approx(astuple(expected)[1:])
+
+
 def test_stages_without_mixers_are_passed_over() -> None:
     four = {"embed_dims": (16, 32, 48, 64), "depths": (1, 1, 1, 1), "kernel_sizes": (3, 7, 5, 3), "stem_stride": 4}
     model = network(**four, stages=("cnn", *3 * ["mobilemamba"]), global_ratio=(0.5,) * 4, local_ratio=(0.2,) * 4)
