@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -132,10 +133,12 @@ def convert(
 
     Raises:
         ConfigError: As :func:`load_network`.
-        WeightsError: As :func:`load_network`; or if ``target`` does not end in ``.safetensors``.
+        WeightsError: As :func:`load_network`; or if ``target`` does not end in ``.safetensors``, or is the source.
     """
     if Path(target).suffix != ".safetensors":
         raise WeightsError(f"cannot write {printable(target)}: expected a name that ends in .safetensors")
+    if os.path.realpath(source) == os.path.realpath(target):
+        raise WeightsError(f"cannot write {printable(target)}: it is the source; give another name")
     network, card, report = _load(source, model_name, "--model", verbose=verbose)
     save_weights(network, target, card)
     return report
