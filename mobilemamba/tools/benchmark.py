@@ -60,7 +60,7 @@ def benchmark(
     measured, all of them in turn in each round.
 
     Args:
-        models: timm's names.
+        models: timm's names, and weights files of networks (.safetensors, .ckpt).
         size: Sides of the pictures in pixels; by default what each network was made for.
         batch: Pictures at a time; by default 1,32, in training 32, for scaling 1.
         device: cpu, cuda or another of torch's; auto takes a GPU where there is one.
@@ -81,6 +81,7 @@ def benchmark(
 
     Raises:
         ConfigError: If an option cannot work.
+        WeightsError: If a weights file cannot be read.
         NothingMeasuredError: If nothing could be measured.
     """
     _check_options(rounds=rounds, seconds=seconds, threads=threads)

@@ -74,8 +74,9 @@ def predict(
         where = f"in {few(['standard input' if text == '-' else text for text in pictures])}" if pictures else "named"
         raise DataError(f"no pictures {where}{f' ({line})' if line else ''}: give files or folders with pictures")
     network, card = load_network(weights, model)
+    predictor = PREDICTORS[card.task](network, card, chosen, topk=topk)
     try:
-        predictor = PREDICTORS[card.task](network, card, chosen, topk=topk)
+        predictor.check()
     except ConfigError as error:
         raise ConfigError(f"{printable(weights)}: {error}") from None
     for note in (line, f"{card.model} on {chosen}: {predictor.how}"):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-import timm
 import torch
 
 from mobilemamba.errors import ConfigError
+from mobilemamba.models.card import ModelCard, Preprocessing, read_card
 from mobilemamba.models.config import VARIANTS
-from mobilemamba.models.create import check_model_name
 from mobilemamba.ops.selective_scan import BACKENDS
+from mobilemamba.text import printable
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MODES = ("eager", "compiled", "exported")
@@ -24,7 +26,7 @@ class Case:
     """One network under one set of conditions.
 
     Attributes:
-        model: timm's name.
+        model: timm's name, or a weights file.
         size: Side of the square pictures in pixels.
         batch: Pictures at a time.
         device: torch's name of it.
@@ -48,13 +50,37 @@ class Case:
     scan_backend: str = "auto"
 
     @property
-    def is_ours(self) -> bool:
-        return self.model in VARIANTS
+    def card(self) -> ModelCard:
+        """See :func:`card_of`."""
+        return card_of(self.model)
 
     @property
-    def label(self) -> str:
-        step = "training" if self.train else "inference"
-        return f"{self.model}, {self.size} px, batch {self.batch}, {self.dtype}, {self.mode} {step} on {self.device}"
+    def is_ours(self) -> bool:
+        return self.card.model in VARIANTS
+
+
+def is_file(model: str) -> bool:
+    """Whether a network is named by a weights file, and not by timm's name of it."""
+    return Path(model).suffix in (".safetensors", ".ckpt", ".pth")
+
+
+@functools.cache
+def card_of(model: str) -> ModelCard:
+    """What a network is: by its weights file, or by timm's name, then with the 1,000 classes of ImageNet.
+
+    Raises:
+        ConfigError: If there is no such model, or the file does not say what it is of.
+        WeightsError: If the file cannot be read.
+    """
+    if not is_file(model):
+        return ModelCard(model, Preprocessing.of_model(model))
+    card = read_card(model)
+    if card is None:
+        raise ConfigError(
+            f"{printable(model)} does not say which network it is of; write it anew by mobilemamba convert SOURCE "
+            "TARGET.safetensors --model NAME"
+        )
+    return card
 
 
 def expand(
@@ -72,7 +98,7 @@ def expand(
     """Every combination; the models vary fastest, so that networks to be compared stand together.
 
     Args:
-        models: timm's names.
+        models: timm's names, or weights files.
         sizes: Sides of the pictures in pixels; none for each model's own.
         batches: Pictures at a time.
         devices: torch's names.
@@ -86,9 +112,9 @@ def expand(
     Raises:
         ConfigError: If a value is unknown, impossible or cannot run on this machine.
         BackendUnavailableError: If the scan backend cannot.
+        WeightsError: If a file cannot be read.
     """
-    for name in models:
-        check_model_name(name)
+    ours = {name for name in models if card_of(name).model in VARIANTS}
     for setting, values, known in (
         ("dtype", dtypes, tuple(DTYPES)),
         ("mode", modes, MODES),
@@ -109,7 +135,7 @@ def expand(
         for dtype in dtypes:
             BACKENDS.choose(scan_backend, torch.device(device), DTYPES[dtype])
     if not models:
-        raise ConfigError("no model to measure: expected at least one timm name")
+        raise ConfigError("no model to measure: expected at least one timm name or weights file")
     combinations = itertools.product(batches, devices, dtypes, modes, layouts, sizes or (None,), models)
     cases = [
         Case(
@@ -118,7 +144,7 @@ def expand(
             *(batch, device, dtype, mode, layout),
             fused=fused and not train,
             train=train,
-            scan_backend=scan_backend if model in VARIANTS else "auto",
+            scan_backend=scan_backend if model in ours else "auto",
         )
         for batch, device, dtype, mode, layout, size, model in combinations
     ]
@@ -126,9 +152,8 @@ def expand(
 
 
 def own_size(model: str) -> int:
-    """Side of the pictures that a timm model was made for, in pixels."""
-    config = timm.get_pretrained_cfg(model)
-    return int(config.input_size[-1]) if config is not None else 224
+    """Side of the pictures that a network was made for, in pixels."""
+    return card_of(model).preprocessing.img_size[-1]
 
 
 def check_device(name: str) -> None:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from mobilemamba.analysis.benchmark.cases import DTYPES, Case, own_size
+from mobilemamba.analysis.benchmark.cases import DTYPES, Case, card_of, own_size
 from mobilemamba.analysis.benchmark.ceilings import matrix_product, memory_copy
 from mobilemamba.analysis.benchmark.memory import describe
 from mobilemamba.analysis.benchmark.networks import Progress, counting, latency
@@ -135,7 +135,7 @@ def _shapes_of(model: str, size: int) -> list[ScanShape]:
         if isinstance(module, SS2D):
             module.register_forward_pre_hook(note)
     with torch.no_grad():
-        network(torch.empty(1, 3, size, size, device="meta"))
+        network(torch.empty(1, card_of(model).in_chans, size, size, device="meta"))
     return shapes
 
 
