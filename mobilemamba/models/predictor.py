@@ -124,13 +124,11 @@ class ClassificationPredictor(Predictor):
         ]
 
     def lines(self, row: Row) -> list[list[Any]]:
-        """A line for each class; ranks from 1."""
         return [
             [rank, entry["index"], entry["name"], entry["probability"]] for rank, entry in enumerate(row["classes"], 1)
         ]
 
     def draw(self, picture: Image.Image, row: Row) -> Image.Image:
-        """The picture above the names of its classes."""
         text = "\n".join(f"{entry['probability']:6.1%}  {_in_latin(entry)}" for entry in row["classes"])
         left, top, right, bottom = ImageDraw.Draw(picture).multiline_textbbox((6, 4), text, font_size=14)
         drawn = Image.new("RGB", (max(picture.width, int(right + left)), picture.height + int(bottom + top)), "white")

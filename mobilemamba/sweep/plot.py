@@ -6,16 +6,11 @@ import math
 from pathlib import Path
 from typing import Any
 
-from mobilemamba.analysis.figures import legible, png_figure
+from mobilemamba.analysis.figures import label_points, legible, png_figure
 from mobilemamba.scores import Score
 from mobilemamba.sweep.seeds import Record, over_seeds
 from mobilemamba.sweep.table import condition_marks, describe, scores_of
 
-#: Left, bottom, right and top in pixels.
-_Box = tuple[float, float, float, float]
-#: Where a label may stand: right or left of its point, and how many points above.
-_PLACES = [(side, height) for step in range(8) for height in (11 * step, -11 * step) for side in (1, -1)]
-_GAP = 7  # points between a point and its label
 _AXES = {"flops_m": "FLOPs (M), paper's convention", "throughput": "throughput (img/s)"}
 
 
@@ -128,37 +123,7 @@ def _scatter(axis: Any, points: list[Record], x: str, y: str, colours: dict[str,
             **(hollow or {"c": colours[entry["run"]]}),
         )
     axis.margins(0.3, 0.18)
-    axis.figure.canvas.draw()  # fixes the scales, by which labels are kept apart
-    taken: list[_Box] = []
-    pixels = axis.figure.dpi / 72
-    for entry in sorted(points, key=lambda entry: -entry[y]):
-        centre = axis.transData.transform((entry[x], entry[y]))
-        size = (4.8 * len(entry["run"]) * pixels, 10.0 * pixels)
-        boxes = {place: _box(centre, place, size, pixels) for place in _PLACES}
-        side, height = next((place for place in _PLACES if not _overlaps(boxes[place], taken)), _PLACES[0])
-        taken.append(boxes[side, height])
-        axis.annotate(
-            entry["run"],
-            (entry[x], entry[y]),
-            xytext=(side * _GAP, height),
-            textcoords="offset points",
-            ha="left" if side > 0 else "right",
-            va="center",
-            fontsize=8,
-            color=colours[entry["run"]],
-            arrowprops={"arrowstyle": "-", "lw": 0.4, "color": colours[entry["run"]]} if height else None,
-        )
-
-
-def _box(centre: Any, place: tuple[int, int], size: tuple[float, float], pixels: float) -> _Box:
-    side, height = place
-    left = centre[0] + side * _GAP * pixels - (size[0] if side < 0 else 0)
-    middle = centre[1] + height * pixels
-    return left, middle - size[1] / 2, left + size[0], middle + size[1] / 2
-
-
-def _overlaps(box: _Box, others: list[_Box]) -> bool:
-    return any(box[0] < o[2] and o[0] < box[2] and box[1] < o[3] and o[1] < box[3] for o in others)
+    label_points(axis, [(entry[x], entry[y], entry["run"], colours[entry["run"]]) for entry in points])
 
 
 def _bar(entry: Record, score: Score) -> float:

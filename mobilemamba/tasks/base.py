@@ -149,7 +149,6 @@ class Task(TaskContract, LightningModule):
 
     @property
     def model_card(self) -> ModelCard:
-        """What exported weights say of the network."""
         raise NotImplementedError
 
     def predictor(self) -> Predictor:
@@ -191,7 +190,6 @@ class Task(TaskContract, LightningModule):
         self.mean_train_loss.reset()
 
     def training_step(self, batch: tuple[Any, Any]) -> Tensor:
-        """The loss of a batch."""
         images, targets = batch
         loss = self.training_loss(images, targets)
         self.mean_train_loss.update(torch.where(loss.isfinite(), loss, torch.nan).detach(), len(images))
@@ -200,11 +198,9 @@ class Task(TaskContract, LightningModule):
         return loss
 
     def on_train_epoch_end(self) -> None:
-        """Logs the mean loss."""
         self.log("train/loss", self.mean_train_loss.compute(), **SAME_EVERYWHERE)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """A step, then one of the average."""
         super().optimizer_step(*args, **kwargs)
         if self.ema is not None:
             self.ema.update(self.model)
@@ -260,7 +256,6 @@ class Task(TaskContract, LightningModule):
         return self.comparison.counts
 
     def on_validation_epoch_start(self) -> None:
-        """Chooses the networks to evaluate."""
         self._evaluated: dict[str, nn.Module] = {"raw": self.model}
         if self.ema is not None:
             self._evaluated["ema"] = self.ema.module
@@ -272,25 +267,19 @@ class Task(TaskContract, LightningModule):
                 self._evaluated["fused"] = fused
 
     def validation_step(self, batch: tuple[Any, Any]) -> None:
-        """Adds a batch to the evaluation of every network."""
         images, targets = batch
         images = self.in_layout(images)
         self.comparison.update({name: network(images) for name, network in self._evaluated.items()}, targets)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs what all batches came to."""
         self._log_metrics("val")
 
-    def on_test_epoch_start(self) -> None:
-        """Chooses the networks to evaluate."""
-        self.on_validation_epoch_start()
+    on_test_epoch_start = on_validation_epoch_start
 
     def test_step(self, batch: tuple[Any, Any]) -> None:
-        """As :meth:`validation_step`."""
         self.validation_step(batch)
 
     def on_test_epoch_end(self) -> None:
-        """Logs what all batches came to."""
         self._log_metrics("test")
 
     def _log_metrics(self, split: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from mobilemamba.analysis.machine import choose_device
 from mobilemamba.errors import ConfigError
 from mobilemamba.models.card import ModelCard, Preprocessing, read_card
 from mobilemamba.models.config import VARIANTS
@@ -23,35 +24,22 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 
 @dataclass(frozen=True)
 class Case:
-    """One network under one set of conditions.
+    """One network under one set of conditions."""
 
-    Attributes:
-        model: timm's name, or a weights file.
-        size: Side of the square pictures in pixels.
-        batch: Pictures at a time.
-        device: torch's name of it.
-        dtype: Of weights and pictures; in training of the autocast region, with weights in float32.
-        mode: ``"eager"``, ``"compiled"`` (torch.compile) or ``"exported"`` (torch.export).
-        layout: Of weights and pictures: ``"contiguous"``, ``"channels_last"`` or ``"auto"``, the faster of the two.
-        fused: Whether norms are folded into weights; only in inference.
-        train: Time a training step instead of inference.
-        scan_backend: Of the selective scan, for a mobilemamba model.
-    """
-
-    model: str
-    size: int
-    batch: int = 1
-    device: str = "cpu"
-    dtype: str = "float32"
-    mode: str = "eager"
+    model: str  # timm's name, or a weights file
+    size: int  # side of the square pictures in pixels
+    batch: int = 1  # pictures at a time
+    device: str = "cpu"  # torch's name of it
+    dtype: str = "float32"  # of weights and pictures; in training of the autocast region, with weights in float32
+    mode: str = "eager"  # ``"eager"``, ``"compiled"`` (torch.compile) or ``"exported"`` (torch.export)
+    #: Of weights and pictures: ``"contiguous"``, ``"channels_last"`` or ``"auto"``, the faster of the two.
     layout: str = "auto"
-    fused: bool = True
-    train: bool = False
-    scan_backend: str = "auto"
+    fused: bool = True  # whether norms are folded into weights; only in inference
+    train: bool = False  # time a training step instead of inference
+    scan_backend: str = "auto"  # of the selective scan, for a mobilemamba model
 
     @property
     def card(self) -> ModelCard:
-        """See :func:`card_of`."""
         return card_of(self.model)
 
     @property
@@ -100,14 +88,7 @@ def expand(
     Args:
         models: timm's names, or weights files.
         sizes: Sides of the pictures in pixels; none for each model's own.
-        batches: Pictures at a time.
-        devices: torch's names.
-        dtypes: Keys of ``DTYPES``.
-        modes: Entries of ``MODES``.
-        layouts: Keys of ``LAYOUTS``, or ``"auto"``.
-        fused: Fold norms, where it is inference.
-        train: Time training steps.
-        scan_backend: For the mobilemamba models.
+        batches: As all that follow: see :class:`Case`; a device may be auto, too.
 
     Raises:
         ConfigError: If a value is unknown, impossible or cannot run on this machine.
@@ -130,13 +111,12 @@ def expand(
                 raise ConfigError(f"{setting} {number}: expected {least} or more{why}")
     if train and "exported" in modes:
         raise ConfigError("mode 'exported': an exported network is for inference; leave it out or leave train out")
-    for device in devices:
-        check_device(device)
-        for dtype in dtypes:
-            BACKENDS.choose(scan_backend, torch.device(device), DTYPES[dtype])
+    chosen = [choose_device(name) for name in devices]
+    for device, dtype in itertools.product(chosen, dtypes):
+        BACKENDS.choose(scan_backend, device, DTYPES[dtype])
     if not models:
         raise ConfigError("no model to measure: expected at least one timm name or weights file")
-    combinations = itertools.product(batches, devices, dtypes, modes, layouts, sizes or (None,), models)
+    combinations = itertools.product(batches, map(str, chosen), dtypes, modes, layouts, sizes or (None,), models)
     cases = [
         Case(
             model,
@@ -154,18 +134,3 @@ def expand(
 def own_size(model: str) -> int:
     """Side of the pictures that a network was made for, in pixels."""
     return card_of(model).preprocessing.img_size[-1]
-
-
-def check_device(name: str) -> None:
-    """Refuses a device that is none or is not here.
-
-    Raises:
-        ConfigError: With torch's reason.
-    """
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device {name!r}: there is no CUDA device here; use cpu")
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise ConfigError(f"device {name!r}: {reason}; use cpu, or another of this machine") from None

@@ -24,17 +24,11 @@ from mobilemamba.models.predictor import PREDICTORS
 
 @dataclass(frozen=True)
 class Workload:
-    """One batch's inference or one training step, ready to be called.
+    """One batch's inference or one training step, ready to be called."""
 
-    Attributes:
-        run: Does it once.
-        network: What it runs; in inference after its norms were folded.
-        held: Tensors that stay in memory between calls, the pictures included.
-    """
-
-    run: Callable[[], object]
-    network: nn.Module
-    held: Callable[[], Iterator[Tensor]]
+    run: Callable[[], object]  # does it once
+    network: nn.Module  # what it runs; in inference after its norms were folded
+    held: Callable[[], Iterator[Tensor]]  # tensors that stay in memory between calls, the pictures included
 
     @property
     def batch_norms(self) -> int:
