@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from importlib import import_module
 from inspect import Parameter, signature
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import docstring_parser
 import jsonargparse
 
 from mobilemamba.cli.messages import likely_meant, parser_message, unknown_setting
 from mobilemamba.errors import ConfigError, user_error
+
+#: Of an option that takes several values.
+_LISTS = {list, Sequence}
 
 
 class _ParserError(Exception):
@@ -132,10 +136,37 @@ def run_tool(command: str, function: str, args: list[str]) -> None:
     described = {entry.arg_name: entry.description for entry in docstring_parser.parse(tool.__doc__ or "").params}
     for name in several:
         parser.add_argument(name, nargs="*", default=[], help=described.get(name))
-    yes_or_no = [parameter.name for parameter in parameters if parameter.annotation in (bool, "bool")]
-    options = parser.parse(switches(args, yes_or_no)).as_dict()
+    kinds = get_type_hints(tool)
+    yes_or_no = [name for name, kind in kinds.items() if kind is bool]
+    lists = [parameter.name for parameter in parameters if parameter.kind is Parameter.KEYWORD_ONLY]
+    lists = [name for name in lists if {get_origin(kind) for kind in (kinds[name], *get_args(kinds[name]))} & _LISTS]
+    options = parser.parse(switches(gathered(args, lists), yes_or_no)).as_dict()
     values = [value for name in several for value in options.pop(name)]
     tool(*values, **options)
+
+
+def gathered(args: list[str], names: list[str]) -> list[str]:
+    """Options with the values after ``--name`` as one list, as jsonargparse wants it; those of a repeated one add up.
+
+    Args:
+        args: As given; a list may also be written as one value, ``[a, b]``.
+        names: Of the settings that take several values.
+    """
+    options, spelt, seen = {f"--{name}" for name in names}, list[str](), set[str]()
+    while args:
+        (name, equals, value), args = args[0].partition("="), args[1:]
+        several, values = name in options, [value]
+        if several and not equals:
+            values = list(itertools.takewhile(lambda arg: not re.match(r"--|-[a-zA-Z]", arg), args))  # "-" is a value
+            args = args[len(values) :]
+        if several and values:
+            whole = len(values) == 1 and re.match(r"\[|null$", values[0])
+            more = "+" if name in seen else ""
+            seen.add(name)
+            spelt.append(f"{name}{more}={values[0] if whole else json.dumps(values)}")
+        else:
+            spelt.append(f"{name}{equals}{value}")
+    return spelt
 
 
 def switches(args: list[str], names: list[str]) -> list[str]:
