@@ -55,7 +55,7 @@ def rounds_to_tf32(device: torch.device | str) -> tuple[bool, bool]:
     if torch.device(device).type != "cuda":
         return False, False
     matmul = torch.backends.cuda.matmul.fp32_precision
-    convolution = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+    convolution = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]  # not in its stubs
     return matmul == "tf32", convolution == "tf32"
 
 

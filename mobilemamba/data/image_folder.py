@@ -71,11 +71,6 @@ class ImageFolder(PictureDataModule):
 
     @cached_property
     def sources(self) -> Sources:
-        """The pictures of each part.
-
-        Raises:
-            DataError: If the folders do not hold such a data set.
-        """
         self.notes += self.layout.notes
         left_out: Counter[str] = Counter()
         train = self._list("train", self.layout.train, left_out)
@@ -88,11 +83,6 @@ class ImageFolder(PictureDataModule):
         return Sources(*(FileSource(part) if part else None for part in (train, val, test)))
 
     def check_arguments(self) -> None:
-        """Refuse arguments that cannot work.
-
-        Raises:
-            ConfigError: Naming the argument, its value and what is possible.
-        """
         super().check_arguments()
         if self.classes is not None and (not self.classes or len(set(self.classes)) < len(self.classes)):
             raise ConfigError(

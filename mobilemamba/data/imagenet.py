@@ -77,11 +77,6 @@ class ImageNet(PictureDataModule):
 
     @cached_property
     def sources(self) -> Sources:
-        """The training and the validation pictures, as far as there are any.
-
-        Raises:
-            DataError: If ``root`` does not hold such a data set.
-        """
         parts = find_parts(require_folder(self.root, "train/<wnid>/ and val/<wnid>/"))
         left_out: Counter[str] = Counter()
         train, val = (self._source(part, parts.get(part), left_out) for part in _PARTS)

@@ -114,11 +114,6 @@ class PictureDataModule(ImageDataModule):
         return {part: len(np.unique(source.labels)) for part, source in parts if source is not None}
 
     def check_arguments(self) -> None:
-        """Refuse arguments that cannot work.
-
-        Raises:
-            ConfigError: Naming the argument, its value and what is possible.
-        """
         super().check_arguments()
         for name in ("scale", "ratio"):
             low, high = getattr(self.augmentation, name)

@@ -274,7 +274,8 @@ class Task(TaskContract, LightningModule):
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val")
 
-    on_test_epoch_start = on_validation_epoch_start
+    def on_test_epoch_start(self) -> None:
+        self.on_validation_epoch_start()
 
     def test_step(self, batch: tuple[Any, Any]) -> None:
         self.validation_step(batch)

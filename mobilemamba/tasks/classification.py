@@ -157,7 +157,7 @@ class ClassificationTask(Task):
         if self.distillation is None:
             return self.train_loss(self(images).float(), targets)
         if self.hparams["distillation_head"]:
-            logits, of_teacher = self.model.forward_heads(self.in_layout(images))  # type: ignore[operator]
+            logits, of_teacher = self.model.forward_heads(self.in_layout(images))  # type: ignore[operator]  # ours has it
         else:
             logits = of_teacher = self(images)
         task = self.train_loss(logits.float(), targets)
