@@ -16,7 +16,7 @@ from mobilemamba.errors import ConfigError
 
 PANEL = (6.4, 4.6)  # inches
 DPI = 120
-_NAMES = {"mobilemamba": "MobileMamba", "efficientvit": "EfficientViT"}
+_NAMES = {"mobilemamba": "MobileMamba", "efficientvit": "EfficientViT", "emo": "EMO"}
 _COLOURS = {"mobilemamba": "#c1272d", "efficientvit": "#1f5fa8"}
 _OTHERS = ("#5b8c2a", "#8a5aa8", "#b07a1e", "#3f8f8f", "#7a7a7a")
 
