@@ -97,9 +97,10 @@ class RunFolder:
         Raises:
             ConfigError: If another process has it, or has finished the run meanwhile.
         """
-        if not self.path.exists():
-            resources.callback(_remove_unused, self.path)
+        is_new = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
+        if is_new:
+            resources.callback(_remove_unused, self.path)
         try:
             resources.enter_context(FileLock(self.path / ".lock", timeout=LOCK_SECONDS))
         except Timeout:
