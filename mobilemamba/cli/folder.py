@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from mobilemamba.cli.run_folder import (
     go_on,
     holds_run,
     is_finished,
+    is_run,
     runs_named,
     start_anew,
     start_from_file,
@@ -95,7 +97,10 @@ class RunFolder:
         Raises:
             ConfigError: If another process has it, or has finished the run meanwhile.
         """
+        is_new = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
+        if is_new:
+            resources.callback(_remove_unused, self.path)
         try:
             resources.enter_context(FileLock(self.path / ".lock", timeout=LOCK_SECONDS))
         except Timeout:
@@ -114,3 +119,9 @@ class RunFolder:
         if self.is_given:
             return [self.path] if holds_run(self.path) else []
         return runs_named(self.path)
+
+
+def _remove_unused(folder: Path) -> None:
+    """Removes a folder that the command made, if no training has begun in it: there is a lock, and empty logs."""
+    if not is_run(folder):
+        shutil.rmtree(folder, ignore_errors=True)
