@@ -8,8 +8,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from mobilemamba.cli.messages import unknown
 from mobilemamba.cli.parser import Parser, plain
-from mobilemamba.cli.tool import unknown
 from mobilemamba.errors import ConfigError
 from mobilemamba.sweep import Config, Row, Sweep, expand
 
@@ -32,7 +32,7 @@ def read_rows(
     content, names = config.sweep.as_dict(), [field.name for field in fields(Sweep)]
     for setting in given:  # jsonargparse drops what it does not know of a JSON text
         if setting.startswith("sweep.") and setting.split(".")[1] not in names:
-            raise unknown(setting, parser.settings())
+            raise unknown(setting, parser.settings(), parser.helps)
     sweep = Sweep(**{name: content[name] for name in names})  # not its file's path
     if config.ckpt_path is not None:
         raise ConfigError(f"ckpt_path={config.ckpt_path} with a sweep: rows go on by themselves; leave it out")

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from mobilemamba.cli.options import passed_on
 from mobilemamba.errors import ConfigError
 from mobilemamba.files import read_json
 from mobilemamba.sweep import SweepFailedError, evaluate, runner
-from mobilemamba.sweep.evaluate import evaluate_here, evaluates_here, passed_on
+from mobilemamba.sweep.evaluate import evaluate_here, evaluates_here
 from mobilemamba_command import main
 
 Sweeper = Callable[..., Any]
