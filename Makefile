@@ -8,13 +8,16 @@ WITHOUT_KERNELS := tests/ops tests/layers tests/models tests/tasks tests/trainin
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help ablation test test-lowest lint format clean
+.PHONY: help ablation notebooks test test-lowest lint format clean
 
 help:  ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 ablation: .venv/.installed  ## run the ablation of Table A1 on the built-in sample (the same command resumes)
 	$(BIN)/mobilemamba fit --config experiments/ablation_xi.yaml
+
+notebooks: .venv/.installed-notebooks  ## open the notebooks in a browser
+	$(BIN)/jupyter lab notebooks
 
 test: lint  ## run the linters, the type checker and the whole test suite, then once more without kernels what they matter to
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -48,6 +51,10 @@ KERNELS := $(wildcard hatch_build.py mobilemamba/ops/native/*.[ch] mobilemamba/o
 
 .venv/.installed-test: pyproject.toml $(KERNELS) | .venv/bin/python
 	$(BIN)/python -m pip install -e '.[test]'
+	@touch $@ .venv/.installed
+
+.venv/.installed-notebooks: pyproject.toml $(KERNELS) | .venv/bin/python
+	$(BIN)/python -m pip install -e '.[notebooks]'
 	@touch $@ .venv/.installed
 
 .venv/bin/python:

@@ -22,7 +22,7 @@ from mobilemamba.signals import stop_on_signals
 @contextlib.contextmanager
 def console() -> Iterator[None]:
     """What a command runs in, as a program of its own: a mistake is one line and exit code 2."""
-    _silence_advertising()
+    silence_advertising()
     keep_freed_memory()
     try:
         with stop_on_signals():
@@ -57,7 +57,7 @@ def end_without_reader() -> NoReturn:
     sys.exit(141)
 
 
-def _silence_advertising() -> None:
+def silence_advertising() -> None:
     """Leaves out what Lightning says at each start that its user can do nothing about; it has no switch for it."""
     warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")

@@ -1,0 +1,50 @@
+"""What the notebooks share: commands, and a trained network to look at."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mobilemamba.cli.exits import silence_advertising
+from mobilemamba_command import main
+
+if TYPE_CHECKING:
+    from lightning.pytorch.cli import LightningCLI
+
+#: Used where it is there: the paper's choice of Table A1, as ``make ablation`` leaves it.
+_ABLATION = Path("runs/ablation_xi/xi_876_mu_223/best.safetensors")
+_TRAINING = (
+    "fit --name notebook --model mobilemamba_t2 --model.lr 0.001 --model.reference_batch_size 64 "
+    "--model.warmup_epochs 0.3 --trainer.max_epochs 1 --data.img_size 64 --data.batch_size 64 --table_size null"
+)
+
+
+def run(command: str) -> LightningCLI | None:
+    """Runs a command line, without the word ``mobilemamba`` before it, in this process.
+
+    Returns:
+        Lightning's CLI object with ``trainer``, ``model`` and ``datamodule``; None for a sweep and for a tool.
+
+    Raises:
+        MobileMambaError: For a user's mistake.
+    """
+    silence_advertising()
+    return main(shlex.split(command))
+
+
+def sample_weights() -> Path:
+    """Weights of a network that was trained on the embedded sample.
+
+    The S6 of ``make ablation``, in this folder's ``runs`` or in that of the folder above; else a T2, which the first
+    call trains, in about a minute on two cores, and keeps in ``runs/notebook``.
+
+    Returns:
+        A ``.safetensors`` file.
+    """
+    own = Path("runs/notebook/best.safetensors")
+    for found in (_ABLATION, ".." / _ABLATION, own):
+        if found.exists():
+            return found
+    run(_TRAINING)
+    return own
