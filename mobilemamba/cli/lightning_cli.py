@@ -17,11 +17,10 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from mobilemamba.cli.checks import check_norms, check_num_classes, check_pictures, check_settings
 from mobilemamba.cli.folder import RunFolder
-from mobilemamba.cli.options import given_settings, passed_on
-from mobilemamba.cli.parser import Parser, plain
+from mobilemamba.cli.parser import Parser, given_settings, plain
 from mobilemamba.cli.report import print_classes, print_scores
 from mobilemamba.cli.resume import check_fits
-from mobilemamba.cli.rows import read_rows
+from mobilemamba.cli.rows import passed_on, read_rows
 from mobilemamba.cli.run_folder import is_run
 from mobilemamba.cli.save_config import SaveFitConfig
 from mobilemamba.cli.shorthand import expand_options

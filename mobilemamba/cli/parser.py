@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
 from mobilemamba.cli.help import class_settings, known_classes
-from mobilemamba.cli.options import config_values
+from mobilemamba.cli.options import config_values, read_options
 from mobilemamba.cli.shorthand import MODE
 from mobilemamba.cli.tool import ToolParser
 from mobilemamba.errors import ConfigError
 from mobilemamba.files import why_no_plain_file
-from mobilemamba.sweep import Config
+from mobilemamba.sweep import Config, flatten
 from mobilemamba.text import printable
 
 
@@ -93,3 +94,17 @@ def plain(parser: LightningArgumentParser, config: jsonargparse.Namespace) -> Co
     text = parser.dump(config, format="json", skip_unset=False, skip_validation=True)
     plain = json.loads(text)[config.subcommand]
     return {key: value for key, value in plain.items() if key not in ("config", "sweep")}
+
+
+def given_settings(args: Sequence[str]) -> list[str]:
+    """Dotted names of the settings in options, those inside a JSON value included."""
+    given: list[str] = []
+    for name, value, _ in read_options(args):
+        if not name.startswith("--") or name.startswith("--config"):
+            continue
+        try:
+            parsed = yaml.safe_load(value or "")
+        except yaml.YAMLError:
+            parsed = None
+        given += flatten(parsed, f"{name[2:]}.") if isinstance(parsed, dict) and parsed else [name[2:]]
+    return given

@@ -2,7 +2,9 @@
 
 import pytest
 
-from mobilemamba.cli.options import config_values, given_settings, passed_on, read_options
+from mobilemamba.cli.options import config_values, read_options
+from mobilemamba.cli.parser import given_settings
+from mobilemamba.cli.rows import passed_on
 from mobilemamba.errors import ConfigError
 
 
