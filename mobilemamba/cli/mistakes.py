@@ -111,8 +111,8 @@ def _line(error: Exception, options: list[str]) -> str:
         wanted = re.search(r"[Tt]ried to allocate [\d.]+ \w+", text)
         found = wanted[0].lower() if wanted else text.partition(". ")[0]
         return f"out of memory ({found}); try a smaller data.batch_size, data.img_size or network"
-    if isinstance(root, ModuleNotFoundError) and "pip install" not in text:
-        return f"{text}; install it first"
+    if isinstance(root, ModuleNotFoundError):
+        return text
     name = _named(text, options)
     return f"{name}: {text}; change it, or leave it out" if name else f"{text}; change the settings that this is about"
 
@@ -123,7 +123,8 @@ def _said(error: Exception) -> str:
     text = of_names(" ".join(said.split()))
     if not text or isinstance(root, LookupError | AttributeError):  # whose words are a name alone
         text = f"{type(root).__name__} {text}".strip()
-    return text
+    installs = isinstance(root, ModuleNotFoundError) and "pip install" not in text
+    return f"{text}; install it first" if installs else text
 
 
 def _named(text: str, options: list[str]) -> str:
