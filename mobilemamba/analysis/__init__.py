@@ -1,6 +1,27 @@
-"""What a network costs and what it sees."""
+"""What a network costs, what it sees, and what happens inside it."""
 
 from mobilemamba.analysis.complexity import Complexity, complexity
+from mobilemamba.analysis.inside import (
+    BANDS,
+    BranchShares,
+    ScanAttention,
+    SubBands,
+    branch_shares,
+    scan_attention,
+    sub_bands,
+)
 from mobilemamba.analysis.throughput import Throughput, measure_throughput
 
-__all__ = ["Complexity", "Throughput", "complexity", "measure_throughput"]
+__all__ = [
+    "BANDS",
+    "BranchShares",
+    "Complexity",
+    "ScanAttention",
+    "SubBands",
+    "Throughput",
+    "branch_shares",
+    "complexity",
+    "measure_throughput",
+    "scan_attention",
+    "sub_bands",
+]

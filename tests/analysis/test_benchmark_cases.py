@@ -67,11 +67,17 @@ def test_the_paper_s_table_is_measured_or_named():
 def test_accuracies_are_those_of_the_published_size():
     assert [published_top1("mobilemamba_t2", size) for size in (192, 224)] == [73.6, None]
     assert [published_top1("efficientvit_m5", size) for size in (224, 192)] == [77.1, None]
+    assert [published_top1("emo_5m", size) for size in (224, 256)] == [78.4, None]
 
 
 @pytest.mark.parametrize(
     ("model", "expected"),
-    [("mobilemamba_t2", "mobilemamba"), ("efficientvit_m5", "efficientvit"), ("resnet18", "resnet18")],
+    [
+        ("mobilemamba_t2", "mobilemamba"),
+        ("efficientvit_m5", "efficientvit"),
+        ("emo_1m", "emo"),
+        ("resnet18", "resnet18"),
+    ],
 )
 def test_families(model, expected):
     assert family(model) == expected

@@ -126,10 +126,11 @@ def test_compiled_networks_of_one_class_do_not_use_up_each_other_s_cache(monkeyp
     counters = torch._dynamo.utils.counters
     counters.clear()
     workshop = Workshop()
-    for batch in range(1, 11):
-        case = Case("test_byobnet", 32, batch, mode="compiled")
-        assert workshop.build(case, "contiguous").run().shape == (batch, 1000)
-    assert counters["stats"]["unique_graphs"] == 10
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for batch in range(1, 5):
+            case = Case("test_byobnet", 32, batch, mode="compiled")
+            assert workshop.build(case, "contiguous").run().shape == (batch, 1000)
+    assert counters["stats"]["unique_graphs"] == 4
 
 
 def test_a_training_step_moves_the_weights_and_lowers_the_loss():

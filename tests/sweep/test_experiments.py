@@ -44,7 +44,7 @@ def rows_of(path: Path, *options: str) -> list[Row]:
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_plots: None) -> object:
     monkeypatch.chdir(tmp_path)
     yield
     torch.use_deterministic_algorithms(False)

@@ -17,7 +17,7 @@ from mobilemamba.errors import ConfigError
 
 PANEL = (6.4, 4.6)  # inches
 DPI = 120
-_NAMES = {"mobilemamba": "MobileMamba", "efficientvit": "EfficientViT"}
+_NAMES = {"mobilemamba": "MobileMamba", "efficientvit": "EfficientViT", "emo": "EMO"}
 _COLOURS = {"mobilemamba": "#c1272d", "efficientvit": "#1f5fa8"}
 #: Where a label may stand, in points from its point, the best first.
 _PLACES = ((8, 6), (-8, -6), (8, -6), (-8, 6), (8, 0), (-8, 0), (0, 13), (0, -13), (10, 16), (-10, -16), (12, -18))
