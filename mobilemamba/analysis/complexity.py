@@ -32,7 +32,7 @@ def complexity(model: nn.Module, example: int | tuple[int, int] | Tensor = 224) 
         model: Any network of pictures; the conventions for norms and pooling are applied to its modules.
         example: Side of the square picture, or (height, width), in pixels; or a batch of pictures (1, C, H, W).
     """
-    shadow = copy.deepcopy(model).to("meta").eval()
+    shadow = copy.deepcopy(model).to("meta").eval().requires_grad_(False)
     extra = _CountedModules(shadow)
     picture = example_pictures(shadow, example, 1).to("meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

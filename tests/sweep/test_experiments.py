@@ -16,7 +16,7 @@ from PIL import Image
 from timm.layers import DropPath
 
 from mobilemamba.cli import plan
-from mobilemamba.cli.shorthand import fill_preprocessing
+from mobilemamba.cli.weights import fill_preprocessing
 from mobilemamba.data.fashion_mnist import read_sample
 from mobilemamba.data.imagenet import PAPERS
 from mobilemamba.data.imagenet_labels import imagenet_classes
