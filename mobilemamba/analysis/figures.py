@@ -1,4 +1,4 @@
-"""Figures as PNG files."""
+"""Figures as PNG files, and as PDF."""
 
 from __future__ import annotations
 
@@ -55,12 +55,13 @@ def _characters(font: str) -> frozenset[int]:
 
 
 @contextmanager
-def png_figure(path: Path, texts: Iterable[str] = (), **options: Any) -> Iterator[Figure]:
+def png_figure(path: Path, texts: Iterable[str] = (), pdf: Path | None = None, **options: Any) -> Iterator[Figure]:
     """A matplotlib figure to draw on, which then replaces ``path`` atomically; no text in it is taken for formulas.
 
     Args:
         path: PNG file.
         texts: What is written on it, in whatever script; :func:`legible` makes such texts.
+        pdf: A PDF file of the same.
         options: Of the figure, e.g. ``figsize``.
 
     Raises:
@@ -77,9 +78,13 @@ def png_figure(path: Path, texts: Iterable[str] = (), **options: Any) -> Iterato
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # in texts that were not named
         figure = Figure(layout="constrained", **{"dpi": 120, **options})
         yield figure
-        content = io.BytesIO()
-        figure.savefig(content, format="png")
-    write_atomic(path, content.getbuffer())
+        contents = {path: io.BytesIO()} | ({} if pdf is None else {pdf: io.BytesIO()})
+        for file, content in contents.items():
+            # Without the date, so that the same figure is the same file.
+            options_of_pdf = {"format": "pdf", "metadata": {"CreationDate": None}}
+            figure.savefig(content, **(options_of_pdf if file is pdf else {"format": "png"}))
+    for file, content in contents.items():
+        write_atomic(file, content.getbuffer())
 
 
 def label_points(
