@@ -40,6 +40,7 @@ COMMANDS = {
     "backends": Command(
         "show which scan backends run here, and why others do not", "mobilemamba.tools.inspection:backends"
     ),
+    "erf": Command("show what networks see: effective receptive fields of their stages", "mobilemamba.tools.erf:erf"),
     "benchmark": Command(
         "time networks against each other and the machine's ceiling", "mobilemamba.tools.benchmark:benchmark"
     ),

@@ -1,6 +1,7 @@
 """What a network costs, what it sees, and what happens inside it."""
 
 from mobilemamba.analysis.complexity import Complexity, complexity
+from mobilemamba.analysis.erf import ReceptiveField, contribution_ratios, receptive_fields, superlevel_areas
 from mobilemamba.analysis.inside import (
     BANDS,
     BranchShares,
@@ -16,12 +17,16 @@ __all__ = [
     "BANDS",
     "BranchShares",
     "Complexity",
+    "ReceptiveField",
     "ScanAttention",
     "SubBands",
     "Throughput",
     "branch_shares",
     "complexity",
+    "contribution_ratios",
     "measure_throughput",
+    "receptive_fields",
     "scan_attention",
     "sub_bands",
+    "superlevel_areas",
 ]

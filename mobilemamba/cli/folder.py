@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from mobilemamba.cli.run_folder import (
     go_on,
     holds_run,
     is_finished,
+    is_run,
     runs_named,
     start_anew,
     start_from_file,
@@ -70,8 +72,11 @@ class RunFolder:
         return start
 
     def take(self, resources: contextlib.ExitStack) -> None:
-        """Locks it until ``resources`` end, so that two processes never train in one folder."""
+        """Locks it until ``resources`` end, so that two processes never train in one folder; one left unused goes."""
+        is_new = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
+        if is_new:
+            resources.callback(_remove_unused, self.path)
         try:
             resources.enter_context(FileLock(self.path / ".lock", timeout=LOCK_SECONDS))
         except Timeout:
@@ -90,3 +95,9 @@ class RunFolder:
         if self.is_given:
             return [self.path] if holds_run(self.path) else []
         return runs_named(self.path)
+
+
+def _remove_unused(folder: Path) -> None:
+    """Removes a folder that the command made, if no training has begun in it: there is a lock, and empty logs."""
+    if not is_run(folder):
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,189 @@
+"""Maps of receptive fields as a figure: networks in rows, their stages in columns, as in Fig. A1 of the paper."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+
+from mobilemamba.analysis.erf.fields import ReceptiveField
+from mobilemamba.analysis.erf.numbers import THRESHOLDS, contribution_sides
+from mobilemamba.errors import ConfigError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: How shares of the maximum are shown: three decades, as they are, or their fifth root as VMamba does.
+Display = Literal["log", "raw", "power"]
+#: Each map over its own maximum, or all of them as shares of their mass over the largest.
+Scale = Literal["own", "common"]
+
+#: In a line of panels; further ones go into the next.
+_MOST_COLUMNS = 8
+_PANEL = 1.9  # inches
+_NARROWEST = 5.0  # of the caption
+_SHOWN: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "log": lambda x: np.log10(1 + 999 * x) / 3,
+    "raw": lambda x: x,
+    "power": lambda x: x**0.2,
+}
+_HOW = {"log": "log10(1 + 999 x) / 3 of ", "raw": "", "power": "the fifth root of "}
+_RULES = {"relu": "ReLU of feature and gradient", "absolute": "absolute values", "signed": "signed sums"}
+_LINES = ("#67000d", "#cb181d", "#fb6a4a", "#3f4b7f")
+#: Of weights that were drawn at random; it stands out in the figure.
+UNTRAINED = "untrained"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the figure.
+
+    Attributes:
+        name: Of the network, or of what else tells the rows apart.
+        weights: Where its weights come from; ``UNTRAINED`` for random ones.
+        fields: Its receptive fields.
+    """
+
+    name: str
+    weights: str
+    fields: Sequence[ReceptiveField]
+
+
+def figure_size(rows: Sequence[Row]) -> tuple[float, float]:
+    """Width and height in inches that :func:`draw_receptive_fields` draws these rows well on."""
+    columns, lines = _columns(rows), sum(map(len, _lines(rows)))
+    return max(_PANEL * columns + 0.9, _NARROWEST), (_PANEL + 0.25) * lines + 0.25 * len(rows) + 0.9
+
+
+def draw_receptive_fields(
+    figure: Figure, rows: Sequence[Row], display: Display = "log", scale: Scale = "own", data: str = ""
+) -> None:
+    """Draws maps with the squares of their contribution ratios about the true centres, in colours from 0 to 1.
+
+    Args:
+        figure: Of :func:`figure_size` and in the constrained layout; nothing is on it yet.
+        rows: The networks.
+        display: See ``Display``.
+        scale: See ``Scale``.
+        data: What the pictures are, for the caption.
+
+    Raises:
+        ConfigError: If there is nothing to draw, or ``display`` or ``scale`` is unknown.
+    """
+    from matplotlib.layout_engine import ConstrainedLayoutEngine  # half a second, which only those pay who draw
+
+    for name, value, kinds in (("display", display, get_args(Display)), ("scale", scale, get_args(Scale))):
+        if value not in kinds:
+            raise ConfigError(f"{name} {value!r}: expected one of {', '.join(kinds)}")
+    if not any(row.fields for row in rows):
+        raise ConfigError("there are no receptive fields to draw")
+    lines = [(row, line) for row, parts in zip(rows, _lines(rows), strict=True) for line in parts]
+    if isinstance(engine := figure.get_layout_engine(), ConstrainedLayoutEngine):
+        engine.set(w_pad=0.06, h_pad=0.05, hspace=0.0, wspace=0.0)
+    axes = figure.subplots(len(lines), _columns(rows), squeeze=False)
+    shares = [_share(field, scale) for row in rows for field in row.fields]
+    top = max(np.abs(share).max() for share in shares)
+    signed = any(share.min() < 0 for share in shares)
+    options = {"cmap": "PiYG" if signed else "YlGn", "vmin": -1 if signed else 0, "vmax": 1, "interpolation": "nearest"}
+    for (row, fields), axes_of_line in zip(lines, axes, strict=True):
+        for axis, field in zip(axes_of_line, fields, strict=False):
+            share = _share(field, scale) / (top or 1)
+            image = axis.imshow(np.sign(share) * _SHOWN[display](np.abs(share)), **options)
+            _frame(axis, field, named=fields[0] is row.fields[0])
+        for axis in axes_of_line[len(fields) :]:
+            axis.axis("off")
+        if fields[0] is row.fields[0]:
+            _name(axes_of_line[0], row)
+    bar = figure.colorbar(image, ax=axes, fraction=0.05, aspect=30, shrink=min(1.0, 1.4 / len(lines) + 0.3), pad=0.015)
+    bar.ax.tick_params(labelsize=8)
+    bar.outline.set_linewidth(0.5)
+    _explain(figure, rows, display, scale, data)
+
+
+def _columns(rows: Sequence[Row]) -> int:
+    return min(_MOST_COLUMNS, max(len(row.fields) for row in rows))
+
+
+def _lines(rows: Sequence[Row]) -> list[list[Sequence[ReceptiveField]]]:
+    """The fields of each row in lines of panels."""
+    columns = _columns(rows)
+    return [[row.fields[i : i + columns] for i in range(0, len(row.fields), columns)] for row in rows]
+
+
+def _share(field: ReceptiveField, scale: Scale) -> np.ndarray:
+    size = np.abs(field.map).max() if scale == "own" else np.abs(field.map).sum()
+    return field.map / (size or 1)
+
+
+def _frame(axis: Any, field: ReceptiveField, *, named: bool) -> None:
+    """Title and squares of a panel; in a line below a network's name there is room for that."""
+    stride = " x ".join(f"{value:g}" for value in dict.fromkeys(field.stride))
+    room = "\n\n" if named else ""
+    axis.set_title(f"{room}{field.tap}  1/{stride}", loc="left", fontsize=8, pad=3)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    for spine in axis.spines.values():
+        spine.set(linewidth=0.5, color="0.6")
+    y, x = field.centre
+    for side, colour in zip(contribution_sides(field.map, field.centre), _LINES, strict=True):
+        if math.isfinite(side):
+            corner = (x - side / 2, y - side / 2)
+            axis.add_patch(_rectangle(corner, side, edgecolor=colour))
+
+
+def _rectangle(corner: tuple[float, float], side: float, **options: Any) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle(corner, side, side, fill=False, linewidth=0.9, **options)
+
+
+def _name(axis: Any, row: Row) -> None:
+    """The network and its weights above its first panel."""
+    above = {"va": "bottom", "annotation_clip": False}
+    name = axis.annotate(
+        row.name, (0, 1), (0, 16), "axes fraction", "offset points", fontsize=10, fontweight="bold", **above
+    )
+    untrained = row.weights == UNTRAINED
+    weights = axis.annotate(
+        row.weights.upper() if untrained else row.weights,
+        (1, 0),
+        (6, 0),
+        name,
+        "offset points",
+        fontsize=9,
+        fontweight="bold" if untrained else "normal",
+        color="#b2182b" if untrained else "0.3",
+        **above,
+    )
+    for text in (name, weights):
+        text.set_in_layout(False)
+
+
+def _explain(figure: Figure, rows: Sequence[Row], display: Display, scale: Scale, data: str) -> None:
+    fields = [field for row in rows for field in row.fields]
+    sizes = " and ".join(dict.fromkeys(" x ".join(map(str, field.size)) for field in fields))
+    numbers = " or ".join(dict.fromkeys(str(field.pictures) for field in fields))
+    of = "each map's maximum" if scale == "own" else "the largest density of all maps"
+    pictures = f"{numbers} picture{'s' * (numbers != '1')}{f' of {data}' if data else ''}"
+    text = (
+        f"Mean over {pictures}, {sizes} px; {_RULES[fields[0].rule]}. "
+        f"Colours: {_HOW[display]}{'x = ' if display == 'log' else ''}shares of {of}. "
+        "Squares about the cell's centre that hold these shares of the map:"
+    )
+    figure.legend(
+        [_rectangle((0, 0), 1, edgecolor=colour) for colour in _LINES],
+        [f"{100 * threshold:g} %" for threshold in THRESHOLDS],
+        loc="outside lower left",
+        ncols=len(THRESHOLDS),
+        frameon=False,
+        fontsize=8,
+        title=textwrap.fill(text, int(17 * figure.get_figwidth())),
+        title_fontsize=8,
+        alignment="left",
+        handlelength=1.0,
+        handleheight=1.0,
+    )
