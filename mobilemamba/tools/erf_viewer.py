@@ -56,7 +56,7 @@ def erf_viewer(networks: Mapping[tuple[str, str], nn.Module], pictures: Tensor) 
     for choice in choices:
         choice.observe(show, "value")
     show()
-    return widgets.HBox([widgets.VBox(choices), image])
+    return widgets.VBox([widgets.Box(choices, layout=widgets.Layout(flex_flow="row wrap")), image])
 
 
 def _png(rows: list[Row], display: Display) -> bytes:
