@@ -1,6 +1,7 @@
 """MobileMamba: the three-stage lightweight visual Mamba network, with everything its paper did.
 
-Importing the package registers ``mobilemamba_{t2,t4,s6,b1,b2,b4}`` with timm and does nothing else.
+Importing the package registers ``mobilemamba_{t2,t4,s6,b1,b2,b4}`` and, to compare with, ``emo_{1m,2m,5m,6m}`` with
+timm, and does nothing else.
 """
 
 from mobilemamba.allocator import keep_freed_memory

@@ -21,6 +21,13 @@ def pytest_configure() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"  # and in the processes that tests start
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: else one worker ends with a long test while the others have nothing left to do."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)  # by file, as a file's tests share what it sets up
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
@@ -43,6 +50,13 @@ def _forget_the_automatic_backend() -> Iterator[None]:
     """A test that plays a machine without some backend must not choose for those after it."""
     yield
     forget_choices()
+
+
+@pytest.fixture
+def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings leave empty pictures: to draw them takes longer than a tiny training, and has tests of its own."""
+    for draw in ("draw_curves", "draw_confusion"):
+        monkeypatch.setattr(f"mobilemamba.training.callbacks.plots.{draw}", lambda _, __, path, ___: path.touch())
 
 
 @pytest.fixture(scope="session")

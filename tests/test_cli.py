@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import jsonargparse
 import pytest
@@ -13,7 +14,7 @@ import yaml
 from filelock import FileLock
 
 from mobilemamba.cli import plan
-from mobilemamba.cli.messages import parser_message
+from mobilemamba.cli.messages import mistake
 from mobilemamba.errors import ConfigError, DataError, MobileMambaError, user_error
 from mobilemamba.models import read_card
 from mobilemamba.sweep import network_kwargs
@@ -27,7 +28,7 @@ TINY = shlex.split(
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_plots: None) -> None:
     monkeypatch.chdir(tmp_path)
 
 
@@ -45,6 +46,7 @@ def test_fit_alone_trains_on_the_sample_and_keeps_runs_apart() -> None:
     assert json.loads((run_dir / "results.json").read_text())["data"] == cli.datamodule.name
     assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
     assert list(run_dir.glob("events*"))
+    assert len(list(run_dir.glob("*.png"))) == 2
     assert "val/top1" in next(csv.reader((run_dir / "csv/version_0/metrics.csv").open()))
     config = yaml.safe_load((run_dir / "config.yaml").read_text())
     assert config["seed_everything"] == 0
@@ -94,30 +96,30 @@ def test_the_lock_is_released_after_a_run() -> None:
     ("options", "message"),
     [
         ("--model.lrr 3", "unknown setting model.lrr"),
-        ("--model.lr abc", "model.lr: expected float, got abc"),
-        ("--model.arch.global_ratio [a]", "model.arch.global_ratio: expected float, got a"),
+        ("--model.lr abc", "model.lr: expected a number, got abc"),
+        ("--model.arch.global_ratio [a]", "model.arch.global_ratio: expected a number, got a"),
         ("--model.arch.directions 3", "model.arch.directions: expected one of 1, 2, 4, got 3"),
         ("--model.arch.global_ratio [2,.1,.1]", "global_ratio=2.0: expected 0 to 1"),
         ("--model.name mobilemamba_s7", "model name 'mobilemamba_s7': expected"),
         ("--model.label_smoothing 2", "label_smoothing=2.0: expected 0 to 1"),
-        ("--data ImageFoler", "data: no such class: ImageFoler"),
+        ("--data ImageFoler", "data: expected a class, got ImageFoler; did you mean ImageFolder?"),
         ("--data ImageFolder", "data: missing root"),
         ("--data ImageFolder --data.root /nope", "data.root /nope is not a folder"),
         ("--data.batch_size 0", "data.batch_size 0 is impossible"),
-        ("--config nofile.yaml", "nofile.yaml'; check the path"),
+        ("--config nofile.yaml", "--config nofile.yaml: No such file or directory; choose"),
         ("--config broken.yaml", "--config broken.yaml: line 1, column 13: expected the node content"),
         ("--config typo.yaml", "unknown setting model.arch.depth"),
         ("--trainer.max_epoch 3", "unknown setting trainer.max_epoch"),
         ("--model.arch.globl_ratio [1]", "unknown setting model.arch.globl_ratio"),
-        ("--trainer.max_epochs x", "trainer.max_epochs: expected int, got x"),
-        ("--sweep.changed x", "sweep.changed: expected one of 'stop', 'rerun', 'keep', got x"),
+        ("--trainer.max_epochs x", "trainer.max_epochs: expected a whole number, got x"),
+        ("--sweep.changed x", "sweep.changed: expected one of stop, rerun, keep, got x"),
         # What may have been meant.
         ("--model.lrr 3", "did you mean model.lr?"),
         ("--trainer.max_epoch 3", "did you mean trainer.max_epochs?"),
         ("--sweep.onyl x", "did you mean sweep.only?"),
-        ("--wieghts x", "unknown setting wieghts; did you mean weights?"),
+        ("--wieghts x", "unknown setting wieghts; did you mean weights or model.weights?"),
         ("--model.mixing.prb 1", "did you mean model.mixing.prob?"),
-        ("--model.qqq 1", "unknown setting model.qqq; the command's --help, and --help-all of fit, list what there is"),
+        ("--model.qqq 1", "unknown setting model.qqq; leave it out, or take one that --help or --help-all lists"),
         (
             "--data.root x --data ImageFolder",
             "unknown setting data.root; the data that is chosen has none; choose a",
@@ -129,9 +131,15 @@ def test_the_lock_is_released_after_a_run() -> None:
         ("--max-epochs 3", "unknown setting max-epochs; did you mean trainer.max_epochs?"),
         ("--seed 3", "unknown setting seed; did you mean data.seed or seed_everything?"),
         ("--batch_size 3", "unknown setting batch_size; did you mean data.batch_size?"),
-        ("--trainer.callbacks EarlyStoping", "trainer.callbacks: no such class: EarlyStoping; did you mean EarlyStop"),
-        ("--trainer.logger TensorbordLogger", "trainer.logger: no such class: TensorbordLogger; did you mean TensorB"),
-        ("--model MobileMamba_T2", "model: no such class: MobileMamba_T2; did you mean mobilemamba_t2?"),
+        (
+            "--trainer.callbacks EarlyStoping",
+            "trainer.callbacks: expected a class, got EarlyStoping; did you me",
+        ),
+        (
+            "--trainer.logger TensorbordLogger",
+            "trainer.logger: expected a class or true or false, got Tensorb",
+        ),
+        ("--model MobileMamba_T2", "model: expected a class, got MobileMamba_T2; did you mean mobilemamba_t2?"),
         ("--sweep '{row: {a: {}}}'", "unknown setting sweep.row; did you mean sweep.rows?"),
         ("--sweep.row.a.lr 3", "unknown setting sweep.row; did you mean sweep.rows?"),
         (
@@ -140,23 +148,41 @@ def test_the_lock_is_released_after_a_run() -> None:
         ),
         (
             "--trainer.callbacks+=EarlyStopping --trainer.callbacks.patience=x",
-            "trainer.callbacks.patience: expected int",
+            "trainer.callbacks.patience: expected a whole number",
         ),
         ("--trainer.callbacks.on_fit_start 5", "unknown setting trainer.callbacks.on_fit_start; the trainer.callbacks"),
-        ("--model.arch 5", "model.arch: expected settings, such as {name: value}, got 5"),
+        ("resnet18", "unexpected resnet18: expected options, each a name with one value; leave it out, or see --help"),
+        ("--model.betas [1]", "model.betas: expected a tuple with 2 elements, got [1"),
+        ("--model.lr 1 2", "unexpected 2: expected options"),
+        ("--weights --name x", "--model.weights has no value; give one after it, or leave it out"),
+        (
+            "--sweep.grid {a:[1]}",
+            "sweep.grid: expected settings, such as {name: value} with a blank after each colon",
+        ),
+        ("--data NoSuchData", "data: expected a class, got NoSuchData; give FashionMNISTSample, ImageFolder, ImageNet"),
+        ("--trainer.callbacks EarlyStopping", "trainer.callbacks: missing monitor; give it by --trainer.callbacks.mon"),
+        ("--config .", "--config .: it is a folder; choose a file"),
+        ("--config '{a'", "--config {a: line 1, column 3: expected ',' or '}'"),
+        ("--model.arch 5", "model.arch: expected settings, such as {name: value} with a blank after each colon, got 5"),
         ("--table_size -5", "table_size=-5: expected the side of a picture in pixels, e.g. 224, or null"),
         pytest.param("--name a\udcff", "a name that is not UTF-8; rename it", id="name"),  # pytest-xdist takes UTF-8
-        pytest.param("--config \udcff", "config: a name that is not UTF-8; rename it", id="config"),
-        ("--model.mixing 5", "model.mixing: expected settings, such as {name: value}, or null, got 5"),
-        ("--sweep none", "sweep: expected settings, such as {name: value}, or null, got none"),
-        ("--model.weights.x y", "model.weights: expected str, which has no x in it"),
+        pytest.param("--config \udcff", "--config \\xff: No such file", id="config"),
+        (
+            "--model.mixing 5",
+            "model.mixing: expected settings, such as {name: value} with a",
+        ),
+        (
+            "--sweep none",
+            "after each colon or null, got none; give that, or leave it",
+        ),
+        ("--model.weights.x y", "model.weights: expected text, got {x: y}; give that"),
         ("--model.arch null", "model.arch=null: expected choices such as {d_state: 16}; leave it out"),
         ("--config null.yaml", "trainer=None: expected a section of settings; leave it out for the defaults"),
         # What Lightning, torch and timm complain of while they are given the settings.
-        ("--trainer.strategy nonsense", "trainer.strategy: You selected an invalid strategy name"),
+        ("--trainer.strategy nonsense", "trainer.strategy=nonsense: You selected an invalid strategy name"),
         ("--trainer.accelerator mps", "`MPSAccelerator` can not run on your system"),
-        ("--trainer.devices abc", "trainer.devices=abc: on a CPU these are processes; expected 1 to"),
-        ("--trainer.profiler nonsense", "When passing string value"),
+        ("--trainer.devices abc", "trainer.devices=abc: expected 1 to"),
+        ("--trainer.profiler nonsense", "trainer.profiler=nonsense: When passing string value"),
         ("--trainer.logger MLFlowLogger", "Requirement 'mlflow"),
         ("--trainer.callbacks EarlyStopping --trainer.callbacks.monitor x --trainer.callbacks.mode x", "`mode` can be"),
         (
@@ -164,27 +190,30 @@ def test_the_lock_is_released_after_a_run() -> None:
             "metric `val/x` which is not",
         ),
         ("--trainer.default_root_dir broken.yaml/x", "Not a directory: broken.yaml/x"),
-        ("--trainer.devices []", "trainer.devices=[]: on a CPU these are processes; expected 1 to"),
-        ("--trainer.val_check_interval 100000", "trainer.val_check_interval: `val_check_interval` (100000) must be"),
+        ("--trainer.devices []", "trainer.devices=[]: expected 1 to"),
+        (
+            "--trainer.val_check_interval 100000",
+            "trainer.val_check_interval=100000: `val_check_interval` (100000)",
+        ),
         ("--trainer.overfit_batches 1e-9", "You requested to check 1e-09 of the"),
-        ("--trainer.max_time 1", "`Timer(duration='1')` is not a valid duration"),
+        ("--trainer.max_time 5", "trainer.max_time=5: `Timer(duration='5')` is not a valid duration"),
         ("--trainer.callbacks BackboneFinetuning", "BackboneFinetuning fails: AttributeError: 'Classific"),
         ("--model.arch.ssm_ratio .inf", "ssm_ratio=inf: expected at most 64"),
         ("--model.arch.embed_dims [16,16,100000000]", "embed_dims=(16, 16, 100000000): expected at most 16,384"),
         ("--ckpt_path s3://bucket/x.ckpt", "No module named 's3fs'; install it first"),
         ("--model.in_chans 7", "mobilemamba_s6 does not take the data's pictures of 3 channels and 32x32 pixels: "),
         # What they would pass over in silence, or choke on later.
-        ("--trainer.accumulate_grad_batches 0", "trainer.accumulate_grad_batches=0: expected 1 or more"),
-        ("--trainer.max_epochs -2", "trainer.max_epochs=-2: expected 1 or more, or -1"),
+        ("--trainer.accumulate_grad_batches 0", "trainer.accumulate_grad_batches=0: expected more than 0"),
+        ("--trainer.max_epochs -2", "trainer.max_epochs=-2: expected more than 0, or -1"),
         ("--trainer.limit_val_batches 2.5", "trainer.limit_val_batches=2.5: expected a share of the batches from 0 to"),
         ("--trainer.limit_train_batches -1", "trainer.limit_train_batches=-1: expected more than 0"),
         ("--trainer.val_check_interval 0", "trainer.val_check_interval=0: expected more than 0"),
         ("--trainer.gradient_clip_val -1", "trainer.gradient_clip_val=-1: expected 0 or more"),
-        ("--trainer.devices 9999", "trainer.devices=9999: on a CPU these are processes; expected 1 to"),
+        ("--trainer.devices 9999", "trainer.devices=9999: expected 1 to"),
         ("--trainer.max_epochs 99999999999999999999999", "expected 1,000,000,000 or less"),
         ("--trainer.gradient_clip_val .inf", "trainer.gradient_clip_val=inf: expected 1,000,000,000 or less"),
         ("--trainer.min_epochs 5", "trainer.min_epochs=5: expected trainer.max_epochs=1 or less"),
-        ("--trainer.barebones true", "trainer.barebones=True: this leaves out the loggers"),
+        ("--trainer.barebones true", "trainer.barebones=True: expected false: a run"),
         ("--model.num_classes 7", "model.num_classes=7: the data decide it, and have 10 classes; leave it out"),
         ("--model.mixing.mixup_alpha .nan", "mixing.mixup_alpha=nan, mixing.cutmix_alpha=1.0: expected 0 or more"),
         ("--trainer.sync_batchnorm true", "trainer.sync_batchnorm=True: torch synchronises batch norms on GPUs alone"),
@@ -193,7 +222,7 @@ def test_the_lock_is_released_after_a_run() -> None:
         ("--model.lr .inf", "lr=inf: expected"),
         # Files that are none.
         ("--config typo.yaml --config tab.yaml", "--config tab.yaml: line 2, column 1: found character '\\t' that"),
-        ("--config x.yaml --config bad.yaml", "bad.yaml: trainer.max_epochs: expected int, got x"),
+        ("--config x.yaml --config bad.yaml", "bad.yaml: trainer.max_epochs: expected a whole number, got x"),
         ("--config empty.yaml", "--config empty.yaml holds nothing; expected settings"),
         ("--config list.yaml", "--config list.yaml holds a list; expected settings"),
         ("--config latin.yaml", "--config latin.yaml: expected text in UTF-8, and byte 6 is none; save"),
@@ -264,10 +293,10 @@ def test_a_callback_whose_defaults_are_no_yaml_is_kept_with_the_run() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("validate --trainer.limit_val_batches 0", "trainer.limit_val_batches=0: validate has no pictures then"),
-        ("test --trainer.limit_test_batches 0", "trainer.limit_test_batches=0: test has no pictures then"),
+        ("validate --trainer.limit_val_batches 0", "trainer.limit_val_batches=0: expected more, as validate has no"),
+        ("test --trainer.limit_test_batches 0", "trainer.limit_test_batches=0: expected more, as test has no"),
         ("validate --model.weights w.pth --ckpt_path x.ckpt", "--weights with --ckpt_path: both say what to validate"),
-        ("validate --ckpt_path registry:x", "ckpt_path=registry:x: Lightning's registry of models needs litmodels"),
+        ("validate --ckpt_path registry:x", "ckpt_path=registry:x: a registry of models needs litmodels; pip install"),
     ],
 )
 def test_an_evaluation_of_nothing_is_one_line(options: str, message: str) -> None:
@@ -321,7 +350,7 @@ def test_tools_are_dispatched(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     monkeypatch.setitem(COMMANDS, "shout", Command("shout", "mobilemamba.tools:shout"))
     assert main(["shout", "a", "--times", "3"]) is None
     assert capsys.readouterr().out == "AAA\n"
-    with pytest.raises(ConfigError, match="times: expected int, got x"):
+    with pytest.raises(ConfigError, match="times: expected a whole number, got x"):
         main(["shout", "a", "--times", "x"])
 
 
@@ -367,9 +396,15 @@ def test_errors_from_data_workers_are_one_line() -> None:
 @pytest.mark.parametrize(
     ("annotation", "given", "message"),
     [
-        (int, "x", "a: expected int, got x"),
-        (int | None, "x", "a: expected int, got x"),
-        (list[int], "[x]", "a: expected int"),
+        (int, "x", "a: expected a whole number, got x; give that, or leave it out"),
+        (int | None, "x", "a: expected a whole number, got x; give that, or leave it out"),
+        (list[int], "[x]", "a: expected a whole number, got x; give that, or leave it out"),
+        (
+            dict[str, int],
+            "{a:1}",
+            "a: expected settings, such as {name: value} with a blank after",
+        ),
+        (Literal[1, 2, "1", "x"], "3", "a: expected one of 1, 2, x, got 3"),
     ],
 )
 def test_messages_of_the_installed_jsonargparse(annotation: type, given: str, message: str) -> None:
@@ -377,4 +412,4 @@ def test_messages_of_the_installed_jsonargparse(annotation: type, given: str, me
     parser.add_argument("--a", type=annotation)
     with pytest.raises(jsonargparse.ArgumentError) as caught:
         parser.parse_args(["--a", given])
-    assert parser_message(str(caught.value)).startswith(message)
+    assert str(mistake(str(caught.value), [], [], {})).startswith(message)

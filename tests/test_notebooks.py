@@ -70,3 +70,4 @@ def test_it_runs(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     outputs = [output for cell in page.cells if cell.cell_type == "code" for output in cell.outputs]
     shown = [kind for output in outputs for kind in output.get("data", {})]
     assert "image/png" in shown
+    assert not [output for output in outputs if output.get("data", {}).get("text/plain", "").startswith("<Figure")]

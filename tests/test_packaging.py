@@ -1,5 +1,7 @@
-"""What is built is what is needed: the typing marker and the sample with its licence."""
+"""What is built is what is needed: the typing marker, the sample with its licence, the compiled kernels."""
 
+import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -8,20 +10,26 @@ from pathlib import Path
 
 import pytest
 
+from mobilemamba.ops.native.build import LIBRARY
 from mobilemamba.version import __version__
+from tests.ops.test_native_build import fake_compiler
 
 
 @pytest.fixture(scope="module")
 def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """Built from a copy, as building puts the library beside its sources; by a compiler that compiles nothing."""
     pytest.importorskip("hatchling", reason="hatchling builds the wheel: install the extra 'test'")
-    folder = tmp_path_factory.mktemp("wheel")
+    folder, source = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("source")
+    shutil.copytree(root / "mobilemamba", source / "mobilemamba")
+    for name in ("pyproject.toml", "hatch_build.py", "mobilemamba_command.py", "README.md", "LICENSE", ".gitignore"):
+        shutil.copy(root / name, source)
+    environment = os.environ | {"CC": fake_compiler(tmp_path_factory.mktemp("compiler"), refused="-nothing")}
     command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
-    subprocess.run(command, cwd=root, check=True, capture_output=True)
+    subprocess.run(command, cwd=source, env=environment, check=True, capture_output=True)
     (built,) = folder.glob("*.whl")
     return zipfile.ZipFile(built)
 
 
-@pytest.mark.slow  # it compiles the kernels
 def test_wheel_holds_marker_and_sample(root: Path, wheel: zipfile.ZipFile) -> None:
     sample = root / "mobilemamba" / "data" / "sample"
     expected = {"mobilemamba/py.typed", *(f"mobilemamba/data/sample/{file.name}" for file in sample.iterdir())}
@@ -29,7 +37,6 @@ def test_wheel_holds_marker_and_sample(root: Path, wheel: zipfile.ZipFile) -> No
     assert expected <= set(wheel.namelist())
 
 
-@pytest.mark.slow  # it compiles the kernels
 def test_wheel_holds_every_module_and_nothing_else(root: Path, wheel: zipfile.ZipFile) -> None:
     modules = {file.relative_to(root).as_posix() for file in (root / "mobilemamba").rglob("*.py")}
     packed = set(wheel.namelist())
@@ -38,7 +45,12 @@ def test_wheel_holds_every_module_and_nothing_else(root: Path, wheel: zipfile.Zi
     assert {name.split("/")[0] for name in packed} == top
 
 
-@pytest.mark.slow  # it compiles the kernels
+def test_wheel_holds_the_kernels_of_its_platform(root: Path, wheel: zipfile.ZipFile) -> None:
+    packed = wheel.read(LIBRARY.relative_to(root).as_posix()).decode()
+    assert "-shared" in packed.split()  # how the compiler was called
+    assert not str(wheel.filename).endswith("-any.whl")
+
+
 def test_wheel_metadata(wheel: zipfile.ZipFile) -> None:
     metadata = wheel.read(f"mobilemamba-{__version__}.dist-info/METADATA").decode()
     assert "License-Expression: MIT" in metadata

@@ -1,27 +1,32 @@
-"""What a network costs and what it sees."""
+"""What a network costs, what it sees, and what happens inside it."""
 
 from mobilemamba.analysis.complexity import Complexity, complexity
-from mobilemamba.analysis.erf import (
-    ReceptiveField,
-    Row,
-    contribution_ratios,
-    draw_receptive_fields,
-    figure_size,
-    receptive_fields,
-    superlevel_areas,
+from mobilemamba.analysis.erf import ReceptiveField, contribution_ratios, receptive_fields, superlevel_areas
+from mobilemamba.analysis.inside import (
+    BANDS,
+    BranchShares,
+    ScanAttention,
+    SubBands,
+    branch_shares,
+    scan_attention,
+    sub_bands,
 )
 from mobilemamba.analysis.throughput import Throughput, measure_throughput
 
 __all__ = [
+    "BANDS",
+    "BranchShares",
     "Complexity",
     "ReceptiveField",
-    "Row",
+    "ScanAttention",
+    "SubBands",
     "Throughput",
+    "branch_shares",
     "complexity",
     "contribution_ratios",
-    "draw_receptive_fields",
-    "figure_size",
     "measure_throughput",
     "receptive_fields",
+    "scan_attention",
+    "sub_bands",
     "superlevel_areas",
 ]

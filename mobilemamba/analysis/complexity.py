@@ -16,18 +16,13 @@ from mobilemamba.layers.wavelet_mamba import WaveletConv
 
 @dataclass(frozen=True)
 class Complexity:
-    """Counts for one picture in evaluation.
+    """Counts for one picture in evaluation."""
 
-    Attributes:
-        params: All parameters, frozen ones included (the paper's convention, on the un-fused model).
-        flops: The paper's convention: a multiply-add is 1; BatchNorm 2, LayerNorm and GroupNorm 5 an element, pooling 1
-            an input element, the scan ``9 L D N + L D``; the depthwise convolution in the wavelet domain is left out.
-        macs: Multiply-adds of every convolution, matrix product and scan, with nothing left out.
-    """
-
-    params: int
+    params: int  # all parameters, frozen ones included (the paper's convention, on the un-fused model)
+    #: The paper's convention: a multiply-add is 1; BatchNorm 2, LayerNorm and GroupNorm 5 an element, pooling 1 an
+    #: input element, the scan ``9 L D N + L D``; the depthwise convolution in the wavelet domain is left out.
     flops: int
-    macs: int
+    macs: int  # multiply-adds of every convolution, matrix product and scan, with nothing left out
 
 
 def complexity(model: nn.Module, example: int | tuple[int, int] | Tensor = 224) -> Complexity:
@@ -37,7 +32,7 @@ def complexity(model: nn.Module, example: int | tuple[int, int] | Tensor = 224) 
         model: Any network of pictures; the conventions for norms and pooling are applied to its modules.
         example: Side of the square picture, or (height, width), in pixels; or a batch of pictures (1, C, H, W).
     """
-    shadow = copy.deepcopy(model).to("meta").eval()
+    shadow = copy.deepcopy(model).to("meta").eval().requires_grad_(False)
     extra = _CountedModules(shadow)
     picture = example_pictures(shadow, example, 1).to("meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
+import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,11 @@ if TYPE_CHECKING:
 
 
 _OWN_FONT = "DejaVu Sans"
+#: Where a label may stand: right or left of its point, and how many points above.
+_PLACES = [(side, height) for step in range(8) for height in (11 * step, -11 * step) for side in (1, -1)]
+_GAP = 7  # points between a point and its label
+#: Left, bottom, right and top in pixels.
+_Box = tuple[float, float, float, float]
 
 
 def legible(text: object) -> str:
@@ -78,3 +85,53 @@ def png_figure(path: Path, texts: Iterable[str] = (), pdf: Path | None = None, *
             figure.savefig(content, **(options_of_pdf if file is pdf else {"format": "png"}))
     for file, content in contents.items():
         write_atomic(file, content.getbuffer())
+
+
+def label_points(
+    axis: Any, points: Sequence[tuple[float, float, str, str]], lines: Iterable[Sequence[tuple[float, float]]] = ()
+) -> None:
+    """Writes names beside points, each where it covers least of the others and of lines; fixes the axis's scales.
+
+    Args:
+        axis: All else is drawn on it.
+        points: x, y, name and colour of each.
+        lines: The corners of each.
+    """
+    axis.figure.canvas.draw()
+    pixels = axis.figure.dpi / 72
+    taken: list[_Box] = [(x, y, x, y) for line in lines for x, y in _dots(axis.transData.transform(line))]
+    for x, y, name, colour in sorted(points, key=lambda point: -point[1]):
+        centre, size = axis.transData.transform((x, y)), (4.8 * len(name) * pixels, 10.0 * pixels)
+        boxes = {place: _box(centre, place, size, pixels) for place in _PLACES}
+        covered = {place: sum(_overlap(box, other) for other in taken) for place, box in boxes.items()}
+        side, height = min(covered, key=covered.__getitem__)
+        taken.append(boxes[side, height])
+        axis.annotate(
+            name,
+            (x, y),
+            xytext=(side * _GAP, height),
+            textcoords="offset points",
+            ha="left" if side > 0 else "right",
+            va="center",
+            fontsize=8,
+            color=colour,
+            arrowprops={"arrowstyle": "-", "lw": 0.4, "color": colour} if height else None,
+        )
+
+
+def _dots(corners: Any) -> Iterator[tuple[float, float]]:
+    """Pixels along a line, close enough that no label fits between two."""
+    for (x0, y0), (x1, y1) in itertools.pairwise(corners):
+        steps = max(1, int(math.hypot(x1 - x0, y1 - y0) / 5))
+        yield from ((x0 + (x1 - x0) * i / steps, y0 + (y1 - y0) * i / steps) for i in range(steps + 1))
+
+
+def _box(centre: Any, place: tuple[int, int], size: tuple[float, float], pixels: float) -> _Box:
+    side, height = place
+    left = centre[0] + side * _GAP * pixels - (size[0] if side < 0 else 0)
+    middle = centre[1] + height * pixels
+    return left, middle - size[1] / 2, left + size[0], middle + size[1] / 2
+
+
+def _overlap(box: _Box, other: _Box) -> bool:
+    return box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]

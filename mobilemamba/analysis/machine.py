@@ -1,4 +1,4 @@
-"""The conditions of a measurement in words."""
+"""The device that something runs on, and the conditions of a measurement in words."""
 
 from __future__ import annotations
 
@@ -8,7 +8,25 @@ from pathlib import Path
 import timm
 import torch
 
+from mobilemamba.errors import ConfigError
+from mobilemamba.text import printable
 from mobilemamba.version import __version__
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; for ``auto`` a GPU where there is one.
+
+    Raises:
+        ConfigError: If it is none, or not here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=name).cpu()
+        return torch.device(name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ConfigError(f"device {printable(name)}: {reason}; use auto or cpu") from None
 
 
 def device_name(device: torch.device | str) -> str:
@@ -37,7 +55,7 @@ def rounds_to_tf32(device: torch.device | str) -> tuple[bool, bool]:
     if torch.device(device).type != "cuda":
         return False, False
     matmul = torch.backends.cuda.matmul.fp32_precision
-    convolution = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+    convolution = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]  # not in its stubs
     return matmul == "tf32", convolution == "tf32"
 
 

@@ -19,15 +19,10 @@ WARMUP_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds of one call, as found in each round.
+    """Seconds of one call, as found in each round."""
 
-    Attributes:
-        rounds: One value a round, in the order they were taken.
-        calls: Calls timed together in a round.
-    """
-
-    rounds: tuple[float, ...]
-    calls: int
+    rounds: tuple[float, ...]  # one value a round, in the order they were taken
+    calls: int  # calls timed together in a round
 
     @property
     def median(self) -> float:

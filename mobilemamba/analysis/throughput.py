@@ -17,40 +17,24 @@ from mobilemamba.models.fuse import count_batch_norms
 
 @dataclass(frozen=True)
 class Throughput:
-    """A measured throughput with all that it depends on.
+    """A measured throughput with all that it depends on."""
 
-    Attributes:
-        images_per_second: Median over the rounds.
-        spread: (fastest - slowest round) / median; more than about 0.1 says that the machine was busy.
-        latency_ms: Median time of one batch in milliseconds.
-        batch_size: Pictures a batch.
-        img_size: Height and width in pixels.
-        rounds: Number of timed rounds.
-        batches_per_round: Batches timed together in a round.
-        device: The processor in words; a CPU with the number of threads torch used.
-        dtype: Of weights and pictures, e.g. ``"float32"``, or ``"float32 (tf32 convolutions)"`` where CUDA rounds them.
-        layout: ``"channels_last"`` or ``"channels_first"``.
-        batch_norms: BatchNorm layers in the network; 0 if they were folded into the weights.
-        torch: Version.
-        form: What was done to the network for it, in words; blank if nothing.
-    """
-
-    images_per_second: float
-    spread: float
-    latency_ms: float
-    batch_size: int
-    img_size: tuple[int, int]
-    rounds: int
-    batches_per_round: int
-    device: str
+    images_per_second: float  # median over the rounds
+    spread: float  # (fastest - slowest round) / median; more than about 0.1 says that the machine was busy
+    latency_ms: float  # median time of one batch in milliseconds
+    batch_size: int  # pictures a batch
+    img_size: tuple[int, int]  # height and width in pixels
+    rounds: int  # number of timed rounds
+    batches_per_round: int  # batches timed together in a round
+    device: str  # the processor in words; a CPU with the number of threads torch used
+    #: Of weights and pictures, e.g. ``"float32"``, or ``"float32 (tf32 convolutions)"`` where CUDA rounds them.
     dtype: str
-    layout: str
-    batch_norms: int
-    torch: str
-    form: str = ""
+    layout: str  # ``"channels_last"`` or ``"channels_first"``
+    batch_norms: int  # BatchNorm layers in the network; 0 if they were folded into the weights
+    torch: str  # version
+    form: str = ""  # what was done to the network for it, in words; blank if nothing
 
     def describe(self) -> str:
-        """Number and conditions in one line."""
         norms = f"{self.batch_norms} batch norms" if self.batch_norms else "no batch norms"
         form = f"{self.form}, " if self.form else ""
         return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from filelock import FileLock, Timeout
 from mobilemamba.cli.run_folder import (
     SavedConfig,
     Start,
+    config_files,
     go_on,
     holds_run,
     is_finished,
+    is_run,
     runs_named,
     start_anew,
     start_from_file,
@@ -30,16 +33,7 @@ class RunFolder:
     """Where a command writes; it stands in ``trainer.default_root_dir`` of its settings."""
 
     def __init__(self, config: Any, given: Collection[str], single: bool) -> None:
-        """Names the folder, before it is known which runs there are.
-
-        Args:
-            config: Settings of the command; their ``name`` and ``trainer.default_root_dir`` are set.
-            given: The settings that are options.
-            single: Whether it is of a run, and not of a sweep.
-
-        Raises:
-            ConfigError: If the options name no folder, or two.
-        """
+        """Names the folder in the settings, before it is known which runs there are; ``given`` are options."""
         self.config, self.given = config, given
         if "name" in given and "trainer.default_root_dir" in given:
             raise ConfigError(f"--name {config.name} with --trainer.default_root_dir: both name the folder; give one")
@@ -53,8 +47,7 @@ class RunFolder:
         if self.is_given:
             config.name = config.name if not single else None
         else:
-            files = [Path(str(path)).stem for path in config.config or [] if path is not None]
-            name = config.name or "-".join(files) or "default"
+            name = config.name or "-".join(file.stem for file in config_files(config)) or "default"
             config.trainer.default_root_dir = str(Path("runs", name))
             config.name = config.name if not single else name
 
@@ -64,15 +57,7 @@ class RunFolder:
         return Path(self.config.trainer.default_root_dir)
 
     def choose(self, resolved: Config, saved: SavedConfig) -> Start:
-        """Decides between a new run and one that is gone on with.
-
-        Args:
-            resolved: The run's settings.
-            saved: Reads those of another run.
-
-        Raises:
-            ConfigError: If the run that is meant is not there, or is another one.
-        """
+        """Decides between a new run and one that is gone on with."""
         config, numbered = self.config, not self.is_given
         path = config.ckpt_path
         if path == "last":
@@ -87,15 +72,11 @@ class RunFolder:
         return start
 
     def take(self, resources: contextlib.ExitStack) -> None:
-        """Locks it, so that two processes never train in one folder.
-
-        Args:
-            resources: Lets go of it.
-
-        Raises:
-            ConfigError: If another process has it, or has finished the run meanwhile.
-        """
+        """Locks it until ``resources`` end, so that two processes never train in one folder; one left unused goes."""
+        is_new = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
+        if is_new:
+            resources.callback(_remove_unused, self.path)
         try:
             resources.enter_context(FileLock(self.path / ".lock", timeout=LOCK_SECONDS))
         except Timeout:
@@ -107,10 +88,16 @@ class RunFolder:
 
     def _candidates(self) -> list[Path]:
         """The runs that ``--ckpt_path last`` may mean."""
-        files = [Path(str(path)) for path in self.config.config or [] if path is not None]
+        files = config_files(self.config)
         named = {"name", "trainer.default_root_dir"} & set(self.given)
         if len(files) == 1 and holds_run(files[0].parent) and not named:
             return [files[0].parent]  # the configuration that a run saved, wherever its folder is by now
         if self.is_given:
             return [self.path] if holds_run(self.path) else []
         return runs_named(self.path)
+
+
+def _remove_unused(folder: Path) -> None:
+    """Removes a folder that the command made, if no training has begun in it: there is a lock, and empty logs."""
+    if not is_run(folder):
+        shutil.rmtree(folder, ignore_errors=True)

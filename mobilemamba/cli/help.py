@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import itertools
 import re
 import sys
 import typing
@@ -18,6 +17,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import Profiler
 
+from mobilemamba.cli.options import read_options
 from mobilemamba.cli.tool import ToolParser
 from mobilemamba.data import FashionMNISTSample, ImageFolder, ImageNet
 from mobilemamba.errors import ConfigError
@@ -33,28 +33,15 @@ KINDS: dict[str, list[type]] = {
 
 
 def print_help(command: str, options: list[str]) -> bool:
-    """Answers ``--model.help``, ``--data.mixing.help`` and the like.
-
-    Args:
-        command: Its name.
-        options: Its options.
-
-    Returns:
-        Whether one of them asked for such a help.
-
-    Raises:
-        ConfigError: If the class, or the setting in it, has none.
-    """
+    """Answers ``--model.help``, ``--data.mixing.help`` and the like; whether one of them was asked for."""
     chosen = {group: kinds[0] for group, kinds in KINDS.items()}
-    for option, after in itertools.zip_longest(options, options[1:], fillvalue=""):
-        name, _, value = option.partition("=")
+    for name, value, _ in read_options(options):
         if name in ("--model", "--data"):
             group = name.removeprefix("--")
-            chosen[group] = _class_named(value or after) or chosen[group]
+            chosen[group] = _class_named(value or "") or chosen[group]
         elif found := re.fullmatch(r"--(model|data)((?:\.\w+)*)\.help", name):
             group, path = found[1], found[2]
-            given = value or ("" if after.startswith("-") else after)
-            described = _class_named(given) if given and not path else chosen[group]
+            described = _class_named(value) if value and not path else chosen[group]
             if described is None:
                 return False  # one that is not ours: the parser imports it
             parser = ToolParser(prog=f"mobilemamba {command}", add_help=False)

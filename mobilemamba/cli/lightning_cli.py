@@ -15,29 +15,28 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
-from mobilemamba.cli.checks import (
-    check_checkpoint,
-    check_classes,
-    check_norms,
-    check_num_classes,
-    check_pictures,
-    check_settings,
-    fill_classes,
-    misfit_remedy,
-    read_evaluated,
-    use_trained,
-)
+from mobilemamba.cli.checks import check_norms, check_num_classes, check_pictures, check_settings
 from mobilemamba.cli.folder import RunFolder
 from mobilemamba.cli.parser import Parser, given_settings, plain
 from mobilemamba.cli.report import print_classes, print_scores
 from mobilemamba.cli.resume import check_fits
-from mobilemamba.cli.rows import read_rows
+from mobilemamba.cli.rows import passed_on, read_rows
 from mobilemamba.cli.run_folder import is_run
 from mobilemamba.cli.save_config import SaveFitConfig
-from mobilemamba.cli.shorthand import check_against_card, expand_options, fill_preprocessing, parse_with_card
+from mobilemamba.cli.shorthand import expand_options
 from mobilemamba.cli.stopping import name_the_way_on
-from mobilemamba.cli.tool import short_errors
 from mobilemamba.cli.trainer_defaults import trainer_callbacks, trainer_options
+from mobilemamba.cli.weights import (
+    check_against_card,
+    check_checkpoint,
+    check_classes,
+    fill_classes,
+    fill_preprocessing,
+    misfit_remedy,
+    parse_with_card,
+    read_evaluated,
+    use_trained,
+)
 from mobilemamba.data import DataModule
 from mobilemamba.errors import ConfigError, MisfitError, WeightsError, user_error
 from mobilemamba.files import check_writable
@@ -77,9 +76,7 @@ class MobileMambaCLI(LightningCLI):
             LightningModule,
             DataModule,
             save_config_callback=SaveFitConfig,
-            save_config_kwargs={
-                "overwrite": True
-            },  # a resumed run writes it again; the lock and checks guard the folder
+            save_config_kwargs={"overwrite": True},  # a resumed run's; the lock and checks guard the folder
             trainer_defaults={"max_epochs": 10, "deterministic": "warn"},
             seed_everything_default=0,
             parser_class=Parser,
@@ -118,27 +115,34 @@ class MobileMambaCLI(LightningCLI):
         )
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
 
+    @property
+    def command(self) -> str:
+        """``fit``, ``validate`` or ``test``."""
+        return str(self.config.subcommand)
+
+    @property
+    def settings(self) -> Any:
+        """Those of the command."""
+        return self.config[self.command]
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses, names the run folder, and resolves every row of a sweep."""
         assert isinstance(parser, Parser)
         self.config = parse_with_card(parser.parse, args)
-        chosen = self.config[self.config.subcommand].model.class_path
+        chosen = self.settings.model.class_path
         # Of another task, our defaults of arguments so named are none.
         if not issubclass(pkgutil.resolve_name(chosen), ClassificationTask):
-            self._parser(self.config.subcommand).set_defaults({"model": {"class_path": chosen}})
+            self._parser(self.command).set_defaults({"model": {"class_path": chosen}})
             self.config = parser.parse(args)
-        config = self.config[self.config.subcommand]
-        check_settings(self.config.subcommand, config)
-        if self.config.subcommand != "fit" and {"model.weights", "ckpt_path"} <= set(given_settings(self.given_args)):
-            raise ConfigError(
-                f"--weights with --ckpt_path: both say what to {self.config.subcommand}; give one of them"
-            )
-        given = given_settings(self.given_args)
-        if self.config.subcommand != "fit" and config.sweep is None:
-            use_trained(self.config.subcommand, config, given)
+        config, given = self.settings, given_settings(self.given_args)
+        check_settings(self.command, config)
+        if self.command != "fit" and {"model.weights", "ckpt_path"} <= set(given):
+            raise ConfigError(f"--weights with --ckpt_path: both say what to {self.command}; give one of them")
+        if self.command != "fit" and config.sweep is None:
+            use_trained(self.command, config, given)
         self.folder = RunFolder(config, given, single=config.sweep is None)
         if config.sweep is not None:
-            self.sweep, self.rows = read_rows(parser, self.config.subcommand, config, self.resolved(), given)
+            self.sweep, self.rows = read_rows(parser, self.command, config, self.resolved(), given)
 
     def resolved(self) -> Config:
         """This run's configuration as plain values, without its sweep."""
@@ -146,26 +150,23 @@ class MobileMambaCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Completes the data's settings, and takes the run folder, so that two processes never train in one."""
+        config, fits = self.settings, self.command == "fit"
         for row in self.rows or []:
             check_settings("fit", row.config)
-        if (
-            self.rows is not None
-            and self.subcommand == "fit"
-            and is_run(root := Path(self.config.fit.trainer.default_root_dir))
-        ):
-            raise ConfigError(f"{root} holds a single run already; choose another --name for the sweep")
+        if self.rows is not None and fits and is_run(self.folder.path):
+            raise ConfigError(f"{self.folder.path} holds a single run already; choose another --name for the sweep")
         if self.rows is None:
-            check_checkpoint(str(self.subcommand), self.config[self.subcommand])
-            check_against_card(self.config[self.subcommand])
-            fill_preprocessing(self.config[self.subcommand])
-            if self.subcommand != "fit":
-                fill_classes(self.config[self.subcommand])
-        if self.subcommand == "fit" and self.config.fit.per_class is not None:
-            raise ConfigError(f"per_class={self.config.fit.per_class} is for validate and test; leave it out of fit")
-        if (per_class := self.config[self.subcommand].per_class) is not None:
-            check_writable(Path(per_class), "--per_class")
-        if self.subcommand != "fit":
-            self.config[self.subcommand].verbose = False  # our own table takes the place of Lightning's
+            check_checkpoint(self.command, config)
+            check_against_card(config)
+            fill_preprocessing(config)
+            if not fits:
+                fill_classes(config)
+        if fits and config.per_class is not None:
+            raise ConfigError(f"per_class={config.per_class} is for validate and test; leave it out of fit")
+        if config.per_class is not None:
+            check_writable(Path(config.per_class), "--per_class")
+        if not fits:
+            config.verbose = False  # our own table takes the place of Lightning's
         elif self.rows is None:
             start = self.folder.choose(self.resolved(), self._saved_config)
             self.checkpoint = start.checkpoint
@@ -179,51 +180,51 @@ class MobileMambaCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Takes the settings of a checkpoint to evaluate; a training takes none that it was not given."""
-        path = self.config[self.config.subcommand].ckpt_path
-        if self.config.subcommand == "fit" or path is None:
+        path = self.settings.ckpt_path
+        if self.command == "fit" or path is None:
             return
-        check_checkpoint(self.config.subcommand, self.config[self.config.subcommand])
+        check_checkpoint(self.command, self.settings)
         self.checkpoint = read_evaluated(path)
+        assert isinstance(self.parser, Parser)
         try:
-            with short_errors():
+            with self.parser.short_errors():
                 super()._parse_ckpt_path()
         except ConfigError as error:
             raise ConfigError(f"ckpt_path={path} is of another task: {error}") from error
 
     def instantiate_classes(self) -> None:
         """Builds data, task and trainer; for a sweep, the runner in the trainer's place."""
-        if self.rows is None or self.sweep is None:
-            try:
-                with self._without_weights():
-                    super().instantiate_classes()
-            except Exception as error:  # jsonargparse wraps what a constructor raises into its own ValueError
-                found = user_error(error)
-                if isinstance(found, MisfitError):
-                    remedy = misfit_remedy(str(self.subcommand), self.config[self.subcommand], found.fits)
-                    found = WeightsError(f"{found.reason}; {remedy}")
-                if found:
-                    raise found from None
-                raise
-            if self.checkpoint is not None:
-                check_fits(self.config[self.subcommand].ckpt_path, self.checkpoint, self.model)
-            if self.subcommand != "fit":
-                check_classes(self.config[self.subcommand], tuple(self.datamodule.class_names))
-            else:
-                check_num_classes(self.model, self.config[self.subcommand], self.datamodule)
-            check_pictures(self.model, self.datamodule)
-            check_norms(self.config[self.subcommand], self.trainer)
+        if self.rows is not None and self.sweep is not None:
+            self.config_init, self.model, self.datamodule = self.config, None, None
+            options = passed_on(self.given_args[1:]) if self.command != "fit" else []
+            runner = SweepRunner(self.sweep, self.rows, self.folder.path, options, run=_run_here)
+            self.trainer = runner  # type: ignore[assignment]  # it has the trainer's fit, validate and test
             return
-        self.config_init, self.model, self.datamodule = self.config, None, None
-        root = Path(self.config[self.subcommand].trainer.default_root_dir)
-        runner = SweepRunner(self.sweep, self.rows, root, self.given_args[1:], run=_run_here)
-        self.trainer = runner  # type: ignore[assignment]  # it has the trainer's fit, validate and test
+        try:
+            with self._without_weights():
+                super().instantiate_classes()
+        except Exception as error:  # jsonargparse wraps what a constructor raises into its own ValueError
+            found = user_error(error)
+            if isinstance(found, MisfitError):
+                found = WeightsError(f"{found.reason}; {misfit_remedy(self.command, self.settings, found.fits)}")
+            if found:
+                raise found from None
+            raise
+        if self.checkpoint is not None:
+            check_fits(self.settings.ckpt_path, self.checkpoint, self.model)
+        if self.command != "fit":
+            check_classes(self.settings, tuple(self.datamodule.class_names))
+        else:
+            check_num_classes(self.model, self.settings, self.datamodule)
+        check_pictures(self.model, self.datamodule)
+        check_norms(self.settings, self.trainer)
 
     @contextlib.contextmanager
     def _without_weights(self) -> Iterator[None]:
         """Leaves out the weights that a training began with, if it goes on from a checkpoint: they may be gone."""
-        model = self.config[self.subcommand].model.get("init_args", {})
+        model = self.settings.model.get("init_args", {})
         weights = model.get("weights")
-        if self.subcommand != "fit" or self.checkpoint is None or weights is None:
+        if self.command != "fit" or self.checkpoint is None or weights is None:
             yield
             return
         model["weights"] = None
@@ -234,10 +235,10 @@ class MobileMambaCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds our loggers, where none are chosen, and our callbacks."""
-        config = self.config_init[self.subcommand]
-        kwargs |= trainer_options(str(self.subcommand), config.trainer)
+        config = self.config_init[self.command]
+        kwargs |= trainer_options(self.command, config.trainer)
         show_bar = kwargs.get("enable_progress_bar", config.trainer.enable_progress_bar) is not False
-        callbacks = trainer_callbacks(str(self.subcommand), config.trainer, self.model, show_bar, config.table_size)
+        callbacks = trainer_callbacks(self.command, config.trainer, self.model, show_bar, config.table_size)
         return super().instantiate_trainer(**kwargs, callbacks=callbacks)
 
     @staticmethod
@@ -265,7 +266,7 @@ class MobileMambaCLI(LightningCLI):
             pictures = pictures_used(loader, batches, self.trainer.world_size)
             print_scores(self.trainer.callback_metrics, scores_of(self.model), split, title, pictures)
             if isinstance(self.model, TaskContract) and (counts := self.model.confusion):
-                print_classes(counts["raw"], self.datamodule.class_names, self.config[self.subcommand].per_class)
+                print_classes(counts["raw"], self.datamodule.class_names, self.settings.per_class)
 
 
 class Planner(MobileMambaCLI):

@@ -1,26 +1,113 @@
-"""One clear line out of what jsonargparse says about a user's mistake."""
+"""What jsonargparse says over a page about a user's mistake, as one line: setting, value, what was expected, remedy."""
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from difflib import SequenceMatcher
 
+from mobilemamba.cli.options import read_options
+from mobilemamba.errors import ConfigError
 from mobilemamba.text import of_names
 
-
-def parser_message(message: str) -> str:
-    """The essence of a jsonargparse error: the setting, what is wrong with its value, what was expected."""
-    key, text = _key(message), _reasons(message)
-    key = key or ("config" if 'Parser key "config"' in message else "")
-    text = f"{key}: {text}" if key else text
-    if "File does not exist" in text:
-        text += "; check the path, which counts from the current folder"
-    return of_names(" ".join(text.replace("init_args.", "").split()))
+_SETTINGS = "settings, such as {name: value} with a blank after each colon"
+_LIST = "a list, such as [a, b]"
+#: Types by their names -> what a user writes.
+_WRITTEN = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "dict": _SETTINGS}
+_WRITTEN |= {"list": _LIST, "tuple": _LIST, "Iterable": _LIST}
+#: How like each other two names are of which one is taken for the other.
+_ALIKE = 0.75
 
 
-def unknown_setting(message: str) -> str | None:
-    """The setting that a jsonargparse error says there is not; None for other errors."""
+def mistake(
+    message: str,
+    args: Sequence[str],
+    settings: Collection[str],
+    classes: Mapping[str, Collection[str]],
+    helps: str = "--help",
+) -> ConfigError:
+    """The error in place of jsonargparse's.
+
+    Args:
+        message: Jsonargparse's.
+        args: The command line.
+        settings: Names of those that there are.
+        classes: Setting -> the names that may choose its class.
+        helps: The options that describe all settings.
+    """
+    if found := re.search(r"[Uu]nrecognized arguments: ([^-\s]\S*)", message):
+        return ConfigError(
+            f"unexpected {found[1]}: expected options, each a name with one value; leave it out, or see {helps}"
+        )
+    if name := _unknown_setting(message):
+        return unknown(name, settings, helps)
+    key = _key(message)
+    name = f"{key}: " if key else ""
+    if found := re.search(r"argument (?:-\w/)?(--[\w.]+)\S*: expected one argument", message):
+        bare = [option for option, value, _ in read_options(args) if value is None and option.startswith(found[1])]
+        text = f"{next(iter(bare), found[1])} has no value; give one after it, or leave it out"
+    elif found := re.search(r"arguments are required: (.+)", message):
+        remedy = f"give it by --{key}.{found[1]}" if key else f"give it, as {helps} says"
+        text = f"{name}missing {found[1]}; {remedy}"
+    elif found := re.search(r"Problem with given class_path '([^']+)':\s*(.*)", message):
+        text = f"{name}no such class: {found[1]} ({found[2]}); {_of_class(found[1], classes.get(key, ()))}"
+    elif expected := _expected(message):
+        given = _given(message)
+        text = f"{name}expected {' or '.join(expected)}" + ("" if given is None else f", got {given or 'nothing'}")
+        near = "a class" in expected and given and _of_class(given, classes.get(key, ()))
+        text += f"; {near or 'give that, or leave it out'}"
+    else:
+        text = name + re.sub(r'Parser key "[^"]+":?\s*', "", message) + f"; {helps} says what it takes"
+    return ConfigError(of_names(" ".join(text.replace("init_args.", "").split())))
+
+
+def unknown(name: str, known: Collection[str], helps: str) -> ConfigError:
+    """The error for a setting that there is not; ``known`` are those that there are."""
+    if name in known and "." in name:
+        section = name.rpartition(".")[0]
+        example = "--data ImageFolder" if section == "data" else f"--{section} CLASS"
+        what = f"the {section} that is chosen has none"
+        return ConfigError(f"unknown setting {name}; {what}; choose a class that has it before, e.g. {example}")
+    parts = name.split(".")
+    above = [".".join(parts[: end + 1]) for end in range(len(parts))]  # sweep.row.a.model.lr: it is sweep.row
+    first = next((wrong for wrong in above if not any(f"{other}.".startswith(f"{wrong}.") for other in known)), name)
+    for wrong in dict.fromkeys((first, name)):
+        if near := likely_meant(wrong, [other for other in known if other != wrong]):  # weights is none of a file's
+            return ConfigError(f"unknown setting {wrong}; did you mean {' or '.join(near)}?")
+    return ConfigError(f"unknown setting {name}; leave it out, or take one that {helps} lists")
+
+
+def likely_meant(name: str, known: Iterable[str]) -> list[str]:
+    """Of the names that there are, at most three that may have been meant by one that there is not.
+
+    Their last words count: ``trainer.max_epochs`` is meant by ``trainer.max_epoch``, ``max_epochs`` and ``epochs``.
+    """
+    section, _, word = name.lower().replace("-", "_").rpartition(".")
+
+    def likeness(other: str) -> float:
+        there, _, last = other.lower().rpartition(".")
+        near = SequenceMatcher(None, word, last).ratio()
+        if word == last or last.startswith(f"{word}_") or last.endswith(f"_{word}"):
+            near = 1 if last.endswith(f"_{word}") else 2
+        return near + 2 * (section == there != "" and near >= _ALIKE)
+
+    found = {other: likeness(other) for other in known}
+    best = [other for other, near in found.items() if near == max(found.values()) and near >= _ALIKE]
+    best.sort(key=lambda other: other.lower().rpartition(".")[2] != word)
+    shallow = [other for other in best if other.count(".") < 2]  # a callback's last
+    return (shallow or best)[:3]
+
+
+def _of_class(given: str, names: Collection[str]) -> str:
+    """What to do about the name of a class that there is not."""
+    own = [name for name in names if not name.islower() and not name.startswith("_")]  # no model of timm's
+    if near := likely_meant(given, own if "." in given else names):
+        return f"did you mean {' or '.join(near)}?"
+    return f"give {', '.join([*own[:6], 'or a class by the path that Python imports it by'])}"
+
+
+def _unknown_setting(message: str) -> str | None:
+    """The setting that there is not, if that is what the message says."""
     for pattern in (
         r"[Oo]ption '([^']+)' is not accepted",
         r"Group '([^']+)' does not accept option '([^']+)'",
@@ -37,31 +124,6 @@ def unknown_setting(message: str) -> str | None:
     return None
 
 
-def likely_meant(name: str, known: Iterable[str]) -> list[str]:
-    """Of the names that there are, those that may have been meant by one that there is not, the likeliest first.
-
-    That is one that is spelt much like it, or else the same under another prefix: ``trainer.max_epochs`` for
-    ``max_epochs`` or ``epochs``.
-    """
-    names = {other.lower(): other for other in known}
-    last = {other: other.rpartition(".")[2] for other in names}
-    name = name.lower()
-    word = name.rpartition(".")[2].replace("-", "_")
-    found = [other for other, part in last.items() if part == word]
-    found += [other for other, part in last.items() if found and part.startswith(f"{word}_")]
-    if not found:
-        found = difflib.get_close_matches(name, names, n=1, cutoff=0.75)
-    if not found:
-        near = difflib.get_close_matches(word, last.values(), n=1, cutoff=0.75)
-        found = [
-            other
-            for other, part in last.items()
-            if part in near or part.startswith(f"{word}_") or part.endswith(f"_{word}")
-        ]
-    shallow = [other for other in found if other.count(".") < 2]  # a callback's last
-    return [names[other] for other in (shallow or found)[:3] if not word.isdigit()]
-
-
 def _key(message: str) -> str:
     """The dotted name of the setting that an error is about; blank if there is none."""
     key = ""
@@ -69,44 +131,28 @@ def _key(message: str) -> str:
         if nested != "config":
             inside = not key or nested.startswith(f"{key}.")
             key = nested if inside else key if key.endswith(nested) else f"{key}.{nested}"
-    return key
+    return key or ("config" if 'Parser key "config"' in message else "")
 
 
-def _reasons(message: str) -> str:
-    absent = (
-        r"Problem with given class_path '([^']+)':\s*([^\n]*(?:No module named|has no attribute|cannot import)[^\n]*)"
-    )
-    if found := re.search(absent, message):
-        return f"no such class: {found[1]} ({found[2]})"
-    lines = [line.strip() for line in message.splitlines()]
-    if "Errors:" in lines:  # a union of types: each says why it is not it; that it is not None helps nobody
-        lines = [line.removeprefix("- ") for line in lines if line.startswith("- ")]
-        lines = [line for line in lines if not re.match(r"Expected a <class 'NoneType'>|Expected a path but", line)]
-        lines = [
-            line for line in lines if not re.match(r"Does not validate|a (class path|dict) |Option '", line)
-        ] or lines
-        if any("dot import path" in line or "are required" in line for line in lines):  # which says more than its list
-            lines = [line for line in lines if not re.match(r"Expected a <class '(list|collections)", line)]
-        # A nested error stands on the lines below its key.
-        below = re.findall(r'Parser key "[^"]+":\s*\n\s*(Expected [^\n]*)', message)
-        lines = [line for line in lines if not line.startswith("Parser key")] + below
-    text = " or ".join(dict.fromkeys(lines)) if "Errors:" in message else " ".join(lines)
-    text = re.sub(r'(Parser key "[^"]+":?\s*)', "", text)
-    text = re.sub(r' - Unable to load config ".*"$', "", text)
-    text = re.sub(r"Got value: Namespace\(.*", "", text)
-    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
-    text = re.sub(r"[Ee]xpected an? typing\.Literal\[([^\]]*)\]", r"expected one of \1", text)
-    text = re.sub(r"\bExpected an? ", "expected ", text).replace("expected dot import path string:", "no such class:")
-    text = re.sub(r"\.? ?Got value: ", ", got ", text)
-    text = re.sub(
-        r"the following arguments are required: (?:fit\.|validate\.|test\.)?(.+)", r"missing \1; give it", text
-    )
-    given = re.findall(r"Given value: (.*)", message)
-    if given and "got " not in text and "expected" in text and len(given[0]) < 80:
-        text = f"{text}, got {given[0]}"
-    if (found := re.search(r"Unable to load config '(.*)'", message)) and text.strip() in ("", found[0].strip()):
-        text = f"expected settings, such as {{name: value}}, got {found[1]}"
-    if re.search(r"Subtypes: \[<class 'mobilemamba\.(sweep|training)\.", message):  # settings of ours, and no class
-        text = text.replace("no such class: ", "expected settings, such as {name: value}, or null, got ")
-    text = re.sub(r", got NestedArg\(key='([^']+)', val=.*\)", r", which has no \1 in it", text)
-    return text.strip()
+def _expected(message: str) -> list[str]:
+    """What would have been taken, of a union of types each; that null would have been helps nobody."""
+    types = re.findall(r"Expected a <class '(?:\w+\.)*(\w+)'>", message)
+    types = [kind for kind in types if kind != "NoneType" and not (kind == "int" and "float" in types)]
+    words = [_WRITTEN.get(kind, kind) for kind in types]
+    words += re.findall(r"Expected (a (?:tuple|list|dict) [^.\n]*)", message)
+    if re.search("Expected a dot import path|Not a valid subclass|instantiatable class", message):
+        if re.search(r"Subtypes: \[<class 'mobilemamba\.(sweep|training)\.", message):  # settings of ours, and no class
+            return [_SETTINGS, "null"]
+        return ["a class", *(word for word in words if word != _LIST)]
+    if "Unable to load config" in message:
+        return [_SETTINGS]
+    choices = ", ".join(re.findall(r"Expected a typing\.Literal\[([^\]]*)\]", message)).replace("'", "")
+    return words + ([f"one of {', '.join(dict.fromkeys(choices.split(', ')))}"] if choices else [])
+
+
+def _given(message: str) -> str | None:
+    """The value, as the innermost of nested errors has it; None where it is one of many settings."""
+    found = re.search(r"Unable to load config '(.*)'", message) or re.search(r"(?:Got|Given) value: (.*)", message)
+    if found is None or found[1].startswith("Namespace("):
+        return None
+    return re.sub(r"^NestedArg\(key='([^']+)', val='?(.*?)'?\)$", r"{\1: \2}", found[1])

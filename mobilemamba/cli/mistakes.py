@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import re
 import sysconfig
 import traceback
@@ -21,6 +20,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import mobilemamba
+from mobilemamba.cli.options import read_options
 from mobilemamba.errors import ConfigError, MobileMambaError, user_error
 from mobilemamba.text import of_names
 from mobilemamba.training.callbacks.others import complaint
@@ -42,11 +42,7 @@ _LIBRARIES = (
 
 @contextlib.contextmanager
 def as_user_errors(options: list[str]) -> Iterator[None]:
-    """Raises what stems from a user's mistake as a :class:`ConfigError`, and everything else as it is.
-
-    Args:
-        options: Of the command, to name the one that is meant.
-    """
+    """Raises what stems from a user's mistake as a :class:`ConfigError`, and everything else as it is."""
     try:
         yield
     except MobileMambaError:
@@ -63,7 +59,7 @@ def as_user_errors(options: list[str]) -> Iterator[None]:
             _root(error), MisconfigurationException | torch.OutOfMemoryError
         ):
             raise ConfigError(
-                f"the checkpoint is damaged or not of this Lightning: {type(error).__name__}: {_line(error, [])}; go "
+                f"the checkpoint is damaged or not of this Lightning: {type(error).__name__}: {_said(error)}; go "
                 "on from another one by --ckpt_path"
             ) from error
         if not _is_mistake(error):
@@ -110,27 +106,40 @@ def _root(error: BaseException) -> BaseException:
 
 
 def _line(error: Exception, options: list[str]) -> str:
+    text, root = _said(error), _root(error)
+    if _is_out_of_memory(root):
+        wanted = re.search(r"[Tt]ried to allocate [\d.]+ \w+", text)
+        found = wanted[0].lower() if wanted else text.partition(". ")[0]
+        return f"out of memory ({found}); try a smaller data.batch_size, data.img_size or network"
+    if isinstance(root, ModuleNotFoundError):
+        return text
+    name = _named(text, options)
+    return f"{name}: {text}; change it, or leave it out" if name else f"{text}; change the settings that this is about"
+
+
+def _said(error: Exception) -> str:
     root = _root(error)
     said = f"{root.strerror}: {root.filename}" if isinstance(root, OSError) and root.strerror else str(root)
     text = of_names(" ".join(said.split()))
     if not text or isinstance(root, LookupError | AttributeError):  # whose words are a name alone
         text = f"{type(root).__name__} {text}".strip()
-    if isinstance(root, ModuleNotFoundError) and "pip install" not in text:
-        text += "; install it first"
-    if _is_out_of_memory(root):
-        wanted = re.search(r"[Tt]ried to allocate [\d.]+ \w+", text)
-        found = wanted[0].lower() if wanted else text.partition(". ")[0]
-        text = f"out of memory ({found}); try a smaller data.batch_size, data.img_size or network"
-    name = _named(text, options)
-    return f"{name}: {text}" if name and name not in text else text
+    installs = isinstance(root, ModuleNotFoundError) and "pip install" not in text
+    return f"{text}; install it first" if installs else text
 
 
 def _named(text: str, options: list[str]) -> str:
-    """The option that a complaint is sure to be about, as it says both name and value, side by side; blank for none."""
-    for option, after in itertools.pairwise([*options, ""]):
-        name, equals, value = option.removeprefix("--").partition("=")
-        value = value if equals else after
-        said = rf"\b{re.escape(name.rpartition('.')[2])}\W{{1,3}}{re.escape(value)}(?!\w)"
-        if option.startswith("--") and value and re.search(said, text):
-            return name
+    """``name=value`` of the option that a complaint is sure to be about; blank for none.
+
+    It says both side by side, or quotes the value or the name of a single option.
+    """
+    given = {name[2:]: value for name, value, _ in read_options(options) if name.startswith("--") and value}
+    last = {name: re.escape(name.removesuffix("+").rpartition(".")[2]) for name in given}
+    for said in (
+        lambda name, value: rf"\b{name}\W{{1,3}}{value}(?!\w)",
+        lambda _, value: rf"['\"`]{value}['\"`]",
+        lambda name, _: rf"`{name}`",
+    ):
+        found = [name for name in given if re.search(said(last[name], re.escape(given[name])), text)]
+        if len(found) == 1:
+            return f"{found[0]}={given[found[0]]}"
     return ""

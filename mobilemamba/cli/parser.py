@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +15,32 @@ import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
 from mobilemamba.cli.help import class_settings, known_classes
+from mobilemamba.cli.options import config_values, read_options
 from mobilemamba.cli.shorthand import MODE
 from mobilemamba.cli.tool import ToolParser
 from mobilemamba.errors import ConfigError
+from mobilemamba.files import why_no_plain_file
 from mobilemamba.sweep import Config, flatten
+from mobilemamba.text import printable
 
 
 class Parser(ToolParser, LightningArgumentParser):
     """The same for Lightning's subcommands, with their ``--config``."""
 
+    helps = "--help or --help-all"
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"parser_mode": MODE, **kwargs})
 
     def parse(self, args: list[str]) -> jsonargparse.Namespace:
-        """As ever; a mistake in a configuration file names the file.
-
-        Raises:
-            ConfigError: If an option or a file is wrong.
-        """
-        files = config_files(args)
-        for file in files:
-            check_config_file(file)
+        """As ever; a mistake in a configuration file names the file."""
+        values = config_values(args)
+        for value in values:
+            check_config(value)
         try:
             return super().parse(args)
         except ConfigError as error:
-            for file in files:
+            for file in filter(os.path.isfile, values):
                 if Path(file).name not in str(error) and self._complaint([args[0], "--config", file]) == str(error):
                     raise ConfigError(f"{file}: {error}") from error
             raise
@@ -54,46 +56,37 @@ class Parser(ToolParser, LightningArgumentParser):
         """With the short options, and the arguments of a sweep and of our tasks and data sets."""
         return [*super().settings(), "weights", *class_settings()]
 
-    def classes(self) -> list[str]:
+    def classes(self) -> dict[str, list[str]]:
         """Of Lightning and of this package, and timm's models, which stand for a task."""
-        return [*(kind.__name__ for kinds in known_classes().values() for kind in kinds), *timm.list_models()]
+        names = {group: [kind.__name__ for kind in kinds] for group, kinds in known_classes().items()}
+        return names | {"model": [*names["model"], *timm.list_models()]}
 
 
-def config_files(args: list[str]) -> list[str]:
-    """The configuration files among options; a configuration may also be given as text."""
-    values = [
-        value if equals else after
-        for arg, after in itertools.pairwise([*args, ""])
-        for name, equals, value in [arg.partition("=")]
-        if name in ("--config", "-c")
-    ]
-    return [value for value in values if os.path.isfile(value)]  # noqa: PTH113 - Path's raises for a long text
-
-
-def check_config_file(path: str) -> None:
-    """Refuses a file that holds no settings at all.
-
-    Raises:
-        ConfigError: With the place in the file, where there is one.
-    """
+def check_config(value: str) -> None:
+    """Refuses a value of ``--config`` that is no file and no text with settings."""
+    shown = f"--config {printable(value[:200])}"
+    is_text = re.search(r"\{|:\s", value) and not os.path.isfile(value)  # noqa: PTH113 - Path's raises for a long text
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        if not is_text and (kind := why_no_plain_file(value)):
+            raise OSError(None, f"it is {kind}")
+        content = yaml.safe_load(value if is_text else Path(value).read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise ConfigError(
-            f"--config {path}: expected text in UTF-8, and byte {error.start} is none; save the file as UTF-8"
+            f"{shown}: expected text in UTF-8, and byte {error.start} is none; save the file as UTF-8"
         ) from None
-    except OSError as error:
-        raise ConfigError(f"--config {path}: {error.strerror}; choose a file that can be read") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"{shown}: {reason}; choose a file that can be read, by its path from here") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         hint = "; indent by spaces, not by tabs" if "\\t" in (error.problem or "") else ""
-        raise ConfigError(f"--config {path}: {place}{error.problem or error.context}{hint}; expected YAML") from None
+        raise ConfigError(f"{shown}: {place}{error.problem or error.context}{hint}; expected YAML") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"--config {path}: {error}; expected YAML") from None
+        raise ConfigError(f"{shown}: {error}; expected YAML") from None
     if not isinstance(content, dict):
         found = "nothing" if content is None else f"a {type(content).__name__}"
-        raise ConfigError(f"--config {path} holds {found}; expected settings, such as trainer: {{max_epochs: 5}}")
+        raise ConfigError(f"{shown} holds {found}; expected settings, such as trainer: {{max_epochs: 5}}")
 
 
 def plain(parser: LightningArgumentParser, config: jsonargparse.Namespace) -> Config:
@@ -103,16 +96,15 @@ def plain(parser: LightningArgumentParser, config: jsonargparse.Namespace) -> Co
     return {key: value for key, value in plain.items() if key not in ("config", "sweep")}
 
 
-def given_settings(args: list[str]) -> list[str]:
+def given_settings(args: Sequence[str]) -> list[str]:
     """Dotted names of the settings in options, those inside a JSON value included."""
     given: list[str] = []
-    for arg, after in itertools.zip_longest(args, args[1:], fillvalue=""):
-        if not arg.startswith("--") or arg.startswith("--config"):
+    for name, value, _ in read_options(args):
+        if not name.startswith("--") or name.startswith("--config"):
             continue
-        name, equals, value = arg[2:].partition("=")
         try:
-            parsed = yaml.safe_load(value if equals else after)
+            parsed = yaml.safe_load(value or "")
         except yaml.YAMLError:
             parsed = None
-        given += flatten(parsed, f"{name}.") if isinstance(parsed, dict) and parsed else [name]
+        given += flatten(parsed, f"{name[2:]}.") if isinstance(parsed, dict) and parsed else [name[2:]]
     return given

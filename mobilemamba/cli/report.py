@@ -24,15 +24,7 @@ _WORST = 10
 def print_scores(
     metrics: Mapping[str, Any], scores: Sequence[Score], split: str, title: str, pictures: int | None
 ) -> None:
-    """A table of every network that was evaluated, and whether folding the norms changed an answer.
-
-    Args:
-        metrics: Numbers as logged, e.g. ``val/top1_fused``.
-        scores: The task's.
-        split: ``"val"`` or ``"test"``.
-        title: What was evaluated on what.
-        pictures: How many pictures were evaluated; None if unknown.
-    """
+    """A table of every network that was evaluated, and whether folding the norms changed an answer to a picture."""
     console = make_console()
     say(title, console)
     shown, lines = [*scores, LOSS], []
@@ -52,16 +44,7 @@ def print_scores(
 
 
 def print_classes(counts: Tensor, class_names: Sequence[str], path: str | None) -> None:
-    """The classes that are known worst, and all of them in a CSV file.
-
-    Args:
-        counts: Which classes were taken for which, as the task's ``confusion`` has them.
-        class_names: In the order of the indices.
-        path: Of the file; None for none.
-
-    Raises:
-        OSError: If it cannot be written.
-    """
+    """The classes that are known worst, and all of them in a CSV file if it has a path."""
     scores, names = class_scores(counts), [*map(printable, class_names)]
     rows: list[dict[str, Any]] = [
         {

@@ -1,6 +1,7 @@
 """What a training goes on from: checkpoints that can be read, are of this network, and of these settings.
 
-All of it is looked at before anything is written, so that a refused resume leaves the run as it was.
+All of it is looked at before anything is written, so that a refused resume leaves the run as it was; what is refused
+is a ConfigError.
 """
 
 from __future__ import annotations
@@ -45,12 +46,7 @@ KEPT_SETTINGS = (
 
 
 def changed_settings(saved: Config, config: Config) -> list[str]:
-    """What a command would train otherwise than a run whose folder it is to go on in.
-
-    Args:
-        saved: The run's settings.
-        config: The command's.
-    """
+    """What a command would train otherwise than a run whose folder it is to go on in."""
     return _differences(saved, config, without=FREE_SETTINGS)
 
 
@@ -76,17 +72,7 @@ def _callbacks(config: Config) -> dict[str, Any]:
 
 
 def check_kept_settings(path: Path, checkpoint: Mapping[str, Any], saved: Config | None, config: Config) -> None:
-    """Refuses settings that a checkpoint would override.
-
-    Args:
-        path: The checkpoint's file.
-        checkpoint: What is in it.
-        saved: The configuration of its run; None if that is not known.
-        config: That of the command.
-
-    Raises:
-        ConfigError: Naming them.
-    """
+    """Refuses settings that a checkpoint would override; ``saved`` are those of its run, None if they are not known."""
     if saved is not None:
         changed = _differences(saved, config, KEPT_SETTINGS, FREE_SETTINGS)
         file = path.parent.parent / "config.yaml"
@@ -144,16 +130,7 @@ def newest_readable_checkpoint(run: Path) -> tuple[Path, Mapping[str, Any]]:
 
 
 def check_fits(path: str | Path, checkpoint: Mapping[str, Any], module: LightningModule) -> None:
-    """Refuses the checkpoint of another network, or of an optimiser with other parameter groups.
-
-    Args:
-        path: The checkpoint's file.
-        checkpoint: What is in it.
-        module: What is to be trained; of a task of ours, its parameter groups are compared too.
-
-    Raises:
-        ConfigError: Naming the first difference.
-    """
+    """Refuses the checkpoint of another network, or of an optimiser with other parameter groups."""
     if not is_overridden("configure_model", module, LightningModule):  # else its layers are made later
         here, there = _shapes(module.state_dict()), _shapes(checkpoint["state_dict"])
         names = {**here, **there} if module.strict_loading else here.keys() & there.keys()

@@ -1,17 +1,24 @@
-"""The rows of a sweep, each with its resolved settings."""
+"""The rows of a sweep, each with its resolved settings, and the options that reach them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from mobilemamba.cli.messages import unknown
+from mobilemamba.cli.options import read_options
 from mobilemamba.cli.parser import Parser, plain
-from mobilemamba.cli.tool import unknown
 from mobilemamba.errors import ConfigError
 from mobilemamba.sweep import Config, Row, Sweep, expand
+from mobilemamba.sweep.settings import is_inside, short_key
+
+#: Options that choose the sweep, and so are none of its rows' own.
+_OF_SWEEP = ("config", "name", "table_size", "sweep", "trainer.default_root_dir")
+#: Options that would make a row something else than what was trained, or take the place of the sweep's own.
+_REFUSED = ("model", "ckpt_path", "trainer.callbacks", "per_class")
 
 
 def read_rows(
@@ -32,7 +39,7 @@ def read_rows(
     content, names = config.sweep.as_dict(), [field.name for field in fields(Sweep)]
     for setting in given:  # jsonargparse drops what it does not know of a JSON text
         if setting.startswith("sweep.") and setting.split(".")[1] not in names:
-            raise unknown(setting, parser.settings())
+            raise unknown(setting, parser.settings(), parser.helps)
     sweep = Sweep(**{name: content[name] for name in names})  # not its file's path
     if config.ckpt_path is not None:
         raise ConfigError(f"ckpt_path={config.ckpt_path} with a sweep: rows go on by themselves; leave it out")
@@ -42,3 +49,17 @@ def read_rows(
         return plain(parser, parser.parse([command, *(part for text in texts for part in ("--config", text))]))
 
     return sweep, expand(sweep, Path(config.trainer.default_root_dir), resolve, given)
+
+
+def passed_on(args: Sequence[str]) -> list[str]:
+    """The options of ``validate --config SWEEP`` that reach each row, in the order given."""
+    kept: list[str] = []
+    for name, _, given in read_options(args):
+        key = short_key(name.removeprefix("--").removesuffix("+"))
+        if is_inside(key, _REFUSED):
+            raise ConfigError(
+                f"{name} with a sweep: every finished row is evaluated with its own network; leave it out, or add "
+                "--sweep null to evaluate one network"
+            )
+        kept += [] if is_inside(key, _OF_SWEEP) else given
+    return kept

@@ -1,7 +1,7 @@
 """Where a run writes, and what it goes on from.
 
 A run is finished if and only if its folder holds ``results.json``. Runs of one name are numbered: ``base``, ``base-2``.
-Nothing is written here, so that a resume that is refused leaves every run as it was.
+Nothing is written here, so that a resume that is refused leaves every run as it was; what is refused is a ConfigError.
 """
 
 from __future__ import annotations
@@ -48,16 +48,7 @@ class Start:
 
 
 def start_anew(folder: Path, numbered: bool, checkpoint: tuple[Path, Mapping[str, Any]] | None = None) -> Start:
-    """A new run, from nothing or from a checkpoint of another run.
-
-    Args:
-        folder: Where it is to be.
-        numbered: Whether it may be ``folder-2`` and so on, where ``folder`` holds a run.
-        checkpoint: File and content.
-
-    Raises:
-        ConfigError: If the folder holds a run.
-    """
+    """A new run, from nothing or from a checkpoint of another run; in ``folder-2`` and so on, if ``numbered``."""
     if not numbered and holds_run(folder):
         raise ConfigError(
             f"{folder} holds a run already; go on with it by --ckpt_path last, or choose another --name or "
@@ -73,15 +64,7 @@ def start_anew(folder: Path, numbered: bool, checkpoint: tuple[Path, Mapping[str
 def go_on(folder: Path, runs: Sequence[Path], config: Config, saved: SavedConfig) -> Start:
     """The newest unfinished run of exactly this configuration, from its newest checkpoint that can be read.
 
-    Args:
-        folder: That the command names.
-        runs: The runs that it may mean, the newest first.
-        config: The settings of the command.
-        saved: See :data:`SavedConfig`.
-
-    Raises:
-        ConfigError: If there is none; it says what there is instead.
-        WeightsError: If none of the run's checkpoints can be read.
+    ``runs`` are those that the command may mean, the newest first.
     """
     run = _run_to_go_on_with(folder, runs, config, saved)
     path, checkpoint = newest_readable_checkpoint(run)
@@ -90,19 +73,7 @@ def go_on(folder: Path, runs: Sequence[Path], config: Config, saved: SavedConfig
 
 
 def start_from_file(path: Path, folder: Path, numbered: bool, config: Config, saved: SavedConfig) -> Start:
-    """From one checkpoint: the newest of an unfinished run of this configuration goes on there, others in a new run.
-
-    Args:
-        path: The checkpoint.
-        folder: As for :func:`start_anew`.
-        numbered: As for :func:`start_anew`.
-        config: The settings of the command.
-        saved: See :data:`SavedConfig`.
-
-    Raises:
-        ConfigError: If the folder holds another run, or settings are given that the checkpoint would override.
-        WeightsError: If it cannot be read.
-    """
+    """From one checkpoint: the newest of an unfinished run of this configuration goes on there, others in a new run."""
     run, checkpoint = path.parent.parent, read_resumed(path)
     file = run / "config.yaml"
     text = file if file.exists() else checkpoint.get(RUN_CONFIG)
@@ -117,6 +88,11 @@ def start_from_file(path: Path, folder: Path, numbered: bool, config: Config, sa
 def holds_run(folder: Path) -> bool:
     """Whether there is something here that is not to be written over: results, a training's state, or a sweep."""
     return is_finished(folder) or (folder / PLAN_FILE).exists() or bool(checkpoints_newest_first(folder))
+
+
+def config_files(config: Any) -> list[Path]:
+    """The files that a command's ``--config`` names."""
+    return [Path(str(path)) for path in config.config or [] if path is not None]
 
 
 def is_run(folder: Path) -> bool:

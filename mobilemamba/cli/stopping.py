@@ -10,6 +10,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from mobilemamba.cli.options import read_options
+
 
 class EndOnSecondInterrupt(Callback):
     """Lets Ctrl-C end a training that is slow to stop; Lightning ignores every one but the first."""
@@ -21,15 +23,9 @@ class EndOnSecondInterrupt(Callback):
 
 
 def name_the_way_on(cli: Any, kind: type[BaseException] | None, error: BaseException | None, *_: Any) -> None:
-    """Adds to what a signal raised how to go on from there; called with the exception that ends a command, if any.
+    """Adds to what a signal raised how to go on from there, as ``KeyboardInterrupt(exit code, hint)``.
 
-    Args:
-        cli: The command, as far as it was built.
-        kind: Of the exception.
-        error: The exception.
-
-    Raises:
-        KeyboardInterrupt: ``(exit code, hint)``, in the place of one without a hint.
+    Called with the exception that ends a command, if any.
     """
     stop = error.__context__ if isinstance(error, SystemExit) else error  # Lightning makes an exit of it
     if not isinstance(stop, KeyboardInterrupt):
@@ -51,16 +47,5 @@ def way_on(cli: Any) -> str:
     root = Path(cli.config.fit.trainer.default_root_dir or "")
     if not (root / "checkpoints" / "last.ckpt").exists():
         return "no epoch was finished, so the same command starts again"
-    return f"go on with: {shlex.join(['mobilemamba', 'fit', *without(options, '--ckpt_path'), '--ckpt_path', 'last'])}"
-
-
-def without(options: list[str], name: str) -> list[str]:
-    """Options without one of them and its value."""
-    kept: list[str] = []
-    rest = iter(options)
-    for option in rest:
-        if option == name:
-            next(rest, None)
-        elif not option.startswith(f"{name}="):
-            kept.append(option)
-    return kept
+    kept = [arg for option in read_options(options) if option.name != "--ckpt_path" for arg in option.given]
+    return f"go on with: {shlex.join(['mobilemamba', 'fit', *kept, '--ckpt_path', 'last'])}"

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from inspect import Parameter, signature
 from typing import Any, get_args, get_origin, get_type_hints
@@ -14,8 +14,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 import docstring_parser
 import jsonargparse
 
-from mobilemamba.cli.messages import likely_meant, parser_message, unknown_setting
-from mobilemamba.errors import ConfigError, user_error
+from mobilemamba.cli.messages import mistake
+from mobilemamba.errors import user_error
 
 #: Of an option that takes several values.
 _LISTS = {list, Sequence}
@@ -25,61 +25,14 @@ class _ParserError(Exception):
     """jsonargparse's own words."""
 
 
-@contextlib.contextmanager
-def short_errors(
-    settings: Callable[[], Collection[str]] = list, classes: Callable[[], Collection[str]] = list
-) -> Iterator[None]:
-    """Turns jsonargparse's pages into one line.
-
-    Args:
-        settings: Gives the names that there are, one of which may have been meant.
-        classes: Likewise for the values that name a class.
-
-    Raises:
-        ConfigError: In its place.
-    """
-    try:
-        yield
-    except _ParserError as error:
-        message = str(error)
-        found = user_error(error)
-        if found is None and (name := unknown_setting(message)):
-            found = unknown(name, settings())
-        if found is None:
-            text = parser_message(message)
-            absent = re.search(r"no such class: (\S+?)(?=,|$| or)", text)
-            near = likely_meant(absent[1], classes()) if absent else []
-            found = ConfigError(
-                f"{text[: absent.end()]}; did you mean {' or '.join(near)}?" if absent and near else text
-            )
-        raise found from error
-
-
-def unknown(name: str, known: Collection[str]) -> ConfigError:
-    """The error for a setting that there is not.
-
-    Args:
-        name: Of the setting.
-        known: The names of those that there are.
-    """
-    if name in known and "." in name:
-        group = name.partition(".")[0]
-        example = "--data ImageFolder" if group == "data" else f"--{group} CLASS"
-        what = f"the {name.rpartition('.')[0] or name} that is chosen has none"
-        return ConfigError(f"unknown setting {name}; {what}; choose a class that has it before, e.g. {example}")
-    ends = [*(found.start() for found in re.finditer(r"\.", name)), len(name)]
-    groups = {other[:end] for other in known for end in (len(other), *(m.start() for m in re.finditer(r"\.", other)))}
-    first = next((name[:end] for end in ends if name[:end] not in groups), name)  # sweep.row of sweep.row.a.model.lr
-    for wrong in dict.fromkeys((first, name)):
-        if near := likely_meant(
-            wrong, [other for other in known if other != wrong]
-        ):  # weights, a short option, is none of a file's
-            return ConfigError(f"unknown setting {wrong}; did you mean {' or '.join(near)}?")
-    return ConfigError(f"unknown setting {name}; the command's --help, and --help-all of fit, list what there is")
-
-
 class ToolParser(jsonargparse.ArgumentParser):
-    """Raises mistakes as one line instead of printing usage, types and given values over a page."""
+    """Raises mistakes as one line instead of printing usage, types and given values over a page.
+
+    Attributes:
+        helps: The options that describe all settings.
+    """
+
+    helps = "--help"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # Otherwise --trainer.max_epoch passes as max_epochs.
@@ -102,17 +55,22 @@ class ToolParser(jsonargparse.ArgumentParser):
         inner = [action.choices.values() for action in self._actions if isinstance(action.choices, dict)]  # subcommands
         return own + [name for parsers in inner for parser in parsers for name in parser.settings()]
 
-    def classes(self) -> list[str]:
-        """The names that a value which chooses a class may be."""
-        return []
+    def classes(self) -> dict[str, list[str]]:
+        """Setting -> the names that may choose its class."""
+        return {}
+
+    @contextlib.contextmanager
+    def short_errors(self, args: Sequence[str] = ()) -> Iterator[None]:
+        """Turns jsonargparse's pages on a command line into one line."""
+        try:
+            yield
+        except _ParserError as error:
+            found = user_error(error)
+            raise found or mistake(str(error), args, self.settings(), self.classes(), self.helps) from error
 
     def parse(self, args: list[str]) -> jsonargparse.Namespace:
-        """``parse_args`` with one-line errors.
-
-        Raises:
-            ConfigError: If the options are wrong.
-        """
-        with short_errors(self.settings, self.classes):
+        """``parse_args`` with one-line errors."""
+        with self.short_errors(args):
             return self.parse_args(args)
 
 

@@ -26,12 +26,7 @@ from mobilemamba.training.callbacks import (
 
 
 def trainer_options(command: str, given: Any) -> dict[str, Any]:
-    """Arguments of the trainer that were left open.
-
-    Args:
-        command: ``fit``, ``validate`` or ``test``.
-        given: The trainer's settings.
-    """
+    """Arguments of the trainer that were left open."""
     options: dict[str, Any] = {}
     if given.logger in (None, True):
         # The version counts up in one logger only: CSVLogger would delete the metrics of a run that goes on.
@@ -48,15 +43,7 @@ def trainer_options(command: str, given: Any) -> dict[str, Any]:
 def trainer_callbacks(
     command: str, given: Any, module: LightningModule, show_bar: bool, table_size: int | None
 ) -> list[Callback]:
-    """The user's callbacks and ours, in the order in which they are called.
-
-    Args:
-        command: ``fit``, ``validate`` or ``test``.
-        given: The trainer's settings.
-        module: What is trained.
-        show_bar: Whether there is a progress bar.
-        table_size: Side in pixels of the picture that FLOPs and throughput are for.
-    """
+    """The user's callbacks and ours, in the order in which they are called."""
     chosen: list[Callback] = given.callbacks or []
     chosen = chosen if isinstance(chosen, list) else [chosen]  # a single one needs no list
 

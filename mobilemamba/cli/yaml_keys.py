@@ -9,7 +9,7 @@ import jsonargparse
 import yaml
 
 from mobilemamba.errors import ConfigError
-from mobilemamba.sweep.plan import short_key
+from mobilemamba.sweep.settings import short_key
 
 #: Settings whose values name rows, and so are text as the rows' names are.
 _OF_ROWS = ("sweep.only", "sweep.fused", "sweep.notes")
@@ -60,10 +60,7 @@ class _Keys:
     def make_text(self, node: Any, name: str, lines: dict[str, int]) -> bool:
         """Checks the keys below ``node`` and makes them text, in place; whether any was not.
 
-        Args:
-            node: Of a composed document.
-            name: Its dotted key.
-            lines: Dotted key -> line, of the settings met so far.
+        ``name`` is its dotted key, ``lines`` where each setting met so far stands, by its dotted key.
         """
         if id(node) in self._seen:  # an alias
             return False

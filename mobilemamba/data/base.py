@@ -1,8 +1,9 @@
 """What every image data set offers: its names for tables, its statistics, and loaders that repeat exactly."""
 
 from collections.abc import Sized
-from math import prod
-from typing import Any, cast
+from math import inf, isfinite, nextafter, prod
+from operator import attrgetter
+from typing import Any, ClassVar, cast
 
 import torch
 from lightning import LightningDataModule, Trainer
@@ -14,6 +15,9 @@ from mobilemamba.data.loader import PictureLoader
 from mobilemamba.data.pictures import MAX_PIXELS
 from mobilemamba.data.sampling import EpochSampler, EvaluationSampler, make_generator
 from mobilemamba.errors import ConfigError, DataError
+
+#: The least number above 0, and the greatest below 1.
+ABOVE_0, BELOW_1 = nextafter(0, 1), nextafter(1, 0)
 
 
 class DataModule(LightningDataModule):
@@ -27,9 +31,9 @@ class DataModule(LightningDataModule):
     known by their keys, and ``form`` says how a target shows that it does not count.
 
     Args:
-        img_size: Side in pixels, or (height, width); None is 224.
+        img_size: Side in pixels, or (height, width); None is what the model wants, in Python 224.
         batch_size: Pictures in a batch, per process.
-        num_workers: Processes that load; None chooses what suits the data set.
+        num_workers: Processes that load; None takes one per CPU, 8 at most.
         seed: Fixes the order and the augmentation of every epoch; 0 or more.
 
     Attributes:
@@ -43,6 +47,14 @@ class DataModule(LightningDataModule):
     Raises:
         ConfigError: In :meth:`setup` and in the loaders, if an argument cannot work.
     """
+
+    #: Least and greatest value of the arguments that are numbers, and what to give, in words.
+    LIMITS: ClassVar[dict[str, tuple[float, float, str]]] = {
+        "img_size": (1, inf, "1 pixel or more, e.g. 224"),
+        "batch_size": (1, inf, "1 or more, e.g. 64"),
+        "num_workers": (0, inf, "0 or more, or null to choose"),
+        "seed": (0, inf, "0 or more"),
+    }
 
     name: str
     class_names: tuple[str, ...]
@@ -78,7 +90,6 @@ class DataModule(LightningDataModule):
 
     @property
     def image_hw(self) -> tuple[int, int]:
-        """Height and width in pixels."""
         return (self.img_size, self.img_size) if isinstance(self.img_size, int) else self.img_size
 
     @property
@@ -97,18 +108,16 @@ class DataModule(LightningDataModule):
         Raises:
             ConfigError: Naming the argument, its value and what is possible.
         """
-        if min(self.image_hw) < 1:
-            raise ConfigError(f"data.img_size {self.img_size} is impossible: give 1 pixel or more, e.g. 224")
+        for name, (low, high, possible) in self.LIMITS.items():
+            value = attrgetter(name)(self)
+            numbers = [value] if value is None or isinstance(value, int | float) else list(value)
+            if not all(number is None or (low <= number <= high and isfinite(number)) for number in numbers):
+                shown = numbers[0] if numbers == [value] else numbers
+                raise ConfigError(f"data.{name} {shown} is impossible: give {possible}")
         if prod(self.image_hw) > MAX_PIXELS:
             raise ConfigError(
                 f"data.img_size {self.img_size} is impossible: pictures have {MAX_PIXELS:,} pixels at most, e.g. 224"
             )
-        if self.batch_size < 1:
-            raise ConfigError(f"data.batch_size {self.batch_size} is impossible: give 1 or more, e.g. 64")
-        if self.num_workers is not None and self.num_workers < 0:
-            raise ConfigError(f"data.num_workers {self.num_workers} is impossible: give 0 or more, or null to choose")
-        if self.seed < 0:
-            raise ConfigError(f"data.seed {self.seed} is impossible: give 0 or more")
 
     def default_workers(self) -> int:
         """Loading processes if ``num_workers`` is None: the CPUs this process may use, shared by the node's ranks."""
@@ -142,11 +151,9 @@ class DataModule(LightningDataModule):
         return self.val_dataloader() if self.test_set is None else self._evaluation_loader(self.test_set)
 
     def predict_dataloader(self) -> PictureLoader:
-        """The validation pictures."""
         return self.val_dataloader()
 
     def train_sampler(self) -> EpochSampler:
-        """The order of this process's training pictures."""
         return EpochSampler(len(cast(Sized, self._ready(self.train_set, "training"))), self.seed, *self._place)
 
     def describe_batch(self, epoch: int, batch_idx: int) -> list[str]:

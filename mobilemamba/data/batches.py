@@ -47,11 +47,9 @@ class Labels:
         return images, labels
 
     def ignored(self, targets: Tensor, where_B: Tensor) -> Tensor:
-        """See :class:`Form`."""
         return targets.masked_fill(where_B, IGNORED)
 
     def blank(self, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """See :class:`Form`."""
         return torch.zeros(1, 3, height, width), torch.tensor([IGNORED])
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 from importlib import resources
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -11,7 +12,6 @@ from torch.utils.data import Dataset
 
 from mobilemamba.data.classification import ImageDataModule
 from mobilemamba.data.sampling import make_generator
-from mobilemamba.errors import ConfigError
 
 _SIDE = 28
 _EVERY = 5  # of each class, in the file's order, every fifth picture is for validation
@@ -23,14 +23,14 @@ class FashionMNISTSample(ImageDataModule):
 
     Grey pictures of 28 x 28, scaled to ``img_size`` and repeated over three channels. Needs no download. On the
     validation pictures the nearest neighbour in raw pixels reaches 80.3 % top-1. A score on them compares only with
-    other scores on them, not with those published for Fashion-MNIST, whose training part is not used here. The other
-    arguments are described in :class:`ImageDataModule`.
+    other scores on them, not with those published for Fashion-MNIST, whose training part is not used here.
 
     Args:
         img_size: Side in pixels, or (height, width); any. None is 64.
         num_workers: None means 0: making a batch takes less time than handing it over from a worker.
         max_shift: Augmentation: training pictures move by up to this many of their 28 pixels each way. 0 leaves it out.
         hflip: Augmentation: probability of a horizontal flip.
+        **options: Of :class:`~mobilemamba.data.base.DataModule`.
     """
 
     name = "Fashion-MNIST sample (8,000/2,000)"
@@ -50,34 +50,20 @@ class FashionMNISTSample(ImageDataModule):
     std = (_STD, _STD, _STD)
     interpolation = "bilinear"
     crop_pct = 1.0
+    LIMITS: ClassVar[dict[str, tuple[float, float, str]]] = {
+        **ImageDataModule.LIMITS,
+        "max_shift": (0, _SIDE - 1, f"0 to {_SIDE - 1} pixels"),
+        "hflip": (0, 1, "a probability, 0 to 1"),
+    }
 
     def __init__(
-        self,
-        img_size: int | tuple[int, int] | None = None,
-        batch_size: int = 64,
-        num_workers: int | None = None,
-        seed: int = 0,
-        max_shift: int = 2,
-        hflip: float = 0.5,
+        self, img_size: int | tuple[int, int] | None = None, max_shift: int = 2, hflip: float = 0.5, **options: Any
     ) -> None:
-        super().__init__(64 if img_size is None else img_size, batch_size, num_workers, seed)
+        super().__init__(64 if img_size is None else img_size, **options)
         self.max_shift = max_shift
         self.hflip = hflip
 
-    def check_arguments(self) -> None:
-        """Refuse arguments that cannot work.
-
-        Raises:
-            ConfigError: Naming the argument, its value and what is possible.
-        """
-        super().check_arguments()
-        if not 0 <= self.max_shift < _SIDE:
-            raise ConfigError(f"data.max_shift {self.max_shift} is impossible: give 0 to {_SIDE - 1} pixels")
-        if not 0 <= self.hflip <= 1:
-            raise ConfigError(f"data.hflip {self.hflip} is impossible: a probability is 0 to 1")
-
     def default_workers(self) -> int:
-        """None: see ``num_workers``."""
         return 0
 
     def setup(self, stage: str | None = None) -> None:

@@ -3,13 +3,13 @@
 from collections import Counter
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar
 
+from mobilemamba.data.base import ABOVE_0, BELOW_1
 from mobilemamba.data.folders import class_folders, describe_left_out, few, list_classes, scan_folder
 from mobilemamba.data.layout import Layout, find_layout, refuse_nested, require_folder
 from mobilemamba.data.picture_data import PictureDataModule, Sources
 from mobilemamba.data.picture_set import FileSource
-from mobilemamba.data.pictures import Augmentation
 from mobilemamba.errors import ConfigError
 from mobilemamba.text import printable
 
@@ -23,39 +23,27 @@ class ImageFolder(PictureDataModule):
     evenly spread over the sorted file names, whatever the seed. With ``val`` alone the set can be validated on, not
     trained on. ``root/test/<class>/`` is for the command ``test``. The folders may also be called training, valid,
     validation and testing, in any case. The augmentation is a mild one for fine-tuning;
-    :class:`ImageNet` has the paper's. Pictures are turned as their EXIF orientation says. The other arguments are
-    described in :class:`PictureDataModule`.
+    :class:`ImageNet` has the paper's. Pictures are turned as their EXIF orientation says.
 
     Args:
         val_fraction: Share of each class for validation if there is no ``val`` folder, above 0 and below 1.
         classes: Names of the class folders in the order of the labels, of which some may be absent; None is those that
             the weights to validate or test know, or else the folders there are, sorted.
+        **options: Of :class:`PictureDataModule`.
     """
 
-    def __init__(
-        self,
-        root: str,
-        img_size: int | tuple[int, int] | None = None,
-        batch_size: int = 64,
-        num_workers: int | None = None,
-        seed: int = 0,
-        val_fraction: float = 0.2,
-        mean: tuple[float, float, float] | None = None,
-        std: tuple[float, float, float] | None = None,
-        interpolation: Literal["bilinear", "bicubic", "random"] | None = None,
-        crop_pct: float | None = None,
-        augmentation: Augmentation = Augmentation(),  # noqa: B008 - read only
-        on_error: Literal["stop", "skip"] = "stop",
-        upright: bool | None = None,
-        classes: list[str] | None = None,
-    ) -> None:
-        prepared = (mean, std, interpolation, crop_pct, augmentation)
-        super().__init__(root, img_size, batch_size, num_workers, seed, *prepared, on_error, upright)
+    LIMITS: ClassVar[dict[str, tuple[float, float, str]]] = {
+        **PictureDataModule.LIMITS,
+        "val_fraction": (ABOVE_0, BELOW_1, "a share above 0 and below 1"),
+    }
+
+    def __init__(self, root: str, val_fraction: float = 0.2, classes: list[str] | None = None, **options: Any) -> None:
+        super().__init__(root, **options)
         self.val_fraction = val_fraction
         self.classes = classes
 
     @cached_property
-    def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
+    def class_names(self) -> tuple[str, ...]:  # type: ignore[override]  # found when asked for
         """The class folders' names, sorted, if ``classes`` are none; read from the disk at the first use.
 
         As :func:`~mobilemamba.text.printable` shows them: they go into YAML, cards and plots.
@@ -68,7 +56,7 @@ class ImageFolder(PictureDataModule):
         return tuple(map(printable, classes))
 
     @cached_property
-    def name(self) -> str:  # type: ignore[override]
+    def name(self) -> str:  # type: ignore[override]  # found when asked for
         """The folder's name with the number of training and validation pictures, and of test pictures, if any."""
         return f"{Path(self.root).resolve().name} ({self.sources.counts()})"
 
@@ -83,11 +71,6 @@ class ImageFolder(PictureDataModule):
 
     @cached_property
     def sources(self) -> Sources:
-        """The pictures of each part.
-
-        Raises:
-            DataError: If the folders do not hold such a data set.
-        """
         self.notes += self.layout.notes
         left_out: Counter[str] = Counter()
         train = self._list("train", self.layout.train, left_out)
@@ -100,14 +83,7 @@ class ImageFolder(PictureDataModule):
         return Sources(*(FileSource(part) if part else None for part in (train, val, test)))
 
     def check_arguments(self) -> None:
-        """Refuse arguments that cannot work.
-
-        Raises:
-            ConfigError: Naming the argument, its value and what is possible.
-        """
         super().check_arguments()
-        if not 0 < self.val_fraction < 1:
-            raise ConfigError(f"data.val_fraction {self.val_fraction} is impossible: give a share above 0 and below 1")
         if self.classes is not None and (not self.classes or len(set(self.classes)) < len(self.classes)):
             raise ConfigError(
                 f"data.classes [{few(self.classes)}] is impossible: name each class once, or give null for the folders"

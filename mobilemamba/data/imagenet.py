@@ -2,8 +2,9 @@
 
 from collections import Counter
 from functools import cached_property
+from math import inf
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar
 
 from mobilemamba.data.folders import describe_left_out, list_classes, scan_folder
 from mobilemamba.data.imagenet_labels import find_val_labels, imagenet_classes, read_val_labels
@@ -13,7 +14,7 @@ from mobilemamba.data.picture_set import FileSource
 from mobilemamba.data.pictures import Augmentation
 from mobilemamba.data.sampling import EpochSampler
 from mobilemamba.data.shards import ShardSource, find_shards
-from mobilemamba.errors import ConfigError, DataError
+from mobilemamba.errors import DataError
 
 _PARTS = {"train": "train", "val": "val|validation"}
 
@@ -35,8 +36,7 @@ class ImageNet(PictureDataModule):
       kept beside them, ``mobilemamba-train-index.json``.
 
     The same pictures give the same batches in each form. With ``val`` alone the set can be validated on, not trained
-    on. Pictures stay as they are stored, whatever their EXIF orientation, as in the release. The other arguments are
-    described in :class:`PictureDataModule`.
+    on. Pictures stay as they are stored, whatever their EXIF orientation, as in the release.
 
     Args:
         val_labels: The labels of a flat ``val`` folder: Kaggle's ``LOC_val_solution.csv``; lines of a picture's name
@@ -45,48 +45,38 @@ class ImageNet(PictureDataModule):
         shard_window: For tar files on storage that is slow at random places. None shuffles over all pictures, as in
             folders; a number shuffles the tar files, and pictures only within each run of so many of them. The pictures
             must have been packed in random order, or batches would be of a few classes.
+        **options: Of :class:`PictureDataModule`.
 
     Attributes:
         wnids: The WordNet ids of the classes, in the order of the labels.
     """
 
     upright = False
+    LIMITS: ClassVar[dict[str, tuple[float, float, str]]] = {
+        **PictureDataModule.LIMITS,
+        "shard_window": (1, inf, "1 tar file or more, or null"),
+    }
 
     def __init__(
         self,
         root: str,
         val_labels: str | None = None,
         shard_window: int | None = None,
-        img_size: int | tuple[int, int] | None = None,
-        batch_size: int = 64,
-        num_workers: int | None = None,
-        seed: int = 0,
-        mean: tuple[float, float, float] | None = None,
-        std: tuple[float, float, float] | None = None,
-        interpolation: Literal["bilinear", "bicubic", "random"] | None = None,
-        crop_pct: float | None = None,
         augmentation: Augmentation = PAPERS,
-        on_error: Literal["stop", "skip"] = "stop",
-        upright: bool | None = None,
+        **options: Any,
     ) -> None:
-        prepared = (mean, std, interpolation, crop_pct, augmentation)
-        super().__init__(root, img_size, batch_size, num_workers, seed, *prepared, on_error, upright)
+        super().__init__(root, augmentation=augmentation, **options)
         self.val_labels = val_labels
         self.shard_window = shard_window
         self.wnids, self.class_names = imagenet_classes()
 
     @cached_property
-    def name(self) -> str:  # type: ignore[override]
+    def name(self) -> str:  # type: ignore[override]  # found when asked for
         """The data set's name with the number of training and validation pictures."""
         return f"ImageNet-1k ({self.sources.counts()})"
 
     @cached_property
     def sources(self) -> Sources:
-        """The training and the validation pictures, as far as there are any.
-
-        Raises:
-            DataError: If ``root`` does not hold such a data set.
-        """
         parts = find_parts(require_folder(self.root, "train/<wnid>/ and val/<wnid>/"))
         left_out: Counter[str] = Counter()
         train, val = (self._source(part, parts.get(part), left_out) for part in _PARTS)
@@ -99,23 +89,12 @@ class ImageNet(PictureDataModule):
             self.notes.append(line)
         return Sources(train, val)
 
-    def check_arguments(self) -> None:
-        """Refuse arguments that cannot work.
-
-        Raises:
-            ConfigError: Naming the argument, its value and what is possible.
-        """
-        super().check_arguments()
-        if self.shard_window is not None and self.shard_window < 1:
-            raise ConfigError(f"data.shard_window {self.shard_window} is impossible: give 1 tar file or more, or null")
-
     def prepare_data(self) -> None:
         """Index tar files, in one process of each machine; the others then read the index."""
         self.check_arguments()
         _ = self.sources
 
     def train_sampler(self) -> EpochSampler:
-        """The order of this process's training pictures."""
         train = self.sources.train
         if self.shard_window is None or not isinstance(train, ShardSource):
             return super().train_sampler()

@@ -1,8 +1,8 @@
 """The loader of all data sets: goes on in mid-epoch, reports in one line, and tells of the pictures it left out."""
 
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sized
+from typing import Any, cast
 
 from torch.utils.data import DataLoader
 
@@ -58,7 +58,7 @@ class PictureLoader(DataLoader[Any]):
         self._handed_out = 0
         self._loaded: dict[str, int] | None = None
 
-    def __iter__(self) -> Iterator[tuple[Any, Any]]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:  # type: ignore[override]  # torch names its own class
         # A generator: Lightning asks for the iterator before it sets the epoch, so nothing may start before the first
         # batch is asked for.
         self._handed_out = self._begin()
@@ -87,7 +87,7 @@ class PictureLoader(DataLoader[Any]):
     def _cut(self) -> dict[str, int]:
         """What a number of batches has to be known with, to be a place in an epoch."""
         ranks = getattr(self.sampler, "num_replicas", 1)
-        return {"pictures": len(self.dataset), "pictures_per_step": (self.batch_size or 0) * ranks}  # type: ignore[arg-type]
+        return {"pictures": len(cast(Sized, self.dataset)), "pictures_per_step": (self.batch_size or 0) * ranks}
 
     def _begin(self) -> int:
         """Place the sampler where this iteration starts, and return the number of batches before it."""

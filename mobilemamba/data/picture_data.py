@@ -3,13 +3,14 @@
 from functools import cached_property
 from math import inf
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import Dataset
 
+from mobilemamba.data.base import ABOVE_0
 from mobilemamba.data.classification import ImageDataModule
 from mobilemamba.data.picture_set import PictureSet, Source
 from mobilemamba.data.pictures import Augmentation, eval_transform, train_transform
@@ -39,8 +40,6 @@ class PictureDataModule(ImageDataModule):
 
     Args:
         root: The folder.
-        img_size: Side in pixels, or (height, width); None is what the model wants, in Python 224.
-        num_workers: Processes that load; None takes one per CPU, 8 at most.
         mean: Per channel, of pictures in 0..1; None is what the model wants, in Python ImageNet's.
         std: Per channel, of pictures in 0..1; None is what the model wants, in Python ImageNet's.
         interpolation: Of the scaling; None is what the model wants, in Python bicubic. ``random`` draws one of both for
@@ -52,6 +51,7 @@ class PictureDataModule(ImageDataModule):
             with a warning, and counts it.
         upright: Whether pictures are turned as their EXIF orientation says; None is what the weights want, or else
             what suits the data set.
+        **options: Of :class:`~mobilemamba.data.base.DataModule`.
 
     Attributes:
         notes: What is said at the start of the pictures and folders that are not used, a line each.
@@ -61,22 +61,31 @@ class PictureDataModule(ImageDataModule):
             picture cannot be read.
     """
 
+    LIMITS: ClassVar[dict[str, tuple[float, float, str]]] = {
+        **ImageDataModule.LIMITS,
+        "crop_pct": (ABOVE_0, 1, "a share above 0, at most 1"),
+        "mean": (-1, 1, "that of pictures in 0 to 1, e.g. 0.5"),
+        "std": (ABOVE_0, inf, "more than 0: pictures are divided by it"),
+        "augmentation.hflip": (0, 1, "a probability, 0 to 1"),
+        "augmentation.re_prob": (0, 1, "a probability, 0 to 1"),
+        "augmentation.color_jitter": (0, inf, "0 or more"),
+        "augmentation.scale": (ABOVE_0, inf, "two numbers above 0, the least first"),
+        "augmentation.ratio": (ABOVE_0, inf, "two numbers above 0, the least first"),
+    }
+
     def __init__(
         self,
         root: str,
-        img_size: int | tuple[int, int] | None,
-        batch_size: int,
-        num_workers: int | None,
-        seed: int,
-        mean: tuple[float, float, float] | None,
-        std: tuple[float, float, float] | None,
-        interpolation: Interpolation | None,
-        crop_pct: float | None,
-        augmentation: Augmentation,
-        on_error: Literal["stop", "skip"],
-        upright: bool | None,
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
+        interpolation: Interpolation | None = None,
+        crop_pct: float | None = None,
+        augmentation: Augmentation = Augmentation(),  # noqa: B008 - read only
+        on_error: Literal["stop", "skip"] = "stop",
+        upright: bool | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(img_size, batch_size, num_workers, seed)
+        super().__init__(**options)
         self.root = root
         self.mean = IMAGENET_DEFAULT_MEAN if mean is None else mean
         self.std = IMAGENET_DEFAULT_STD if std is None else std
@@ -105,31 +114,11 @@ class PictureDataModule(ImageDataModule):
         return {part: len(np.unique(source.labels)) for part, source in parts if source is not None}
 
     def check_arguments(self) -> None:
-        """Refuse arguments that cannot work.
-
-        Raises:
-            ConfigError: Naming the argument, its value and what is possible.
-        """
         super().check_arguments()
-        if not 0 < self.crop_pct <= 1:
-            raise ConfigError(f"data.crop_pct {self.crop_pct} is impossible: give a share above 0, at most 1")
-        if not all(-1 <= value <= 1 for value in self.mean):
-            raise ConfigError(f"data.mean {list(self.mean)} is impossible: give that of pictures in 0 to 1, e.g. 0.5")
-        if not all(0 < value < inf for value in self.std):
-            raise ConfigError(f"data.std {list(self.std)} is impossible: pictures are divided by it, give more than 0")
-        for name in ("hflip", "re_prob"):
-            if not 0 <= (value := getattr(self.augmentation, name)) <= 1:
-                raise ConfigError(f"data.augmentation.{name} {value} is impossible: a probability is 0 to 1")
-        if not 0 <= self.augmentation.color_jitter < inf:
-            raise ConfigError(
-                f"data.augmentation.color_jitter {self.augmentation.color_jitter} is impossible: give 0 or more"
-            )
         for name in ("scale", "ratio"):
             low, high = getattr(self.augmentation, name)
-            if not 0 < low <= high < inf:
-                raise ConfigError(
-                    f"data.augmentation.{name} [{low}, {high}] is impossible: give two numbers above 0, the least first"
-                )
+            if low > high:
+                raise ConfigError(f"data.augmentation.{name} [{low}, {high}] is impossible: give the least first")
 
     def setup(self, stage: str | None = None) -> None:
         """List the pictures; once. Say so if classes are missing, or files or folders are not used."""

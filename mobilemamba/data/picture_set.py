@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import IO, Protocol, overload
+from typing import IO, Protocol
 
 import numpy as np
 from PIL import Image
@@ -33,7 +33,7 @@ class Source(Protocol):
         ...
 
 
-class Texts(Sequence[str]):
+class Texts:
     """Many strings in one block of memory.
 
     Worker processes share such a block. Of a list they would come to hold a copy each, as reading an element of it
@@ -48,13 +48,7 @@ class Texts(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def __getitem__(self, index: int) -> str:
         i = range(len(self))[index]
         return os.fsdecode(self._bytes[self._ends[i] : self._ends[i + 1]])
 
@@ -75,11 +69,9 @@ class FileSource:
         self.labels = np.array([label for _, label in samples], np.int64)
 
     def name(self, index: int) -> str:
-        """Its path."""
         return self.paths[index]
 
     def open(self, index: int) -> str:
-        """Its path."""
         return self.paths[index]
 
 
@@ -129,5 +121,4 @@ class PictureSet(Dataset[tuple[Tensor, int] | Unreadable]):
             return self.transform(picture), int(self.source.labels[index])
 
     def name(self, index: int) -> str:
-        """Of the picture, for messages."""
         return self.source.name(index)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobilemamba.layers.conv_norm import ConvNorm
-from mobilemamba.ops.selective_scan import selective_scan_2d
+from mobilemamba.ops.selective_scan import ScanInputs, selective_scan_2d
 from mobilemamba.ops.transforms import is_channels_last
 
 
@@ -63,24 +63,31 @@ class SS2D(nn.Module):
         nn.init.uniform_(self.x_proj_weight, -bound, bound)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        x_BDHW, gate_BDHW = self.expand(x_BCHW)
+        return self.out_proj(self.scan(x_BDHW) * F.silu(gate_BDHW))
+
+    def expand(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """What is scanned, and what gates the scan's result before its SiLU; (B, D, H, W) each."""
         x_BDHW, gate_BDHW = self.in_proj(x_BCHW).chunk(2, dim=1)
-        x_BDHW = F.silu(self.conv(x_BDHW))
-        y_BDHW = self.scan(x_BDHW)
-        return self.out_proj(y_BDHW * F.silu(gate_BDHW))
+        return F.silu(self.conv(x_BDHW)), gate_BDHW
 
     def scan(self, x_BDHW: Tensor) -> Tensor:
         """Scan in every direction, sum, LayerNorm over the channels; the input's shape and memory format."""
         size = (x_BDHW.shape[2], x_BDHW.shape[3])
+        y_BLD = selective_scan_2d(*self.scan_inputs(x_BDHW), size, self.backend)
+        y_BDHW = self.out_norm(y_BLD).transpose(1, 2).unflatten(2, size)
+        if is_channels_last(x_BDHW):
+            return y_BDHW
+        return y_BDHW.contiguous()
+
+    def scan_inputs(self, x_BDHW: Tensor) -> ScanInputs:
+        """The scan's input and what it selects by, by position: steps, projections and state matrix."""
         u_BLD = x_BDHW.flatten(2).transpose(1, 2)  # a view if memory is channels-last
         projected_BLKC = F.linear(u_BLD, self.x_proj_weight.flatten(0, 1)).unflatten(2, (self.directions, -1))
         dt_BKLR, B_BKLN, C_BKLN = projected_BLKC.transpose(1, 2).split([self.dt_rank, self.d_state, self.d_state], 3)
         dt_BKLD = self.expand_dt(dt_BKLR)
         A_KDN = -torch.exp(self.A_log.float())
-        y_BLD = selective_scan_2d(u_BLD, dt_BKLD, A_KDN, B_BKLN, C_BKLN, self.D, self.dt_bias, size, self.backend)
-        y_BDHW = self.out_norm(y_BLD).transpose(1, 2).unflatten(2, size)
-        if is_channels_last(x_BDHW):
-            return y_BDHW
-        return y_BDHW.contiguous()
+        return ScanInputs(u_BLD, dt_BKLD, A_KDN, B_BKLN, C_BKLN, self.D, self.dt_bias)
 
     def expand_dt(self, dt_BKLR: Tensor) -> Tensor:
         """The step sizes of all channels from their low-rank form, one matrix product a direction."""

@@ -31,13 +31,17 @@ class WaveletConv(nn.Module):
         self.scale = nn.Parameter(torch.full((1, 4 * dim, 1, 1), 0.1))
 
     @property
+    def weight(self) -> Tensor:
+        """The convolution's kernels, scaled: (4C, 1, kernel, kernel), the four sub-bands of a channel in turn."""
+        return self.conv.weight * self.scale.view(-1, 1, 1, 1)
+
+    @property
     def is_haar(self) -> bool:
         """Whether the filters are Haar's now, by whatever name."""
         return are_haar(self.dwt_filters, self.idwt_filters)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.conv.weight * self.scale.view(-1, 1, 1, 1)
-        return wavelet_conv(x, weight, self.dwt_filters, self.idwt_filters, self.backend)
+        return wavelet_conv(x, self.weight, self.dwt_filters, self.idwt_filters, self.backend)
 
 
 class WaveletMamba(nn.Module):

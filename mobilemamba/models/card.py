@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jsonargparse
 import timm
@@ -27,23 +27,15 @@ CARD_KEY = "model_card"
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a network wants its pictures.
+    """How a network wants its pictures."""
 
-    Attributes:
-        img_size: Height and width in pixels.
-        mean: Per channel, of pictures in 0..1.
-        std: Per channel, of pictures in 0..1.
-        interpolation: Of the scaling, e.g. ``"bicubic"``.
-        crop_pct: The short side is scaled to ``img_size / crop_pct``, and the centre cut out.
-        upright: Whether pictures are turned as their EXIF orientation says; None if it is not known, as in older files:
-            ``predict`` then turns them, and data modules do as they are documented.
-    """
-
-    img_size: tuple[int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str = "bicubic"
-    crop_pct: float = 0.875
+    img_size: tuple[int, int]  # height and width in pixels
+    mean: tuple[float, ...]  # per channel, of pictures in 0..1
+    std: tuple[float, ...]  # per channel, of pictures in 0..1
+    interpolation: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = "bicubic"  # of the scaling
+    crop_pct: float = 0.875  # the short side is scaled to ``img_size / crop_pct``, and the centre cut out
+    #: Whether pictures are turned as their EXIF orientation says; None if it is not known, as in older files:
+    #: ``predict`` then turns them, and data modules do as they are documented.
     upright: bool | None = None
 
     def __post_init__(self) -> None:
@@ -65,31 +57,19 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """Enough to rebuild a network from its weights alone and to read its answers.
+    """Enough to rebuild a network from its weights alone and to read its answers."""
 
-    Attributes:
-        task: What it was trained for.
-        head: What stands on the network ``model``; blank for its own classifier.
-        model: timm's name of the network, or of the backbone below a head.
-        preprocessing: How its pictures are prepared.
-        num_classes: Outputs.
-        in_chans: Channels of a picture.
-        arch: Architecture choices laid over the model, by the names of ``ArchOverrides``.
-        distilled: Whether it has a second classifier, for a teacher's labels.
-        class_names: In the order of the outputs; empty if they are not known.
-        data: What it was trained on, with the numbers of pictures; empty if not known.
-    """
-
-    model: str
-    preprocessing: Preprocessing
-    num_classes: int = 1000
-    in_chans: int = 3
+    model: str  # timm's name of the network, or of the backbone below a head
+    preprocessing: Preprocessing  # how its pictures are prepared
+    num_classes: int = 1000  # outputs
+    in_chans: int = 3  # channels of a picture
+    #: Architecture choices laid over the model, by the names of ``ArchOverrides``.
     arch: dict[str, Any] = field(default_factory=dict)
-    distilled: bool = False
-    class_names: tuple[str, ...] = ()
-    data: str = ""
-    task: str = "classification"
-    head: str = ""
+    distilled: bool = False  # whether it has a second classifier, for a teacher's labels
+    class_names: tuple[str, ...] = ()  # in the order of the outputs; empty if they are not known
+    data: str = ""  # what it was trained on, with the numbers of pictures; empty if not known
+    task: str = "classification"  # what it was trained for
+    head: str = ""  # what stands on the network ``model``; blank for its own classifier
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "arch", json.loads(json.dumps(self.arch)))  # as a file keeps it, lists for tuples
@@ -120,18 +100,17 @@ class ModelCard:
             raise ValueError(f"arch is {card.arch}, for a {card.model}, which has no such choices")
         if card.arch:
             VARIANTS[card.model].config.override(**card.overrides.given())  # refuses what cannot be
+        numbers = len(how.std) == len(how.mean) and (card.in_chans != 3 or len(how.mean) in (1, 3))
         possible = {
             "num_classes": card.num_classes >= 0,
             "in_chans": card.in_chans >= 1,
             "img_size": min(how.img_size) >= 1,
-            "mean": all(map(math.isfinite, how.mean)) and (card.in_chans != 3 or len(how.mean) in (1, 3)),
-            "std": all(0 < value < math.inf for value in how.std) and len(how.std) == len(how.mean),
-            "interpolation": how.interpolation in ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"),
+            "mean": numbers and all(map(math.isfinite, how.mean)),
+            "std": all(0 < value < math.inf for value in how.std),
             "crop_pct": 0 < how.crop_pct < math.inf,
         }
-        for name, is_possible in possible.items():
-            if not is_possible:
-                raise ValueError(f"{name} is {parts.get(name, getattr(how, name, None))}")
+        if wrong := [name for name, is_possible in possible.items() if not is_possible]:
+            raise ValueError(f"{wrong[0]} is {parts.get(wrong[0], getattr(how, wrong[0], None))}")
         return card
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -132,10 +133,12 @@ def convert(
 
     Raises:
         ConfigError: As :func:`load_network`.
-        WeightsError: As :func:`load_network`; or if ``target`` does not end in ``.safetensors``.
+        WeightsError: As :func:`load_network`; or if ``target`` does not end in ``.safetensors``, or is the source.
     """
     if Path(target).suffix != ".safetensors":
         raise WeightsError(f"cannot write {printable(target)}: expected a name that ends in .safetensors")
+    if os.path.realpath(source) == os.path.realpath(target):
+        raise WeightsError(f"cannot write {printable(target)}: it is the source; give another name")
     network, card, report = _load(source, model_name, "--model", verbose=verbose)
     save_weights(network, target, card)
     return report
@@ -186,9 +189,7 @@ def _load(path: str | Path, name: str | None, option: str, *, verbose: bool) -> 
         if card is None:
             assert name is not None
             card = _told_by_tensors(path, name)
-        if card.task not in BUILDERS:
-            raise WeightsError(f"{shown} is of a network for {card.task}; expected one for {' or '.join(BUILDERS)}")
-        network = BUILDERS[card.task](card)
+        network = build_network(card, shown)
     try:
         report = load_weights(network, path, verbose=verbose)
     except MisfitError as error:
@@ -196,15 +197,29 @@ def _load(path: str | Path, name: str | None, option: str, *, verbose: bool) -> 
     return network.eval(), card, report
 
 
-def build_classifier(card: ModelCard) -> nn.Module:
-    """The network of a card, freshly initialised."""
+def build_network(card: ModelCard, source: str = "the card") -> nn.Module:
+    """The network of a card, freshly initialised.
+
+    Args:
+        card: Of any task.
+        source: What messages call it.
+
+    Raises:
+        WeightsError: If it is of a task that there is none for.
+    """
+    if card.task not in BUILDERS:
+        raise WeightsError(f"{source} is of a network for {card.task}; expected one for {' or '.join(BUILDERS)}")
+    return BUILDERS[card.task](card)
+
+
+def _build_classifier(card: ModelCard) -> nn.Module:
     return create_model(
         card.model, card.overrides, num_classes=card.num_classes, in_chans=card.in_chans, distilled=card.distilled
     )
 
 
 #: Task, as cards name it, -> builds the network of such a card.
-BUILDERS: dict[str, Callable[[ModelCard], nn.Module]] = {"classification": build_classifier}
+BUILDERS: dict[str, Callable[[ModelCard], nn.Module]] = {"classification": _build_classifier}
 
 
 def _told_by_tensors(path: str | Path, name: str) -> ModelCard:

@@ -22,22 +22,15 @@ _COUNTER = "num_batches_tracked"
 
 @dataclass
 class LoadReport:
-    """What became of each tensor, by the network's names.
+    """What became of each tensor, by the network's names."""
 
-    Attributes:
-        format: How the checkpoint was recognised, e.g. ``"release, norms fused"`` or ``"by name"``.
-        loaded: Tensors that were copied into the model.
-        missing: Tensors of the model that the checkpoint lacks; they keep their values.
-        unexpected: Tensors of the checkpoint that the model lacks.
-        wrong_shape: Tensors of both that differ in shape, with both shapes.
-        fresh_heads: Classifiers that start afresh, as ``new_head`` allows, with both numbers of classes.
-    """
-
-    format: str
-    loaded: list[str] = field(default_factory=list)
+    format: str  # how the checkpoint was recognised, e.g. ``"release, norms fused"`` or ``"by name"``
+    loaded: list[str] = field(default_factory=list)  # tensors that were copied into the model
+    #: Tensors of the model that the checkpoint lacks; they keep their values.
     missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-    wrong_shape: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)  # tensors of the checkpoint that the model lacks
+    wrong_shape: list[str] = field(default_factory=list)  # tensors of both that differ in shape, with both shapes
+    #: Classifiers that start afresh, as ``new_head`` allows, with both numbers of classes.
     fresh_heads: list[str] = field(default_factory=list)
 
     @property
@@ -60,19 +53,12 @@ class LoadReport:
 
 @dataclass(frozen=True)
 class Match:
-    """A checkpoint's tensors by the network's names.
+    """A checkpoint's tensors by the network's names."""
 
-    Attributes:
-        state: All of them, whether they fit or not.
-        fitting: Those that can be copied.
-        fresh: Classifiers, by their modules' names, that none of them is for.
-        report: What became of each.
-    """
-
-    state: StateDict
-    fitting: StateDict
-    fresh: list[str]
-    report: LoadReport
+    state: StateDict  # all of them, whether they fit or not
+    fitting: StateDict  # those that can be copied
+    fresh: list[str]  # classifiers, by their modules' names, that none of them is for
+    report: LoadReport  # what became of each
 
 
 def spellings(model: nn.Module) -> list[Collection[str]]:

@@ -15,12 +15,8 @@ its input.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from timm.layers import DropPath, SelectAdaptivePool2d
-from timm.models import checkpoint_seq
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from mobilemamba.errors import ConfigError
@@ -34,6 +30,7 @@ from mobilemamba.layers.patch import PatchEmbed, PatchMerging
 from mobilemamba.layers.residual import Residual
 from mobilemamba.layers.ss2d import SS2D
 from mobilemamba.layers.wavelet_mamba import WaveletConv, WaveletMamba
+from mobilemamba.models.backbone import Backbone, Stage, drop_path_rates
 from mobilemamba.models.config import MobileMambaConfig
 
 
@@ -85,7 +82,7 @@ class Downsample(nn.Sequential):
         self.ffn1 = Residual(FFN(out_dim, ffn_ratio))
 
 
-class MobileMambaStage(nn.Module):
+class MobileMambaStage(Stage):
     """Downsampling, except in the first stage, then blocks.
 
     Args:
@@ -95,30 +92,20 @@ class MobileMambaStage(nn.Module):
     """
 
     def __init__(self, config: MobileMambaConfig, stage: int, drop_path_rates: list[float]):
-        super().__init__()
-        self.grad_checkpointing = False
         dim = config.embed_dims[stage]
-        self.downsample: nn.Module = nn.Identity()
-        if stage:
-            self.downsample = Downsample(config.embed_dims[stage - 1], dim, config.ffn_ratio)
-        self.blocks = nn.Sequential(
-            *(
+        super().__init__(
+            Downsample(config.embed_dims[stage - 1], dim, config.ffn_ratio) if stage else nn.Identity(),
+            (
                 Residual(
                     MobileMambaBlock(dim, build_mixer(config, stage), config.ffn_ratio),
                     DropPath(rate) if rate else None,
                 )
                 for rate in drop_path_rates
-            )
+            ),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.downsample(x)
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            return checkpoint_seq(self.blocks, x)
-        return self.blocks(x)
 
-
-class MobileMamba(nn.Module):
+class MobileMamba(Backbone):
     """The network; pictures (B, in_chans, H, W) of 32 px a side or more to logits (B, num_classes).
 
     Args:
@@ -148,32 +135,20 @@ class MobileMamba(nn.Module):
         scan_backend: str = "auto",
         distilled: bool = False,
     ):
-        super().__init__()
+        rates = drop_path_rates(drop_path_rate, config.depths)
+        super().__init__(
+            PatchEmbed(in_chans, config.embed_dims[0], config.stem_stride),
+            (MobileMambaStage(config, i, stage_rates) for i, stage_rates in enumerate(rates)),
+            config.embed_dims,
+            config.stem_stride,
+        )
         self.config = config
         self.num_classes = num_classes
-        self.num_features = self.head_hidden_size = config.embed_dims[-1]
-
-        self.patch_embed = PatchEmbed(in_chans, config.embed_dims[0], config.stem_stride)
-        rates = torch.linspace(0, drop_path_rate, sum(config.depths), device="cpu").tolist()
-        rates_of_stage = [
-            rates[sum(config.depths[:i]) : sum(config.depths[: i + 1])] for i in range(len(config.depths))
-        ]
-        self.stages = nn.Sequential(
-            *(MobileMambaStage(config, i, stage_rates) for i, stage_rates in enumerate(rates_of_stage))
-        )
-        self.feature_info = [
-            {"num_chs": dim, "reduction": config.stem_stride * 2**i, "module": f"stages.{i}"}
-            for i, dim in enumerate(config.embed_dims)
-        ]
         self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
         self.head_drop = nn.Dropout(drop_rate)
         self.head = NormLinear(self.num_features, num_classes)
         self.head_dist = NormLinear(self.num_features, num_classes) if distilled else None
         use_scan_backend(self, scan_backend)
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """(B, in_chans, H, W) to the last stage's map, (B, C, H/64, W/64) after three stages."""
-        return self.stages(self.patch_embed(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, C, h, w) to logits (B, num_classes), or to pooled features (B, C) before the classifier's norm."""
@@ -181,9 +156,6 @@ class MobileMamba(nn.Module):
         if pre_logits:
             return x
         return self.head(x) if self.head_dist is None else (self.head(x) + self.head_dist(x)) / 2
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
 
     def forward_heads(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, in_chans, H, W) to the logits of both classifiers, (B, num_classes) each, for a training with a teacher.
@@ -198,50 +170,6 @@ class MobileMamba(nn.Module):
             raise ConfigError("the network has one classifier; build it with distilled=True to have two")
         x = self.forward_head(self.forward_features(x), pre_logits=True)
         return self.head(x), self.head_dist(x)
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """timm's interface: the maps of chosen stages, with the last one in front unless ``intermediates_only``.
-
-        Args:
-            x: Pictures (B, in_chans, H, W).
-            indices: Stages, by index (negative from the end); an int takes the last so many; None takes all.
-            norm: Accepted for timm's sake; the stages end without a norm.
-            stop_early: Do not compute stages after the last one asked for.
-            output_fmt: Only ``"NCHW"``.
-            intermediates_only: Return the list alone.
-
-        Raises:
-            ConfigError: If ``output_fmt`` is another.
-        """
-        if output_fmt != "NCHW":
-            raise ConfigError(f"output_fmt={output_fmt!r}: only 'NCHW' is offered")
-        taken, last = feature_take_indices(len(self.stages), indices)
-        stages = self.stages[: last + 1] if stop_early else self.stages
-        intermediates = []
-        x = self.patch_embed(x)
-        for i, stage in enumerate(stages):
-            x = stage(x)
-            if i in taken:
-                intermediates.append(x)
-        return intermediates if intermediates_only else (x, intermediates)
-
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """timm's interface: drops the stages after the last one asked for, and the classifier."""
-        taken, last = feature_take_indices(len(self.stages), indices)
-        self.stages = self.stages[: last + 1]
-        if prune_head:
-            self.reset_classifier(0, "")
-        return taken
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
@@ -266,18 +194,3 @@ class MobileMamba(nn.Module):
         """Parameters that decay would harm: the state matrix, step-size biases, skip weights and learned scales."""
         leaves = ("A_log", "D", "dt_bias", "scale", "decay", "bonus", "mix")
         return {name for name, _ in self.named_parameters() if name.rsplit(".", 1)[-1] in leaves}
-
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade computation for memory in training: keep block inputs only."""
-        for stage in self.modules():
-            if isinstance(stage, MobileMambaStage):
-                stage.grad_checkpointing = enable
-
-    @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """timm's grouping of parameters by depth, for layer-wise learning rates."""
-        if coarse:
-            return {"stem": r"^patch_embed", "blocks": r"^stages\.(\d+)"}
-        blocks = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None)]
-        return {"stem": r"^patch_embed", "blocks": blocks}

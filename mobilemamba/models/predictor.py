@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,31 +26,43 @@ class Predictor:
 
     Attributes:
         columns: The names of what :meth:`lines` gives.
-        how: What was done to the network to make it fast, in words.
+        network: The one that is asked.
+        how: What was done to it to make it fast, in words.
     """
 
     columns: ClassVar[tuple[str, ...]]
 
-    def __init__(self, network: nn.Module, card: ModelCard, device: torch.device, topk: int = 5) -> None:
-        """Lays the network out for inference.
+    def __init__(
+        self,
+        network: nn.Module,
+        card: ModelCard,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        topk: int = 5,
+    ) -> None:
+        """Lays a copy of the network out for inference.
 
         Args:
-            network: On the CPU, in evaluation mode.
+            network: On the CPU or on the device.
             card: What it is of.
             device: Where it is to run.
+            dtype: Of its weights and pictures.
             topk: Most answers to give of a picture.
-
-        Raises:
-            ConfigError: If the network takes other pictures than of three colours.
         """
-        if card.in_chans != 3:
-            raise ConfigError(f"the network takes {card.in_chans} channels; pictures are given to it in RGB")
-        self.topk = topk
-        self.card, self.device = card, device
-        self.network, self.how = for_inference(network, device)
+        self.card, self.device, self.dtype, self.topk = card, device, dtype, topk
+        self.network, self.how = for_inference(network, device, dtype)
         how = asdict(card.preprocessing)
         self._upright = how.pop("upright") is not False  # so where the weights do not say
         self._transform = eval_transform(**how)
+
+    def check(self) -> None:
+        """Refuses a network that has no answer for pictures.
+
+        Raises:
+            ConfigError: If it takes other ones than of three colours.
+        """
+        if self.card.in_chans != 3:
+            raise ConfigError(f"the network takes {self.card.in_chans} channels; pictures are given to it in RGB")
 
     def read(self, path: Path) -> Image.Image:
         """A picture in RGB, turned as the network was trained on such ones.
@@ -66,7 +79,7 @@ class Predictor:
     @torch.inference_mode()
     def forward(self, pictures: Tensor) -> Any:
         """What the network makes of prepared pictures (B, C, H, W)."""
-        return self.network(pictures.to(self.device, memory_format=torch.channels_last))
+        return self.network(pictures.to(self.device, self.dtype, memory_format=torch.channels_last))
 
     def rows(self, outputs: Any) -> list[Row]:
         """The answer for each picture of a batch."""
@@ -82,23 +95,24 @@ class Predictor:
 
 
 class ClassificationPredictor(Predictor):
-    """Names the likeliest classes: rows ``{"classes": [{"index", "name", "probability"}, ...]}``.
-
-    Raises:
-        ConfigError: If the network has no classifier.
-    """
+    """Names the likeliest classes: rows ``{"classes": [{"index", "name", "probability"}, ...]}``."""
 
     columns = ("rank", "index", "class", "probability")
 
-    def __init__(self, network: nn.Module, card: ModelCard, device: torch.device, topk: int = 5) -> None:
-        if not card.num_classes:
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Those of the classes."""
+        return class_names(self.card)
+
+    def check(self) -> None:
+        """See :meth:`Predictor.check`; refuses one without a classifier, too."""
+        super().check()
+        if not self.card.num_classes:
             raise ConfigError("the network has no classifier; give weights of one with its classes")
-        super().__init__(network, card, device, min(topk, card.num_classes))
-        self.names = class_names(card)
 
     def rows(self, outputs: Tensor) -> list[Row]:
         """The likeliest classes first, of logits (B, classes)."""
-        top = outputs.float().softmax(-1).topk(self.topk)
+        top = outputs.float().softmax(-1).topk(min(self.topk, self.card.num_classes))
         return [
             {
                 "classes": [
@@ -110,13 +124,11 @@ class ClassificationPredictor(Predictor):
         ]
 
     def lines(self, row: Row) -> list[list[Any]]:
-        """A line for each class; ranks from 1."""
         return [
             [rank, entry["index"], entry["name"], entry["probability"]] for rank, entry in enumerate(row["classes"], 1)
         ]
 
     def draw(self, picture: Image.Image, row: Row) -> Image.Image:
-        """The picture above the names of its classes."""
         text = "\n".join(f"{entry['probability']:6.1%}  {_in_latin(entry)}" for entry in row["classes"])
         left, top, right, bottom = ImageDraw.Draw(picture).multiline_textbbox((6, 4), text, font_size=14)
         drawn = Image.new("RGB", (max(picture.width, int(right + left)), picture.height + int(bottom + top)), "white")

@@ -32,21 +32,13 @@ _LEAST_SHARE = 0.05
 
 @dataclass(frozen=True)
 class FoundTensors:
-    """One network's tensors, by the names they have in the file.
+    """One network's tensors, by the names they have in the file."""
 
-    Attributes:
-        state: The tensors, prefix taken off.
-        where: The source, for messages.
-        ema: Whether they are an exponential moving average, by the name of what they were wrapped in.
-        ordered: Whether their order is that of the network's layers; a ``.safetensors`` file does not keep it.
-        begin: The first keys of the file, for messages.
-    """
-
-    state: StateDict
-    where: str
-    ema: bool
-    ordered: bool
-    begin: list[str]
+    state: StateDict  # the tensors, prefix taken off
+    where: str  # the source, for messages
+    ema: bool  # whether they are an exponential moving average, by the name of what they were wrapped in
+    ordered: bool  # whether their order is that of the network's layers; a ``.safetensors`` file does not keep it
+    begin: list[str]  # the first keys of the file, for messages
 
 
 def read_checkpoint(path: str | Path, *, mmap: bool = False) -> Mapping[str, Any]:

@@ -28,41 +28,27 @@ _TABLES: dict[str, Backends] = {}
 
 @dataclass(frozen=True)
 class Backend:
-    """One way to compute an operation.
+    """One way to compute an operation."""
 
-    Attributes:
-        name: What users ask for.
-        summary: One line for ``mobilemamba backends``.
-        forward: Computes it.
-        backward: Its gradients, where autograd is not to find them by itself.
-        device_type: The devices that it is made for, e.g. cuda; none: all.
-        unavailable: Given a device, a dtype and what else the operation says of its inputs, the reason why it cannot
-            run on them, or None.
-    """
-
-    name: str
-    summary: str
-    forward: Callable[..., Any]
-    backward: Callable[..., Any] | None = None
-    device_type: str | None = None
+    name: str  # what users ask for
+    summary: str  # one line for ``mobilemamba backends``
+    forward: Callable[..., Any]  # computes it
+    backward: Callable[..., Any] | None = None  # its gradients, where autograd is not to find them by itself
+    device_type: str | None = None  # the devices that it is made for, e.g. cuda; none: all
+    #: Given a device, a dtype and what else the operation says of its inputs, the reason why it cannot run on them, or
+    #: None.
     unavailable: Callable[..., str | None] = lambda *_, **__: None
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """What computes an operation.
+    """What computes an operation."""
 
-    Attributes:
-        op: The operation.
-        runs: What computes it: a backend's name, or PyTorch, whose own operators then do it.
-        refused: What is made for the device and faster but does not, each with the reason.
-        chosen: Whether the user asked for it by name.
-    """
-
-    op: str
-    runs: str
+    op: str  # the operation
+    runs: str  # what computes it: a backend's name, or PyTorch, whose own operators then do it
+    #: What is made for the device and faster but does not, each with the reason.
     refused: dict[str, str] = field(default_factory=dict)
-    chosen: bool = False
+    chosen: bool = False  # whether the user asked for it by name
 
     def __str__(self) -> str:
         return f"{self.op} {self.runs}" + (" (chosen)" if self.chosen else "")

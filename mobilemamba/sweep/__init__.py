@@ -2,10 +2,11 @@
 
 from mobilemamba.sweep.config import Sweep
 from mobilemamba.sweep.network import network_kwargs
-from mobilemamba.sweep.plan import Config, Row, differences, expand, flatten, select
+from mobilemamba.sweep.plan import Row, expand, select
 from mobilemamba.sweep.row import fit_row
 from mobilemamba.sweep.runner import SweepFailedError, SweepRunner
 from mobilemamba.sweep.saved import PLAN_FILE
+from mobilemamba.sweep.settings import Config, differences, flatten
 
 __all__ = [
     "PLAN_FILE",

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,12 +19,13 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mobilemamba.data.base import data_of
-from mobilemamba.errors import ConfigError, user_error
+from mobilemamba.errors import user_error
 from mobilemamba.files import read_json, write_json
 from mobilemamba.scores import LOSS, Score
 from mobilemamba.sweep.launchers.base import Event
-from mobilemamba.sweep.plan import Config, Row, lookup, short_key
+from mobilemamba.sweep.plan import Row
 from mobilemamba.sweep.row import FitRow, run_logged
+from mobilemamba.sweep.settings import Config, lookup
 from mobilemamba.sweep.sheet import Sheet, cell
 from mobilemamba.sweep.table import labels
 from mobilemamba.training.provenance import pictures_used
@@ -32,10 +33,6 @@ from mobilemamba.training.provenance import pictures_used
 Command = Literal["validate", "test"]
 #: Runs a command line, e.g. ``["validate", "--config", "run.yaml"]``, in this process.
 Run = Callable[[list[str]], object]
-#: Options that choose the sweep, and so are none of its rows' own.
-_OF_SWEEP = ("config", "name", "table_size", "sweep", "trainer.default_root_dir")
-#: Options that would make a row something else than what was trained, or take the place of the sweep's own.
-_REFUSED = ("model", "ckpt_path", "trainer.callbacks", "per_class")
 
 
 class SaveMetrics(Callback):
@@ -88,15 +85,7 @@ def evaluates_here(launcher: str, jobs: int, config: Config) -> bool:
 
 
 def evaluate_here(run_dirs: list[Path], command: Command, file: str, options: list[str], run: Run) -> Generator[Event]:
-    """As a launcher with :func:`evaluator`, in this process.
-
-    Args:
-        run_dirs: Folders of finished rows.
-        command: On which part of the data.
-        file: Name of the file in each folder that takes the metrics.
-        options: Laid over each row's settings.
-        run: Runs a command line.
-    """
+    """As a launcher with :func:`evaluator`, in this process, where ``run`` runs a command line."""
     for run_dir in run_dirs:
         yield "started", run_dir, None
         yield "done", run_dir, _evaluate(command, file, options, run_dir, run=run)
@@ -140,22 +129,10 @@ def _evaluate(
     stop: threading.Event | None = None,
     run: Run | None = None,
 ) -> str | None:
-    """Evaluates ``best.safetensors`` of a run folder with the row's own settings.
+    """Evaluates ``best.safetensors`` of a run folder with the row's own settings and these options laid over them.
 
-    Args:
-        command: On which part of the data.
-        file: Name of the file in the folder that takes the metrics.
-        options: Laid over the row's settings, e.g. ``["--data.root", "elsewhere"]``.
-        run_dir: Holds ``run.yaml`` and the weights.
-        environment: Variables set for the process.
-        stop: Once set, the process is ended.
-        run: Runs a command line in this process; None starts one.
-
-    Returns:
-        None if the metrics are there, otherwise the reason in one line.
-
-    Raises:
-        OSError: If the folder cannot be written.
+    None if the metrics are in ``file`` there, otherwise the reason in one line. It takes a process, unless ``run`` does
+    it in this one.
     """
     target, weights = run_dir / file, run_dir / "best.safetensors"
     if not weights.exists():
@@ -175,47 +152,14 @@ def _evaluate(
     return None if target.exists() else ending
 
 
-def passed_on(args: Sequence[str]) -> list[str]:
-    """The options of ``validate --config SWEEP`` that reach each row, in the order given.
-
-    Args:
-        args: Options, without the command.
-
-    Raises:
-        ConfigError: If one of them would make a row another network than the one that was trained.
-    """
-    kept: list[str] = []
-    rest = iter(args)
-    for arg in rest:
-        name, equals, _ = arg.partition("=")
-        values = [] if equals else [next(rest, "")]
-        key = short_key(name.removeprefix("--").removesuffix("+"))
-        if _is_one_of(key, _REFUSED):
-            raise ConfigError(
-                f"{name} with a sweep: every finished row is evaluated with its own network; leave it out, or add "
-                "--sweep null to evaluate one network"
-            )
-        if not _is_one_of(key, _OF_SWEEP):
-            kept += [arg, *values]
-    return kept
-
-
 def _fused(score: Score) -> Score:
     return replace(score, key=f"{score.key}_fused", label=f"{score.label} fused")
-
-
-def _is_one_of(key: str, names: tuple[str, ...]) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def evaluation_sheet(title: str, rows: list[Row], swept: list[str], command: Command) -> Sheet:
     """What the evaluations of these rows found, and in how many pictures folding the norms changed the class.
 
-    Args:
-        title: Of the table.
-        rows: Those without metrics are left out.
-        swept: Settings to show.
-        command: Which evaluation.
+    Rows without metrics are left out.
     """
     scores = [*dict.fromkeys(score for row in rows for score in row.scores), LOSS]
     header = ["row", *labels(swept).values(), *(score.head for score in scores), _fused(scores[0]).head, "changed"]

@@ -49,12 +49,7 @@ class Display:
         say(text, self.console)
 
     def update(self, records: list[Record], progress: dict[str, dict[str, Any]]) -> None:
-        """Shows the rows.
-
-        Args:
-            records: The table.
-            progress: Row name -> its ``progress.json``, for those that run.
-        """
+        """Shows the rows; ``progress`` is row name -> its ``progress.json``, for those that run."""
         if self.live:
             self._last = records, progress
             self.live.update(self.table(records, progress, self.console.height), refresh=True)
@@ -66,13 +61,7 @@ class Display:
             self._said[entry["run"]] = line
 
     def table(self, records: list[Record], progress: dict[str, dict[str, Any]], height: int | None = None) -> Group:
-        """The rows as a table for the console.
-
-        Args:
-            records: The table.
-            progress: As for :meth:`update`.
-            height: Lines of the screen; where the rows are more, those that run or failed come first.
-        """
+        """The rows as a table; if they are more than fit this height, those that run or failed come first."""
         known = [entry for entry in records if entry["data"]]
         notes = list(dict.fromkeys(f"{_headline(entry).label} on {entry['data']}" for entry in known))
         if len(marks := condition_marks(records)) > 1:

@@ -14,7 +14,8 @@ from mobilemamba.analysis import complexity
 from mobilemamba.errors import ConfigError, user_error
 from mobilemamba.models import fuse_norms
 from mobilemamba.models.config import VARIANTS
-from mobilemamba.sweep.plan import Config, Row, lookup
+from mobilemamba.sweep.plan import Row
+from mobilemamba.sweep.settings import Config, lookup
 from mobilemamba.sweep.table import paper_columns
 from mobilemamba.training.contract import TaskContract, scores_of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 from mobilemamba.errors import ConfigError, MobileMambaError
 from mobilemamba.scores import Score
 from mobilemamba.sweep.config import Sweep
+from mobilemamba.sweep.settings import Config, flatten, lookup, short_key
 
-Config = dict[str, Any]
 Value = TypeVar("Value")
 #: Lays dotted settings over the base and returns the whole, checked configuration.
 Resolve = Callable[[Config], Config]
@@ -100,11 +100,7 @@ def expand(sweep: Sweep, root: Path, resolve: Resolve, given: Iterable[str] = ()
 
 
 def select(rows: list[Row], only: str | list[str]) -> list[Row]:
-    """The rows that ``--sweep.only`` names, in the sweep's order.
-
-    Raises:
-        ConfigError: If a name or pattern fits no row.
-    """
+    """The rows that ``--sweep.only`` names, each name or pattern one at least, in the sweep's order."""
     patterns = [only] if isinstance(only, str) else only
     for pattern in patterns:
         if not any(_fits(row, pattern) for row in rows):
@@ -113,60 +109,10 @@ def select(rows: list[Row], only: str | list[str]) -> list[Row]:
     return [row for row in rows if any(_fits(row, pattern) for pattern in patterns)]
 
 
-def lookup(config: Config, key: str) -> Any:
-    """The value of a dotted setting, with or without ``init_args``; None where it is not set."""
-    value: Any = config
-    for part in key.split("."):
-        if isinstance(value, dict) and part not in value and "init_args" in value:
-            value = value["init_args"]
-        value = value.get(part) if isinstance(value, dict) else None
-    if isinstance(value, dict) and set(value) == {"class_path", "init_args"}:
-        return str(value["class_path"]).rpartition(".")[2]
-    return value
-
-
-def differences(
-    old: Config, new: Config, within: Sequence[str] | None = None, without: Sequence[str] = ()
-) -> list[str]:
-    """What two configurations differ in, as ``setting: old -> new``.
-
-    Args:
-        old: Nested settings.
-        new: Nested settings.
-        within: Only these settings and what is inside them.
-        without: Not these.
-    """
-    before, after = flatten(old), flatten(new)
-    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    keys = [key for key in keys if (within is None or _inside(key, within)) and not _inside(key, without)]
-    return [f"{key}: {json.dumps(before.get(key))} -> {json.dumps(after.get(key))}" for key in keys]
-
-
-def _inside(key: str, names: Sequence[str]) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in names)
-
-
-def flatten(config: Config, prefix: str = "") -> Config:
-    """Nested settings as dotted ones, ``init_args`` left out."""
-    flat: Config = {}
-    for key, value in config.items():
-        name = short_key(f"{prefix}{key}")
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{name}.")
-        else:
-            flat[name] = value
-    return flat
-
-
-def short_key(key: str) -> str:
-    """``model.init_args.lr`` as ``model.lr``: both are accepted, but not one of each in the same file."""
-    return ".".join(part for part in key.split(".") if part != "init_args")
-
-
 def _named_overrides(sweep: Sweep) -> tuple[dict[str, Config], dict[str, str]]:
     """Row name -> its changes, and row name -> its group."""
-    rows = {name: _by_short_key(f"row {name!r}", row or {}) for name, row in sweep.rows.items()} or {"": {}}
-    grid = _by_short_key("sweep.grid", sweep.grid)
+    rows = {name: _by_short_key(row) for name, row in sweep.rows.items()} or {"": {}}
+    grid = _by_short_key(sweep.grid)
     named: dict[str, Config] = {}
     groups: dict[str, str] = {}
     for (name, changes), values in itertools.product(rows.items(), itertools.product(*grid.values())):
@@ -180,16 +126,11 @@ def _named_overrides(sweep: Sweep) -> tuple[dict[str, Config], dict[str, str]]:
         named[full_name] = {**changes, **point}
         seedless = [part for key, part in parts.items() if key != SEED]
         groups[full_name] = ",".join(([name] if name else []) + seedless) or "base"
-    return _scaled(named, _by_short_key("sweep.scale", sweep.scale)), groups
+    return _scaled(named, _by_short_key(sweep.scale)), groups
 
 
-def _by_short_key(where: str, settings: dict[str, Value]) -> dict[str, Value]:
-    short: dict[str, Value] = {}
-    for key, value in settings.items():
-        if short_key(key) in short:
-            raise ConfigError(f"{where} sets {short_key(key)} twice; keep one of them")
-        short[short_key(key)] = value
-    return short
+def _by_short_key(settings: dict[str, Value] | None) -> dict[str, Value]:
+    return {short_key(key): value for key, value in (settings or {}).items()}
 
 
 def _scaled(named: dict[str, Config], scale: dict[str, float]) -> dict[str, Config]:
@@ -242,15 +183,12 @@ def _compact(value: Any) -> str:
 
 
 def _check_name(name: str) -> None:
-    readable = name.strip() and name.isprintable() and not set(name) & set("/\\")
-    if not readable or name.startswith(".") or name.lower() in _TAKEN:
-        raise ConfigError(f"row name {name!r} cannot be a folder's name; use letters, digits, _ and -")
-    if name != name.strip():
-        raise ConfigError(f"row name {name!r} begins or ends with a blank, which nobody sees; take it out")
-    if (size := len(name.encode())) > _LONGEST_NAME:
+    plain = name == name.strip() and name.isprintable() and not set(name) & set("/\\") and not name.startswith(".")
+    if not name or not plain or name.lower() in _TAKEN or len(name.encode()) > _LONGEST_NAME:
         raise ConfigError(
-            f"row name {name[:40]!r}... has {size} bytes, a folder's name {_LONGEST_NAME} at most; shorten it, or give "
-            "the rows of a sweep.grid as sweep.rows with names of their own"
+            f"row name {name[:40]!r} cannot be a folder's name: expected at most {_LONGEST_NAME} bytes without blanks "
+            "at the ends, and none that a sweep has a file of; use letters, digits, _ and -, or give the rows of a "
+            "sweep.grid as sweep.rows with names of their own"
         )
 
 

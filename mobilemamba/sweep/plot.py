@@ -6,16 +6,11 @@ import math
 from pathlib import Path
 from typing import Any
 
-from mobilemamba.analysis.figures import legible, png_figure
+from mobilemamba.analysis.figures import label_points, legible, png_figure
 from mobilemamba.scores import Score
 from mobilemamba.sweep.seeds import Record, over_seeds
 from mobilemamba.sweep.table import condition_marks, describe, scores_of
 
-#: Left, bottom, right and top in pixels.
-_Box = tuple[float, float, float, float]
-#: Where a label may stand: right or left of its point, and how many points above.
-_PLACES = [(side, height) for step in range(8) for height in (11 * step, -11 * step) for side in (1, -1)]
-_GAP = 7  # points between a point and its label
 _AXES = {"flops_m": "FLOPs (M), paper's convention", "throughput": "throughput (img/s)"}
 
 
@@ -28,7 +23,10 @@ def plot(records: list[Record], title: str, path: Path, paper_note: str) -> None
     Raises:
         OSError: If the file cannot be written.
     """
-    shown = [{**entry, "run": legible(entry["run"])} for entry in over_seeds(records)]
+    shown = [
+        {**entry, "run": legible(entry["run"]), "place": place, "paper_place": place}
+        for place, entry in enumerate(over_seeds(records), 1)
+    ]
     title, conditions = legible(title), "\n".join(map(legible, describe(records))) or "nothing measured yet"
     tall = any(entry[f"paper_{scores_of(shown)[0].key}"] is not None for entry in shown)
     texts = [title, conditions, *(entry["run"] for entry in shown)]
@@ -41,13 +39,13 @@ def _draw(figure: Any, title: str, shown: list[Record], paper_note: str, subtitl
     measured = [entry for entry in shown if entry[score.key] is not None]
     paper = [entry for entry in shown if entry[f"paper_{score.key}"] is not None]
     colours = {entry["run"]: f"C{index % 10}" for index, entry in enumerate(shown)}
-    tall = 2 if paper else 1
-    axes = figure.subplots(tall, 2, squeeze=False, height_ratios=[5, 3][:tall])
+    panels = [_known_axes(measured), *([_known_axes(paper, "paper_")] if paper else [])]
+    axes = figure.subplots(len(panels), max(map(len, panels)), squeeze=False, height_ratios=[5, 3][: len(panels)])
     data = " / ".join(dict.fromkeys(str(entry["data"]) for entry in measured)) or "no row finished yet"
     speed = " / ".join(dict.fromkeys(str(entry["device"]) for entry in measured if entry["throughput"]))
     if (ways := len(condition_marks(measured))) > 1:
         speed += f"; in {ways} ways, which do not compare"
-    for axis, (key, label) in zip(axes[0], _AXES.items(), strict=True):
+    for axis, (key, label) in zip(axes[0], panels[0].items(), strict=False):
         points = [entry for entry in measured if entry[key] is not None]
         for entry in points:
             look = {"fmt": "none", "ecolor": colours[entry["run"]], "alpha": 0.3}
@@ -55,13 +53,16 @@ def _draw(figure: Any, title: str, shown: list[Record], paper_note: str, subtitl
         _scatter(axis, points, key, score.key, colours, "o")  # after the bars, whose scale keeps labels apart
         xlabel = f"{label}, {speed}" if key == "throughput" and speed else label
         axis.set(xlabel=xlabel, ylabel=f"{score.head}, {data}")
-    for axis, (key, label) in zip(axes[1] if paper else [], _AXES.items(), strict=False):
+    for axis, (key, label) in zip(axes[1], panels[1].items(), strict=False) if paper else []:
         known = [entry for entry in paper if entry[f"paper_{key}"] is not None]
         _scatter(axis, known, f"paper_{key}", f"paper_{score.key}", colours, "D")
         axis.set(xlabel=label, ylabel=f"paper's {score.head}", title=f"paper: {paper_note}", facecolor="#f4f4f4")
         axis.title.set_fontsize(9)
+    for row, drawn in zip(axes, panels, strict=True):
+        for axis in row[len(drawn) :]:
+            axis.remove()
     figure.suptitle(f"{title}\n", fontweight="bold")
-    figure.text(0.5, 0.965 if tall == 2 else 0.945, subtitle, ha="center", va="top", fontsize=8)
+    figure.text(0.5, 0.965 if paper else 0.945, subtitle, ha="center", va="top", fontsize=8)
     _add_grid(figure)
 
 
@@ -93,9 +94,17 @@ def plot_together(sweeps: dict[str, list[Record]], path: Path) -> None:
                         look = {"fmt": "os^D"[number // 10 % 4], "color": f"C{number % 10}", "alpha": 0.7}
                         drawn[title] = axis.errorbar(x, y, [_bar(entry, score) for entry in points], **look)
                 axis.set(xlabel=label, ylabel=f"{score.head}, {data}")
+                if not axis.containers:
+                    axis.remove()
         if drawn:
             figure.legend(drawn.values(), drawn, loc="outside lower center", ncols=min(len(drawn), 5), fontsize=8)
         _add_grid(figure)
+
+
+def _known_axes(entries: list[Record], prefix: str = "") -> dict[str, str]:
+    """The axes that some of the rows have values for; where there are none, that of their places in the table."""
+    known = {key: label for key, label in _AXES.items() if any(e[f"{prefix}{key}"] is not None for e in entries)}
+    return known or {"place": "row of the table"}
 
 
 def _add_grid(figure: Any) -> None:
@@ -114,37 +123,7 @@ def _scatter(axis: Any, points: list[Record], x: str, y: str, colours: dict[str,
             **(hollow or {"c": colours[entry["run"]]}),
         )
     axis.margins(0.3, 0.18)
-    axis.figure.canvas.draw()  # fixes the scales, by which labels are kept apart
-    taken: list[_Box] = []
-    pixels = axis.figure.dpi / 72
-    for entry in sorted(points, key=lambda entry: -entry[y]):
-        centre = axis.transData.transform((entry[x], entry[y]))
-        size = (4.8 * len(entry["run"]) * pixels, 10.0 * pixels)
-        boxes = {place: _box(centre, place, size, pixels) for place in _PLACES}
-        side, height = next((place for place in _PLACES if not _overlaps(boxes[place], taken)), _PLACES[0])
-        taken.append(boxes[side, height])
-        axis.annotate(
-            entry["run"],
-            (entry[x], entry[y]),
-            xytext=(side * _GAP, height),
-            textcoords="offset points",
-            ha="left" if side > 0 else "right",
-            va="center",
-            fontsize=8,
-            color=colours[entry["run"]],
-            arrowprops={"arrowstyle": "-", "lw": 0.4, "color": colours[entry["run"]]} if height else None,
-        )
-
-
-def _box(centre: Any, place: tuple[int, int], size: tuple[float, float], pixels: float) -> _Box:
-    side, height = place
-    left = centre[0] + side * _GAP * pixels - (size[0] if side < 0 else 0)
-    middle = centre[1] + height * pixels
-    return left, middle - size[1] / 2, left + size[0], middle + size[1] / 2
-
-
-def _overlaps(box: _Box, others: list[_Box]) -> bool:
-    return any(box[0] < o[2] and o[0] < box[2] and box[1] < o[3] and o[1] < box[3] for o in others)
+    label_points(axis, [(entry[x], entry[y], entry["run"], colours[entry["run"]]) for entry in points])
 
 
 def _bar(entry: Record, score: Score) -> float:

@@ -22,17 +22,17 @@ from mobilemamba.sweep.evaluate import (
     evaluates_here,
     evaluation_sheet,
     evaluator,
-    passed_on,
 )
 from mobilemamba.sweep.hparams import write_hparams
 from mobilemamba.sweep.launchers import Launch, launcher
 from mobilemamba.sweep.launchers.base import Event
 from mobilemamba.sweep.live import Display
 from mobilemamba.sweep.network import check_and_count, complete
-from mobilemamba.sweep.plan import PLACE, Row, differences, lookup, select
+from mobilemamba.sweep.plan import PLACE, Row, select
 from mobilemamba.sweep.row import FitRow, fit_row, is_finished, is_locked
 from mobilemamba.sweep.saved import SavedSweep, save_plan, write_tables
 from mobilemamba.sweep.seeds import Record
+from mobilemamba.sweep.settings import differences, lookup
 from mobilemamba.sweep.table import FUSED_FILE, record
 
 
@@ -65,7 +65,7 @@ class SweepRunner:
             sweep: What to do with the rows.
             rows: All of them.
             root: Folder of the table, with one folder a row in it.
-            options: Of the command line, for ``validate`` and ``test`` to pass on to each row.
+            options: That ``validate`` and ``test`` lay over each row's settings.
             fit: Trains the row of a run folder.
             run: Runs a command line in this process; None has every row evaluated in a process of its own.
 
@@ -117,7 +117,6 @@ class SweepRunner:
         self._evaluate("test")
 
     def _evaluate(self, command: Command) -> None:
-        options = passed_on(self.options)
         rows = [row for row in self.selected if not row.fused_of and is_finished(row.run_dir)]
         if not rows:
             raise ConfigError(
@@ -130,14 +129,8 @@ class SweepRunner:
         names = {row.run_dir: row.name for row in rows}
         self._failures = {}
         with self._lock(), stop_on_signals():
-            events = self._evaluations(launch, list(names), command, f"{command}.json", options)
-            with contextlib.closing(events):
-                for event, run_dir, reason in events:
-                    if event == "said":
-                        display.say(str(reason))
-                    elif event == "done":
-                        display.say(f"{names[run_dir]}: {reason or 'done'}")
-                        self._failures |= {names[run_dir]: reason} if reason else {}
+            events = self._evaluations(launch, list(names), command, f"{command}.json", self.options)
+            self._follow(display, names, events, table=False)
         sheet = evaluation_sheet(f"{self.root.name}: {command}", rows, self.swept, command)
         write_text_atomic(self.root / f"{command}.csv", sheet.to_csv())
         write_text_atomic(self.root / f"{command}.md", sheet.to_markdown())
@@ -185,14 +178,14 @@ class SweepRunner:
         self._raise_failures()
 
     def _evaluations(
-        self, launch: Launch, run_dirs: list[Path], command: Command, file: str, options: list[str]
+        self, launch: Launch, run_dirs: list[Path], command: Command, file: str, options: Sequence[str]
     ) -> Generator[Event]:
         if self.run and evaluates_here(self.sweep.launcher, self.sweep.jobs, self.selected[0].config):
-            return evaluate_here(run_dirs, command, file, options, self.run)
-        return launch(run_dirs, evaluator(command, file, options))
+            return evaluate_here(run_dirs, command, file, [*options], self.run)
+        return launch(run_dirs, evaluator(command, file, [*options]))
 
-    def _follow(self, display: Display, names: dict[Path, str], events: Generator[Event]) -> None:
-        """Keeps the table up to date while rows run."""
+    def _follow(self, display: Display, names: dict[Path, str], events: Generator[Event], table: bool = True) -> None:
+        """Keeps the table up to date while rows run, or says a line of each that is done."""
         with contextlib.closing(events):
             for event, run_dir, reason in events:
                 if event == "said":
@@ -203,7 +196,10 @@ class SweepRunner:
                     self._running.discard(names[run_dir])
                     if reason is not None:
                         self._failures[names[run_dir]] = reason
-                self._refresh(display, write=event == "done")
+                    if not table:
+                        display.say(f"{names[run_dir]}: {reason or 'done'}")
+                if table:
+                    self._refresh(display, write=event == "done")
 
     def _raise_failures(self) -> None:
         failed = [(row, self._failures[row.name]) for row in self.selected if row.name in self._failures]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -10,7 +9,6 @@ from typing import Any, ClassVar
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -19,23 +17,18 @@ from torchmetrics import MeanMetric
 
 from mobilemamba.data import DataModule
 from mobilemamba.data.base import data_of
-from mobilemamba.errors import ConfigError
 from mobilemamba.models import ModelCard, Preprocessing, fuse_norms, load_weights
 from mobilemamba.models.card import CARD_KEY
 from mobilemamba.models.fuse import count_batch_norms
-from mobilemamba.models.inference import for_inference
-from mobilemamba.training.callbacks.validation import is_trial
-from mobilemamba.training.contract import TaskContract, init_arguments
+from mobilemamba.models.predictor import PREDICTORS, Predictor
+from mobilemamba.training.contract import TaskContract, init_arguments, plain_settings
 from mobilemamba.training.metrics import Comparison, Metrics
 from mobilemamba.training.optimizer import DecayRule, parameter_groups, scale_lr, set_learning_rates
-from mobilemamba.training.provenance import pictures_used
-from mobilemamba.training.schedule import warmup_cosine_scheduler
+from mobilemamba.training.provenance import pictures_a_step
+from mobilemamba.training.schedule import set_rates_of_now, steps_of, warmup_cosine_scheduler
 
 #: For the log of a number that all processes have computed together; Lightning would warn of it otherwise.
 SAME_EVERYWHERE: dict[str, Any] = {"sync_dist": True, "reduce_fx": "max"}
-
-#: Arguments of an ``__init__`` that say where the weights come from, which a checkpoint has no need of; Python's own.
-_NOT_KEPT = {"self", "__class__", "weights", "partial_weights", "new_head", "training"}
 
 
 class Task(TaskContract, LightningModule):
@@ -109,31 +102,19 @@ class Task(TaskContract, LightningModule):
         Raises:
             ConfigError: If a value is out of range.
         """
-        given = {name: value for name, value in locals().items() if name not in _NOT_KEPT}
+        given = dict(locals())
         super().__init__()
         self.keep_settings(given)
         self._weights, self._accepted = weights, {"partial": partial_weights, "new_head": new_head}
         self.ema: ModelEmaV3 | None = None
 
     def keep_settings(self, given: Mapping[str, Any]) -> None:
-        """Adds the arguments of an ``__init__`` to ``hparams``, plain values all, after checking their ranges.
-
-        Plain, as checkpoints have to load with ``weights_only=True``; and the real values, as what the command line
-        links is not in its own record.
+        """Adds the arguments of an ``__init__`` to ``hparams``.
 
         Raises:
             ConfigError: If a value is out of range.
         """
-        # Through JSON: lists for tuples, so that hparams.yaml is plain YAML.
-        kept = json.loads(json.dumps({key: given[key] for key in given if key not in _NOT_KEPT}))
-        for name, (low, high) in self.LIMITS.items():
-            value = kept.get(name)
-            if value is not None and not (low <= value <= high and math.isfinite(value)):
-                expected = f"{low} or more" if high == math.inf else f"{low} to {high}"
-                raise ConfigError(f"{name}={value}: expected {expected}; change model.{name}")
-        if not all(0 <= beta < 1 for beta in kept.get("betas", ())):
-            raise ConfigError(f"betas={kept['betas']}: expected two numbers from 0 to below 1; change model.betas")
-        self.save_hyperparameters({**self.hparams, **kept})
+        self.save_hyperparameters({**self.hparams, **plain_settings(given, self.LIMITS)})
 
     def use_network(self, model: nn.Module) -> None:
         """Takes a network as the one to train: its weights, its layout, its average, the compiler.
@@ -168,8 +149,12 @@ class Task(TaskContract, LightningModule):
 
     @property
     def model_card(self) -> ModelCard:
-        """What exported weights say of the network."""
         raise NotImplementedError
+
+    def predictor(self) -> Predictor:
+        """Asks the network about pictures as ``predict`` does, on this device; of a copy that is fast in inference."""
+        card = self.model_card
+        return PREDICTORS.get(card.task, Predictor)(self.model, card, self.device)
 
     # What the network sees.
 
@@ -197,19 +182,14 @@ class Task(TaskContract, LightningModule):
     def on_train_start(self) -> None:
         """Sets the first step's learning rate: a checkpoint brings that of its own training's length."""
         schedule = self.lr_schedulers()
-        if not isinstance(schedule, LambdaLR):  # a callback's that looks for a rate
-            return
-        for group, peak, ratio in zip(
-            schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
-        ):
-            group["lr"] = peak * ratio(schedule.last_epoch)
+        if isinstance(schedule, LambdaLR):  # and not a callback's that looks for a rate
+            set_rates_of_now(schedule)
 
     def on_train_epoch_start(self) -> None:
         """Starts the epoch's mean; not where an epoch goes on after a resume."""
         self.mean_train_loss.reset()
 
     def training_step(self, batch: tuple[Any, Any]) -> Tensor:
-        """The loss of a batch."""
         images, targets = batch
         loss = self.training_loss(images, targets)
         self.mean_train_loss.update(torch.where(loss.isfinite(), loss, torch.nan).detach(), len(images))
@@ -218,11 +198,9 @@ class Task(TaskContract, LightningModule):
         return loss
 
     def on_train_epoch_end(self) -> None:
-        """Logs the mean loss."""
         self.log("train/loss", self.mean_train_loss.compute(), **SAME_EVERYWHERE)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """A step, then one of the average."""
         super().optimizer_step(*args, **kwargs)
         if self.ema is not None:
             self.ema.update(self.model)
@@ -230,9 +208,8 @@ class Task(TaskContract, LightningModule):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The optimiser's groups, without their learning rates; a resume is checked against them."""
         hparams = self.hparams
-        return parameter_groups(
-            self.model, hparams["weight_decay"], hparams["weight_decay_rule"], hparams["layer_decay"]
-        )
+        decay = hparams["weight_decay"], hparams["weight_decay_rule"], hparams["layer_decay"]
+        return parameter_groups(self.model, *decay)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with warm-up and cosine, set every step.
@@ -240,59 +217,23 @@ class Task(TaskContract, LightningModule):
         Raises:
             ConfigError: If the training has no end to which the cosine could lead, or no epochs for the warm-up.
         """
-        hparams, trainer = self.hparams, self.trainer
-        trainer.fit_loop.setup_data()  # Lightning does so only where it needs the length of an epoch itself
-        total_steps = trainer.estimated_stepping_batches
-        if not 0 < total_steps < math.inf:
-            raise ConfigError(
-                f"trainer.max_epochs={trainer.max_epochs}, trainer.max_steps={trainer.max_steps}: the learning rate's "
-                "cosine needs a training with an end; set trainer.max_epochs"
-            )
-        warmup_steps = self._warmup_steps()
-        if warmup_steps >= total_steps and not is_trial(trainer):
-            name = "warmup_epochs" if hparams["warmup_steps"] is None else "warmup_steps"
-            rank_zero_warn(
-                f"{name}={hparams[name]:g} ({warmup_steps} steps) is no shorter than the training "
-                f"({total_steps} steps), which so never reaches lr; lower model.{name}"
-            )
+        hparams = self.hparams
+        total_steps, warmup_steps = steps_of(self.trainer, hparams["warmup_epochs"], hparams["warmup_steps"])
         lr = scale_lr(hparams["lr"], self.total_batch_size, hparams["reference_batch_size"])
         groups = self.parameter_groups()
         set_learning_rates(groups, lr)
         # Without it PyTorch goes through the tensors one by one on a CPU. Lightning refuses it with AMP and clipping.
-        fused = self.device.type == "cpu" and trainer.precision == "32-true"
+        fused = self.device.type == "cpu" and self.trainer.precision == "32-true"
         optimizer = torch.optim.AdamW(groups, lr=lr, betas=tuple(hparams["betas"]), fused=fused or None)
         scheduler = warmup_cosine_scheduler(
-            optimizer, int(total_steps), warmup_steps, hparams["min_lr_ratio"], hparams["warmup_lr_ratio"]
+            optimizer, total_steps, warmup_steps, hparams["min_lr_ratio"], hparams["warmup_lr_ratio"]
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _warmup_steps(self) -> int:
-        if self.hparams["warmup_steps"] is not None:
-            return int(self.hparams["warmup_steps"])
-        epochs, batches = self.hparams["warmup_epochs"], self.trainer.num_training_batches
-        if epochs and math.isinf(batches):
-            raise ConfigError(
-                f"warmup_epochs={epochs:g}: the training loader has no length, so its epochs are of unknown steps; "
-                "give model.warmup_steps"
-            )
-        return round(epochs * math.ceil(batches / self.trainer.accumulate_grad_batches)) if epochs else 0
-
     @property
     def total_batch_size(self) -> int:
-        """Pictures an optimiser step sees: those of the first step, over all devices and accumulated batches.
-
-        Raises:
-            ConfigError: If the training loader does not tell its batch size.
-        """
-        trainer = self.trainer
-        loader, batches = trainer.train_dataloader, min(trainer.accumulate_grad_batches, trainer.num_training_batches)
-        pictures = pictures_used(loader, batches, trainer.world_size)
-        if pictures is None:
-            raise ConfigError(
-                f"the training loader ({type(loader).__name__}) has no batch_size, which the learning rate is scaled "
-                "by; use a torch DataLoader with batch_size or with a batch sampler that has one"
-            )
-        return pictures
+        """Pictures an optimiser step sees, over all devices and accumulated batches."""
+        return pictures_a_step(self.trainer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the card, and which network was the better one; keeps the settings that the class is built from."""
@@ -315,37 +256,31 @@ class Task(TaskContract, LightningModule):
         return self.comparison.counts
 
     def on_validation_epoch_start(self) -> None:
-        """Chooses the networks to evaluate."""
         self._evaluated: dict[str, nn.Module] = {"raw": self.model}
         if self.ema is not None:
             self._evaluated["ema"] = self.ema.module
         if self.trainer.state.fn != TrainerFn.FITTING:
             # As predict runs it; under autocast its layers for oneDNN would be given another type than theirs.
             exact = self.trainer.precision == "32-true"
-            fused = for_inference(self.model, self.device)[0] if exact else fuse_norms(self.model)
+            fused = self.predictor().network if exact else fuse_norms(self.model)
             if count_batch_norms(fused) < count_batch_norms(self.model):  # else it is none of ours
                 self._evaluated["fused"] = fused
 
     def validation_step(self, batch: tuple[Any, Any]) -> None:
-        """Adds a batch to the evaluation of every network."""
         images, targets = batch
         images = self.in_layout(images)
         self.comparison.update({name: network(images) for name, network in self._evaluated.items()}, targets)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs what all batches came to."""
         self._log_metrics("val")
 
     def on_test_epoch_start(self) -> None:
-        """Chooses the networks to evaluate."""
         self.on_validation_epoch_start()
 
     def test_step(self, batch: tuple[Any, Any]) -> None:
-        """As :meth:`validation_step`."""
         self.validation_step(batch)
 
     def on_test_epoch_end(self) -> None:
-        """Logs what all batches came to."""
         self._log_metrics("test")
 
     def _log_metrics(self, split: str) -> None:

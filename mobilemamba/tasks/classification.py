@@ -109,12 +109,10 @@ class ClassificationTask(Task):
         )
 
     def new_metrics(self) -> ClassificationMetrics:
-        """Top-1, top-5 and the loss."""
         return ClassificationMetrics(self.hparams["num_classes"])
 
     @property
     def model_card(self) -> ModelCard:
-        """What exported weights say of the network."""
         hparams, data = self.hparams, self.data
         return ModelCard(
             model=hparams["name"],
@@ -128,7 +126,6 @@ class ClassificationTask(Task):
         )
 
     def setup(self, stage: str) -> None:
-        """Loads the teacher before a training."""
         if stage == "fit" and self.distillation is not None and "teacher" not in self._beside:
             preprocessing = self.preprocessing
             self._beside["teacher"] = Teacher(
@@ -145,7 +142,6 @@ class ClassificationTask(Task):
         return self
 
     def on_fit_start(self) -> None:
-        """Brings the teacher to the device."""
         if "teacher" in self._beside:
             self._beside["teacher"].to(self.device)
 
@@ -161,7 +157,7 @@ class ClassificationTask(Task):
         if self.distillation is None:
             return self.train_loss(self(images).float(), targets)
         if self.hparams["distillation_head"]:
-            logits, of_teacher = self.model.forward_heads(self.in_layout(images))  # type: ignore[operator]
+            logits, of_teacher = self.model.forward_heads(self.in_layout(images))  # type: ignore[operator]  # ours has it
         else:
             logits = of_teacher = self(images)
         task = self.train_loss(logits.float(), targets)

@@ -19,6 +19,7 @@ from mobilemamba.analysis.benchmark.records import write_records
 from mobilemamba.analysis.benchmark.scans import measure_scans
 from mobilemamba.analysis.benchmark.tables import network_notes, network_table, scan_notes, scan_table
 from mobilemamba.errors import ConfigError, MobileMambaError
+from mobilemamba.files import check_writable
 from mobilemamba.models import VARIANTS
 from mobilemamba.ops.kernels import describe_kernels
 from mobilemamba.screen import make_console
@@ -60,7 +61,7 @@ def benchmark(
     measured, all of them in turn in each round.
 
     Args:
-        models: timm's names.
+        models: timm's names, and weights files of networks (.safetensors, .ckpt).
         size: Sides of the pictures in pixels; by default what each network was made for.
         batch: Pictures at a time; by default 1,32, in training 32, for scaling 1.
         device: cpu, cuda or another of torch's; auto takes a GPU where there is one.
@@ -81,19 +82,19 @@ def benchmark(
 
     Raises:
         ConfigError: If an option cannot work.
+        WeightsError: If a weights file cannot be read.
         NothingMeasuredError: If nothing could be measured.
     """
     _check_options(rounds=rounds, seconds=seconds, threads=threads)
     _check_files(output, plot if not ops else None)
     if ops and (scaling or plot is not None):
         raise ConfigError(f"--ops with --{'scaling' if scaling else 'plot'}: it measures no networks; leave one out")
-    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     names = models or (tuple(VARIANTS) if ops else SCALED_MODELS if scaling else TABLE7)
     cases = expand(
         names,
         sizes=_numbers("size", size or (SCALED_SIZES if scaling else "")),
         batches=_numbers("batch", batch or ("32" if train else "1" if scaling else "1,32")),
-        devices=_words(chosen),
+        devices=_words(device),
         dtypes=_words(dtype),
         modes=_words(mode),
         layouts=_words(layout),
@@ -117,7 +118,7 @@ def benchmark(
             records = measure(cases, rounds, seconds or 0.5, memory, report)
     found = scans if ops else records
     console.print(scan_table(scans, console.width) if ops else network_table(records, console.width))
-    print(describe_kernels(torch.device(_words(chosen)[0]), scan_backend))
+    print(describe_kernels(torch.device(cases[0].device), scan_backend))
     for line in scan_notes(scans) if ops else network_notes(records):
         print(line)
     if not models and not ops and not scaling:
@@ -144,8 +145,7 @@ def _check_files(output: Path | None, plot: Path | None) -> None:
             continue
         if path.suffix not in endings:
             raise ConfigError(f"--{name} {path}: expected a name that ends in {' or '.join(endings)}")
-        if not path.absolute().parent.is_dir():  # not after minutes of measuring
-            raise ConfigError(f"--{name} {path}: there is no folder {path.parent}; make it first")
+        check_writable(path, f"--{name}")  # not after minutes of measuring
 
 
 def _words(text: str) -> list[str]:

@@ -12,7 +12,8 @@ from rich.table import Table
 
 from mobilemamba.analysis import complexity
 from mobilemamba.errors import ConfigError
-from mobilemamba.models import VARIANTS
+from mobilemamba.models import VARIANTS, Preprocessing
+from mobilemamba.models.create import check_model_name
 from mobilemamba.ops.kernels import all_kernels, describe_threads
 from mobilemamba.ops.selective_scan import BACKENDS
 from mobilemamba.screen import fit_table, make_console
@@ -42,22 +43,25 @@ def backends() -> None:
         console.print(f"auto on {device.type}: {BACKENDS.choose('auto', device, torch.float32).name}")
 
 
-def summary(*, config: str | list[str] | None = None) -> None:
-    """Print parameters, FLOPs and MACs: of the six sizes beside the paper's, or of every row of a configuration.
+def summary(*models: str, config: list[str] | None = None) -> None:
+    """Print parameters, FLOPs and MACs: of the six sizes beside the paper's, or of other networks or a configuration.
 
     Args:
-        config: Configuration of ``mobilemamba fit``; with a sweep, each of its rows is counted. Several
-            as a list: ``[a.yaml, b.yaml]``.
+        models: timm's names.
+        config: Configuration of ``mobilemamba fit``; with a sweep, each of its rows is counted. Of several, the
+            later one wins.
     """
+    for name in models:
+        check_model_name(name)
+    named = models or (() if config else VARIANTS)
+    lines = [_counts(name, name, {}, Preprocessing.of_model(name).img_size) for name in named]
+    lines += [_counts(*row) for row in (_rows(config) if config else ())]
     header = ["model", "size (px)", "params", "FLOPs", "MACs"]
-    if config is None:
+    if not config and not VARIANTS.keys().isdisjoint(models or VARIANTS):
         header += ["paper: params (M)", "paper: FLOPs (M)"]
-        lines = [
-            [*_counts(name, name, {}, variant.img_size), f"{variant.paper_params_m}", f"{variant.paper_flops_m}"]
-            for name, variant in VARIANTS.items()
-        ]
-    else:
-        lines = [_counts(*row) for row in _rows([config] if isinstance(config, str) else config)]
+        for line in lines:
+            variant = VARIANTS.get(line[0])
+            line += [f"{variant.paper_params_m}", f"{variant.paper_flops_m}"] if variant else ["", ""]
     console = make_console()
     numeric = range(1, len(header))
     title = "Counts for one picture, 1,000 classes, norms not fused"
@@ -68,23 +72,24 @@ def summary(*, config: str | list[str] | None = None) -> None:
     )
 
 
-def _counts(label: str, model: str, kwargs: dict[str, Any], size: int) -> list[str]:
+def _counts(label: str, model: str, kwargs: dict[str, Any], size: tuple[int, int]) -> list[str]:
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # initialisers that have nothing to do on shapes alone
-        network = timm.create_model(model, **kwargs)
+        network = timm.create_model(model, **{"num_classes": 1000, **kwargs})
     counts = complexity(network, size)
-    return [label, str(size), f"{counts.params:,}", f"{counts.flops:,}", f"{counts.macs:,}"]
+    shown = "x".join(map(str, dict.fromkeys(size)))  # of a square, its side
+    return [label, shown, f"{counts.params:,}", f"{counts.flops:,}", f"{counts.macs:,}"]
 
 
-def _rows(config: list[str]) -> list[tuple[str, str, dict[str, Any], int]]:
+def _rows(config: list[str]) -> list[tuple[str, str, dict[str, Any], tuple[int, int]]]:
     from mobilemamba.cli import plan  # lightning, which the other tools do not need
     from mobilemamba.sweep import network_kwargs
 
-    rows = plan([part for path in config for part in ("--config", path)])
     described = []
-    for row in rows:
+    for row in plan([part for path in config for part in ("--config", path)]):
         kwargs = network_kwargs(row.config)
         if kwargs is None:
             raise ConfigError(f"row {row.name!r}: its task has no model.name; summary counts classification networks")
-        described.append((row.name, kwargs.pop("model_name"), kwargs, row.config.get("table_size") or 224))
+        size = row.config.get("table_size") or 224
+        described.append((row.name, kwargs.pop("model_name"), kwargs, (size, size)))
     return described

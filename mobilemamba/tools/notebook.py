@@ -1,7 +1,8 @@
-"""What the notebooks share: commands, and a trained network to look at."""
+"""What the notebooks share: commands, a trained network to look at, and figures on the page."""
 
 from __future__ import annotations
 
+import io
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,9 @@ from mobilemamba.cli.exits import silence_advertising
 from mobilemamba_command import main
 
 if TYPE_CHECKING:
+    from IPython.display import Image
     from lightning.pytorch.cli import LightningCLI
+    from matplotlib.figure import Figure
 
 #: Used where it is there: the paper's choice of Table A1, as ``make ablation`` leaves it.
 _ABLATION = Path("runs/ablation_xi/xi_876_mu_223/best.safetensors")
@@ -48,3 +51,12 @@ def sample_weights() -> Path:
             return found
     run(_TRAINING)
     return own
+
+
+def as_image(figure: Figure) -> Image:
+    """A figure as the picture that a cell shows; of itself a page shows those of pyplot alone."""
+    from IPython.display import Image
+
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    return Image(content.getvalue())

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from mobilemamba.analysis.machine import choose_device
 from mobilemamba.data.folders import describe_left_out, few, list_pictures
 from mobilemamba.errors import (
     ConfigError,
@@ -74,8 +75,9 @@ def predict(
         where = f"in {few(['standard input' if text == '-' else text for text in pictures])}" if pictures else "named"
         raise DataError(f"no pictures {where}{f' ({line})' if line else ''}: give files or folders with pictures")
     network, card = load_network(weights, model)
+    predictor = PREDICTORS[card.task](network, card, chosen, topk=topk)
     try:
-        predictor = PREDICTORS[card.task](network, card, chosen, topk=topk)
+        predictor.check()
     except ConfigError as error:
         raise ConfigError(f"{printable(weights)}: {error}") from None
     for note in (line, f"{card.model} on {chosen}: {predictor.how}"):
@@ -147,22 +149,6 @@ def _listed() -> list[str]:
     content = sys.stdin.buffer.read()
     lines = content.split(b"\0") if b"\0" in content else content.splitlines()
     return [os.fsdecode(line) for line in lines if line.strip()]
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of that name; for ``auto`` a GPU where there is one.
-
-    Raises:
-        ConfigError: If it is none, or not here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.zeros(1, device=name).cpu()
-        return torch.device(name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise ConfigError(f"--device {printable(name)}: {reason}; use auto or cpu") from None
 
 
 def answer(paths: list[Path], predictor: Predictor, batch_size: int, drawn: Path | None = None) -> Iterator[Answer]:

@@ -41,21 +41,13 @@ class ConfusionCounts(Metric):
 
 
 class ClassScore(NamedTuple):
-    """How well one class is known.
+    """How well one class is known."""
 
-    Attributes:
-        label: Index of the class.
-        pictures: Of it.
-        correct: Of these.
-        taken_for: Index of the class it is most often taken for; None if for none.
-        mistaken: How often it is.
-    """
-
-    label: int
-    pictures: int
-    correct: int
-    taken_for: int | None
-    mistaken: int
+    label: int  # index of the class
+    pictures: int  # of it
+    correct: int  # of these
+    taken_for: int | None  # index of the class it is most often taken for; None if for none
+    mistaken: int  # how often it is
 
 
 def class_scores(counts: Tensor) -> list[ClassScore]:

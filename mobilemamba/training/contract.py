@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import json
+import math
 import re
 import typing
 from collections.abc import Mapping
@@ -10,12 +12,16 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from mobilemamba.errors import ConfigError
 from mobilemamba.scores import Score
 
 #: What a module is chosen by that does not say it.
 _USUAL = "val/top1"
 #: What is better the smaller it is, where a module does not say so by ``monitor_mode``.
 _LESS_IS_BETTER = re.compile(r"loss|err|mae|mse|perplexity", re.IGNORECASE)
+
+#: Arguments of an ``__init__`` that say where the weights come from, which a checkpoint has no need of; Python's own.
+_NOT_KEPT = {"self", "__class__", "weights", "partial_weights", "new_head", "training"}
 
 
 class TaskContract:
@@ -91,6 +97,28 @@ def scores_of(module: Any) -> tuple[Score, ...]:
     monitor, mode = monitor_of(module)
     key = monitor.removeprefix("val/")
     return (Score(key, key, "min" if mode == "min" else "max", digits=4, unit=""),)
+
+
+def plain_settings(given: Mapping[str, Any], limits: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
+    """The arguments of an ``__init__`` that a checkpoint keeps, as plain values: it has to load with ``weights_only``.
+
+    Args:
+        given: All of them; the real values, as what the command line links is not in its own record.
+        limits: Least and greatest value of those that are numbers.
+
+    Raises:
+        ConfigError: If a value is out of range.
+    """
+    # Through JSON: lists for tuples, so that hparams.yaml is plain YAML.
+    kept: dict[str, Any] = json.loads(json.dumps({key: given[key] for key in given if key not in _NOT_KEPT}))
+    for name, (low, high) in limits.items():
+        value = kept.get(name)
+        if value is not None and not (low <= value <= high and math.isfinite(value)):
+            expected = f"{low} or more" if high == math.inf else f"{low} to {high}"
+            raise ConfigError(f"{name}={value}: expected {expected}; change model.{name}")
+    if not all(0 <= beta < 1 for beta in kept.get("betas", ())):
+        raise ConfigError(f"betas={kept['betas']}: expected two numbers from 0 to below 1; change model.betas")
+    return kept
 
 
 def init_arguments(kind: type) -> dict[str, Any]:

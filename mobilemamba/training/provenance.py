@@ -17,6 +17,7 @@ from torch.utils.data import DistributedSampler
 from mobilemamba.analysis import complexity
 from mobilemamba.analysis.resident import forget_peak, peak_resident_bytes
 from mobilemamba.analysis.throughput import measure_throughput
+from mobilemamba.errors import ConfigError
 from mobilemamba.models import for_inference
 
 #: Classes and channels of the network that a table's counts and throughput are for, as in the paper.
@@ -103,6 +104,22 @@ def pictures_used(loaders: Any, batches: float | Sequence[float], devices: int) 
     used_here = min([taken * batch_size, *sizes[:1]]) * devices
     whole = sizes[-1] if isinstance(sampler, DistributedSampler) else math.inf
     return None if math.isinf(used_here) else int(min(used_here, whole))
+
+
+def pictures_a_step(trainer: Any) -> int:
+    """Pictures that the first optimiser step of a training sees, over all devices and accumulated batches.
+
+    Raises:
+        ConfigError: If the training loader does not tell its batch size.
+    """
+    loader, batches = trainer.train_dataloader, min(trainer.accumulate_grad_batches, trainer.num_training_batches)
+    pictures = pictures_used(loader, batches, trainer.world_size)
+    if pictures is None:
+        raise ConfigError(
+            f"the training loader ({type(loader).__name__}) has no batch_size, which the learning rate is scaled "
+            "by; use a torch DataLoader with batch_size or with a batch sampler that has one"
+        )
+    return pictures
 
 
 def git_revision() -> str | None:

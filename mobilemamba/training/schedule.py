@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from mobilemamba.errors import ConfigError
 
 
 def warmup_cosine(
@@ -37,3 +41,45 @@ def warmup_cosine_scheduler(
     See :func:`warmup_cosine` for the arguments.
     """
     return LambdaLR(optimizer, lambda step: warmup_cosine(step, total_steps, warmup_steps, min_ratio, warmup_ratio))
+
+
+def set_rates_of_now(schedule: LambdaLR) -> None:
+    """Gives the optimiser's groups the rates of the step that their schedule is at, whatever a checkpoint brought."""
+    for group, peak, ratio in zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+        group["lr"] = peak * ratio(schedule.last_epoch)
+
+
+def steps_of(trainer: Any, warmup_epochs: float, warmup_steps: int | None) -> tuple[int, int]:
+    """Optimiser steps of a training, and of its warm-up; warns if these are no fewer.
+
+    Args:
+        trainer: Lightning's.
+        warmup_epochs: Length of the warm-up.
+        warmup_steps: The same in steps, in place of ``warmup_epochs``; None for these.
+
+    Raises:
+        ConfigError: If the training has no end to which the cosine could lead, or no epochs for the warm-up.
+    """
+    trainer.fit_loop.setup_data()  # Lightning does so only where it needs the length of an epoch itself
+    total, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
+    if not 0 < total < math.inf:
+        raise ConfigError(
+            f"trainer.max_epochs={trainer.max_epochs}, trainer.max_steps={trainer.max_steps}: the learning rate's "
+            "cosine needs a training with an end; set trainer.max_epochs"
+        )
+    name, given = ("warmup_steps", warmup_steps) if warmup_steps is not None else ("warmup_epochs", warmup_epochs)
+    if warmup_steps is None and warmup_epochs:
+        if math.isinf(batches):
+            raise ConfigError(
+                f"warmup_epochs={warmup_epochs:g}: the training loader has no length, so its epochs are of unknown "
+                "steps; give model.warmup_steps"
+            )
+        warmup_steps = round(warmup_epochs * math.ceil(batches / trainer.accumulate_grad_batches))
+    warmup_steps = warmup_steps or 0
+    if warmup_steps >= total and trainer.is_global_zero and not trainer.fast_dev_run:
+        warnings.warn(
+            f"{name}={given:g} ({warmup_steps} steps) is no shorter than the training ({total} steps), which so never "
+            f"reaches lr; lower model.{name}",
+            stacklevel=2,
+        )
+    return int(total), warmup_steps

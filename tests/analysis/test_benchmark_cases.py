@@ -1,11 +1,16 @@
 """Which configurations a request stands for, and which are refused."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from mobilemamba.analysis.benchmark.cases import Case, expand, own_size
+from mobilemamba.analysis.benchmark.cases import expand, own_size
 from mobilemamba.analysis.benchmark.paper import NOT_IN_TIMM, TABLE7, family, published_top1
-from mobilemamba.errors import ConfigError
+from mobilemamba.analysis.benchmark.workload import Workshop
+from mobilemamba.errors import ConfigError, WeightsError
+from mobilemamba.models import ModelCard, Preprocessing, save_weights
+from mobilemamba.models.checkpoints import build_network
 
 
 def test_every_combination_once_with_the_models_fastest():
@@ -26,9 +31,23 @@ def test_training_is_never_fused():
     assert expand(["mobilemamba_t2"], batches=(2,))[0].fused
 
 
-def test_a_label_names_all_conditions():
-    label = Case("mobilemamba_t2", 192, 32, dtype="bfloat16", mode="compiled").label
-    assert label == "mobilemamba_t2, 192 px, batch 32, bfloat16, compiled inference on cpu"
+def test_a_weights_file_is_what_its_card_says(tmp_path):
+    card = ModelCard("mobilemamba_t2", Preprocessing((64, 64), (0.5,), (0.5,)), 7, 1, arch={"depths": [1, 1, 1]})
+    network = build_network(card)
+    save_weights(network, tmp_path / "own.safetensors", card)
+    (case,) = expand([str(tmp_path / "own.safetensors")], batches=(2,), scan_backend="chunked")
+    assert (case.size, case.is_ours, case.scan_backend) == (64, True, "chunked")
+    for other in (case, replace(case, scan_backend="auto"), replace(case, fused=False, train=True)):
+        Workshop().build(other, "channels_last").run()
+    workload = Workshop().build(replace(case, fused=False, train=False), "contiguous")
+    assert workload.run().shape == (2, 7)
+    held = workload.network.state_dict()
+    assert all(torch.equal(held[name], tensor) for name, tensor in network.state_dict().items())
+    torch.save(network.state_dict(), tmp_path / "plain.pth")
+    with pytest.raises(ConfigError, match=r"plain.pth does not say which network it is of; .* convert"):
+        expand([str(tmp_path / "plain.pth")])
+    with pytest.raises(WeightsError, match=r"no weights at absent\.ckpt"):
+        expand(["absent.ckpt"])
 
 
 @pytest.mark.parametrize(
@@ -43,7 +62,7 @@ def test_a_label_names_all_conditions():
         (["mobilemamba_t2"], {"batches": [0]}, r"batch 0: expected 1 or more"),
         (["mobilemamba_t2"], {"batches": [1], "train": True}, r"batch 1: expected 2 or more; a norm"),
         (["mobilemamba_t2"], {"batches": [2], "train": True, "modes": ["exported"]}, r"mode 'exported'"),
-        (["mobilemamba_t2"], {"devices": ["quantum"]}, r"device 'quantum'"),
+        (["mobilemamba_t2"], {"devices": ["quantum"]}, r"device quantum: .*; use auto or cpu"),
         (["mobilemamba_t2"], {"scan_backend": "magic"}, r"unknown scan backend 'magic'"),
     ],
 )
@@ -53,10 +72,11 @@ def test_mistakes_are_one_line(models, options, message):
     assert "\n" not in str(caught.value)
 
 
-def test_cuda_where_there_is_none(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match="device 'cuda': there is no CUDA device here; use cpu"):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_where_there_is_none():
+    with pytest.raises(ConfigError, match=r"device cuda: .*; use auto or cpu"):
         expand(["mobilemamba_t2"], devices=["cuda"])
+    assert expand(["mobilemamba_t2"], devices=["auto"])[0].device == "cpu"
 
 
 def test_the_paper_s_table_is_measured_or_named():
@@ -67,11 +87,17 @@ def test_the_paper_s_table_is_measured_or_named():
 def test_accuracies_are_those_of_the_published_size():
     assert [published_top1("mobilemamba_t2", size) for size in (192, 224)] == [73.6, None]
     assert [published_top1("efficientvit_m5", size) for size in (224, 192)] == [77.1, None]
+    assert [published_top1("emo_5m", size) for size in (224, 256)] == [78.4, None]
 
 
 @pytest.mark.parametrize(
     ("model", "expected"),
-    [("mobilemamba_t2", "mobilemamba"), ("efficientvit_m5", "efficientvit"), ("resnet18", "resnet18")],
+    [
+        ("mobilemamba_t2", "mobilemamba"),
+        ("efficientvit_m5", "efficientvit"),
+        ("emo_1m", "emo"),
+        ("resnet18", "resnet18"),
+    ],
 )
 def test_families(model, expected):
     assert family(model) == expected

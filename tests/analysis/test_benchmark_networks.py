@@ -2,6 +2,7 @@
 
 import functools
 import sys
+from contextlib import closing
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from mobilemamba.analysis import complexity
 from mobilemamba.analysis.benchmark import networks
 from mobilemamba.analysis.benchmark.cases import Case
 from mobilemamba.analysis.benchmark.ceilings import matrix_product
-from mobilemamba.analysis.benchmark.memory import TooLargeError, can_measure_cpu, cpu_meter, describe, is_too_large
+from mobilemamba.analysis.benchmark.memory import CpuMeter, can_measure_cpu, describe, is_too_large
 from mobilemamba.analysis.benchmark.networks import measure
 from mobilemamba.analysis.benchmark.workload import Workshop, create
 from mobilemamba.analysis.rounds import Timings
@@ -126,10 +127,11 @@ def test_compiled_networks_of_one_class_do_not_use_up_each_other_s_cache(monkeyp
     counters = torch._dynamo.utils.counters
     counters.clear()
     workshop = Workshop()
-    for batch in range(1, 11):
-        case = Case("test_byobnet", 32, batch, mode="compiled")
-        assert workshop.build(case, "contiguous").run().shape == (batch, 1000)
-    assert counters["stats"]["unique_graphs"] == 10
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for batch in range(1, 5):
+            case = Case("test_byobnet", 32, batch, mode="compiled")
+            assert workshop.build(case, "contiguous").run().shape == (batch, 1000)
+    assert counters["stats"]["unique_graphs"] == 4
 
 
 def test_a_training_step_moves_the_weights_and_lowers_the_loss():
@@ -164,9 +166,9 @@ def test_peak_memory_of_known_tensors():
     For a single one it is later, where oneDNN rearranges large weights.
     """
     assert can_measure_cpu()
-    with cpu_meter(1) as meter:
+    with closing(CpuMeter(1)) as meter:
         small, large = (meter.peak(Case("resnet18", 224, batch), "contiguous") for batch in (4, 8))
-        with pytest.raises(TooLargeError):
+        with pytest.raises(RuntimeError, match="out of memory"):
             meter.peak(Case("resnet18", 224, 10**8), "contiguous")
         with pytest.raises(RuntimeError, match="no_such_model"):
             meter.peak(Case("no_such_model", 64), "contiguous")

@@ -10,7 +10,7 @@ import pytest
 
 from mobilemamba.cli import plan
 from mobilemamba.errors import ConfigError
-from mobilemamba.sweep.plan import lookup
+from mobilemamba.sweep.settings import lookup
 from mobilemamba_command import COMMANDS, main, quick_answer
 
 LIGHTNINGS = [name for name, command in COMMANDS.items() if command.function is None]

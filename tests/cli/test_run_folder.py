@@ -297,3 +297,16 @@ def test_a_sweep_is_not_written_into_a_single_run(run: Callable[..., Path]) -> N
     sweep = "--sweep.rows '{a: {model.lr: 0.1}}' --sweep.dry_run true"
     assert "runs/default holds a single run already; choose another --name for the sweep" in refusal(sweep)
     main(["fit", *TINY, *shlex.split(sweep), "--name", "other"])
+
+
+@pytest.mark.parametrize("mistake", ["--trainer.max_epochs -1", "--model.weights absent.pth"])  # logs exist; not yet
+def test_a_refused_training_leaves_no_folder_of_its_own_making(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mistake: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refusal(f"--name new {mistake}")
+    assert not Path("runs/new").exists()
+    Path("runs/mine").mkdir(parents=True)
+    Path("runs/mine/notes.txt").write_text("kept")
+    refusal(f"--name mine {mistake}")
+    assert Path("runs/mine/notes.txt").read_text() == "kept"

@@ -9,7 +9,8 @@ from jsonargparse import Namespace
 from PIL import Image
 
 from mobilemamba.cli import plan
-from mobilemamba.cli.shorthand import check_against_card, expand_options, fill_preprocessing
+from mobilemamba.cli.shorthand import expand_options
+from mobilemamba.cli.weights import check_against_card, fill_preprocessing
 from mobilemamba.errors import ConfigError, WeightsError
 from mobilemamba.models import ModelCard, Preprocessing, save_weights
 

@@ -53,7 +53,10 @@ def test_an_option_takes_several_values(line: str, expected: tuple[object, ...])
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [("--sizes 1 x", "sizes: expected int, got x"), ("--weight a", "unknown setting weight; did you mean weights")],
+    [
+        ("--sizes 1 x", "sizes: expected a whole number, got x"),
+        ("--weight a", "unknown setting weight; did you mean"),
+    ],
 )
 def test_a_mistake_in_one_of_them(line: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):

@@ -88,15 +88,14 @@ def test_a_part_of_the_pictures_is_told_as_such(weights: str, capsys: pytest.Cap
 
 
 @pytest.mark.slow
-def test_two_processes_give_what_one_gives(weights: str) -> None:
+def test_two_processes_give_what_one_gives(weights: str, capsys: pytest.CaptureFixture[str]) -> None:
     """2,000 pictures are not whole batches of 111 in either case."""
-    rows = []
-    for devices in ("1", "2"):
-        options = ["--weights", weights, "--data.batch_size", "111", "--trainer.devices", devices]
-        command = [sys.executable, "-m", "mobilemamba", "validate", *TINY, *options]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
-        assert done.returncode == 0, done.stderr[-2000:]
-        rows.append(table(done.stdout))
+    options = ["validate", *TINY, "--weights", weights, "--data.batch_size", "111", "--trainer.devices"]
+    main([*options, "1"])
+    command = [sys.executable, "-m", "mobilemamba", *options, "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [table(capsys.readouterr().out), table(done.stdout)]
     assert rows[0]["as trained"][:2] == rows[1]["as trained"][:2]
     assert float(rows[0]["as trained"][2]) == pytest.approx(float(rows[1]["as trained"][2]), abs=2e-4)
 

@@ -136,7 +136,7 @@ def test_missing_classes_are_said(folders: Path, caplog: pytest.LogCaptureFixtur
 def test_tar_files_give_the_batches_of_the_folders(folders: Path, tmp_path: Path, form: str, shuffled: bool) -> None:
     packed = shards(folders, tmp_path / "packed", form=form, shuffled=shuffled)
     assert len(list(packed.glob("*train*.tar"))) == 7
-    for workers in (0, 2):
+    for workers in (0, 2) if shuffled else (0,):
         one, other = ready(folders, num_workers=workers), ready(packed, num_workers=workers)
         assert one.name == other.name
         for epoch in (0, 3):

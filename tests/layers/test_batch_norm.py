@@ -91,4 +91,9 @@ def test_copies_and_converts() -> None:
 def test_compiles() -> None:
     ours, theirs = pair()
     x = maps()
-    torch.testing.assert_close(torch.compile(ours, fullgraph=True)(x), theirs(x), rtol=1e-4, atol=1e-4)
+    found, expected = torch.compile(ours, fullgraph=True)(x), theirs(x)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    for y in (found, expected):
+        y.square().mean().backward()
+    for ours_, theirs_ in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(ours_.grad, theirs_.grad, rtol=1e-3, atol=1e-4)

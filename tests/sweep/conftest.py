@@ -43,6 +43,7 @@ def sweep_faked(write: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
     """Runs a sweep of rows, by default one for each name with a learning rate of its own, with fake children."""
     fake = Path(__file__).with_name("fake_child.py")
     monkeypatch.setattr(row, "_command", lambda run_dir: [sys.executable, str(fake), str(run_dir)])
+    monkeypatch.setattr("mobilemamba.sweep.saved.plot", lambda _, __, path, ___: path.touch())  # has tests of its own
 
     def sweep(*names: str, options: tuple[str, ...] = (), **settings: Any) -> Any:
         rows = {name: {"model.lr": 0.001 * (index + 1)} for index, name in enumerate(names)}

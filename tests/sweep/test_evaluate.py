@@ -13,7 +13,7 @@ import pytest
 from mobilemamba.errors import ConfigError
 from mobilemamba.files import read_json
 from mobilemamba.sweep import SweepFailedError, evaluate, runner
-from mobilemamba.sweep.evaluate import evaluate_here, evaluates_here, passed_on
+from mobilemamba.sweep.evaluate import evaluate_here, evaluates_here
 from mobilemamba_command import main
 
 Sweeper = Callable[..., Any]
@@ -50,14 +50,6 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 def export(*names: str) -> None:
     for name in names:
         (ROOT / name / "best.safetensors").touch()
-
-
-def test_only_the_rows_own_network_is_evaluated() -> None:
-    given = ["--config", "x.yaml", "--data.root", "here", "--sweep.only=a", "--name", "n", "--trainer.devices=2"]
-    assert passed_on(given) == ["--data.root", "here", "--trainer.devices=2"]
-    for option in ("--model.weights", "--model", "--model.init_args.name=x", "--ckpt_path", "--trainer.callbacks+"):
-        with pytest.raises(ConfigError, match=r"own network; leave it out, or add --sweep null"):
-            passed_on(["--data.root", "here", option, "x"])
 
 
 def test_validate_goes_over_the_finished_rows(

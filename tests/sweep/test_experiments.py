@@ -16,7 +16,7 @@ from PIL import Image
 from timm.layers import DropPath
 
 from mobilemamba.cli import plan
-from mobilemamba.cli.shorthand import fill_preprocessing
+from mobilemamba.cli.weights import fill_preprocessing
 from mobilemamba.data.fashion_mnist import read_sample
 from mobilemamba.data.imagenet import PAPERS
 from mobilemamba.data.imagenet_labels import imagenet_classes
@@ -44,7 +44,7 @@ def rows_of(path: Path, *options: str) -> list[Row]:
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_plots: None) -> object:
     monkeypatch.chdir(tmp_path)
     yield
     torch.use_deterministic_algorithms(False)

@@ -9,7 +9,7 @@ import yaml
 from mobilemamba.cli import plan
 from mobilemamba.errors import ConfigError
 from mobilemamba.sweep import Row, Sweep, expand, select
-from mobilemamba.sweep.plan import differences, lookup
+from mobilemamba.sweep.settings import differences, lookup
 from mobilemamba_command import main
 
 Write = Callable[..., list[str]]
@@ -90,7 +90,7 @@ def test_an_option_inside_what_other_rows_leave_out() -> None:
 
 @pytest.mark.parametrize("name", ["a/b", "..", ".lock", " ", "Hparams", "results.md", "a\nb", "a\0", " a", "é" * 101])
 def test_row_names_are_folders(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"cannot be a folder|begins or ends with a blank|has 202 bytes"):
+    with pytest.raises(ConfigError, match=r"cannot be a folder's name: expected at most 200 bytes"):
         toy_rows(rows={name: {"lr": 2}})
 
 
@@ -211,7 +211,6 @@ def test_select() -> None:
         ({"rows": {"a": {}}, "paper": {"b": {"top1": 1}}}, "no row 'b'"),
         ({"rows": {"a": {"lr": 2}}, "grid": {"lr": [1]}}, "both set lr"),
         ({"grid": {"a.x": [1, 1]}}, "two rows named"),
-        ({"rows": {"a": {"m.lr": 1, "m.init_args.lr": 2}}}, "row 'a' sets m.lr twice"),
         ({"rows": {"a": {}}, "notes": {"b": "?"}}, "sweep.notes: no row 'b'"),
         ({"rows": {"a": {"lr": 2}}, "scale": {"size": 0.5}}, "no row sets size"),
         ({"rows": {"a": {"lr": 2}}, "scale": {"lr": float("inf")}}, "expected a factor above 0"),

@@ -67,6 +67,18 @@ def test_no_name_is_a_formula(drawn: list[Figure], tmp_path: Path) -> None:
     assert not any(text.get_parse_math() for text in texts if "$" in text.get_text())
 
 
+def test_a_panel_of_what_was_not_measured_is_left_out(drawn: list[Figure], tmp_path: Path) -> None:
+    for missing in ({"throughput": None}, {"throughput": None, "flops_m": None}):
+        rows = [row("a", 80.0) | missing, row("b", 81.0, paper_top1=78.0, paper_flops_m=600.0) | missing]
+        module.plot(rows, "sweep", tmp_path / "plot.png", "")
+    module.plot_together({"one": [row("a", 80.0, throughput=None)]}, tmp_path / "plot.png")
+    labels = [[axis.get_xlabel().partition(" ")[0] for axis in figure.axes] for figure in drawn]
+    assert labels == [["FLOPs", "FLOPs"], ["row", "FLOPs"], ["FLOPs"]]
+    assert all(axis.collections or axis.containers for figure in drawn for axis in figure.axes)
+    names = [text.get_text() for text in drawn[1].axes[0].texts]
+    assert sorted(names) == ["a", "b"]
+
+
 def test_throughputs_measured_in_two_ways_are_said_to_be(drawn: list[Figure], tmp_path: Path) -> None:
     rows = [row("a", 80.0), row("b", 81.0, throughput_conditions="12 img/s (median of 5 rounds, spread 3%), batch 8")]
     module.plot(rows[:1], "one", tmp_path / "plot.png", "")

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from mobilemamba.models import ModelCard, Preprocessing
+from mobilemamba.models.predictor import Predictor
 from mobilemamba.scores import Score
 from mobilemamba.tasks.base import Task
 from mobilemamba.training.callbacks import RunResults, run_checkpoints
@@ -77,5 +78,8 @@ def test_another_kind_of_task_is_trained_and_judged_by_its_own_score(tmp_path, l
     checkpoint = torch.load(tmp_path / "checkpoints/best.ckpt", weights_only=True)
     assert dict(checkpoint["hyper_parameters"]) == {"width": 1}, "what the class is built from, and no more"
     assert checkpoint["model_card"]["task"] == "brightness"
+    assert type(task.predictor()) is Predictor, "it says of pictures what the network does"
+    (found,) = Trainer(default_root_dir=tmp_path, **quiet).validate(task, loader, verbose=False)
+    assert found["val/error"] == pytest.approx(results["error_last"], rel=1e-5)
     again = Brightness.load_from_checkpoint(tmp_path / "checkpoints/best.ckpt")
     assert torch.equal(again.model[2].weight, checkpoint["state_dict"]["model.2.weight"])

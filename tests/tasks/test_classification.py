@@ -10,7 +10,8 @@ from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from mobilemamba.errors import ConfigError, WeightsError
-from mobilemamba.models import ArchOverrides
+from mobilemamba.models import ArchOverrides, load_network, save_weights
+from mobilemamba.models.predictor import ClassificationPredictor
 from mobilemamba.tasks import ClassificationTask
 
 CLASSES = 7
@@ -206,3 +207,20 @@ def test_weights_of_other_classes_are_loaded_but_for_the_head_if_told(tmp_path):
 def test_drop_path_reaches_the_network():
     blocks = [m for m in make_task(drop_path_rate=0.2).model.modules() if type(m).__name__ == "DropPath"]
     assert any(block.drop_prob > 0 for block in blocks)
+
+
+def test_what_an_evaluation_calls_fused_is_what_predict_runs(tmp_path):
+    arch = ArchOverrides(embed_dims=(16, 16, 16), depths=(1, 1, 1))
+    task = make_task(name="mobilemamba_t2", arch=arch, in_chans=1).eval()
+    save_weights(task.model, tmp_path / "w.safetensors", task.model_card)
+    predictor = ClassificationPredictor(*load_network(tmp_path / "w.safetensors"), torch.device("cpu"))
+    x = torch.randn(4, 1, 64, 64)
+    assert torch.equal(task.predictor().forward(x), predictor.forward(x))
+    asked = []
+    task.predictor = lambda: asked.append(True) or predictor
+    for precision in ("32-true", "bf16-mixed"):
+        (logged,) = make_trainer(tmp_path, precision=precision).validate(
+            task, DataLoader(TensorDataset(x, torch.arange(4)), batch_size=2), verbose=False
+        )
+        assert logged["val/loss_fused"] == pytest.approx(logged["val/loss"], rel=2e-2)
+    assert len(asked) == 1, "autocast would give its layers another type than theirs"

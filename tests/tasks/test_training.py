@@ -1,12 +1,14 @@
 """What the recipe adds to a plain training: average, teacher, frozen backbone, low precision, compilation."""
 
 import copy
+import functools
 import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
+from torch._dynamo.testing import CompileCounter
 from torch.utils.data import DataLoader
 
 from mobilemamba.models import ArchOverrides, ModelCard, Preprocessing, create_model, load_network, save_weights
@@ -150,10 +152,16 @@ def test_channels_last_is_a_choice(channels_last):
     assert all(p.grad.stride() == p.stride() for p in task.model.parameters() if p.grad is not None and p.ndim == 4)
 
 
-@pytest.mark.slow
-def test_compiled_gives_the_same_loss(tmp_path):
-    losses = []
+def test_compiled_gives_the_same_loss(tmp_path, monkeypatch):
+    """Traced, but not translated to C++, which takes minutes."""
+    traced = CompileCounter()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=traced))
+    torch.compiler.reset()
+    losses, graphs = [], []
     for compiled in (False, True):
         trainer = fit(tmp_path, make_task(**TINY, compile=compiled), limit_train_batches=2)
         losses.append(trainer.callback_metrics["train/loss"].item())
+        graphs.append(traced.frame_count)
+    torch.compiler.reset()
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert graphs == [0, 1]

@@ -117,7 +117,7 @@ def test_threads_are_set_and_given_back(printed, tmp_path: Path) -> None:
         (["--batch", "many"], ConfigError, "--batch many: expected whole numbers"),
         (["--batch", "0"], ConfigError, "batch 0"),
         (["--rounds", "0"], ConfigError, "--rounds 0: expected more than 0"),
-        (["--device", "quantum"], ConfigError, "device 'quantum'"),
+        (["--device", "quantum"], ConfigError, "device quantum"),
         (["--scan_backend", "mamba_ssm", "--device", "cpu"], BackendUnavailableError, "mamba_ssm"),
         (["--output", "out.txt"], ConfigError, r"--output out.txt: .*\.csv or \.json"),
         (["--output", "nowhere/out.csv"], ConfigError, "there is no folder nowhere"),

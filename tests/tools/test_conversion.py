@@ -8,8 +8,8 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from mobilemamba.errors import ConfigError, MobileMambaError
-from mobilemamba.models import read_card
+from mobilemamba.errors import ConfigError, MobileMambaError, WeightsError
+from mobilemamba.models import read_card, save_weights
 from mobilemamba.models.release_names import ours_to_release
 
 
@@ -50,3 +50,13 @@ def test_the_model_has_to_be_named_unless_the_file_says_it(printed, tmp_path: Pa
     printed("convert", str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors"))
     card = read_card(tmp_path / "b.safetensors")
     assert (card.model, card.num_classes, card.preprocessing.img_size) == ("mobilemamba_t2", 3, (192, 192))
+
+
+def test_the_source_is_not_rewritten(printed, tmp_path: Path) -> None:
+    save_weights(timm.create_model("mobilemamba_t2", num_classes=3), tmp_path / "a.safetensors")
+    before, model = (tmp_path / "a.safetensors").read_bytes(), ("--model", "mobilemamba_t2")
+    (tmp_path / "link.safetensors").symlink_to(tmp_path / "a.safetensors")
+    for target in (tmp_path / "a.safetensors", tmp_path / "." / "link.safetensors"):
+        with pytest.raises(WeightsError, match="it is the source"):
+            printed("convert", str(tmp_path / "a.safetensors"), str(target), *model)
+    assert (tmp_path / "a.safetensors").read_bytes() == before

@@ -46,6 +46,18 @@ def test_summary_of_the_six_sizes_beside_the_paper(printed) -> None:
     assert "the paper's convention" in out  # each number says how it was obtained
 
 
+def test_summary_of_networks_by_their_names(printed) -> None:
+    out = printed("summary", "resnet18", "mobilemamba_t2")
+    rows = [re.findall(r"[\w.,]+", line) for line in out.splitlines() if re.match(r"\W*(resnet|mobile)", line)]
+    assert [row[0] for row in rows] == ["resnet18", "mobilemamba_t2"]
+    assert rows[0][1:3] == ["224", "11,689,512"]
+    assert 1.81e9 < float(rows[0][4].replace(",", "")) < 1.83e9  # its MACs, as everybody counts them
+    assert rows[1][-2:] == ["8.8", "255"]
+    assert "paper:" not in printed("summary", "resnet18")
+    with pytest.raises(ConfigError, match=r"model name 'resnet81': .*did you mean"):
+        printed("summary", "resnet81")
+
+
 @pytest.mark.slow
 def test_summary_of_a_sweep(printed, root: Path) -> None:
     out = printed("summary", "--config", str(root / "experiments" / "ablation_xi.yaml"))

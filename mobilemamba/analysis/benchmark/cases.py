@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-import timm
 import torch
 
+from mobilemamba.analysis.machine import choose_device
 from mobilemamba.errors import ConfigError
+from mobilemamba.models.card import ModelCard, Preprocessing, read_card
 from mobilemamba.models.config import VARIANTS
-from mobilemamba.models.create import check_model_name
 from mobilemamba.ops.selective_scan import BACKENDS
+from mobilemamba.text import printable
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MODES = ("eager", "compiled", "exported")
@@ -21,40 +24,51 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 
 @dataclass(frozen=True)
 class Case:
-    """One network under one set of conditions.
+    """One network under one set of conditions."""
 
-    Attributes:
-        model: timm's name.
-        size: Side of the square pictures in pixels.
-        batch: Pictures at a time.
-        device: torch's name of it.
-        dtype: Of weights and pictures; in training of the autocast region, with weights in float32.
-        mode: ``"eager"``, ``"compiled"`` (torch.compile) or ``"exported"`` (torch.export).
-        layout: Of weights and pictures: ``"contiguous"``, ``"channels_last"`` or ``"auto"``, the faster of the two.
-        fused: Whether norms are folded into weights; only in inference.
-        train: Time a training step instead of inference.
-        scan_backend: Of the selective scan, for a mobilemamba model.
-    """
-
-    model: str
-    size: int
-    batch: int = 1
-    device: str = "cpu"
-    dtype: str = "float32"
-    mode: str = "eager"
+    model: str  # timm's name, or a weights file
+    size: int  # side of the square pictures in pixels
+    batch: int = 1  # pictures at a time
+    device: str = "cpu"  # torch's name of it
+    dtype: str = "float32"  # of weights and pictures; in training of the autocast region, with weights in float32
+    mode: str = "eager"  # ``"eager"``, ``"compiled"`` (torch.compile) or ``"exported"`` (torch.export)
+    #: Of weights and pictures: ``"contiguous"``, ``"channels_last"`` or ``"auto"``, the faster of the two.
     layout: str = "auto"
-    fused: bool = True
-    train: bool = False
-    scan_backend: str = "auto"
+    fused: bool = True  # whether norms are folded into weights; only in inference
+    train: bool = False  # time a training step instead of inference
+    scan_backend: str = "auto"  # of the selective scan, for a mobilemamba model
+
+    @property
+    def card(self) -> ModelCard:
+        return card_of(self.model)
 
     @property
     def is_ours(self) -> bool:
-        return self.model in VARIANTS
+        return self.card.model in VARIANTS
 
-    @property
-    def label(self) -> str:
-        step = "training" if self.train else "inference"
-        return f"{self.model}, {self.size} px, batch {self.batch}, {self.dtype}, {self.mode} {step} on {self.device}"
+
+def is_file(model: str) -> bool:
+    """Whether a network is named by a weights file, and not by timm's name of it."""
+    return Path(model).suffix in (".safetensors", ".ckpt", ".pth")
+
+
+@functools.cache
+def card_of(model: str) -> ModelCard:
+    """What a network is: by its weights file, or by timm's name, then with the 1,000 classes of ImageNet.
+
+    Raises:
+        ConfigError: If there is no such model, or the file does not say what it is of.
+        WeightsError: If the file cannot be read.
+    """
+    if not is_file(model):
+        return ModelCard(model, Preprocessing.of_model(model))
+    card = read_card(model)
+    if card is None:
+        raise ConfigError(
+            f"{printable(model)} does not say which network it is of; write it anew by mobilemamba convert SOURCE "
+            "TARGET.safetensors --model NAME"
+        )
+    return card
 
 
 def expand(
@@ -72,23 +86,16 @@ def expand(
     """Every combination; the models vary fastest, so that networks to be compared stand together.
 
     Args:
-        models: timm's names.
+        models: timm's names, or weights files.
         sizes: Sides of the pictures in pixels; none for each model's own.
-        batches: Pictures at a time.
-        devices: torch's names.
-        dtypes: Keys of ``DTYPES``.
-        modes: Entries of ``MODES``.
-        layouts: Keys of ``LAYOUTS``, or ``"auto"``.
-        fused: Fold norms, where it is inference.
-        train: Time training steps.
-        scan_backend: For the mobilemamba models.
+        batches: As all that follow: see :class:`Case`; a device may be auto, too.
 
     Raises:
         ConfigError: If a value is unknown, impossible or cannot run on this machine.
         BackendUnavailableError: If the scan backend cannot.
+        WeightsError: If a file cannot be read.
     """
-    for name in models:
-        check_model_name(name)
+    ours = {name for name in models if card_of(name).model in VARIANTS}
     for setting, values, known in (
         ("dtype", dtypes, tuple(DTYPES)),
         ("mode", modes, MODES),
@@ -104,13 +111,12 @@ def expand(
                 raise ConfigError(f"{setting} {number}: expected {least} or more{why}")
     if train and "exported" in modes:
         raise ConfigError("mode 'exported': an exported network is for inference; leave it out or leave train out")
-    for device in devices:
-        check_device(device)
-        for dtype in dtypes:
-            BACKENDS.choose(scan_backend, torch.device(device), DTYPES[dtype])
+    chosen = [choose_device(name) for name in devices]
+    for device, dtype in itertools.product(chosen, dtypes):
+        BACKENDS.choose(scan_backend, device, DTYPES[dtype])
     if not models:
-        raise ConfigError("no model to measure: expected at least one timm name")
-    combinations = itertools.product(batches, devices, dtypes, modes, layouts, sizes or (None,), models)
+        raise ConfigError("no model to measure: expected at least one timm name or weights file")
+    combinations = itertools.product(batches, map(str, chosen), dtypes, modes, layouts, sizes or (None,), models)
     cases = [
         Case(
             model,
@@ -118,7 +124,7 @@ def expand(
             *(batch, device, dtype, mode, layout),
             fused=fused and not train,
             train=train,
-            scan_backend=scan_backend if model in VARIANTS else "auto",
+            scan_backend=scan_backend if model in ours else "auto",
         )
         for batch, device, dtype, mode, layout, size, model in combinations
     ]
@@ -126,21 +132,5 @@ def expand(
 
 
 def own_size(model: str) -> int:
-    """Side of the pictures that a timm model was made for, in pixels."""
-    config = timm.get_pretrained_cfg(model)
-    return int(config.input_size[-1]) if config is not None else 224
-
-
-def check_device(name: str) -> None:
-    """Refuses a device that is none or is not here.
-
-    Raises:
-        ConfigError: With torch's reason.
-    """
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device {name!r}: there is no CUDA device here; use cpu")
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise ConfigError(f"device {name!r}: {reason}; use cpu, or another of this machine") from None
+    """Side of the pictures that a network was made for, in pixels."""
+    return card_of(model).preprocessing.img_size[-1]

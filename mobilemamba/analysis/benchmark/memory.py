@@ -17,8 +17,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -29,9 +27,7 @@ from mobilemamba.analysis.benchmark.cases import Case
 from mobilemamba.analysis.benchmark.workload import Workload, Workshop, silently
 from mobilemamba.analysis.resident import can_forget_peak, forget_peak, peak_resident_bytes, resident_bytes
 
-
-class TooLargeError(RuntimeError):
-    """A case needs more memory than there is."""
+_TOO_LARGE = "out of memory"
 
 
 def can_measure_cpu() -> bool:
@@ -58,35 +54,21 @@ class CpuMeter:
         """Bytes at the peak.
 
         Raises:
-            TooLargeError: If the case does not fit into memory.
-            RuntimeError: If it fails for another reason.
+            RuntimeError: If it fails, for want of memory say.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps({"case": asdict(case), "layout": layout}) + "\n")
         self._process.stdin.flush()
         answer = json.loads(self._process.stdout.readline())
-        if answer["too_large"]:
-            raise TooLargeError("out of memory")
-        if answer["error"]:
-            raise RuntimeError(answer["error"])
-        return int(answer["bytes"])
+        if isinstance(answer, str):
+            raise RuntimeError(answer)
+        return int(answer)
 
     def close(self) -> None:
-        """Ends the process."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
-
-
-@contextmanager
-def cpu_meter(threads: int) -> Iterator[CpuMeter]:
-    """A :class:`CpuMeter` that is closed at the end."""
-    meter = CpuMeter(threads)
-    try:
-        yield meter
-    finally:
-        meter.close()
 
 
 def cuda_peak(workload: Workload, device: torch.device) -> int:
@@ -102,15 +84,14 @@ def cuda_peak(workload: Workload, device: torch.device) -> int:
 
 def is_too_large(error: BaseException) -> bool:
     """Whether an exception says that memory ran out."""
-    return isinstance(error, TooLargeError | torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(
-        error
-    )
+    said = any(text in str(error) for text in (_TOO_LARGE, "can't allocate memory"))
+    return said or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
 def describe(error: BaseException) -> str:
     """An exception in one short line."""
     if is_too_large(error):
-        return "out of memory"
+        return _TOO_LARGE
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}"[:160]
 
@@ -130,12 +111,11 @@ def _cpu_peak(case: Case, layout: str) -> int:
     return workload.held_bytes + peak - before
 
 
-def _answer(request: dict[str, Any]) -> dict[str, Any]:
+def _answer(request: dict[str, Any]) -> int | str:
     try:
-        size = _cpu_peak(Case(**request["case"]), request["layout"])
-        return {"bytes": size, "error": "", "too_large": False}
+        return _cpu_peak(Case(**request["case"]), request["layout"])
     except Exception as error:  # whatever a network may raise; the benchmark reports it in its row
-        return {"bytes": 0, "error": describe(error), "too_large": is_too_large(error)}
+        return describe(error)
 
 
 def _serve(threads: int) -> None:
@@ -151,7 +131,7 @@ def _serve(threads: int) -> None:
             answer = pipe.read().decode()
         os.waitpid(child, 0)
         # A process without an answer was ended by the kernel, which does so when memory runs out.
-        sys.stdout.write((answer or json.dumps({"bytes": 0, "error": "ended", "too_large": True})) + "\n")
+        sys.stdout.write((answer or json.dumps(_TOO_LARGE)) + "\n")
         sys.stdout.flush()
 
 

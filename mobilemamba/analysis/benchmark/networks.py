@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Hashable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 
 import torch
 
 from mobilemamba.analysis.benchmark.cases import DTYPES, LAYOUTS, Case
 from mobilemamba.analysis.benchmark.ceilings import matrix_product
-from mobilemamba.analysis.benchmark.memory import can_measure_cpu, cpu_meter, cuda_peak, describe, is_too_large
+from mobilemamba.analysis.benchmark.memory import CpuMeter, can_measure_cpu, cuda_peak, describe, is_too_large
 from mobilemamba.analysis.benchmark.paper import published_top1
 from mobilemamba.analysis.benchmark.records import Record
 from mobilemamba.analysis.benchmark.workload import Workload, Workshop, create, silently
@@ -67,7 +67,7 @@ def measure(
     with ExitStack() as stack:
         meter = None
         if memory and can_measure_cpu() and any(torch.device(case.device).type == "cpu" for case in cases):
-            meter = stack.enter_context(cpu_meter(torch.get_num_threads()))
+            meter = stack.enter_context(closing(CpuMeter(torch.get_num_threads())))
         for number, case in enumerate(cases):
             progress("build and warm up", number, len(cases))
             layouts = LAYOUTS if case.layout == "auto" else (case.layout,)

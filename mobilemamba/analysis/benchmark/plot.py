@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,13 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from mobilemamba.analysis.benchmark.comparison import Conditions, grouped
 from mobilemamba.analysis.benchmark.paper import family
 from mobilemamba.analysis.benchmark.records import Record
-from mobilemamba.analysis.figures import png_figure
+from mobilemamba.analysis.figures import label_points, png_figure
 from mobilemamba.errors import ConfigError
 
 PANEL = (6.4, 4.6)  # inches
 DPI = 120
-_NAMES = {"mobilemamba": "MobileMamba", "efficientvit": "EfficientViT"}
+_NAMES = {"mobilemamba": "MobileMamba", "efficientvit": "EfficientViT", "emo": "EMO"}
 _COLOURS = {"mobilemamba": "#c1272d", "efficientvit": "#1f5fa8"}
-#: Where a label may stand, in points from its point, the best first.
-_PLACES = ((8, 6), (-8, -6), (8, -6), (-8, 6), (8, 0), (-8, 0), (0, 13), (0, -13), (10, 16), (-10, -16), (12, -18))
 _OTHERS = ("#5b8c2a", "#8a5aa8", "#b07a1e", "#3f8f8f", "#7a7a7a")
 
 
@@ -70,53 +67,20 @@ def _panel(axis: Any, shared: Conditions, group: list[Record], colours: dict[str
     )
     axis.margins(0.18, 0.12)
     axis.grid(alpha=0.3)
-    lines = []
+    lines: list[Any] = []
+    labels: list[Any] = []
     for name in dict.fromkeys(family(record.model) for record in group):
         own = sorted((r for r in group if family(r.model) == name), key=lambda r: (r.paper_top1, r.images_per_second))
         points = [(record.images_per_second, record.paper_top1) for record in own]
         style = {"marker": "o" if name == "mobilemamba" else "s", "markersize": 6, "linewidth": 1.8}
         axis.plot(*zip(*points, strict=True), color=colours[name], label=_NAMES.get(name, name), **style)
-        lines.append((points, [short_label(record) for record in own], colours[name]))
+        lines.append(points)
+        labels += [(*point, short_label(record), colours[name]) for point, record in zip(points, own, strict=True)]
     slowest, fastest = axis.get_xlim()
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if fastest > 5 * slowest else MaxNLocator(5))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.xaxis.set_minor_locator(NullLocator())
-    axis.figure.canvas.draw()  # fixes the scales, by which labels are kept apart
-    drawn = [dot for points, _, _ in lines for dot in _dots(axis.transData.transform(points))]
-    for points, labels, colour in lines:
-        for point, label in zip(points, labels, strict=True):
-            x, y = _free_place(axis.transData.transform(point), len(label), drawn)
-            anchor = {"ha": "left" if x > 0 else "right" if x < 0 else "center", "va": "center"}
-            axis.annotate(label, point, (x, y), textcoords="offset points", fontsize=8.5, color=colour, **anchor)
-
-
-def _dots(corners: Any) -> list[tuple[float, float]]:
-    """Pixels along a line, close enough that no label fits between two."""
-    dots = [tuple(corners[0])]
-    for (x0, y0), (x1, y1) in itertools.pairwise(corners):
-        steps = max(1, int(math.hypot(x1 - x0, y1 - y0) / 5))
-        dots += [(x0 + (x1 - x0) * i / steps, y0 + (y1 - y0) * i / steps) for i in range(1, steps + 1)]
-    return dots
-
-
-def _free_place(point: Any, letters: int, drawn: list[tuple[float, float]]) -> tuple[int, int]:
-    """Where a label covers least of what is drawn, as points from its point; what it covers is then drawn as well."""
-    pixels = DPI / 72
-    width, height = 5.4 * letters * pixels, 11 * pixels
-
-    def box(place: tuple[int, int]) -> tuple[float, float, float, float]:
-        x, y = point[0] + place[0] * pixels, point[1] + place[1] * pixels
-        left = x if place[0] > 0 else x - width if place[0] < 0 else x - width / 2
-        return left, y - height / 2, left + width, y + height / 2
-
-    def covered(place: tuple[int, int]) -> int:
-        left, low, right, high = box(place)
-        return sum(left < x < right and low < y < high for x, y in drawn)
-
-    best = min(_PLACES, key=covered)
-    left, low, right, high = box(best)
-    drawn += [(left + (right - left) * i / 12, low + (high - low) * j / 3) for i in range(13) for j in range(4)]
-    return best
+    label_points(axis, labels, lines)
 
 
 def short_label(record: Record) -> str:

@@ -9,78 +9,37 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from mobilemamba.analysis.benchmark.cases import Case
 from mobilemamba.files import write_json, write_text_atomic
 
 
-@dataclass(frozen=True)
-class Record:
+@dataclass(frozen=True, kw_only=True)
+class Record(Case):
     """What was found for one case; measured values are None where ``error`` says why there are none.
 
-    Attributes:
-        model: timm's name.
-        size: Side of the pictures in pixels.
-        batch: Pictures at a time.
-        device: torch's name.
-        dtype: Of weights and pictures, in training of the autocast region.
-        mode: ``"eager"``, ``"compiled"`` or ``"exported"``.
-        train: A training step (forward, backward, AdamW) and not inference.
-        layout: ``"contiguous"`` or ``"channels_last"``.
-        layout_chosen: Whether it was found to be the faster one, and not asked for.
-        fused: Whether norms were to be folded.
-        batch_norms: BatchNorm layers that were run.
-        scan_backend: Of the selective scan; empty for networks without one.
-        latency_ms: Median time of a batch (in training: of a step) over the rounds, in milliseconds.
-        latency_q1_ms: First quartile.
-        latency_q3_ms: Third quartile.
-        images_per_second: By the median.
-        spread: (third - first quartile) / median; more than about 0.1 says that the machine was busy.
-        macs: Multiply-adds for a picture; in training three times those of inference, as usual.
-        gmacs_per_second: Billions of multiply-adds a second, by the median.
-        ceiling_gmacs_per_second: Those of a large matrix product on that device in that dtype, its median in the
-            same rounds.
-        ceiling_fraction: One over the other.
-        peak_memory_mib: See :mod:`mobilemamba.analysis.benchmark.memory`.
-        rounds: Number of rounds.
-        calls_per_round: Batches or steps timed together in a round.
-        paper_top1: Published ImageNet-1k top-1 in %, at the size that it is of.
-        processor: The device in words.
-        threads: Of torch on the CPU.
-        tf32_matmul: Whether CUDA rounds fp32 matrix products to TF32.
-        tf32_convolution: The same for convolutions.
-        versions: Of the libraries, in words.
-        error: Why there are no results; empty if there are.
+    ``layout`` is one of the two, and ``scan_backend`` what was chosen; empty for networks without a scan.
     """
 
-    model: str
-    size: int
-    batch: int
-    device: str
-    dtype: str
-    mode: str
-    train: bool
-    layout: str
-    layout_chosen: bool
-    fused: bool
-    batch_norms: int | None
-    scan_backend: str
-    latency_ms: float | None
-    latency_q1_ms: float | None
-    latency_q3_ms: float | None
-    images_per_second: float | None
-    spread: float | None
-    macs: int | None
-    gmacs_per_second: float | None
-    ceiling_gmacs_per_second: float | None
-    ceiling_fraction: float | None
-    peak_memory_mib: float | None
+    layout_chosen: bool  # found to be the faster one, and not asked for
+    batch_norms: int | None  # layers that were run
+    latency_ms: float | None  # of a batch (in training: of a step), the median over the rounds
+    latency_q1_ms: float | None  # first quartile
+    latency_q3_ms: float | None  # third quartile
+    images_per_second: float | None  # by the median
+    spread: float | None  # (third - first quartile) / median; more than about 0.1 says that the machine was busy
+    macs: int | None  # multiply-adds for a picture; in training three times those of inference, as usual
+    gmacs_per_second: float | None  # billions of multiply-adds a second, by the median
+    ceiling_gmacs_per_second: float | None  # of a large matrix product in that dtype, by its median in the same rounds
+    ceiling_fraction: float | None  # one over the other
+    peak_memory_mib: float | None  # see :mod:`mobilemamba.analysis.benchmark.memory`
     rounds: int
-    calls_per_round: int | None
-    paper_top1: float | None
-    processor: str
-    threads: int
-    tf32_matmul: bool
-    tf32_convolution: bool
-    versions: str
+    calls_per_round: int | None  # batches or steps timed together
+    paper_top1: float | None  # published for ImageNet-1k in %, at the size that it is of
+    processor: str  # the device in words
+    threads: int  # of torch on the CPU
+    tf32_matmul: bool  # whether CUDA rounds fp32 matrix products to TF32
+    tf32_convolution: bool  # the same for convolutions
+    versions: str  # of the libraries, in words
     error: str
 
 

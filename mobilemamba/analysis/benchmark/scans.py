@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from mobilemamba.analysis.benchmark.cases import DTYPES, Case, own_size
+from mobilemamba.analysis.benchmark.cases import DTYPES, Case, card_of, own_size
 from mobilemamba.analysis.benchmark.ceilings import matrix_product, memory_copy
 from mobilemamba.analysis.benchmark.memory import describe
 from mobilemamba.analysis.benchmark.networks import Progress, counting, latency
@@ -24,18 +24,7 @@ from mobilemamba.ops.selective_scan import BACKENDS, scan_macs, selective_scan_2
 
 @dataclass(frozen=True)
 class ScanShape:
-    """A scan as it occurs in networks.
-
-    Attributes:
-        batch: B.
-        directions: K.
-        width: D.
-        d_state: N.
-        height: Of the map; L = height * map_width.
-        map_width: Of the map.
-        device: torch's name.
-        dtype: Key of ``DTYPES``, of the sequences.
-    """
+    """A scan as it occurs in networks: B, K, D, N, and H W of the map."""
 
     batch: int
     directions: int
@@ -43,59 +32,26 @@ class ScanShape:
     d_state: int
     height: int
     map_width: int
-    device: str = "cpu"
-    dtype: str = "float32"
+    device: str = "cpu"  # torch's name
+    dtype: str = "float32"  # of the sequences, a key of ``DTYPES``
 
 
-@dataclass(frozen=True)
-class ScanRecord:
-    """What was found for one backend on one shape; measured values are None where ``error`` says why.
-
-    Attributes:
-        backend: Its name.
-        used_by: The networks that have such a scan, with how many of them.
-        batch: Pictures at a time.
-        directions: K.
-        width: D.
-        d_state: N.
-        height: Of the map; L = height * map_width.
-        map_width: Of the map.
-        device: torch's name.
-        dtype: Of the sequences.
-        train: Forward and backward, not forward alone.
-        latency_ms: Median over the rounds.
-        latency_q1_ms: First quartile.
-        latency_q3_ms: Third quartile.
-        gbytes_per_second: Every input read once and every output written once, a second; a backend that keeps
-            intermediate results in memory moves more.
-        gflops_per_second: By the operation counter's formula for the scan.
-        copy_gbytes_per_second: Of a large copy in the same rounds, reading and writing counted.
-        product_gflops_per_second: Of a large matrix product in the same rounds.
-        processor: The device in words.
-        versions: Of the libraries, in words.
-        error: Why there are no results; empty if there are.
-    """
+@dataclass(frozen=True, kw_only=True)
+class ScanRecord(ScanShape):
+    """What was found for one backend on one shape; measured values are None where ``error`` says why."""
 
     backend: str
-    used_by: str
-    batch: int
-    directions: int
-    width: int
-    d_state: int
-    height: int
-    map_width: int
-    device: str
-    dtype: str
-    train: bool
-    latency_ms: float | None
-    latency_q1_ms: float | None
-    latency_q3_ms: float | None
-    gbytes_per_second: float | None
-    gflops_per_second: float | None
-    copy_gbytes_per_second: float | None
-    product_gflops_per_second: float | None
-    processor: str
-    versions: str
+    used_by: str  # the networks that have such a scan, with how many of them
+    train: bool  # forward and backward, not forward alone
+    latency_ms: float | None  # median over the rounds
+    latency_q1_ms: float | None  # first quartile
+    latency_q3_ms: float | None  # third quartile
+    gbytes_per_second: float | None  # inputs read and outputs written once; who keeps other results moves more
+    gflops_per_second: float | None  # by the operation counter's formula for the scan
+    copy_gbytes_per_second: float | None  # of a large copy in the same rounds, reading and writing counted
+    product_gflops_per_second: float | None  # of a large matrix product in the same rounds
+    processor: str  # the device in words
+    versions: str  # of the libraries, in words
     error: str
 
 
@@ -135,7 +91,7 @@ def _shapes_of(model: str, size: int) -> list[ScanShape]:
         if isinstance(module, SS2D):
             module.register_forward_pre_hook(note)
     with torch.no_grad():
-        network(torch.empty(1, 3, size, size, device="meta"))
+        network(torch.empty(1, card_of(model).in_chans, size, size, device="meta"))
     return shapes
 
 

@@ -14,26 +14,21 @@ import torch.nn.functional as F
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
-from mobilemamba.analysis.benchmark.cases import DTYPES, LAYOUTS, Case, own_size
-from mobilemamba.models import MobileMamba, fuse_norms, optimize_for_inference
+from mobilemamba.analysis.benchmark.cases import DTYPES, LAYOUTS, Case, is_file, own_size
+from mobilemamba.layers.kernels import use_scan_backend
+from mobilemamba.models import fuse_norms, load_weights
+from mobilemamba.models.checkpoints import build_network
 from mobilemamba.models.fuse import count_batch_norms
-
-CLASSES = 1000
+from mobilemamba.models.predictor import PREDICTORS
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One batch's inference or one training step, ready to be called.
+    """One batch's inference or one training step, ready to be called."""
 
-    Attributes:
-        run: Does it once.
-        network: What it runs; in inference after its norms were folded.
-        held: Tensors that stay in memory between calls, the pictures included.
-    """
-
-    run: Callable[[], object]
-    network: nn.Module
-    held: Callable[[], Iterator[Tensor]]
+    run: Callable[[], object]  # does it once
+    network: nn.Module  # what it runs; in inference after its norms were folded
+    held: Callable[[], Iterator[Tensor]]  # tensors that stay in memory between calls, the pictures included
 
     @property
     def batch_norms(self) -> int:
@@ -66,7 +61,7 @@ class Workshop:
             layout: ``"contiguous"`` or ``"channels_last"``.
         """
         generator = torch.Generator().manual_seed(0)
-        pictures = torch.randn(case.batch, 3, case.size, case.size, generator=generator)
+        pictures = torch.randn(case.batch, case.card.in_chans, case.size, case.size, generator=generator)
         pictures = pictures.to(case.device, memory_format=LAYOUTS[layout])
         if case.train:
             return _training(case, layout, pictures, generator)
@@ -103,41 +98,39 @@ def inference(network: nn.Module, inputs: Tensor, mode: str = "eager") -> Worklo
 
 
 def create(case: Case) -> nn.Module:
-    """The case's network in float32 on torch's default device, not fused.
+    """The case's network in float32 on torch's default device, not fused, with random weights.
 
     Raises:
         TypeError: If the network cannot be built for pictures of that size.
     """
-    options: dict[str, Any] = {"scan_backend": case.scan_backend} if case.is_ours else {}
+    card = case.card
     if not case.is_ours and case.size != own_size(case.model):
         try:  # attention with a table of positions must know the size; others do not take it
-            return timm.create_model(case.model, num_classes=CLASSES, img_size=case.size)
+            return timm.create_model(
+                card.model, num_classes=card.num_classes, in_chans=card.in_chans, img_size=case.size
+            )
         except TypeError as error:
             if "img_size" not in str(error):
                 raise
-    return timm.create_model(case.model, num_classes=CLASSES, **options)
+    network = build_network(card)
+    use_scan_backend(network, case.scan_backend)
+    return network
 
 
-def fused(network: nn.Module, case: Case, layout: str) -> nn.Module:
-    """A copy for inference with its norms folded, by timm's means for its networks.
-
-    Ours is laid out for the CPU as well where it runs there, unless a scan backend is asked for that this does without.
-    """
-    if not isinstance(network, MobileMamba):
-        return reparameterize_model(network.eval())
-    dtype = DTYPES[case.dtype]
-    fits = case.device == "cpu" and layout == "channels_last" and dtype in (torch.float32, torch.bfloat16)
-    if fits and case.scan_backend in ("auto", "native"):
-        return optimize_for_inference(network, dtype)
-    return fuse_norms(network)
+def _loaded(case: Case) -> nn.Module:
+    network = create(case)
+    if is_file(case.model):
+        load_weights(network, case.model, verbose=False)
+    return network
 
 
 def _for_inference(case: Case, layout: str) -> nn.Module:
-    network = create(case).eval()
-    if case.fused:
-        network = fused(network, case, layout)
-    network = network.to(case.device, DTYPES[case.dtype]).to(memory_format=LAYOUTS[layout])
-    return network.requires_grad_(False)
+    network, device, dtype = _loaded(case).eval(), torch.device(case.device), DTYPES[case.dtype]
+    if case.fused and case.is_ours and layout == "channels_last" and case.scan_backend in ("auto", "native"):
+        network = PREDICTORS[case.card.task](network, case.card, device, dtype).network
+    elif case.fused:
+        network = fuse_norms(network) if case.is_ours else reparameterize_model(network)
+    return network.to(device, dtype).to(memory_format=LAYOUTS[layout]).requires_grad_(False)
 
 
 def _compiled(network: nn.Module) -> Callable[[Tensor], Any]:
@@ -155,8 +148,8 @@ def _compiled(network: nn.Module) -> Callable[[Tensor], Any]:
 
 
 def _training(case: Case, layout: str, pictures: Tensor, generator: torch.Generator) -> Workload:
-    network = create(case).to(case.device).to(memory_format=LAYOUTS[layout]).train()
-    labels = torch.randint(CLASSES, (case.batch,), generator=generator).to(case.device)
+    network = _loaded(case).to(case.device).to(memory_format=LAYOUTS[layout]).train()
+    labels = torch.randint(case.card.num_classes, (case.batch,), generator=generator).to(case.device)
     fused = True if pictures.device.type == "cpu" else None  # as ``mobilemamba fit`` trains
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=0.05, fused=fused)
     dtype = DTYPES[case.dtype]

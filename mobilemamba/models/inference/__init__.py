@@ -17,6 +17,8 @@ from mobilemamba.models.mobilemamba import MobileMamba
 from mobilemamba.ops.kernels import INFERENCE
 
 Model = TypeVar("Model", bound=nn.Module)
+#: Of networks that can be laid out.
+DTYPES = (torch.float32, torch.bfloat16)
 
 
 @torch.inference_mode(mode=False)  # whose tensors do not tell when they change
@@ -41,7 +43,7 @@ def optimize_for_inference(model: Model, dtype: torch.dtype = torch.float32) -> 
     """
     if elsewhere := {p.device.type for p in model.parameters()} - {"cpu"}:
         raise ConfigError(f"optimize_for_inference: the model is on {elsewhere.pop()}; move it to the cpu first")
-    if dtype not in (torch.float32, torch.bfloat16):
+    if dtype not in DTYPES:
         raise ConfigError(f"optimize_for_inference: dtype={dtype}; expected torch.float32 or torch.bfloat16")
     optimized = fuse_norms(model).requires_grad_(requires_grad=False)
     if reason := _why_not(model, dtype):
@@ -56,23 +58,26 @@ def optimize_for_inference(model: Model, dtype: torch.dtype = torch.float32) -> 
     return optimized.to(dtype)
 
 
-def for_inference(network: nn.Module, device: torch.device) -> tuple[nn.Module, str]:
+def for_inference(
+    network: nn.Module, device: torch.device, dtype: torch.dtype = torch.float32
+) -> tuple[nn.Module, str]:
     """A copy of the network in the form that is fastest on a device.
 
     Args:
-        network: On the CPU, in evaluation mode.
+        network: On the CPU or on the device.
         device: Where it is to run.
+        dtype: Of its weights and pictures.
 
     Returns:
         The copy, on the device; and what was done to it in words, and why no more.
     """
     how = "norms folded"
     if device.type == "cpu" and isinstance(network, MobileMamba):
-        reason = _why_not(network, torch.float32)
+        reason = _why_not(network, dtype) if dtype in DTYPES else f"it is to run in {dtype}"
         if reason is None:
-            return optimize_for_inference(network), "optimized for inference"
+            return optimize_for_inference(network, dtype), "optimized for inference"
         how = f"norms folded, not optimized for inference: {reason}"
-    return fuse_norms(network).to(device).to(memory_format=torch.channels_last), how
+    return fuse_norms(network).to(device, dtype).to(memory_format=torch.channels_last), how
 
 
 def _why_not(model: nn.Module, dtype: torch.dtype) -> str | None:

@@ -126,7 +126,7 @@ class InferenceMRFFI(nn.Module):
         wavelet_weights: list[Tensor] = []
         if isinstance(mixer, WaveletMamba):
             wavelet = mixer.wavelet_conv
-            wavelet_weights = [by_band(wavelet.conv.weight * wavelet.scale.view(-1, 1, 1, 1))]
+            wavelet_weights = [by_band(wavelet.weight)]
             scale = mixer.scale.data
             mixer = mixer.ss2d
         assert isinstance(mixer, SS2D)

@@ -3,7 +3,7 @@
 from mobilemamba.sweep.config import Sweep
 from mobilemamba.sweep.launchers import local, ray, slurm
 from mobilemamba.sweep.launchers.base import Event, Launch
-from mobilemamba.sweep.plan import Config
+from mobilemamba.sweep.settings import Config
 
 __all__ = ["Event", "Launch", "launcher"]
 

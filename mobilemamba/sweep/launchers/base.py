@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from mobilemamba.errors import ConfigError
-from mobilemamba.sweep.plan import Config, lookup
 from mobilemamba.sweep.row import FitRow
+from mobilemamba.sweep.settings import Config, lookup
 
 #: ``("started", run_dir, None)``, ``("done", run_dir, None or the reason why not)``, ``("said", ., a line for the
 #: user)``, and ``("tick", ., None)`` about every second.
@@ -40,11 +40,7 @@ def require(package: str) -> Any:
 
 
 def check_one_machine(launcher: str, config: Config) -> None:
-    """Refuses rows that would train on several machines each, and GPUs that are named by their index.
-
-    Raises:
-        ConfigError: In these cases.
-    """
+    """Refuses rows that would train on several machines each, and GPUs that are named by their index."""
     nodes, devices = lookup(config, "trainer.num_nodes"), lookup(config, "trainer.devices")
     if isinstance(nodes, int) and nodes > 1:
         raise ConfigError(

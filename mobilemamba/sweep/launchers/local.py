@@ -16,8 +16,8 @@ from mobilemamba.cpus import usable_cpus
 from mobilemamba.errors import ConfigError
 from mobilemamba.sweep.config import Sweep
 from mobilemamba.sweep.launchers.base import Event, Launch, try_row
-from mobilemamba.sweep.plan import Config, lookup
 from mobilemamba.sweep.row import FitRow
+from mobilemamba.sweep.settings import Config, lookup
 
 
 def launcher(sweep: Sweep, config: Config) -> Launch:

@@ -15,8 +15,8 @@ from typing import Any
 from mobilemamba.errors import ConfigError
 from mobilemamba.sweep.config import Sweep
 from mobilemamba.sweep.launchers.base import Event, Launch, check_one_machine, require, try_row_elsewhere
-from mobilemamba.sweep.plan import Config, lookup
 from mobilemamba.sweep.row import STOP_SECONDS, FitRow
+from mobilemamba.sweep.settings import Config, lookup
 
 #: How many lost machines a row survives: one that brings down every machine it runs on must come to an end.
 LOSSES = 10

@@ -14,8 +14,8 @@ from mobilemamba.errors import ConfigError
 from mobilemamba.files import read_json, write_text_atomic
 from mobilemamba.sweep.config import Sweep
 from mobilemamba.sweep.launchers.base import Event, Launch, check_one_machine, require, try_row_elsewhere
-from mobilemamba.sweep.plan import Config, lookup
 from mobilemamba.sweep.row import FitRow
+from mobilemamba.sweep.settings import Config, lookup
 
 #: Holds submitit's scripts, logs and results, beside the rows' folders.
 FOLDER = "slurm"

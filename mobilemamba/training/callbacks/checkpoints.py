@@ -18,7 +18,14 @@ from mobilemamba.errors import WeightsError
 from mobilemamba.models.weights_file import read_checkpoint
 from mobilemamba.training.callbacks.others import check_destination
 from mobilemamba.training.callbacks.storage import AtomicCheckpointIO
-from mobilemamba.training.callbacks.validation import ValidateAtEnd, Validation, counts, is_of_epochs, validation_now
+from mobilemamba.training.callbacks.validation import (
+    ValidateAtEnd,
+    Validation,
+    callbacks_of,
+    counts,
+    is_of_epochs,
+    validation_now,
+)
 from mobilemamba.training.checkpoint_files import BEST, FOLDER, LAST, PREVIOUS
 from mobilemamba.training.contract import monitor_of
 
@@ -65,7 +72,6 @@ class _RunCheckpoint(ModelCheckpoint):
 
     @property
     def path(self) -> str:
-        """The file."""
         return self.format_checkpoint_name({})
 
 
@@ -91,9 +97,8 @@ class BestCheckpoint(_RunCheckpoint):
         Raises:
             ConfigError: If one of these could never write its file.
         """
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by its connector
-            if isinstance(callback, ValidateAtEnd) and self.validation is None:
-                callback.validated_step = -1
+        for at_end in callbacks_of(trainer, ValidateAtEnd) if self.validation is None else []:
+            at_end.validated_step = -1
         for other in trainer.checkpoint_callbacks:
             if isinstance(other, _RunCheckpoint):
                 continue
@@ -157,7 +162,6 @@ class BestCheckpoint(_RunCheckpoint):
         rank_zero_info(f"no {self.monitor} that tells the best: {self.path} holds the last weights")
 
     def state_dict(self) -> dict[str, Any]:
-        """Lightning's, and the validation."""
         return super().state_dict() | {"validation": self.validation}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -208,7 +212,6 @@ class LastCheckpoint(_RunCheckpoint):
             self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves."""
         if counts(trainer):
             self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
 
@@ -236,7 +239,7 @@ class LastCheckpoint(_RunCheckpoint):
 
 def best_checkpoint(trainer: Trainer) -> BestCheckpoint | None:
     """The trainer's, if it has one."""
-    return next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
+    return next(iter(callbacks_of(trainer, BestCheckpoint)), None)
 
 
 def _step(path: str) -> int | None:

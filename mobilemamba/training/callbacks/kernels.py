@@ -13,22 +13,9 @@ class SayKernels(Callback):
     """Says once which kernels run and why no faster ones do, if the network has layers that there are kernels for."""
 
     def __init__(self) -> None:
-        """Has not yet said anything."""
         self._said = False
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Says it."""
-        self._say(trainer, pl_module)
-
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Says it, if no training has."""
-        self._say(trainer, pl_module)
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Says it."""
-        self._say(trainer, pl_module)
-
-    def _say(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._said:
             return
         self._said = True
@@ -36,3 +23,5 @@ class SayKernels(Callback):
         dtype = next((p.dtype for p in pl_module.parameters()), torch.float32)
         if line := describe_network(pl_module, trainer.strategy.root_device, dtype):
             rank_zero_info(line)
+
+    on_fit_start = on_test_start = on_validation_start

@@ -19,7 +19,6 @@ class LogInterval(Callback):
         _set(trainer, 1)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sets the interval."""
         steps = trainer.num_training_batches / trainer.accumulate_grad_batches
         if trainer.max_steps > 0:
             steps = min(steps, trainer.max_steps)

@@ -37,11 +37,9 @@ class SkipNonFinite(Callback):
         self._loss_finite: Tensor | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The count."""
         return {"skipped": self.skipped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on counting."""
         self.skipped = state_dict["skipped"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from mobilemamba.errors import ConfigError
 from mobilemamba.files import check_writable
 from mobilemamba.text import of_names
-from mobilemamba.training.callbacks.validation import ValidateAtEnd, counts
+from mobilemamba.training.callbacks.validation import ValidateAtEnd, callbacks_of, counts
 
 _PACKAGE, _FOLDER = __name__.partition(".")[0], Path(__file__).parents[2]
 #: Lightning's variables for what it is just calling.
@@ -38,7 +38,6 @@ class AtEnd(Callback):
         raise NotImplementedError
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Does it."""
         if not trainer.interrupted:
             self._once(trainer, pl_module)
 
@@ -98,7 +97,7 @@ def check_destination(checkpoint: Any, trainer: Trainer) -> None:
         return
     try:
         if isinstance(checkpoint, ModelCheckpoint):
-            path = checkpoint.format_checkpoint_name(_Metrics(epoch=torch.tensor(0), step=torch.tensor(0)))
+            path = checkpoint.format_checkpoint_name({})
         else:
             path = str(getattr(checkpoint, "ckpt_path", ""))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -111,16 +110,6 @@ def check_destination(checkpoint: Any, trainer: Trainer) -> None:
     with contextlib.suppress(OSError, ValueError):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     check_writable(Path(path), f"trainer.callbacks: {name} cannot write")
-
-
-class _Metrics(dict[str, torch.Tensor]):
-    """Has every metric; they are numbers with a point."""
-
-    def __missing__(self, name: str) -> torch.Tensor:
-        return torch.tensor(0.0)
-
-    def __contains__(self, name: object) -> bool:
-        return True
 
 
 def _is_ours(found: Callback | Logger | None) -> bool:
@@ -137,5 +126,5 @@ def _is_over(trainer: Trainer) -> bool:
     )
     if trainer.global_step == 0 or not ended or not counts(trainer):
         return False
-    validations = [callback for callback in trainer.callbacks if isinstance(callback, ValidateAtEnd)]  # type: ignore[attr-defined]
+    validations = callbacks_of(trainer, ValidateAtEnd)
     return not trainer.enable_validation or any(one.validated_step == trainer.global_step for one in validations)

@@ -33,11 +33,9 @@ class TrainingPlots(AtEnd):
         self.confusions: dict[int, Tensor] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What was seen so far."""
         return {"history": self.history, "confusions": self.confusions}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from a checkpoint."""
         self.history = state_dict["history"]
         self.confusions = state_dict.get("confusions", {})
 
@@ -45,9 +43,7 @@ class TrainingPlots(AtEnd):
         """Keeps the mean loss of the epoch before, which is known only after the epoch's end."""
         self._keep(trainer, "train/loss")
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keeps that of the last epoch."""
-        self._keep(trainer, "train/loss")
+    on_train_end = on_train_epoch_start
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keeps the scores, and which classes were taken for which: whether it is the best, others find out later."""
@@ -61,7 +57,6 @@ class TrainingPlots(AtEnd):
             self.confusions[trainer.global_step] = confusion["ema" if averaged else "raw"].to(torch.int32)
 
     def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws."""
         if not trainer.is_global_zero:
             return
         folder, data = Path(trainer.default_root_dir), data_of(trainer)

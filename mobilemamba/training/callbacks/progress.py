@@ -45,12 +45,9 @@ class TrainingBar(RichProgressBar):
         self._ended = True
         self._stop_progress()
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """As there, where a resume had no step left to train."""
-        self.on_train_end(trainer, pl_module)
+    on_fit_end = on_train_end  # where a resume had no step left to train
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Goes again, after a validation at the end."""
         super().on_validation_end(trainer, pl_module)
         if self._ended:
             self._stop_progress()
@@ -90,13 +87,11 @@ class EpochLines(Callback):
         self._told = -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts the clock."""
         self._started, self._first_step = time.monotonic(), trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Adds the loss, without waiting for the device."""
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if isinstance(loss, Tensor):
             loss = loss.detach().float() * trainer.accumulate_grad_batches  # by which it was divided
@@ -105,12 +100,10 @@ class EpochLines(Callback):
             self._count = self._count + finite
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prints the line, with the scores."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._say(trainer, _scores(trainer, pl_module))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prints a line where no validation has done so."""
         if self._told < trainer.global_step:
             self._say(trainer, [])
 

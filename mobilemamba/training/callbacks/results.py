@@ -20,7 +20,7 @@ from mobilemamba.scores import Score
 from mobilemamba.training.callbacks.checkpoints import best_checkpoint
 from mobilemamba.training.callbacks.others import AtEnd
 from mobilemamba.training.callbacks.seed import global_seed
-from mobilemamba.training.callbacks.validation import Validation, counts, is_trial, validation_now
+from mobilemamba.training.callbacks.validation import Validation, callbacks_of, counts, is_trial, validation_now
 from mobilemamba.training.contract import TaskContract, monitor_of, scores_of
 from mobilemamba.training.provenance import (
     git_revision,
@@ -62,7 +62,6 @@ class RunResults(AtEnd):
         return {"history": self.history, "seconds": self._seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from a checkpoint."""
         self.history = list(state_dict["history"])
         self.seconds_before = state_dict["seconds"]
         self.resumed = True
@@ -105,7 +104,6 @@ class RunResults(AtEnd):
             self._write_progress(trainer, pl_module, best or {})
 
     def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes ``results.json``."""
         if not _writes(trainer):
             return
         self._write_progress(trainer, pl_module, best_validation(trainer, pl_module))
@@ -205,8 +203,7 @@ def best_validation(trainer: Trainer, pl_module: LightningModule) -> Validation:
         return saver.validation or {}
     monitor, mode = monitor_of(pl_module)
     sign = 1 if mode == "max" else -1
-    kept = next((c.history for c in trainer.callbacks if isinstance(c, RunResults)), [])  # type: ignore[attr-defined]
-    known = [entry for entry in kept if monitor in entry]
+    known = [entry for own in callbacks_of(trainer, RunResults)[:1] for entry in own.history if monitor in entry]
     return max(known, key=lambda entry: sign * entry[monitor], default={})
 
 

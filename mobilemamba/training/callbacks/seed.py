@@ -52,7 +52,6 @@ class StepSeed(Callback):
             iter(loop._data_fetcher)  # type: ignore[arg-type]  # no public way; Lightning is pinned, a test watches it
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Seeds the step."""
         self._seed_all(trainer, trainer.current_epoch, batch_idx + 1)
 
     def _seed_all(self, trainer: Trainer, *place: int) -> None:

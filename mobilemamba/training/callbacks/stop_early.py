@@ -22,7 +22,6 @@ class StopEarly(EarlyStopping):
         self._options = (min_delta, patience)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Finds the score."""
         monitor, mode = monitor_of(pl_module)
         super().__init__(monitor, *self._options, mode=mode)
         super().setup(trainer, pl_module, stage)

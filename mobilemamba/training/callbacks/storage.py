@@ -55,7 +55,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         map_location: Callable[..., Any] | None = lambda storage, _: storage,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """As Lightning's."""
         content = super().load_checkpoint(path, map_location, weights_only)
         self._sound.add(Path(path).absolute())
         return content

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
+Kind = TypeVar("Kind")
 #: ``epoch`` (from 1) and ``step`` (optimiser steps taken), and the metrics by their names.
 Validation = dict[str, Any]
 
@@ -20,6 +21,12 @@ def counts(trainer: Trainer) -> bool:
 def is_trial(trainer: Trainer) -> bool:
     """Whether only a few batches are tried (``fast_dev_run``), which leave nothing."""
     return bool(getattr(trainer, "fast_dev_run", False))
+
+
+def callbacks_of(trainer: Trainer, kind: type[Kind]) -> list[Kind]:
+    """The trainer's callbacks of a kind."""
+    found: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # set by its connector
+    return [callback for callback in found if isinstance(callback, kind)]
 
 
 def validation_now(trainer: Trainer, monitor: str | None) -> Validation:
@@ -59,29 +66,20 @@ class ValidateAtEnd(Callback):
         self.validated_step = -1
 
     def state_dict(self) -> dict[str, Any]:
-        """The step of the last validation."""
         return {"validated_step": self.validated_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from a checkpoint."""
         self.validated_step = state_dict["validated_step"]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remembers the step."""
         if counts(trainer):
             self.validated_step = trainer.global_step
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validates."""
-        self._validate(trainer)
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validates, where a resume had no step left to train, and so no end of one."""
-        self._validate(trainer)
-
-    def _validate(self, trainer: Trainer) -> None:
         if not trainer.enable_validation or is_trial(trainer) or self.validated_step == trainer.global_step:
             return
         trainer.validating = True  # as Lightning does within an epoch
         trainer.fit_loop.epoch_loop.val_loop.run()
         trainer.training = True
+
+    on_fit_end = on_train_end  # where a resume had no step left to train, and so no end of one

@@ -8,7 +8,7 @@ import torch
 from jsonargparse import Namespace
 from PIL import Image
 
-from mobilemamba.cli.checks import check_checkpoint, check_classes, fill_classes
+from mobilemamba.cli.weights import check_checkpoint, check_classes, fill_classes
 from mobilemamba.errors import ConfigError, DataError, WeightsError
 from mobilemamba.models import ModelCard, Preprocessing, save_weights
 from mobilemamba_command import main

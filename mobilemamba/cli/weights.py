@@ -1,0 +1,188 @@
+"""What a command's weights are, and what they decide: its network, its classes, and how its pictures are prepared.
+
+Weights that carry a card say which network they are of, wherever they are named. ``config`` is always the settings of a
+command, which are completed in place; what cannot be is a ConfigError, and what cannot be read a WeightsError.
+"""
+
+from __future__ import annotations
+
+import json
+import pkgutil
+from collections.abc import Callable, Collection, Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_info
+
+from mobilemamba.cli.run_folder import config_files, holds_run
+from mobilemamba.errors import ConfigError
+from mobilemamba.models import ModelCard, Preprocessing, read_card
+from mobilemamba.models.checkpoints import NOT_AS_IT_SAYS
+from mobilemamba.models.weights_file import read_checkpoint
+from mobilemamba.text import printable
+from mobilemamba.training.callbacks.checkpoints import EXPORTED
+from mobilemamba.training.contract import TaskContract
+
+#: Settings that the weights decide where they are left open; or the model, in data modules that have all of them.
+_PREPROCESSING = ("img_size", "mean", "std", "interpolation", "crop_pct")
+
+
+def _arguments(config: Any, section: str) -> Any:
+    """Those of the ``model`` or the ``data`` of a command's settings."""
+    return config[section].get("init_args", {}) if config.get(section) else {}
+
+
+def _cards(config: Any) -> Iterator[tuple[str, ModelCard]]:
+    """The files of weights that a command names, with their cards; those without one are left out."""
+    weights, checkpoint = _arguments(config, "model").get("weights"), config.get("ckpt_path")
+    for path in (weights, checkpoint):
+        # What a checkpoint began with may be gone; the checkpoint itself may lie elsewhere.
+        if path and (Path(path).is_file() or not checkpoint) and (card := read_card(path)):
+            yield path, card
+
+
+def _card(config: Any) -> ModelCard | None:
+    model = _arguments(config, "model")
+    cards = dict(_cards(config)) if model.get("weights") and model.get("name") else {}
+    return cards.get(model.get("weights"))
+
+
+def parse_with_card(parse: Callable[[list[str]], Any], args: list[str]) -> Any:
+    """Parses a command line; what it leaves open of the network is as the card of its weights says, if they have one.
+
+    ``parse`` gives the configuration, by the command's name; ``args`` are command and options.
+    """
+    config = parse(args)
+    card = _card(config[args[0]])
+    if card is None:
+        return config
+    options = ["--model.name", card.model, "--model.in_chans", str(card.in_chans)]
+    options += ["--model.arch", json.dumps(card.arch)] if card.arch else []
+    options += ["--model.distillation_head", "true"] if card.distilled else []
+    completed = parse([args[0], *options, *args[1:]])  # before the user's own, which win
+    return completed if completed[args[0]].model.init_args.name == card.model else config
+
+
+def check_against_card(config: Any) -> None:
+    """Refuses settings of the network that its weights contradict; not where a part of them is to be loaded."""
+    card, model = _card(config), _arguments(config, "model")
+    if card is None or model.get("partial_weights"):
+        return
+    arch = vars(model["arch"]) if model.get("arch") else {}
+    pairs = [("name", model["name"], card.model), ("in_chans", model.get("in_chans", card.in_chans), card.in_chans)]
+    pairs += [(f"arch.{name}", arch.get(name), there) for name, there in card.arch.items()]
+    for name, here, there in pairs:
+        if here is not None and json.loads(json.dumps(here)) != there:
+            raise ConfigError(
+                f"model.{name}={here}: {model['weights']} are weights of a {card.model} with {name}={there}; leave "
+                f"model.{name} out, or take what fits by --model.partial_weights true"
+            )
+
+
+def fill_preprocessing(config: Any) -> None:
+    """Sets what the data's configuration leaves open to what the weights, or else the model, want; in place."""
+    model, data = _arguments(config, "model"), _arguments(config, "data")
+    left_open = [name for name in (*_PREPROCESSING, "upright") if name in data and data[name] is None]
+    if not left_open or not model.get("name"):
+        return
+    card = next((card for _, card in _cards(config)), None)
+    if card is None and not all(name in data for name in _PREPROCESSING):
+        return  # pictures of one look, such as the sample's, which have a size of their own
+    wanted = card.preprocessing if card is not None else Preprocessing.of_model(model["name"])
+    for name in left_open:
+        data[name] = getattr(wanted, name)
+    if "img_size" in left_open and wanted.img_size[0] == wanted.img_size[1]:
+        data["img_size"] = wanted.img_size[0]
+
+
+def fill_classes(config: Any) -> None:
+    """Has the pictures of an evaluation labelled as the weights name their classes, whichever folders there are."""
+    data = _arguments(config, "data")
+    if "classes" in data and data["classes"] is None:
+        data["classes"] = next((list(card.class_names) for _, card in _cards(config) if card.class_names), None)
+
+
+def check_classes(config: Any, class_names: tuple[str, ...]) -> None:
+    """Refuses pictures of other classes than the weights know: as many of them would pass unnoticed."""
+    for path, card in _cards(config):
+        for here, there in zip(class_names, card.class_names, strict=True) if card.class_names else ():
+            if here != there:
+                raise ConfigError(
+                    f"the pictures are of other classes than {path}: {here!r} where the weights know {there!r}; give "
+                    "pictures in folders of the classes' names"
+                )
+
+
+def check_checkpoint(subcommand: str, config: Any) -> None:
+    """Refuses a checkpoint that is not there, and an evaluation of a network that nobody has trained."""
+    path, model = config.ckpt_path, _arguments(config, "model")
+    if path in ("last", "best", "hpc"):
+        if subcommand != "fit":
+            raise ConfigError(f"ckpt_path={path} is for fit, which knows its run's folder; give {subcommand} a file")
+        if path != "last":
+            raise ConfigError(f"ckpt_path={path}: a training goes on from its last checkpoint; give last, or a file")
+    elif path is not None:
+        if _is_registry(path) and find_spec("litmodels") is None:
+            raise ConfigError(f"ckpt_path={path}: a registry of models needs litmodels; pip install litmodels")
+        if not _elsewhere(path) and not Path(path).exists():
+            raise ConfigError(f"ckpt_path={path}: no such file; give one of a run's folder checkpoints")
+    elif subcommand != "fit" and model.get("weights") is None and ("weights" in model or _is_task(config)):
+        option = "--weights" if "weights" in model else "--ckpt_path"
+        raise ConfigError(f"{subcommand} has no weights, only a network that is not trained; give {option} FILE")
+
+
+def _is_task(config: Any) -> bool:
+    """Whether what is evaluated is a task of ours, or made of one."""
+    path = config.model.get("class_path")
+    return path is not None and issubclass(pkgutil.resolve_name(path), TaskContract)
+
+
+def use_trained(subcommand: str, config: Any, given: Collection[str]) -> None:
+    """Has the configuration that a run saved stand for the network that the run came to, not for what it began with."""
+    files, model = config_files(config), _arguments(config, "model")
+    if len(files) != 1 or config.ckpt_path is not None or "model.weights" in given:
+        return
+    if files[0].name != "config.yaml" or not holds_run(files[0].parent):
+        return
+    best = files[0].parent / EXPORTED
+    if "weights" not in model or not best.is_file():
+        raise ConfigError(
+            f"{files[0]} is of a run that has no {EXPORTED} to {subcommand}; give one of its checkpoints by --ckpt_path"
+        )
+    for name, value in {"weights": str(best), "partial_weights": False, "new_head": False, "ema_decay": None}.items():
+        model[name] = value
+    rank_zero_info(f"weights: {printable(best)}")
+
+
+def read_evaluated(path: str | Path) -> Mapping[str, Any] | None:
+    """The checkpoint that is to be evaluated; None if it is not in this file system."""
+    if _elsewhere(path):
+        return None
+    content = read_checkpoint(path, mmap=Path(path).suffix != ".safetensors")
+    if not isinstance(content.get("state_dict"), Mapping) or "pytorch-lightning_version" not in content:
+        raise ConfigError(f"ckpt_path={path} is no checkpoint of fit; give it by --weights {path} if it holds weights")
+    return content
+
+
+def misfit_remedy(subcommand: str, config: Any, fits: str) -> str:
+    """What can be done where the weights that were given do not fit the network."""
+    card = read_card(config.model.init_args.weights)
+    if card is not None and (fits != "backbone" or (subcommand != "fit" and card.class_names)):
+        return NOT_AS_IT_SAYS  # as check_against_card and fill_classes have seen to it that it says the same as here
+    remedy = "name the model that they are of by --model"
+    if fits == "backbone":
+        remedy = f"{subcommand} on pictures of as many classes as they know"
+        return f"{remedy}, or start with a fresh classifier by --model.new_head true" if subcommand == "fit" else remedy
+    if fits == "some" and subcommand == "fit":
+        return f"{remedy}, or take what fits by --model.partial_weights true"
+    return remedy
+
+
+def _elsewhere(path: str | Path) -> bool:
+    """Whether it is an address that Lightning reads, and none of this file system."""
+    return "://" in str(path) or _is_registry(path)
+
+
+def _is_registry(path: str | Path) -> bool:
+    return str(path).lower().partition(":")[0] == "registry"

@@ -1,0 +1,273 @@
+"""EMO (Zhang et al., "Rethinking Mobile Block for Efficient Attention-based Models", ICCV 2023), to compare with.
+
+    picture (B, in_chans, H, W)
+      patch_embed            stride 2: a convolution, then a block without expansion
+      stages.0 ... stages.3  blocks at 1/4, 1/8, 1/16, 1/32; the first of each halves the map and widens it
+      norm, head             LayerNorm, average pool, linear
+
+A block, the paper's inverted residual mobile block (iRMB), is ``x + DropPath(F(x))``, where F is norm, attention over
+dilated windows (in the last two stages), expansion, residual depthwise convolution, projection.
+
+Built from what the paper says. No weights are published for these names, so that only counts tell whether it is right:
+all four sizes have the paper's parameters (cut off after a decimal; no reading fits rounded) and FLOPs (norms counted).
+For that the stem's block can have neither norm nor expansion, and biases must be in the expansions, or in both the
+queries and keys and the projections; here every 1x1 convolution has one. What the counts leave open: how narrow the
+stem's squeeze and excitation is (8 channels here), and that no activation follows its first norm. Where windows do not
+divide a map, the pixels that fill it up take no part in the attention: a window is every so many-th pixel of the map.
+
+Dimension letters: B batch, C channels, H and W sides of the map; W windows of all pictures, N heads, T tokens of a
+window, F channels of a head.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import ClassifierHead, DropPath, LayerNorm2d, SqueezeExcite
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+from mobilemamba.layers.batch_norm import BatchNorm2d
+from mobilemamba.layers.conv_norm import ConvNorm
+from mobilemamba.layers.residual import Residual
+from mobilemamba.models.backbone import Backbone, Stage, drop_path_rates
+
+__all__ = ["emo_1m", "emo_2m", "emo_5m", "emo_6m"]
+
+#: Most tokens along a window's side.
+WINDOW = 7
+STEM_DIM = 24
+_EPS = 1e-6
+# Norm, activation and depthwise kernel size: first those of the stages without attention, then of those with it.
+_KINDS = {False: (BatchNorm2d, nn.SiLU, 3), True: (LayerNorm2d, nn.GELU, 5)}
+
+
+def to_windows(x_BCHW: Tensor, steps: tuple[int, int]) -> Tensor:
+    """Cuts maps into dilated windows: a window takes every so many-th pixel, both ways; (W, C, T).
+
+    Args:
+        x_BCHW: Maps; those that the steps do not divide are filled up with zeros at the bottom and on the right.
+        steps: Distance of a window's pixels down and across; their product is the number of windows of a map.
+    """
+    down, across = steps
+    height, width = x_BCHW.shape[2:]
+    x = F.pad(x_BCHW, (0, -width % across, 0, -height % down))
+    x = x.unflatten(3, (-1, across)).unflatten(2, (-1, down))  # B, C, h, down, w, across
+    return x.permute(0, 3, 5, 1, 2, 4).flatten(4).flatten(0, 2)
+
+
+def from_windows(x_WCT: Tensor, steps: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """The maps (B, C, H, W) of a given size that ``to_windows`` cut."""
+    (down, across), (height, width) = steps, size
+    x = x_WCT.unflatten(2, (-(-height // down), -(-width // across))).unflatten(0, (-1, down, across))
+    return x.permute(0, 3, 4, 1, 5, 2).flatten(4).flatten(2, 3)[:, :, :height, :width]
+
+
+class WindowAttention(nn.Module):
+    """Mixes a map by softmax attention over dilated windows of at most 7x7 pixels, (B, C, H, W) in and out.
+
+    Queries and keys are projected, values are the input itself: the block expands what was mixed.
+
+    Args:
+        dim: Channels, a multiple of ``head_dim``.
+        head_dim: Channels of a head.
+    """
+
+    def __init__(self, dim: int, head_dim: int):
+        super().__init__()
+        self.heads = dim // head_dim
+        self.qk = nn.Conv2d(dim, 2 * dim, 1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        batch, _, height, width = x_BCHW.shape
+        steps = (-(-height // WINDOW), -(-width // WINDOW))
+        q, k, v = (
+            to_windows(x, steps).unflatten(1, (self.heads, -1)).transpose(2, 3)
+            for x in (*self.qk(x_BCHW).chunk(2, dim=1), x_BCHW)
+        )
+        mask_WNTT = None
+        if height % steps[0] or width % steps[1]:  # no token looks at those that fill up
+            exists = to_windows(x_BCHW.new_ones(1, 1, height, width), steps) > 0
+            mask_WNTT = exists[:, None].repeat(batch, 1, 1, 1)
+        y_WNTF = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_WNTT)
+        return from_windows(y_WNTF.transpose(2, 3).flatten(1, 2), steps, (height, width))
+
+
+class Stem(nn.Sequential):
+    """Pictures (B, in_chans, H, W) to (B, 24, H/2, W/2)."""
+
+    def __init__(self, in_chans: int):
+        super().__init__()
+        self.conv = ConvNorm(in_chans, STEM_DIM, 3, stride=2)
+        self.dw = nn.Sequential(ConvNorm(STEM_DIM, STEM_DIM, 3, groups=STEM_DIM), nn.SiLU())
+        self.se = SqueezeExcite(STEM_DIM)
+        self.project = nn.Conv2d(STEM_DIM, STEM_DIM, 1)
+
+
+class MobileBlock(nn.Sequential):
+    """F of the module's head, (B, C, H, W) to (B, C', H', W').
+
+    Args:
+        dim: Channels C.
+        out_dim: Channels C'; others than ``dim`` come with a stride.
+        hidden_dim: Channels between expansion and projection.
+        late: Whether it stands in one of the last two stages: other norm, activation and kernel size.
+        head_dim: Channels of an attention head; 0 leaves attention out.
+        stride: Of the depthwise convolution, which is residual if it is 1.
+    """
+
+    def __init__(self, dim: int, out_dim: int, hidden_dim: int, late: bool, head_dim: int = 0, stride: int = 1):
+        super().__init__()
+        norm, act, kernel_size = _KINDS[late]
+        self.norm = norm(dim, eps=_EPS)
+        if head_dim:
+            self.attention = WindowAttention(dim, head_dim)
+        self.expand = nn.Sequential(nn.Conv2d(dim, hidden_dim, 1), act())
+        dw = nn.Sequential(ConvNorm(hidden_dim, hidden_dim, kernel_size, stride, groups=hidden_dim), nn.SiLU())
+        self.dw = Residual(dw) if stride == 1 else dw
+        self.project = nn.Conv2d(hidden_dim, out_dim, 1)
+
+
+class EMOStage(Stage):
+    """Blocks, the first of which halves the map, with twice the expansion and neither attention nor residual.
+
+    Args:
+        in_dim: Channels before.
+        dim: Channels after.
+        ratio: Expansion.
+        head_dim: Channels of an attention head; 0 for a stage without attention.
+        drop_path_rates: Probability of dropping each block's branch.
+    """
+
+    def __init__(self, in_dim: int, dim: int, ratio: float, head_dim: int, drop_path_rates: list[float]):
+        late = head_dim > 0
+        super().__init__(
+            MobileBlock(in_dim, dim, int(2 * ratio * in_dim), late, stride=2),
+            (
+                Residual(MobileBlock(dim, dim, int(ratio * dim), late, head_dim), DropPath(rate) if rate else None)
+                for rate in drop_path_rates[1:]
+            ),
+        )
+
+
+class EMO(Backbone):
+    """The network; pictures (B, in_chans, H, W) of any size to logits (B, num_classes).
+
+    Args:
+        depths: Blocks of each stage.
+        embed_dims: Channels of each stage.
+        ratios: Expansion in each stage's blocks.
+        head_dims: Channels of an attention head in each stage, 0 for none.
+        num_classes: Classes; 0 returns pooled features (B, C).
+        in_chans: Channels of the picture.
+        global_pool: timm's pooling name; ``""`` leaves the map unpooled.
+        drop_rate: Dropout before the classifier.
+        drop_path_rate: Stochastic depth of the last block; earlier blocks rise linearly to it.
+    """
+
+    def __init__(
+        self,
+        depths: tuple[int, ...],
+        embed_dims: tuple[int, ...],
+        ratios: tuple[float, ...],
+        head_dims: tuple[int, ...],
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ):
+        rates = drop_path_rates(drop_path_rate, depths)
+        stages = zip((STEM_DIM, *embed_dims[:-1]), embed_dims, ratios, head_dims, rates, strict=True)
+        super().__init__(
+            Stem(in_chans),
+            (EMOStage(*stage) for stage in stages),
+            embed_dims,
+            4,
+            LayerNorm2d(embed_dims[-1], eps=_EPS),
+        )
+        self.num_classes = num_classes
+        self.head = ClassifierHead(self.num_features, num_classes, global_pool, drop_rate)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """(B, C, h, w) to logits (B, num_classes), or to pooled features (B, C)."""
+        return self.head(x, pre_logits=pre_logits)
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """The linear layer."""
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A fresh classifier for another number of classes; 0 removes it."""
+        self.num_classes = num_classes
+        like = next(self.parameters())
+        self.head.reset(num_classes, global_pool)
+        self.head.to(like.device, like.dtype)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """None beside the vectors, which never decay."""
+        return set()
+
+
+# Depths, channels, expansions and channels of a head.
+_SIZES = {
+    "emo_1m": ((2, 2, 8, 3), (32, 48, 80, 168), (2, 2.5, 3, 3.5), (0, 0, 20, 21)),
+    "emo_2m": ((3, 3, 9, 3), (32, 48, 120, 200), (2, 2.5, 3, 3.5), (0, 0, 20, 20)),
+    "emo_5m": ((3, 3, 9, 3), (48, 72, 160, 288), (2, 3, 4, 4), (0, 0, 32, 32)),
+    "emo_6m": ((3, 3, 9, 3), (48, 72, 160, 320), (2, 3, 4, 5), (0, 0, 20, 32)),
+}
+
+default_cfgs = generate_default_cfgs(
+    {
+        name: {
+            "url": "",
+            "num_classes": 1000,
+            "input_size": (3, 224, 224),
+            "pool_size": (7, 7),
+            "crop_pct": 0.875,
+            "interpolation": "bicubic",
+            "mean": IMAGENET_DEFAULT_MEAN,
+            "std": IMAGENET_DEFAULT_STD,
+            "first_conv": "patch_embed.conv.conv",
+            "classifier": "head.fc",
+            "paper_name": "Rethinking Mobile Block for Efficient Attention-based Models",
+            "paper_ids": "arXiv:2301.01146",
+        }
+        for name in _SIZES
+    }
+)
+
+
+def _create(variant: str, pretrained: bool, **kwargs: Any) -> EMO:
+    size = dict(zip(("depths", "embed_dims", "ratios", "head_dims"), _SIZES[variant], strict=True))
+    feature_cfg = {"out_indices": (0, 1, 2, 3), "flatten_sequential": True}
+    return build_model_with_cfg(EMO, variant, pretrained, feature_cfg=feature_cfg, **{**size, **kwargs})
+
+
+@register_model
+def emo_1m(pretrained: bool = False, **kwargs: Any) -> EMO:
+    """EMO-1M: 71.5 % top-1 in its paper, trained with a ``drop_path_rate`` of 0.04. Keywords as of ``EMO``."""
+    return _create("emo_1m", pretrained, **kwargs)
+
+
+@register_model
+def emo_2m(pretrained: bool = False, **kwargs: Any) -> EMO:
+    """EMO-2M: 75.1 % top-1 in its paper, trained with a ``drop_path_rate`` of 0.05. Keywords as of ``EMO``."""
+    return _create("emo_2m", pretrained, **kwargs)
+
+
+@register_model
+def emo_5m(pretrained: bool = False, **kwargs: Any) -> EMO:
+    """EMO-5M: 78.4 % top-1 in its paper, trained with a ``drop_path_rate`` of 0.05. Keywords as of ``EMO``."""
+    return _create("emo_5m", pretrained, **kwargs)
+
+
+@register_model
+def emo_6m(pretrained: bool = False, **kwargs: Any) -> EMO:
+    """EMO-6M: 79.0 % top-1 in its paper, trained with a ``drop_path_rate`` of 0.05. Keywords as of ``EMO``."""
+    return _create("emo_6m", pretrained, **kwargs)

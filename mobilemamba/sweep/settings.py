@@ -1,0 +1,60 @@
+"""Nested settings by their dotted names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+Config = dict[str, Any]
+
+
+def lookup(config: Config, key: str) -> Any:
+    """The value of a dotted setting, with or without ``init_args``; None where it is not set."""
+    value: Any = config
+    for part in key.split("."):
+        if isinstance(value, dict) and part not in value and "init_args" in value:
+            value = value["init_args"]
+        value = value.get(part) if isinstance(value, dict) else None
+    if isinstance(value, dict) and set(value) == {"class_path", "init_args"}:
+        return str(value["class_path"]).rpartition(".")[2]
+    return value
+
+
+def differences(
+    old: Config, new: Config, within: Sequence[str] | None = None, without: Sequence[str] = ()
+) -> list[str]:
+    """What two configurations differ in, as ``setting: old -> new``.
+
+    Args:
+        old: Nested settings.
+        new: Nested settings.
+        within: Only these settings and what is inside them.
+        without: Not these.
+    """
+    before, after = flatten(old), flatten(new)
+    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    keys = [key for key in keys if (within is None or is_inside(key, within)) and not is_inside(key, without)]
+    return [f"{key}: {json.dumps(before.get(key))} -> {json.dumps(after.get(key))}" for key in keys]
+
+
+def is_inside(key: str, names: Sequence[str]) -> bool:
+    """Whether a dotted setting is one of these, or inside one."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def flatten(config: Config, prefix: str = "") -> Config:
+    """Nested settings as dotted ones, ``init_args`` left out."""
+    flat: Config = {}
+    for key, value in config.items():
+        name = short_key(f"{prefix}{key}")
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{name}.")
+        else:
+            flat[name] = value
+    return flat
+
+
+def short_key(key: str) -> str:
+    """``model.init_args.lr`` as ``model.lr``: both are accepted, but not one of each in the same file."""
+    return ".".join(part for part in key.split(".") if part != "init_args")
