@@ -1,14 +1,37 @@
-"""Data modules: the embedded sample, ImageNet-1k, and any own folder of pictures. Depends on nothing above it."""
+"""Data modules: embedded samples, ImageNet-1k, ADE20K, and any own pictures. Depends on nothing above it."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mobilemamba.data.batches import IGNORED_PIXEL
 from mobilemamba.data.sampling import IGNORED
 
 if TYPE_CHECKING:
-    from mobilemamba.data.modules import DataModule, FashionMNISTSample, ImageDataModule, ImageFolder, ImageNet
+    from mobilemamba.data.modules import (
+        ADE20K,
+        DataModule,
+        FashionMNISTSample,
+        FashionScenes,
+        ImageDataModule,
+        ImageFolder,
+        ImageNet,
+        SegmentationDataModule,
+        SegmentationFolder,
+    )
 
-__all__ = ["IGNORED", "DataModule", "FashionMNISTSample", "ImageDataModule", "ImageFolder", "ImageNet"]
+__all__ = [
+    "ADE20K",
+    "IGNORED",
+    "IGNORED_PIXEL",
+    "DataModule",
+    "FashionMNISTSample",
+    "FashionScenes",
+    "ImageDataModule",
+    "ImageFolder",
+    "ImageNet",
+    "SegmentationDataModule",
+    "SegmentationFolder",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -17,5 +40,5 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     modules = import_module("mobilemamba.data.modules")
-    globals().update({known: getattr(modules, known) for known in __all__ if known != "IGNORED"})
+    globals().update({known: getattr(modules, known) for known in __all__ if known not in globals()})
     return globals()[name]

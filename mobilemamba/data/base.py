@@ -93,6 +93,11 @@ class DataModule(LightningDataModule):
         return (self.img_size, self.img_size) if isinstance(self.img_size, int) else self.img_size
 
     @property
+    def evaluation_batch_size(self) -> int:
+        """Pictures in a batch of validation and test, per process."""
+        return self.batch_size
+
+    @property
     def preprocessing(self) -> dict[str, Any]:
         """How validation pictures are prepared: img_size (h, w), mean, std, upright, and what a subclass adds."""
         return {"img_size": self.image_hw, "mean": self.mean, "std": self.std, "upright": self.upright}
@@ -180,13 +185,14 @@ class DataModule(LightningDataModule):
 
     def _evaluation_loader(self, data: Dataset[Any]) -> PictureLoader:
         sampler = EvaluationSampler(len(cast(Sized, data)), *self._place)
-        return self._loader(MarkedByKey(data), sampler=sampler, blank_hw=self.image_hw)
+        size = self.evaluation_batch_size
+        return self._loader(MarkedByKey(data), batch_size=size, sampler=sampler, blank_hw=self.image_hw)
 
     def _loader(self, data: Dataset[Any], **options: Any) -> PictureLoader:
         workers = self.default_workers() if self.num_workers is None else self.num_workers
         return PictureLoader(
             data,
-            batch_size=self.batch_size,
+            batch_size=options.pop("batch_size", self.batch_size),
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),

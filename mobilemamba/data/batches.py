@@ -9,6 +9,9 @@ from torch.utils.data import Dataset, default_collate
 
 from mobilemamba.data.sampling import IGNORED
 
+#: Class of a pixel that does not count.
+IGNORED_PIXEL = 255
+
 
 class Unreadable(NamedTuple):
     """What a data set gives in the place of a picture that cannot be read and is to be skipped."""
@@ -51,6 +54,25 @@ class Labels:
 
     def blank(self, height: int, width: int) -> tuple[Tensor, Tensor]:
         return torch.zeros(1, 3, height, width), torch.tensor([IGNORED])
+
+
+class Masks:
+    """Pictures (B, 3, H, W) float32 with the classes of their pixels (B, H', W') int64.
+
+    Pixels that do not count are ``IGNORED_PIXEL``. The picture and its mask may be of different sizes: a prediction is
+    then scaled to the mask's.
+    """
+
+    def collate(self, items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Stacks pictures (3, H, W) and masks (H', W'), each of one size."""
+        images, masks = default_collate(items)
+        return images, masks
+
+    def ignored(self, targets: Tensor, where_B: Tensor) -> Tensor:
+        return targets.masked_fill(where_B[:, None, None], IGNORED_PIXEL)
+
+    def blank(self, height: int, width: int) -> tuple[Tensor, Tensor]:
+        return torch.zeros(1, 3, height, width), torch.full((1, height, width), IGNORED_PIXEL)
 
 
 class MarkedByKey(Dataset[Any]):

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from mobilemamba.data.base import ABOVE_0, BELOW_1
 from mobilemamba.data.folders import class_folders, describe_left_out, few, list_classes, scan_folder
-from mobilemamba.data.layout import Layout, find_layout, refuse_nested, require_folder
+from mobilemamba.data.layout import Layout, find_layout, refuse_nested, require_folder, spread_share
 from mobilemamba.data.picture_data import PictureDataModule, Sources
 from mobilemamba.data.picture_set import FileSource
 from mobilemamba.errors import ConfigError
@@ -116,8 +116,7 @@ def _set_aside(samples: list[Sample], fraction: float, classes: int) -> tuple[li
     for sample in samples:
         of_class[sample[1]].append(sample)
     for own in of_class:
-        count = min(len(own) - 1, max(1, round(len(own) * fraction)))
-        chosen = {(2 * i + 1) * len(own) // (2 * count) for i in range(count)}
+        chosen = spread_share(len(own), fraction)
         for position, sample in enumerate(own):
             (val if position in chosen else train).append(sample)
     return train, val

@@ -44,6 +44,12 @@ def require_folder(root: str, expected: str) -> Path:
     return Path(root)
 
 
+def spread_share(number: int, fraction: float) -> set[int]:
+    """Which of ``number`` pictures to set aside: about a share of them, evenly spread, at least one; but never all."""
+    count = min(number - 1, max(1, round(number * fraction)))
+    return {(2 * i + 1) * number // (2 * count) for i in range(count)}
+
+
 def find_parts(root: Path) -> dict[str, Path]:
     """The folders directly in ``root`` that are named as the parts ``train``, ``val`` and ``test``.
 

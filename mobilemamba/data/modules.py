@@ -1,9 +1,23 @@
 """All data modules, for :mod:`mobilemamba.data` to offer; importing it loads Lightning."""
 
+from mobilemamba.data.ade20k import ADE20K
 from mobilemamba.data.base import DataModule
 from mobilemamba.data.classification import ImageDataModule
 from mobilemamba.data.fashion_mnist import FashionMNISTSample
+from mobilemamba.data.fashion_scenes import FashionScenes
 from mobilemamba.data.image_folder import ImageFolder
 from mobilemamba.data.imagenet import ImageNet
+from mobilemamba.data.segmentation import SegmentationDataModule
+from mobilemamba.data.segmentation_folder import SegmentationFolder
 
-__all__ = ["DataModule", "FashionMNISTSample", "ImageDataModule", "ImageFolder", "ImageNet"]
+__all__ = [
+    "ADE20K",
+    "DataModule",
+    "FashionMNISTSample",
+    "FashionScenes",
+    "ImageDataModule",
+    "ImageFolder",
+    "ImageNet",
+    "SegmentationDataModule",
+    "SegmentationFolder",
+]

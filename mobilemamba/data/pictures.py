@@ -1,7 +1,7 @@
 """Reading a picture, whatever is in the file, and preparing it for a network."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
@@ -72,16 +72,31 @@ def decode_picture(source: str | Path | IO[bytes], *, upright: bool) -> Image.Im
     Raises:
         DataError: As there.
     """
+    with open_picture(source) as picture:
+        picture.load()
+        if upright:
+            with contextlib.suppress(Exception):  # damaged EXIF data are no reason to lose a picture
+                ImageOps.exif_transpose(picture, in_place=True)
+        return _to_rgb(picture)
+
+
+@contextlib.contextmanager
+def open_picture(source: str | Path | IO[bytes], formats: tuple[str, ...] = _FORMATS) -> Iterator[Image.Image]:
+    """A picture whose pixels are still to be read, in the block; its size is possible.
+
+    Args:
+        source: A path, or an open file.
+        formats: Pillow's names of those that it may be of.
+
+    Raises:
+        DataError: The bare reason why it cannot be read, also for whatever Pillow raises in the block.
+    """
     try:
         if isinstance(source, str | Path) and (reason := why_no_plain_file(source)):
             raise DataError(reason)
-        with Image.open(source, formats=_FORMATS) as picture:
+        with Image.open(source, formats=formats) as picture:
             _check_sides(*picture.size)
-            picture.load()
-            if upright:
-                with contextlib.suppress(Exception):  # damaged EXIF data are no reason to lose a picture
-                    ImageOps.exif_transpose(picture, in_place=True)
-            return _to_rgb(picture)
+            yield picture
     except DataError:
         raise
     except UnidentifiedImageError as error:

@@ -1,0 +1,170 @@
+"""Files of masks, which say the class of each pixel of a picture: by a number, or by a colour."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from mobilemamba.data.batches import IGNORED_PIXEL
+from mobilemamba.data.pictures import open_picture
+from mobilemamba.errors import DataError
+from mobilemamba.text import printable
+
+# Those that keep pixels as they are.
+_FORMATS = ("PNG", "BMP", "TIFF")
+# Pillow stretches grey levels of few bits to 0..255.
+_STRETCHED = {"L;2": 85, "L;4": 17}
+_LINE = re.compile(r"(?P<name>.*?)(?:[\s,;:]+(?P<rgb>\d+[\s,;]+\d+[\s,;]+\d+)|[\s,;:]+#(?P<hex>[0-9a-fA-F]{6}))?")
+#: Name of the line of a class list that is no class.
+IGNORED_NAME = "ignored"
+_MOST = 65536  # values of a mask
+
+
+class ClassList(NamedTuple):
+    """What the lines of a class list say; a mask's number is that of a line, from 0.
+
+    Attributes:
+        names: Of the classes.
+        colours: Of the classes, red, green and blue in 0..255; None if the list has none.
+        values: (65536,) int16, the label for each number in a mask, ``IGNORED_PIXEL`` or -1 for none.
+        codes: (K,) sorted, the colours that may be in a mask, as 0xRRGGBB; K is 0 without colours.
+        labels: (K,) int16, their labels, or ``IGNORED_PIXEL``.
+    """
+
+    names: tuple[str, ...]
+    colours: tuple[tuple[int, int, int], ...] | None
+    values: np.ndarray
+    codes: np.ndarray
+    labels: np.ndarray
+
+
+def class_list(lines: list[tuple[str, tuple[int, int, int] | None]], ignore: int | None) -> ClassList:
+    """The classes of lines with a name and a colour, in which the name ``ignored`` is of pixels that do not count.
+
+    Args:
+        lines: Of the numbers 0, 1, ... in a mask; with colours all or none.
+        ignore: A further number of pixels that do not count.
+    """
+    of_line: list[int] = []
+    kept = [line for line in lines if line[0] != IGNORED_NAME]
+    for name, _ in lines:
+        label = sum(known != IGNORED_PIXEL for known in of_line)
+        of_line.append(IGNORED_PIXEL if name == IGNORED_NAME else label)
+    values = np.full(_MOST, -1, np.int16)
+    values[: len(lines)] = of_line
+    if ignore is not None:
+        values[ignore] = IGNORED_PIXEL
+    known = sorted((_code(*colour), label) for (_, colour), label in zip(lines, of_line, strict=True) if colour)
+    return ClassList(
+        tuple(name for name, _ in kept),
+        tuple(colour for _, colour in kept if colour) if known else None,
+        values,
+        np.array([code for code, _ in known], np.int32),
+        np.array([label for _, label in known], np.int16),
+    )
+
+
+def read_class_list(file: Path, ignore: int | None) -> ClassList:
+    """The classes of a text with one a line, a name and perhaps a colour: ``sky 70 130 180`` or ``sky #4682b4``.
+
+    Raises:
+        DataError: If it cannot be read, or is no such list.
+    """
+    shown = printable(file)
+    try:
+        texts = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        raise DataError(
+            f"{shown} cannot be read ({reason}): write one class a line into it, in the order of their numbers in the "
+            "masks, with a colour if the masks are coloured, e.g. 'sky 70 130 180'"
+        ) from error
+    while texts and not texts[-1]:
+        texts.pop()
+    lines = [_parse(text, f"{shown}, line {number}") for number, text in enumerate(texts, 1)]
+    coloured = [colour for _, colour in lines if colour]
+    names = [name for name, _ in lines if name != IGNORED_NAME]
+    if coloured and len(coloured) < len(lines):
+        bare = next(name for name, colour in lines if not colour)
+        raise DataError(f"{shown} gives no colour for '{bare}': give all of its lines one, or none")
+    for kind, given in (("the class", names), ("the colour", coloured)):
+        if twice := next((item for n, item in enumerate(given) if item in given[:n]), None):
+            raise DataError(f"{shown} has {kind} {twice} twice: each line needs its own")
+    if not 2 <= len(names) <= IGNORED_PIXEL:
+        raise DataError(f"{shown} has {len(names)} classes: a segmentation takes 2 to {IGNORED_PIXEL}, one a line")
+    if ignore is not None and ignore < len(lines) and lines[ignore][0] != IGNORED_NAME:
+        raise DataError(
+            f"data.ignore {ignore} is the number of the class '{lines[ignore][0]}' in {shown}: name that line "
+            f"'{IGNORED_NAME}', or give another number or null"
+        )
+    return class_list(lines, ignore)
+
+
+def decode_mask(path: str, classes: ClassList) -> np.ndarray:
+    """The label of each pixel, (H, W) uint8, ``IGNORED_PIXEL`` where it does not count.
+
+    Of grey pictures of 1 to 16 bits and of palettes the numbers count, unless all of the colours they stand for are of
+    the class list; of colours, these.
+
+    Raises:
+        DataError: The bare reason: the file cannot be read to its end, or there is a pixel of no class.
+    """
+    with open_picture(path, _FORMATS) as picture:
+        tiles = getattr(picture, "tile", [])
+        stretched = _STRETCHED.get(str(tiles[0].args), 1) if tiles else 1
+        picture.load()
+        codes_HW, grey_HW = _codes(picture), None
+        if picture.mode in ("1", "L", "LA", "P", "I") or picture.mode.startswith("I;16"):
+            grey_HW = np.asarray(picture if picture.mode != "LA" else picture.getchannel(0)).astype(np.int64)
+        elif picture.mode not in ("RGB", "RGBA"):
+            raise DataError(f"pixels of mode {picture.mode}, which stand for no classes: save it as a PNG")
+    coloured_HW = None if codes_HW is None or not len(classes.codes) else _by_colour(codes_HW, classes)
+    if coloured_HW is not None and (grey_HW is None or (coloured_HW >= 0).all()):
+        return _checked(coloured_HW, codes_HW, "colour #{:06x}", "no colour of the class list")
+    if grey_HW is None and codes_HW is not None and (codes_HW == (codes_HW & 255) * 0x010101).all():
+        grey_HW = codes_HW & 255  # saved with three equal channels
+    if grey_HW is None:
+        raise DataError("a mask in colours, but the class list has none: add them, e.g. 'sky 70 130 180'")
+    grey_HW = grey_HW // stretched
+    inside_HW = np.where((grey_HW >= 0) & (grey_HW < _MOST), grey_HW, _MOST - 1)
+    return _checked(classes.values[inside_HW], grey_HW, "value {}", f"of none of the {len(classes.names)} classes")
+
+
+def _parse(text: str, where: str) -> tuple[str, tuple[int, int, int] | None]:
+    found = _LINE.fullmatch(text)
+    if found is None or not found["name"]:
+        raise DataError(f"{where}: expected the name of a class and perhaps its colour, e.g. 'sky 70 130 180'")
+    numbers = re.findall(r"\d+", found["rgb"] or "") or list(bytes.fromhex(found["hex"] or ""))
+    if not numbers:
+        return printable(found["name"]), None
+    red, green, blue = map(int, numbers)
+    if max(red, green, blue) > 255:
+        raise DataError(f"{where}: {red} {green} {blue} is no colour: its numbers are 0 to 255")
+    return printable(found["name"]), (red, green, blue)
+
+
+def _code(red: int, green: int, blue: int) -> int:
+    return red << 16 | green << 8 | blue
+
+
+def _codes(picture: Image.Image) -> np.ndarray | None:
+    """(H, W) int32, the colours as 0xRRGGBB; None for those of more than 8 bits."""
+    if picture.mode.startswith(("I", "F")):
+        return None
+    rgb_HW3 = np.asarray(picture.convert("RGBA").convert("RGB")).astype(np.int32)
+    return rgb_HW3[..., 0] << 16 | rgb_HW3[..., 1] << 8 | rgb_HW3[..., 2]
+
+
+def _by_colour(codes_HW: np.ndarray, classes: ClassList) -> np.ndarray:
+    at_HW = np.searchsorted(classes.codes, codes_HW).clip(max=len(classes.codes) - 1)
+    return np.where(classes.codes[at_HW] == codes_HW, classes.labels[at_HW], np.int16(-1))
+
+
+def _checked(labels_HW: np.ndarray, found_HW: np.ndarray | None, name: str, why: str) -> np.ndarray:
+    strange_HW = labels_HW < 0
+    if found_HW is not None and strange_HW.any():
+        first = name.format(int(found_HW[strange_HW][0]))
+        raise DataError(f"{first} is {why}, in {int(strange_HW.sum()):,} of its {labels_HW.size:,} pixels")
+    return labels_HW.astype(np.uint8)

@@ -1,0 +1,307 @@
+"""Pictures with a file of a mask for each, in folders of the same structure."""
+
+from collections import Counter
+from collections.abc import Callable
+from functools import cached_property
+from math import inf
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+
+from mobilemamba.data.base import ABOVE_0, BELOW_1
+from mobilemamba.data.batches import IGNORED_PIXEL, Unreadable
+from mobilemamba.data.folders import describe_left_out, few, list_pictures, scan_folder
+from mobilemamba.data.layout import PART_NAMES, find_parts, require_folder, spread_share
+from mobilemamba.data.masks import ClassList, decode_mask
+from mobilemamba.data.picture_set import Texts
+from mobilemamba.data.pictures import EXTENSIONS, decode_picture
+from mobilemamba.data.sampling import seeded
+from mobilemamba.data.segmentation import Colour, SegmentationDataModule, distinct_colours
+from mobilemamba.data.segmentation_transforms import SegmentationAugmentation, eval_transform, train_transform
+from mobilemamba.errors import ConfigError, DataError
+from mobilemamba.text import printable
+
+PairOfFiles = tuple[str, str]  # the paths of a picture and of its mask
+
+
+class Pairs(NamedTuple):
+    """The files of each part, as far as there are any."""
+
+    train: list[PairOfFiles]
+    val: list[PairOfFiles]
+    test: list[PairOfFiles]
+
+
+class PairSet(Dataset[tuple[Tensor, Tensor] | Unreadable]):
+    """Pictures with their masks, changed at random by what is a function of (seed, epoch, picture).
+
+    Indexed by the keys of :mod:`mobilemamba.data.sampling`; gives (3, H, W) float32 and (H', W') int64.
+
+    Args:
+        pairs: Their files.
+        classes: Of the masks.
+        transform: Of the picture alone, whose mask stays as it is; or with ``seed``, of both.
+        seed: 0 or more; None for an evaluation.
+        upright: Turn pictures as their EXIF orientation says.
+        skip: Give an :class:`~mobilemamba.data.batches.Unreadable` for a pair that cannot be used.
+        empty: Whether masks may have ignored pixels alone.
+
+    Raises:
+        DataError: On access, if a pair cannot be used and ``skip`` is not set.
+    """
+
+    def __init__(
+        self,
+        pairs: list[PairOfFiles],
+        classes: ClassList,
+        transform: Callable[..., Any],
+        seed: int | None = None,
+        *,
+        upright: bool = True,
+        skip: bool = False,
+        empty: bool = False,
+    ) -> None:
+        self.pictures, self.masks = (Texts(pair[part] for pair in pairs) for part in (0, 1))
+        self.classes, self.transform, self.seed = classes, transform, seed
+        self.upright, self.skip, self.empty = upright, skip, empty
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, key: int) -> tuple[Tensor, Tensor] | Unreadable:
+        epoch, index = divmod(key, len(self))
+        try:
+            picture, mask = self._read(index)
+        except DataError as error:
+            if self.skip:
+                return Unreadable(self.name(index), str(error))
+            raise DataError(f"{printable(self.name(index))} cannot be used ({error}): mend it or remove it") from error
+        if self.seed is None:
+            return self.transform(picture), mask.long()
+        with seeded(self.seed, epoch, index):
+            return self.transform(picture, tv_tensors.Mask(mask))
+
+    def name(self, index: int) -> str:
+        return self.pictures[index]
+
+    def _read(self, index: int) -> tuple[Image.Image, Tensor]:
+        picture = decode_picture(self.pictures[index], upright=self.upright)
+        try:
+            mask_HW = decode_mask(self.masks[index], self.classes)
+            if mask_HW.shape != picture.size[::-1]:
+                turned = mask_HW.shape == picture.size and self.upright
+                raise DataError(
+                    f"{mask_HW.shape[1]} x {mask_HW.shape[0]} pixels for a picture of {picture.size[0]} x "
+                    f"{picture.size[1]}{', turned; data.upright=false leaves pictures as stored' if turned else ''}"
+                )
+            if not self.empty and (mask_HW == IGNORED_PIXEL).all():
+                raise DataError("ignored pixels alone")
+        except DataError as error:
+            raise DataError(f"its mask {printable(self.masks[index])}: {error}") from error
+        return picture, torch.from_numpy(mask_HW)
+
+
+class PairedPictures(SegmentationDataModule):
+    """Base of data modules of pictures and masks in two folders of the same structure.
+
+    These lie beside each other, with folders for the parts in them; or within the folders of the parts. The parts may
+    be called train or training, and val, valid or validation; test and testing are for the command ``test``. A mask has
+    its picture's name, but for the ending. Without parts, a share of the pictures is set aside for validation.
+
+    Training pictures are scaled and cut to ``img_size``. Validation pictures are whole, each a batch of its own, scaled
+    to the shorter side of ``img_size``, and compared with their masks in these' own size.
+
+    Args:
+        root: The folder.
+        mean: Per channel, of pictures in 0..1; None is what the model wants, in Python ImageNet's.
+        std: Per channel, of pictures in 0..1; None is what the model wants, in Python ImageNet's.
+        img_size: Side of training pictures in pixels, or (height, width); None is 512.
+        val_fraction: Share of the training pictures that is for validation if there is no folder for it, above 0 and
+            below 1; always the same, evenly spread over the sorted names.
+        augmentation: The random changes of training pictures.
+        on_error: What a picture or mask that cannot be used does: ``stop`` ends the run, ``skip`` leaves the pair out
+            of its batch, with a warning, and counts it.
+        upright: Whether pictures are turned as their EXIF orientation says; None is what the weights want, or else
+            what suits the data set.
+        **options: Of :class:`~mobilemamba.data.base.DataModule`.
+
+    Attributes:
+        notes: What is said at the start of the files that are not used, a line each.
+
+    Raises:
+        DataError: From ``name`` and :meth:`setup`, if ``root`` does not hold such a data set; from the loaders, if a
+            pair cannot be used.
+    """
+
+    title: ClassVar[str | None] = None  # of the data set; else the folder's name
+    masks_folder: ClassVar[str] = "masks"
+    masks_may_be_empty: ClassVar[bool] = False
+    LIMITS: ClassVar[dict[str, tuple[float, float, str]]] = {
+        **SegmentationDataModule.LIMITS,
+        "mean": (-1, 1, "that of pictures in 0 to 1, e.g. 0.5"),
+        "std": (ABOVE_0, inf, "more than 0: pictures are divided by it"),
+        "val_fraction": (ABOVE_0, BELOW_1, "a share above 0 and below 1"),
+        "augmentation.scale": (ABOVE_0, inf, "two numbers above 0, the least first"),
+        "augmentation.max_share": (ABOVE_0, 1, "a share above 0, at most 1"),
+        "augmentation.hflip": (0, 1, "a probability, 0 to 1"),
+        "augmentation.brightness": (0, 1, "0 to 1"),
+        "augmentation.contrast": (0, 1, "0 to 1"),
+        "augmentation.saturation": (0, 1, "0 to 1"),
+        "augmentation.hue": (0, 0.5, "turns, 0 to 0.5"),
+    }
+
+    def __init__(
+        self,
+        root: str,
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
+        img_size: int | tuple[int, int] | None = None,
+        val_fraction: float = 0.2,
+        augmentation: SegmentationAugmentation = SegmentationAugmentation(),  # noqa: B008 - read only
+        on_error: Literal["stop", "skip"] = "stop",
+        upright: bool | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(512 if img_size is None else img_size, **options)
+        self.root = root
+        self.mean = IMAGENET_DEFAULT_MEAN if mean is None else mean
+        self.std = IMAGENET_DEFAULT_STD if std is None else std
+        self.val_fraction = val_fraction
+        self.augmentation = augmentation
+        self.on_error = on_error
+        if upright is not None:
+            self.upright = upright
+        self.notes: list[str] = []
+
+    @property
+    def evaluation_batch_size(self) -> int:
+        return 1
+
+    @cached_property
+    def classes(self) -> ClassList:
+        """What numbers and colours in masks mean.
+
+        Raises:
+            DataError: If nothing says it.
+        """
+        raise NotImplementedError
+
+    @cached_property
+    def pairs(self) -> Pairs:
+        """The files of each part.
+
+        Raises:
+            DataError: If ``root`` does not hold such a data set.
+        """
+        root = require_folder(self.root, f"images/ and {self.masks_folder}/")
+        given, left_out = self._folders(root), Counter[str]()
+        found = {part: self._list(*folders, left_out) for part, folders in given.items()}
+        if line := describe_left_out(left_out):
+            self.notes.append(line)
+        if "train" in found and "val" not in found:
+            chosen = spread_share(len(found["train"]), self.val_fraction)
+            found["val"] = [pair for n, pair in enumerate(found["train"]) if n in chosen]
+            found["train"] = [pair for n, pair in enumerate(found["train"]) if n not in chosen]
+        return Pairs(*(found.get(part, []) for part in PART_NAMES))
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:  # type: ignore[override]  # found when asked for
+        return self.classes.names
+
+    @cached_property
+    def palette(self) -> tuple[Colour, ...]:  # type: ignore[override]  # found when asked for
+        """The colours of the class list, or else such as differ."""
+        return self.classes.colours or distinct_colours(self.num_classes)
+
+    @cached_property
+    def name(self) -> str:  # type: ignore[override]  # found when asked for
+        """The data set's name with the number of training and validation pictures, and of test pictures, if any."""
+        numbers = "/".join(f"{len(part):,}" for part in self.pairs[: 3 if self.pairs.test else 2])
+        return f"{self.title or Path(self.root).resolve().name} ({numbers})"
+
+    def check_arguments(self) -> None:
+        super().check_arguments()
+        low, high = self.augmentation.scale
+        if low > high:
+            raise ConfigError(f"data.augmentation.scale [{low}, {high}] is impossible: give the least first")
+
+    def setup(self, stage: str | None = None) -> None:
+        """List the pictures; once. Say so if files are not used."""
+        self.check_arguments()
+        if self._is_set_up():
+            return
+        pairs, how = self.pairs, self.preprocessing
+        for line in self.notes:
+            rank_zero_info(f"{printable(self.root)}: {line}")
+        options: dict[str, Any] = {
+            "upright": how.pop("upright"),
+            "skip": self.on_error == "skip",
+            "empty": self.masks_may_be_empty,
+        }
+        if pairs.train:
+            change = train_transform(augmentation=self.augmentation, **how)
+            self.train_set = PairSet(pairs.train, self.classes, change, self.seed, **options)
+        if pairs.val:
+            self.val_set = PairSet(pairs.val, self.classes, eval_transform(**how), **options)
+        if pairs.test:
+            self.test_set = PairSet(pairs.test, self.classes, eval_transform(**how), **options)
+
+    def _is_set_up(self) -> bool:
+        return any(part is not None for part in (self.train_set, self.val_set, self.test_set))
+
+    def _ready(self, data: Dataset[Any] | None, part: str) -> Dataset[Any]:
+        if data is None and self._is_set_up():
+            where = Path(self.root, "images", {"training": "train", "validation": "val"}[part])
+            raise DataError(f"{printable(self.root)} has no {part} pictures: put them into {printable(where)}")
+        return super()._ready(data, part)
+
+    def _folders(self, root: Path) -> dict[str, tuple[Path, Path]]:
+        """The folders of pictures and masks of each part; without parts, all are for training."""
+        images, masks = root / "images", root / self.masks_folder
+        if not images.is_dir() and (parts := find_parts(root)):
+            return {part: (folder / "images", folder / self.masks_folder) for part, folder in parts.items()}
+        for folder in (images, masks):
+            if not folder.is_dir():
+                raise DataError(
+                    f"{printable(root)} has no folder {folder.name}/: put pictures into images/ and their masks, by "
+                    f"the same names, into {self.masks_folder}/"
+                )
+        parts, of_masks = find_parts(images), find_parts(masks)
+        if not parts:
+            return {"train": (images, masks)}
+        pictures, folders = scan_folder(images)
+        if others := [path for path in [*folders, *pictures] if Path(path) not in parts.values()]:
+            self.notes.append(f"not used: {few(others)} beside the folders of the parts")
+        return {part: (folder, of_masks.get(part, masks / folder.name)) for part, folder in parts.items()}
+
+    def _list(self, images: Path, masks: Path, left_out: Counter[str]) -> list[PairOfFiles]:
+        for folder in (images, masks):
+            if not folder.is_dir():
+                raise DataError(f"{printable(folder)} does not exist: put the pictures or masks of this part there")
+        mask_of: dict[str, str] = {}
+        for mask in list_pictures(masks, left_out):
+            if mask_of.setdefault(_stem(mask, masks), mask) != mask:
+                raise DataError(f"{printable(mask)} has the name of another mask, but for the ending: remove one")
+        pictures = {picture: _stem(picture, images) for picture in list_pictures(images, left_out)}
+        if missing := [picture for picture, stem in pictures.items() if stem not in mask_of]:
+            example = Path(masks, pictures[missing[0]] + ".png")
+            raise DataError(
+                f"{len(missing):,} of {len(pictures):,} pictures have no mask, the first is {printable(missing[0])}: "
+                f"put it there as {printable(example)}, or remove the picture"
+            )
+        if not pictures:
+            raise DataError(f"{printable(images)} holds no pictures ({' '.join(EXTENSIONS)}): add some or remove it")
+        if spare := sorted(mask_of.keys() - set(pictures.values())):
+            self.notes.append(f"not used: {len(spare):,} masks in {printable(masks)} without a picture ({few(spare)})")
+        return [(picture, mask_of[stem]) for picture, stem in pictures.items()]
+
+
+def _stem(path: str, folder: Path) -> str:
+    return str(Path(path).relative_to(folder).with_suffix(""))
