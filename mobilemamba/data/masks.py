@@ -14,6 +14,7 @@ from mobilemamba.text import printable
 
 # Those that keep pixels as they are.
 _FORMATS = ("PNG", "BMP", "TIFF")
+_GREY = ("1", "L", "LA", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
 # Pillow stretches grey levels of few bits to 0..255.
 _STRETCHED = {"L;2": 85, "L;4": 17}
 _LINE = re.compile(r"(?P<name>.*?)(?:[\s,;:]+(?P<rgb>\d+[\s,;]+\d+[\s,;]+\d+)|[\s,;:]+#(?P<hex>[0-9a-fA-F]{6}))?")
@@ -111,25 +112,31 @@ def decode_mask(path: str, classes: ClassList) -> np.ndarray:
     Raises:
         DataError: The bare reason: the file cannot be read to its end, or there is a pixel of no class.
     """
-    with open_picture(path, _FORMATS) as picture:
+    with open_picture(path) as picture:
+        if picture.format not in _FORMATS:
+            raise DataError(f"a {picture.format}, which may change a pixel's number: save it as a PNG")
         tiles = getattr(picture, "tile", [])
         stretched = _STRETCHED.get(str(tiles[0].args), 1) if tiles else 1
         picture.load()
-        codes_HW, grey_HW = _codes(picture), None
-        if picture.mode in ("1", "L", "LA", "P", "I") or picture.mode.startswith("I;16"):
-            grey_HW = np.asarray(picture if picture.mode != "LA" else picture.getchannel(0)).astype(np.int64)
+        numbers_HW, codes_HW = None, None
+        if picture.mode in _GREY:
+            numbers_HW = np.asarray(picture if picture.mode != "LA" else picture.getchannel(0)) // np.int32(stretched)
         elif picture.mode not in ("RGB", "RGBA"):
             raise DataError(f"pixels of mode {picture.mode}, which stand for no classes: save it as a PNG")
-    coloured_HW = None if codes_HW is None or not len(classes.codes) else _by_colour(codes_HW, classes)
-    if coloured_HW is not None and (grey_HW is None or (coloured_HW >= 0).all()):
-        return _checked(coloured_HW, codes_HW, "colour #{:06x}", "no colour of the class list")
-    if grey_HW is None and codes_HW is not None and (codes_HW == (codes_HW & 255) * 0x010101).all():
-        grey_HW = codes_HW & 255  # saved with three equal channels
-    if grey_HW is None:
-        raise DataError("a mask in colours, but the class list has none: add them, e.g. 'sky 70 130 180'")
-    grey_HW = grey_HW // stretched
-    inside_HW = np.where((grey_HW >= 0) & (grey_HW < _MOST), grey_HW, _MOST - 1)
-    return _checked(classes.values[inside_HW], grey_HW, "value {}", f"of none of the {len(classes.names)} classes")
+        if numbers_HW is None or (len(classes.codes) and not picture.mode.startswith("I")):
+            codes_HW = _codes(picture)
+    if codes_HW is not None and len(classes.codes):
+        labels_HW = _by_colour(codes_HW, classes)
+        if numbers_HW is None or (labels_HW >= 0).all():
+            return _checked(labels_HW, codes_HW, "colour #{:06x}", "no colour of the class list")
+    elif codes_HW is not None:
+        numbers_HW = codes_HW & 255  # saved with three equal channels
+        if (codes_HW != numbers_HW * 0x010101).any():
+            raise DataError("a mask in colours, but the class list has none: add them, e.g. 'sky 70 130 180'")
+    assert numbers_HW is not None  # of colours alone, that is
+    outside_HW = (numbers_HW < 0) | (numbers_HW >= len(classes.values))
+    labels_HW = np.where(outside_HW, -1, classes.values[np.where(outside_HW, 0, numbers_HW)])
+    return _checked(labels_HW, numbers_HW, "value {}", f"of none of the {len(classes.names)} classes")
 
 
 def _parse(text: str, where: str) -> tuple[str, tuple[int, int, int] | None]:
@@ -149,22 +156,21 @@ def _code(red: int, green: int, blue: int) -> int:
     return red << 16 | green << 8 | blue
 
 
-def _codes(picture: Image.Image) -> np.ndarray | None:
-    """(H, W) int32, the colours as 0xRRGGBB; None for those of more than 8 bits."""
-    if picture.mode.startswith(("I", "F")):
-        return None
-    rgb_HW3 = np.asarray(picture.convert("RGBA").convert("RGB")).astype(np.int32)
+def _codes(picture: Image.Image) -> np.ndarray:
+    """(H, W) int32, the colours as 0xRRGGBB; what is transparent has the colour that lies under it."""
+    has_alpha = picture.mode == "P" and "transparency" in picture.info  # Pillow warns of the direct way
+    rgb_HW3 = np.asarray((picture.convert("RGBA") if has_alpha else picture).convert("RGB"), np.int32)
     return rgb_HW3[..., 0] << 16 | rgb_HW3[..., 1] << 8 | rgb_HW3[..., 2]
 
 
 def _by_colour(codes_HW: np.ndarray, classes: ClassList) -> np.ndarray:
     at_HW = np.searchsorted(classes.codes, codes_HW).clip(max=len(classes.codes) - 1)
-    return np.where(classes.codes[at_HW] == codes_HW, classes.labels[at_HW], np.int16(-1))
+    return np.where(classes.codes[at_HW] == codes_HW, classes.labels[at_HW], -1)
 
 
-def _checked(labels_HW: np.ndarray, found_HW: np.ndarray | None, name: str, why: str) -> np.ndarray:
+def _checked(labels_HW: np.ndarray, found_HW: np.ndarray, name: str, why: str) -> np.ndarray:
     strange_HW = labels_HW < 0
-    if found_HW is not None and strange_HW.any():
+    if strange_HW.any():
         first = name.format(int(found_HW[strange_HW][0]))
         raise DataError(f"{first} is {why}, in {int(strange_HW.sum()):,} of its {labels_HW.size:,} pixels")
     return labels_HW.astype(np.uint8)

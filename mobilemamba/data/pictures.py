@@ -81,12 +81,11 @@ def decode_picture(source: str | Path | IO[bytes], *, upright: bool) -> Image.Im
 
 
 @contextlib.contextmanager
-def open_picture(source: str | Path | IO[bytes], formats: tuple[str, ...] = _FORMATS) -> Iterator[Image.Image]:
+def open_picture(source: str | Path | IO[bytes]) -> Iterator[Image.Image]:
     """A picture whose pixels are still to be read, in the block; its size is possible.
 
     Args:
         source: A path, or an open file.
-        formats: Pillow's names of those that it may be of.
 
     Raises:
         DataError: The bare reason why it cannot be read, also for whatever Pillow raises in the block.
@@ -94,7 +93,7 @@ def open_picture(source: str | Path | IO[bytes], formats: tuple[str, ...] = _FOR
     try:
         if isinstance(source, str | Path) and (reason := why_no_plain_file(source)):
             raise DataError(reason)
-        with Image.open(source, formats=formats) as picture:
+        with Image.open(source, formats=_FORMATS) as picture:
             _check_sides(*picture.size)
             yield picture
     except DataError:
