@@ -1,5 +1,6 @@
 """The sample for dense tasks: scenes composed of the pictures inside the package."""
 
+from math import inf
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -67,7 +68,7 @@ class FashionScenes(SegmentationDataModule):
     std = (0.21, 0.21, 0.21)
     LIMITS: ClassVar[dict[str, tuple[float, float, str]]] = {
         **SegmentationDataModule.LIMITS,
-        "scenes": (2, float("inf"), "2 or more, e.g. 2000"),
+        "scenes": (2, inf, "2 or more, e.g. 2000"),
     }
 
     def __init__(self, img_size: int | tuple[int, int] | None = None, scenes: int = 2000, **options: Any) -> None:

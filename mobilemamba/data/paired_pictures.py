@@ -123,6 +123,7 @@ class PairedPictures(SegmentationDataModule):
         mean: Per channel, of pictures in 0..1; None is what the model wants, in Python ImageNet's.
         std: Per channel, of pictures in 0..1; None is what the model wants, in Python ImageNet's.
         img_size: Side of training pictures in pixels, or (height, width); None is 512.
+        batch_size: Training pictures in a batch, per process.
         val_fraction: Share of the training pictures that is for validation if there is no folder for it, above 0 and
             below 1; always the same, evenly spread over the sorted names.
         augmentation: The random changes of training pictures.
@@ -163,13 +164,14 @@ class PairedPictures(SegmentationDataModule):
         mean: tuple[float, float, float] | None = None,
         std: tuple[float, float, float] | None = None,
         img_size: int | tuple[int, int] | None = None,
+        batch_size: int = 8,
         val_fraction: float = 0.2,
         augmentation: SegmentationAugmentation = SegmentationAugmentation(),  # noqa: B008 - read only
         on_error: Literal["stop", "skip"] = "stop",
         upright: bool | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(512 if img_size is None else img_size, **options)
+        super().__init__(512 if img_size is None else img_size, batch_size, **options)
         self.root = root
         self.mean = IMAGENET_DEFAULT_MEAN if mean is None else mean
         self.std = IMAGENET_DEFAULT_STD if std is None else std

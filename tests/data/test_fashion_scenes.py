@@ -1,3 +1,5 @@
+import pickle
+
 import pytest
 import torch
 from torch import Tensor
@@ -56,6 +58,15 @@ def test_scenes_are_a_function_of_seed_and_key(train: SceneSet, val: SceneSet) -
     assert not torch.equal(train.scene(3).image, train.scene(23).image)  # the next epoch
     assert not torch.equal(train.scene(3).image, SceneSet(20, (64, 64), 1).scene(3).image)
     assert not torch.equal(train.scene(3).image, val.scene(3).image)
+
+
+def test_validation_is_the_same_for_ever(val: SceneSet) -> None:
+    assert [val.scene(key).labels.tolist() for key in range(3)] == [[9, 3, 9, 5, 4], [6, 8, 3, 7, 1], [0, 2, 1, 0, 3]]
+
+
+def test_sets_reach_worker_processes_however_these_start(train: SceneSet) -> None:
+    again = pickle.loads(pickle.dumps(train))
+    assert same(again.scene(4), train.scene(4))
 
 
 def test_validation_does_not_depend_on_the_seed_or_number() -> None:

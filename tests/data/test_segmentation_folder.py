@@ -1,3 +1,4 @@
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,13 @@ def test_training_pictures_depend_on_seed_and_key_alone(folder: Path) -> None:
     assert not torch.equal(first.train_set[key][0], first.train_set[3][0])  # type: ignore[index]
 
 
+def test_sets_reach_worker_processes_however_these_start(folder: Path) -> None:
+    data = ready(folder)
+    for part in (data.train_set, data.val_set):
+        again = pickle.loads(pickle.dumps(part))
+        assert all(torch.equal(a, b) for a, b in zip(again[1], part[1], strict=True))  # type: ignore[index]
+
+
 @pytest.mark.parametrize("within", [False, True])
 def test_parts(tmp_path: Path, within: bool) -> None:
     (tmp_path / "classes.txt").write_text("left\nright\n")
@@ -138,8 +146,8 @@ def save_mask(root: Path, labels: np.ndarray) -> None:
     Image.fromarray(labels).save(root / "masks" / "1.png")
 
 
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:60])
+def truncate(path: Path, by: int) -> None:
+    path.write_bytes(path.read_bytes()[:-by])
 
 
 @pytest.mark.parametrize(
@@ -149,7 +157,7 @@ def truncate(path: Path) -> None:
         (lambda root: save_mask(root, np.full((16, 21), 7, np.uint8)), "value 7 is of none of the 2 classes"),
         (lambda root: save_mask(root, np.full((16, 21), 700, np.uint16)), "value 700 is of none"),
         (lambda root: save_mask(root, np.full((16, 21), 255, np.uint8)), "ignored pixels alone"),
-        (lambda root: truncate(root / "masks" / "1.png"), "(truncated|broken PNG)"),
+        (lambda root: truncate(root / "masks" / "1.png", 25), "(truncated|broken PNG)"),
         (lambda root: (root / "masks" / "1.png").write_bytes(b""), "an empty file"),
     ],
 )
@@ -166,7 +174,7 @@ def test_masks_that_do_not_fit_are_refused_or_skipped_by_name(folder: Path, brea
 
 
 def test_unreadable_pictures_are_refused_by_name(folder: Path) -> None:
-    truncate(folder / "images" / "1.jpg")
+    truncate(folder / "images" / "1.jpg", 300)
     with pytest.raises(DataError, match=r"images/1\.jpg cannot be used \("):
         list(ready(folder).train_dataloader())
 
