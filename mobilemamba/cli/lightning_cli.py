@@ -190,7 +190,8 @@ class MobileMambaCLI(LightningCLI):
             with self.parser.short_errors():
                 super()._parse_ckpt_path()
         except ConfigError as error:
-            raise ConfigError(f"ckpt_path={path} is of another task: {error}") from error
+            said, task = str(error).partition(";")[0], self.settings.model.class_path
+            raise ConfigError(f"ckpt_path={path} is of another task than {task}: {said}; name it by --model") from error
 
     def instantiate_classes(self) -> None:
         """Builds data, task and trainer; for a sweep, the runner in the trainer's place."""
@@ -267,6 +268,8 @@ class MobileMambaCLI(LightningCLI):
             print_scores(self.trainer.callback_metrics, scores_of(self.model), split, title, pictures)
             if isinstance(self.model, TaskContract) and (counts := self.model.confusion):
                 print_classes(counts["raw"], self.datamodule.class_names, self.settings.per_class)
+            elif self.settings.per_class is not None:
+                raise ConfigError(f"per_class={self.settings.per_class}: the task counts no classes; leave it out")
 
 
 class Planner(MobileMambaCLI):

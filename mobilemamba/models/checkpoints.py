@@ -205,11 +205,20 @@ def build_network(card: ModelCard, source: str = "the card") -> nn.Module:
         source: What messages call it.
 
     Raises:
-        WeightsError: If it is of a task that there is none for.
+        WeightsError: As :func:`check_task`.
+    """
+    check_task(card, source)
+    return BUILDERS[card.task](card)
+
+
+def check_task(card: ModelCard, source: str) -> None:
+    """Refuses a card of a task that there is no network for.
+
+    Raises:
+        WeightsError: If it is one; ``source`` is what it calls the card.
     """
     if card.task not in BUILDERS:
         raise WeightsError(f"{source} is of a network for {card.task}; expected one for {' or '.join(BUILDERS)}")
-    return BUILDERS[card.task](card)
 
 
 def _build_classifier(card: ModelCard) -> nn.Module:

@@ -20,7 +20,7 @@ from mobilemamba.data.base import data_of
 from mobilemamba.models import ModelCard, Preprocessing, fuse_norms, load_weights
 from mobilemamba.models.card import CARD_KEY
 from mobilemamba.models.fuse import count_batch_norms
-from mobilemamba.models.predictor import PREDICTORS, Predictor
+from mobilemamba.models.predictor import Predictor, predictor_of
 from mobilemamba.training.contract import TaskContract, init_arguments, plain_settings
 from mobilemamba.training.metrics import Comparison, Metrics
 from mobilemamba.training.optimizer import DecayRule, parameter_groups, scale_lr, set_learning_rates
@@ -153,18 +153,18 @@ class Task(TaskContract, LightningModule):
 
     def predictor(self) -> Predictor:
         """Asks the network about pictures as ``predict`` does, on this device; of a copy that is fast in inference."""
-        card = self.model_card
-        return PREDICTORS.get(card.task, Predictor)(self.model, card, self.device)
+        return predictor_of(self.model, self.model_card, self.device)
 
     # What the network sees.
 
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, x: Any) -> Any:
         """What the network makes of pictures (B, in_chans, H, W)."""
         return self.model(self.in_layout(x))
 
-    def in_layout(self, x: Tensor) -> Tensor:
-        """Pictures (B, in_chans, H, W) in the network's memory layout."""
-        return x.contiguous(memory_format=torch.channels_last) if self.hparams["channels_last"] else x
+    def in_layout(self, x: Any) -> Any:
+        """Pictures (B, in_chans, H, W) in the network's memory layout; a list, as of several sizes, stays as it is."""
+        whole = isinstance(x, Tensor) and x.ndim == 4
+        return x.contiguous(memory_format=torch.channels_last) if whole and self.hparams["channels_last"] else x
 
     @property
     def data(self) -> DataModule | None:

@@ -31,9 +31,6 @@ class MeanError(Metrics):
         self.errors = []
         return {"error": error, "loss": error}
 
-    def changed(self, outputs, others, targets):
-        return (outputs != others).any(1).sum()
-
 
 class Brightness(Task):
     """Tells how bright a picture is; takes none of the base's settings."""
@@ -83,3 +80,5 @@ def test_another_kind_of_task_is_trained_and_judged_by_its_own_score(tmp_path, l
     assert found["val/error"] == pytest.approx(results["error_last"], rel=1e-5)
     again = Brightness.load_from_checkpoint(tmp_path / "checkpoints/best.ckpt")
     assert torch.equal(again.model[2].weight, checkpoint["state_dict"]["model.2.weight"])
+    several = [torch.rand(3, 8, 8), torch.rand(3, 4, 8)]
+    assert task.in_layout(several) is several, "pictures of several sizes are its network's own affair"
