@@ -249,22 +249,22 @@ class MobileMambaCLI(LightningCLI):
 
     def after_validate(self) -> None:
         """Prints the scores."""
-        if self.rows is None:
-            self._print_scores("val", self.trainer.val_dataloaders)
+        self._print_scores("val")
 
     def after_test(self) -> None:
         """Prints the scores."""
-        if self.rows is None:
-            self._print_scores("test", self.trainer.test_dataloaders)
+        self._print_scores("test")
 
-    def _print_scores(self, split: str, loader: Any) -> None:
-        if self.trainer.is_global_zero:
+    def _print_scores(self, split: str) -> None:
+        if self.rows is None and self.trainer.is_global_zero:
             title = f"{getattr(self.model.hparams, 'name', type(self.model).__name__)} on {self.datamodule.name}"
             title += f", {self.datamodule.image_hw[0]}x{self.datamodule.image_hw[1]} px"
             if split == "test" and self.datamodule.test_set is None:
                 title += "; its validation pictures, as it has no others for a test"
-            batches = self.trainer.num_val_batches if split == "val" else self.trainer.num_test_batches
-            pictures = pictures_used(loader, batches, self.trainer.world_size)
+            batches, loaders = (
+                getattr(self.trainer, name) for name in (f"num_{split}_batches", f"{split}_dataloaders")
+            )
+            pictures = pictures_used(loaders, batches, self.trainer.world_size)
             print_scores(self.trainer.callback_metrics, scores_of(self.model), split, title, pictures)
             if isinstance(self.model, TaskContract) and (counts := self.model.confusion):
                 print_classes(counts["raw"], self.datamodule.class_names, self.settings.per_class)

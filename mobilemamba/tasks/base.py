@@ -155,16 +155,19 @@ class Task(TaskContract, LightningModule):
         """Asks the network about pictures as ``predict`` does, on this device; of a copy that is fast in inference."""
         return predictor_of(self.model, self.model_card, self.device)
 
+    def evaluate(self, network: nn.Module, images: Any) -> Any:
+        """What a network makes of pictures in an evaluation, for the metrics: one by one, say, where sizes differ."""
+        return network(self.in_layout(images))
+
     # What the network sees.
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Tensor) -> Any:
         """What the network makes of pictures (B, in_chans, H, W)."""
         return self.model(self.in_layout(x))
 
-    def in_layout(self, x: Any) -> Any:
-        """Pictures (B, in_chans, H, W) in the network's memory layout; a list, as of several sizes, stays as it is."""
-        whole = isinstance(x, Tensor) and x.ndim == 4
-        return x.contiguous(memory_format=torch.channels_last) if whole and self.hparams["channels_last"] else x
+    def in_layout(self, x: Tensor) -> Tensor:
+        """Pictures (B, in_chans, H, W) in the network's memory layout."""
+        return x.contiguous(memory_format=torch.channels_last) if self.hparams["channels_last"] else x
 
     @property
     def data(self) -> DataModule | None:
@@ -268,8 +271,8 @@ class Task(TaskContract, LightningModule):
 
     def validation_step(self, batch: tuple[Any, Any]) -> None:
         images, targets = batch
-        images = self.in_layout(images)
-        self.comparison.update({name: network(images) for name, network in self._evaluated.items()}, targets)
+        outputs = {name: self.evaluate(network, images) for name, network in self._evaluated.items()}
+        self.comparison.update(outputs, targets)
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val")
