@@ -52,6 +52,11 @@ class Snapshot:
     data: str
     fields: Sequence[ReceptiveField]
 
+    @property
+    def weights(self) -> str:
+        """Which weights they are of, for a figure."""
+        return f"raw weights of epoch {self.epoch}, after {self.step:,} steps" if self.step else "before the training"
+
 
 class ReceptiveFields(AtEnd):
     """Shows how the effective receptive fields of the stages grow: before the training, every few epochs, at the end.
@@ -120,7 +125,8 @@ class ReceptiveFields(AtEnd):
             self.snapshots.append(snapshot)
             folder = Path(trainer.default_root_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            _write(self.snapshots, folder)
+            write_snapshots(self.snapshots, folder / MAPS_FILE)
+            _draw_growth(self.snapshots, folder / PICTURE_FILE)
             _log(trainer, snapshot, folder / PICTURE_FILE)
         except Exception as error:  # whatever it is, the training itself is well
             rank_zero_warn(f"no receptive fields: {type(error).__name__}: {error}")
@@ -142,8 +148,20 @@ class ReceptiveFields(AtEnd):
         return pictures
 
 
+def write_snapshots(snapshots: Sequence[Snapshot], path: Path) -> None:
+    """Writes the maps by their names, and all else as JSON by the name ``about``.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    about, maps = _pack(snapshots)
+    content, named = io.BytesIO(), cast("dict[str, Any]", maps)
+    np.savez_compressed(content, about=np.array(about), **named)
+    write_atomic(path, content.getbuffer())
+
+
 def read_snapshots(path: Path) -> list[Snapshot]:
-    """What :class:`ReceptiveFields` has left in a run's folder, the oldest first.
+    """What :func:`write_snapshots` has written.
 
     Raises:
         OSError: If the file cannot be read.
@@ -152,7 +170,9 @@ def read_snapshots(path: Path) -> list[Snapshot]:
     try:
         with np.load(path) as file:
             return _unpack(str(file["about"]), file)
-    except (LookupError, TypeError, AttributeError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # whatever else there may be
         raise ValueError(f"{path} holds no receptive fields") from error
 
 
@@ -188,18 +208,11 @@ def _unpack(about: str, maps: Mapping[str, np.ndarray]) -> list[Snapshot]:
     return snapshots
 
 
-def _write(snapshots: Sequence[Snapshot], folder: Path) -> None:
-    about, maps = _pack(snapshots)
-    content, named = io.BytesIO(), cast("dict[str, Any]", maps)
-    np.savez_compressed(content, about=np.array(about), **named)
-    write_atomic(folder / MAPS_FILE, content.getbuffer())
+def _draw_growth(snapshots: Sequence[Snapshot], path: Path) -> None:
     shown = np.linspace(0, len(snapshots) - 1, min(len(snapshots), _MOST_ROWS)).round().astype(int)
-    rows = [
-        Row(f"epoch {s.epoch}", f"raw weights after {s.step:,} steps" if s.step else "before the training", s.fields)
-        for s in (snapshots[index] for index in shown)
-    ]
+    rows = [Row(f"epoch {s.epoch}", s.weights, s.fields) for s in (snapshots[index] for index in shown)]
     data = legible(snapshots[-1].data)
-    with png_figure(folder / PICTURE_FILE, [data], figsize=figure_size(rows)) as figure:
+    with png_figure(path, [data], figsize=figure_size(rows)) as figure:
         draw_receptive_fields(figure, rows, scale="common", data=data)
 
 
