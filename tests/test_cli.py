@@ -152,6 +152,7 @@ def test_the_lock_is_released_after_a_run() -> None:
         ),
         ("--trainer.callbacks.on_fit_start 5", "unknown setting trainer.callbacks.on_fit_start; the trainer.callbacks"),
         ("resnet18", "unexpected resnet18: expected options, each a name with one value; leave it out, or see --help"),
+        ("--model.betas [1]", "model.betas: expected a tuple with 2 elements, got [1"),
         ("--model.lr 1 2", "unexpected 2: expected options"),
         ("--weights --name x", "--model.weights has no value; give one after it, or leave it out"),
         (

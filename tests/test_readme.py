@@ -50,7 +50,7 @@ SHORT = [
     "--data.init_args.batch_size=4",
     "--table_size=null",
 ]
-TOOLS = [c for c in commands() if re.match(r"mobilemamba (summary|backends|convert|predict|benchmark)", c)]
+TOOLS = [c for c in commands() if re.match(r"mobilemamba (summary|backends|convert|predict|benchmark|erf)", c)]
 FIT = [command for command in commands() if command.startswith("mobilemamba fit")]
 AFTER_SWEEP = [c for c in commands() if re.match(r"mobilemamba (report|validate --config)", c)]
 VALIDATE = [c for c in commands() if c.startswith("mobilemamba validate") and c not in AFTER_SWEEP]
@@ -82,7 +82,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @needs_native
-@pytest.mark.parametrize(("block", "printed"), [*zip(blocks("python"), ("[2, 10]", "('red', 'blue')"), strict=True)])
+@pytest.mark.parametrize(
+    ("block", "printed"),
+    [*zip(blocks("python"), ("[2, 10]", "('red', 'blue')", "stages.2 (3, 3) (64.0, 64.0)"), strict=True)],
+)
 def test_python_runs(
     block: str, printed: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -100,6 +103,8 @@ def test_model_table_is_counted() -> None:
 
 
 def shortened(command: str) -> list[str]:
+    if " erf " in command:
+        return ["--pictures=1", "--size=64"]
     if "benchmark" not in command:
         return []
     return SHORT_BENCHMARK if "plot" in command else ["--size=32,64", *SHORT_BENCHMARK]  # a plot is of published sizes

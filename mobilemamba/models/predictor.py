@@ -20,6 +20,9 @@ from mobilemamba.models.inference import for_inference
 #: One picture's answer, of plain JSON types.
 Row = dict[str, Any]
 
+#: Pixels; smaller pictures are drawn enlarged beside their answers.
+_LEAST_DRAWN = 224
+
 
 class Predictor:
     """Asks a network about pictures; one subclass for each task.
@@ -129,6 +132,8 @@ class ClassificationPredictor(Predictor):
         ]
 
     def draw(self, picture: Image.Image, row: Row) -> Image.Image:
+        if (times := _LEAST_DRAWN // max(picture.size)) > 1:
+            picture = picture.resize((times * picture.width, times * picture.height), Image.Resampling.NEAREST)
         text = "\n".join(f"{entry['probability']:6.1%}  {_in_latin(entry)}" for entry in row["classes"])
         left, top, right, bottom = ImageDraw.Draw(picture).multiline_textbbox((6, 4), text, font_size=14)
         drawn = Image.new("RGB", (max(picture.width, int(right + left)), picture.height + int(bottom + top)), "white")

@@ -69,7 +69,7 @@ def erf(
     compare: Literal["untrained"] | None = None,
     as_in_replknet: bool = False,
     output: Path = Path("erf"),
-    batch_size: int = 8,
+    batch_size: int = 16,
     seed: int = 0,
     device: str = "auto",
 ) -> None:

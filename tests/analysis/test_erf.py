@@ -140,11 +140,14 @@ def test_the_centre_is_the_middle_of_what_moves_the_cell(layers: list[nn.Module]
         ("edgenext_xx_small", 96, "stages.3", 3, 15.5, 32.0),
         ("test_vit", 160, "blocks.5", 10, 7.5, 16.0),
         ("levit_128s", 224, "stages.2", 4, 0.0, 64.0),  # tokens, of which each second one asks
+        ("pit_ti_224", 224, "transformers.2", 7, 7.5, 32.0),  # tokens beside a class token that has none's place
+        ("swin_tiny_patch4_window7_224", 224, "layers.3", 7, 15.5, 32.0),  # merged tiles, channels last
     ],
 )
 def test_where_the_cells_stand(name: str, size: int, stage: str, cells: int, first: float, stride: float) -> None:
-    network = timm.create_model(name, num_classes=0).eval()
-    axis = find_grids(network, torch.zeros(1, 3, size, size), [stage])[stage].rows
+    with torch.device("meta"):
+        network = timm.create_model(name, num_classes=0).eval()
+        axis = find_grids(network, torch.zeros(1, 3, size, size), [stage])[stage].rows
     assert (axis.cells, axis.first, axis.stride) == (cells, first, stride)
 
 
@@ -241,6 +244,7 @@ def test_what_cannot_be(network: nn.Module) -> None:
         (network, given * torch.nan, {}, "no picture has a finite gradient"),
         (timm.create_model("test_vit", dynamic_img_size=False), given, {}, "takes no pictures of 64 x 64 px"),
         (nn.Conv2d(3, 1, 1), given, {}, "does not name its stages"),
+        (nn.Sequential(nn.Unflatten(3, (8, 8)), nn.Identity()), given, {"taps": ["1"]}, "no feature map"),
     ]
     for wrong, data, options, message in mistakes:
         with pytest.raises(ConfigError, match=message):

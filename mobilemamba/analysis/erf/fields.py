@@ -84,7 +84,7 @@ def receptive_fields(
     taps: Literal["stages", "blocks"] | Sequence[str] = "stages",
     rule: Rule = "relu",
     position: Position | None = None,
-    batch_size: int = 8,
+    batch_size: int = 16,
 ) -> list[ReceptiveField]:
     """Effective receptive fields of a network, of all taps in one forward and a backward pass each.
 

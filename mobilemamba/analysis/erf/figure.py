@@ -132,13 +132,14 @@ def _frame(axis: Any, field: ReceptiveField, *, named: bool) -> None:
     for side, colour in zip(contribution_sides(field.map, field.centre), _LINES, strict=True):
         if math.isfinite(side):
             corner = (x - side / 2, y - side / 2)
-            axis.add_patch(_rectangle(corner, side, edgecolor=colour))
+            thin = min(0.9, 0.2 + 10 * side / max(field.size))  # about a small field, so that it stays to be seen
+            axis.add_patch(_rectangle(corner, side, edgecolor=colour, linewidth=thin))
 
 
 def _rectangle(corner: tuple[float, float], side: float, **options: Any) -> Any:
     from matplotlib.patches import Rectangle
 
-    return Rectangle(corner, side, side, fill=False, linewidth=0.9, **options)
+    return Rectangle(corner, side, side, fill=False, **options)
 
 
 def _name(axis: Any, row: Row) -> None:

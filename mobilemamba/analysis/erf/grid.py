@@ -21,6 +21,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from mobilemamba.errors import ConfigError
 from mobilemamba.ops import standard_operators
 
+#: Tokens that are no cells: of classes, and registers.
+_MOST_OTHER_TOKENS = 16
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -124,7 +127,8 @@ def find_grids(network: nn.Module, picture: Tensor, taps: Sequence[str]) -> dict
         if output not in follow.grids:
             raise ConfigError(f"tap {tap!r}: nothing leads from the picture to it; name a module inside the network")
         grid = follow.grids[output].of(output)
-        if grid.dims is None and (output.ndim != 3 or output.shape[1] < grid.number):
+        is_tokens = output.ndim == 3 and 0 <= output.shape[1] - grid.number <= _MOST_OTHER_TOKENS
+        if len(output) != len(picture) or (grid.dims is None and not is_tokens):
             raise ConfigError(
                 f"tap {tap!r}: its output {tuple(output.shape)} is no feature map; name a module that gives one"
             )
@@ -165,8 +169,8 @@ class _Follow(TorchDispatchMode):
             name = op.overloadpacket.__name__
             # A product of matrices has the rows of the first, as queries have their own places whatever the keys are.
             of_rows = "mm" in name or "attention" in name
-            # Of others a gate's (1, 1) map, say, tells nothing of positions.
-            source = known[0] if of_rows else max(known, key=lambda x: self.grids[x].number)
+            # Of others a gate or a class token, say, tells nothing of positions.
+            source = known[0] if of_rows else max(known, key=Tensor.numel)
             schema = {argument.name: argument.default_value for argument in op._schema.arguments}
             given = schema | dict(zip(schema, args, strict=False)) | (kwargs or {})
             tensors = [x for x in tree_leaves(outputs) if isinstance(x, Tensor)]
