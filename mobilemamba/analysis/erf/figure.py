@@ -22,10 +22,9 @@ Display = Literal["log", "raw", "power"]
 #: Each map over its own maximum, or all of them as shares of their mass over the largest.
 Scale = Literal["own", "common"]
 
-#: In a line of panels; further ones go into the next.
-_MOST_COLUMNS = 8
+#: In a line of panels: so many have room for names and caption, and further ones go into the next line.
+_LEAST_COLUMNS, _MOST_COLUMNS = 2, 8
 _PANEL = 1.9  # inches
-_NARROWEST = 5.0  # of the caption
 _SHOWN: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "log": lambda x: np.log10(1 + 999 * x) / 3,
     "raw": lambda x: x,
@@ -56,7 +55,7 @@ class Row:
 def figure_size(rows: Sequence[Row]) -> tuple[float, float]:
     """Width and height in inches that :func:`draw_receptive_fields` draws these rows well on."""
     columns, lines = _columns(rows), sum(map(len, _lines(rows)))
-    return max(_PANEL * columns + 0.9, _NARROWEST), (_PANEL + 0.25) * lines + 0.25 * len(rows) + 0.9
+    return _PANEL * columns + 0.9, (_PANEL + 0.25) * lines + 0.25 * len(rows) + 0.9
 
 
 def draw_receptive_fields(
@@ -81,7 +80,9 @@ def draw_receptive_fields(
             raise ConfigError(f"{name} {value!r}: expected one of {', '.join(kinds)}")
     if not any(row.fields for row in rows):
         raise ConfigError("there are no receptive fields to draw")
-    lines = [(row, line) for row, parts in zip(rows, _lines(rows), strict=True) for line in parts]
+    parts = zip(rows, _lines(rows), strict=True)
+    # The first line of a row has its name above it.
+    lines = [(None if number else row, line) for row, own in parts for number, line in enumerate(own)]
     if isinstance(engine := figure.get_layout_engine(), ConstrainedLayoutEngine):
         engine.set(w_pad=0.06, h_pad=0.05, hspace=0.0, wspace=0.0)
     axes = figure.subplots(len(lines), _columns(rows), squeeze=False)
@@ -93,11 +94,11 @@ def draw_receptive_fields(
         for axis, field in zip(axes_of_line, fields, strict=False):
             share = _share(field, scale) / (top or 1)
             image = axis.imshow(np.sign(share) * _SHOWN[display](np.abs(share)), **options)
-            _frame(axis, field, named=fields[0] is row.fields[0])
+            _frame(axis, field, named=row is not None)
         for axis in axes_of_line[len(fields) :]:
             axis.axis("off")
-        if fields[0] is row.fields[0]:
-            _name(axes_of_line[0], row)
+        if row is not None:
+            _name(axes_of_line[0], row, 72 * _PANEL * _columns(rows) - 10)
     bar = figure.colorbar(image, ax=axes, fraction=0.05, aspect=30, shrink=min(1.0, 1.4 / len(lines) + 0.3), pad=0.015)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_linewidth(0.5)
@@ -105,7 +106,7 @@ def draw_receptive_fields(
 
 
 def _columns(rows: Sequence[Row]) -> int:
-    return min(_MOST_COLUMNS, max(len(row.fields) for row in rows))
+    return min(_MOST_COLUMNS, max([_LEAST_COLUMNS, *(len(row.fields) for row in rows)]))
 
 
 def _lines(rows: Sequence[Row]) -> list[list[Sequence[ReceptiveField]]]:
@@ -123,7 +124,7 @@ def _frame(axis: Any, field: ReceptiveField, *, named: bool) -> None:
     """Title and squares of a panel; in a line below a network's name there is room for that."""
     stride = " x ".join(f"{value:g}" for value in dict.fromkeys(field.stride))
     room = "\n\n" if named else ""
-    axis.set_title(f"{room}{field.tap}  1/{stride}", loc="left", fontsize=8, pad=3)
+    axis.set_title(f"{room}{_end(field.tap, 26 - len(stride))}  1/{stride}", loc="left", fontsize=8, pad=3)
     axis.set_xticks([])
     axis.set_yticks([])
     for spine in axis.spines.values():
@@ -136,21 +137,27 @@ def _frame(axis: Any, field: ReceptiveField, *, named: bool) -> None:
             axis.add_patch(_rectangle(corner, side, edgecolor=colour, linewidth=thin))
 
 
+def _end(text: str, letters: float) -> str:
+    """A text, or its end if it is longer than there is room."""
+    return text if len(text) <= letters else f"...{text[len(text) - max(1, int(letters) - 3) :]}"
+
+
 def _rectangle(corner: tuple[float, float], side: float, **options: Any) -> Any:
     from matplotlib.patches import Rectangle
 
     return Rectangle(corner, side, side, fill=False, **options)
 
 
-def _name(axis: Any, row: Row) -> None:
-    """The network and its weights above its first panel."""
+def _name(axis: Any, row: Row, width: float) -> None:
+    """The network and its weights above its first panel, in so many points."""
+    shown = _end(row.name, (width - 100) / 7.2)
     above = {"va": "bottom", "annotation_clip": False}
     name = axis.annotate(
-        row.name, (0, 1), (0, 16), "axes fraction", "offset points", fontsize=10, fontweight="bold", **above
+        shown, (0, 1), (0, 16), "axes fraction", "offset points", fontsize=10, fontweight="bold", **above
     )
     untrained = row.weights == UNTRAINED
     weights = axis.annotate(
-        row.weights.upper() if untrained else row.weights,
+        row.weights.upper() if untrained else _end(row.weights, (width - 7.2 * len(shown)) / 5.6),
         (1, 0),
         (6, 0),
         name,
