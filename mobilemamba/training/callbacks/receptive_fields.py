@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 from torch import Tensor
@@ -114,6 +115,8 @@ class ReceptiveFields(AtEnd):
         if not counts(trainer) or not trainer.is_global_zero:
             return
         try:
+            if trainer.world_size > 1 and type(trainer.strategy) is not DDPStrategy:  # it would wait for the others
+                raise ConfigError("no process has the whole network, as with trainer.strategy ddp it has")
             network, data = getattr(pl_module, "model", pl_module), data_of(trainer)
             with torch.compiler.set_stance("force_eager"):  # not compiled anew for the hooks
                 fields = fields_of(network, self._draw(trainer))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -73,7 +74,7 @@ def test_the_maps_are_those_of_the_network_on_validation_pictures(tmp_path: Path
         np.testing.assert_array_equal(kept.ratios_of_pictures, field.ratios_of_pictures)
 
 
-def test_a_resumed_training_leaves_what_an_uninterrupted_one_leaves(tmp_path: Path) -> None:
+def test_a_resumed_training_leaves_what_an_uninterrupted_one_leaves(tmp_path: Path, drawn: list[list[str]]) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     fit(whole, 3, module=small_task, extra=[StepSeed(0), ReceptiveFields(2, 2)])
     with pytest.raises(ConnectionAbortedError):
@@ -83,8 +84,8 @@ def test_a_resumed_training_leaves_what_an_uninterrupted_one_leaves(tmp_path: Pa
     last = broken / "last.ckpt"
     torch.load(last, weights_only=True)
     fit(broken, 3, module=small_task, seed=9, extra=[StepSeed(0), ReceptiveFields(2, 2)], ckpt_path=str(last))
-    for name in (MAPS_FILE, PICTURE_FILE):
-        assert (broken / name).read_bytes() == (whole / name).read_bytes()
+    assert (broken / MAPS_FILE).read_bytes() == (whole / MAPS_FILE).read_bytes()
+    assert drawn[-1] == drawn[2] == ["epoch 0", "epoch 2", "epoch 3"]
 
 
 def test_loggers_have_curves_and_the_picture(tmp_path: Path) -> None:
@@ -136,6 +137,12 @@ def test_networks_and_data_that_have_none(tmp_path: Path) -> None:
 
     with pytest.warns(UserWarning, match="no receptive fields: ConfigError: there are no validation pictures"):
         fit(tmp_path, 1, data=NoValidation(), extra=[ReceptiveFields()])
+
+
+def test_none_where_the_first_process_would_wait_for_the_others(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(Trainer, "world_size", 2)  # with a strategy that is not DDP
+    with pytest.warns(UserWarning, match="no receptive fields: ConfigError: no process has the whole network"):
+        fit(tmp_path, 1, module=small_task, extra=[ReceptiveFields()])
 
 
 @pytest.mark.parametrize("option", ["every_n_epochs", "pictures"])
