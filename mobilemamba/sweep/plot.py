@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import warnings
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,7 @@ def _last_fields(entry: Record) -> Snapshot | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        warnings.warn(f"{path} is left out: {error}", stacklevel=2)
+        print(f"left out: {error}", file=sys.stderr)
         return None
 
 

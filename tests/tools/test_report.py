@@ -116,7 +116,7 @@ def fields() -> list[Snapshot]:
 
 
 def test_receptive_fields_of_the_rows_that_keep_some(
-    fields: list[Snapshot], monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+    fields: list[Snapshot], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root, other = finished("runs/one", {"a": 70.0, "b": 71.0, "c": 72.0}), finished("runs/two", {"a": 73.0})
     for row in "ab":
@@ -127,7 +127,7 @@ def test_receptive_fields_of_the_rows_that_keep_some(
         "mobilemamba.sweep.plot.draw_receptive_fields", lambda _, rows, data: drawn.append((rows, data))
     )
     main(["report", root, other])
-    assert "c/receptive_fields.npz is left out" in str(recwarn.pop(UserWarning).message)
+    assert capsys.readouterr().err == "left out: runs/one/c/receptive_fields.npz holds no receptive fields\n"
     ((rows, data),) = drawn
     assert [(row.name, row.weights) for row in rows] == [
         ("a", "raw weights of epoch 2, after 18 steps"),
