@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 from mobilemamba.analysis.erf import Row, draw_receptive_fields, figure_size
 from mobilemamba.analysis.figures import label_points, legible, png_figure
 from mobilemamba.scores import Score
+from mobilemamba.screen import say
 from mobilemamba.sweep.seeds import Record, over_seeds
 from mobilemamba.sweep.table import condition_marks, describe, scores_of
 from mobilemamba.training.callbacks.receptive_fields import MAPS_FILE, Snapshot, read_snapshots
@@ -135,7 +135,7 @@ def _last_fields(entry: Record) -> Snapshot | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        print(f"left out: {error}", file=sys.stderr)
+        say(f"left out: {error}")
         return None
 
 
