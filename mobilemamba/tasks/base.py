@@ -286,10 +286,6 @@ class Task(TaskContract, LightningModule):
     def on_test_epoch_end(self) -> None:
         self._log_metrics("test")
 
-    def predict_step(self, batch: Any) -> Any:
-        """What the network makes of a batch's pictures, which are all of it or stand first in a pair."""
-        return self.evaluate(self.model, batch[0] if isinstance(batch, list | tuple) else batch)
-
     def _log_metrics(self, split: str) -> None:
         shown = {f"{split}/{score.key}" for score in self.scores}
         for name, value in self.comparison.compute(self._evaluated, split).items():

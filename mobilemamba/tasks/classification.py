@@ -170,3 +170,15 @@ class ClassificationTask(Task):
         )
         self.log_dict({"train/loss_task": task, "train/loss_distillation": learned})
         return task + self.distillation.weight * learned
+
+    def predict_step(self, batch: Any) -> dict[str, Tensor]:
+        """What the network makes of a batch of pictures (B, in_chans, H, W), alone or first in a tuple.
+
+        Returns:
+            ``probabilities`` (B, num_classes) float32, and the k <= 5 likeliest classes first to last:
+            ``top_probabilities`` (B, k) float32 and ``top_indices`` (B, k) int64.
+        """
+        x = batch[0] if isinstance(batch, list | tuple) else batch
+        probabilities = self(x).float().softmax(-1)
+        top = probabilities.topk(min(5, self.hparams["num_classes"]))
+        return {"probabilities": probabilities, "top_probabilities": top.values, "top_indices": top.indices}

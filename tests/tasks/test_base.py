@@ -98,8 +98,6 @@ def test_pictures_of_several_sizes_are_evaluated(tmp_path):
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     (found,) = Trainer(default_root_dir=tmp_path, **quiet).validate(task, loader, verbose=False)
     assert found["val/error"] == pytest.approx(0.5), "of three channels, a sum of three means: off by 0, 0.5 and 1"
-    (answers,) = Trainer(default_root_dir=tmp_path, **quiet).predict(task, loader)
-    assert answers[:, 0].tolist() == pytest.approx([0, 0.75, 1.5])
 
 
 def together(items):
