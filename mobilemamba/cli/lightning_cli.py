@@ -6,7 +6,7 @@ import contextlib
 import os
 import pkgutil
 from collections.abc import Iterator, Mapping
-from functools import partial
+from functools import partial, partialmethod
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -247,14 +247,6 @@ class MobileMambaCLI(LightningCLI):
         """Lightning's, but for ``predict``, which is a tool of its own."""
         return {name: skip for name, skip in LightningCLI.subcommands().items() if name != "predict"}
 
-    def after_validate(self) -> None:
-        """Prints the scores."""
-        self._print_scores("val")
-
-    def after_test(self) -> None:
-        """Prints the scores."""
-        self._print_scores("test")
-
     def _print_scores(self, split: str) -> None:
         if self.rows is None and self.trainer.is_global_zero:
             title = f"{getattr(self.model.hparams, 'name', type(self.model).__name__)} on {self.datamodule.name}"
@@ -270,6 +262,9 @@ class MobileMambaCLI(LightningCLI):
                 print_classes(counts["raw"], self.datamodule.class_names, self.settings.per_class)
             elif self.settings.per_class is not None:
                 raise ConfigError(f"per_class={self.settings.per_class}: the task counts no classes; leave it out")
+
+    after_validate = partialmethod(_print_scores, "val")
+    after_test = partialmethod(_print_scores, "test")
 
 
 class Planner(MobileMambaCLI):

@@ -25,7 +25,7 @@ from mobilemamba.training.contract import TaskContract, init_arguments, plain_se
 from mobilemamba.training.metrics import Comparison, Metrics
 from mobilemamba.training.optimizer import DecayRule, parameter_groups, scale_lr, set_learning_rates
 from mobilemamba.training.provenance import pictures_a_step
-from mobilemamba.training.schedule import set_rates_of_now, steps_of, warmup_cosine_scheduler
+from mobilemamba.training.schedule import set_rates_of_now, steps_of, warmup_cosine
 
 #: For the log of a number that all processes have computed together; Lightning would warn of it otherwise.
 SAME_EVERYWHERE: dict[str, Any] = {"sync_dist": True, "reduce_fx": "max"}
@@ -228,9 +228,8 @@ class Task(TaskContract, LightningModule):
         # Without it PyTorch goes through the tensors one by one on a CPU. Lightning refuses it with AMP and clipping.
         fused = self.device.type == "cpu" and self.trainer.precision == "32-true"
         optimizer = torch.optim.AdamW(groups, lr=lr, betas=tuple(hparams["betas"]), fused=fused or None)
-        scheduler = warmup_cosine_scheduler(
-            optimizer, total_steps, warmup_steps, hparams["min_lr_ratio"], hparams["warmup_lr_ratio"]
-        )
+        length = total_steps, warmup_steps, hparams["min_lr_ratio"], hparams["warmup_lr_ratio"]
+        scheduler = LambdaLR(optimizer, lambda step: warmup_cosine(step, *length))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     @property
