@@ -46,7 +46,7 @@ from mobilemamba.screen import fit_table, make_console, say
 from mobilemamba.text import printable
 
 _NONE = "-"
-_MOST = {"size": 4096, "seed": 2**32 - 1}
+_MOST = {"size": 2048, "seed": 2**32 - 1}
 _AT_A_TIME = 1_000_000  # pixels
 _NOTE = (
     "r: area of the smallest square about the cell's centre that holds more than 20, 30, 50, 99 % of the map. "
@@ -82,7 +82,7 @@ def erf(
         weights: A file for each model (.safetensors, .ckpt, .pth); - for none, the network is then untrained.
         data: A folder of pictures, or of folders of such; a part named val in it is taken. By default the sample.
         pictures: How many of them to take, drawn by the seed.
-        size: Side in pixels that each picture is scaled to, up to 4096; by default what each network was made for.
+        size: Side in pixels that each picture is scaled to, up to 2048; by default what each network was made for.
         blocks: Every block instead of every stage.
         position: Row and column of the cell, as shares of the picture; by default the cell in the middle.
         rule: What counts of feature and gradient: above zero (relu), absolute or signed.
