@@ -251,7 +251,8 @@ def _table(width: int, rows: Sequence[Row], data: str, as_in_replknet: bool) -> 
             cells = [_percent(found[f"r{t}"]) for t in names]
             cells += [_percent(found["r50_q1"], found["r50_q3"]), _percent(found["area50"])]
             cells += [_percent(found[f"log_r{t}"]) for t in names if as_in_replknet]
-            label = [row.name, row.weights] if number == 0 else ["", ""]
+            # As much of the path as tells runs apart; the CSV has all of it.
+            label = [row.name, "/".join(Path(row.weights).parts[-2:])] if number == 0 else ["", ""]
             lines.append([*label, field.tap, "x".join(map(str, dict.fromkeys(field.size))), *cells])
     notes = [_NOTE, *[_NOTE_REPLKNET] * as_in_replknet]
     if left_out := sum(field.left_out for field in fields):
