@@ -121,8 +121,8 @@ def plot_receptive_fields(records: list[Record], path: Path) -> bool:
     last = {entry["run"]: found for entry in records if not entry["fused_of"] and (found := _last_fields(entry))}
     if not last:
         return False
-    data = legible(" / ".join(dict.fromkeys(snapshot.data for snapshot in last.values())))
-    rows = [Row(legible(run), snapshot.weights, snapshot.fields) for run, snapshot in last.items()]
+    data = " / ".join(dict.fromkeys(snapshot.data for snapshot in last.values()))
+    rows = [Row(run, snapshot.weights, snapshot.fields) for run, snapshot in last.items()]
     with png_figure(path, [data, *(row.name for row in rows)], figsize=figure_size(rows)) as figure:
         draw_receptive_fields(figure, rows, data=data)
     return True

@@ -339,8 +339,8 @@ def test_mistakes_are_one_line(
         ("empty.pth", "", "cannot read empty.pth: it is empty; expected"),
         ("numbers.pth", "", "numbers.pth holds no tensors; expected"),
         ("pipe.pth", "", "pipe.pth is a pipe; give a .safetensors"),
-        ("plain.pth", "", "plain.pth does not say which network it is of; name the model by --model, e.g."),
-        ("plain.pth", "--model test_resnet", "plain.pth .*; it is of another model than test_resnet: name that one by"),
+        ("plain.pth", "", "plain.pth does not say which network it is of; give --model, e.g."),
+        ("plain.pth", "--model test_resnet", "plain.pth .*; it is of another model than test_resnet: give that as"),
         ("lie.safetensors", "", "lie.safetensors does not fit: .*; what the file says of its network is not true of"),
     ],
 )

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from mobilemamba.analysis.erf import THRESHOLDS, ReceptiveField, Row, draw_receptive_fields, figure_size
 from mobilemamba.analysis.erf import receptive_fields as fields_of
-from mobilemamba.analysis.figures import legible, png_figure
+from mobilemamba.analysis.figures import png_figure
 from mobilemamba.data.base import data_of
 from mobilemamba.data.sampling import make_generator, seeded
 from mobilemamba.errors import ConfigError
@@ -214,7 +214,7 @@ def _unpack(about: str, maps: Mapping[str, np.ndarray]) -> list[Snapshot]:
 def _draw_growth(snapshots: Sequence[Snapshot], path: Path) -> None:
     shown = np.linspace(0, len(snapshots) - 1, min(len(snapshots), _MOST_ROWS)).round().astype(int)
     rows = [Row(f"epoch {s.epoch}", s.weights, s.fields) for s in (snapshots[index] for index in shown)]
-    data = legible(snapshots[-1].data)
+    data = snapshots[-1].data
     with png_figure(path, [data], figsize=figure_size(rows)) as figure:
         draw_receptive_fields(figure, rows, scale="common", data=data)
 
