@@ -49,7 +49,7 @@ class SceneSet(Dataset[tuple[Tensor, Tensor]]):
 
 
 class FashionScenes(SegmentationDataModule):
-    """Scenes of three to six articles of clothing, some in part hidden, for trying out segmentation without a download.
+    """Scenes of two to five articles of clothing, some in part hidden, for trying out segmentation without a download.
 
     Composed of the pictures of :class:`~mobilemamba.data.fashion_mnist.FashionMNISTSample` when they are asked for: the
     training's of its training pictures, new ones in every epoch; 200 for validation of its validation pictures, always
@@ -64,7 +64,7 @@ class FashionScenes(SegmentationDataModule):
 
     class_names = ("background", *FashionMNISTSample.class_names)
     palette = ((0, 0, 0), *distinct_colours(len(FashionMNISTSample.class_names)))
-    mean = (0.463, 0.463, 0.463)  # of training scenes
+    mean = (0.447, 0.447, 0.447)  # of training scenes
     std = (0.21, 0.21, 0.21)
     LIMITS: ClassVar[dict[str, tuple[float, float, str]]] = {
         **SegmentationDataModule.LIMITS,

@@ -12,10 +12,10 @@ from torch import Generator, Tensor
 from mobilemamba.data.sampling import make_generator
 
 _CLASSES = 10  # of the articles
-_COUNT = (3, 6)  # articles in a scene
+_COUNT = (2, 5)  # articles in a scene
 _BLACK = 12 / 255  # a picture has a faint seam around the article
-_SCALE = (0.34, 0.62)  # side of an article's picture, as a share of the scene's shorter side
-_TURN = 0.35  # radians either way
+_SCALE = (0.42, 0.78)  # side of an article's picture, as a share of the scene's shorter side
+_TURN = 0.3  # radians either way
 _REACH = 0.8  # centres lie so far from the middle at most, as a share of the way to the edge
 _HUES = 0.1  # standard deviation of a class's hues, in turns; the classes' middles are 0.1 apart
 _SEEN = 0.3  # an article of which less is visible is left out
