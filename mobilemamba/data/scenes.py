@@ -17,7 +17,7 @@ _BLACK = 12 / 255  # a picture has a faint seam around the article
 _SCALE = (0.42, 0.78)  # side of an article's picture, as a share of the scene's shorter side
 _TURN = 0.3  # radians either way
 _REACH = 0.8  # centres lie so far from the middle at most, as a share of the way to the edge
-_HUES = 0.1  # standard deviation of a class's hues, in turns; the classes' middles are 0.1 apart
+_HUES = 0.07  # standard deviation of a class's hues, in turns; the classes' middles are 0.1 apart
 _SEEN = 0.3  # an article of which less is visible is left out
 _LEAST = 0.002  # as is one that is a smaller share of the scene
 _GRIDS = (2, 5, 13, 31)  # cells along each side of the background's texture, coarse to fine
@@ -48,7 +48,7 @@ def compose(pictures_MHW: Tensor, labels_M: Tensor, size: tuple[int, int], *numb
 
     Articles are scaled, mirrored, turned a little and placed anywhere, also over others and over the edge. A silhouette
     is what is not black in the picture, small holes closed. The hue of an article lies around one of its class, but so
-    widely that neighbouring classes share most of theirs; the background may have any.
+    widely that neighbouring classes share half of theirs; the background may have any.
 
     Args:
         pictures_MHW: (M, 28, 28) uint8, articles before black, of which some are taken.

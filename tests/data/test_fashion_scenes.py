@@ -142,7 +142,7 @@ def test_colour_alone_says_little(train: SceneSet, val: SceneSet) -> None:
     for key in range(150):
         scene = train.scene(key)
         table.index_put_((colours_of(scene), scene.classes.flatten()), torch.ones(()), accumulate=True)
-    assert 10 < iou_of(table, [val.scene(key) for key in range(60)]) < 25  # 18 with 400 scenes for 200, at 128 pixels
+    assert 15 < iou_of(table, [val.scene(key) for key in range(60)]) < 30  # 23.3 with more scenes, at 128 pixels
 
 
 def test_bad_arguments_are_refused() -> None:
