@@ -46,8 +46,6 @@ def create_backbone(
     except (AssertionError, AttributeError, RuntimeError, TypeError) as error:
         asked = "maps to stand a head on" if output_stride is None else f"maps with output_stride={output_stride}"
         raise ConfigError(f"model {name!r} gives no {asked}; choose another") from error
-    if not hasattr(backbone.model, "forward_intermediates"):
-        raise ConfigError(f"model {name!r} gives no maps to stand a head on; choose another")
     given = backbone.feature_info.reduction()[-1]
     if output_stride not in (None, given):
         raise ConfigError(f"output_stride={output_stride}: the last map of {name} has stride {given}; leave it out")

@@ -85,6 +85,8 @@ class Segmenter(Released):
                 f"a batch of one picture of {width} x {height} px: the norms need more than one number a channel to "
                 "train on, and an average of the whole picture has no more; train on two pictures at a time or more"
             ) from error
+        except AssertionError as error:  # timm's transformers of one size
+            raise ConfigError(f"pictures of {width} x {height} px do not suit the backbone: {error}") from error
         return tuple(resize(each, (height, width)) for each in logits)
 
     def get_classifier(self) -> tuple[nn.Module, ...]:

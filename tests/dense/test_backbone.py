@@ -8,8 +8,7 @@ import torch
 
 from mobilemamba.dense import create_backbone, load_backbone
 from mobilemamba.errors import ConfigError, WeightsError
-from mobilemamba.models import ArchOverrides, ModelCard, Preprocessing, create_model, save_weights
-from mobilemamba.models.release_names import ours_to_release
+from mobilemamba.models import ArchOverrides, ModelCard, Preprocessing, save_weights
 
 ARCH = ArchOverrides(embed_dims=(32, 48, 64), depths=(1, 1, 1))
 
@@ -34,11 +33,3 @@ def test_a_classifiers_weights_load(tmp_path: Path) -> None:
         load_backbone(create_backbone("mobilemamba_s6"), tmp_path / "best.safetensors", "mobilemamba_s6", verbose=False)
     with pytest.raises(ConfigError, match=r"best\.safetensors is of a mobilemamba_s6, and the model named is resnet18"):
         load_backbone(create_backbone("resnet18"), tmp_path / "best.safetensors", "resnet18", verbose=False)
-
-
-def test_a_released_classifiers_weights_load(tmp_path: Path) -> None:
-    classifier = create_model("mobilemamba_t2")
-    torch.save({"net": ours_to_release(classifier.state_dict())}, tmp_path / "t2.pth")
-    backbone = create_backbone("mobilemamba_t2")
-    load_backbone(backbone, tmp_path / "t2.pth", "mobilemamba_t2", verbose=False)
-    assert all(torch.equal(x, classifier.state_dict()[name]) for name, x in backbone.model.state_dict().items())
