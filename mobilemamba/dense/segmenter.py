@@ -13,6 +13,7 @@ import difflib
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mobilemamba.dense.backbone import create_backbone
@@ -25,6 +26,7 @@ from mobilemamba.dense.semantic_fpn import FPN, SemanticFPNHead
 from mobilemamba.errors import ConfigError
 from mobilemamba.layers.conv_norm import ConvNorm
 from mobilemamba.models.config import ArchOverrides
+from mobilemamba.models.inference.packed import is_traced
 from mobilemamba.models.mobilemamba import MobileMamba
 from mobilemamba.models.release_names import Released, StateDict
 
@@ -87,6 +89,8 @@ class Segmenter(Released):
             ) from error
         except AssertionError as error:  # timm's transformers of one size
             raise ConfigError(f"pictures of {width} x {height} px do not suit the backbone: {error}") from error
+        if not (self.training or is_traced()):  # channels last: half the time to resize, a fifth to find the best class
+            logits = [each.contiguous(memory_format=torch.channels_last) for each in logits]
         return tuple(resize(each, (height, width)) for each in logits)
 
     def get_classifier(self) -> tuple[nn.Module, ...]:
