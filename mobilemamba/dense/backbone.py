@@ -10,7 +10,7 @@ from torch import nn
 from mobilemamba.errors import ConfigError, WeightsError
 from mobilemamba.models.checkpoints import load_network
 from mobilemamba.models.config import ArchOverrides
-from mobilemamba.models.create import check_model_name, create_model
+from mobilemamba.models.create import create_model
 from mobilemamba.text import printable
 
 
@@ -36,13 +36,10 @@ def create_backbone(
         ConfigError: If there is no such model, or it does not give maps or take what is given.
     """
     options: dict[str, Any] = {} if output_stride is None else {"output_stride": output_stride}
-    check_model_name(name)
     try:
         backbone: Any = create_model(
             name, arch, 1, in_chans, drop_path_rate, features_only=True, feature_cls="getter", **options
         )
-    except ConfigError:
-        raise
     except (AssertionError, AttributeError, RuntimeError, TypeError) as error:
         asked = "maps to stand a head on" if output_stride is None else f"maps with output_stride={output_stride}"
         raise ConfigError(f"model {name!r} gives no {asked}; choose another") from error

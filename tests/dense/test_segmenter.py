@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -34,6 +35,8 @@ PUBLISHED = {
 SCAN = 22_364_160
 BACKBONE_MACS = 4_296_339_968 - 448_000
 
+ONE_STAGE = ArchOverrides(embed_dims=(32,), depths=(1,), global_ratio=(0.8,), local_ratio=(0.2,), kernel_sizes=(3,))
+
 
 def parameters(*modules: nn.Module | None) -> int:
     return sum(p.numel() for module in modules if module is not None for p in module.parameters())
@@ -51,6 +54,21 @@ def test_counts_are_the_published_ones(head: str) -> None:
     # Resizing, which is not counted here, is what is left.
     assert (counted.flops - SCAN) / 1e9 == pytest.approx(flops, abs=1.5e-3)
     assert counted.macs == BACKBONE_MACS + macs
+
+
+# Table 6's rivals: parameters in millions, of some with the auxiliary head, and GFLOPs.
+@pytest.mark.parametrize(
+    ("head", "backbone", "choices", "params", "flops"),
+    [
+        ("semantic_fpn", "resnet18d", {}, 15.5, 32.2),
+        ("pspnet", "mobilenetv2_100", {"auxiliary": True, "head_dim": 512, "output_stride": 8}, 13.7, 53.1),
+        ("deeplabv3", "emo_1m", {"auxiliary": True}, 5.6, 2.4),
+    ],
+)
+def test_counts_of_rivals(head: str, backbone: str, choices: dict[str, Any], params: float, flops: float) -> None:
+    counted = complexity(create_segmenter(head, backbone, 150, **choices), 512)
+    assert counted.params / 1e6 == pytest.approx(params, abs=0.06)
+    assert counted.flops / 1e9 == pytest.approx(flops, rel=0.025)  # printed to two digits, and with resizing
 
 
 @pytest.mark.parametrize("head", SEGMENTATION_HEADS)
@@ -141,12 +159,17 @@ def test_norms_of_heads_alone_can_be_synchronised(tiny: Tiny) -> None:
         ({"backbone": "hardcorenas_a"}, "model 'hardcorenas_a' gives no maps to stand a head on"),
         ({"backbone": "vgg11", "output_stride": 8}, "model 'vgg11' gives no maps with output_stride=8; choose another"),
         ({"backbone": "resnet18", "arch": ArchOverrides(d_state=2)}, "arch.d_state: only the mobilemamba"),
+        (
+            {"arch": ONE_STAGE, "auxiliary": True},
+            "auxiliary=True: it reads the last map but one, and mobilemamba_t2 gives",
+        ),
+        ({"arch": ONE_STAGE, "head": "semantic_fpn"}, "semantic_fpn joins 2 maps or more of stride 4 and above"),
         ({"output_stride": 32}, "output_stride=32: mobilemamba_t2 has no such option; leave it out"),
     ],
 )
-def test_a_choice_that_cannot_be(choices: dict[str, object], message: str) -> None:
+def test_a_choice_that_cannot_be(choices: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
-        create_segmenter(**{"head": "pspnet", "backbone": "mobilemamba_t2", "num_classes": 2, **choices})  # type: ignore[arg-type]
+        create_segmenter(**{"head": "pspnet", "backbone": "mobilemamba_t2", "num_classes": 2, **choices})
 
 
 def test_pictures_too_small_or_too_few(tiny: Tiny) -> None:
