@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,6 +36,12 @@ class Score:
     def written(self, value: float) -> str:
         """A value with its unit."""
         return f"{value:.{self.digits}f} {self.unit}".rstrip()
+
+
+def score_of(logged: str, scores: Iterable[Score]) -> Score | None:
+    """The one that is logged as ``val/top1``, of other networks as ``val/top1_ema`` and the like; None for none."""
+    named = [score for score in scores if f"{logged}_".startswith(f"val/{score.key}_")]
+    return max(named, key=lambda score: len(score.key), default=None)
 
 
 #: Of every evaluation, beside the task's own scores.

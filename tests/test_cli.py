@@ -258,7 +258,10 @@ def test_mistakes_are_one_line_with_the_setting(options: str, message: str) -> N
         ({"net": torch.nn.ReLU()}, "own.ckpt: it holds more than tensors (torch.nn.modules.activation.ReLU); expected"),
         ({"a": torch.ones(1)}, "own.ckpt is no checkpoint of fit; give it by --weights own.ckpt if it holds weights"),
         ({"state_dict": {"a": torch.ones(1)}}, "own.ckpt is of another network: model.patch_embed"),
-        ({"state_dict": {}, "hyper_parameters": {"q": 1}}, "own.ckpt is of another task: unknown setting model.q;"),
+        (
+            {"state_dict": {}, "hyper_parameters": {"q": 1}},
+            "of another task than mobilemamba.tasks.ClassificationTask: unknown setting model.q; name it by --model",
+        ),
     ],
     ids=["picture", "list", "code", "weights", "network", "task"],
 )

@@ -100,9 +100,14 @@ def check_num_classes(task: LightningModule, config: Any, data: DataModule) -> N
 
 
 def check_pictures(task: LightningModule, data: DataModule) -> None:
-    """Refuses pictures that the network cannot take, by showing it a black one."""
+    """Refuses targets of another task, and pictures that the network cannot take, by showing it a black one."""
     if not isinstance(task, TaskContract):
         return
+    if not isinstance(data.form, task.form):
+        raise ConfigError(
+            f"data={type(data).__name__}: its targets are {type(data.form).__name__}, and a {type(task).__name__} "
+            f"learns from {task.form.__name__}; choose other data or another task"
+        )
     network = task.model
     parameter = next(network.parameters())
     data.check_arguments()

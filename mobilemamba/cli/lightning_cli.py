@@ -6,7 +6,7 @@ import contextlib
 import os
 import pkgutil
 from collections.abc import Iterator, Mapping
-from functools import partial
+from functools import partial, partialmethod
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -190,7 +190,8 @@ class MobileMambaCLI(LightningCLI):
             with self.parser.short_errors():
                 super()._parse_ckpt_path()
         except ConfigError as error:
-            raise ConfigError(f"ckpt_path={path} is of another task: {error}") from error
+            said, task = str(error).partition(";")[0], self.settings.model.class_path
+            raise ConfigError(f"ckpt_path={path} is of another task than {task}: {said}; name it by --model") from error
 
     def instantiate_classes(self) -> None:
         """Builds data, task and trainer; for a sweep, the runner in the trainer's place."""
@@ -246,27 +247,24 @@ class MobileMambaCLI(LightningCLI):
         """Lightning's, but for ``predict``, which is a tool of its own."""
         return {name: skip for name, skip in LightningCLI.subcommands().items() if name != "predict"}
 
-    def after_validate(self) -> None:
-        """Prints the scores."""
-        if self.rows is None:
-            self._print_scores("val", self.trainer.val_dataloaders)
-
-    def after_test(self) -> None:
-        """Prints the scores."""
-        if self.rows is None:
-            self._print_scores("test", self.trainer.test_dataloaders)
-
-    def _print_scores(self, split: str, loader: Any) -> None:
-        if self.trainer.is_global_zero:
+    def _print_scores(self, split: str) -> None:
+        if self.rows is None and self.trainer.is_global_zero:
             title = f"{getattr(self.model.hparams, 'name', type(self.model).__name__)} on {self.datamodule.name}"
             title += f", {self.datamodule.image_hw[0]}x{self.datamodule.image_hw[1]} px"
             if split == "test" and self.datamodule.test_set is None:
                 title += "; its validation pictures, as it has no others for a test"
-            batches = self.trainer.num_val_batches if split == "val" else self.trainer.num_test_batches
-            pictures = pictures_used(loader, batches, self.trainer.world_size)
+            batches, loaders = (
+                getattr(self.trainer, name) for name in (f"num_{split}_batches", f"{split}_dataloaders")
+            )
+            pictures = pictures_used(loaders, batches, self.trainer.world_size)
             print_scores(self.trainer.callback_metrics, scores_of(self.model), split, title, pictures)
             if isinstance(self.model, TaskContract) and (counts := self.model.confusion):
                 print_classes(counts["raw"], self.datamodule.class_names, self.settings.per_class)
+            elif self.settings.per_class is not None:
+                raise ConfigError(f"per_class={self.settings.per_class}: the task counts no classes; leave it out")
+
+    after_validate = partialmethod(_print_scores, "val")
+    after_test = partialmethod(_print_scores, "test")
 
 
 class Planner(MobileMambaCLI):

@@ -138,7 +138,7 @@ def _expected(message: str) -> list[str]:
     """What would have been taken, of a union of types each; that null would have been helps nobody."""
     types = re.findall(r"Expected a <class '(?:\w+\.)*(\w+)'>", message)
     types = [kind for kind in types if kind != "NoneType" and not (kind == "int" and "float" in types)]
-    words = [_WRITTEN.get(kind, kind) for kind in types]
+    words = [*dict.fromkeys(_WRITTEN.get(kind, kind) for kind in types)]
     words += re.findall(r"Expected (a (?:tuple|list|dict) [^.\n]*)", message)
     if re.search("Expected a dot import path|Not a valid subclass|instantiatable class", message):
         if re.search(r"Subtypes: \[<class 'mobilemamba\.(sweep|training)\.", message):  # settings of ours, and no class

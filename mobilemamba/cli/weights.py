@@ -168,6 +168,12 @@ def read_evaluated(path: str | Path) -> Mapping[str, Any] | None:
 def misfit_remedy(subcommand: str, config: Any, fits: str) -> str:
     """What can be done where the weights that were given do not fit the network."""
     card = read_card(config.model.init_args.weights)
+    kind = pkgutil.resolve_name(config.model.class_path)
+    task = getattr(kind, "task", "")
+    if card is not None and task not in ("", card.task):
+        return (
+            f"it is of a network for {card.task}, and {kind.__name__} is for {task}; choose its task by --model CLASS"
+        )
     if card is not None and (fits != "backbone" or (subcommand != "fit" and card.class_names)):
         return NOT_AS_IT_SAYS  # as check_against_card and fill_classes have seen to it that it says the same as here
     remedy = "name the model that they are of by --model"

@@ -178,12 +178,11 @@ def _load(path: str | Path, name: str | None, option: str, *, verbose: bool) -> 
     if card is None and name is None:
         find_tensors(path, ())  # says so if there are none
         raise ConfigError(
-            f"{shown} does not say which network it is of; name the model by {option}, e.g. mobilemamba_s6 or another "
-            "of timm's"
+            f"{shown} does not say which network it is of; give {option}, e.g. mobilemamba_s6 or another of timm's"
         )
     if card is not None and name not in (None, card.model):
         raise ConfigError(f"{shown} is of a {card.model}, and the model named is {name}; leave {option} out")
-    remedy = f"it is of another model than {name}: name that one by {option}" if card is None else NOT_AS_IT_SAYS
+    remedy = f"it is of another model than {name}: give that as {option}" if card is None else NOT_AS_IT_SAYS
     # A teacher, say, must not change the random numbers that its student starts from.
     with torch.random.fork_rng(devices=[]):
         if card is None:
@@ -205,11 +204,20 @@ def build_network(card: ModelCard, source: str = "the card") -> nn.Module:
         source: What messages call it.
 
     Raises:
-        WeightsError: If it is of a task that there is none for.
+        WeightsError: As :func:`check_task`.
+    """
+    check_task(card, source)
+    return BUILDERS[card.task](card)
+
+
+def check_task(card: ModelCard, source: str) -> None:
+    """Refuses a card of a task that there is no network for.
+
+    Raises:
+        WeightsError: If it is one; ``source`` is what it calls the card.
     """
     if card.task not in BUILDERS:
         raise WeightsError(f"{source} is of a network for {card.task}; expected one for {' or '.join(BUILDERS)}")
-    return BUILDERS[card.task](card)
 
 
 def _build_classifier(card: ModelCard) -> nn.Module:

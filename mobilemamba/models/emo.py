@@ -208,11 +208,6 @@ class EMO(Backbone):
         self.head.reset(num_classes, global_pool)
         self.head.to(like.device, like.dtype)
 
-    @torch.jit.ignore
-    def no_weight_decay(self) -> set[str]:
-        """None beside the vectors, which never decay."""
-        return set()
-
 
 # Depths, channels, expansions and channels of a head.
 _SIZES = {

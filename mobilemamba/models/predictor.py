@@ -62,8 +62,12 @@ class Predictor:
         """Refuses a network that has no answer for pictures.
 
         Raises:
-            ConfigError: If it takes other ones than of three colours.
+            ConfigError: If it takes other ones than of three colours, or is for a task of which no answers are known.
         """
+        if self.card.task not in PREDICTORS:
+            raise ConfigError(
+                f"the network is for {self.card.task}; pictures are given to one for {' or '.join(PREDICTORS)}"
+            )
         if self.card.in_chans != 3:
             raise ConfigError(f"the network takes {self.card.in_chans} channels; pictures are given to it in RGB")
 
@@ -160,3 +164,8 @@ def _in_latin(entry: dict[str, Any]) -> str:
 
 #: Task, as cards name it, -> who asks its networks.
 PREDICTORS: dict[str, type[Predictor]] = {"classification": ClassificationPredictor}
+
+
+def predictor_of(network: nn.Module, card: ModelCard, *args: Any, **options: Any) -> Predictor:
+    """Who asks a network of a card, with what :class:`Predictor` takes; of an unknown task, one without answers."""
+    return PREDICTORS.get(card.task, Predictor)(network, card, *args, **options)

@@ -6,10 +6,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+from mobilemamba.analysis.erf import Row, draw_receptive_fields, figure_size
 from mobilemamba.analysis.figures import label_points, legible, png_figure
 from mobilemamba.scores import Score
+from mobilemamba.screen import say
 from mobilemamba.sweep.seeds import Record, over_seeds
 from mobilemamba.sweep.table import condition_marks, describe, scores_of
+from mobilemamba.training.callbacks.receptive_fields import MAPS_FILE, Snapshot, read_snapshots
 
 _AXES = {"flops_m": "FLOPs (M), paper's convention", "throughput": "throughput (img/s)"}
 
@@ -99,6 +102,41 @@ def plot_together(sweeps: dict[str, list[Record]], path: Path) -> None:
         if drawn:
             figure.legend(drawn.values(), drawn, loc="outside lower center", ncols=min(len(drawn), 5), fontsize=8)
         _add_grid(figure)
+
+
+def plot_receptive_fields(records: list[Record], path: Path) -> bool:
+    """Draws the last receptive fields that each row has kept, a line a row; nothing if none has kept any.
+
+    Args:
+        records: Rows, of which some were trained with the callback
+            :class:`~mobilemamba.training.callbacks.ReceptiveFields`.
+        path: PNG file, replaced atomically.
+
+    Returns:
+        Whether there is such a picture.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    last = {entry["run"]: found for entry in records if not entry["fused_of"] and (found := _last_fields(entry))}
+    if not last:
+        return False
+    data = " / ".join(dict.fromkeys(snapshot.data for snapshot in last.values()))
+    rows = [Row(run, snapshot.weights, snapshot.fields) for run, snapshot in last.items()]
+    with png_figure(path, [data, *(row.name for row in rows)], figsize=figure_size(rows)) as figure:
+        draw_receptive_fields(figure, rows, data=data)
+    return True
+
+
+def _last_fields(entry: Record) -> Snapshot | None:
+    path = Path(entry["run_dir"], MAPS_FILE)
+    try:
+        return read_snapshots(path)[-1]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        say(f"left out: {error}")
+        return None
 
 
 def _known_axes(entries: list[Record], prefix: str = "") -> dict[str, str]:

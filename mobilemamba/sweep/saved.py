@@ -10,9 +10,10 @@ from mobilemamba.errors import ConfigError
 from mobilemamba.files import read_json, write_json, write_text_atomic
 from mobilemamba.scores import Score
 from mobilemamba.sweep.plan import Row
-from mobilemamba.sweep.plot import plot
+from mobilemamba.sweep.plot import plot, plot_receptive_fields
 from mobilemamba.sweep.seeds import Record
 from mobilemamba.sweep.table import record, to_csv, to_sheet
+from mobilemamba.training.callbacks.receptive_fields import PICTURE_FILE
 from mobilemamba.training.contract import scores_of
 
 #: In the sweep's folder.
@@ -90,7 +91,7 @@ def _scores(saved: list[dict[str, Any]] | None) -> tuple[Score, ...]:
 
 
 def write_tables(root: Path, sweep: SavedSweep) -> None:
-    """Writes ``results.csv``, ``results.md`` and ``results.png``.
+    """Writes ``results.csv``, ``results.md``, ``results.png`` and, where rows keep some, ``receptive_fields.png``.
 
     Raises:
         OSError: If the folder cannot be written.
@@ -99,3 +100,4 @@ def write_tables(root: Path, sweep: SavedSweep) -> None:
     sheet = to_sheet(sweep.title, sweep.records, sweep.swept, sweep.paper_note)
     write_text_atomic(root / "results.md", sheet.to_markdown())
     plot(sweep.records, sweep.title, root / "results.png", sweep.paper_note)
+    plot_receptive_fields(sweep.records, root / PICTURE_FILE)

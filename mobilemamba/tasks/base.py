@@ -20,12 +20,12 @@ from mobilemamba.data.base import data_of
 from mobilemamba.models import ModelCard, Preprocessing, fuse_norms, load_weights
 from mobilemamba.models.card import CARD_KEY
 from mobilemamba.models.fuse import count_batch_norms
-from mobilemamba.models.predictor import PREDICTORS, Predictor
+from mobilemamba.models.predictor import Predictor, predictor_of
 from mobilemamba.training.contract import TaskContract, init_arguments, plain_settings
 from mobilemamba.training.metrics import Comparison, Metrics
 from mobilemamba.training.optimizer import DecayRule, parameter_groups, scale_lr, set_learning_rates
 from mobilemamba.training.provenance import pictures_a_step
-from mobilemamba.training.schedule import set_rates_of_now, steps_of, warmup_cosine_scheduler
+from mobilemamba.training.schedule import set_rates_of_now, steps_of, warmup_cosine
 
 #: For the log of a number that all processes have computed together; Lightning would warn of it otherwise.
 SAME_EVERYWHERE: dict[str, Any] = {"sync_dist": True, "reduce_fx": "max"}
@@ -153,8 +153,11 @@ class Task(TaskContract, LightningModule):
 
     def predictor(self) -> Predictor:
         """Asks the network about pictures as ``predict`` does, on this device; of a copy that is fast in inference."""
-        card = self.model_card
-        return PREDICTORS.get(card.task, Predictor)(self.model, card, self.device)
+        return predictor_of(self.model, self.model_card, self.device)
+
+    def evaluate(self, network: nn.Module, images: Any) -> Any:
+        """What a network makes of pictures in an evaluation, for the metrics: one by one, say, where sizes differ."""
+        return network(self.in_layout(images))
 
     # What the network sees.
 
@@ -225,9 +228,8 @@ class Task(TaskContract, LightningModule):
         # Without it PyTorch goes through the tensors one by one on a CPU. Lightning refuses it with AMP and clipping.
         fused = self.device.type == "cpu" and self.trainer.precision == "32-true"
         optimizer = torch.optim.AdamW(groups, lr=lr, betas=tuple(hparams["betas"]), fused=fused or None)
-        scheduler = warmup_cosine_scheduler(
-            optimizer, total_steps, warmup_steps, hparams["min_lr_ratio"], hparams["warmup_lr_ratio"]
-        )
+        length = total_steps, warmup_steps, hparams["min_lr_ratio"], hparams["warmup_lr_ratio"]
+        scheduler = LambdaLR(optimizer, lambda step: warmup_cosine(step, *length))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     @property
@@ -268,8 +270,8 @@ class Task(TaskContract, LightningModule):
 
     def validation_step(self, batch: tuple[Any, Any]) -> None:
         images, targets = batch
-        images = self.in_layout(images)
-        self.comparison.update({name: network(images) for name, network in self._evaluated.items()}, targets)
+        outputs = {name: self.evaluate(network, images) for name, network in self._evaluated.items()}
+        self.comparison.update(outputs, targets)
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val")

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from mobilemamba.data.batches import Labels
 from mobilemamba.models import VARIANTS, ArchOverrides, ModelCard, create_model
 from mobilemamba.scores import Score
 from mobilemamba.tasks.base import Task
@@ -29,6 +30,8 @@ class ClassificationTask(Task):
     class).
     """
 
+    task: ClassVar[str] = "classification"
+    form: ClassVar[type] = Labels
     scores: ClassVar[tuple[Score, ...]] = ClassificationMetrics.SCORES
     LIMITS: ClassVar[dict[str, tuple[float, float]]] = {
         "num_classes": (1, math.inf),
@@ -123,6 +126,7 @@ class ClassificationTask(Task):
             distilled=hparams["distillation_head"],
             class_names=() if data is None else tuple(data.class_names),
             data="" if data is None else data.name,
+            task=self.task,
         )
 
     def setup(self, stage: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL.Image import Resampling
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
@@ -28,24 +29,25 @@ from mobilemamba.analysis.erf import (
     Rule,
     Scale,
     contribution_ratios,
+    count_pictures,
     draw_receptive_fields,
     figure_size,
     receptive_fields,
     share_beyond,
 )
-from mobilemamba.analysis.figures import legible, png_figure
-from mobilemamba.data.folders import list_pictures
-from mobilemamba.data.layout import find_parts
-from mobilemamba.data.pictures import read_picture
-from mobilemamba.errors import ConfigError, DataError
+from mobilemamba.analysis.figures import png_figure
+from mobilemamba.analysis.machine import choose_device
+from mobilemamba.data.draw import draw_pictures
+from mobilemamba.errors import ConfigError
 from mobilemamba.files import check_writable, write_atomic, write_text_atomic
 from mobilemamba.models import ModelCard, Preprocessing, load_network
 from mobilemamba.models.checkpoints import BUILDERS
 from mobilemamba.screen import fit_table, make_console, say
 from mobilemamba.text import printable
-from mobilemamba.tools.prediction import choose_device
 
 _NONE = "-"
+_MOST = {"size": 2048, "seed": 2**32 - 1}
+_AT_A_TIME = 1_000_000  # pixels
 _NOTE = (
     "r: area of the smallest square about the cell's centre that holds more than 20, 30, 50, 99 % of the map. "
     "Of pictures: quartiles of the r50 of each one's own map. area50: the least area that holds 50 %."
@@ -69,7 +71,7 @@ def erf(
     compare: Literal["untrained"] | None = None,
     as_in_replknet: bool = False,
     output: Path = Path("erf"),
-    batch_size: int = 16,
+    batch_size: int | None = None,
     seed: int = 0,
     device: str = "auto",
 ) -> None:
@@ -80,7 +82,7 @@ def erf(
         weights: A file for each model (.safetensors, .ckpt, .pth); - for none, the network is then untrained.
         data: A folder of pictures, or of folders of such; a part named val in it is taken. By default the sample.
         pictures: How many of them to take, drawn by the seed.
-        size: Side in pixels that each picture is scaled to; by default what each network was made for.
+        size: Side in pixels that each picture is scaled to, up to 2048; by default what each network was made for.
         blocks: Every block instead of every stage.
         position: Row and column of the cell, as shares of the picture; by default the cell in the middle.
         rule: What counts of feature and gradient: above zero (relu), absolute or signed.
@@ -89,30 +91,33 @@ def erf(
         compare: Before each network with weights the same one untrained.
         as_in_replknet: Add RepLKNet's numbers, of log10(x + 1), which change with the scale of the gradients.
         output: A folder, which takes erf.png, erf.pdf, erf.csv and the maps, erf.npz.
-        batch_size: Pictures at a time.
+        batch_size: Pictures at a time; by default as many as have a million pixels.
         seed: Of the pictures that are drawn and of untrained weights.
         device: cpu, cuda or another of torch's; auto takes a GPU where there is one.
 
     Raises:
         ConfigError: If an option cannot work.
-        DataError: If there are no pictures.
+        DataError: If there are no pictures that can be read.
         WeightsError: If weights cannot be read or do not fit.
     """
-    for name, value in (("pictures", pictures), ("batch_size", batch_size), ("size", size), ("seed", seed + 1)):
-        if value is not None and value < 1:
-            raise ConfigError(f"--{name} {value - (name == 'seed')}: expected {int(name != 'seed')} or more")
+    for name, value in (("pictures", pictures), ("batch_size", batch_size), ("size", size), ("seed", seed)):
+        least, most = int(name != "seed"), _MOST.get(name)
+        if value is not None and not least <= value <= (most or value):
+            raise ConfigError(f"--{name} {value}: expected {least} {f'to {most}' if most else 'or more'}")
     if position is not None and len(position) != 2:
         raise ConfigError(f"--position {' '.join(map(str, position))}: expected a row and a column, e.g. 0.25 0.75")
     chosen = choose_device(device)
     subjects = _subjects(models, weights or [], compare, seed)
     sides = [(size, size) if size else subject.card.preprocessing.img_size for subject in subjects]
-    drawn, name_of_data = _draw(data, pictures, seed, set(sides))
+    name_of_data = "the Fashion-MNIST sample" if data is None else printable(data.name or data)
+    drawn = _draw(data, pictures, seed, set(sides))
     files = _files(output)
     rows = []
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         for subject, side in zip(subjects, sides, strict=True):
             task = bar.add_task(subject.name, total=len(drawn[side]))
-            batches = _batches(drawn[side], subject.card.preprocessing, batch_size, partial(bar.advance, task))
+            number = batch_size or max(1, _AT_A_TIME // math.prod(side))
+            batches = _batches(drawn[side], subject.card.preprocessing, number, partial(bar.advance, task))
             at = None if position is None else (float(position[0]), float(position[1]))
             rows.append(subject.row(batches, "blocks" if blocks else "stages", rule, at, chosen))
     console = make_console()
@@ -148,7 +153,7 @@ class _Subject:
             raise ConfigError(f"{self.name}: {error}") from None
         finally:
             self.network.cpu()
-        return Row(legible(self.name), legible(self.weights), fields)
+        return Row(printable(self.name), printable(self.weights), fields)
 
 
 def _files(output: Path) -> dict[str, Path]:
@@ -192,36 +197,13 @@ def _subjects(models: Sequence[str], weights: Sequence[str], compare: str | None
 
 def _draw(
     data: Path | None, number: int, seed: int, sides: set[tuple[int, int]]
-) -> tuple[dict[tuple[int, int], list[np.ndarray]], str]:
-    """Pictures (H, W, 3) uint8 of each size, and what they are; those that cannot be read are named and replaced."""
-    read: Callable[[int], Image.Image]
-    if data is None:
-        from mobilemamba.data.fashion_mnist import read_sample, split_mask  # lightning, which the folder does not need
-
-        grey, labels = read_sample()
-        grey = grey[split_mask(labels)]
-        total, name = len(grey), "the Fashion-MNIST sample"
-        read = lambda index: Image.fromarray(grey[index].numpy()).convert("RGB")  # noqa: E731
-    else:
-        if not data.is_dir():
-            raise DataError(f"--data {printable(data)}: no such folder; give one with pictures")
-        paths = list_pictures(find_parts(data).get("val", data))
-        total, name = len(paths), printable(data.name or data)
-        read = lambda index: read_picture(paths[index])  # noqa: E731
+) -> dict[tuple[int, int], list[np.ndarray]]:
+    """The same pictures (H, W, 3) uint8 of each size."""
     drawn: dict[tuple[int, int], list[np.ndarray]] = {side: [] for side in sides}
-    for index in np.random.default_rng(seed).permutation(total):
-        try:
-            picture = read(index)
-        except DataError as error:
-            print(f"skipped: {error}", file=sys.stderr)
-            continue
+    for picture in draw_pictures(data, number, seed, lambda error: print(f"skipped: {error}", file=sys.stderr)):
         for (height, width), kept in drawn.items():
-            kept.append(np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC)))
-        if len(kept) == number:
-            break
-    if not all(drawn.values()):
-        raise DataError(f"no pictures in {printable(data)}: give a folder with pictures, or with folders of such")
-    return drawn, name
+            kept.append(np.asarray(picture.resize((width, height), Resampling.BICUBIC)))
+    return drawn
 
 
 def _batches(
@@ -255,7 +237,7 @@ def _numbers(field: ReceptiveField, as_in_replknet: bool) -> dict[str, float]:
 
 
 def _percent(*shares: float) -> str:
-    return "-".join("?" if np.isnan(share) else f"{100 * share:.1f}" for share in shares)
+    return "-".join("?" if np.isnan(share) else f"{100 * share:.{1 if share >= 0.01 else 2}f}" for share in shares)
 
 
 def _table(width: int, rows: Sequence[Row], data: str, as_in_replknet: bool) -> Any:
@@ -269,14 +251,15 @@ def _table(width: int, rows: Sequence[Row], data: str, as_in_replknet: bool) -> 
             cells = [_percent(found[f"r{t}"]) for t in names]
             cells += [_percent(found["r50_q1"], found["r50_q3"]), _percent(found["area50"])]
             cells += [_percent(found[f"log_r{t}"]) for t in names if as_in_replknet]
-            label = [row.name, row.weights] if number == 0 else ["", ""]
+            # As much of the path as tells runs apart; the CSV has all of it.
+            label = [row.name, "/".join(Path(row.weights).parts[-2:])] if number == 0 else ["", ""]
             lines.append([*label, field.tap, "x".join(map(str, dict.fromkeys(field.size))), *cells])
     notes = [_NOTE, *[_NOTE_REPLKNET] * as_in_replknet]
     if left_out := sum(field.left_out for field in fields):
         notes.append(f"left out, as their gradients are not finite: {left_out} maps of pictures")
     if any(row.weights == UNTRAINED for row in rows):
         notes.append("untrained networks have random weights: their fields say nothing of trained ones")
-    pictures = " or ".join(dict.fromkeys(str(field.pictures) for field in fields))
+    pictures = count_pictures(fields)
     title = f"Effective receptive fields in % of the picture: {pictures} of {data}, rule {fields[0].rule}"
     ends = [last - 1 for last in itertools.accumulate(len(row.fields) for row in rows)]
     return fit_table(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections import Counter
@@ -16,14 +17,9 @@ from torch import Tensor
 
 from mobilemamba.analysis.machine import choose_device
 from mobilemamba.data.folders import describe_left_out, few, list_pictures
-from mobilemamba.errors import (
-    ConfigError,
-    DataError,
-    StoppedError,
-    UnreadablePicturesError,
-)
+from mobilemamba.errors import ConfigError, DataError, StoppedError, UnreadablePicturesError
 from mobilemamba.models import load_network
-from mobilemamba.models.predictor import PREDICTORS, Predictor
+from mobilemamba.models.predictor import Predictor, predictor_of
 from mobilemamba.text import printable
 from mobilemamba.tools.answers import Answer, AnswerFile, print_table
 
@@ -75,7 +71,7 @@ def predict(
         where = f"in {few(['standard input' if text == '-' else text for text in pictures])}" if pictures else "named"
         raise DataError(f"no pictures {where}{f' ({line})' if line else ''}: give files or folders with pictures")
     network, card = load_network(weights, model)
-    predictor = PREDICTORS[card.task](network, card, chosen, topk=topk)
+    predictor = predictor_of(network, card, chosen, topk=topk)
     try:
         predictor.check()
     except ConfigError as error:
@@ -175,7 +171,8 @@ def answer(paths: list[Path], predictor: Predictor, batch_size: int, drawn: Path
             prepared = list(coming)
             coming = pool.map(prepare, following)  # while the network looks at these
             readable = [picture for picture in prepared if isinstance(picture, Tensor)]
-            rows = iter(predictor.rows(predictor.forward(torch.stack(readable))) if readable else ())
+            of_a_size = itertools.groupby(readable, lambda picture: picture.shape)
+            rows = (row for _, same in of_a_size for row in predictor.rows(predictor.forward(torch.stack([*same]))))
             for path, picture in zip(chunk, prepared, strict=True):
                 number += 1
                 if isinstance(picture, str):

@@ -35,12 +35,18 @@ def report(*folders: str, output: str = "runs/report") -> None:
 
     Args:
         folders: Sweeps, e.g. runs/ablation_xi, or single runs; several stand side by side.
-        output: Folder that takes report.md, report.csv, report.tex, report.html and the plots.
+        output: Folder that takes report.md, report.csv, report.tex, report.html and the plots, among them one of the
+            receptive fields where runs have kept some.
     """
-    from mobilemamba.sweep.plot import plot, plot_together  # lightning, which the other tools do not need
+    from mobilemamba.sweep.plot import (  # lightning, which the other tools do not need
+        plot,
+        plot_receptive_fields,
+        plot_together,
+    )
     from mobilemamba.sweep.saved import load_sweep
     from mobilemamba.sweep.sheet import markdown_text
     from mobilemamba.sweep.table import side_by_side, to_csv, to_sheet
+    from mobilemamba.training.callbacks.receptive_fields import PICTURE_FILE
 
     if not folders:
         raise ConfigError(
@@ -49,15 +55,17 @@ def report(*folders: str, output: str = "runs/report") -> None:
     sweeps = _with_distinct_titles([load_sweep(Path(folder)) for folder in folders], list(folders))
     root = Path(output)
     root.mkdir(parents=True, exist_ok=True)
-    parts: list[tuple[Sheet | None, Path | None]] = []
+    parts: list[tuple[Sheet | None, list[Path]]] = []
     if len(sweeps) > 1:
         plot_together({sweep.title: sweep.records for sweep in sweeps}, root / "together.png")
         sheet = side_by_side({sweep.title: sweep.records for sweep in sweeps})
-        parts.append((sheet, root / "together.png"))
+        parts.append((sheet, [root / "together.png"]))
     for sweep in sweeps:
-        picture = root / f"{sweep.title.replace('/', '_')}.png"
+        name = sweep.title.replace("/", "_")
+        picture, fields = root / f"{name}.png", root / f"{name}_{PICTURE_FILE}"
         plot(sweep.records, sweep.title, picture, sweep.paper_note)
-        parts.append((to_sheet(sweep.title, sweep.records, sweep.swept, sweep.paper_note), picture))
+        pictures = [picture, *[fields] * plot_receptive_fields(sweep.records, fields)]
+        parts.append((to_sheet(sweep.title, sweep.records, sweep.swept, sweep.paper_note), pictures))
     records = [{"sweep": sweep.title, **entry} for sweep in sweeps for entry in sweep.records]
     swept = list(dict.fromkeys(key for sweep in sweeps for key in sweep.swept))
     title = ", ".join(sweep.title for sweep in sweeps)
@@ -83,18 +91,20 @@ def _with_distinct_titles(sweeps: list[SavedSweep], folders: list[str]) -> list[
     return sweeps
 
 
-def _markdown(sheet: Sheet | None, picture: Path | None) -> str:
-    shown = f"![plot]({quote(picture.name)})\n" if picture else ""
+def _markdown(sheet: Sheet | None, pictures: list[Path]) -> str:
+    shown = "\n".join(f"![plot]({quote(picture.name)})\n" for picture in pictures)
     return f"{sheet.to_markdown('##')}\n{shown}" if sheet else shown
 
 
-def _section(sheet: Sheet | None, picture: Path | None) -> str:
+def _section(sheet: Sheet | None, pictures: list[Path]) -> str:
     table = sheet.to_html() if sheet else ""
-    if picture is None:
-        return f"<section>\n{table}</section>"
+    return f"<section>\n{table}{''.join(map(_image, pictures))}</section>"
+
+
+def _image(picture: Path) -> str:
     data = base64.b64encode(picture.read_bytes()).decode("ascii")
     name = html.escape(picture.stem, quote=True)
-    return f'<section>\n{table}<img alt="plot of {name}" src="data:image/png;base64,{data}">\n</section>'
+    return f'<img alt="plot of {name}" src="data:image/png;base64,{data}">\n'
 
 
 def _page(title: str, body: str) -> str:

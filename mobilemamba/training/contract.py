@@ -28,10 +28,14 @@ class TaskContract:
     """What callbacks, sweeps and the command line ask of a task; of any other LightningModule they ask nothing.
 
     Attributes:
+        task: Its name in model cards; blank for any.
+        form: What makes the batches that it learns from, a class of :mod:`mobilemamba.data.batches`.
         scores: What its evaluations log as ``val/KEY`` and ``test/KEY``; the first is the headline.
         model: The network that is trained.
     """
 
+    task: ClassVar[str] = ""
+    form: ClassVar[type] = object
     scores: ClassVar[tuple[Score, ...]]
     model: nn.Module
 

@@ -34,9 +34,12 @@ class Metrics(nn.Module):
         """The task's scores and ``loss`` by their keys, over all processes; then starts anew."""
         raise NotImplementedError
 
-    def changed(self, outputs: Any, others: Any, targets: Any) -> Tensor:
-        """For how many pictures of a batch two networks answer differently, those that do not count left out."""
-        raise NotImplementedError
+    def changed(self, outputs: Any, others: Any, targets: Any) -> Tensor | None:
+        """For how many pictures of a batch two networks answer differently, those that do not count left out.
+
+        None where an answer is a measure, of which every other value is a little different.
+        """
+        return None
 
 
 class ClassificationMetrics(Metrics):
@@ -114,7 +117,9 @@ class Comparison(nn.Module):
         for name, of_network in outputs.items():
             self.metrics[name].update(of_network, targets)
         if "fused" in outputs:
-            self.changed.update(self.metrics["raw"].changed(outputs["raw"], outputs["fused"], targets))
+            changed = self.metrics["raw"].changed(outputs["raw"], outputs["fused"], targets)
+            if changed is not None:
+                self.changed.update(changed)
 
     def compute(self, names: Iterable[str], prefix: str) -> dict[str, Tensor]:
         """The metrics of these networks over all processes; then starts anew.
@@ -140,7 +145,7 @@ class Comparison(nn.Module):
         if "ema" in names:
             better = torch.maximum if self.headline.direction == "max" else torch.minimum
             found[f"{headline}_{self.headline.direction}"] = better(found[headline], found[f"{headline}_ema"])
-        if "fused" in names:
+        if self.changed.update_called:
             found[f"{prefix}/fused_changed"] = self.changed.compute()
             self.changed.reset()
         return found

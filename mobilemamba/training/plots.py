@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mobilemamba.analysis.figures import legible, png_figure
+from mobilemamba.scores import Score, score_of
 from mobilemamba.text import printable
 
 #: Most classes that a matrix names legibly, and most whose cells hold their numbers.
@@ -17,13 +19,13 @@ _MOST_NAMED, _MOST_NUMBERED = 40, 15
 _PAIRS = 30
 
 
-def draw_curves(history: list[dict[str, float]], unit: str, path: Path, title: str) -> None:
-    """Losses, scores and the learning rate over the epochs.
+def draw_curves(history: list[dict[str, float]], scores: Sequence[Score], path: Path, title: str) -> None:
+    """Losses, scores and the learning rate over the epochs; scores of one unit share a panel.
 
     Args:
         history: Entries with ``epoch``, a fraction of one included, and what was known then: ``train/loss``, ``lr``,
             and the validation's losses and scores as ``val/...``.
-        unit: Of the scores.
+        scores: Those that are logged.
         path: PNG file.
         title: Above them.
 
@@ -32,10 +34,13 @@ def draw_curves(history: list[dict[str, float]], unit: str, path: Path, title: s
     """
     names = list(dict.fromkeys(name for entry in history for name in entry if name != "epoch"))
     losses = [name for name in names if "loss" in name]
-    of_scores = f"score ({unit})" if unit else "score"
-    panels = {"loss": losses, of_scores: [n for n in names if n not in (*losses, "lr")], "learning rate": ["lr"]}
+    panels = {"loss": losses}
+    for name in (name for name in names if name not in (*losses, "lr")):
+        unit = (score_of(name, scores) or scores[0]).unit
+        panels.setdefault(f"score ({unit})" if unit else "score", []).append(name)
+    panels["learning rate"] = ["lr"]
     title = legible(title)
-    with png_figure(path, [title], figsize=(12, 4)) as figure:
+    with png_figure(path, [title], figsize=(4 * len(panels), 4)) as figure:
         figure.suptitle(title)
         for axis, (label, shown) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
             for name in shown:

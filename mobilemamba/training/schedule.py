@@ -6,7 +6,6 @@ import math
 import warnings
 from typing import Any
 
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from mobilemamba.errors import ConfigError
@@ -31,16 +30,6 @@ def warmup_cosine(
         return warmup_ratio + (1 - warmup_ratio) * step / warmup_steps
     progress = min(step / total_steps, 1.0)
     return min_ratio + (1 - min_ratio) / 2 * (1 + math.cos(math.pi * progress))
-
-
-def warmup_cosine_scheduler(
-    optimizer: Optimizer, total_steps: int, warmup_steps: int, min_ratio: float = 0.01, warmup_ratio: float = 0.001
-) -> LambdaLR:
-    """A scheduler to be stepped after each optimiser step; the optimiser's own ``lr`` is the peak.
-
-    See :func:`warmup_cosine` for the arguments.
-    """
-    return LambdaLR(optimizer, lambda step: warmup_cosine(step, total_steps, warmup_steps, min_ratio, warmup_ratio))
 
 
 def set_rates_of_now(schedule: LambdaLR) -> None:

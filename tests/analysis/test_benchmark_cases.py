@@ -46,6 +46,9 @@ def test_a_weights_file_is_what_its_card_says(tmp_path):
     torch.save(network.state_dict(), tmp_path / "plain.pth")
     with pytest.raises(ConfigError, match=r"plain.pth does not say which network it is of; .* convert"):
         expand([str(tmp_path / "plain.pth")])
+    save_weights(network, tmp_path / "masks.safetensors", replace(card, task="masks"))
+    with pytest.raises(WeightsError, match=r"masks.safetensors is of a network for masks; expected one for classific"):
+        expand([str(tmp_path / "masks.safetensors")])
     with pytest.raises(WeightsError, match=r"no weights at absent\.ckpt"):
         expand(["absent.ckpt"])
 

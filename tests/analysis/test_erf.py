@@ -267,3 +267,20 @@ def test_values_measured_on_real_pictures(shared: Path) -> None:
     np.testing.assert_allclose(100 * fields[-1].ratios, [10.0, 15.8, 30.2, 98.2], atol=0.06)
     low, median, high = 100 * fields[-1].quartiles[:, 2]
     assert 15 < low < median < high < 60
+    scaled = [contribution_ratios(np.log10(scale * fields[-1].map + 1), (112, 112))[2] for scale in (1e-3, 1, 1e3)]
+    np.testing.assert_allclose(100 * np.array(scaled), [29.2, 36.3, 47.9], atol=1.1)  # to one square
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("mobilemamba_t2", [[0.3, 0.4, 0.9, 1.9], [3.7, 5.6, 10.6, 63.9], [8.9, 13.7, 26.4, 95.6]]),
+        ("shvit_s2", [[0.3, 0.4, 0.9, 1.9], [3.4, 5.2, 10.0, 62.4], [8.4, 13.1, 25.4, 95.6]]),
+    ],
+)
+def test_values_measured_of_random_networks(name: str, expected: list[list[float]]) -> None:
+    """About the picture's middle; the pictures hardly matter, so that noise will do, and the seed little."""
+    torch.manual_seed(0)
+    fields = receptive_fields(timm.create_model(name), torch.randn(4, 3, 224, 224))
+    found = [100 * contribution_ratios(field.map, (112, 112)) for field in fields]
+    np.testing.assert_allclose(found, expected, rtol=0.1, atol=0.06)

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
 from mobilemamba.cli.lightning_cli import is_first_process
+from mobilemamba.training.callbacks.receptive_fields import read_snapshots
 from mobilemamba_command import main
 
 # 24 pictures are three steps of 8. The 13 for validation are no equal shares: one is evaluated twice, and counts once.
@@ -99,8 +100,12 @@ def test_as_many_pictures_a_step_give_the_same_training() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("pictures")
 def test_all_processes_evaluate_the_network_that_is_saved() -> None:
-    """Whatever the batch norms of the other process have seen, in the raw and in the averaged network."""
-    fit_in_two("two", *MOBILEMAMBA)
+    """Whatever the batch norms of the other process have seen, in the raw and in the averaged network.
+
+    The first process has something else to do beside that the other one knows nothing of.
+    """
+    fit_in_two("two", *MOBILEMAMBA, "--trainer.callbacks+=ReceptiveFields")
+    assert [snapshot.epoch for snapshot in read_snapshots(Path("runs/two/receptive_fields.npz"))] == [0, 2]
     checkpoint = ["--ckpt_path", "runs/two/checkpoints/last.ckpt"]
     alone = shlex.split("--config runs/two/config.yaml --trainer.strategy auto --trainer.devices 1")
     cli = main(["validate", *MOBILEMAMBA, *alone, *checkpoint])

@@ -1,6 +1,8 @@
 """Mistakes with weights that would otherwise end in a traceback, or in a number that means nothing."""
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -8,9 +10,12 @@ import torch
 from jsonargparse import Namespace
 from PIL import Image
 
+from mobilemamba.cli import checks
 from mobilemamba.cli.weights import check_checkpoint, check_classes, fill_classes
+from mobilemamba.data import FashionMNISTSample
+from mobilemamba.data.batches import Labels
 from mobilemamba.errors import ConfigError, DataError, WeightsError
-from mobilemamba.models import ModelCard, Preprocessing, save_weights
+from mobilemamba.models import ModelCard, Preprocessing, load_network, save_weights
 from mobilemamba_command import main
 
 
@@ -102,6 +107,21 @@ def test_pictures_are_labelled_by_the_names_of_the_weights_classes(tmp_path: Pat
     (tmp_path / "pets/Validation/cow").mkdir()
     with pytest.raises(DataError, match=r"Validation/cow is none of the 3 classes \(horse, dog, cat\) of the weights"):
         main(["validate", *options])
+
+
+def test_weights_of_another_task_are_named(weights: str) -> None:
+    _, card = load_network(weights, verbose=False)
+    save_weights(torch.nn.Linear(2, 2), "masks.safetensors", replace(card, task="masks"))
+    with pytest.raises(WeightsError, match="of a network for masks, and ClassificationTask is for classification; ch"):
+        main(["validate", "--weights", "masks.safetensors"])
+
+
+def test_targets_of_another_task_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, data = SimpleNamespace(form=Labels), FashionMNISTSample()
+    monkeypatch.setattr(checks, "TaskContract", SimpleNamespace)
+    monkeypatch.setattr(FashionMNISTSample, "form", object())
+    with pytest.raises(ConfigError, match="its targets are object, and a SimpleNamespace learns from"):
+        checks.check_pictures(task, data)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

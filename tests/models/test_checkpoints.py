@@ -195,7 +195,7 @@ def test_convert_any_timm_model(equal: Callable, tmp_path: Path) -> None:
         ("ours.pth", "mobilemamba_t2", "ends in .safetensors"),
         ("ours.safetensors", "mobilemamba_s6", "wrong shape"),
         ("ours.safetensors", "mobilemamba_x9", "'mobilemamba_x9': expected one of: mobilemamba_t2,"),
-        ("ours.safetensors", None, "release.pth does not say which network it is of; name the model"),
+        ("ours.safetensors", None, "release.pth does not say which network it is of; give --model"),
         ("nowhere/ours.safetensors", "mobilemamba_t2", "cannot write"),
     ],
     ids=["suffix", "another-model", "unknown-model", "no-model", "no-folder"],
@@ -276,7 +276,7 @@ def test_a_file_by_order_gives_its_network(near: Callable, tmp_path: Path) -> No
     [
         ("absent.pth", None, "no weights at"),
         ("absent.safetensors", "mobilemamba_s6", "no weights at"),
-        ("plain.pth", None, "plain.pth does not say which network it is of; name the model"),
+        ("plain.pth", None, "plain.pth does not say which network it is of; give --model"),
         ("plain.pth", "mobilemamba_y1", "model name 'mobilemamba_y1': expected"),
         ("plain.pth", "test_resnet", "holds no ResNet"),
         ("plain.safetensors", None, "plain.safetensors does not say"),

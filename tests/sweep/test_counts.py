@@ -91,6 +91,7 @@ KNOWN = {
         "d_state": (662.86, 15.222),
         "s6": S6,
     },
+    "receptive_fields": {"mamba": S6, "no_wavelet": (651.74, 14.885), "no_mixer": None, "cnn": None},
     "models": {
         "t2": (254.747, 8.837),
         "t4": (412.547, 14.176),

@@ -31,9 +31,6 @@ class MeanError(Metrics):
         self.errors = []
         return {"error": error, "loss": error}
 
-    def changed(self, outputs, others, targets):
-        return (outputs != others).any(1).sum()
-
 
 class Brightness(Task):
     """Tells how bright a picture is; takes none of the base's settings."""
@@ -83,3 +80,25 @@ def test_another_kind_of_task_is_trained_and_judged_by_its_own_score(tmp_path, l
     assert found["val/error"] == pytest.approx(results["error_last"], rel=1e-5)
     again = Brightness.load_from_checkpoint(tmp_path / "checkpoints/best.ckpt")
     assert torch.equal(again.model[2].weight, checkpoint["state_dict"]["model.2.weight"])
+
+
+class OneByOne(Brightness):
+    """Takes pictures of several sizes."""
+
+    def evaluate(self, network, images):
+        return torch.cat([super(OneByOne, self).evaluate(network, image[None]) for image in images])
+
+
+def test_pictures_of_several_sizes_are_evaluated(tmp_path):
+    pictures = [torch.full((3, 4 + i, 8), i / 4) for i in range(3)]
+    loader = DataLoader([(x, x.mean()) for x in pictures], batch_size=3, collate_fn=together)
+    task = OneByOne()
+    torch.nn.init.ones_(task.model[2].weight)
+    torch.nn.init.zeros_(task.model[2].bias)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    (found,) = Trainer(default_root_dir=tmp_path, **quiet).validate(task, loader, verbose=False)
+    assert found["val/error"] == pytest.approx(0.5), "of three channels, a sum of three means: off by 0, 0.5 and 1"
+
+
+def together(items):
+    return [picture for picture, _ in items], {"brightness": torch.stack([mean for _, mean in items])}

@@ -27,11 +27,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(generator.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(path)
     (folder / "pictures" / "val" / "class_1" / "broken.png").write_bytes(b"broken")
+    for name in ("1.png", "2.jpg"):
+        (folder / "bad").mkdir(exist_ok=True)
+        (folder / "bad" / name).write_bytes(b"broken")
     (folder / "pictures" / "train").mkdir()
     Image.new("RGB", (50, 50)).save(folder / "pictures" / "train" / "other.png")
     torch.manual_seed(5)
     card = ModelCard(MODEL, Preprocessing((64, 64), (0.5,) * 3, (0.25,) * 3), num_classes=3)
-    save_weights(timm.create_model(MODEL, num_classes=3), folder / "last.safetensors", card)
+    network = timm.create_model(MODEL, num_classes=3)
+    save_weights(network, folder / "last.safetensors", card)
+    torch.save(network.state_dict(), folder / "plain.pth")
     return folder
 
 
@@ -46,7 +51,7 @@ def test_models_times_stages(printed, folder: Path, tmp_path: Path) -> None:
         *("erf", MODEL, "test_resnet", "--weights", weights, "-", "--data", str(folder / "pictures")),
         *("--size", "65", "--output", str(output), "--batch_size", "2"),
     )
-    assert "5 of pictures, rule relu" in text
+    assert "5 pictures of pictures, rule relu" in text
     assert "untrained networks have random weights" in text
     lines = read(output)
     assert [line["tap"] for line in lines] == [f"blocks.{i}" for i in range(1, 5)] + [f"layer{i}" for i in range(1, 5)]
@@ -119,13 +124,19 @@ def test_the_table_fits_a_narrow_screen(printed, tmp_path: Path, monkeypatch: py
         (["--weights", "{folder}/absent.pth"], "absent.pth"),
         ([MODEL, "--compare", "untrained"], "there are no weights to compare with"),
         ([MODEL, "--pictures", "0"], "--pictures 0: expected 1 or more"),
-        ([MODEL, "--seed", "-1"], "--seed -1: expected 0 or more"),
+        ([MODEL, "--seed", "-1"], "--seed -1: expected 0 to 4294967295"),
+        ([MODEL, "--seed", "99999999999999999999"], "--seed 9{20}: expected 0 to"),
+        ([MODEL, "--size", "0"], "--size 0: expected 1 to 2048"),
+        ([MODEL, "--size", "99999"], "--size 99999: expected 1 to 2048"),
+        (["--weights", "{folder}/plain.pth"], "plain.pth does not say which network it is of; give the model, e.g."),
         ([MODEL, "--position", "0.5"], "expected a row and a column"),
         ([MODEL, "--position", "0.5", "7", "--size", "32"], "column 7.0 is outside the picture"),
         ([MODEL, "--rule", "squared"], "squared"),
         (["test_convnext", "--size", "8"], "test_convnext: ConvNeXt takes no pictures of 8 x 8 px"),
         ([MODEL, "--data", "{folder}/nowhere"], "nowhere: no such folder"),
         ([MODEL, "--data", "{folder}/empty"], "no pictures in"),
+        ([MODEL, "--data", "{last}"], "last.safetensors: a file; give a folder of pictures"),
+        ([MODEL, "--data", "{folder}/bad"], "no picture of the 2 in .*bad can be read"),
         ([MODEL, "--output", "{last}"], "last.safetensors: File exists; choose another folder"),
     ],
 )

@@ -94,6 +94,20 @@ def test_says_the_networks_own_probabilities(printed, folder: Path, tmp_path: Pa
         assert [entry["probability"] for entry in found["classes"]] == pytest.approx(ranked.values.tolist(), abs=1e-4)
 
 
+def test_pictures_of_several_sizes_are_answered_in_order(folder: Path) -> None:
+    class Sized(ClassificationPredictor):
+        def prepare(self, picture):
+            side = 8 if picture.getpixel((0, 0)) == COLOURS["red"] else 4
+            return super().prepare(picture)[:, :side, :side]
+
+        def rows(self, outputs):
+            return [{"shape": tuple(one.shape)} for one in outputs]
+
+    predictor = Sized(torch.nn.Identity(), load_network(folder / "colours.safetensors")[1], torch.device("cpu"))
+    paths = [folder / "pictures" / name for name in ("deep/blue.png", "green.png", "red.png", "deep/blue.png")]
+    assert [found["shape"][1] for found in answer(paths, predictor, 4)] == [4, 4, 8, 4]
+
+
 def test_the_table_names_pictures_and_classes(printed, folder: Path) -> None:
     out = printed(
         "predict", str(folder / "pictures/red.png"), "--weights", str(folder / "colours.safetensors"), "--topk", "1"
@@ -325,8 +339,8 @@ def test_mistakes_are_one_line(
         ("empty.pth", "", "cannot read empty.pth: it is empty; expected"),
         ("numbers.pth", "", "numbers.pth holds no tensors; expected"),
         ("pipe.pth", "", "pipe.pth is a pipe; give a .safetensors"),
-        ("plain.pth", "", "plain.pth does not say which network it is of; name the model by --model, e.g."),
-        ("plain.pth", "--model test_resnet", "plain.pth .*; it is of another model than test_resnet: name that one by"),
+        ("plain.pth", "", "plain.pth does not say which network it is of; give --model, e.g."),
+        ("plain.pth", "--model test_resnet", "plain.pth .*; it is of another model than test_resnet: give that as"),
         ("lie.safetensors", "", "lie.safetensors does not fit: .*; what the file says of its network is not true of"),
     ],
 )

@@ -6,12 +6,16 @@ import re
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 import yaml
 from PIL import Image
 
+from mobilemamba.analysis import receptive_fields
 from mobilemamba.errors import ConfigError
 from mobilemamba.sweep import Row
-from mobilemamba.sweep.saved import save_plan
+from mobilemamba.sweep.saved import load_sweep, save_plan, write_tables
+from mobilemamba.training.callbacks.receptive_fields import MAPS_FILE, Snapshot, write_snapshots
 from mobilemamba.training.metrics import ClassificationMetrics
 from mobilemamba_command import main
 
@@ -102,6 +106,42 @@ def test_the_same_runs_give_the_same_report() -> None:
     before = {path.name: path.read_bytes() for path in Path("runs/report").iterdir()}
     main(["report", root])
     assert before == {path.name: path.read_bytes() for path in Path("runs/report").iterdir()}
+
+
+@pytest.fixture
+def fields() -> list[Snapshot]:
+    """Of a training on grey pictures: two moments."""
+    network = timm.create_model("test_efficientnet").eval()
+    return [Snapshot(epoch, 9 * epoch, "toys", receptive_fields(network, torch.ones(1, 3, 32, 32))) for epoch in (0, 2)]
+
+
+def test_receptive_fields_of_the_rows_that_keep_some(
+    fields: list[Snapshot], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, other = finished("runs/one", {"a": 70.0, "b": 71.0, "c": 72.0}), finished("runs/two", {"a": 73.0})
+    for row in "ab":
+        write_snapshots(fields, Path(root, row, MAPS_FILE))
+    Path(root, "c", MAPS_FILE).write_text("cut off")
+    drawn = []
+    monkeypatch.setattr(
+        "mobilemamba.sweep.plot.draw_receptive_fields", lambda _, rows, data: drawn.append((rows, data))
+    )
+    main(["report", root, other])
+    assert capsys.readouterr().out.startswith("left out: runs/one/c/receptive_fields.npz holds no receptive fields\n")
+    ((rows, data),) = drawn
+    assert [(row.name, row.weights) for row in rows] == [
+        ("a", "raw weights of epoch 2, after 18 steps"),
+        ("b", "raw weights of epoch 2, after 18 steps"),
+    ]
+    assert data == "toys"
+    assert [field.tap for field in rows[0].fields] == [field.tap for field in fields[1].fields]
+    report = Path("runs/report")
+    assert [path.name for path in report.glob("*fields.png")] == ["one_receptive_fields.png"]
+    assert "\n\n![plot](one.png)\n\n![plot](one_receptive_fields.png)\n" in (report / "report.md").read_text()
+    assert (report / "report.html").read_text().count("<img") == 4
+    Path(root, "c", MAPS_FILE).unlink()
+    write_tables(Path(root), load_sweep(Path(root)))
+    assert Path(root, "receptive_fields.png").exists()
 
 
 def test_mistakes() -> None:

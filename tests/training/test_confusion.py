@@ -1,5 +1,6 @@
 """Which classes are taken for which: the counts, what is read from them, and their pictures."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from mobilemamba.analysis import figures
 from mobilemamba.data import IGNORED
+from mobilemamba.scores import Score
 from mobilemamba.training import plots
 from mobilemamba.training.confusion import ConfusionCounts, class_scores
 from mobilemamba.training.metrics import ClassificationMetrics
@@ -80,8 +82,24 @@ def test_names_in_any_letters_are_drawn(tmp_path: Path, monkeypatch: pytest.Monk
     assert drawn == ["cat", r"caf\xe9", r"two\nlines", "кошка", names[4], "class 5", "$x^2_"]
     monkeypatch.undo()
     plots.draw_confusion(counted(7, 70), names, tmp_path / "x.png", "caf\udce9")
-    plots.draw_curves([{"epoch": 1.0, "lr": 0.1}], "%", tmp_path / "y.png", "caf\udce9 \U000e0041")
+    plots.draw_curves(
+        [{"epoch": 1.0, "lr": 0.1}], ClassificationMetrics.SCORES, tmp_path / "y.png", "caf\udce9 \U000e0041"
+    )
     assert (tmp_path / "y.png").stat().st_size > 1000
+
+
+def test_scores_of_other_units_have_panels_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = Figure()
+    monkeypatch.setattr(plots, "png_figure", lambda *_, **__: contextlib.nullcontext(figure))
+    known = {"train/loss": 1.0, "val/loss": 1.0, "val/hits_ema": 50.0, "val/off_x": 2.0, "val/off": 50.0, "lr": 0.1}
+    scores = [Score("hits", "hits"), Score("off_x", "offset", "min", unit="px"), Score("off", "share")]
+    plots.draw_curves([{"epoch": 1.0, **known}], scores, tmp_path / "x.png", "two heads")
+    assert {axis.get_ylabel(): [line.get_label() for line in axis.lines] for axis in figure.axes} == {
+        "loss": ["train/loss", "val/loss"],
+        "score (%)": ["val/hits_ema", "val/off"],
+        "score (px)": ["val/off_x"],
+        "learning rate": ["lr"],
+    }
 
 
 def test_the_font_is_one_that_has_the_letter() -> None:

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mobilemamba.data import IGNORED
-from mobilemamba.training.metrics import ClassificationMetrics, Comparison
+from mobilemamba.scores import Score
+from mobilemamba.training.metrics import ClassificationMetrics, Comparison, Metrics
 
 CLASSES = 7
 
@@ -73,6 +74,20 @@ def test_networks_are_compared():
     alone.update(worse, target)
     expected = alone.compute()
     assert {metric: found[f"val/{metric}_ema"] for metric in expected} == expected
+
+
+def test_a_measure_changes_no_answers():
+    """One that says nothing of changed answers has no number of them."""
+
+    class Brightness(Metrics):
+        def update(self, outputs, targets): ...
+
+        def compute(self):
+            return {"error": torch.tensor(1.0)}
+
+    comparison = Comparison(Brightness, Score("error", "error", "min"))
+    comparison.update({"raw": torch.ones(1), "fused": torch.ones(1)}, torch.ones(1))
+    assert comparison.compute(["raw", "fused"], "val").keys() == {"val/error", "val/error_fused"}
 
 
 def test_one_network_alone_has_no_other_metrics():

@@ -13,6 +13,7 @@ import torch
 from mobilemamba.analysis.machine import choose_device
 from mobilemamba.errors import ConfigError
 from mobilemamba.models.card import ModelCard, Preprocessing, read_card
+from mobilemamba.models.checkpoints import check_task
 from mobilemamba.models.config import VARIANTS
 from mobilemamba.ops.selective_scan import BACKENDS
 from mobilemamba.text import printable
@@ -58,7 +59,7 @@ def card_of(model: str) -> ModelCard:
 
     Raises:
         ConfigError: If there is no such model, or the file does not say what it is of.
-        WeightsError: If the file cannot be read.
+        WeightsError: If the file cannot be read, or is of a task that there is no network for.
     """
     if not is_file(model):
         return ModelCard(model, Preprocessing.of_model(model))
@@ -68,6 +69,7 @@ def card_of(model: str) -> ModelCard:
             f"{printable(model)} does not say which network it is of; write it anew by mobilemamba convert SOURCE "
             "TARGET.safetensors --model NAME"
         )
+    check_task(card, printable(model))
     return card
 
 

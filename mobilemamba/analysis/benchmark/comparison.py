@@ -14,17 +14,13 @@ from mobilemamba.analysis.benchmark.records import Record
 Conditions = tuple[str, str, str, bool, int]
 
 
-def conditions(record: Record) -> Conditions:
-    """The conditions of a record, its model and picture size aside."""
-    return record.device, record.dtype, record.mode, record.train, record.batch
-
-
 def grouped(records: Iterable[Record]) -> dict[Conditions, list[Record]]:
     """Records that have results, by their conditions."""
     groups: dict[Conditions, list[Record]] = {}
     for record in records:
         if not record.error:
-            groups.setdefault(conditions(record), []).append(record)
+            shared = record.device, record.dtype, record.mode, record.train, record.batch
+            groups.setdefault(shared, []).append(record)
     return groups
 
 

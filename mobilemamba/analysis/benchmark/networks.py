@@ -145,10 +145,6 @@ def _macs(model: str, size: int) -> int | None:
         return None
 
 
-def _scan_backend(case: Case) -> str:
-    return BACKENDS.choose(case.scan_backend, torch.device(case.device), DTYPES[case.dtype]).name
-
-
 def _record(candidate: _Candidate, timings: Timings | None, ceiling: float | None, rounds: int) -> Record:
     case, device = candidate.case, torch.device(candidate.case.device)
     macs = _macs(case.model, case.size) if timings else None
@@ -159,7 +155,8 @@ def _record(candidate: _Candidate, timings: Timings | None, ceiling: float | Non
     tf32_matmul, tf32_convolution = rounds_to_tf32(device)
     ms, q1_ms, q3_ms = latency(timings)
     conditions = asdict(case)
-    conditions["scan_backend"] = _scan_backend(case) if case.is_ours else ""
+    chosen = BACKENDS.choose(case.scan_backend, device, DTYPES[case.dtype]) if case.is_ours else None
+    conditions["scan_backend"] = chosen.name if chosen else ""
     return Record(
         **conditions,
         layout_chosen=candidate.layout_chosen,

@@ -19,7 +19,7 @@ from mobilemamba.layers.kernels import use_scan_backend
 from mobilemamba.models import fuse_norms, load_weights
 from mobilemamba.models.checkpoints import build_network
 from mobilemamba.models.fuse import count_batch_norms
-from mobilemamba.models.predictor import PREDICTORS
+from mobilemamba.models.predictor import predictor_of
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _loaded(case: Case) -> nn.Module:
 def _for_inference(case: Case, layout: str) -> nn.Module:
     network, device, dtype = _loaded(case).eval(), torch.device(case.device), DTYPES[case.dtype]
     if case.fused and case.is_ours and layout == "channels_last" and case.scan_backend in ("auto", "native"):
-        network = PREDICTORS[case.card.task](network, case.card, device, dtype).network
+        network = predictor_of(network, case.card, device, dtype).network
     elif case.fused:
         network = fuse_norms(network) if case.is_ours else reparameterize_model(network)
     return network.to(device, dtype).to(memory_format=LAYOUTS[layout]).requires_grad_(False)

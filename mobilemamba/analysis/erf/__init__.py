@@ -1,7 +1,15 @@
 """Effective receptive fields: maps, their numbers and figures."""
 
 from mobilemamba.analysis.erf.fields import Position, ReceptiveField, Rule, receptive_fields
-from mobilemamba.analysis.erf.figure import UNTRAINED, Display, Row, Scale, draw_receptive_fields, figure_size
+from mobilemamba.analysis.erf.figure import (
+    UNTRAINED,
+    Display,
+    Row,
+    Scale,
+    count_pictures,
+    draw_receptive_fields,
+    figure_size,
+)
 from mobilemamba.analysis.erf.numbers import (
     THRESHOLDS,
     contribution_ratios,
@@ -22,6 +30,7 @@ __all__ = [
     "Scale",
     "contribution_ratios",
     "contribution_sides",
+    "count_pictures",
     "draw_receptive_fields",
     "figure_size",
     "find_taps",

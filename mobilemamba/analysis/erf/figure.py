@@ -12,6 +12,7 @@ import numpy as np
 
 from mobilemamba.analysis.erf.fields import ReceptiveField
 from mobilemamba.analysis.erf.numbers import THRESHOLDS, contribution_sides
+from mobilemamba.analysis.figures import legible
 from mobilemamba.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,15 +23,15 @@ Display = Literal["log", "raw", "power"]
 #: Each map over its own maximum, or all of them as shares of their mass over the largest.
 Scale = Literal["own", "common"]
 
-#: In a line of panels: so many have room for names and caption, and further ones go into the next line.
-_LEAST_COLUMNS, _MOST_COLUMNS = 2, 8
+_MOST_COLUMNS = 8  # further panels go into the next line
 _PANEL = 1.9  # inches
+_LEAST_WIDTH = 3.8  # inches of a line of panels, for names and caption
 _SHOWN: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "log": lambda x: np.log10(1 + 999 * x) / 3,
     "raw": lambda x: x,
     "power": lambda x: x**0.2,
 }
-_HOW = {"log": "log10(1 + 999 x) / 3 of ", "raw": "", "power": "the fifth root of "}
+_HOW = {"log": "log10(1+999x)/3 of ", "raw": "", "power": "the fifth root of "}
 _RULES = {"relu": "ReLU of feature and gradient", "absolute": "absolute values", "signed": "signed sums"}
 _LINES = ("#67000d", "#cb181d", "#fb6a4a", "#3f4b7f")
 #: Of weights that were drawn at random; it stands out in the figure.
@@ -54,8 +55,8 @@ class Row:
 
 def figure_size(rows: Sequence[Row]) -> tuple[float, float]:
     """Width and height in inches that :func:`draw_receptive_fields` draws these rows well on."""
-    columns, lines = _columns(rows), sum(map(len, _lines(rows)))
-    return _PANEL * columns + 0.9, (_PANEL + 0.25) * lines + 0.25 * len(rows) + 0.9
+    width, lines = _width(rows), sum(map(len, _lines(rows)))
+    return width + 0.9, (width / _columns(rows) + 0.25) * lines + 0.25 * len(rows) + 0.9
 
 
 def draw_receptive_fields(
@@ -98,15 +99,26 @@ def draw_receptive_fields(
         for axis in axes_of_line[len(fields) :]:
             axis.axis("off")
         if row is not None:
-            _name(axes_of_line[0], row, 72 * _PANEL * _columns(rows) - 10)
+            _name(axes_of_line[0], row, 72 * _width(rows) - 10)
     bar = figure.colorbar(image, ax=axes, fraction=0.05, aspect=30, shrink=min(1.0, 1.4 / len(lines) + 0.3), pad=0.015)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_linewidth(0.5)
     _explain(figure, rows, display, scale, data)
 
 
+def count_pictures(fields: Sequence[ReceptiveField]) -> str:
+    """How many pictures the maps are the means of, in words."""
+    numbers = " or ".join(dict.fromkeys(str(field.pictures) for field in fields))
+    return f"{numbers} picture{'s' * (numbers != '1')}"
+
+
 def _columns(rows: Sequence[Row]) -> int:
-    return min(_MOST_COLUMNS, max([_LEAST_COLUMNS, *(len(row.fields) for row in rows)]))
+    return min(_MOST_COLUMNS, max(len(row.fields) for row in rows))
+
+
+def _width(rows: Sequence[Row]) -> float:
+    """Of a line of panels, in inches."""
+    return max(_LEAST_WIDTH, _PANEL * _columns(rows))
 
 
 def _lines(rows: Sequence[Row]) -> list[list[Sequence[ReceptiveField]]]:
@@ -150,14 +162,14 @@ def _rectangle(corner: tuple[float, float], side: float, **options: Any) -> Any:
 
 def _name(axis: Any, row: Row, width: float) -> None:
     """The network and its weights above its first panel, in so many points."""
-    shown = _end(row.name, (width - 100) / 7.2)
+    shown = _end(legible(row.name), (width - 100) / 7.2)
     above = {"va": "bottom", "annotation_clip": False}
     name = axis.annotate(
-        shown, (0, 1), (0, 16), "axes fraction", "offset points", fontsize=10, fontweight="bold", **above
+        shown, (0, 1), (0, 14), "axes fraction", "offset points", fontsize=10, fontweight="bold", **above
     )
     untrained = row.weights == UNTRAINED
     weights = axis.annotate(
-        row.weights.upper() if untrained else _end(row.weights, (width - 7.2 * len(shown)) / 5.6),
+        row.weights.upper() if untrained else _end(legible(row.weights), (width - 7.2 * len(shown)) / 5.6),
         (1, 0),
         (6, 0),
         name,
@@ -174,9 +186,8 @@ def _name(axis: Any, row: Row, width: float) -> None:
 def _explain(figure: Figure, rows: Sequence[Row], display: Display, scale: Scale, data: str) -> None:
     fields = [field for row in rows for field in row.fields]
     sizes = " and ".join(dict.fromkeys(" x ".join(map(str, field.size)) for field in fields))
-    numbers = " or ".join(dict.fromkeys(str(field.pictures) for field in fields))
     of = "each map's maximum" if scale == "own" else "the largest density of all maps"
-    pictures = f"{numbers} picture{'s' * (numbers != '1')}{f' of {data}' if data else ''}"
+    pictures = count_pictures(fields) + (f" of {legible(data)}" if data else "")
     text = (
         f"Mean over {pictures}, {sizes} px; {_RULES[fields[0].rule]}. "
         f"Colours: {_HOW[display]}{'x = ' if display == 'log' else ''}shares of {of}. "
@@ -189,7 +200,7 @@ def _explain(figure: Figure, rows: Sequence[Row], display: Display, scale: Scale
         ncols=len(THRESHOLDS),
         frameon=False,
         fontsize=8,
-        title=textwrap.fill(text, int(17 * figure.get_figwidth())),
+        title=textwrap.fill(text, int(16 * figure.get_figwidth() - 4)),
         title_fontsize=8,
         alignment="left",
         handlelength=1.0,

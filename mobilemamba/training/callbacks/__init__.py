@@ -7,6 +7,7 @@ from mobilemamba.training.callbacks.log_interval import LogInterval
 from mobilemamba.training.callbacks.nonfinite import SkipNonFinite
 from mobilemamba.training.callbacks.plots import TrainingPlots
 from mobilemamba.training.callbacks.progress import EpochLines, TrainingBar
+from mobilemamba.training.callbacks.receptive_fields import ReceptiveFields
 from mobilemamba.training.callbacks.results import RunResults
 from mobilemamba.training.callbacks.seed import StepSeed
 from mobilemamba.training.callbacks.stop_early import StopEarly
@@ -18,6 +19,7 @@ __all__ = [
     "ExportBest",
     "LastCheckpoint",
     "LogInterval",
+    "ReceptiveFields",
     "RunResults",
     "SayKernels",
     "SkipNonFinite",

@@ -64,7 +64,7 @@ class TrainingPlots(AtEnd):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if self.history:
-                draw_curves(self.history, scores_of(pl_module)[0].unit, folder / "learning_curves.png", on)
+                draw_curves(self.history, scores_of(pl_module), folder / "learning_curves.png", on)
             if self.confusions:
                 best = best_validation(trainer, pl_module).get("step")
                 step = best if best in self.confusions else max(self.confusions)

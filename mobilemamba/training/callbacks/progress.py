@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from torch import Tensor
 
+from mobilemamba.scores import score_of
 from mobilemamba.screen import say
 from mobilemamba.training.contract import scores_of
 
@@ -130,8 +131,8 @@ class EpochLines(Callback):
 
 def _scores(trainer: Trainer, pl_module: LightningModule) -> list[str]:
     """The losses, and then the scores with as many digits as they are to have."""
-    digits = {score.key: score.digits for score in scores_of(pl_module)}
-    found = {name[4:]: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-    losses = [f"val {name} {value:.4f}" for name, value in found.items() if "loss" in name]
-    others = {name: digits.get(name.partition("_")[0], 2) for name in found if "loss" not in name}
-    return losses + [f"{name} {found[name]:.{shown}f}" for name, shown in others.items()]
+    scores = scores_of(pl_module)
+    found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+    losses = [f"val {name[4:]} {value:.4f}" for name, value in found.items() if "loss" in name]
+    others = {name: score_of(name, scores) for name in found if "loss" not in name}
+    return losses + [f"{name[4:]} {found[name]:.{score.digits if score else 2}f}" for name, score in others.items()]
