@@ -109,6 +109,7 @@ def test_nothing_is_copied_from_host_to_device(choices: dict[str, Any]) -> None:
 @pytest.mark.parametrize("directions", [1, 2, 4])
 def test_no_backend_of_the_scan_makes_a_tensor_elsewhere(directions: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What an operator does inside cannot be seen on the meta device: its parts are called themselves."""
+    from mobilemamba.ops.scan_norm_gate import triton as fused_scan
     from mobilemamba.ops.selective_scan import ScanInputs, chunked, definition, triton
 
     kernels = MagicMock(), MagicMock()
@@ -125,6 +126,11 @@ def test_no_backend_of_the_scan_makes_a_tensor_elsewhere(directions: int, monkey
     for kernel in kernels:
         (launch,) = kernel.__getitem__.return_value.call_args_list  # all directions at once
         assert all(v.device.type == "meta" for v in launch.args if isinstance(v, Tensor))
+    monkeypatch.setattr(fused_scan, "_kernel", MagicMock())
+    maps, projected = x.unflatten(1, (2, 3)), x.new_empty(2, 2, 3, directions * 3)
+    weights = per_channel[:, None], per_channel[..., None], per_channel, per_channel, x.new_empty(4), x.new_empty(4)
+    with OneDevice():
+        assert fused_scan.compute(maps, projected, maps, *weights, 1e-5).shape == maps.shape
 
 
 # PyTorch's own operators alone

@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from mobilemamba.ops.scan_norm_gate import definition as norm_gate_definition
+from mobilemamba.ops.scan_norm_gate import triton as norm_gate
 from mobilemamba.ops.selective_scan import selective_scan, selective_scan_2d
 from tests.ops.recurrences import gradients
-from tests.ops.scans import assert_rounds_to, make_inputs, make_map_inputs, poisoned_memory
+from tests.ops.scans import assert_near, assert_rounds_to, make_inputs, make_map_inputs, poisoned_memory
+from tests.ops.test_inference import ARRANGEMENTS, make_scan
 
 # fp16 and bf16 round the results; bf16 is cut off where a GPU rounds.
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 2**-10, torch.bfloat16: 2**-7}
@@ -115,3 +118,36 @@ def test_same_bits_in_every_run() -> None:
     weights = torch.randn(inputs[0].shape).half()
     first, second = ([scan("triton", size)(*inputs), *gradients(scan("triton", size), inputs, weights)] for _ in "12")
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+# Scan, LayerNorm, gate
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize(
+    ("size", "directions", "width", "d_state", "rank"),
+    [((1, 1), 1, 5, 1, 1), ((2, 3), 4, 40, 2, 5), ((3, 2), 2, 9, 20, 4)],
+    ids=str,
+)
+def test_scan_norm_gate(
+    size: tuple[int, int], directions: int, width: int, d_state: int, rank: int, dtype: torch.dtype
+) -> None:
+    inputs = make_scan(directions, width, d_state, rank, size, dtype)
+    with poisoned_memory():
+        y = norm_gate.compute(*inputs, 1e-5)
+    assert y.dtype == dtype
+    assert_near(y, norm_gate_definition(*(x.double() for x in inputs), 1e-5), TOLERANCES[dtype])
+
+
+@ARRANGEMENTS
+def test_scan_norm_gate_of_any_strides(arrange: Callable[[Tensor], Tensor]) -> None:
+    inputs = make_scan(2, 20, 2, 3, (2, 3), torch.float32)
+    inputs[:3] = [arrange(x) for x in inputs[:3]]
+    exact = norm_gate_definition(*(x.double() for x in inputs), 1e-5)
+    assert_near(norm_gate.compute(*inputs, 1e-5), exact, 1e-5)
+
+
+def test_scan_norm_gate_of_nothing() -> None:
+    inputs = make_scan(2, 20, 2, 3, (5, 6), torch.float32)
+    assert norm_gate.compute(*(x[:0] for x in inputs[:3]), *inputs[3:], 1e-5).shape == (0, 5, 6, 20)
+    assert norm_gate.compute(*(x[:, :0] for x in inputs[:3]), *inputs[3:], 1e-5).shape == (2, 0, 6, 20)

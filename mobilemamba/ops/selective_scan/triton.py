@@ -14,20 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mobilemamba.ops.backends import Backend
+from mobilemamba.ops import jit
 from mobilemamba.ops.selective_scan.definition import ScanInputs
 
 tl: Any = None  # triton.language, once the kernels are asked for
 constexpr = Any  # Triton goes by the annotation's name
 
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 #: By the state size, rounded up to a power of 2: the channels of a program, one warp. A step waits for memory, so that
 #: many small programs are better than few large ones.
 _BLOCK_D = {1: 32, 2: 32, 4: 32, 8: 16, 16: 16}
@@ -57,17 +54,23 @@ def _forward(
     B_stride_b, B_stride_k, B_stride_l, B_stride_n,
     C_stride_b, C_stride_k, C_stride_l, C_stride_n,
     channels, length, width,
-    y_sum, y,
+    dt_weight, y_sum, y,
     K: constexpr, N: constexpr, MAP: constexpr, BLOCK_D: constexpr, BLOCK_N: constexpr,
+    R: constexpr, BLOCK_R: constexpr,
 ):  # fmt: skip
-    """``delta = softplus(dt + bias)``, ``h = exp(delta A) h + delta u B``, ``y = C h + skip u``, summed over k."""
+    """``delta = softplus(dt + bias)``, ``h = exp(delta A) h + delta u B``, ``y = C h + skip u``, summed over k.
+
+    With a rank R, dt is low-rank, (B, K, L, R), and ``dt_weight_KRD`` maps it to the channels.
+    """
     picture = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     n = tl.arange(0, BLOCK_N)
     has_d, has_n = d < channels, n < N
     has_dn = has_d[:, None] & has_n[None, :]
     u += picture * u_stride_b + d * u_stride_d
-    dt += picture * dt_stride_b + d * dt_stride_d
+    r = tl.arange(0, BLOCK_R)
+    has_dt, has_dr = (r < R if R else has_d), has_d[:, None] & (r < R)[None, :]
+    dt += picture * dt_stride_b + (r if R else d) * dt_stride_d
     B += picture * B_stride_b + n * B_stride_n
     C += picture * C_stride_b + n * C_stride_n
     for k in range(K):
@@ -75,6 +78,8 @@ def _forward(
         A_dn = tl.load(A + kd[:, None] * N + n[None, :], has_dn, 0.0)
         skip_d = tl.load(skip + kd, has_d, 0.0)
         bias_d = tl.load(bias + kd, has_d, 0.0)
+        if R:
+            weight_dr = tl.load(dt_weight + (k * R + r[None, :]) * channels + d[:, None], has_dr, 0.0)
         adds, goes_on = has_d & MAP & (k > 0), has_d & MAP & (k < K - 1)
         ends = has_d & ((not MAP) | (k == K - 1))
         out = (picture if MAP else picture * K + k) * length
@@ -83,7 +88,9 @@ def _forward(
         while step < length:
             at = _position(step, k, length, width, K, MAP)
             u_d = tl.load(u + k * u_stride_k + at * u_stride_l, has_d, 0.0).to(tl.float32)
-            dt_d = tl.load(dt + k * dt_stride_k + at * dt_stride_l, has_d, 0.0).to(tl.float32)
+            dt_d = tl.load(dt + k * dt_stride_k + at * dt_stride_l, has_dt, 0.0).to(tl.float32)
+            if R:
+                dt_d = tl.sum(weight_dr * dt_d[None, :], 1)
             B_n = tl.load(B + k * B_stride_k + at * B_stride_l, has_n, 0.0).to(tl.float32)
             C_n = tl.load(C + k * C_stride_k + at * C_stride_l, has_n, 0.0).to(tl.float32)
             delta_d = _softplus(dt_d + bias_d)
@@ -197,31 +204,32 @@ def _backward(
 
 @cache
 def _kernels() -> tuple[Any, Any]:
-    """Forward and backward; Triton compiles them when they are first called with tensors of some kind."""
-    triton = import_module("triton")
-    language = import_module("triton.language")
-    inner = {function.__name__: triton.jit(function) for function in (_position, _softplus)}
-    globals().update(inner, tl=language, constexpr=language.constexpr)
-    return triton.jit(_forward), triton.jit(_backward)
+    """Forward and backward."""
+    forward, backward, *_ = jit.compiled(globals(), _forward, _backward, _position, _softplus)
+    return forward, backward
 
 
-def _padded(N: int) -> int:
-    return 1 << max(N - 1, 0).bit_length()
+def padded(size: int) -> int:
+    """The next power of 2: the size of a tile."""
+    return 1 << max(size - 1, 0).bit_length()
+
+
+def _block(N: int) -> int:
+    return _BLOCK_D.get(padded(N), 8)
 
 
 def _blocks(D: int, N: int) -> int:
-    return -(-D // _BLOCK_D[_padded(N)])
+    return -(-D // _block(N))
 
 
-def _launch(kernel: Any, x: ScanInputs, size: Sequence[int], *others: object) -> None:
-    """Calls a kernel; ``others`` are its arguments between those that both have."""
+def _launch(kernel: Any, x: ScanInputs, size: Sequence[int], *others: object, **constants: int) -> None:
+    """Calls a kernel; ``others`` and ``constants`` are its arguments besides those that both have."""
     K, D, N = x.A.shape
     batch, length = x.u.shape[0], x.u.shape[-2]
     A, skip, bias = (w.float().contiguous() for w in (x.A, x.D, x.dt_bias))
     strides = [stride for v in (x.u, x.dt, x.B, x.C) for stride in _strides(v)]
     sizes = (D, length, size[1] if size else 0)
-    padded = _padded(N)
-    constants = {"K": K, "N": N, "MAP": bool(size), "BLOCK_D": _BLOCK_D[padded], "BLOCK_N": padded}
+    constants |= {"K": K, "N": N, "MAP": bool(size), "BLOCK_D": _block(N), "BLOCK_N": padded(N)}
     grid = (batch, _blocks(D, N))
     with torch.cuda.device_of(x.u):
         kernel[grid](x.u, x.dt, A, x.B, x.C, skip, bias, *strides, *sizes, *others, **constants, num_warps=1)
@@ -241,7 +249,14 @@ def _sum_of(y: Tensor, x: ScanInputs, size: Sequence[int]) -> Tensor:
 def forward(x: ScanInputs, size: Sequence[int]) -> Tensor:
     """The scan by position."""
     y = x.u.new_empty(x.u.shape)
-    _launch(_kernels()[0], x, size, _sum_of(y, x, size), y)
+    _launch(_kernels()[0], x, size, x.dt, _sum_of(y, x, size), y, R=0, BLOCK_R=1)
+    return y
+
+
+def forward_low_rank(x: ScanInputs, dt_weight_KRD: Tensor, size: Sequence[int]) -> Tensor:
+    """The scan in fp32 with x's dt (B, K, L, R), which ``dt_weight_KRD`` maps to the channels; any state size."""
+    y, rank = x.u.new_empty(x.u.shape, dtype=torch.float32), x.dt.shape[-1]
+    _launch(_kernels()[0], x, size, dt_weight_KRD.float().contiguous(), y, y, R=rank, BLOCK_R=padded(rank))
     return y
 
 
@@ -259,43 +274,9 @@ def backward(grad_y: Tensor, x: ScanInputs, size: Sequence[int]) -> tuple[Tensor
 
 def unavailable(device: torch.device, dtype: torch.dtype, d_state: int = 1) -> str | None:
     """Why the kernels cannot run there, or None if they can."""
-    if find_spec("triton") is None:
-        return "Triton is not installed; it comes with PyTorch for CUDA on Linux"
-    if dtype not in _DTYPES:
-        return f"its kernels compute in single precision, {_name(dtype)} is not theirs"
     if d_state > max(_BLOCK_D):
         return f"d_state={d_state} exceeds the kernels' {max(_BLOCK_D)}"
-    if import_module("triton").knobs.runtime.interpret:
-        return None  # the tests, by NumPy
-    if device.type != "cuda":
-        return f"the tensors are on {device.type}, and its kernels need cuda"
-    return _why_no_driver() or _why_too_old(device, dtype)
+    return jit.why_not_on(device, dtype)
 
 
-@cache
-def _why_no_driver() -> str | None:
-    """Triton compiles a little C for its driver, and so needs a compiler beside the GPU."""
-    try:
-        import_module("triton.runtime").driver.active.get_current_device()
-    except Exception as error:  # whatever it is, e.g. no GPU, no compiler, no Python.h
-        return f"Triton cannot reach a GPU ({str(error).strip().splitlines()[-1]})"
-    return None
-
-
-def _why_too_old(device: torch.device, dtype: torch.dtype) -> str | None:
-    needed = (8, 0) if dtype == torch.bfloat16 else (7, 5)
-    capability = torch.cuda.get_device_capability(device)
-    if capability >= needed:
-        return None
-    return f"its kernels need compute capability {_dots(needed)} for {_name(dtype)}, and this is {_dots(capability)}"
-
-
-def _dots(version: tuple[int, int]) -> str:
-    return ".".join(map(str, version))
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-BACKEND = Backend("triton", "Triton kernel for NVIDIA's GPUs", forward, backward, "cuda", unavailable)
+BACKEND = jit.backend(forward, backward, unavailable)
