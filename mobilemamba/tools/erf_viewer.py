@@ -42,7 +42,7 @@ def erf_viewer(networks: Mapping[tuple[str, str], nn.Module], pictures: Tensor) 
     across = widgets.FloatSlider(description="across", **place)
     rule = widgets.Dropdown(options=get_args(Rule), description="rule")
     display = widgets.Dropdown(options=get_args(Display), description="display")
-    image = widgets.Image(format="png")
+    image = widgets.Image(format="png", layout=widgets.Layout(align_self="flex-start", max_width="100%"))  # unscaled
 
     def show(_: Any = None) -> None:
         rows = []

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
@@ -71,22 +72,27 @@ class ReceptiveFields(AtEnd):
         snapshots: What was seen so far.
     """
 
-    def __init__(self, every_n_epochs: int = 5, pictures: int = 16, seed: int = 0) -> None:
+    def __init__(self, every_n_epochs: int = 5, pictures: int = 16, size: int | None = None, seed: int = 0) -> None:
         """Sets when to look and at what.
 
         Args:
             every_n_epochs: Epochs from one look to the next.
             pictures: How many of the validation pictures to take.
+            size: Side in pixels that they are scaled to, e.g. 224, on which small pictures' fields are not cut off by
+                their edges; by default as they are.
             seed: Which ones.
 
         Raises:
             ConfigError: If a number is too small.
         """
-        for name, value, least in (("every_n_epochs", every_n_epochs, 1), ("pictures", pictures, 1), ("seed", seed, 0)):
-            if value < least:
+        numbers = {"every_n_epochs": every_n_epochs, "pictures": pictures, "size": size, "seed": seed}
+        for name, value in numbers.items():
+            least = 0 if name == "seed" else 1
+            if value is not None and value < least:
                 raise ConfigError(f"ReceptiveFields: {name}={value}: expected {least} or more")
         self.every_n_epochs = every_n_epochs
         self.pictures = pictures
+        self.size = size
         self.seed = seed
         self.snapshots: list[Snapshot] = []
 
@@ -148,7 +154,7 @@ class ReceptiveFields(AtEnd):
         found = (leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim == 4)
         if (pictures := next(found, None)) is None:
             raise ConfigError("the validation set gives no pictures (N, C, H, W)")
-        return pictures
+        return pictures if self.size is None else F.interpolate(pictures, (self.size, self.size), mode="bilinear")
 
 
 def write_snapshots(snapshots: Sequence[Snapshot], path: Path) -> None:

@@ -52,7 +52,8 @@ def test_the_training_is_the_same_with_it(tmp_path: Path, drawn: list[list[str]]
 
 
 @pytest.mark.usefixtures("drawn")
-def test_the_maps_are_those_of_the_network_on_validation_pictures(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [None, 80])
+def test_the_maps_are_those_of_the_network_on_validation_pictures(tmp_path: Path, size: int | None) -> None:
     class Still(Noisy):
         def __getitem__(self, index):
             return torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(index)), 0
@@ -61,10 +62,13 @@ def test_the_maps_are_those_of_the_network_on_validation_pictures(tmp_path: Path
         def val_dataloader(self):
             return DataLoader(Still(), batch_size=5)
 
-    _, task = fit(tmp_path, 3, module=small_task, data=Pictures(), extra=[ReceptiveFields(2, pictures=3, seed=7)])
+    looks = ReceptiveFields(2, pictures=3, size=size, seed=7)
+    _, task = fit(tmp_path, 3, module=small_task, data=Pictures(), extra=[looks])
     assert moments(tmp_path) == [(0, 0), (2, 6), (3, 9)]
     chosen = np.random.default_rng(7).permutation(12)[:3].tolist()
     pictures = torch.stack([Still()[index][0] for index in chosen])
+    if size is not None:
+        pictures = torch.nn.functional.interpolate(pictures, (size, size), mode="bilinear")
     last = read_snapshots(tmp_path / MAPS_FILE)[-1]
     assert last.data == "noise"
     for kept, field in zip(last.fields, receptive_fields(task.model, pictures), strict=True):
