@@ -63,8 +63,8 @@ def _forward(
     With a rank R, dt is low-rank, (B, K, L, R), and ``dt_weight_KRD`` maps it to the channels.
     """
     picture = tl.program_id(0).to(tl.int64)
-    d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    n = tl.arange(0, BLOCK_N)
+    d = (tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)).to(tl.int64)  # tensors may have 2^31 elements and more
+    n = tl.arange(0, BLOCK_N).to(tl.int64)
     has_d, has_n = d < channels, n < N
     has_dn = has_d[:, None] & has_n[None, :]
     u += picture * u_stride_b + d * u_stride_d
@@ -73,7 +73,8 @@ def _forward(
     dt += picture * dt_stride_b + (r if R else d) * dt_stride_d
     B += picture * B_stride_b + n * B_stride_n
     C += picture * C_stride_b + n * C_stride_n
-    for k in range(K):
+    for direction in range(K):
+        k = tl.cast(direction, tl.int64)
         kd = k * channels + d
         A_dn = tl.load(A + kd[:, None] * N + n[None, :], has_dn, 0.0)
         skip_d = tl.load(skip + kd, has_d, 0.0)
@@ -122,8 +123,8 @@ def _backward(
     ``gdelta = A a ga + u B gh``, ``gdt = sigmoid(dt + bias) gdelta``.
     """
     picture, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    d = block * BLOCK_D + tl.arange(0, BLOCK_D)
-    n = tl.arange(0, BLOCK_N)
+    d = (block * BLOCK_D + tl.arange(0, BLOCK_D)).to(tl.int64)  # tensors may have 2^31 elements and more
+    n = tl.arange(0, BLOCK_N).to(tl.int64)
     has_d, has_n = d < channels, n < N
     has_dn = has_d[:, None] & has_n[None, :]
     u += picture * u_stride_b + d * u_stride_d
@@ -133,7 +134,8 @@ def _backward(
     gy += picture * gy_stride_b + d * gy_stride_d
     states += picture * length * channels * N + d[:, None] * N + n[None, :]
     partial = block * tl.num_programs(0) + picture
-    for k in range(K):
+    for direction in range(K):
+        k = tl.cast(direction, tl.int64)
         kd = k * channels + d
         A_dn = tl.load(A + kd[:, None] * N + n[None, :], has_dn, 0.0)
         skip_d = tl.load(skip + kd, has_d, 0.0)
