@@ -15,10 +15,10 @@ from mobilemamba.errors import BackendUnavailableError
 from mobilemamba.ops import jit
 from mobilemamba.ops.backends import forget_choices
 from mobilemamba.ops.scan_norm_gate import triton as fused_scan
-from mobilemamba.ops.selective_scan import BACKENDS
+from mobilemamba.ops.selective_scan import BACKENDS, selective_scan_2d
 from mobilemamba.ops.selective_scan import triton as scan
 from mobilemamba.ops.selective_scan.definition import ScanInputs
-from tests.ops.scans import make_map_inputs
+from tests.ops.scans import NAMES, assert_near, make_map_inputs
 from tests.ops.test_inference import make_scan
 
 CUDA = torch.device("cuda")
@@ -34,6 +34,31 @@ def test_by_the_interpreter() -> None:
     )
     assert run.returncode == 0, run.stdout
     assert re.search(r"^\d+ passed(, \d+ warnings)? in", run.stdout, re.MULTILINE), run.stdout  # and none left out
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("side", "directions", "width", "d_state"),
+    [(1, 1, 30, 1), (3, 2, 448, 1), (14, 2, 320, 1), (15, 4, 70, 16), (32, 2, 224, 4)],
+    ids=str,
+)
+def test_on_a_gpu(side: int, directions: int, width: int, d_state: int, dtype: torch.dtype) -> None:
+    """Output and gradients, twice the same."""
+    inputs = [x.detach() for x in make_map_inputs(2, directions, width, d_state, (side, side), dtype)]
+    weights = torch.randn(inputs[0].shape).to(dtype)
+
+    def results(backend: str, device: str, dtype: torch.dtype | None = None) -> list[torch.Tensor]:
+        leaves = [x.to(device, dtype).requires_grad_() for x in inputs]
+        y = selective_scan_2d(*leaves, size=(side, side), backend=backend)
+        return [x.cpu() for x in (y, *torch.autograd.grad(y, leaves, weights.to(y)))]
+
+    ours = results("triton", "cuda")
+    assert all(torch.equal(a, b) for a, b in zip(ours, results("triton", "cuda"), strict=True))
+    tolerance = 1e-5 if dtype == torch.float32 else torch.finfo(dtype).eps
+    exact = results("reference", "cpu", torch.float64)
+    for what, a, b in zip(("y", *NAMES), ours, exact, strict=True):
+        assert_near(a, b, tolerance, what)
 
 
 # What the compiler makes of it
