@@ -27,6 +27,7 @@ class ConvNorm(nn.Module):
         groups: Groups; ``in_chans`` makes it depthwise.
         gain: Initial weight of the norm; 0 starts a residual branch as nothing.
         relu: Whether ReLU comes last; in one pass with the norm where that can be.
+        dilation: Distance between the kernel's taps.
     """
 
     def __init__(
@@ -38,10 +39,12 @@ class ConvNorm(nn.Module):
         groups: int = 1,
         gain: float = 1.0,
         relu: bool = False,
+        dilation: int = 1,
     ):
         super().__init__()
         self.relu = relu
-        self.conv = nn.Conv2d(in_chans, out_chans, kernel_size, stride, kernel_size // 2, groups=groups, bias=False)
+        padding = dilation * (kernel_size // 2)
+        self.conv = nn.Conv2d(in_chans, out_chans, kernel_size, stride, padding, dilation, groups, bias=False)
         self.norm = BatchNorm2d(out_chans)
         nn.init.constant_(self.norm.weight, gain)
 

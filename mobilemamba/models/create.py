@@ -19,6 +19,7 @@ def create_model(
     in_chans: int = 3,
     drop_path_rate: float = 0.0,
     distilled: bool = False,
+    **options: Any,
 ) -> nn.Module:
     """Builds a timm model without pretrained weights.
 
@@ -29,18 +30,20 @@ def create_model(
         in_chans: Channels of a picture.
         drop_path_rate: Stochastic depth; 0 leaves it to the model, as not every timm model knows it.
         distilled: A second classifier for a teacher's labels, for a mobilemamba model only.
+        options: Other ones of the model, or of timm's ``create_model``.
 
     Raises:
         ConfigError: If there is no such model, or it does not take what is given.
     """
     check_model_name(name)
-    options: dict[str, Any] = arch.given() if arch is not None else {}
-    chosen = [f"arch.{choice}" for choice in options] + ["distilled"] * distilled
+    overrides: dict[str, Any] = arch.given() if arch is not None else {}
+    chosen = [f"arch.{choice}" for choice in overrides] + ["distilled"] * distilled
     if chosen and name not in VARIANTS:
         raise ConfigError(
             f"{', '.join(chosen)}: only the mobilemamba models have such choices, and the model is {name!r}; "
             "leave them out or choose a mobilemamba model"
         )
+    options |= overrides
     if distilled:
         options["distilled"] = True
     if drop_path_rate:
@@ -48,8 +51,9 @@ def create_model(
     try:
         return timm.create_model(name, num_classes=num_classes, in_chans=in_chans, **options)
     except TypeError as error:
-        if "drop_path_rate" in options and "drop_path_rate" in str(error):
-            raise ConfigError(f"drop_path_rate={drop_path_rate}: {name} has no such option; set it to 0") from error
+        for option, remedy in (("drop_path_rate", "set it to 0"), ("output_stride", "leave it out")):
+            if option in options and option in str(error):
+                raise ConfigError(f"{option}={options[option]}: {name} has no such option; {remedy}") from error
         raise
 
 

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from mobilemamba.layers.conv_norm import NormLinear
 from mobilemamba.models.fuse import unfuse_state
-from mobilemamba.models.mobilemamba import MobileMamba
-from mobilemamba.models.release_names import StateDict, is_fused, is_release, ours_to_release, release_to_ours
+from mobilemamba.models.release_names import Released, StateDict, is_fused, is_release
 from mobilemamba.models.weights_file import FoundTensors
 
 # A counter that only matters for norms with cumulative averages, and that some exports drop.
@@ -64,7 +63,7 @@ class Match:
 def spellings(model: nn.Module) -> list[Collection[str]]:
     """The names of a network's tensors, by every convention they are known in."""
     own = model.state_dict()
-    return [own.keys(), ours_to_release(own).keys()] if isinstance(model, MobileMamba) else [own.keys()]
+    return [own.keys(), model.to_release(own).keys()] if isinstance(model, Released) else [own.keys()]
 
 
 def match(model: nn.Module, found: FoundTensors, *, new_head: bool = False) -> Match:
@@ -110,8 +109,8 @@ def classes_of(state: StateDict, head: str) -> int:
 def _readings(model: nn.Module, found: FoundTensors, heads: list[str]) -> Iterator[tuple[str, StateDict]]:
     """The tensors by the network's names, in every way there is to read them; each with its name for the report."""
     state = found.state
-    if isinstance(model, MobileMamba):
-        yield _as_mobilemamba(model, state)
+    if isinstance(model, Released):
+        yield _as_released(model, state)
     else:
         yield "by name", state
         to_timm = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
@@ -125,11 +124,11 @@ def _readings(model: nn.Module, found: FoundTensors, heads: list[str]) -> Iterat
         yield f"by order (names differ, {len(renamed)} shapes agree)", renamed
 
 
-def _as_mobilemamba(model: MobileMamba, state: StateDict) -> tuple[str, StateDict]:
+def _as_released(model: Released, state: StateDict) -> tuple[str, StateDict]:
     release, fused = is_release(state), is_fused(state)
     how = ("release" if release else "mobilemamba") + (", norms fused" if fused else "")
     if release:
-        state = release_to_ours(state, model.config.directions)
+        state = model.from_release(state)
     return how, unfuse_state(model, state) if fused and not is_fused(model.state_dict()) else state
 
 

@@ -32,6 +32,7 @@ from mobilemamba.layers.ss2d import SS2D
 from mobilemamba.layers.wavelet_mamba import WaveletConv, WaveletMamba
 from mobilemamba.models.backbone import Backbone, Stage, drop_path_rates
 from mobilemamba.models.config import MobileMambaConfig
+from mobilemamba.models.release_names import Released, StateDict, ours_to_release, release_to_ours
 
 
 def depthwise(dim: int, gain: float) -> Residual:
@@ -105,7 +106,7 @@ class MobileMambaStage(Stage):
         )
 
 
-class MobileMamba(Backbone):
+class MobileMamba(Backbone, Released):
     """The network; pictures (B, in_chans, H, W) of 32 px a side or more to logits (B, num_classes).
 
     Args:
@@ -188,6 +189,14 @@ class MobileMamba(Backbone):
             if getattr(self, name) is not None:
                 head = NormLinear(self.num_features, num_classes)
                 setattr(self, name, head.to(like.device, like.dtype).train(self.training))
+
+    @torch.jit.ignore
+    def from_release(self, state: StateDict) -> StateDict:
+        return release_to_ours(state, self.config.directions)
+
+    @torch.jit.ignore
+    def to_release(self, state: StateDict) -> StateDict:
+        return ours_to_release(state)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 StateDict = dict[str, Tensor]
 
@@ -53,9 +54,23 @@ _FRAGMENTS = (  # (release, ours) within a block, the more special first
 _DIRECTION_AXIS = ("ss2d.A_log", "ss2d.D")
 
 
+class Released(nn.Module):
+    """A network that the authors' release has checkpoints of."""
+
+    @torch.jit.ignore
+    def from_release(self, state: StateDict) -> StateDict:
+        """The release's tensors, norms fused or not, by the network's names; a name not known stays what it is."""
+        raise NotImplementedError
+
+    @torch.jit.ignore
+    def to_release(self, state: StateDict) -> StateDict:
+        """The inverse of ``from_release`` for an un-fused state dict."""
+        raise NotImplementedError
+
+
 def is_release(names: Iterable[str]) -> bool:
-    """Whether these are the authors' names."""
-    return any(re.match(r"blocks\d\.\d", name) for name in names)
+    """Whether these are the authors' names, of a classifier or of a network with its backbone."""
+    return any(re.match(r"(backbone\.)?blocks\d\.\d", name) for name in names)
 
 
 def is_fused(names: Iterable[str]) -> bool:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors.torch import load_file
@@ -28,6 +28,34 @@ EXPECTED = "expected a .safetensors file or a .pth state dict of plain tensors"
 #: Share of a network's tensors that has to stand behind a prefix, where a network of another kind has few by accident.
 #: Not more, as fusing the norms leaves few names as they were.
 _LEAST_SHARE = 0.05
+
+
+class _PassedOver:
+    """Stands for whatever a file calls by a name, and does nothing."""
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+#: What training scripts keep beside the weights: timm's their arguments, in a class without behaviour; mmengine's their
+#: log, which takes numbers of numpy's and a class of its own to read, and is nothing to us.
+_BESIDE_WEIGHTS: list[Any] = [
+    argparse.Namespace,
+    *(
+        (_PassedOver, name)
+        for name in (
+            "__builtin__.getattr",
+            "builtins.getattr",
+            "mmengine.logging.history_buffer.HistoryBuffer",
+            "numpy.dtype",
+            "numpy.ndarray",
+            *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+        )
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -61,8 +89,7 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> Mapping[str, Any
         if path.suffix == ".safetensors":
             content: Any = load_file(path)
         else:
-            # timm's training script keeps its arguments beside the weights in a Namespace, a class without behaviour.
-            with torch.serialization.safe_globals([argparse.Namespace]):
+            with torch.serialization.safe_globals(_BESIDE_WEIGHTS):
                 content = torch.load(path, "cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
     except WeightsError:
         raise

@@ -104,11 +104,6 @@ def inference_operator(check: Callable[..., object]) -> Callable[[Callable[..., 
     def register(function: Callable[..., Tensor]) -> Any:
         name = function.__name__
 
-        def compute(*args: Any) -> Tensor:
-            refuse_forward_mode(name)
-            check(*args)
-            return function(*args)
-
         def on_shapes(x: Tensor, *args: Any) -> Tensor:
             check(x, *args)
             return x.new_empty(x.shape)
@@ -122,10 +117,24 @@ def inference_operator(check: Callable[..., object]) -> Callable[[Callable[..., 
                 return operator(*args)
 
         _LIBRARY.define(f"{name}{torch.library.infer_schema(function, mutates_args=())}")
-        _LIBRARY.impl(name, compute, "CPU")
+        _LIBRARY.impl(name, _checked(name, check, function), "CPU")
         _LIBRARY.impl(name, without_gradients, "Autograd")
         torch.library.register_fake(f"mobilemamba::{name}", on_shapes, lib=_LIBRARY)
         operator = getattr(torch.ops.mobilemamba, name).default
         return operator
 
     return register
+
+
+def implement_on_cuda(name: str, check: Callable[..., object], function: Callable[..., Tensor]) -> None:
+    """Has an ``inference_operator`` computed by another function for tensors on a GPU."""
+    _LIBRARY.impl(name, _checked(name, check, function), "CUDA")
+
+
+def _checked(name: str, check: Callable[..., object], function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def compute(*args: Any) -> Tensor:
+        refuse_forward_mode(name)
+        check(*args)
+        return function(*args)
+
+    return compute

@@ -193,6 +193,15 @@ def test_a_file_that_may_not_be_read(name: str, tmp_path: Path, monkeypatch: pyt
             read(path)
 
 
+def test_the_log_that_mmengines_training_keeps_is_passed_over(shared: Path) -> None:
+    path = shared / "parity" / "dense" / "wrapped_tiny.pth"
+    if not path.is_file():
+        pytest.skip(f"no {path.name} in the optional test data")
+    found = find_tensors(path, ["backbone.weight", "neck.weight"])
+    assert list(found.state)[:3] == ["backbone.weight", "backbone.bias", "neck.weight"]
+    assert all(isinstance(tensor, torch.Tensor) for tensor in found.state.values())
+
+
 def test_the_message_about_code_names_it_and_gives_no_dangerous_advice(tmp_path: Path) -> None:
     torch.save({"net": torch.nn.ReLU()}, tmp_path / "own.pth")
     with pytest.raises(WeightsError, match=r"it holds more than tensors \(torch.nn.modules.activation.ReLU\)") as error:

@@ -1,6 +1,7 @@
 """One way to choose for every operation: by name, by itself, or PyTorch's own operators alone."""
 
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import timm
@@ -106,18 +107,30 @@ def test_nothing_is_copied_from_host_to_device(choices: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("directions", [1, 2, 4])
-def test_no_backend_of_the_scan_makes_a_tensor_elsewhere(directions: int) -> None:
+def test_no_backend_of_the_scan_makes_a_tensor_elsewhere(directions: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What an operator does inside cannot be seen on the meta device: its parts are called themselves."""
-    from mobilemamba.ops.selective_scan import ScanInputs, chunked, definition
+    from mobilemamba.ops.scan_norm_gate import triton as fused_scan
+    from mobilemamba.ops.selective_scan import ScanInputs, chunked, definition, triton
 
+    kernels = MagicMock(), MagicMock()
+    monkeypatch.setattr(triton, "_kernels", lambda: kernels)
     x = torch.empty(2, 6, 4, device="meta")
     per_channel, state = x.new_empty(directions, 4), x.new_empty(2, directions, 6, 1)
     dt = x.new_empty(2, directions, 6, 4)
     inputs = ScanInputs(x, dt, per_channel[..., None], state, state, per_channel, per_channel)
     with OneDevice():
-        for scan in (chunked.forward, definition.forward):
+        for scan in (chunked.forward, definition.forward, triton.forward):
             assert scan(inputs, (2, 3)).shape == x.shape
-        assert chunked.backward(x, inputs, (2, 3))[0].shape == x.shape
+        for gradients in (chunked.backward, triton.backward):
+            assert [g.shape for g in gradients(x, inputs, (2, 3))] == [x.shape for x in inputs]
+    for kernel in kernels:
+        (launch,) = kernel.__getitem__.return_value.call_args_list  # all directions at once
+        assert all(v.device.type == "meta" for v in launch.args if isinstance(v, Tensor))
+    monkeypatch.setattr(fused_scan, "_kernel", MagicMock())
+    maps, projected = x.unflatten(1, (2, 3)), x.new_empty(2, 2, 3, directions * 3)
+    weights = per_channel[:, None], per_channel[..., None], per_channel, per_channel, x.new_empty(4), x.new_empty(4)
+    with OneDevice():
+        assert fused_scan.compute(maps, projected, maps, *weights, 1e-5).shape == maps.shape
 
 
 # PyTorch's own operators alone

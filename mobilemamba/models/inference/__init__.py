@@ -72,7 +72,7 @@ def for_inference(
         The copy, on the device; and what was done to it in words, and why no more.
     """
     how = "norms folded"
-    if device.type == "cpu" and isinstance(network, MobileMamba):
+    if device.type == "cpu" and any(isinstance(module, MobileMamba) for module in network.modules()):
         reason = _why_not(network, dtype) if dtype in DTYPES else f"it is to run in {dtype}"
         if reason is None:
             return optimize_for_inference(network, dtype), "optimized for inference"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mobilemamba.ops.backends import Backends, standard_only
 from mobilemamba.ops.native import library
-from mobilemamba.ops.scan_norm_gate import native
+from mobilemamba.ops.scan_norm_gate import native, triton
 from mobilemamba.ops.selective_scan import selective_scan_2d
 
 
@@ -57,4 +57,4 @@ def definition(
     return (normed * F.silu(gate)).to(u_BHWD.dtype)
 
 
-scan_norm_gate = Backends("scan, norm, gate", definition, library.backend(native.scan_norm_gate))
+scan_norm_gate = Backends("scan, norm, gate", definition, library.backend(native.scan_norm_gate), triton.BACKEND)

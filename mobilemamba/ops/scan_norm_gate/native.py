@@ -16,7 +16,8 @@ _LAYOUT = {"u": "BHWD", "gate": "BHWD", "dt_weight": "KRD", "A": "KDN", "D": "KD
 _LAYOUT |= {"norm_weight": "D", "norm_bias": "D"}
 
 
-def _check(u: Tensor, projected: Tensor, gate: Tensor, *others: Any) -> None:
+def check_arguments(u: Tensor, projected: Tensor, gate: Tensor, *others: Any) -> None:
+    """Of the operator, on any device."""
     sizes = check("scan_norm_gate", _LAYOUT, (u, gate, *others[:6]))
     directions, rank, d_state = (sizes[letter] for letter in "KRN")
     check_directions(directions)
@@ -26,7 +27,7 @@ def _check(u: Tensor, projected: Tensor, gate: Tensor, *others: Any) -> None:
     check("scan_norm_gate", {"u": "BHWD", "projected": "BHWP"}, (u, projected), P=projections)
 
 
-@inference_operator(_check)
+@inference_operator(check_arguments)
 def scan_norm_gate(
     u_BHWD: Tensor,
     projected_BHWC: Tensor,

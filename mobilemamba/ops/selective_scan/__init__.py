@@ -26,7 +26,7 @@ from mobilemamba.ops.backends import Backend, Backends, standard_only
 from mobilemamba.ops.native import library
 from mobilemamba.ops.operator import without_autocast
 from mobilemamba.ops.scan_order import check_directions
-from mobilemamba.ops.selective_scan import chunked, definition, mamba_ssm, native
+from mobilemamba.ops.selective_scan import chunked, definition, mamba_ssm, native, triton
 from mobilemamba.ops.selective_scan.definition import ScanInputs
 from mobilemamba.ops.transforms import refuse_forward_mode, refuse_second_derivative, refuse_transforms
 
@@ -35,6 +35,7 @@ BACKENDS = Backends(
     definition.forward,
     mamba_ssm.BACKEND,
     library.backend(native.forward, native.backward),
+    triton.BACKEND,
     Backend("chunked", "plain PyTorch, any device", chunked.forward, chunked.backward),
 )
 

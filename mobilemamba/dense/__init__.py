@@ -1,0 +1,6 @@
+"""Networks for dense prediction: backbones of timm's with necks and heads."""
+
+from mobilemamba.dense.backbone import create_backbone, load_backbone
+from mobilemamba.dense.segmenter import SEGMENTATION_HEADS, Segmenter, create_segmenter
+
+__all__ = ["SEGMENTATION_HEADS", "Segmenter", "create_backbone", "create_segmenter", "load_backbone"]

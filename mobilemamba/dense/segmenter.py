@@ -1,0 +1,171 @@
+"""Networks for semantic segmentation: a backbone of timm's, a neck if there is one, and heads.
+
+picture (B, in_chans, H, W)
+  backbone               maps, the finest first
+  neck                   levels of a pyramid; semantic_fpn only
+  head                   logits at a map's size, then at the picture's
+  auxiliary_head         the same from the last map but one, in training
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mobilemamba.dense.backbone import create_backbone
+from mobilemamba.dense.classifier import AuxiliaryHead
+from mobilemamba.dense.deeplabv3 import DeepLabV3Head
+from mobilemamba.dense.pooled import resize
+from mobilemamba.dense.pspnet import PSPNetHead
+from mobilemamba.dense.release_names import ours_to_release, release_to_ours
+from mobilemamba.dense.semantic_fpn import FPN, SemanticFPNHead
+from mobilemamba.errors import ConfigError
+from mobilemamba.layers.conv_norm import ConvNorm
+from mobilemamba.models.config import ArchOverrides
+from mobilemamba.models.inference.packed import is_traced
+from mobilemamba.models.mobilemamba import MobileMamba
+from mobilemamba.models.release_names import Released, StateDict
+
+_ON_LAST_MAP: dict[str, Callable[..., nn.Module]] = {"deeplabv3": DeepLabV3Head, "pspnet": PSPNetHead}
+SEGMENTATION_HEADS = (*_ON_LAST_MAP, "semantic_fpn")
+#: Side of the smallest picture, half of the coarsest map's usual stride.
+_SMALLEST = 32
+#: A pyramid has this many levels at most, none of a stride below this, all of this many channels.
+_LEVELS, _FINEST, _NECK_DIM = 4, 4, 256
+
+
+class Segmenter(Released):
+    """Pictures (B, in_chans, H, W) of any size from 32 px a side to logits (B, classes, H, W); nothing is padded.
+
+    Args:
+        backbone: Pictures to a list of maps, of :func:`~mobilemamba.dense.backbone.create_backbone`.
+        head: Maps to logits, by its ``classifier`` at last.
+        neck: Maps to those that the head reads; without one it reads the backbone's.
+        auxiliary_head: The backbone's maps to logits, for a second loss in training.
+
+    Raises:
+        ConfigError: If pictures are too small, or in training too few for the norms.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        neck: nn.Module | None = None,
+        auxiliary_head: nn.Module | None = None,
+    ):
+        super().__init__()
+        self.backbone = backbone
+        self.neck = neck
+        self.head = head
+        self.auxiliary_head = auxiliary_head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._logits(x, auxiliary=False)[0]
+
+    def forward_heads(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The head's logits, then the auxiliary head's if there is one, (B, classes, H, W) each: for a training."""
+        return self._logits(x, auxiliary=True)
+
+    def _logits(self, x: Tensor, *, auxiliary: bool) -> tuple[Tensor, ...]:
+        height, width = x.shape[-2:]
+        if min(height, width) < _SMALLEST:
+            raise ConfigError(f"pictures of {width} x {height} px: expected {_SMALLEST} a side or more; enlarge them")
+        try:
+            maps = self.backbone(x)
+            logits = [self.head(maps if self.neck is None else self.neck(maps))]
+            if auxiliary and self.auxiliary_head is not None:
+                logits.append(self.auxiliary_head(maps))
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ConfigError(
+                f"a batch of one picture of {width} x {height} px: the norms need more than one number a channel to "
+                "train on, and an average of the whole picture has no more; train on two pictures at a time or more"
+            ) from error
+        except AssertionError as error:  # timm's transformers of one size
+            raise ConfigError(f"pictures of {width} x {height} px do not suit the backbone: {error}") from error
+        if not (self.training or is_traced()):  # channels last: half the time to resize, a fifth to find the best class
+            logits = [each.contiguous(memory_format=torch.channels_last) for each in logits]
+        return tuple(resize(each, (height, width)) for each in logits)
+
+    def get_classifier(self) -> tuple[nn.Module, ...]:
+        """The 1x1 convolutions that give the logits; timm's name for what a new number of classes replaces."""
+        heads: list[Any] = [self.head] if self.auxiliary_head is None else [self.head, self.auxiliary_head]
+        return tuple(head.classifier[-1] for head in heads)
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that decay would harm, by the backbone's own account."""
+        model: Any = self.backbone.model
+        return {f"backbone.model.{name}" for name in getattr(model, "no_weight_decay", set)()}
+
+    def from_release(self, state: StateDict) -> StateDict:
+        model = self.backbone.model
+        return release_to_ours(state, model.config.directions if isinstance(model, MobileMamba) else 1)
+
+    def to_release(self, state: StateDict) -> StateDict:
+        return ours_to_release(state)
+
+
+def create_segmenter(
+    head: str,
+    backbone: str,
+    num_classes: int,
+    *,
+    auxiliary: bool = False,
+    head_dim: int | None = None,
+    arch: ArchOverrides | None = None,
+    in_chans: int = 3,
+    drop_path_rate: float = 0.0,
+    output_stride: int | None = None,
+) -> Segmenter:
+    """Builds a network for semantic segmentation, freshly initialised.
+
+    Args:
+        head: One of ``SEGMENTATION_HEADS``.
+        backbone: Any timm model that gives maps.
+        num_classes: Classes.
+        auxiliary: A second head, for the loss in training.
+        head_dim: Width of the head; by default the paper's, 256, and 128 of ``semantic_fpn``.
+        arch: Architecture choices, for a mobilemamba backbone only.
+        in_chans: Channels of a picture.
+        drop_path_rate: Stochastic depth of the backbone; 0.03 in the paper's trainings.
+        output_stride: Stride of the coarsest map, for backbones whose last stages can be dilated instead.
+
+    Raises:
+        ConfigError: If one of these is unknown or does not fit the others.
+    """
+    if head not in SEGMENTATION_HEADS:
+        near = difflib.get_close_matches(head, SEGMENTATION_HEADS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"head {head!r}: expected one of: {', '.join(SEGMENTATION_HEADS)}{hint}")
+    for name, value in (("num_classes", num_classes), ("head_dim", head_dim)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name}={value}: expected 1 or more")
+    extractor: Any = create_backbone(backbone, arch, in_chans, drop_path_rate, output_stride)
+    channels: list[int] = extractor.feature_info.channels()
+    strides: list[int] = extractor.feature_info.reduction()
+    if auxiliary and len(channels) < 2:
+        raise ConfigError(f"auxiliary=True: it reads the last map but one, and {backbone} gives one only; leave it out")
+    width = {} if head_dim is None else {"dim": head_dim}
+    neck: nn.Module | None = None
+    if head in _ON_LAST_MAP:
+        decoder = _ON_LAST_MAP[head](channels, num_classes, **width)
+    else:
+        levels = [level for level, stride in enumerate(strides) if stride >= _FINEST][-_LEVELS:]
+        if len(levels) < 2:
+            raise ConfigError(
+                f"{head} joins 2 maps or more of stride {_FINEST} and above, and {backbone} gives {len(levels)}; "
+                f"choose another backbone, or a head of: {', '.join(_ON_LAST_MAP)}"
+            )
+        neck = FPN([channels[level] for level in levels], _NECK_DIM)
+        decoder = SemanticFPNHead(_NECK_DIM, [strides[level] for level in levels], num_classes, **width)
+    segmenter = Segmenter(extractor, decoder, neck, AuxiliaryHead(channels, num_classes) if auxiliary else None)
+    for module in (*segmenter.head.modules(), *(segmenter.auxiliary_head or nn.Identity()).modules()):
+        if isinstance(module, ConvNorm):
+            nn.init.kaiming_normal_(module.conv.weight, mode="fan_out", nonlinearity="relu")
+    return segmenter

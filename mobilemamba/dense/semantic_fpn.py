@@ -1,0 +1,60 @@
+"""Semantic FPN (Kirillov et al., "Panoptic Feature Pyramid Networks", 2019): a pyramid and a head on its levels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torchvision.ops import FeaturePyramidNetwork
+
+from mobilemamba.dense.classifier import PixelClassifier
+from mobilemamba.dense.pooled import resize
+from mobilemamba.layers.conv_norm import ConvNorm
+
+
+class FPN(FeaturePyramidNetwork):
+    """torchvision's pyramid over the last of a list of maps, finest first; each to (B, D, h, w) of its own size.
+
+    Args:
+        channels: Channels of each of the maps it takes.
+        dim: Channels D of the levels.
+    """
+
+    def __init__(self, channels: Sequence[int], dim: int = 256):
+        super().__init__(list(channels), dim)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        taken = maps[-len(self.inner_blocks) :]
+        return list(super().forward({str(level): x for level, x in enumerate(taken)}).values())
+
+
+class SemanticFPNHead(nn.Module):
+    """Each level brought to the finest one's size, a 3x3 ConvNorm and a doubling at a time, and their sum classified.
+
+    Args:
+        in_chans: Channels of every level.
+        strides: Stride of each of them, the finest first.
+        num_classes: Classes.
+        dim: Width.
+    """
+
+    def __init__(self, in_chans: int, strides: Sequence[int], num_classes: int, dim: int = 128):
+        super().__init__()
+        self.levels = nn.ModuleList()
+        for stride in strides:
+            doublings = (stride // strides[0]).bit_length() - 1
+            level: list[nn.Module] = []
+            for step in range(max(1, doublings)):
+                level.append(ConvNorm(in_chans if step == 0 else dim, dim, 3, relu=True))
+                if doublings:
+                    level.append(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
+            self.levels.append(nn.Sequential(*level))
+        self.classifier = PixelClassifier(dim, num_classes)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        finest, *coarser = (level(x) for level, x in zip(self.levels, maps, strict=True))
+        # Twice the size of a map whose sides were odd before they were halved is a pixel too many.
+        return self.classifier(sum((resize(x, finest.shape[-2:]) for x in coarser), start=finest))

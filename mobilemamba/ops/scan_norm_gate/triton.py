@@ -1,0 +1,87 @@
+"""SS2D between its projections by two Triton kernels: the scan with its step sizes, then LayerNorm and gate.
+
+The norm is over all channels of a position, and the scan's programs have some channels each. Without gradients.
+"""
+
+# The kernel's arguments have no annotations, as Triton would read them.
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mobilemamba.ops import jit
+from mobilemamba.ops.operator import implement_on_cuda
+from mobilemamba.ops.scan_norm_gate import native
+from mobilemamba.ops.selective_scan.definition import ScanInputs
+from mobilemamba.ops.selective_scan.triton import forward_low_rank, padded
+
+tl: Any = None  # triton.language, once the kernel is asked for
+constexpr = Any  # Triton goes by the annotation's name
+
+
+def _norm_gate(
+    x, gate, weight, bias, eps, y, length, channels, gate_stride_b, gate_stride_l, gate_stride_d, BLOCK: constexpr
+):
+    """``y = LayerNorm(x) * SiLU(gate)``; a program has one position."""
+    row, d = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    has_d = d < channels
+    x_d = tl.load(x + row * channels + d, has_d, 0.0)
+    weight_d, bias_d = tl.load(weight + d, has_d, 0.0), tl.load(bias + d, has_d, 0.0)
+    gate += row // length * gate_stride_b + row % length * gate_stride_l + d * gate_stride_d
+    gate_d = tl.load(gate, has_d, 0.0).to(tl.float32)
+    centred_d = tl.where(has_d, x_d - tl.sum(x_d, 0) / channels, 0.0)
+    variance = tl.sum(centred_d * centred_d, 0) / channels
+    normed_d = centred_d / tl.sqrt(variance + eps) * weight_d + bias_d
+    tl.store(y + row * channels + d, normed_d * (gate_d / (1 + tl.exp(-gate_d))), has_d)
+
+
+@cache
+def _kernel() -> Any:
+    return jit.compiled(globals(), _norm_gate)[0]
+
+
+def compute(
+    u_BHWD: Tensor,
+    projected_BHWC: Tensor,
+    gate_BHWD: Tensor,
+    dt_weight_KRD: Tensor,
+    A_KDN: Tensor,
+    D_KD: Tensor,
+    dt_bias_KD: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    norm_eps: float,
+) -> Tensor:
+    """Arguments and result as in the package's function."""
+    (directions, rank, _), d_state = dt_weight_KRD.shape, A_KDN.shape[2]
+    parts = projected_BHWC.flatten(1, 2).unflatten(2, (directions, -1)).transpose(1, 2)
+    dt, B, C = parts.split([rank, d_state, d_state], dim=-1)
+    inputs = ScanInputs(u_BHWD.flatten(1, 2), dt, A_KDN, B, C, D_KD, dt_bias_KD)
+    scanned_BLD = forward_low_rank(inputs, dt_weight_KRD, u_BHWD.shape[1:3])
+    batch, length, width = scanned_BLD.shape
+    gate, y = gate_BHWD.flatten(1, 2), u_BHWD.new_empty(u_BHWD.shape)
+    weight, bias = (v.float().contiguous() for v in (norm_weight, norm_bias))
+    with torch.cuda.device_of(y):
+        _kernel()[(batch * length,)](
+            scanned_BLD,
+            gate,
+            weight,
+            bias,
+            norm_eps,
+            y,
+            length,
+            width,
+            *gate.stride(),
+            BLOCK=padded(width),
+            num_warps=4,
+        )
+    return y
+
+
+implement_on_cuda("scan_norm_gate", native.check_arguments, compute)
+
+BACKEND = jit.backend(native.scan_norm_gate)  # the operator, one for all devices

@@ -1,0 +1,202 @@
+"""The Triton scan without a GPU: its numbers by Triton's interpreter, and what its compiler makes of the kernels."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mobilemamba.errors import BackendUnavailableError
+from mobilemamba.ops import jit
+from mobilemamba.ops.backends import forget_choices
+from mobilemamba.ops.scan_norm_gate import triton as fused_scan
+from mobilemamba.ops.selective_scan import BACKENDS, selective_scan_2d
+from mobilemamba.ops.selective_scan import triton as scan
+from mobilemamba.ops.selective_scan.definition import ScanInputs
+from tests.ops.scans import NAMES, assert_near, make_map_inputs
+from tests.ops.test_inference import make_scan
+
+CUDA = torch.device("cuda")
+
+
+@pytest.mark.slow
+def test_by_the_interpreter() -> None:
+    pytest.importorskip("triton", reason="Triton is for Linux")
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/ops/triton_interpreted.py"]
+    run = subprocess.run(
+        command, cwd=root, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout
+    assert re.search(r"^\d+ passed(, \d+ warnings)? in", run.stdout, re.MULTILINE), run.stdout  # and none left out
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("side", "directions", "width", "d_state"),
+    [(1, 1, 30, 1), (3, 2, 448, 1), (14, 2, 320, 1), (15, 4, 70, 16), (32, 2, 224, 4)],
+    ids=str,
+)
+def test_on_a_gpu(side: int, directions: int, width: int, d_state: int, dtype: torch.dtype) -> None:
+    """Output and gradients, twice the same."""
+    inputs = [x.detach() for x in make_map_inputs(2, directions, width, d_state, (side, side), dtype)]
+    weights = torch.randn(inputs[0].shape).to(dtype)
+
+    def results(backend: str, device: str, dtype: torch.dtype | None = None) -> list[torch.Tensor]:
+        leaves = [x.to(device, dtype).requires_grad_() for x in inputs]
+        y = selective_scan_2d(*leaves, size=(side, side), backend=backend)
+        return [x.cpu() for x in (y, *torch.autograd.grad(y, leaves, weights.to(y)))]
+
+    ours = results("triton", "cuda")
+    assert all(torch.equal(a, b) for a, b in zip(ours, results("triton", "cuda"), strict=True))
+    tolerance = 1e-5 if dtype == torch.float32 else torch.finfo(dtype).eps
+    exact = results("reference", "cpu", torch.float64)
+    for what, a, b in zip(("y", *NAMES), ours, exact, strict=True):
+        assert_near(a, b, tolerance, what)
+
+
+# What the compiler makes of it
+
+
+class Launch:
+    """In a kernel's place: keeps what it is called with."""
+
+    def __getitem__(self, grid: tuple[int, int]) -> Any:
+        self.grid = grid
+        return self
+
+    def __call__(self, *arguments: Any, num_warps: int, **constants: Any) -> None:
+        self.arguments, self.num_warps, self.constants = arguments, num_warps, constants
+
+
+def launches(dtype: torch.dtype, directions: int, width: int, d_state: int, side: int) -> Iterator[tuple[Any, Launch]]:
+    """Each kernel, and how it would be called for a network's scan; the last two for its inference."""
+    size = (side, side)
+    x = ScanInputs(*(v.detach().to("meta") for v in make_map_inputs(2, directions, width, d_state, size, dtype)))
+    fused = [v.to("meta") for v in make_scan(directions, width, d_state, width // 32, size, dtype)]
+    (forward, backward), norm_gate = scan._kernels(), fused_scan._kernel()
+    kept = [Launch() for _ in range(4)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scan, "_kernels", lambda: kept[:2])
+        scan.backward(scan.forward(x, size), x, size)
+        patch.setattr(scan, "_kernels", lambda: kept[2:])
+        patch.setattr(fused_scan, "_kernel", lambda: kept[3])
+        fused_scan.compute(*fused, 1e-5)
+    return zip((forward, backward, forward, norm_gate), kept, strict=True)
+
+
+def compiled(kernel: Any, launch: Launch, capability: int) -> bytes:
+    """The machine code for a GPU, specialised as a launch there does."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    types = {int: "i32", float: "fp32"}
+    pointers = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
+    signature, constants, attributes = {}, dict(launch.constants), {}
+    for i, (name, value) in enumerate(zip(kernel.arg_names, launch.arguments, strict=False)):
+        signature[name] = pointers[value.dtype] if isinstance(value, torch.Tensor) else types[type(value)]
+        if isinstance(value, int) and value == 1:
+            constants[name] = value
+        elif isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
+            attributes[i,] = [["tt.divisibility", 16]]
+    signature |= dict.fromkeys(constants, "constexpr")
+    source = triton.compiler.ASTSource(kernel, signature, constants, attributes)
+    return triton.compile(source, GPUTarget("cuda", capability, 32), {"num_warps": launch.num_warps}).asm["cubin"]
+
+
+def resources(cubin: bytes, folder: Path) -> dict[str, int]:
+    """Registers a thread, and the bytes of stack and local memory that stand for more of them."""
+    import triton
+
+    file, reader = folder / "kernel.cubin", Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    if not reader.is_file():
+        pytest.skip("this Triton has no cuobjdump")
+    file.write_bytes(cubin)
+    usage = subprocess.run([reader, "-res-usage", file], capture_output=True, text=True, check=True).stdout
+    return {name: int(number) for name, number in re.findall(r"\b([A-Z]+):(\d+)", usage)}
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(
+    ("dtype", "directions", "width", "d_state", "side"),
+    [
+        (torch.float16, 2, 320, 1, 14),  # S6
+        (torch.float32, 2, 448, 1, 3),  # T2
+        (torch.bfloat16, 4, 544, 16, 32),
+    ],
+    ids=str,
+)
+def test_the_kernels_compile_and_spill_nothing(
+    dtype: torch.dtype,
+    directions: int,
+    width: int,
+    d_state: int,
+    side: int,
+    capability: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("triton", reason="Triton is for Linux")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    for kernel, launch in launches(dtype, directions, width, d_state, side):
+        used = resources(compiled(kernel, launch, capability), tmp_path)
+        assert used["STACK"] == used["LOCAL"] == 0
+        assert 0 < used["REG"] <= (96 if d_state == 1 else 192)
+
+
+# Where it runs
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "d_state", "reason"),
+    [
+        ("cpu", torch.float32, 1, "the tensors are on cpu, and its kernels need cuda"),
+        ("cuda", torch.float64, 1, "its kernels compute in single precision, float64 is not theirs"),
+        ("cuda", torch.float32, 17, "d_state=17 exceeds the kernels' 16"),
+        ("cuda", torch.float32, 16, None),
+        ("cuda", torch.bfloat16, 1, "its kernels need compute capability 8.0 for bfloat16, and this is 7.5"),
+    ],
+)
+def test_it_says_why_not(
+    device: str, dtype: torch.dtype, d_state: int, reason: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton", reason="Triton is for Linux")
+    monkeypatch.setattr(jit, "_why_no_driver", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert scan.unavailable(torch.device(device), dtype, d_state) == reason
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so_in_one_line() -> None:
+    pytest.importorskip("triton", reason="Triton is for Linux")
+    with pytest.raises(
+        BackendUnavailableError, match=r"'triton' cannot run here: Triton cannot reach a GPU \(.*\)"
+    ) as e:
+        BACKENDS.choose("triton", CUDA, torch.float32)
+    assert "\n" not in str(e.value)
+
+
+def test_without_triton_the_scan_is_plain_pytorch_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jit, "find_spec", lambda name: None)
+    forget_choices()
+    kernel = BACKENDS.explain("auto", CUDA, torch.float32, d_state=1)
+    assert kernel.runs in ("chunked", "mamba_ssm")
+    assert "Triton is not installed" in (scan.unavailable(CUDA, torch.float32) or "")
+    with pytest.raises(BackendUnavailableError, match="Triton is not installed"):
+        BACKENDS.choose("triton", CUDA, torch.float32)
+
+
+def test_auto_takes_it_on_a_gpu_for_what_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton", reason="Triton is for Linux")
+    monkeypatch.setattr(jit, "_why_no_driver", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setitem(sys.modules, "selective_scan_cuda", None)
+    forget_choices()
+    for d_state, backend in ((1, "triton"), (16, "triton"), (17, "chunked")):
+        assert BACKENDS.choose("auto", CUDA, torch.bfloat16, d_state=d_state).name == backend

@@ -1,0 +1,153 @@
+"""The Triton scan by Triton's interpreter, which must be on before it is imported: a process of its own runs this."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from mobilemamba.ops.scan_norm_gate import definition as norm_gate_definition
+from mobilemamba.ops.scan_norm_gate import triton as norm_gate
+from mobilemamba.ops.selective_scan import selective_scan, selective_scan_2d
+from tests.ops.recurrences import gradients
+from tests.ops.scans import assert_near, assert_rounds_to, make_inputs, make_map_inputs, poisoned_memory
+from tests.ops.test_inference import ARRANGEMENTS, make_scan
+
+# fp16 and bf16 round the results; bf16 is cut off where a GPU rounds.
+TOLERANCES = {torch.float32: 1e-5, torch.float16: 2**-10, torch.bfloat16: 2**-7}
+
+
+def scan(backend: str, size: tuple[int, int]) -> Callable[..., Tensor]:
+    return lambda *inputs: selective_scan_2d(*inputs, size=size, backend=backend)
+
+
+def assert_agrees(inputs: list[Tensor], size: tuple[int, int], least: float = 1.0) -> None:
+    with poisoned_memory():
+        assert_rounds_to(scan("triton", size), scan("reference", size), inputs, TOLERANCES[inputs[0].dtype], least)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize(
+    ("batch", "size", "directions", "width", "d_state"),
+    [
+        (1, (1, 1), 1, 1, 1),
+        (2, (1, 7), 2, 16, 1),
+        (1, (5, 3), 4, 31, 3),
+        (1, (4, 4), 1, 17, 16),
+        (1, (2, 3), 4, 40, 4),  # two blocks of channels
+    ],
+    ids=str,
+)
+def test_output_and_gradients(
+    batch: int, size: tuple[int, int], directions: int, width: int, d_state: int, dtype: torch.dtype
+) -> None:
+    assert_agrees(make_map_inputs(batch, directions, width, d_state, size, dtype), size)
+
+
+def test_a_map_of_the_network_s() -> None:
+    assert_agrees(make_map_inputs(1, 2, 64, 1, (7, 7), torch.float16), (7, 7))
+
+
+def test_sequences() -> None:
+    inputs = make_inputs(2, 3, 5, 2, 7, torch.float32)
+    functions = (lambda *x, backend=backend: selective_scan(*x, backend=backend) for backend in ("triton", "reference"))
+    with poisoned_memory():
+        assert_rounds_to(*functions, inputs, 1e-5)
+
+
+def transposed(x: Tensor) -> Tensor:
+    return x.transpose(0, -1).contiguous().transpose(0, -1)
+
+
+def every_other(x: Tensor) -> Tensor:
+    return torch.stack([x, x.new_full(x.shape, torch.nan)], -1)[..., 0]
+
+
+def expanded(x: Tensor) -> Tensor:
+    return x[:, :1].expand_as(x)
+
+
+@pytest.mark.parametrize("arrange", [transposed, every_other, expanded], ids=lambda f: f.__name__)
+def test_inputs_and_gradients_of_any_strides(arrange: Callable[[Tensor], Tensor]) -> None:
+    size = (2, 3)
+    inputs = [x.detach() for x in make_map_inputs(2, 2, 20, 2, size, torch.float32)]
+    inputs = [-arrange(x).abs() if i == 2 else arrange(x) for i, x in enumerate(inputs)]
+    assert_agrees(inputs, size)
+    weights, inputs = arrange(torch.randn(2, 6, 20)), [x.requires_grad_() for x in inputs]
+    theirs = gradients(scan("reference", size), inputs, weights)
+    torch.testing.assert_close(gradients(scan("triton", size), inputs, weights), theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_inputs_of_several_precisions() -> None:
+    inputs = make_map_inputs(1, 2, 20, 2, (2, 3), torch.float32)
+    for i in (0, 3, 4):
+        inputs[i] = inputs[i].detach().half().requires_grad_()
+    assert_agrees(inputs, (2, 3))
+
+
+@pytest.mark.parametrize("shift", [-100.0, -30.0, 30.0, 100.0])
+def test_extreme_step_sizes(shift: float) -> None:
+    inputs = make_map_inputs(1, 2, 20, 2, (2, 3), torch.float32)
+    with torch.no_grad():
+        inputs[1] += shift
+    assert_agrees(inputs, (2, 3), least=1e-30)
+
+
+@pytest.mark.parametrize("position", range(7))
+def test_nan_reaches_the_output(position: int) -> None:
+    inputs = [x.detach() for x in make_map_inputs(1, 1, 20, 1, (1, 3), torch.float32)]
+    inputs[position].view(-1)[0] = torch.nan
+    expected = scan("reference", (1, 3))(*inputs).isnan()
+    assert expected.any()
+    assert torch.equal(scan("triton", (1, 3))(*inputs).isnan(), expected)
+
+
+@pytest.mark.parametrize(("batch", "size"), [(0, (3, 2)), (2, (0, 3)), (0, (0, 0))], ids=str)
+def test_nothing_to_scan(batch: int, size: tuple[int, int]) -> None:
+    inputs = make_map_inputs(batch, 4, 5, 3, size, torch.float32)
+    with poisoned_memory():
+        y = scan("triton", size)(*inputs)
+        grads = gradients(scan("triton", size), inputs, torch.ones_like(y))
+    assert y.shape == inputs[0].shape
+    assert [g.shape for g in grads] == [x.shape for x in inputs]
+    assert not any(g.any() for g in grads)  # NaN is true
+
+
+def test_same_bits_in_every_run() -> None:
+    inputs, size = make_map_inputs(2, 2, 40, 2, (2, 3), torch.float16), (2, 3)
+    weights = torch.randn(inputs[0].shape).half()
+    first, second = ([scan("triton", size)(*inputs), *gradients(scan("triton", size), inputs, weights)] for _ in "12")
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+# Scan, LayerNorm, gate
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize(
+    ("size", "directions", "width", "d_state", "rank"),
+    [((1, 1), 1, 5, 1, 1), ((2, 3), 4, 40, 2, 5), ((3, 2), 2, 9, 20, 4)],
+    ids=str,
+)
+def test_scan_norm_gate(
+    size: tuple[int, int], directions: int, width: int, d_state: int, rank: int, dtype: torch.dtype
+) -> None:
+    inputs = make_scan(directions, width, d_state, rank, size, dtype)
+    with poisoned_memory():
+        y = norm_gate.compute(*inputs, 1e-5)
+    assert y.dtype == dtype
+    assert_near(y, norm_gate_definition(*(x.double() for x in inputs), 1e-5), TOLERANCES[dtype])
+
+
+@ARRANGEMENTS
+def test_scan_norm_gate_of_any_strides(arrange: Callable[[Tensor], Tensor]) -> None:
+    inputs = make_scan(2, 20, 2, 3, (2, 3), torch.float32)
+    inputs[:3] = [arrange(x) for x in inputs[:3]]
+    exact = norm_gate_definition(*(x.double() for x in inputs), 1e-5)
+    assert_near(norm_gate.compute(*inputs, 1e-5), exact, 1e-5)
+
+
+def test_scan_norm_gate_of_nothing() -> None:
+    inputs = make_scan(2, 20, 2, 3, (5, 6), torch.float32)
+    assert norm_gate.compute(*(x[:0] for x in inputs[:3]), *inputs[3:], 1e-5).shape == (0, 5, 6, 20)
+    assert norm_gate.compute(*(x[:, :0] for x in inputs[:3]), *inputs[3:], 1e-5).shape == (2, 0, 6, 20)
