@@ -1,4 +1,5 @@
 import json
+import multiprocessing
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -218,21 +219,34 @@ def watch(module: Recorder, folder: Path) -> Callable[[], None]:
     return note
 
 
+def train_on_two_processes(folder: Path, ckpt_path: Path | None = None) -> None:
+    folder.mkdir()
+    module = Recorder()
+    module.on_train_end = watch(module, folder)  # type: ignore[method-assign]
+    every = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)
+    options: dict[str, Any] = {"strategy": "ddp_fork", "devices": 2, "num_sanity_val_steps": 0, "max_epochs": 2}
+    trainer(folder, callbacks=[every], enable_checkpointing=True, **options).fit(
+        module, sample(batch_size=667), ckpt_path=ckpt_path, weights_only=True
+    )
+
+
+def train_and_resume(folder: Path) -> None:
+    train_on_two_processes(folder / "whole")
+    train_on_two_processes(folder / "resumed", folder / "whole" / "step=8.ckpt")
+
+
 @pytest.mark.usefixtures("_quiet")
 @pytest.mark.skipif(not hasattr(torch.distributed, "init_process_group"), reason="torch without distributed")
 def test_two_processes_resume_and_count_each_validation_picture_once(tmp_path: Path) -> None:
-    def run(folder: Path, ckpt_path: Path | None = None) -> list[dict[str, Any]]:
-        folder.mkdir()
-        module = Recorder()
-        module.on_train_end = watch(module, folder)  # type: ignore[method-assign]
-        every = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)
-        options: dict[str, Any] = {"strategy": "ddp_fork", "devices": 2, "num_sanity_val_steps": 0, "max_epochs": 2}
-        trainer(folder, callbacks=[every], enable_checkpointing=True, **options).fit(
-            module, sample(batch_size=667), ckpt_path=ckpt_path, weights_only=True
-        )
-        return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
-
-    whole = run(tmp_path / "whole")
+    # A process of its own forks: autograd cannot in one where an earlier test has used its threads.
+    process = multiprocessing.get_context("spawn").Process(target=train_and_resume, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    whole, resumed = (
+        [json.loads((tmp_path / name / f"rank{rank}.json").read_text()) for rank in range(2)]
+        for name in ("whole", "resumed")
+    )
     assert [len(rank["seen"]) for rank in whole] == [12, 12]
     assert whole[0]["seen"] != whole[1]["seen"]
     assert sorted(name for rank in whole for batch in rank["described"][:6] for name in batch) == sorted(
@@ -240,7 +254,6 @@ def test_two_processes_resume_and_count_each_validation_picture_once(tmp_path: P
     )
     labels = [label for rank in whole for batch in rank["validated"][:2] for label in batch]
     assert np.bincount(labels).tolist() == [200] * 10
-    resumed = run(tmp_path / "resumed", tmp_path / "whole" / "step=8.ckpt")
     for before, after in zip(whole, resumed, strict=True):
         assert after["seen"] == before["seen"][8:]
 
