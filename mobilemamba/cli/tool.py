@@ -38,6 +38,7 @@ class ToolParser(jsonargparse.ArgumentParser):
         # Otherwise --trainer.max_epoch passes as max_epochs.
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
+    # Its further arguments pass through, whatever jsonargparse names them.
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """As ever, but ``--setting=None`` is null: what jsonargparse makes of a null for the setting of a setting."""
         if args is not None:
