@@ -27,6 +27,13 @@ def check_arguments(u: Tensor, projected: Tensor, gate: Tensor, *others: Any) ->
     check("scan_norm_gate", {"u": "BHWD", "projected": "BHWP"}, (u, projected), P=projections)
 
 
+def split_projected(projected_BHWC: Tensor, dt_weight_KRD: Tensor, A_KDN: Tensor) -> tuple[Tensor, ...]:
+    """Low-rank step sizes (B, K, L, R), then B and C (B, K, L, N): views."""
+    (directions, rank, _), d_state = dt_weight_KRD.shape, A_KDN.shape[2]
+    parts = projected_BHWC.flatten(1, 2).unflatten(2, (directions, -1)).transpose(1, 2)
+    return parts.split([rank, d_state, d_state], dim=-1)
+
+
 @inference_operator(check_arguments)
 def scan_norm_gate(
     u_BHWD: Tensor,
@@ -41,10 +48,8 @@ def scan_norm_gate(
     norm_eps: float,
 ) -> Tensor:
     """Arguments and result as in the package's function."""
-    (directions, rank, _), d_state = dt_weight_KRD.shape, A_KDN.shape[2]
-    parts = projected_BHWC.float().flatten(1, 2).unflatten(2, (directions, -1)).transpose(1, 2)
-    dt, B, C = parts.split([rank, d_state, d_state], dim=-1)
-    order = scan_order(directions, (u_BHWD.shape[1], u_BHWD.shape[2]))
+    dt, B, C = split_projected(projected_BHWC.float(), dt_weight_KRD, A_KDN)
+    order = scan_order(len(A_KDN), (u_BHWD.shape[1], u_BHWD.shape[2]))
     scan = Scan(u_BHWD.flatten(1, 2), dt, A_KDN, B, C, D_KD, dt_bias_KD, order, dt_weight_KRD)
     y = u_BHWD.new_empty(u_BHWD.shape, dtype=scan.dtype)
     scan.forward(y.flatten(1, 2), (norm_weight, norm_bias, norm_eps), gate_BHWD.flatten(1, 2))

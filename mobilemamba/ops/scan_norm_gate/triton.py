@@ -57,9 +57,7 @@ def compute(
     norm_eps: float,
 ) -> Tensor:
     """Arguments and result as in the package's function."""
-    (directions, rank, _), d_state = dt_weight_KRD.shape, A_KDN.shape[2]
-    parts = projected_BHWC.flatten(1, 2).unflatten(2, (directions, -1)).transpose(1, 2)
-    dt, B, C = parts.split([rank, d_state, d_state], dim=-1)
+    dt, B, C = native.split_projected(projected_BHWC, dt_weight_KRD, A_KDN)
     inputs = ScanInputs(u_BHWD.flatten(1, 2), dt, A_KDN, B, C, D_KD, dt_bias_KD)
     scanned_BLD = forward_low_rank(inputs, dt_weight_KRD, u_BHWD.shape[1:3])
     batch, length, width = scanned_BLD.shape
