@@ -32,8 +32,8 @@ from mobilemamba.models.release_names import Released, StateDict
 
 _ON_LAST_MAP: dict[str, Callable[..., nn.Module]] = {"deeplabv3": DeepLabV3Head, "pspnet": PSPNetHead}
 SEGMENTATION_HEADS = (*_ON_LAST_MAP, "semantic_fpn")
-#: Side of the smallest picture, half of the coarsest map's usual stride.
-_SMALLEST = 32
+#: Side in pixels of the smallest picture, half of the coarsest map's usual stride.
+SMALLEST = 32
 #: A pyramid has this many levels at most, none of a stride below this, all of this many channels.
 _LEVELS, _FINEST, _NECK_DIM = 4, 4, 256
 
@@ -73,8 +73,8 @@ class Segmenter(Released):
 
     def _logits(self, x: Tensor, *, auxiliary: bool) -> tuple[Tensor, ...]:
         height, width = x.shape[-2:]
-        if min(height, width) < _SMALLEST:
-            raise ConfigError(f"pictures of {width} x {height} px: expected {_SMALLEST} a side or more; enlarge them")
+        if min(height, width) < SMALLEST:
+            raise ConfigError(f"pictures of {width} x {height} px: expected {SMALLEST} a side or more; enlarge them")
         try:
             maps = self.backbone(x)
             logits = [self.head(maps if self.neck is None else self.neck(maps))]
