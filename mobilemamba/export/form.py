@@ -90,6 +90,8 @@ class HaarConv(nn.Module):
         conv: The original.
     """
 
+    weight: Tensor
+
     def __init__(self, conv: WaveletConv) -> None:
         super().__init__()
         self.register_buffer("weight", torch.cat([conv.weight.detach()[band::4] for band in range(4)]) / 4)
