@@ -6,6 +6,7 @@ timm, and does nothing else.
 
 from mobilemamba.allocator import keep_freed_memory
 from mobilemamba.dense import create_segmenter
+from mobilemamba.export import export_network
 from mobilemamba.models import (
     MobileMamba,
     MobileMambaConfig,
@@ -21,6 +22,7 @@ __all__ = [
     "MobileMambaConfig",
     "__version__",
     "create_segmenter",
+    "export_network",
     "fuse_norms",
     "keep_freed_memory",
     "load_network",
