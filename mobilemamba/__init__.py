@@ -5,7 +5,7 @@ timm, and does nothing else.
 """
 
 from mobilemamba.allocator import keep_freed_memory
-from mobilemamba.dense import create_segmenter
+from mobilemamba.dense import create_detector, create_segmenter
 from mobilemamba.models import (
     MobileMamba,
     MobileMambaConfig,
@@ -20,6 +20,7 @@ __all__ = [
     "MobileMamba",
     "MobileMambaConfig",
     "__version__",
+    "create_detector",
     "create_segmenter",
     "fuse_norms",
     "keep_freed_memory",
