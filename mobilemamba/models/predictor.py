@@ -53,7 +53,7 @@ class Predictor:
             topk: Most answers to give of a picture.
         """
         self.card, self.device, self.dtype, self.topk = card, device, dtype, topk
-        self.network, self.how = for_inference(network, device, dtype)
+        self.network, self.how = for_inference(network, device, dtype, cuda_graph=True)
         how = asdict(card.preprocessing)
         self._upright = how.pop("upright") is not False  # so where the weights do not say
         self._transform = eval_transform(**how)

@@ -12,13 +12,22 @@ import torch
 from torch import nn
 
 from mobilemamba.errors import ConfigError
-from mobilemamba.models import VARIANTS, MobileMamba, for_inference, fuse_norms, optimize_for_inference
+from mobilemamba.models import (
+    VARIANTS,
+    MobileMamba,
+    ModelCard,
+    Preprocessing,
+    for_inference,
+    fuse_norms,
+    optimize_for_inference,
+)
 from mobilemamba.models import inference as optimize_module
 from mobilemamba.models.inference import lay_out
 from mobilemamba.models.inference import layers as inference_layers
 from mobilemamba.models.inference import packed as inference
 from mobilemamba.models.inference.layers import InferenceMixer, InferenceMRFFI
 from mobilemamba.models.inference.packed import PackedConv, PackedLinear
+from mobilemamba.models.predictor import ClassificationPredictor
 from mobilemamba.ops import onednn
 from mobilemamba.ops.backends import Backend, Backends, forget_choices, standard_operators
 from mobilemamba.ops.native import library
@@ -421,9 +430,13 @@ def test_a_forward_pass_on_a_gpu_meets_no_number_of_the_cpu(tiny: Build, for_gpu
 def test_ours_is_chosen_on_a_gpu_where_its_kernels_run(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny()
     monkeypatch.setattr(nn.Module, "to", lambda self, *_, **__: self)
-    network, how = for_inference(model, torch.device("cuda"), torch.float16)
-    assert "norms folded, not optimized for inference" in how  # no GPU here
+    gpu = torch.device("cuda")
+    assert "norms folded, not optimized for inference" in for_inference(model, gpu, torch.float16)[1]  # none here
     monkeypatch.setitem(optimize_module._TABLES, "cuda", ())
-    network, how = for_inference(model, torch.device("cuda"), torch.float16)
-    assert how == "optimized for inference, by CUDA graphs"
-    assert not network.graphs.at_once
+    assert for_inference(model, gpu, torch.float16)[1] == "optimized for inference"
+    predictor = ClassificationPredictor(
+        model, ModelCard("mobilemamba_s6", Preprocessing.of_model("mobilemamba_s6")), gpu
+    )
+    assert predictor.how == "optimized for inference, by CUDA graphs"
+    assert not predictor.network.graphs.at_once
+    assert for_inference(nn.Sequential(model), gpu, cuda_graph=True)[1] == "optimized for inference"

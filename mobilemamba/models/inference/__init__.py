@@ -15,6 +15,7 @@ from mobilemamba.models.fuse import fuse_norms
 from mobilemamba.models.inference.graphs import CudaGraphs
 from mobilemamba.models.inference.layers import replacement
 from mobilemamba.models.mobilemamba import MobileMamba
+from mobilemamba.models.runtime import RuntimeNetwork
 from mobilemamba.ops.backends import Backends
 from mobilemamba.ops.kernels import INFERENCE
 from mobilemamba.ops.scan_norm_gate import scan_norm_gate
@@ -73,27 +74,30 @@ def optimize_for_inference(model: Model, dtype: torch.dtype = torch.float32, cud
 
 
 def for_inference(
-    network: nn.Module, device: torch.device, dtype: torch.dtype = torch.float32
+    network: nn.Module, device: torch.device, dtype: torch.dtype = torch.float32, cuda_graph: bool = False
 ) -> tuple[nn.Module, str]:
-    """A copy of the network in the form that is fastest on a device, for batches that are mostly of one size.
+    """A copy of the network in the form that is fastest on a device.
 
     Args:
         network: On the CPU or on the device.
         device: Where it is to run.
         dtype: Of its weights and pictures.
+        cuda_graph: Have a MobileMamba on a GPU called by CUDA graphs, where batches of a size follow each other.
 
     Returns:
         The copy, on the device; and what was done to it in words, and why no more.
     """
+    if isinstance(network, RuntimeNetwork):
+        return network, network.how
     how = "norms folded"
     if device.type in DTYPES and any(isinstance(module, MobileMamba) for module in network.modules()):
         known = dtype in DTYPES[device.type]
         reason = _why_not(network, device, dtype) if known else f"it is to run in {dtype}"
-        if reason is None and device.type == "cuda":
-            laid_out = lay_out(fuse_norms(network).to(device), device, dtype)  # moves a copy
-            return with_graphs(laid_out, CudaGraphs(at_once=False)), "optimized for inference, by CUDA graphs"
         if reason is None:
-            return lay_out(network, device, dtype), "optimized for inference"
+            laid_out = lay_out(fuse_norms(network).to(device), device, dtype)  # moves a copy
+            if not cuda_graph or device.type != "cuda" or not isinstance(network, MobileMamba):
+                return laid_out, "optimized for inference"
+            return with_graphs(laid_out, CudaGraphs(at_once=False)), "optimized for inference, by CUDA graphs"
         how = f"norms folded, not optimized for inference: {reason}"
     return _folded(network, device, dtype).to(memory_format=torch.channels_last), how
 
