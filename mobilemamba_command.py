@@ -37,6 +37,10 @@ COMMANDS = {
         "convert a checkpoint, e.g. of the release, to .safetensors",
         "mobilemamba.tools.conversion:convert_checkpoint",
     ),
+    "export": Command(
+        "write a network for ONNX Runtime, OpenVINO and others, checked against the original",
+        "mobilemamba.tools.export:export_network",
+    ),
     "backends": Command(
         "show which scan backends run here, and why others do not", "mobilemamba.tools.inspection:backends"
     ),

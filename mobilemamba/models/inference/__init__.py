@@ -14,6 +14,7 @@ from mobilemamba.errors import ConfigError
 from mobilemamba.models.fuse import fuse_norms
 from mobilemamba.models.inference.layers import replacement
 from mobilemamba.models.mobilemamba import MobileMamba
+from mobilemamba.models.runtime import RuntimeNetwork
 from mobilemamba.ops.kernels import INFERENCE
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -71,6 +72,8 @@ def for_inference(
     Returns:
         The copy, on the device; and what was done to it in words, and why no more.
     """
+    if isinstance(network, RuntimeNetwork):
+        return network, network.how
     how = "norms folded"
     if device.type == "cpu" and any(isinstance(module, MobileMamba) for module in network.modules()):
         reason = _why_not(network, dtype) if dtype in DTYPES else f"it is to run in {dtype}"

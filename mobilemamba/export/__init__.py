@@ -1,0 +1,9 @@
+"""Networks in the formats of other runtimes: written, checked against the original, and read again."""
+
+from mobilemamba.export.formats import FORMATS
+from mobilemamba.export.writing import Exported, export_network
+from mobilemamba.models.runtime import RUNTIMES
+
+RUNTIMES |= {suffix: form for suffix, form in FORMATS.items() if form.reads}
+
+__all__ = ["FORMATS", "Exported", "export_network"]
