@@ -4,11 +4,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mobilemamba.ops.scan_norm_gate import definition as norm_gate_definition
 from mobilemamba.ops.scan_norm_gate import triton as norm_gate
 from mobilemamba.ops.selective_scan import selective_scan, selective_scan_2d
+from mobilemamba.ops.wavelet import triton as wavelet
+from mobilemamba.ops.wavelet.definition import haar_filters, wavelet_conv
+from mobilemamba.ops.wavelet.native import by_band
 from tests.ops.recurrences import gradients
 from tests.ops.scans import assert_near, assert_rounds_to, make_inputs, make_map_inputs, poisoned_memory
 from tests.ops.test_inference import ARRANGEMENTS, make_scan
@@ -151,3 +155,58 @@ def test_scan_norm_gate_of_nothing() -> None:
     inputs = make_scan(2, 20, 2, 3, (5, 6), torch.float32)
     assert norm_gate.compute(*(x[:0] for x in inputs[:3]), *inputs[3:], 1e-5).shape == (0, 5, 6, 20)
     assert norm_gate.compute(*(x[:, :0] for x in inputs[:3]), *inputs[3:], 1e-5).shape == (2, 0, 6, 20)
+
+
+# The convolution in the wavelet domain
+
+
+def assert_wavelet_agrees(x: Tensor, weight: Tensor, grad: Tensor) -> None:
+    """Output and both gradients; that of the maps is the operator with mirrored kernels."""
+    exact = [v.detach().double().requires_grad_() for v in (x, weight)]
+    filters = haar_filters(x.shape[-1], exact[0])
+    y = wavelet_conv(exact[0].permute(0, 3, 1, 2), exact[1], filters, filters).permute(0, 2, 3, 1)
+    expected = [y, *torch.autograd.grad(y, exact, grad.double())]
+    with poisoned_memory():
+        ours = [wavelet.haar_conv(x, weight), wavelet.haar_conv(grad, weight.flip(2, 3))]
+        ours.append(wavelet.weight_gradient(grad, x, weight))
+    assert [v.dtype for v in ours] == [x.dtype, x.dtype, weight.dtype]
+    assert [v.stride() for v in ours[:2]] == 2 * [torch.empty(x.shape).stride()]
+    for what, a, b in zip(("output", "gradient of x", "gradient of the weight"), ours, expected, strict=True):
+        assert_near(a, b, TOLERANCES[x.dtype] if what != "gradient of the weight" else 1e-5, what)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize(
+    ("batch", "size", "channels", "kernel"),
+    [(1, (1, 1), 1, 1), (2, (5, 6), 33, 3), (1, (5, 7), 5, 5), (0, (4, 4), 3, 3)],
+    ids=str,
+)
+def test_wavelet_conv(batch: int, size: tuple[int, int], channels: int, kernel: int, dtype: torch.dtype) -> None:
+    x, grad = (torch.randn(batch, *size, channels).to(dtype) for _ in range(2))
+    assert_wavelet_agrees(x, torch.randn(4 * channels, 1, kernel, kernel), grad)
+
+
+def test_the_largest_wavelet_conv() -> None:
+    x, grad = (torch.randn(1, 7, 8, 3) for _ in range(2))
+    assert_wavelet_agrees(x, torch.randn(12, 1, 7, 7), grad)
+
+
+def test_wavelet_conv_of_more_positions_than_a_program_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wavelet, "_TILES", 2)
+    x, grad = torch.randn(2, 2, 9, 10, 2)
+    assert_wavelet_agrees(x, torch.randn(8, 1, 1, 1), grad)
+
+
+@ARRANGEMENTS
+def test_wavelet_conv_of_any_strides(arrange: Callable[[Tensor], Tensor]) -> None:
+    x, grad = (arrange(torch.randn(2, 5, 6, 20)) for _ in range(2))
+    assert_wavelet_agrees(x, torch.randn(80, 1, 3, 3).to(memory_format=torch.channels_last), grad)
+
+
+def test_wavelet_conv_adds_cuts_off_and_writes_beside_others() -> None:
+    x, add, weight = torch.randn(2, 5, 6, 20), torch.randn(2, 5, 6, 20).half(), torch.randn(80, 1, 3, 3)
+    y = torch.full((2, 5, 6, 30), 7.0)
+    wavelet.convolve(x, by_band(weight), y[..., 4:24], add, relu=True)
+    torch.testing.assert_close(y[..., 4:24], F.relu(wavelet.haar_conv(x, weight) + add))
+    assert (y[..., :4] == 7).all()
+    assert (y[..., 24:] == 7).all()
