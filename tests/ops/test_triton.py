@@ -18,6 +18,8 @@ import torch
 from mobilemamba.errors import BackendUnavailableError
 from mobilemamba.ops import jit
 from mobilemamba.ops.backends import forget_choices
+from mobilemamba.ops.depthwise import triton as depthwise
+from mobilemamba.ops.depthwise.native import RELU_AFFINE
 from mobilemamba.ops.scan_norm_gate import triton as fused_scan
 from mobilemamba.ops.selective_scan import BACKENDS, selective_scan_2d
 from mobilemamba.ops.selective_scan import triton as scan
@@ -90,7 +92,7 @@ def kernels_called() -> Iterator[list[Kernel]]:
     """Within it kernels do nothing but to be listed."""
     calls: list[Kernel] = []
     with pytest.MonkeyPatch.context() as patch:
-        for module in (scan, fused_scan, wavelet):
+        for module in (scan, fused_scan, wavelet, depthwise):
             kept = tuple(Kernel(kernel, calls) for kernel in module._kernels())
             patch.setattr(module, "_kernels", lambda kept=kept: kept)
         yield calls
@@ -114,6 +116,15 @@ def wavelets(dtype: torch.dtype, side: int, channels: int, kernel: int) -> list[
     with kernels_called() as calls:
         wavelet.weight_gradient(wavelet.haar_conv(x, weight), x, weight)
         wavelet.convolve(x, by_band(weight), x, x, relu=True)
+    return calls
+
+
+def depthwises(dtype: torch.dtype, side: int, channels: int, kernel: int) -> list[Kernel]:
+    """What is called for a network's depthwise convolution."""
+    x, bias = (torch.empty(*shape, channels, dtype=dtype, device="meta") for shape in ((2, side, side), ()))
+    with kernels_called() as calls:
+        depthwise.depthwise_conv(x, x.new_empty(kernel, kernel, channels), bias, "swish")
+        depthwise.convolve(RELU_AFFINE, x, x, x.new_empty(kernel, kernel, channels), *3 * [bias])
     return calls
 
 
@@ -157,6 +168,8 @@ def resources(cubin: bytes, folder: Path) -> dict[str, int]:
         pytest.param(partial(scans, torch.bfloat16, 4, 544, 16, 32), 192, id="large scan"),
         pytest.param(partial(wavelets, torch.float16, 14, 160, 7), 128, id="wavelet of S6"),
         pytest.param(partial(wavelets, torch.float32, 3, 224, 3), 128, id="wavelet of T2"),
+        pytest.param(partial(depthwises, torch.float16, 14, 320, 3), 96, id="depthwise of S6"),
+        pytest.param(partial(depthwises, torch.float32, 12, 48, 7), 96, id="depthwise of T2"),
         pytest.param(partial(wavelets, torch.bfloat16, 33, 115, 5), 192, id="odd wavelet"),
     ],
 )
