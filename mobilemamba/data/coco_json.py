@@ -69,7 +69,8 @@ class Faults:
             raise DataError(
                 f"{printable(self.file)}: {first}; mend it, or data.on_error=skip goes on without what cannot be used"
             )
-        self._notes.append(f"{int(which_N.sum()):,} entries {done}, the first is {first}")
+        count = int(which_N.sum())
+        self._notes.append(f"{count:,} entr{'y' if count == 1 else 'ies'} {done}, the first is {first}")
 
 
 def read_coco(file: Path, faults: Faults, *, masks: bool = False, overhang: float = ROUNDING) -> CocoFile:
