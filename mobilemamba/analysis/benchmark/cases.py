@@ -19,7 +19,7 @@ from mobilemamba.ops.selective_scan import BACKENDS
 from mobilemamba.text import printable
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-MODES = ("eager", "compiled", "exported")
+MODES = ("eager", "compiled", "exported", "graph")
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -32,7 +32,8 @@ class Case:
     batch: int = 1  # pictures at a time
     device: str = "cpu"  # torch's name of it
     dtype: str = "float32"  # of weights and pictures; in training of the autocast region, with weights in float32
-    mode: str = "eager"  # ``"eager"``, ``"compiled"`` (torch.compile) or ``"exported"`` (torch.export)
+    #: ``"eager"``, ``"compiled"`` (torch.compile), ``"exported"`` (torch.export) or ``"graph"`` (a CUDA graph).
+    mode: str = "eager"
     #: Of weights and pictures: ``"contiguous"``, ``"channels_last"`` or ``"auto"``, the faster of the two.
     layout: str = "auto"
     fused: bool = True  # whether norms are folded into weights; only in inference
@@ -111,9 +112,12 @@ def expand(
             if number < least:
                 why = "; a norm in training needs two pictures" if setting == "batch" and train else ""
                 raise ConfigError(f"{setting} {number}: expected {least} or more{why}")
-    if train and "exported" in modes:
-        raise ConfigError("mode 'exported': an exported network is for inference; leave it out or leave train out")
+    for mode, what in (("exported", "an exported network"), ("graph", "a CUDA graph")):
+        if train and mode in modes:
+            raise ConfigError(f"mode {mode!r}: {what} is for inference; leave it out or leave train out")
     chosen = [choose_device(name) for name in devices]
+    if "graph" in modes and (other := next((device for device in chosen if device.type != "cuda"), None)):
+        raise ConfigError(f"mode 'graph' on device {other}: CUDA graphs need cuda; leave it out or choose cuda")
     for device, dtype in itertools.product(chosen, dtypes):
         BACKENDS.choose(scan_backend, device, DTYPES[dtype])
     if not models:
