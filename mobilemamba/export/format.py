@@ -84,6 +84,7 @@ class Format(Runtime):
         dtypes: Of weights and arithmetic, that it knows.
         casts: Whether the network itself is to be in another type, and the runtime does not see to that.
         calibrates: Whether int8 is fitted by pictures.
+        runs_in_memory: Whether a network can be run without a file, by :meth:`in_memory`.
         any_batch: Whether one file takes any number of pictures; and is to by default.
         any_size: Whether one file takes pictures of any size.
     """
@@ -96,6 +97,7 @@ class Format(Runtime):
     dtypes: ClassVar[tuple[str, ...]] = ("float32",)
     casts: ClassVar[bool] = True
     calibrates: ClassVar[bool] = False
+    runs_in_memory: ClassVar[bool] = False
     any_batch: ClassVar[bool] = False
     any_size: ClassVar[bool] = False
 
@@ -107,6 +109,10 @@ class Format(Runtime):
         raise NotImplementedError
 
     def load(self, path: Path) -> RuntimeNetwork:
+        raise NotImplementedError
+
+    def in_memory(self, source: Source) -> RuntimeNetwork:
+        """The network as one that the runtime runs."""
         raise NotImplementedError
 
     def need(self, packages: tuple[str, ...]) -> None:

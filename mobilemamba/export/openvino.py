@@ -33,6 +33,7 @@ class OpenVino(Format):
     dtypes: ClassVar[tuple[str, ...]] = ("float32", "float16", "bfloat16", "int8")
     casts = False
     calibrates = True
+    runs_in_memory = True
     any_batch = True
     any_size = True
 
@@ -54,6 +55,9 @@ class OpenVino(Format):
         if len(model.inputs) != 1 or model.inputs[0].partial_shape.rank.get_length() != 4:
             raise self.unreadable(path, ValueError("it takes other things than one batch of pictures"))
         return in_openvino(model)
+
+    def in_memory(self, source: Source) -> RuntimeNetwork:
+        return in_openvino(to_openvino(source))
 
     def _read(self, path: Path) -> Any:
         import openvino
