@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from colorsys import hls_to_rgb
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,18 @@ def drawable(name: str, otherwise: str) -> str:
     name = " ".join(name.split())
     unknown = bytes(_font().getmask("\uffff"))
     return name if all(letter == " " or bytes(_font().getmask(letter)) != unknown for letter in name) else otherwise
+
+
+def distinct_colours(number: int) -> tuple[Colour, ...]:
+    """Colours that differ, neighbours in the list most; the first ones are the same for any number.
+
+    Each hue is a golden section of the circle further than the last, which keeps all hues apart; lightness and
+    saturation change in turn.
+    """
+    golden = (5**0.5 - 1) / 2
+    tones = ((0.5, 0.85), (0.68, 0.7), (0.36, 0.7))
+    colours = (hls_to_rgb(index * golden % 1, *tones[index % len(tones)]) for index in range(number))
+    return tuple((round(255 * red), round(255 * green), round(255 * blue)) for red, green, blue in colours)
 
 
 @functools.cache

@@ -4,7 +4,10 @@ from mobilemamba.dense.backbone import create_backbone, load_backbone
 from mobilemamba.dense.detection import DETECTION_HEADS, create_detector
 from mobilemamba.dense.detector import Detector
 from mobilemamba.dense.inference import SlidingWindow, Views, look_closely
-from mobilemamba.dense.segmenter import SEGMENTATION_HEADS, Segmenter, create_segmenter
+from mobilemamba.dense.segmentation_predictor import SegmentationPredictor
+from mobilemamba.dense.segmenter import SEGMENTATION_HEADS, Segmenter, build_segmenter, create_segmenter
+from mobilemamba.models.checkpoints import BUILDERS
+from mobilemamba.models.predictor import PREDICTORS
 
 __all__ = [
     "DETECTION_HEADS",
@@ -19,3 +22,6 @@ __all__ = [
     "load_backbone",
     "look_closely",
 ]
+
+BUILDERS["segmentation"] = build_segmenter
+PREDICTORS["segmentation"] = SegmentationPredictor

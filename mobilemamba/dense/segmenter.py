@@ -10,10 +10,12 @@ picture (B, in_chans, H, W)
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from timm.models import group_parameters
 from torch import Tensor, nn
 
 from mobilemamba.dense.backbone import create_backbone, why_unsuitable
@@ -23,8 +25,9 @@ from mobilemamba.dense.pooled import resize
 from mobilemamba.dense.pspnet import PSPNetHead
 from mobilemamba.dense.release_names import ours_to_release, release_to_ours
 from mobilemamba.dense.semantic_fpn import FPN, SemanticFPNHead
-from mobilemamba.errors import ConfigError
+from mobilemamba.errors import ConfigError, WeightsError
 from mobilemamba.layers.conv_norm import ConvNorm
+from mobilemamba.models.card import ModelCard
 from mobilemamba.models.config import ArchOverrides
 from mobilemamba.models.inference.packed import is_traced
 from mobilemamba.models.mobilemamba import MobileMamba
@@ -32,6 +35,8 @@ from mobilemamba.models.release_names import Released, StateDict
 
 _ON_LAST_MAP: dict[str, Callable[..., nn.Module]] = {"deeplabv3": DeepLabV3Head, "pspnet": PSPNetHead}
 SEGMENTATION_HEADS = (*_ON_LAST_MAP, "semantic_fpn")
+#: Choices of a head that a card keeps, as :func:`create_segmenter` takes them.
+HEAD_OPTIONS = ("auxiliary", "head_dim", "output_stride")
 #: Side in pixels of the smallest picture, half of the coarsest map's usual stride.
 SMALLEST = 32
 #: A pyramid has this many levels at most, none of a stride below this, all of this many channels.
@@ -97,6 +102,13 @@ class Segmenter(Released):
         """Parameters that decay would harm, by the backbone's own account."""
         model: Any = self.backbone.model
         return {f"backbone.model.{name}" for name in getattr(model, "no_weight_decay", set)()}
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], float]:
+        """timm's grouping of parameters by depth: the backbone's own layers, then all that stands on them."""
+        model: Any = self.backbone.model
+        prefix, layers = "backbone.model.", group_parameters(model, model.group_matcher(coarse), reverse=True)
+        return lambda name: layers.get(name.removeprefix(prefix), math.inf) if name.startswith(prefix) else math.inf
 
     def from_release(self, state: StateDict) -> StateDict:
         model = self.backbone.model
@@ -164,3 +176,19 @@ def create_segmenter(
         if isinstance(module, ConvNorm):
             nn.init.kaiming_normal_(module.conv.weight, mode="fan_out", nonlinearity="relu")
     return segmenter
+
+
+def build_segmenter(card: ModelCard) -> Segmenter:
+    """The segmenter of a card, freshly initialised.
+
+    Raises:
+        WeightsError: If there is none such.
+    """
+    options = card.head_options
+    if unknown := sorted(options.keys() - HEAD_OPTIONS):
+        raise WeightsError(f"head_options has {unknown[0]!r}: expected {', '.join(HEAD_OPTIONS)}")
+    chosen = {"arch": card.overrides if card.arch else None, "in_chans": card.in_chans, **options}
+    try:
+        return create_segmenter(card.head, card.model, card.num_classes, **chosen)
+    except ConfigError as error:
+        raise WeightsError(f"what the weights say of their network cannot be: {error}") from error

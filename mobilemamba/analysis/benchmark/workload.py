@@ -21,6 +21,7 @@ from mobilemamba.models import for_inference, fuse_norms, load_weights
 from mobilemamba.models.checkpoints import build_network
 from mobilemamba.models.fuse import count_batch_norms
 from mobilemamba.models.inference.graphs import CudaGraphs
+from mobilemamba.models.runtime import RUNNERS
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,10 @@ class Workshop:
         if case.train:
             return _training(case, layout, pictures, generator)
         pictures = pictures.to(DTYPES[case.dtype])
-        key = Case(**{**vars(case), "batch": 0, "mode": "", "layout": layout})
+        run_in = RUNNERS.get(case.mode)
+        key = Case(**{**vars(case), "batch": 0, "mode": case.mode if run_in else "", "layout": layout})
         if key not in self._networks:
-            self._networks[key] = _for_inference(case, layout)
+            self._networks[key] = run_in(_loaded(case).eval()) if run_in else _for_inference(case, layout)
         return inference(self._networks[key], pictures, case.mode)
 
 
@@ -79,7 +81,7 @@ def inference(network: nn.Module, inputs: Tensor, mode: str = "eager") -> Worklo
     Args:
         network: In evaluation mode, on the device of the inputs.
         inputs: A batch.
-        mode: ``eager``, ``compiled``, ``exported`` or ``graph``.
+        mode: ``eager``, ``compiled``, ``exported`` or ``graph``; by a runtime it is run by itself.
     """
     call: Callable[[Tensor], Any] = network
     with torch.no_grad():

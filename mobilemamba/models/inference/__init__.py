@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from mobilemamba.models.fuse import fuse_norms
 from mobilemamba.models.inference.graphs import CudaGraphs
 from mobilemamba.models.inference.layers import replacement
 from mobilemamba.models.mobilemamba import MobileMamba
-from mobilemamba.models.runtime import RuntimeNetwork
+from mobilemamba.models.runtime import RUNNERS, RuntimeNetwork
 from mobilemamba.ops.backends import Backends
 from mobilemamba.ops.kernels import INFERENCE
 from mobilemamba.ops.scan_norm_gate import scan_norm_gate
@@ -29,7 +29,9 @@ _TABLES: dict[str, tuple[Backends, ...]] = {"cpu": INFERENCE, "cuda": (scan_norm
 
 @torch.inference_mode(mode=False)  # whose tensors do not tell when they change
 @torch.no_grad()
-def optimize_for_inference(model: Model, dtype: torch.dtype = torch.float32, cuda_graph: bool = False) -> Model:
+def optimize_for_inference(
+    model: Model, dtype: torch.dtype = torch.float32, cuda_graph: bool = False, runtime: str | None = None
+) -> Model:
     """A copy with norms folded, weights laid out for its device's kernels and element-wise steps fused.
 
     The copy has the model's class and interface, but neither gradients nor the checkpoint's names: save the original.
@@ -54,12 +56,22 @@ def optimize_for_inference(model: Model, dtype: torch.dtype = torch.float32, cud
         cuda_graph: On a GPU, have ``forward`` start all kernels at once, by a CUDA graph that the first batch of each
             size captures; see :class:`~mobilemamba.models.inference.graphs.CudaGraphs`, which is the copy's ``graphs``.
             It pays where the host cannot keep up: small batches, small pictures. Hooks run at the capture alone.
+        runtime: ``onnxruntime`` or ``openvino``, to run there in float32 on the CPU in place of PyTorch. The result is
+            no copy of the model's class then but :class:`~mobilemamba.export.inference.InRuntime`, and the first
+            pictures of each size wait half a minute for an export.
 
     Raises:
         ConfigError: If the model is on another device, or on several, for another dtype, or for a CUDA graph without
-            CUDA.
+            CUDA; or if the runtime is unknown or not installed.
     """
     device = _device_of(model)
+    if runtime is not None:
+        if runtime not in RUNNERS:
+            raise ConfigError(f"optimize_for_inference: runtime={runtime!r}; expected {' or '.join(RUNNERS)}")
+        if device.type != "cpu" or dtype != torch.float32 or cuda_graph:
+            asked = f"{dtype} on {device}" + (" by CUDA graphs" if cuda_graph else "")
+            raise ConfigError(f"optimize_for_inference: runtime={runtime!r} with {asked}; expected float32 on the cpu")
+        return cast("Model", RUNNERS[runtime](model))
     if dtype not in DTYPES[device.type]:
         known = " or ".join(map(str, DTYPES[device.type]))
         raise ConfigError(f"optimize_for_inference: dtype={dtype} on {device.type}; expected {known}")
