@@ -1,4 +1,4 @@
-"""Data modules: embedded samples, ImageNet-1k, ADE20K, and any own pictures. Depends on nothing above it."""
+"""Data modules: embedded samples, ImageNet-1k, ADE20K, COCO, and any own pictures. Depends on nothing above it."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -9,8 +9,12 @@ from mobilemamba.data.sampling import IGNORED
 if TYPE_CHECKING:
     from mobilemamba.data.modules import (
         ADE20K,
+        COCO,
+        COCOFolder,
         DataModule,
+        DetectionDataModule,
         FashionMNISTSample,
+        FashionObjects,
         FashionScenes,
         ImageDataModule,
         ImageFolder,
@@ -21,10 +25,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ADE20K",
+    "COCO",
     "IGNORED",
     "IGNORED_PIXEL",
+    "COCOFolder",
     "DataModule",
+    "DetectionDataModule",
     "FashionMNISTSample",
+    "FashionObjects",
     "FashionScenes",
     "ImageDataModule",
     "ImageFolder",

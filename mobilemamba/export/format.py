@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from mobilemamba.errors import ConfigError, WeightsError
+from mobilemamba.export.calibration import Calibration
 from mobilemamba.export.form import decompositions
 from mobilemamba.models.runtime import Runtime, RuntimeNetwork
 from mobilemamba.text import printable
@@ -37,7 +38,7 @@ class Source:
     dtype: str = "float32"  # of weights and arithmetic
     opset: int | None = None  # ONNX's; None for the usual one
     softmax: bool = False  # whether it answers with probabilities
-    calibration: Tensor | None = None  # prepared pictures (B, C, H, W), for int8
+    calibration: Calibration | None = None  # pictures to fit int8 by
 
     @property
     def example(self) -> Tensor:
@@ -81,6 +82,9 @@ class Format(Runtime):
         writes: The packages that writing needs, as they are imported.
         reads: Those that running needs; empty where it cannot be run from Python.
         dtypes: Of weights and arithmetic, that it knows.
+        casts: Whether the network itself is to be in another type, and the runtime does not see to that.
+        calibrates: Whether int8 is fitted by pictures.
+        runs_in_memory: Whether a network can be run without a file, by :meth:`in_memory`.
         any_batch: Whether one file takes any number of pictures; and is to by default.
         any_size: Whether one file takes pictures of any size.
     """
@@ -91,6 +95,9 @@ class Format(Runtime):
     writes: ClassVar[tuple[str, ...]]
     reads: ClassVar[tuple[str, ...]]
     dtypes: ClassVar[tuple[str, ...]] = ("float32",)
+    casts: ClassVar[bool] = True
+    calibrates: ClassVar[bool] = False
+    runs_in_memory: ClassVar[bool] = False
     any_batch: ClassVar[bool] = False
     any_size: ClassVar[bool] = False
 
@@ -102,6 +109,10 @@ class Format(Runtime):
         raise NotImplementedError
 
     def load(self, path: Path) -> RuntimeNetwork:
+        raise NotImplementedError
+
+    def in_memory(self, source: Source) -> RuntimeNetwork:
+        """The network as one that the runtime runs."""
         raise NotImplementedError
 
     def need(self, packages: tuple[str, ...]) -> None:

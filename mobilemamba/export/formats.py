@@ -8,10 +8,11 @@ from pathlib import Path
 from mobilemamba.errors import ConfigError
 from mobilemamba.export.format import Format
 from mobilemamba.export.onnx import Onnx
+from mobilemamba.export.openvino import OpenVino
 from mobilemamba.text import printable
 
 #: By the ending of their files.
-FORMATS: dict[str, Format] = {form.suffix: form for form in (Onnx(),)}
+FORMATS: dict[str, Format] = {form.suffix: form for form in (Onnx(), OpenVino())}
 
 
 def format_of(target: Path) -> Format:

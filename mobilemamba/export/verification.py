@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mobilemamba.errors import WeightsError
+from mobilemamba.export.calibration import Agreement, compare
 from mobilemamba.export.format import Format, Source
 from mobilemamba.text import printable
 
@@ -25,6 +26,7 @@ class Check:
     error: float | None  # largest difference as a share of the largest logit; None where it could not be run
     batches: tuple[int, ...]  # numbers of pictures that were tried
     runtime: str  # that answered, or why it could not
+    agreement: Agreement | None = None  # on the pictures that were given
 
 
 @torch.no_grad()
@@ -61,7 +63,8 @@ def check(network: nn.Module, form: Format, path: Path, source: Source) -> Check
                 f"{printable(path.name)} is not written: {exported.how} is off by {difference:.1e} of the largest "
                 f"logit, where {TOLERANCES[source.dtype]:.0e} is the most in {source.dtype}"
             )
-    return Check(error, tuple(dict.fromkeys(batches)), exported.how)
+    agreement = None if source.calibration is None else compare(network, exported, source.calibration)
+    return Check(error, tuple(dict.fromkeys(batches)), exported.how, agreement)
 
 
 def examples(source: Source) -> Iterator[Tensor]:

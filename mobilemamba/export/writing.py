@@ -10,13 +10,14 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from mobilemamba.errors import ConfigError, MobileMambaError, WeightsError
+from mobilemamba.export.calibration import Calibration
 from mobilemamba.export.form import exportable
 from mobilemamba.export.format import OUTPUTS_KEY, PRECISION_KEY, Source
 from mobilemamba.export.formats import format_of
@@ -45,13 +46,12 @@ def export_network(
     card: ModelCard,
     target: str | Path,
     *,
-    size: tuple[int, int] | None = None,
     any_size: bool = False,
     batch: int | None = None,
     any_batch: bool | None = None,
     dtype: str = "float32",
     opset: int | None = None,
-    calibration: Tensor | None = None,
+    calibration: Calibration | None = None,
     softmax: bool = False,
     verify: bool = True,
 ) -> Exported:
@@ -61,13 +61,12 @@ def export_network(
         network: In float32 on the CPU.
         card: What it is of, and how its pictures are prepared.
         target: Its ending chooses the format; replaced as a whole.
-        size: Height and width of the pictures; by default the card's.
-        any_size: Take pictures of any size instead, where the format and the network can.
+        any_size: Take pictures of any size, not the card's alone, where the format and the network can.
         batch: Pictures at a time; by default any number where the format can, else 1.
         any_batch: Take any number; without it as the format can.
         dtype: float32, float16, bfloat16 or int8.
         opset: ONNX's.
-        calibration: Prepared pictures (B, C, H, W), by whose activations int8 is scaled.
+        calibration: Pictures by whose activations int8 is scaled; and which are answered by both, to compare.
         softmax: Answer with probabilities instead of logits.
         verify: Compare the file's answers to the network's, and refuse it if they differ.
 
@@ -84,13 +83,15 @@ def export_network(
         raise ConfigError(f"--opset {opset}: only .onnx files have one; leave it out")
     if (any_size and not form.any_size) or (any_batch and not form.any_batch):
         raise ConfigError(f"{form.suffix} files take no dynamic {'size' if any_size else 'batch'}; give a number")
+    if dtype == "int8" and form.calibrates and calibration is None:
+        raise ConfigError(
+            f"--dtype int8: {form.suffix} files are fitted by pictures; give a folder of some hundred by --calibration"
+        )
     _check_target(target)
     any_batch = form.any_batch and batch is None if any_batch is None else any_batch
-    if size is not None:
-        card = replace(card, preprocessing=replace(card.preprocessing, img_size=size))
     network = network.eval()
     source = Source(
-        _in_types(exportable(network), _DTYPES.get(dtype, torch.float32), softmax=softmax),
+        _in_types(exportable(network), _DTYPES.get(dtype if form.casts else "", torch.float32), softmax=softmax),
         card.in_chans,
         None if any_size else card.preprocessing.img_size,
         None if any_batch else batch or 1,

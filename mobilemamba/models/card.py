@@ -35,6 +35,7 @@ class Preprocessing:
     std: tuple[float, ...]  # per channel, of pictures in 0..1
     interpolation: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = "bicubic"  # of the scaling
     crop_pct: float = 0.875  # the short side is scaled to ``img_size / crop_pct``, and the centre cut out
+    antialias: bool = True  # whether pixels are averaged where a picture is scaled down; not only for classification
     #: Whether pictures are turned as their EXIF orientation says; None if it is not known, as in older files:
     #: ``predict`` then turns them, and data modules do as they are documented.
     upright: bool | None = None
@@ -71,10 +72,15 @@ class ModelCard:
     data: str = ""  # what it was trained on, with the numbers of pictures; empty if not known
     task: str = "classification"  # what it was trained for
     head: str = ""  # what stands on the network ``model``; blank for its own classifier
+    #: Choices of the head, by the names of the function that builds it.
+    head_options: dict[str, Any] = field(default_factory=dict)
+    palette: tuple[tuple[int, int, int], ...] = ()  # the classes' colours, 0..255; empty if they have none
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "arch", json.loads(json.dumps(self.arch)))  # as a file keeps it, lists for tuples
+        object.__setattr__(self, "head_options", json.loads(json.dumps(self.head_options)))
         object.__setattr__(self, "class_names", tuple(self.class_names))
+        object.__setattr__(self, "palette", tuple(map(tuple, self.palette)))
 
     @property
     def overrides(self) -> ArchOverrides:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from mobilemamba.errors import ConfigError
 from mobilemamba.export import Exported
 from mobilemamba.export import export_network as write
+from mobilemamba.export.calibration import Agreement, read_calibration
 from mobilemamba.models import load_network
 from mobilemamba.models.runtime import RuntimeNetwork
 from mobilemamba.text import printable
@@ -30,7 +32,7 @@ def export_network(
 
     Args:
         weights: The network's weights (.safetensors, .ckpt, .pth).
-        out: The file to write; its ending chooses the format: .onnx for ONNX Runtime.
+        out: The file to write; its ending chooses the format: .onnx, .xml (OpenVINO).
         size: Side of the pictures in pixels, or height and width as 192x256, or dynamic; by default as in training.
         batch: Pictures at a time, or dynamic; by default dynamic where the format can, else 1.
         dtype: float32, float16, bfloat16 or int8, of weights and arithmetic.
@@ -50,16 +52,18 @@ def export_network(
     network, card = load_network(weights, model, verbose=False)
     if isinstance(network, RuntimeNetwork):
         raise ConfigError(f"{printable(weights)} is an exported network itself; give the weights that it was made of")
+    if sides is not None:
+        card = replace(card, preprocessing=replace(card.preprocessing, img_size=sides))
     written = write(
         network,
         card,
         out,
-        size=sides,
         any_size=size == "dynamic",
         batch=number,
         any_batch=None if batch is None else batch == "dynamic",
         dtype=dtype,
         opset=opset,
+        calibration=None if calibration is None else read_calibration(calibration, card),
         softmax=softmax,
         verify=verify,
     )
@@ -78,10 +82,19 @@ def describe(written: Exported) -> list[str]:
             lines.append(
                 f"verified: {found.runtime} is off by {found.error:.1e} of the largest logit, on batches of {tried}"
             )
+        if found.agreement is not None:
+            lines.append(_agreement(found.agreement))
     size = "any size" if written.size is None else "{}x{} px".format(*written.size)
     pictures = "any number of pictures" if written.batch is None else f"{written.batch} at a time"
     lines.append(f"wrote {printable(written.path)}: {size}, {pictures}, {written.bytes / 1e6:.1f} MB")
     return lines
+
+
+def _agreement(found: Agreement) -> str:
+    line = f"on {found.pictures:,} pictures of the calibration: {found.same:.1f} % answered as by the original"
+    if found.top1 is None:
+        return line
+    return f"{line}; top-1 {found.top1[0]:.2f} % before, {found.top1[1]:.2f} % after"
 
 
 def _sides(text: str) -> tuple[int, int]:

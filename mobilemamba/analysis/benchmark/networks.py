@@ -19,6 +19,7 @@ from mobilemamba.analysis.benchmark.workload import Workload, Workshop, create, 
 from mobilemamba.analysis.complexity import complexity
 from mobilemamba.analysis.machine import device_name, rounds_to_tf32, versions
 from mobilemamba.analysis.rounds import Clock, Timings, clock_of, interleave
+from mobilemamba.models.runtime import RUNNERS
 from mobilemamba.ops.selective_scan import BACKENDS
 
 #: What is being done, how much of it is done, and how much there is.
@@ -111,7 +112,7 @@ def _prepare(
 ) -> None:
     case, device = candidate.case, torch.device(candidate.case.device)
     try:
-        if device.type == "cpu" and cpu_peak is not None:
+        if device.type == "cpu" and cpu_peak is not None and case.mode not in RUNNERS:
             candidate.peak_bytes = cpu_peak(case, case.layout)
         workload: Workload = silently(lambda: workshop.build(case, case.layout))
         silently(workload.run)
@@ -155,7 +156,11 @@ def _record(candidate: _Candidate, timings: Timings | None, ceiling: float | Non
     tf32_matmul, tf32_convolution = rounds_to_tf32(device)
     ms, q1_ms, q3_ms = latency(timings)
     conditions = asdict(case)
-    chosen = BACKENDS.choose(case.scan_backend, device, DTYPES[case.dtype]) if case.is_ours else None
+    chosen = (
+        BACKENDS.choose(case.scan_backend, device, DTYPES[case.dtype])
+        if case.is_ours and case.mode not in RUNNERS
+        else None
+    )
     conditions["scan_backend"] = chosen.name if chosen else ""
     return Record(
         **conditions,
@@ -178,6 +183,6 @@ def _record(candidate: _Candidate, timings: Timings | None, ceiling: float | Non
         threads=torch.get_num_threads(),
         tf32_matmul=tf32_matmul,
         tf32_convolution=tf32_convolution,
-        versions=versions(),
+        versions=versions(*([case.mode] if case.mode in RUNNERS else [])),
         error=candidate.error,
     )
