@@ -17,6 +17,19 @@ Colour = tuple[int, int, int]
 _SIZE = 13  # of letters, in pixels
 _LINE = 20
 _GAP = 6
+_BRIGHT = 140  # of 255: on lighter colours letters are black
+
+
+def as_picture(image: Any, mean: Sequence[float], std: Sequence[float]) -> Image.Image:
+    """The picture that a network's input (3, H, W) was made of.
+
+    Args:
+        image: A tensor on the CPU.
+        mean: Per channel, that was taken off pictures in 0..1.
+        std: Per channel, that they were divided by.
+    """
+    rgb_HW3 = np.asarray(image, np.float32).transpose(1, 2, 0) * np.asarray(std) + np.asarray(mean)
+    return Image.fromarray((rgb_HW3.clip(0, 1) * 255 + 0.5).astype(np.uint8))
 
 
 def overlay(picture: Image.Image, classes_HW: Any, palette: Sequence[Colour], alpha: float = 0.5) -> Image.Image:
@@ -40,6 +53,41 @@ def overlay(picture: Image.Image, classes_HW: Any, palette: Sequence[Colour], al
     colours_M3 = np.asarray(palette, np.float32)[classes_HW[painted_HW]]
     rgb_HW3[painted_HW] = ((1 - alpha) * rgb_HW3[painted_HW] + alpha * colours_M3 + 0.5).astype(np.uint8)
     return Image.fromarray(rgb_HW3)
+
+
+def draw_objects(
+    picture: Image.Image,
+    boxes: Sequence[Sequence[float]],
+    names: Sequence[str],
+    colours: Sequence[Colour],
+    masks_NHW: Any = None,
+) -> Image.Image:
+    """A picture with boxes, a name on each, and perhaps masks in their colours, in RGB.
+
+    Args:
+        picture: Of any mode.
+        boxes: Left, top, right and bottom of each object in pixels.
+        names: Of each object, in any letters.
+        colours: Of each object, red, green and blue in 0..255.
+        masks_NHW: A bool tensor of the picture's size for each object.
+    """
+    drawn = picture.convert("RGB")
+    if masks_NHW is not None:
+        for mask_HW, colour in zip(masks_NHW, colours, strict=True):
+            drawn = overlay(drawn, np.where(np.asarray(mask_HW), 0, -1), [colour])
+    draw = ImageDraw.Draw(drawn)
+    thick = max(2, round(min(drawn.size) / 250))
+    # The surest is named first and drawn last.
+    for box, name, colour in reversed([*zip(boxes, names, colours, strict=True)]):
+        left, top, right, bottom = box
+        draw.rectangle((left, top, max(left, right), max(top, bottom)), outline=colour, width=thick)
+        text = drawable(name, name.encode("ascii", "replace").decode())
+        x = max(0, min(left, drawn.width - _text_width(text) - 4))
+        y = top - _LINE + 2 if top >= _LINE - 2 else top
+        draw.rectangle((x, y, x + _text_width(text) + 3, y + _LINE - 3), fill=colour)
+        bright = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > _BRIGHT
+        draw.text((x + 2, y), text, "black" if bright else "white", _font())
+    return drawn
 
 
 def legend(entries: Sequence[tuple[str, Colour]], width: int) -> Image.Image:

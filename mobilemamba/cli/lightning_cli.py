@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from mobilemamba.cli.checks import check_norms, check_num_classes, check_pictures, check_settings
 from mobilemamba.cli.folder import RunFolder
 from mobilemamba.cli.parser import Parser, given_settings, plain
-from mobilemamba.cli.report import print_classes, print_scores
+from mobilemamba.cli.report import print_classes, print_rows, print_scores
 from mobilemamba.cli.resume import check_fits
 from mobilemamba.cli.rows import passed_on, read_rows
 from mobilemamba.cli.run_folder import is_run
@@ -43,6 +43,7 @@ from mobilemamba.files import check_writable
 from mobilemamba.sweep import Config, Row, Sweep, SweepRunner
 from mobilemamba.tasks import ClassificationTask
 from mobilemamba.text import printable
+from mobilemamba.training.callbacks.plots import draw_classes
 from mobilemamba.training.contract import TaskContract, scores_of
 from mobilemamba.training.provenance import pictures_used
 
@@ -104,7 +105,13 @@ class MobileMambaCLI(LightningCLI):
             "--worst_first",
             type=bool,
             default=False,
-            help="Of validate and test of a segmentation: the classes in the order of their IoU.",
+            help="Of validate and test of a segmentation or detection: the classes in the order of their scores.",
+        )
+        parser.add_argument(
+            "--plots",
+            type=str | None,
+            default=None,
+            help="Folder for validate and test: a confusion matrix and, of a detection, precision over recall.",
         )
         parser.add_argument(
             "--sweep", type=Sweep | None, default=None, sub_configs=True, help="Rows of a table; null: a single run."
@@ -167,8 +174,9 @@ class MobileMambaCLI(LightningCLI):
             fill_preprocessing(config)
             if not fits:
                 fill_classes(config)
-        if fits and config.per_class is not None:
-            raise ConfigError(f"per_class={config.per_class} is for validate and test; leave it out of fit")
+        for name in ("per_class", "plots"):
+            if fits and config[name] is not None:
+                raise ConfigError(f"{name}={config[name]} is for validate and test; leave it out of fit")
         if config.per_class is not None:
             check_writable(Path(config.per_class), "--per_class")
         if not fits:
@@ -269,8 +277,16 @@ class MobileMambaCLI(LightningCLI):
             print_scores(self.trainer.callback_metrics, scores_of(self.model), split, title, total, counted)
             if counts is not None:
                 worst_first = counted == "pictures" or self.settings.worst_first
-                names = self.datamodule.class_names
-                print_classes(counts, names, self.settings.per_class, counted, worst_first=worst_first)
+                names = list(self.datamodule.class_names)
+                if (rows := self.model.class_rows(worst_first=worst_first)) is not None:
+                    print_rows(rows, self.settings.per_class, "classes", len(rows))
+                else:
+                    print_classes(counts, names, self.settings.per_class, counted, worst_first=worst_first)
+                if self.settings.plots is not None:
+                    folder = Path(self.settings.plots)
+                    folder.mkdir(parents=True, exist_ok=True)
+                    draw_classes(folder, counts.long(), self.model.curves, names, title, counted)
+                    rank_zero_info(f"pictures: {printable(folder)}")
             elif self.settings.per_class is not None:
                 raise ConfigError(f"per_class={self.settings.per_class}: the task counts no classes; leave it out")
 

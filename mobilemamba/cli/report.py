@@ -42,11 +42,11 @@ def print_scores(
     """
     console = make_console()
     say(title, console)
-    shown, lines = [*scores, LOSS], []
+    shown, lines = [score for score in (*scores, LOSS) if f"{split}/{score.key}" in metrics], []
     for network, label in _NETWORKS.items():
         suffix = Comparison.SUFFIXES[network]
         found = [(score, f"{split}/{score.key}{suffix}") for score in shown]
-        if found[0][1] in metrics:
+        if found and found[0][1] in metrics:
             lines.append([label, *(f"{float(metrics[name]):.{score.digits}f}" for score, name in found)])
     header = ["network", *(score.head for score in shown)]
     if not lines:  # another module than a task of ours
@@ -87,12 +87,24 @@ def print_classes(
         }
         for score in scores
     ]
+    title = "classes, the worst first" if worst_first else "classes"
+    print_rows(rows, path, title, len(rows) if of_pixels else _WORST)
+
+
+def print_rows(rows: list[dict[str, Any]], path: str | None, title: str, most: int) -> None:
+    """Lines about classes on the screen, and all of them in a CSV file if it has a path.
+
+    Args:
+        rows: Heads of columns to values, first the ``class``.
+        path: Of the file.
+        title: Above the table.
+        most: Lines on the screen.
+    """
     if not rows:
         return
-    console, most = make_console(), len(rows) if of_pixels else _WORST
+    console = make_console()
     lines = [[f"{value:,}" if isinstance(value, int) else str(value) for value in row.values()] for row in rows[:most]]
     numeric = [index for index, name in enumerate(rows[0]) if name not in ("class", "most often taken for")]
-    title = "classes, the worst first" if worst_first else "classes"
     console.print(fit_table(console.width, list(rows[0]), lines, numeric=numeric, title=title))
     if path is not None:
         write_text_atomic(path, csv_text(rows))

@@ -18,7 +18,7 @@ from mobilemamba.sweep.settings import is_inside, short_key
 #: Options that choose the sweep, and so are none of its rows' own.
 _OF_SWEEP = ("config", "name", "table_size", "sweep", "trainer.default_root_dir")
 #: Options that would make a row something else than what was trained, or take the place of the sweep's own.
-_REFUSED = ("model", "ckpt_path", "trainer.callbacks", "per_class")
+_REFUSED = ("model", "ckpt_path", "trainer.callbacks", "per_class", "plots")
 
 
 def read_rows(

@@ -2,6 +2,7 @@
 
 from mobilemamba.dense.backbone import create_backbone, load_backbone
 from mobilemamba.dense.detection import DETECTION_HEADS, build_detector, create_detector
+from mobilemamba.dense.detection_predictor import DetectionPredictor
 from mobilemamba.dense.detector import Detector
 from mobilemamba.dense.inference import SlidingWindow, Views, look_closely
 from mobilemamba.dense.release_cards import card_of_release
@@ -26,4 +27,4 @@ __all__ = [
 
 BUILDERS |= {"detection": build_detector, "segmentation": build_segmenter}
 TELLERS.append(card_of_release)
-PREDICTORS["segmentation"] = SegmentationPredictor
+PREDICTORS |= {"detection": DetectionPredictor, "segmentation": SegmentationPredictor}

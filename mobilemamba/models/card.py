@@ -39,6 +39,9 @@ class Preprocessing:
     #: Whether pictures are turned as their EXIF orientation says; None if it is not known, as in older files:
     #: ``predict`` then turns them, and data modules do as they are documented.
     upright: bool | None = None
+    #: How a detector's come to their size: exactly to it, or keeping their shape such that they are no larger; blank
+    #: for other networks.
+    resize: Literal["", "fit", "stretch"] = ""
 
     def __post_init__(self) -> None:
         for name in ("img_size", "mean", "std"):  # JSON brings lists
@@ -75,12 +78,14 @@ class ModelCard:
     #: Choices of the head, by the names of the function that builds it.
     head_options: dict[str, Any] = field(default_factory=dict)
     palette: tuple[tuple[int, int, int], ...] = ()  # the classes' colours, 0..255; empty if they have none
+    category_ids: tuple[int, ...] = ()  # what COCO's result files call the classes; empty for 1, 2, ...
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "arch", json.loads(json.dumps(self.arch)))  # as a file keeps it, lists for tuples
         object.__setattr__(self, "head_options", json.loads(json.dumps(self.head_options)))
         object.__setattr__(self, "class_names", tuple(self.class_names))
         object.__setattr__(self, "palette", tuple(map(tuple, self.palette)))
+        object.__setattr__(self, "category_ids", tuple(self.category_ids))
 
     @property
     def overrides(self) -> ArchOverrides:
@@ -114,6 +119,7 @@ class ModelCard:
             "img_size": min(how.img_size) >= 1,
             "mean": numbers and all(map(math.isfinite, how.mean)),
             "std": all(0 < value < math.inf for value in how.std),
+            "category_ids": len(card.category_ids) in (0, card.num_classes),
             "crop_pct": 0 < how.crop_pct < math.inf,
         }
         if wrong := [name for name, is_possible in possible.items() if not is_possible]:

@@ -22,6 +22,8 @@ from mobilemamba.models.inference import for_inference
 Row = dict[str, Any]
 #: In the rows of a segmentation: the class of each pixel.
 LABELS = "labels"
+#: In the rows of a detection with masks: (n, H, W) bool, the pixels of each object.
+MASKS = "masks"
 
 #: Pixels; smaller pictures are drawn enlarged beside their answers.
 _LEAST_DRAWN = 224
@@ -35,6 +37,7 @@ class Predictor:
         drawn_only: What of a row is for its drawings alone, and no JSON.
         batch_size: Pictures at a time, if nobody says.
         default_topk: Most answers to give of a picture, if nobody says; None for all.
+        least_score: That answers need to be given; None for a task whose answers are no matter of a score.
         network: The one that is asked.
         how: What was done to it to make it fast, in words.
     """
@@ -43,6 +46,7 @@ class Predictor:
     drawn_only: ClassVar[tuple[str, ...]] = (LABELS,)
     batch_size: ClassVar[int] = 32
     default_topk: ClassVar[int | None] = 5
+    least_score: float | None = None
 
     def __init__(
         self,
@@ -74,7 +78,7 @@ class Predictor:
         Args:
             how: The card's preprocessing, but for ``upright``.
         """
-        del how["antialias"]  # which Pillow always does
+        del how["antialias"], how["resize"]  # which Pillow always does, and in one way
         return eval_transform(**how)
 
     def check(self) -> None:
@@ -128,6 +132,14 @@ class Predictor:
     def drawings(self, picture: Image.Image, row: Row) -> dict[str, Image.Image]:
         """All that can be drawn of an answer: what to add to a file's name -> the drawing, for one :meth:`draw`."""
         return {"": self.draw(picture, row)}
+
+    def results(self, answers: Sequence[tuple[str, Row]]) -> dict[str, str]:
+        """Answers as others write them, for a folder of them: a file's name -> what it holds.
+
+        Args:
+            answers: Each picture's path and row, without what is only drawn.
+        """
+        return {}
 
 
 class ClassificationPredictor(Predictor):

@@ -2,9 +2,10 @@
 
 from mobilemamba.tasks.base import Task
 from mobilemamba.tasks.classification import ClassificationTask
+from mobilemamba.tasks.detection import DetectionTask
 from mobilemamba.tasks.segmentation import SegmentationTask
 
-__all__ = ["TASKS", "ClassificationTask", "SegmentationTask"]
+__all__ = ["TASKS", "ClassificationTask", "DetectionTask", "SegmentationTask"]
 
 #: By their names in cards.
-TASKS: dict[str, type[Task]] = {kind.task: kind for kind in (ClassificationTask, SegmentationTask)}
+TASKS: dict[str, type[Task]] = {kind.task: kind for kind in (ClassificationTask, DetectionTask, SegmentationTask)}

@@ -18,6 +18,7 @@ from torch import Tensor
 from mobilemamba.analysis.machine import choose_device
 from mobilemamba.data.folders import describe_left_out, few, list_pictures
 from mobilemamba.errors import ConfigError, DataError, StoppedError, UnreadablePicturesError
+from mobilemamba.files import write_text_atomic
 from mobilemamba.models import load_network
 from mobilemamba.models.predictor import Predictor, Row, predictor_of
 from mobilemamba.text import printable
@@ -31,13 +32,15 @@ def predict(
     topk: int | None = None,
     output: Path | None = None,
     draw: Path | None = None,
+    score: float | None = None,
     batch_size: int | None = None,
     device: str = "auto",
 ) -> None:
     """Say what is on pictures: the likeliest classes of each, or those of its pixels, as a table, CSV or JSON.
 
     A segmentation gives the share of each class; drawn are the classes' colours over the picture, with a legend, and in
-    0001_labels.png and so on the number of each pixel's class, of the picture's own size.
+    0001_labels.png and so on the number of each pixel's class, of the picture's own size. A detection gives objects,
+    with their boxes in pixels.
 
     Args:
         pictures: Files and folders (searched to their depths); ``-`` reads a list of them from standard input.
@@ -45,9 +48,10 @@ def predict(
         model: timm's name of the network, for weights that do not say it themselves.
         topk: Number of classes to name; by default 5, of a segmentation all.
         output: A .csv or .json file to write; nothing is printed then but what could not be read. Or a folder that
-            takes the table as answers.csv, and what --draw gives.
+            takes the table as answers.csv, what --draw gives and, of a detection, coco_results.json.
         draw: A folder that takes each picture with its answer, as 0001.png and so on.
-        batch_size: Pictures at a time; by default 32, for a segmentation 1.
+        score: Of a detection, what an object needs to be told, 0 to 1; by default 0.3.
+        batch_size: Pictures at a time; by default 32, for a segmentation or a detection 1.
         device: cpu, cuda or another of torch's; auto takes a GPU where there is one.
 
     Raises:
@@ -61,9 +65,10 @@ def predict(
     for name, value in (("topk", topk), ("batch_size", batch_size)):
         if value is not None and value < 1:
             raise ConfigError(f"--{name} {value}: expected 1 or more")
+    folder: Path | None = None
     if output is not None and (output.is_dir() or not output.suffix):
         _make_folder("output", output)
-        draw, output = draw or output, output / "answers.csv"
+        draw, folder, output = draw or output, output, output / "answers.csv"
     file = None if output is None else AnswerFile(output)
     if draw is not None:
         _make_folder("draw", draw)
@@ -80,6 +85,10 @@ def predict(
         predictor.check()
     except ConfigError as error:
         raise ConfigError(f"{printable(weights)}: {error}") from None
+    if score is not None:
+        if predictor.least_score is None or not 0 <= score <= 1:
+            raise ConfigError(f"--score {score}: expected 0 to 1, and weights of a detector; leave it out")
+        predictor.least_score = score
     for note in (line, f"{card.model} on {chosen}: {predictor.how}"):
         if note:
             print(note, file=sys.stderr)
@@ -102,7 +111,7 @@ def predict(
     except torch.OutOfMemoryError:
         raise ConfigError(f"--batch_size {batch_size}: too many for the memory of {chosen}; give fewer") from None
     finally:
-        _hand_over(done, predictor, file)
+        _hand_over(done, predictor, file, folder)
     failed = [found for found in done if "error" in found]
     for found in failed:
         print(f"skipped: {found['error']}", file=sys.stderr)
@@ -117,7 +126,7 @@ def _make_folder(option: str, folder: Path) -> None:
         raise ConfigError(f"--{option} {printable(folder)}: {error.strerror}; choose another folder") from None
 
 
-def _hand_over(answers: list[Answer], predictor: Predictor, file: AnswerFile | None) -> None:
+def _hand_over(answers: list[Answer], predictor: Predictor, file: AnswerFile | None, folder: Path | None) -> None:
     if not answers:
         return
     if file is None:
@@ -129,6 +138,11 @@ def _hand_over(answers: list[Answer], predictor: Predictor, file: AnswerFile | N
         print_table(answers, predictor)  # better there than nowhere
         raise
     print(f"wrote {printable(file.path)}")
+    if folder is not None:
+        read = [(found["picture"], found) for found in answers if "error" not in found]
+        for name, text in predictor.results(read).items():
+            write_text_atomic(folder / name, text)
+            print(f"wrote {printable(folder / name)}")
 
 
 def find_pictures(given: Iterable[str], left_out: Counter[str] | None = None) -> Iterator[Path]:

@@ -32,7 +32,7 @@ class TaskContract:
     Attributes:
         task: Its name in model cards; blank for any.
         form: What makes the batches that it learns from, a class of :mod:`mobilemamba.data.batches`.
-        counted: What :attr:`confusion` counts.
+        counted: What :attr:`confusion` counts; of ``objects`` there is one more class, the background.
         table_classes: Classes of the network that a table's counts and throughput are for, as in the paper.
         scores: What its evaluations log as ``val/KEY`` and ``test/KEY``; the first is the headline.
         model: The network that is trained.
@@ -79,6 +79,19 @@ class TaskContract:
     @property
     def of_classes(self) -> dict[str, float]:
         """Class's name -> its part in the headline, of the better network; empty where that is no mean over classes."""
+        return {}
+
+    def class_rows(self, *, worst_first: bool) -> list[dict[str, Any]] | None:
+        """What ``validate`` tells of each class, as lines of a table; None where :attr:`confusion` tells it.
+
+        Args:
+            worst_first: Else in the order of the labels.
+        """
+        return None
+
+    @property
+    def curves(self) -> dict[str, Tensor]:
+        """Precision over recall, as :class:`~mobilemamba.training.detection_metrics.ClassPrecision`; empty for none."""
         return {}
 
     @classmethod

@@ -14,29 +14,35 @@ from mobilemamba.training.callbacks.others import AtEnd
 from mobilemamba.training.callbacks.results import best_of, best_validation, keep_best
 from mobilemamba.training.callbacks.validation import counts
 from mobilemamba.training.contract import TaskContract, scores_of
-from mobilemamba.training.plots import draw_confusion, draw_curves
+from mobilemamba.training.detection_metrics import ClassPrecision
+from mobilemamba.training.plots import draw_confusion, draw_curves, draw_precision_recall
 
 
 class TrainingPlots(AtEnd):
-    """Writes ``learning_curves.png`` and, for a classifier, ``confusion_matrix.png`` of its best validation at the end.
+    """Writes ``learning_curves.png`` at the end and, of the best validation, what its task knows of classes.
+
+    ``confusion_matrix.png`` shows which were taken for which, ``precision_recall.png`` how well a detector finds them.
 
     Of the last validation, if no best one is known. A training never fails for them: what hinders them is a warning.
 
     Attributes:
         history: What the curves are drawn from.
         confusions: Step -> which classes were taken for which, of the last validation and of the best one.
+        precisions: Likewise precision over recall.
     """
 
     def __init__(self) -> None:
         self.history: list[dict[str, float]] = []
         self.confusions: dict[int, Tensor] = {}
+        self.precisions: dict[int, dict[str, Tensor]] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"history": self.history, "confusions": self.confusions}
+        return {"history": self.history, "confusions": self.confusions, "precisions": self.precisions}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.history = state_dict["history"]
         self.confusions = state_dict.get("confusions", {})
+        self.precisions = state_dict.get("precisions", {})
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keeps the mean loss of the epoch before, which is known only after the epoch's end."""
@@ -53,6 +59,8 @@ class TrainingPlots(AtEnd):
             averaged = "ema" in confusion and pl_module.average_is_better(trainer.callback_metrics)
             now = confusion["ema" if averaged else "raw"]
             self.confusions = keep_best(self.confusions, now, trainer, pl_module)
+            if curves := pl_module.curves:
+                self.precisions = keep_best(self.precisions, curves, trainer, pl_module)
 
     def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -70,7 +78,7 @@ class TrainingPlots(AtEnd):
                 names = list(map(str, classes)) if data is None else list(data.class_names)
                 title = f"{on}: validation after {step:,} steps, {'the best' if step == best else 'the last'}"
                 counted = pl_module.counted if isinstance(pl_module, TaskContract) else "pictures"
-                draw_confusion(self.confusions[step].long(), names, folder / "confusion_matrix.png", title, counted)
+                draw_classes(folder, self.confusions[step].long(), self.precisions.get(step, {}), names, title, counted)
         except Exception as error:  # whatever it is, the training itself is done and well
             rank_zero_warn(f"no plots of the training: {type(error).__name__}: {error}")
 
@@ -84,3 +92,25 @@ class TrainingPlots(AtEnd):
         entry = {"epoch": trainer.global_step / steps, **({"lr": max(rates)} if rates else {}), **found}
         self.history = [known for known in self.history if known["epoch"] <= entry["epoch"]]
         self.history.append(entry)
+
+
+def draw_classes(
+    folder: Path, confusion: Tensor, curves: dict[str, Tensor], names: list[str], title: str, counted: str
+) -> None:
+    """Writes what an evaluation found of classes: ``confusion_matrix.png`` and, if there are curves, these.
+
+    Args:
+        folder: Takes the pictures.
+        confusion: As :attr:`~mobilemamba.training.contract.TaskContract.confusion` gives it of a network.
+        curves: As :attr:`~mobilemamba.training.contract.TaskContract.curves`.
+        names: Of the classes.
+        title: Above the pictures.
+        counted: What was counted.
+
+    Raises:
+        OSError: If one cannot be written.
+    """
+    known = [*names, "background"] if counted == "objects" else names
+    draw_confusion(confusion, known, folder / "confusion_matrix.png", title, counted)
+    if curves:
+        draw_precision_recall(ClassPrecision(**curves), names, folder / "precision_recall.png", title)

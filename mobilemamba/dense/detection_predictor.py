@@ -1,0 +1,142 @@
+"""What a detector says of pictures: objects with their boxes and perhaps masks, in pixels of the picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from mobilemamba.dense.detector import Detector
+from mobilemamba.dense.regions import paste_masks
+from mobilemamba.drawing import Colour, distinct_colours, draw_objects
+from mobilemamba.models.predictor import MASKS, Predictor, Row, class_names
+
+#: Of a file of answers in COCO's results format.
+RESULTS_FILE = "coco_results.json"
+
+
+class DetectionPredictor(Predictor):
+    """Names objects, the surest first.
+
+    Rows are ``{"objects": [{"index", "name", "score", "box": [left, top, right, bottom]}, ...]}``, in pixels of the
+    picture as it was read. Of a network that finds masks each object has ``mask``, COCO's packed runs of pixels, and
+    the row ``MASKS``, (n, H, W) bool.
+
+    Attributes:
+        least_score: Objects of a lower one are left out.
+    """
+
+    columns = ("rank", "index", "class", "score", "left", "top", "right", "bottom")
+    drawn_only = (MASKS,)
+    batch_size = 1
+    default_topk = None
+    least_score = 0.3
+    network: Detector
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Those of the classes."""
+        return class_names(self.card)
+
+    @cached_property
+    def palette(self) -> tuple[Colour, ...]:
+        """A colour for each class."""
+        return self.card.palette or distinct_colours(self.card.num_classes)
+
+    def preparation(self, how: dict[str, Any]) -> Callable[[Image.Image], Tensor]:
+        """Of whole pictures, scaled as the detector was trained."""
+        from mobilemamba.data.detection_transforms import eval_transform  # torchvision's, which take long to load
+
+        del how["crop_pct"]
+        how["resize"] = how["resize"] or "stretch"
+        return eval_transform(**how)
+
+    def check(self) -> None:
+        """See :meth:`Predictor.check`; masks are written by faster-coco-eval, which so has to be installed."""
+        super().check()
+        if self.card.head == "mask_rcnn":
+            from mobilemamba.data.coco_masks import mask_library
+
+            mask_library()
+
+    @torch.inference_mode()
+    def forward(self, pictures: Tensor) -> list[dict[str, Any]]:
+        """What is found in prepared pictures (B, C, h, w), each with their common ``size``."""
+        height, width = pictures.shape[-2:]
+        divisor = self.network.divisor if self.card.preprocessing.resize == "fit" else 1
+        padded = F.pad(pictures, (0, -width % divisor, 0, -height % divisor))
+        padded = padded.to(self.device, self.dtype, memory_format=torch.channels_last)
+        found = self.network.detect(padded, [(height, width)] * len(pictures))
+        return [{**of_picture, "size": (height, width)} for of_picture in found]
+
+    def rows(self, outputs: Sequence[Mapping[str, Any]], sizes: Sequence[tuple[int, int]] | None = None) -> list[Row]:
+        """See :meth:`Predictor.rows`; of what :meth:`forward` gives."""
+        sizes = [found["size"] for found in outputs] if sizes is None else sizes
+        return [self._row(found, size) for found, size in zip(outputs, sizes, strict=True)]
+
+    def _row(self, found: Mapping[str, Any], size: tuple[int, int]) -> Row:
+        sure = found["scores"] >= self.least_score
+        boxes, scores, labels = (found[name][sure][: self.topk].cpu() for name in ("boxes", "scores", "labels"))
+        (height, width), (prepared_height, prepared_width) = size, found["size"]
+        boxes = boxes.float() * torch.tensor([width / prepared_width, height / prepared_height] * 2)
+        described = zip(labels.tolist(), scores.tolist(), boxes.tolist(), strict=True)
+        objects: list[dict[str, Any]] = [
+            {
+                "index": index,
+                "name": self.names[index],
+                "score": round(score, 6),
+                "box": [round(side, 2) for side in box],
+            }
+            for index, score, box in described
+        ]
+        row: Row = {"objects": objects}
+        if "masks" in found:
+            from mobilemamba.data.coco_masks import encode
+
+            row[MASKS] = paste_masks(found["masks"][sure][: self.topk].float().cpu(), boxes, size)
+            for entry, mask in zip(objects, row[MASKS], strict=True):
+                entry["mask"] = encode(mask.numpy())
+        return row
+
+    def lines(self, row: Row) -> list[list[Any]]:
+        return [
+            [rank, entry["index"], entry["name"], entry["score"], *map(float, entry["box"])]
+            for rank, entry in enumerate(row["objects"], 1)
+        ]
+
+    def draw(self, picture: Image.Image, row: Row) -> Image.Image:
+        """The picture with the boxes, the masks, the names and the scores of its objects."""
+        return draw_objects(
+            picture,
+            [entry["box"] for entry in row["objects"]],
+            [f"{entry['name']} {entry['score']:.2f}" for entry in row["objects"]],
+            [self.palette[entry["index"]] for entry in row["objects"]],
+            row.get(MASKS),
+        )
+
+    def results(self, answers: Sequence[tuple[str, Row]]) -> dict[str, str]:
+        """Objects in COCO's results format.
+
+        A picture's ``image_id`` is its name where that is a number, as in COCO, and else its place from 1 on.
+        """
+        ids = self.card.category_ids or range(1, self.card.num_classes + 1)
+        rows = []
+        for place, (path, row) in enumerate(answers, 1):
+            stem = Path(path).stem
+            for entry in row["objects"]:
+                left, top, right, bottom = entry["box"]
+                found = {
+                    "image_id": int(stem) if stem.isascii() and stem.isdigit() else place,
+                    "category_id": ids[entry["index"]],
+                    "bbox": [round(side, 2) for side in (left, top, right - left, bottom - top)],
+                    "score": entry["score"],
+                }
+                rows.append(found | ({"segmentation": entry["mask"]} if "mask" in entry else {}))
+        return {RESULTS_FILE: "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n"}
