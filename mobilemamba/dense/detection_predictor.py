@@ -107,7 +107,7 @@ class DetectionPredictor(Predictor):
 
     def lines(self, row: Row) -> list[list[Any]]:
         return [
-            [rank, entry["index"], entry["name"], entry["score"], *map(float, entry["box"])]
+            [rank, entry["index"], entry["name"], entry["score"], *(f"{side:.1f}" for side in entry["box"])]
             for rank, entry in enumerate(row["objects"], 1)
         ]
 

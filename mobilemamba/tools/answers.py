@@ -75,7 +75,8 @@ def to_csv(answers: list[Answer], predictor: Predictor) -> str:
         if "error" in found:
             writer.writerow([found["picture"], *[""] * len(predictor.columns), found["error"]])
         else:
-            writer.writerows([found["picture"], *line, ""] for line in predictor.lines(found))
+            lines = predictor.lines(found) or [[""] * len(predictor.columns)]  # nothing was found
+            writer.writerows([found["picture"], *line, ""] for line in lines)
     return writable(text.getvalue())
 
 
@@ -105,6 +106,7 @@ def _table(answers: list[Answer], predictor: Predictor) -> Table:
         lines = [dict.fromkeys(shown, "") | {shown[0]: "unreadable"}]
         if "error" not in found:
             lines = [dict(zip(predictor.columns, line, strict=True)) for line in predictor.lines(found)]
+            lines = lines or [dict.fromkeys(shown, "") | {shown[0]: "nothing found"}]
         for number, line in enumerate(lines):
             cells = [_written(line[column]) for column in shown]
             picture = on_screen(found["picture"]) if number == 0 else ""
