@@ -96,21 +96,18 @@ class DetectionMetrics(Metrics):
         Args:
             outputs: For each picture ``boxes`` (n, 4), left, top, right and bottom in pixels of the prepared picture,
                 ``scores`` (n,) and ``labels`` (n,) from 0; for masks ``masks`` (n, h, w), bool or probabilities, of the
-                prepared picture, perhaps padded, or of the original one.
+                original picture, or else of the prepared one, perhaps padded.
             targets: As :class:`~mobilemamba.data.batches.Boxes` lists them.
         """
         counted = [pair for pair in zip(outputs, targets, strict=True) if pair[1]["counted"]]
         found = [self._measured(output, target) for output, target in counted]
         known = [self._measured(target, target) for _, target in counted]
         self.precision.update(found, known)
-        # Also of none, so that all processes have some to gather.
-        none = torch.zeros(0, dtype=torch.int64)
-        pairs = [
-            (none, none),
-            *(_pairs(*of_picture, self.num_classes) for of_picture in zip(found, known, strict=True)),
-        ]
-        answers, of_classes = map(torch.cat, zip(*pairs, strict=True))
-        self.confusion.update(answers, of_classes)
+        none = torch.zeros(0, dtype=torch.int64)  # so that all processes have some to gather
+        of_pictures = (_pairs(*pair, self.num_classes) for pair in zip(found, known, strict=True))
+        answers, of_classes = map(torch.cat, zip((none, none), *of_pictures, strict=True))
+        # Unlike the other states, these are gathered as tensors of the processes' own devices.
+        self.confusion.update(answers.to(self.confusion.device), of_classes.to(self.confusion.device))
 
     def compute(self) -> dict[str, Tensor]:
         """The scores by their keys, over all processes; then starts anew."""
@@ -123,7 +120,8 @@ class DetectionMetrics(Metrics):
             precision_TRCA = found[kind]
             for key, (thresholds, area) in _PARTS.items():
                 part = precision_TRCA[thresholds, :, :, area]
-                values[prefix + key] = 100 * part[part >= 0].mean().float()  # NaN of none
+                mean = part[part >= 0].mean().float()  # NaN of none
+                values[prefix + key] = 100 * mean.to(self.confusion.device)
             self.classes[prefix] = self._by_class(precision_TRCA[..., 0], found["classes"].view(-1))
         return values
 
