@@ -39,9 +39,8 @@ class Preprocessing:
     #: Whether pictures are turned as their EXIF orientation says; None if it is not known, as in older files:
     #: ``predict`` then turns them, and data modules do as they are documented.
     upright: bool | None = None
-    #: How a detector's come to their size: exactly to it, or keeping their shape such that they are no larger; blank
-    #: for other networks.
-    resize: Literal["", "fit", "stretch"] = ""
+    #: Of a detector, whether pictures are stretched to ``img_size``, or keep their shape with sides up to its limits.
+    resize: Literal["fit", "stretch"] | None = None
 
     def __post_init__(self) -> None:
         for name in ("img_size", "mean", "std"):  # JSON brings lists

@@ -68,8 +68,8 @@ class Predictor:
         self.card, self.device, self.dtype = card, device, dtype
         self.topk = self.default_topk if topk is None else topk
         self.network, self.how = for_inference(network, device, dtype, cuda_graph=True)
-        how = asdict(card.preprocessing)
-        self._upright = how.pop("upright") is not False  # so where the weights do not say
+        how = {name: value for name, value in asdict(card.preprocessing).items() if value is not None}
+        self._upright = how.pop("upright", True)  # so where the weights do not say
         self._transform = self.preparation(how)
 
     def preparation(self, how: dict[str, Any]) -> Callable[[Image.Image], Tensor]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, zip_longest
 from typing import Any, ClassVar, Literal, NamedTuple
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -27,9 +28,12 @@ _SCORES = {
     "map_medium": "AP M",
     "map_large": "AP L",
 }
-_KEYS = {"map50": "map_50", "map75": "map_75"}  # of torchmetrics, where they are others
 BOX_SCORES = tuple(Score(key, label) for key, label in _SCORES.items())
 MASK_SCORES = tuple(Score(f"mask_{key}", f"mask {label}") for key, label in _SCORES.items())
+#: Which thresholds (IoU 0.5, 0.55 to 0.95) and areas (any, small, medium, large) a score is of.
+_ALL = slice(None)
+_PLACES = [(_ALL, 0), (slice(0, 1), 0), (slice(5, 6), 0), (_ALL, 1), (_ALL, 2), (_ALL, 3)]
+_PARTS = dict(zip(_SCORES, _PLACES, strict=True))
 _KINDS: dict[str, Literal["bbox", "segm"]] = {"": "bbox", "mask_": "segm"}
 #: Of the confusion: from which score on an answer counts, and from which overlap (IoU) on it is of an object.
 CONFIDENT, OVERLAPPING = 0.25, 0.5
@@ -82,14 +86,7 @@ class DetectionMetrics(Metrics):
         mask_library()
         self.num_classes = num_classes
         self.kinds = {prefix: kind for prefix, kind in _KINDS.items() if masks or not prefix}
-        self.precision = _Precision(
-            iou_type=tuple(self.kinds.values()),
-            # COCO's own, as torchmetrics rounds them to float32, by which a recall of 0.1 falls short of 0.1.
-            iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
-            rec_thresholds=np.linspace(0, 1, 101).tolist(),
-            backend="faster_coco_eval",
-            extended_summary=True,
-        )
+        self.precision = _Precision(iou_type=tuple(self.kinds.values()), backend="faster_coco_eval")
         self.confusion = ConfusionCounts(num_classes + 1)
         self.classes: dict[str, ClassPrecision] = {}
 
@@ -99,21 +96,18 @@ class DetectionMetrics(Metrics):
         Args:
             outputs: For each picture ``boxes`` (n, 4), left, top, right and bottom in pixels of the prepared picture,
                 ``scores`` (n,) and ``labels`` (n,) from 0; for masks ``masks`` (n, h, w), bool or probabilities, of the
-                prepared picture, perhaps padded, or of the original one.
+                original picture, or else of the prepared one, perhaps padded.
             targets: As :class:`~mobilemamba.data.batches.Boxes` lists them.
         """
         counted = [pair for pair in zip(outputs, targets, strict=True) if pair[1]["counted"]]
         found = [self._measured(output, target) for output, target in counted]
         known = [self._measured(target, target) for _, target in counted]
         self.precision.update(found, known)
-        # Also of none, so that all processes have some to gather.
-        none = torch.zeros(0, dtype=torch.int64)
-        pairs = [
-            (none, none),
-            *(_pairs(*of_picture, self.num_classes) for of_picture in zip(found, known, strict=True)),
-        ]
-        answers, of_classes = map(torch.cat, zip(*pairs, strict=True))
-        self.confusion.update(answers, of_classes)
+        none = torch.zeros(0, dtype=torch.int64)  # so that all processes have some to gather
+        of_pictures = (_pairs(*pair, self.num_classes) for pair in zip(found, known, strict=True))
+        answers, of_classes = map(torch.cat, zip((none, none), *of_pictures, strict=True))
+        # Unlike the other states, these are gathered as tensors of the processes' own devices.
+        self.confusion.update(answers.to(self.confusion.device), of_classes.to(self.confusion.device))
 
     def compute(self) -> dict[str, Tensor]:
         """The scores by their keys, over all processes; then starts anew."""
@@ -123,10 +117,12 @@ class DetectionMetrics(Metrics):
         self.confusion.reset()
         values: dict[str, Tensor] = {}
         for prefix, kind in self.kinds.items():
-            of_kind = f"{kind}_" if len(self.kinds) > 1 else ""
-            scores = {key: found[of_kind + _KEYS.get(key, key)].squeeze().cpu() for key in _SCORES}
-            values |= {prefix + key: _percent(value) for key, value in scores.items()}
-            self.classes[prefix] = self._by_class(found, of_kind)
+            precision_TRCA = found[kind]
+            for key, (thresholds, area) in _PARTS.items():
+                part = precision_TRCA[thresholds, :, :, area]
+                mean = part[part >= 0].mean().float()  # NaN of none
+                values[prefix + key] = 100 * mean.to(self.confusion.device)
+            self.classes[prefix] = self._by_class(precision_TRCA[..., 0], found["classes"].view(-1))
         return values
 
     def _measured(self, objects: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -144,20 +140,12 @@ class DetectionMetrics(Metrics):
             finite &= measured["scores"].isfinite()
         return measured if finite.all() else {name: value[finite] for name, value in measured.items()}
 
-    def _by_class(self, found: dict[str, Any], of_kind: str) -> ClassPrecision:
-        recall_R = torch.tensor(self.precision.rec_thresholds)
-        ap_C, ap50_C = torch.full((2, self.num_classes), torch.nan)
-        precision_CR = torch.full((self.num_classes, len(recall_R)), torch.nan)
-        precision = found.get(f"{of_kind}precision")  # IoU, recall, class, area, number of answers
-        if precision is not None:
-            precision_TRC = precision[:, :, :, 0, -1].float()
-            known = found["classes"].long().view(-1)  # a scalar for one class
-            seen = (precision_TRC >= 0).all(1).all(0)
-            known, precision_TRC = known[seen], precision_TRC[:, :, seen]
-            ap_C[known] = 100 * precision_TRC.mean((0, 1))
-            ap50_C[known] = 100 * precision_TRC[0].mean(0)
-            precision_CR[known] = precision_TRC[0].T
-        return ClassPrecision(ap_C, ap50_C, recall_R, precision_CR)
+    def _by_class(self, precision_TRC: Tensor, known: Tensor) -> ClassPrecision:
+        """Of all classes, by the precision of those that there are."""
+        precision_TRA = torch.full((*precision_TRC.shape[:2], self.num_classes), torch.nan)
+        precision_TRA[:, :, known] = torch.where(precision_TRC < 0, torch.nan, precision_TRC).float()
+        ap_C, ap50_C = 100 * precision_TRA.mean((0, 1)), 100 * precision_TRA[0].mean(0)
+        return ClassPrecision(ap_C, ap50_C, torch.linspace(0, 1, len(precision_TRA[0])), precision_TRA[0].T)
 
 
 class _Precision(MeanAveragePrecision):
@@ -176,9 +164,29 @@ class _Precision(MeanAveragePrecision):
             rounds = chain.from_iterable(zip_longest(*(part[name] for part in parts)))
             setattr(self, name, [of_picture for of_picture in rounds if of_picture is not None])
 
+    def compute(self) -> dict[str, Tensor]:
+        """``bbox`` and ``segm``: precision by IoU, recall, class and area, (T, R, K, A), -1 where unknown; ``classes``.
 
-def _percent(value: Tensor) -> Tensor:
-    return torch.where(value < 0, torch.nan, 100 * value)
+        Not torchmetrics' way: it rounds COCO's thresholds to float32, by which a recall of 0.1 falls short of 0.1, and
+        to tell the classes apart it either copies every overlap or evaluates each class anew.
+        """
+        states = {name: getattr(self, name) for name in self._defaults}
+        backend: Any = self._coco_backend
+        answers, targets = backend._get_coco_datasets(**states, iou_type=self.iou_type, average="macro")
+        precisions: dict[str, Tensor] = {}
+        for kind in self.iou_type:
+            for answer in answers.dataset["annotations"]:
+                answer["area"] = answer.get(f"area_{kind}", answer["area"])  # that of its box, or of its mask
+            evaluation = backend.cocoeval(targets, answers, iouType=kind)
+            if targets.imgs:
+                with contextlib.redirect_stdout(io.StringIO()):
+                    evaluation.evaluate()
+                    evaluation.accumulate()
+                precisions[kind] = torch.as_tensor(evaluation.eval["precision"][..., -1])
+            else:
+                precisions[kind] = torch.zeros(10, 101, 0, 4)
+        labels = [*self.detection_labels, *self.groundtruth_labels, torch.zeros(0, dtype=torch.int64)]
+        return {**precisions, "classes": torch.cat(labels).unique()}
 
 
 def _original(masks: Tensor, target: Mapping[str, Tensor]) -> Tensor:

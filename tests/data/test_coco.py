@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import torch
 from pycocotools import coco as reference_coco
 
 from mobilemamba.data import COCO, COCOFolder
-from mobilemamba.data.detection_transforms import DetectionAugmentation
+from mobilemamba.data.detection_transforms import DetectionAugmentation, eval_transform
 from mobilemamba.data.objects import ObjectSet
+from mobilemamba.data.pictures import read_picture
 from mobilemamba.errors import ConfigError, DataError
+from mobilemamba.models import Preprocessing
 from tests.data.coco_files import content, write
 
 
@@ -65,6 +68,16 @@ def test_validation_has_all_that_the_reference_reads(mini: Path) -> None:
             for mask, row in zip(target["masks"], rows, strict=True):
                 assert np.array_equal(mask.numpy(), reference.annToMask(row).astype(bool))
     assert seen == list(reference.imgs)
+
+
+def test_the_card_says_how_pictures_are_prepared(mini: Path) -> None:
+    data = ready(mini, COCO, img_size=(90, 70))
+    assert isinstance(data.val_set, ObjectSet)
+    how = asdict(Preprocessing(**data.preprocessing))
+    del how["upright"], how["crop_pct"]
+    prepared = eval_transform(**how)(read_picture(data.val_set.name(1)))
+    assert prepared.shape == (3, 68, 90)
+    assert torch.equal(prepared, data.val_set[1][0])
 
 
 def test_training_leaves_out_empty_pictures_and_crowds(mini: Path) -> None:

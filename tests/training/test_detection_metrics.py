@@ -211,5 +211,4 @@ def test_is_exact_over_processes_that_have_unequal_numbers(
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
     first.precision._sync_dist()
     shared_out, whole = first.precision.compute(), alone.precision.compute()
-    assert torch.equal(shared_out["segm_map"], whole["segm_map"])
-    assert torch.equal(shared_out["bbox_precision"], whole["bbox_precision"])
+    assert all(torch.equal(shared_out[name], whole[name]) for name in ("bbox", "segm", "classes"))
