@@ -22,7 +22,7 @@ from mobilemamba.files import write_text_atomic
 from mobilemamba.models import load_network
 from mobilemamba.models.predictor import Predictor, Row, predictor_of
 from mobilemamba.text import printable
-from mobilemamba.tools.answers import Answer, AnswerFile, print_table
+from mobilemamba.tools.answers import FORMATS, Answer, AnswerFile, print_table
 
 
 def predict(
@@ -66,7 +66,7 @@ def predict(
         if value is not None and value < 1:
             raise ConfigError(f"--{name} {value}: expected 1 or more")
     folder: Path | None = None
-    if output is not None and (output.is_dir() or not output.suffix):
+    if output is not None and output.suffix.lower() not in FORMATS and (not output.suffix or output.is_dir()):
         _make_folder("output", output)
         draw, folder, output = draw or output, output, output / "answers.csv"
     file = None if output is None else AnswerFile(output)
