@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.ops import sigmoid_focal_loss
 
 import mobilemamba
 from mobilemamba.analysis.complexity import complexity
 from mobilemamba.dense import DETECTION_HEADS, Detector, create_detector
+from mobilemamba.dense.boxes import IGNORED
 from mobilemamba.errors import ConfigError
 from mobilemamba.models import fuse_norms, load_weights, optimize_for_inference
 from mobilemamba.models.fuse import count_batch_norms
@@ -121,6 +124,18 @@ def test_what_is_not_to_be_found(tiny_detector: Tiny, head: str) -> None:
     sum(empty.values()).backward()
     with pytest.raises(ConfigError, match="label 7 of a box: expected 0 to 6; count classes from 0"):
         losses(target([[4, 6, 50, 60]], [7]), target([], []))
+
+
+def test_the_focal_loss_is_torchvisions(tiny_detector: Tiny) -> None:
+    logits = (4 * torch.randn(2, 30, 7)).requires_grad_()
+    labels = torch.randint(IGNORED, 7, (2, 30))
+    loss = tiny_detector("retinanet").class_loss(logits, labels)
+    counted = labels != IGNORED
+    expected = F.one_hot(labels[counted] + 1, 8)[:, 1:].float()
+    reference = sigmoid_focal_loss(logits[counted], expected, reduction="sum")
+    assert loss.item() == pytest.approx(reference.item(), rel=1e-5)
+    gradients = [torch.autograd.grad(each, logits)[0] for each in (loss, reference)]
+    assert torch.allclose(*gradients, atol=1e-5)
 
 
 @pytest.mark.parametrize("head", DETECTION_HEADS)
