@@ -179,6 +179,11 @@ def test_folded_and_laid_out_it_answers_the_same(tiny_detector: Tiny, head: str)
                 assert (found - one).norm() < 1e-5 * one.norm()
     for found, one in zip(fastest.detect(pictures), detector.detect(pictures), strict=True):
         assert found["scores"] == pytest.approx(one["scores"], rel=1e-4)
+    (found,) = optimize_for_inference(detector, torch.bfloat16).detect(pictures[:1].bfloat16())
+    assert len(found["boxes"]) > 0
+    assert all(values.dtype == torch.float32 for name, values in found.items() if name != "labels")
+    fastest.score_threshold = 0.9999999  # nothing is found
+    assert [len(values) for values in fastest.detect(pictures[:1])[0].values()] == [0] * len(found)
 
 
 def test_the_stage_that_ssdlite_does_not_read(tiny_detector: Tiny) -> None:
