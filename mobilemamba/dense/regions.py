@@ -31,8 +31,8 @@ def pool_regions(levels: Sequence[Tensor], strides: Sequence[int], boxes: Sequen
     for i, (level, stride) in enumerate(zip(levels, strides, strict=True)):
         at = (suits == i).nonzero().squeeze(1)
         places.append(at)
-        parts.append(roi_align(level, regions[at].to(level.dtype), side, 1 / stride, sampling_ratio=0, aligned=True))
-    return torch.cat(parts)[torch.cat(places).argsort()]
+        parts.append(roi_align(level.float(), regions[at], side, 1 / stride, sampling_ratio=0, aligned=True))
+    return torch.cat(parts)[torch.cat(places).argsort()].to(levels[0].dtype)
 
 
 def cut_masks(masks: Tensor, of: Tensor, boxes: Tensor, side: int) -> Tensor:

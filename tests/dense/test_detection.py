@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.ops import sigmoid_focal_loss
 
 import mobilemamba
 from mobilemamba.analysis.complexity import complexity
 from mobilemamba.dense import DETECTION_HEADS, Detector, create_detector
+from mobilemamba.dense.boxes import IGNORED
 from mobilemamba.errors import ConfigError
 from mobilemamba.models import fuse_norms, load_weights, optimize_for_inference
 from mobilemamba.models.fuse import count_batch_norms
@@ -123,6 +126,18 @@ def test_what_is_not_to_be_found(tiny_detector: Tiny, head: str) -> None:
         losses(target([[4, 6, 50, 60]], [7]), target([], []))
 
 
+def test_the_focal_loss_is_torchvisions(tiny_detector: Tiny) -> None:
+    logits = (4 * torch.randn(2, 30, 7)).requires_grad_()
+    labels = torch.randint(IGNORED, 7, (2, 30))
+    loss = tiny_detector("retinanet").class_loss(logits, labels)
+    counted = labels != IGNORED
+    expected = F.one_hot(labels[counted] + 1, 8)[:, 1:].float()
+    reference = sigmoid_focal_loss(logits[counted], expected, reduction="sum")
+    assert loss.item() == pytest.approx(reference.item(), rel=1e-5)
+    gradients = [torch.autograd.grad(each, logits)[0] for each in (loss, reference)]
+    assert torch.allclose(*gradients, atol=1e-5)
+
+
 @pytest.mark.parametrize("head", DETECTION_HEADS)
 def test_padding_is_no_part_of_a_picture(tiny_detector: Tiny, head: str) -> None:
     detector, pictures = tiny_detector(head), torch.zeros(1, 3, 96, 128)
@@ -164,6 +179,11 @@ def test_folded_and_laid_out_it_answers_the_same(tiny_detector: Tiny, head: str)
                 assert (found - one).norm() < 1e-5 * one.norm()
     for found, one in zip(fastest.detect(pictures), detector.detect(pictures), strict=True):
         assert found["scores"] == pytest.approx(one["scores"], rel=1e-4)
+    (found,) = optimize_for_inference(detector, torch.bfloat16).detect(pictures[:1].bfloat16())
+    assert len(found["boxes"]) > 0
+    assert all(values.dtype == torch.float32 for name, values in found.items() if name != "labels")
+    fastest.score_threshold = 0.9999999  # nothing is found
+    assert [len(values) for values in fastest.detect(pictures[:1])[0].values()] == [0] * len(found)
 
 
 def test_the_stage_that_ssdlite_does_not_read(tiny_detector: Tiny) -> None:
