@@ -1,0 +1,109 @@
+"""What a detector says of pictures: objects in the pixels of the picture as it was read, drawings, COCO's results."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mobilemamba.data.coco_masks import mask_library
+from mobilemamba.dense.detection_predictor import RESULTS_FILE, DetectionPredictor
+from mobilemamba.models import ModelCard, Preprocessing
+from mobilemamba.models.predictor import MASKS
+
+
+class Reddish(torch.nn.Module):
+    """Finds the red pixels' box in pictures, and a fainter one that is the whole; and masks of all of both."""
+
+    divisor = 32
+
+    def __init__(self, *, masks: bool) -> None:
+        super().__init__()
+        self.masks = masks
+        self.seen: list[tuple[int, ...]] = []
+
+    def detect(self, images: Tensor, sizes: list[tuple[int, int]]) -> list[dict[str, Tensor]]:
+        self.seen.append(tuple(images.shape))
+        found = []
+        for image, (height, width) in zip(images, sizes, strict=True):
+            y, x = ((image[0] > 0.5) & (image[1] < 0.5)).nonzero().T
+            box = [x.min(), y.min(), x.max() + 1, y.max() + 1]
+            boxes = torch.tensor([box, [0, 0, width, height]], dtype=torch.float32)
+            of_picture = {"boxes": boxes, "scores": torch.tensor([0.9, 0.2]), "labels": torch.tensor([1, 0])}
+            found.append(of_picture | ({"masks": torch.ones(2, 28, 28)} if self.masks else {}))
+        return found
+
+
+def asked(*, masks: bool = False, resize: str = "stretch", size: tuple[int, int] = (50, 50)) -> DetectionPredictor:
+    card = ModelCard(
+        "mobilemamba_b1",
+        Preprocessing(size, (0.0,) * 3, (1.0,) * 3, "bilinear", resize=resize),  # type: ignore[arg-type]
+        num_classes=2,
+        class_names=("all", "red one"),
+        task="detection",
+        head="mask_rcnn" if masks else "retinanet",
+        category_ids=(7, 13),
+    )
+    return DetectionPredictor(Reddish(masks=masks), card, torch.device("cpu"))
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    """100 x 200, its red part at (20, 40) to (60, 120)."""
+    picture = Image.new("RGB", (100, 200), "black")
+    picture.paste("red", (20, 40, 60, 120))
+    return picture
+
+
+def row_of(predictor: DetectionPredictor, picture: Image.Image) -> dict[str, Any]:
+    (row,) = predictor.rows(predictor.forward(predictor.prepare(picture)[None]), [(picture.height, picture.width)])
+    return row
+
+
+def test_boxes_are_of_the_picture_as_it_was_read(picture: Image.Image) -> None:
+    predictor = asked()
+    row = row_of(predictor, picture)
+    assert row == {"objects": [{"index": 1, "name": "red one", "score": 0.9, "box": [20.0, 40.0, 60.0, 120.0]}]}
+    assert predictor.network.seen == [(1, 3, 50, 50)]
+    assert predictor.lines(row) == [[1, 1, "red one", 0.9, "20.0", "40.0", "60.0", "120.0"]]
+    predictor.least_score = 0.1
+    assert [entry["score"] for entry in row_of(predictor, picture)["objects"]] == [0.9, 0.2]
+    predictor.topk = 1
+    assert len(row_of(predictor, picture)["objects"]) == 1
+
+
+def test_pictures_that_keep_their_shape_are_padded_for_the_network(picture: Image.Image) -> None:
+    predictor = asked(resize="fit", size=(50, 80))
+    row = row_of(predictor, picture)
+    assert predictor.network.seen == [(1, 3, 96, 64)]  # 80 x 40, up to multiples of 32
+    assert row["objects"][0]["box"] == pytest.approx([20, 40, 60, 120], abs=2.5)
+
+
+def test_masks_are_drawn_and_written_as_coco_s_runs(picture: Image.Image) -> None:
+    predictor = asked(masks=True)
+    predictor.check()
+    row = row_of(predictor, picture)
+    expected = np.zeros((200, 100), bool)
+    expected[40:120, 20:60] = True
+    assert np.array_equal(row[MASKS][0], expected)
+    assert np.array_equal(mask_library().decode(row["objects"][0]["mask"]), expected)
+    drawn, plain = (np.asarray(predictor.draw(picture, found)) for found in (row, {"objects": []}))
+    assert np.array_equal(plain, np.asarray(picture))
+    changed = (drawn != plain).any(2)
+    assert changed[60:118, 22:58].all()
+    assert not changed[130:].any()
+
+
+def test_results_are_coco_s(picture: Image.Image) -> None:
+    predictor = asked(masks=True)
+    row = {name: value for name, value in row_of(predictor, picture).items() if name != MASKS}
+    files = predictor.results([("a/000000000139.jpg", row), ("b/street.jpg", row)])
+    rows = json.loads(files[RESULTS_FILE])
+    assert [row["image_id"] for row in rows] == [139, 2]
+    assert rows[0]["bbox"] == [20.0, 40.0, 40.0, 80.0]
+    assert rows[0]["category_id"] == 13
+    assert rows[0]["segmentation"]["size"] == [200, 100]
+    assert json.loads(predictor.results([("c.png", {"objects": []})])[RESULTS_FILE]) == []

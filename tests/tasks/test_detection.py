@@ -1,0 +1,150 @@
+"""The detection task: losses, weights of two kinds, frozen norms, evaluation with its curves, resuming."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import nn
+
+from mobilemamba.data import FashionObjects, FashionScenes
+from mobilemamba.errors import ConfigError, WeightsError
+from mobilemamba.models import ArchOverrides, ModelCard, Preprocessing, create_model, load_network, save_weights
+from mobilemamba.tasks import DetectionTask
+from mobilemamba.training.callbacks import RunResults, StepSeed, TrainingPlots, run_checkpoints
+from mobilemamba.training.callbacks.examples import EXAMPLES_FILE, ValidationExamples
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::UserWarning:torch")
+
+ARCH = ArchOverrides(embed_dims=(16, 16, 16), depths=(1, 1, 1))
+TINY: dict[str, Any] = {"name": "mobilemamba_t2", "arch": ARCH, "num_classes": 10, "head_dim": 16}
+
+
+def make_task(**changes: Any) -> DetectionTask:
+    torch.manual_seed(0)
+    quick = {"warmup_steps": 0, "lr": 1e-3, "reference_batch_size": 4, "schedule": "cosine", "frozen_norms": False}
+    return DetectionTask(**TINY | quick | changes)
+
+
+def make_trainer(folder: Path, **changes: Any) -> Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    return Trainer(**quiet | {"default_root_dir": folder, "max_epochs": 1, "enable_checkpointing": False} | changes)
+
+
+def make_data(**changes: Any) -> FashionObjects:
+    data = FashionObjects(**{"img_size": 64, "scenes": 8, "batch_size": 4, "num_workers": 0} | changes)
+    data.setup()
+    assert data.val_set is not None
+    data.val_set.number = 5  # type: ignore[attr-defined]
+    return data
+
+
+@pytest.mark.parametrize("head", ["ssdlite", "mask_rcnn"])
+def test_a_training_learns_is_evaluated_and_leaves_a_whole_network(tmp_path: Path, head: str) -> None:
+    masks = head == "mask_rcnn"
+    task, data, results, plots = make_task(head=head, ema_decay=0.5), make_data(masks=masks), RunResults(tmp_path), []
+    plots = TrainingPlots()
+    callbacks = [*run_checkpoints(tmp_path, task), results, plots, ValidationExamples(2)]
+    results.table_img_size = None
+    before = {name: value.clone() for name, value in task.model.state_dict().items()}
+    trainer = make_trainer(tmp_path, enable_checkpointing=True, callbacks=callbacks)
+    trainer.fit(task, data)
+    assert any(not torch.equal(before[name], value) for name, value in task.model.state_dict().items())
+    logged = trainer.callback_metrics
+    parts = [
+        float(value) for name, value in logged.items() if name.startswith("train/loss_") and name != "train/loss_step"
+    ]
+    assert sum(parts) == pytest.approx(float(logged["train/loss_step"]), rel=1e-5)
+    key = "mask_map" if masks else "map"
+    assert task.scores[0].key == key
+    assert float(logged[f"val/{key}_max"]) == max(float(logged[f"val/{key}"]), float(logged[f"val/{key}_ema"]))
+    known = results.results(trainer, task)["classes"]
+    assert known == task.of_classes
+    assert sum(known.values()) / len(known) == pytest.approx(float(logged[f"val/{key}_max"]), abs=1e-3)
+    assert [row["class"] for row in task.class_rows(worst_first=True)] == sorted(known, key=lambda name: known[name])
+    plots.finish(trainer, task)
+    assert {"confusion_matrix.png", "precision_recall.png", EXAMPLES_FILE} <= {path.name for path in tmp_path.iterdir()}
+    network, card = load_network(tmp_path / "checkpoints/best.ckpt", verbose=False)
+    assert (card.task, card.head, card.head_options) == ("detection", head, {"head_dim": 16, "prune": False})
+    assert (card.palette, card.category_ids) == (data.palette, data.category_ids)
+    assert (card.preprocessing.resize, card.preprocessing.img_size) == ("stretch", (64, 64))
+    again = make_task(head=head, weights=str(tmp_path / "checkpoints/best.ckpt"))
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in again.model.state_dict().items())
+
+
+def test_an_evaluation_is_also_of_the_network_that_predict_runs(tmp_path: Path) -> None:
+    trainer, task = make_trainer(tmp_path), make_task()
+    trainer.validate(task, make_data(), verbose=False)
+    logged = trainer.callback_metrics
+    assert float(logged["val/map_fused"]) == pytest.approx(float(logged["val/map"]), abs=1e-3)
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
+    def run(folder: Path, epochs: int, checkpoint: Path | None = None) -> DetectionTask:
+        task = make_task(schedule="half_cosine_by_epoch", ema_decay=0.5)
+        callbacks = [StepSeed(), *run_checkpoints(folder, task)]
+        trainer = make_trainer(folder, max_epochs=2, enable_checkpointing=True, callbacks=callbacks)
+        trainer.limit_val_batches = 1
+        if epochs < 2:
+            trainer.fit_loop.max_epochs, trainer.should_stop = 2, False
+            callbacks[0].on_train_epoch_end = lambda trainer, _: setattr(trainer, "should_stop", True)  # type: ignore[method-assign]
+        trainer.fit(task, make_data(), ckpt_path=checkpoint)
+        return task
+
+    torch.manual_seed(0)
+    whole = run(tmp_path / "whole", 2)
+    run(tmp_path / "parts", 1)
+    resumed = run(tmp_path / "parts", 2, tmp_path / "parts/checkpoints/last.ckpt")
+    assert whole.global_step == resumed.global_step == 4
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_frozen_norms_keep_their_statistics_and_learn_their_weights(tmp_path: Path) -> None:
+    task = make_task(frozen_norms=True)
+    backbone = task.model.backbone
+    norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+    before = [(norm.running_mean.clone(), norm.weight.detach().clone()) for norm in norms]
+    make_trainer(tmp_path, limit_val_batches=0).fit(task, make_data())
+    assert all(torch.equal(norm.running_mean, mean) for norm, (mean, _) in zip(norms, before, strict=True))
+    assert any(not torch.equal(norm.weight, weight) for norm, (_, weight) in zip(norms, before, strict=True))
+    task.train()
+    assert not any(norm.training for norm in norms)
+    assert task.model.training
+
+
+def test_a_classifier_s_weights_go_into_the_backbone(tmp_path: Path) -> None:
+    classifier, path = create_model("mobilemamba_t2", ARCH, 9), str(tmp_path / "w.safetensors")
+    look = Preprocessing((64, 64), (0.5,) * 3, (0.5,) * 3)
+    save_weights(classifier, path, ModelCard("mobilemamba_t2", look, num_classes=9, arch=ARCH.given()))
+    theirs, ours = classifier.state_dict(), make_task(weights=path).model.backbone.get_submodule("model").state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    with pytest.raises((ConfigError, WeightsError), match="mobilemamba_t2"):
+        make_task(weights=path, name="mobilemamba_t4")
+
+
+def test_data_without_masks_are_refused_by_a_network_for_them(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.masks=False: mask_rcnn learns from masks; set data\.masks to true"):
+        make_trainer(tmp_path).fit(make_task(head="mask_rcnn"), make_data())
+
+
+def test_data_of_another_task_draw_nothing(tmp_path: Path) -> None:
+    task, trainer = make_task(), make_trainer(tmp_path)
+    data = FashionScenes(img_size=32, num_workers=0)
+    trainer._data_connector.attach_datamodule(task, datamodule=data)
+    task.trainer = trainer
+    assert task.draw_example(torch.zeros(1, 3, 64, 64), []) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"head_dim": 2}, "head_dim=2: expected 4 or more"),
+        ({"head": "yolo"}, "head 'yolo': expected one of: mask_rcnn, retinanet, ssdlite"),
+        ({"drop_path_rate": 2.0}, "drop_path_rate=2.0: expected 0 to 1"),
+    ],
+)
+def test_impossible_settings_are_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        make_task(**changes)
