@@ -1,6 +1,7 @@
 """COCO's metric over batches, repeats and processes, against COCO's own code."""
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
 from mobilemamba.data import COCO
+from mobilemamba.errors import ConfigError
 from mobilemamba.training.detection_metrics import DetectionMetrics
 from mobilemamba.training.plots import draw_confusion, draw_precision_recall
 
@@ -212,3 +214,11 @@ def test_is_exact_over_processes_that_have_unequal_numbers(
     first.precision._sync_dist()
     shared_out, whole = first.precision.compute(), alone.precision.compute()
     assert all(torch.equal(shared_out[name], whole[name]) for name in ("bbox", "segm", "classes"))
+
+
+def test_without_the_library_its_name_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faster_coco_eval.core", None)
+    with pytest.raises(
+        ConfigError, match=r"need faster-coco-eval: install it by pip install 'mobilemamba\[detection\]'"
+    ):
+        DetectionMetrics(3)
