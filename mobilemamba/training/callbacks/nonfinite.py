@@ -69,7 +69,7 @@ class SkipNonFinite(Callback):
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         pl_module.log("train/grad_norm", norm)
-        pl_module.log("train/skipped_steps", float(self.skipped))
+        pl_module.log("train/skipped_steps", torch.tensor(float(self.skipped)))  # no copy to the device
         if torch.isfinite(norm):
             return
         loss_finite = self._loss_finite is None or bool(self._loss_finite)
