@@ -23,7 +23,7 @@ from mobilemamba.models.predictor import Predictor, predictor_of
 from mobilemamba.models.runtime import runtime_of
 from mobilemamba.training.contract import TaskContract, init_arguments, plain_settings
 from mobilemamba.training.metrics import Comparison, DeviceMean, Metrics
-from mobilemamba.training.optimizer import DecayRule, parameter_groups, scale_lr, set_learning_rates
+from mobilemamba.training.optimizer import DecayRule, can_be_fused, parameter_groups, scale_lr, set_learning_rates
 from mobilemamba.training.provenance import pictures_a_step
 from mobilemamba.training.schedule import Schedule, rate_of, set_rates_of_now
 
@@ -242,8 +242,7 @@ class Task(TaskContract, LightningModule):
         lr = scale_lr(hparams["lr"], self.total_batch_size, hparams["reference_batch_size"])
         groups = self.parameter_groups()
         set_learning_rates(groups, lr)
-        # Without it PyTorch goes through the tensors one by one on a CPU. Lightning refuses it with AMP and clipping.
-        fused = self.device.type == "cpu" and self.trainer.precision == "32-true"
+        fused = can_be_fused(self.device, self.trainer.precision, bool(self.trainer.gradient_clip_val))
         optimizer = torch.optim.AdamW(groups, lr=lr, betas=tuple(hparams["betas"]), fused=fused or None)
         scheduler = LambdaLR(optimizer, rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
