@@ -184,7 +184,7 @@ def _optimized(cls: Any) -> Any:
 
 @cache
 def _graphed(cls: Any) -> Any:
-    """The class of a class's copies that run by CUDA graphs, which would not follow new weights elsewhere."""
+    """The class of a class's copies that run by CUDA graphs, which would not follow new weights."""
 
     def forward(self: Any, x: Tensor) -> Any:
         return self.graphs(partial(cls.forward, self), x)
