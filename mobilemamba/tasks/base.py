@@ -13,7 +13,6 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MeanMetric
 
 from mobilemamba.data import DataModule
 from mobilemamba.data.base import data_of
@@ -23,8 +22,8 @@ from mobilemamba.models.fuse import count_batch_norms
 from mobilemamba.models.predictor import Predictor, predictor_of
 from mobilemamba.models.runtime import runtime_of
 from mobilemamba.training.contract import TaskContract, init_arguments, plain_settings
-from mobilemamba.training.metrics import Comparison, Metrics
-from mobilemamba.training.optimizer import DecayRule, parameter_groups, scale_lr, set_learning_rates
+from mobilemamba.training.metrics import Comparison, DeviceMean, Metrics
+from mobilemamba.training.optimizer import DecayRule, can_be_fused, parameter_groups, scale_lr, set_learning_rates
 from mobilemamba.training.provenance import pictures_a_step
 from mobilemamba.training.schedule import Schedule, rate_of, set_rates_of_now
 
@@ -142,7 +141,7 @@ class Task(TaskContract, LightningModule):
         if self.hparams["compile"]:
             self.model.compile()
         self.comparison = Comparison(self.new_metrics, self.scores[0])
-        self.mean_train_loss = MeanMetric(nan_strategy="ignore")
+        self.mean_train_loss = DeviceMean()
         self.mean_train_loss.persistent(True)  # so that a resumed epoch's mean is over all of it
 
     # What a subclass says.
@@ -211,9 +210,10 @@ class Task(TaskContract, LightningModule):
     def training_step(self, batch: tuple[Any, Any]) -> Tensor:
         images, targets = batch
         loss = self.training_loss(images, targets)
-        self.mean_train_loss.update(torch.where(loss.isfinite(), loss, torch.nan).detach(), len(images))
+        self.mean_train_loss.update(loss.detach().masked_fill(~loss.isfinite(), torch.nan), len(images))
         self.log("train/loss_step", loss, prog_bar=True)
-        self.log("lr", max(group["lr"] for group in self.trainer.optimizers[0].param_groups))
+        rate = max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
+        self.log("lr", torch.tensor(rate))  # on the CPU: Lightning would copy a number to the device, and wait for it
         return loss
 
     def on_train_epoch_end(self) -> None:
@@ -242,8 +242,7 @@ class Task(TaskContract, LightningModule):
         lr = scale_lr(hparams["lr"], self.total_batch_size, hparams["reference_batch_size"])
         groups = self.parameter_groups()
         set_learning_rates(groups, lr)
-        # Without it PyTorch goes through the tensors one by one on a CPU. Lightning refuses it with AMP and clipping.
-        fused = self.device.type == "cpu" and self.trainer.precision == "32-true"
+        fused = can_be_fused(self.device, self.trainer.precision, bool(self.trainer.gradient_clip_val))
         optimizer = torch.optim.AdamW(groups, lr=lr, betas=tuple(hparams["betas"]), fused=fused or None)
         scheduler = LambdaLR(optimizer, rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -31,14 +31,15 @@ class ConfusionCounts(Metric):
         self.add_state("pairs", default=[], dist_reduce_fx="cat")
 
     def update(self, answer: Tensor, target: Tensor) -> None:
-        """Adds a batch: class indices (B,) int64 of both."""
-        self.pairs.append(target * self.num_classes + answer)
+        """Adds a batch: class indices (B,) int64 of both; targets below 0 do not count."""
+        self.pairs.append((target * self.num_classes + answer).masked_fill(target < 0, -1))
 
     def compute(self) -> Tensor:
         """(n, 3) int64 on the CPU: target, answer and how often, in ascending order."""
         if not len(self.pairs):
             return torch.zeros(0, 3, dtype=torch.int64)
-        pairs, counts = torch.unique(dim_zero_cat(self.pairs).cpu(), return_counts=True)
+        pairs = dim_zero_cat(self.pairs).cpu()
+        pairs, counts = torch.unique(pairs[pairs >= 0], return_counts=True)
         return torch.stack([pairs // self.num_classes, pairs % self.num_classes, counts], dim=1)
 
 

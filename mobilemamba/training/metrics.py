@@ -9,11 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, SumMetric
-from torchmetrics.classification import MulticlassAccuracy
 
 from mobilemamba.data import IGNORED
 from mobilemamba.scores import Score
 from mobilemamba.training.confusion import ConfusionCounts
+
+
+class DeviceMean(MeanMetric):
+    """A weighted mean without what is NaN, as torchmetrics' own, which waits for the device at each update."""
+
+    def update(self, value: Tensor, weight: Tensor | float = 1.0) -> None:  # type: ignore[override]  # no numbers
+        """Adds numbers of any shape, whose weights have the same shape or are one number."""
+        counted = ~value.isnan() * weight
+        self.mean_value += (value.to(self.dtype) * counted).masked_fill(counted == 0, 0).sum()
+        self.weight += counted.sum()
 
 
 class Metrics(nn.Module):
@@ -53,22 +62,18 @@ class ClassificationMetrics(Metrics):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.top1, self.top5 = (
-            MulticlassAccuracy(num_classes, top_k=min(k, num_classes), average="micro", validate_args=False)
-            for k in (1, 5)
-        )
-        self.loss = MeanMetric()
+        self.top1, self.top5, self.loss = DeviceMean(), DeviceMean(), DeviceMean()
+        self._k = min(5, num_classes)
         self.confusion = ConfusionCounts(num_classes)
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
         """Adds a batch: logits (B, num_classes), class indices (B,) int64."""
-        counted = targets != IGNORED
-        logits, targets = outputs[counted].float(), targets[counted]
-        if len(targets):
-            self.top1.update(logits, targets)
-            self.top5.update(logits, targets)
-            self.loss.update(F.cross_entropy(logits, targets, reduction="none"))
-        self.confusion.update(logits.argmax(1), targets)  # also of none, so that all processes have some to gather
+        counted, logits, answer = targets != IGNORED, outputs.float(), outputs.argmax(1)
+        among = (logits.topk(self._k).indices == targets[:, None]).any(1)
+        self.top1.update((answer == targets).float(), counted)
+        self.top5.update(among.float(), counted)
+        self.loss.update(F.cross_entropy(logits, targets, reduction="none", ignore_index=IGNORED), counted)
+        self.confusion.update(answer, targets)  # also of none, so that all processes have some to gather
 
     def compute(self) -> dict[str, Tensor]:
         """``top1`` and ``top5`` in percent, and ``loss``, over all processes; then starts anew."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
@@ -79,3 +80,20 @@ def _flat_in_release(model: nn.Module) -> set[str]:
 def _named_by_model(model: nn.Module) -> set[str]:
     names = getattr(model, "no_weight_decay", None)
     return set(names()) if callable(names) else set()
+
+
+def can_be_fused(device: torch.device, precision: str, clips: bool) -> bool:
+    """Whether AdamW may do all tensors in one kernel.
+
+    Else PyTorch goes through them one by one on a CPU, and on a GPU the host has to wait to know whether gradients are
+    finite. Lightning refuses it with AMP and clipping.
+
+    Args:
+        device: Of the weights.
+        precision: The trainer's.
+        clips: Whether it clips gradients.
+    """
+    on_gpu = device.type == "cuda"
+    return (precision == "32-true" and (on_gpu or device.type == "cpu")) or (
+        precision == "bf16-mixed" and on_gpu and not clips
+    )

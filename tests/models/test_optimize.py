@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from mobilemamba.errors import ConfigError
+from mobilemamba.layers.kernels import use_scan_backend
 from mobilemamba.models import (
     VARIANTS,
     MobileMamba,
@@ -30,6 +31,7 @@ from mobilemamba.models.inference.packed import PackedConv, PackedLinear
 from mobilemamba.models.predictor import ClassificationPredictor
 from mobilemamba.ops import onednn
 from mobilemamba.ops.backends import Backend, Backends, forget_choices, standard_operators
+from mobilemamba.ops.mix_channels import mix_channels
 from mobilemamba.ops.native import library
 from mobilemamba.ops.scan_norm_gate import scan_norm_gate
 from tests.models.test_fuse import OTHER_NORMS
@@ -397,7 +399,7 @@ def for_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., nn.Module]:
 def test_laid_out_for_a_gpu_by_pytorch_s_operators(tiny: Build, for_gpu: Any, choices: dict[str, Any]) -> None:
     model = tiny(**choices)
     optimized = for_gpu(model)
-    mixers = [m for m in optimized.modules() if isinstance(m, InferenceMixer)]
+    mixers = [m for m in optimized.modules() if isinstance(m, InferenceMixer | InferenceMRFFI)]
     assert len(mixers) == (0 if "global_mixer" in choices else 3)
     assert type(optimized) is MobileMamba  # which may be compiled
     with standard_operators():
@@ -406,7 +408,21 @@ def test_laid_out_for_a_gpu_by_pytorch_s_operators(tiny: Build, for_gpu: Any, ch
     assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in kept)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 6e-2), (torch.float16, 1e-2)], ids=str)
+def test_on_a_gpu_with_all_kernels_mrffi_is_one(tiny: Build, for_gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = Backends("mix channels on a GPU", mix_channels, Backend("triton", "", mix_channels))
+    monkeypatch.setattr(inference_layers, "mix_channels", kernels)
+    model = tiny()
+    optimized = for_gpu(model)
+    assert fast_mixers(optimized) == 3
+    assert not any(isinstance(module, InferenceMixer) for module in optimized.modules())
+    for backend, fast in (("triton", 3), ("chunked", 0)):
+        use_scan_backend(other := copy.deepcopy(model), backend)
+        assert fast_mixers(for_gpu(other)) == fast
+    with standard_operators():
+        assert_same_output(model, optimized)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 1e-1), (torch.float16, 2e-2)], ids=str)
 def test_half_precision_on_a_gpu_rounds_as_much_as_is_said(
     trained: Build, for_gpu: Any, dtype: torch.dtype, tolerance: float
 ) -> None:

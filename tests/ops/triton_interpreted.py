@@ -3,10 +3,14 @@
 from collections.abc import Callable
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mobilemamba.models.inference import lay_out, layers, packed
+from mobilemamba.ops import jit
+from mobilemamba.ops.backends import Backends
 from mobilemamba.ops.depthwise import ACTIVATIONS
 from mobilemamba.ops.depthwise import definition as depthwise_definition
 from mobilemamba.ops.depthwise import triton as depthwise
@@ -17,6 +21,7 @@ from mobilemamba.ops.selective_scan import selective_scan, selective_scan_2d
 from mobilemamba.ops.wavelet import triton as wavelet
 from mobilemamba.ops.wavelet.definition import haar_filters, wavelet_conv
 from mobilemamba.ops.wavelet.native import by_band
+from tests.models.conftest import randomize
 from tests.ops.recurrences import gradients
 from tests.ops.scans import assert_near, assert_rounds_to, make_inputs, make_map_inputs, poisoned_memory
 from tests.ops.test_inference import ARRANGEMENTS, make_parts, make_scan, mixed
@@ -268,3 +273,23 @@ def test_neither_of_nothing() -> None:
     for shape in ((0, 4, 5), (2, 0, 5)):
         assert mix.mix_channels(torch.randn(*shape, 40), torch.randn(*shape, 20), *parts).shape == (*shape, 40)
         assert depthwise.depthwise_conv(torch.randn(*shape, 8), *parts[1][:2]).shape == (*shape, 8)
+
+
+# A network whose layers are those of a GPU
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 1e-2)], ids=str)
+def test_a_network_laid_out_for_a_gpu(dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On tensors of the CPU, so that the kernels stand in for the operators and PyTorch for cuBLAS and cuDNN."""
+    monkeypatch.setattr(layers, "scan_norm_gate", Backends("1", norm_gate.compute, jit.backend(norm_gate.compute)))
+    monkeypatch.setattr(layers, "mix_channels", Backends("2", mix.mix_channels, jit.backend(mix.mix_channels)))
+    monkeypatch.setattr(packed, "depthwise_conv", depthwise.depthwise_conv)
+    monkeypatch.setattr(packed, "by_pytorch", lambda x: True)
+    model = timm.create_model("mobilemamba_s6", embed_dims=(16, 24, 32), depths=(1, 1, 1), num_classes=7)
+    randomize(model)
+    optimized, pictures = lay_out(model, torch.device("cuda"), dtype), torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        expected, found = model(pictures), optimized(pictures.to(dtype))
+    assert sum(isinstance(layer, layers.InferenceMRFFI) for layer in optimized.modules()) == 3
+    assert found.dtype == dtype
+    assert (found.float() - expected).norm() < tolerance * expected.norm()

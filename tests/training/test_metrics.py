@@ -5,10 +5,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torchmetrics import MeanMetric
 
 from mobilemamba.data import IGNORED
 from mobilemamba.scores import Score
-from mobilemamba.training.metrics import ClassificationMetrics, Comparison, Metrics
+from mobilemamba.training.metrics import ClassificationMetrics, Comparison, DeviceMean, Metrics
 
 CLASSES = 7
 
@@ -94,3 +97,53 @@ def test_one_network_alone_has_no_other_metrics():
     comparison = Comparison(lambda: ClassificationMetrics(CLASSES), ClassificationMetrics.SCORES[0])
     comparison.update({"raw": answers(4)[0]}, answers(4)[1])
     assert set(comparison.compute(["raw"], "test")) == {"test/top1", "test/top5", "test/loss"}
+
+
+class NoWaiting(TorchDispatchMode):
+    """On tensors without memory: what would wait for a GPU is an error. To ask for a number is one by itself."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        name = func._schema.name.partition("::")[2]
+        devices = {x.device.type for x in tensors} | {str((kwargs or {}).get("device") or "meta")}
+        if name in ("index", "masked_select", "nonzero"):
+            raise AssertionError(f"{name} waits for a size")
+        if name in ("copy_", "_to_copy") and len(devices) > 1:
+            raise AssertionError(f"{name} copies from the CPU")
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_mode_finds_what_waits():
+    x = torch.empty(3, device="meta")
+    for waits in (lambda: bool(x.any()), lambda: x.copy_(torch.ones(3)), lambda: x[x > 0]):
+        with pytest.raises((AssertionError, RuntimeError)), NoWaiting():
+            waits()
+
+
+def test_no_batch_waits_for_the_device():
+    metrics = ClassificationMetrics(CLASSES).to("meta")
+    comparison = Comparison(lambda: ClassificationMetrics(CLASSES), ClassificationMetrics.SCORES[0]).to("meta")
+    logits, target = torch.empty(8, CLASSES, device="meta"), torch.empty(8, dtype=torch.int64, device="meta")
+    mean = DeviceMean().to("meta")
+    with NoWaiting():
+        metrics.update(logits, target)
+        metrics.changed(logits, logits, target)
+        mean.update(logits[0, 0], 8)
+        comparison.update({"raw": logits, "ema": logits}, target)
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_the_mean_is_torchmetrics_own(weighted):
+    ours, theirs = DeviceMean(), MeanMetric(nan_strategy="ignore")
+    for number in range(4):
+        value = torch.randn(5)
+        value[number] = torch.nan
+        weight = {"weight": torch.rand(5)} if weighted else {}
+        ours.update(value, **weight)
+        theirs.update(value, **weight)
+    ours.update(torch.tensor(torch.nan), 8)
+    ours.update(torch.tensor([torch.inf, 1.0]), torch.tensor([0, 1]))
+    theirs.update(torch.tensor(1.0), 1)
+    torch.testing.assert_close(ours.compute(), theirs.compute())
+    ours.update(torch.tensor(torch.inf), 1)
+    assert ours.compute().isinf()

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from mobilemamba.training.optimizer import (
+    can_be_fused,
     classifier_modules,
     freeze_backbone,
     parameter_groups,
@@ -95,3 +96,19 @@ def test_a_frozen_backbone_trains_its_classifier_alone(name):
 def test_lr_is_in_proportion_to_the_batch():
     assert scale_lr(3e-3, 1024, 1024) == 3e-3
     assert scale_lr(3e-3, 64, 1024) == pytest.approx(3e-3 / 16)
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "clips", "fused"),
+    [
+        ("cpu", "32-true", True, True),
+        ("cpu", "bf16-mixed", False, False),
+        ("cuda", "32-true", True, True),
+        ("cuda", "bf16-mixed", False, True),
+        ("cuda", "bf16-mixed", True, False),
+        ("cuda", "16-mixed", False, False),
+        ("mps", "32-true", False, False),
+    ],
+)
+def test_one_kernel_for_all_tensors_where_lightning_lets_it(device, precision, clips, fused):
+    assert can_be_fused(torch.device(device), precision, clips) == fused

@@ -39,7 +39,7 @@ def optimize_for_inference(
     fastest. Layers that have no fast form, such as other token mixers, stay as they are.
 
     Its outputs y are those of the original in float32 up to rounding: |y - y'| / |y| is at most 1e-5 in float32 (on a
-    GPU 1e-2 where the user lets it round to TF32), 6e-2 in bfloat16 and 1e-2 in float16, for the six sizes.
+    GPU 1e-2 where the user lets it round to TF32), 1e-1 in bfloat16 and 2e-2 in float16, for the six sizes.
 
     *On a CPU* convolutions are oneDNN's and the rest compiled kernels. ``torch.compile`` leaves the copy alone, as it
     would undo the layout; ``torch.export`` takes it. Large batches gain from ``keep_freed_memory``.
@@ -184,7 +184,7 @@ def _optimized(cls: Any) -> Any:
 
 @cache
 def _graphed(cls: Any) -> Any:
-    """The class of a class's copies that run by CUDA graphs, which would not follow new weights elsewhere."""
+    """The class of a class's copies that run by CUDA graphs, which would not follow new weights."""
 
     def forward(self: Any, x: Tensor) -> Any:
         return self.graphs(partial(cls.forward, self), x)

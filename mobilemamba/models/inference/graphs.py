@@ -29,8 +29,8 @@ class CudaGraphs:
     """Calls functions of one tensor by CUDA graphs, which a first call of each shape, dtype and device captures.
 
     A smaller batch is another shape and captures its own graph. The input is copied to where the graph reads it, and
-    the output is a copy of its own, which later calls leave alone. Weights are read where they lay at the capture: to
-    change them in place is fine; after they have been moved or replaced, :meth:`clear`.
+    the output is a copy of its own, which later calls leave alone. Weights, and what was made of them, are read where
+    they lay at the capture: whoever changes them calls :meth:`clear`.
 
     Several threads may call at a time; they wait for each other. Copies and pickles start without graphs.
 

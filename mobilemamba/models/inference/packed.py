@@ -15,7 +15,7 @@ from mobilemamba.ops import onednn
 from mobilemamba.ops.backends import standard_only
 from mobilemamba.ops.depthwise import ACTIVATIONS, Activation, depthwise_conv
 
-#: Numbers in a map up to which our depthwise convolution is done before oneDNN's, which takes longer to call.
+#: On a CPU, numbers in a map up to which our depthwise convolution is done before oneDNN's, which takes longer to call.
 _SMALL = 2**16
 
 
@@ -99,11 +99,12 @@ class PackedConv(_Packed):
         return cls(conv.weight, conv.bias, conv.stride[0], conv.groups, act)
 
     def forward(self, x: Tensor) -> Tensor:
-        if by_pytorch(x):
+        ours = self.is_depthwise and not is_traced() and (not x.is_cpu or x.numel() <= _SMALL)
+        if by_pytorch(x) and not ours:
             padding, stride, dilation, groups = self.geometry
             weight = self.weight if is_traced() else self.fitting(x)
             return ACTIVATIONS[self.act](F.conv2d(x, weight, self.bias, stride, padding, dilation, groups))
-        if self.is_depthwise and x.numel() <= _SMALL:
+        if ours:
             kernel = self.laid_out(x, "kkC", lambda weight: floats(weight[:, 0].permute(1, 2, 0)))
             return first(depthwise_conv(last(x), kernel, self.bias, self.act))
         size = x.shape[2:]

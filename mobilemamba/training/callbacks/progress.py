@@ -8,7 +8,6 @@ import time
 from datetime import timedelta
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from torch import Tensor
@@ -16,6 +15,8 @@ from torch import Tensor
 from mobilemamba.scores import score_of
 from mobilemamba.screen import say
 from mobilemamba.training.contract import scores_of
+
+_READ_SECONDS = 0.3  # from one reading of the loss to the next, for the bar
 
 
 class TrainingBar(RichProgressBar):
@@ -25,6 +26,8 @@ class TrainingBar(RichProgressBar):
     """
 
     _ended = False
+    _shown: dict[str, Any] = {}  # noqa: RUF012 - never changed
+    _due = 0.0
 
     def _init_progress(self, trainer: Trainer) -> None:
         super()._init_progress(trainer)
@@ -33,10 +36,14 @@ class TrainingBar(RichProgressBar):
             _log_to_stderr_of_now()
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """The loss; the scores have lines of their own."""
+        """The loss, a few times a second, as to read it waits for the device; the scores have lines of their own."""
+        if (now := time.monotonic()) < self._due:
+            return self._shown
         found = super().get_metrics(trainer, pl_module)
         prefix, suffix = "train/", "_step"
-        return {name[len(prefix) :].removesuffix(suffix): v for name, v in found.items() if name.startswith(prefix)}
+        self._shown = {n[len(prefix) :].removesuffix(suffix): v for n, v in found.items() if n.startswith(prefix)}
+        self._due = now + _READ_SECONDS if self._shown else 0.0
+        return self._shown
 
     def _get_train_description(self, current_epoch: int) -> str:
         return f"Epoch {current_epoch + 1}{_of_epochs(self.trainer)}".ljust(len(self.validation_description))
@@ -97,7 +104,7 @@ class EpochLines(Callback):
         if isinstance(loss, Tensor):
             loss = loss.detach().float() * trainer.accumulate_grad_batches  # by which it was divided
             finite = loss.isfinite()
-            self._sum = self._sum + torch.where(finite, loss, 0.0)
+            self._sum = self._sum + loss.masked_fill(~finite, 0.0)
             self._count = self._count + finite
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

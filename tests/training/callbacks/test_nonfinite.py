@@ -30,7 +30,7 @@ class Net(LightningModule):
         self.states.append(copy.deepcopy((self.model.state_dict(), self.optimizers().state_dict()["state"])))
 
     def configure_optimizers(self):
-        return torch.optim.AdamW(self.parameters(), lr=0.1)
+        return torch.optim.AdamW(self.parameters(), lr=0.1, fused=True)
 
 
 def data(bad_batches=(), value=float("nan")):
@@ -51,6 +51,13 @@ def fit(folder, dataset, guard, **options):
     return net, trainer
 
 
+@pytest.fixture(params=[False, True], ids=["host", "device"])
+def device_decides(request, monkeypatch):
+    """On a CPU the same operations do what a GPU is left to do alone."""
+    monkeypatch.setattr(SkipNonFinite, "_leaves_it_to_device", lambda *_: request.param)
+    return request.param
+
+
 def same(one, other):
     flat = [torch.utils._pytree.tree_leaves(state) for state in (one, other)]
     return all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(*flat, strict=True))
@@ -62,7 +69,7 @@ def without_counter(state):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_bad_step_changes_nothing(tmp_path, value):
+def test_a_bad_step_changes_nothing(tmp_path, value, device_decides):
     guard = SkipNonFinite()
     with pytest.warns(UserWarning, match=r"the loss is not finite in epoch 0, batch 2: step 2 skipped, 1 so far"):
         net, trainer = fit(tmp_path, data([2], value), guard)
@@ -73,7 +80,7 @@ def test_a_bad_step_changes_nothing(tmp_path, value):
     assert trainer.callback_metrics["train/grad_norm"].isfinite()
 
 
-def test_good_steps_are_as_without_it(tmp_path):
+def test_good_steps_are_as_without_it(tmp_path, device_decides):
     guarded, trainer = fit(tmp_path, data(), SkipNonFinite())
     plain, _ = fit(tmp_path, data(), SkipNonFinite.__mro__[1]())
     assert same(guarded.states, plain.states)
@@ -86,7 +93,7 @@ def test_the_norm_is_that_before_clipping(tmp_path):
     assert free.callback_metrics["train/grad_norm"] == clipped.callback_metrics["train/grad_norm"] > 1e-2
 
 
-def test_all_batches_of_an_accumulated_step_are_left_out(tmp_path):
+def test_all_batches_of_an_accumulated_step_are_left_out(tmp_path, device_decides):
     with pytest.warns(UserWarning, match="1 so far"):
         net, _ = fit(tmp_path, data([2]), SkipNonFinite(), accumulate_grad_batches=2)
     assert same(without_counter(net.states[1]), without_counter(net.states[3]))  # steps are taken after 1, 3 and 4
@@ -100,6 +107,21 @@ def test_stops_at_the_limit(tmp_path):
     ):
         fit(tmp_path, data([1, 3, 4]), guard)
     assert guard.skipped == 2
+
+
+def test_left_to_the_device_it_stops_two_steps_later_and_loses_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(SkipNonFinite, "_leaves_it_to_device", lambda *_: True)
+    guard = SkipNonFinite(limit=2)
+    with (
+        pytest.warns(UserWarning, match="batch 1: step 1 skipped, 1 so far"),
+        pytest.raises(DivergedError, match=r"2 steps .*batch 2"),
+    ):
+        fit(tmp_path, data([1, 2]), guard)
+    assert (guard.skipped, [awaited.place.batch for awaited in guard._awaited]) == (2, [3, 4])
+    monkeypatch.setattr(SkipNonFinite, "on_before_backward", lambda *_: None)
+    with pytest.warns(UserWarning, match="a gradient is not finite in epoch 0, batch 4: step 4 skipped, 1 so far"):
+        fit(tmp_path, data([4]), late := SkipNonFinite())  # the last one, seen at the end
+    assert late.state_dict() == {"skipped": 1}
 
 
 def test_the_count_is_kept_in_checkpoints():
