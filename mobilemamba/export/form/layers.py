@@ -12,7 +12,7 @@ from timm.layers import SelectAdaptivePool2d
 from torch import Tensor, nn
 
 from mobilemamba.export.form.convolution import conv2d
-from mobilemamba.export.form.scan import recurrence, softplus
+from mobilemamba.export.form.scan import check_length, recurrence, softplus
 from mobilemamba.export.form.wavelet import wavelet_form
 from mobilemamba.layers.conv_norm import ConvNorm, ConvReLU
 from mobilemamba.layers.local_conv import MultiKernelConv
@@ -59,6 +59,7 @@ class Scan(nn.Module):
     minus_skip_D: Tensor
 
     def forward(self, u_BHWD: Tensor) -> Tensor:
+        check_length(u_BHWD.shape[1] * u_BHWD.shape[2])
         u_BKLD = self.in_steps(u_BHWD)
         dt_BKLR, B_BKLN, C_BKLN = (u_BKLD @ self.projection_KDC + self.one_C).split(self.widths, 3)
         dt_BKLD = softplus((dt_BKLR @ self.expansion_KRD).float())
