@@ -12,9 +12,9 @@ from timm.layers import SelectAdaptivePool2d
 from torch import Tensor, nn
 
 from mobilemamba.export.form.convolution import conv2d
-from mobilemamba.export.form.scan import recurrence, softplus
+from mobilemamba.export.form.scan import check_length, recurrence, softplus
 from mobilemamba.export.form.wavelet import wavelet_form
-from mobilemamba.layers.conv_norm import ConvNorm
+from mobilemamba.layers.conv_norm import ConvNorm, ConvReLU
 from mobilemamba.layers.local_conv import MultiKernelConv
 from mobilemamba.layers.mrffi import MRFFI
 from mobilemamba.layers.patch import PatchEmbed, PatchMerging
@@ -59,6 +59,7 @@ class Scan(nn.Module):
     minus_skip_D: Tensor
 
     def forward(self, u_BHWD: Tensor) -> Tensor:
+        check_length(u_BHWD.shape[1] * u_BHWD.shape[2])
         u_BKLD = self.in_steps(u_BHWD)
         dt_BKLR, B_BKLN, C_BKLN = (u_BKLD @ self.projection_KDC + self.one_C).split(self.widths, 3)
         dt_BKLD = softplus((dt_BKLR @ self.expansion_KRD).float())
@@ -221,24 +222,55 @@ class Pooling(nn.Module):
 
 
 class Stem(nn.Module):
-    """The patch embedding, of whose first channels those are computed apart that would begin a new block."""
+    """The patch embedding, in which channels that would begin a new block are kept apart; see ``_shares``."""
 
     def __init__(self, embed: PatchEmbed):
         super().__init__()
-        first, second, *rest = embed
-        (weight, bias), (weight_then, bias_then) = _numbers(first), _numbers(second)
-        whole = len(weight) // _BLOCK * _BLOCK
-        widths = [whole, len(weight) - whole]
-        self.first, self.second = nn.ModuleList(), nn.ModuleList()
-        for share, bias_share in zip(weight.split(widths), bias.split(widths), strict=True):
-            self.first.append(conv2d(share, bias_share, stride=2, padding=1))
-        for share, bias_share in zip(weight_then.split(widths, 1), (bias_then, None), strict=True):
-            self.second.append(conv2d(share, bias_share, stride=2, padding=1))
-        self.rest = nn.Sequential(*rest)
+        convs = [conv for conv in embed if isinstance(conv, nn.Conv2d)]
+        between = [_shares(conv.out_channels) for conv in convs[:-1]]
+        widths = [[convs[0].in_channels], *between, [convs[-1].out_channels]]
+        self.steps = nn.ModuleList(map(SharedConv, convs, widths, widths[1:]))
 
     def forward(self, x: Tensor) -> Tensor:
-        whole, left_over = (second(F.relu(first(x))) for first, second in zip(self.first, self.second, strict=True))
-        return self.rest(F.relu(whole + left_over))
+        shares = [x]
+        for step in self.steps:
+            shares = step(shares)
+        return shares[0]
+
+
+class SharedConv(nn.Module):
+    """A convolution, and the ReLU that it may have, of channels that come and go in shares."""
+
+    def __init__(self, conv: nn.Conv2d, into: list[int], out: list[int]):
+        super().__init__()
+        weight, bias = _numbers(conv)
+        stride, padding = conv.stride[0], int(conv.padding[0])
+        self.relu = isinstance(conv, ConvReLU)
+        self.sums = nn.ModuleList(
+            nn.ModuleList(
+                conv2d(part, None if place else share_bias, stride, padding)
+                for place, part in enumerate(share.split(into, 1))
+            )
+            for share, share_bias in zip(weight.split(out), bias.split(out), strict=True)
+        )
+
+    def forward(self, shares: list[Tensor]) -> list[Tensor]:
+        outputs = []
+        for convs in self.sums:
+            assert isinstance(convs, nn.ModuleList)
+            first, *others = (conv(share) for conv, share in zip(convs, shares, strict=True))
+            y = sum(others, first)
+            outputs.append(F.relu(y) if self.relu else y)
+        return outputs
+
+
+def _shares(channels: int) -> list[int]:
+    """Whole blocks and the rest, or all together where the rest nearly fills a block.
+
+    ONNX Runtime fills the last block with zeros, and has a slow way alone for numbers that four does not divide.
+    """
+    whole, rest = channels // _BLOCK * _BLOCK, channels % _BLOCK
+    return [whole, rest] if whole and rest and (rest <= _BLOCK // 2 or channels % 4) else [channels]
 
 
 def replacement(layer: nn.Module) -> nn.Module | None:
@@ -249,16 +281,11 @@ def replacement(layer: nn.Module) -> nn.Module | None:
         return MixedResidual(layer.branch)
     if isinstance(layer, PatchMerging):
         return Merging(layer)
-    if isinstance(layer, PatchEmbed) and len(layer) > 2 and _begins_a_block(len(_numbers(layer[0])[0])):
+    if isinstance(layer, PatchEmbed):
         return Stem(layer)
     if isinstance(layer, SelectAdaptivePool2d) and layer.pool_type == "avg" and isinstance(layer.flatten, nn.Flatten):
         return Pooling()
     return None
-
-
-def _begins_a_block(channels: int) -> bool:
-    """Whether a few of the channels are left over by whole blocks."""
-    return channels > _BLOCK and 0 < channels % _BLOCK <= _BLOCK // 2
 
 
 def _numbers(conv: nn.Module) -> tuple[Tensor, Tensor]:

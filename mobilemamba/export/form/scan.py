@@ -49,15 +49,24 @@ def scan(
     return (y_BKLD if u.ndim == 4 else y_BKLD.sum(1)).to(u.dtype).contiguous()
 
 
+def check_length(length: int) -> int:
+    """The number of steps.
+
+    Raises:
+        ConfigError: If it is not one number.
+    """
+    if not isinstance(length, int):
+        raise ConfigError("the scan is written out step by step, for one size of the pictures; give the size")
+    return length
+
+
 def recurrence(decay_BLX: Tensor, drive_BLX: Tensor) -> Tensor:
     """``h_t = decay_t h_{t-1} + drive_t`` from ``h = 0``, of the same shape.
 
     Raises:
-        ConfigError: If the length is not a number yet.
+        ConfigError: If the length is not one number.
     """
-    length = decay_BLX.shape[1]
-    if not isinstance(length, int):
-        raise ConfigError("the scan is written out step by step, for one size of the pictures; give the size")
+    length = check_length(decay_BLX.shape[1])
     steps = math.isqrt(max(length - 1, 0)) + 1
     chunks = -(-length // steps)
     if padding := chunks * steps - length:
