@@ -11,6 +11,7 @@ from mobilemamba.models.predictor import PREDICTORS
 
 __all__ = [
     "DETECTION_HEADS",
+    "HEADS",
     "SEGMENTATION_HEADS",
     "Detector",
     "Segmenter",
@@ -22,6 +23,9 @@ __all__ = [
     "load_backbone",
     "look_closely",
 ]
+
+#: Head -> the task that it is for, as cards name both.
+HEADS = dict.fromkeys(SEGMENTATION_HEADS, "segmentation")
 
 BUILDERS["segmentation"] = build_segmenter
 PREDICTORS["segmentation"] = SegmentationPredictor
