@@ -56,7 +56,7 @@ def _forget_the_automatic_backend() -> Iterator[None]:
 def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trainings leave empty pictures: to draw them takes longer than a tiny training, and has tests of its own."""
     for draw in ("draw_curves", "draw_confusion"):
-        monkeypatch.setattr(f"mobilemamba.training.callbacks.plots.{draw}", lambda _, __, path, ___: path.touch())
+        monkeypatch.setattr(f"mobilemamba.training.callbacks.plots.{draw}", lambda _, __, path, *___: path.touch())
 
 
 @pytest.fixture(scope="session")

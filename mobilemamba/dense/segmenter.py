@@ -36,7 +36,7 @@ from mobilemamba.models.release_names import Released, StateDict
 _ON_LAST_MAP: dict[str, Callable[..., nn.Module]] = {"deeplabv3": DeepLabV3Head, "pspnet": PSPNetHead}
 SEGMENTATION_HEADS = (*_ON_LAST_MAP, "semantic_fpn")
 #: Choices of a head that a card keeps, as :func:`create_segmenter` takes them.
-HEAD_OPTIONS = ("auxiliary", "head_dim", "output_stride")
+HEAD_OPTIONS: dict[str, type] = {"auxiliary": bool, "head_dim": int, "output_stride": int}
 #: Side in pixels of the smallest picture, half of the coarsest map's usual stride.
 SMALLEST = 32
 #: A pyramid has this many levels at most, none of a stride below this, all of this many channels.
@@ -185,8 +185,11 @@ def build_segmenter(card: ModelCard) -> Segmenter:
         WeightsError: If there is none such.
     """
     options = card.head_options
-    if unknown := sorted(options.keys() - HEAD_OPTIONS):
-        raise WeightsError(f"head_options has {unknown[0]!r}: expected {', '.join(HEAD_OPTIONS)}")
+    for name, value in options.items():
+        if name not in HEAD_OPTIONS:
+            raise WeightsError(f"head_options has {name!r}: expected {', '.join(HEAD_OPTIONS)}")
+        if type(value) is not HEAD_OPTIONS[name]:
+            raise WeightsError(f"head_options has {name!r} = {value!r}: expected {HEAD_OPTIONS[name].__name__}")
     chosen = {"arch": card.overrides if card.arch else None, "in_chans": card.in_chans, **options}
     try:
         return create_segmenter(card.head, card.model, card.num_classes, **chosen)

@@ -35,10 +35,10 @@ class Preprocessing:
     std: tuple[float, ...]  # per channel, of pictures in 0..1
     interpolation: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = "bicubic"  # of the scaling
     crop_pct: float = 0.875  # the short side is scaled to ``img_size / crop_pct``, and the centre cut out
-    antialias: bool = True  # whether pixels are averaged where a picture is scaled down; not only for classification
     #: Whether pictures are turned as their EXIF orientation says; None if it is not known, as in older files:
     #: ``predict`` then turns them, and data modules do as they are documented.
     upright: bool | None = None
+    antialias: bool = True  # whether pixels are averaged where a picture is scaled down; a classifier's always are
 
     def __post_init__(self) -> None:
         for name in ("img_size", "mean", "std"):  # JSON brings lists
@@ -114,6 +114,8 @@ class ModelCard:
             "img_size": min(how.img_size) >= 1,
             "mean": numbers and all(map(math.isfinite, how.mean)),
             "std": all(0 < value < math.inf for value in how.std),
+            "palette": len(card.palette) in (0, card.num_classes)
+            and all(0 <= channel < 256 for colour in card.palette for channel in colour),
             "crop_pct": 0 < how.crop_pct < math.inf,
         }
         if wrong := [name for name, is_possible in possible.items() if not is_possible]:

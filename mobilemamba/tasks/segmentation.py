@@ -43,6 +43,7 @@ class SegmentationTask(Task):
     form: ClassVar[type] = Masks
     counted: ClassVar[str] = "pixels"
     table_classes: ClassVar[int] = 150
+    table_batch: ClassVar[int] = 1  # whose logits are 150 MB at 512 px
     scores: ClassVar[tuple[Score, ...]] = SegmentationMetrics.SCORES
     LIMITS: ClassVar[dict[str, tuple[float, float]]] = {
         "num_classes": (2, IGNORED_PIXEL),

@@ -23,6 +23,8 @@ from mobilemamba.text import writable
 #: ``picture``, and a predictor's row of it, or ``error``.
 Answer = dict[str, Any]
 
+#: Endings of the files that can be written.
+FORMATS = (".csv", ".json")
 _SECONDS = 5.0  # of work that a kill may lose
 _UNLIMITED = 10_000  # columns
 
@@ -39,8 +41,8 @@ class AnswerFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if path.suffix.lower() not in (".csv", ".json"):
-            raise ConfigError(f"--output {path}: expected a name that ends in .csv or .json")
+        if path.suffix.lower() not in FORMATS:
+            raise ConfigError(f"--output {path}: expected a name that ends in {' or '.join(FORMATS)}")
         check_writable(path, "--output")
         self._due = time.monotonic() + _SECONDS
 

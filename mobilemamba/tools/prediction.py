@@ -21,7 +21,7 @@ from mobilemamba.errors import ConfigError, DataError, StoppedError, UnreadableP
 from mobilemamba.models import load_network
 from mobilemamba.models.predictor import Predictor, Row, predictor_of
 from mobilemamba.text import printable
-from mobilemamba.tools.answers import Answer, AnswerFile, print_table
+from mobilemamba.tools.answers import FORMATS, Answer, AnswerFile, print_table
 
 
 def predict(
@@ -61,7 +61,7 @@ def predict(
     for name, value in (("topk", topk), ("batch_size", batch_size)):
         if value is not None and value < 1:
             raise ConfigError(f"--{name} {value}: expected 1 or more")
-    if output is not None and (output.is_dir() or not output.suffix):
+    if output is not None and output.suffix.lower() not in FORMATS and (not output.suffix or output.is_dir()):
         _make_folder("output", output)
         draw, output = draw or output, output / "answers.csv"
     file = None if output is None else AnswerFile(output)

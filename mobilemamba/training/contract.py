@@ -34,6 +34,7 @@ class TaskContract:
         form: What makes the batches that it learns from, a class of :mod:`mobilemamba.data.batches`.
         counted: What :attr:`confusion` counts.
         table_classes: Classes of the network that a table's counts and throughput are for, as in the paper.
+        table_batch: Pictures at a time of that throughput; None for the usual number.
         scores: What its evaluations log as ``val/KEY`` and ``test/KEY``; the first is the headline.
         model: The network that is trained.
     """
@@ -42,6 +43,7 @@ class TaskContract:
     form: ClassVar[type] = object
     counted: ClassVar[str] = "pictures"
     table_classes: ClassVar[int] = 1000
+    table_batch: ClassVar[int | None] = None
     scores: ClassVar[tuple[Score, ...]]
     model: nn.Module
 

@@ -31,6 +31,7 @@ def measure_network(
     device: torch.device,
     budget_s: float = 3.0,
     num_classes: int = TaskContract.table_classes,
+    batch_size: int | None = None,
 ) -> dict[str, Any]:
     """Counts and times a network as the paper's tables do, whatever data it is trained on.
 
@@ -44,6 +45,7 @@ def measure_network(
         device: Where to time it.
         budget_s: About how long the timing may take, in seconds.
         num_classes: Outputs, as the paper's tables have them.
+        batch_size: As for :func:`~mobilemamba.analysis.throughput.measure_throughput`.
 
     Returns:
         ``img_size``, ``num_classes``, ``params``, ``flops``, ``macs``, and ``throughput`` with the fields of
@@ -53,7 +55,7 @@ def measure_network(
         model = build_model(num_classes=num_classes, in_chans=TABLE_CHANNELS)
     counts = complexity(model, img_size)
     model, form = for_inference(model.eval(), device)
-    throughput = measure_throughput(model, img_size, device=device, budget_s=budget_s, form=form)
+    throughput = measure_throughput(model, img_size, batch_size, device, budget_s=budget_s, form=form)
     return {
         "img_size": img_size,
         "num_classes": num_classes,

@@ -141,7 +141,7 @@ def test_weights_that_are_not_there() -> None:
 def config(model: dict, **data: object) -> Namespace:
     settings = {"img_size": 1, "mean": 1, "std": 1, "interpolation": 1, "crop_pct": 1} | data
     return Namespace(
-        model=Namespace(class_path="x", init_args=Namespace(**model)),
+        model=Namespace(class_path="mobilemamba.tasks.ClassificationTask", init_args=Namespace(**model)),
         data=Namespace(class_path="y", init_args=Namespace(**settings)),
     )
 

@@ -100,7 +100,7 @@ def test_pictures_of_several_sizes_are_answered_in_order(folder: Path) -> None:
             side = 8 if picture.getpixel((0, 0)) == COLOURS["red"] else 4
             return super().prepare(picture)[:, :side, :side]
 
-        def rows(self, outputs):
+        def rows(self, outputs, sizes):
             return [{"shape": tuple(one.shape)} for one in outputs]
 
     predictor = Sized(torch.nn.Identity(), load_network(folder / "colours.safetensors")[1], torch.device("cpu"))

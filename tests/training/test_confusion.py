@@ -1,6 +1,7 @@
 """Which classes are taken for which: the counts, what is read from them, and their pictures."""
 
 import contextlib
+import math
 from pathlib import Path
 
 import pytest
@@ -54,9 +55,18 @@ def test_many_classes_take_no_more_memory_than_pictures_with_deterministic_algor
     assert counts[:, 2].sum() == 50
 
 
-def test_the_worst_class_comes_first() -> None:
-    counts = torch.tensor([[0, 0, 9], [0, 2, 1], [1, 0, 2], [1, 1, 1], [1, 2, 3], [2, 2, 4]])
-    assert [tuple(score) for score in class_scores(counts)] == [(1, 6, 1, 2, 3), (0, 10, 9, 2, 1), (2, 4, 4, None, 0)]
+def test_what_is_known_of_each_class() -> None:
+    counts = torch.tensor([[0, 0, 9], [0, 2, 1], [1, 0, 2], [1, 1, 1], [1, 2, 3], [1, 4, 1], [2, 2, 4]])
+    scores = class_scores(counts)
+    assert [tuple(score) for score in scores] == [
+        (0, 10, 9, 2, 1, 11),
+        (1, 7, 1, 2, 3, 1),
+        (2, 4, 4, None, 0, 8),
+        (4, 0, 0, None, 0, 1),  # only ever an answer
+    ]
+    assert [score.iou for score in scores] == [9 / 12, 1 / 7, 4 / 8, 0]
+    assert [score.accuracy for score in scores[:3]] == [0.9, 1 / 7, 1]
+    assert math.isnan(scores[3].accuracy)
 
 
 @pytest.mark.parametrize("classes", [1, 10, 40, 200])
@@ -76,7 +86,7 @@ def test_a_picture_names_few_classes_and_of_many_the_confused_pairs(
 def test_names_in_any_letters_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By an installed font that has them; otherwise by the class's number."""
     drawn: list[str] = []
-    monkeypatch.setattr(plots, "_matrix", lambda axis, counts, names: drawn.extend(names))
+    monkeypatch.setattr(plots, "_matrix", lambda axis, counts, names, _: drawn.extend(names))
     names = ["cat", "caf\udce9", "two\nlines", "кошка", FRAKTUR, "\U000e0041", "$x^2_"]
     plots.draw_confusion(counted(7, 70), names, tmp_path / "x.png", f"caf\udce9 {FRAKTUR}")
     assert drawn == ["cat", r"caf\xe9", r"two\nlines", "кошка", names[4], "class 5", "$x^2_"]

@@ -164,7 +164,8 @@ class RunResults(AtEnd):
         if not isinstance(pl_module, TaskContract):
             return None
         try:
-            return measure_network(pl_module.build_model, img_size, device, num_classes=pl_module.table_classes)
+            classes, batch = pl_module.table_classes, pl_module.table_batch
+            return measure_network(pl_module.build_model, img_size, device, num_classes=classes, batch_size=batch)
         except (AssertionError, RuntimeError, ValueError) as error:  # e.g. a model for one other picture size only
             rank_zero_warn(
                 f"no FLOPs and throughput in the results: {type(pl_module).__name__}'s network cannot be measured at "

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore
 @pytest.fixture
 def quick_measure(monkeypatch):
     """Counting and timing have tests of their own."""
-    monkeypatch.setattr(results_module, "measure_network", lambda *_: {"img_size": 224, "flops": 7})
+    monkeypatch.setattr(results_module, "measure_network", lambda *_, **__: {"img_size": 224, "flops": 7})
 
 
 @pytest.mark.usefixtures("quick_measure")
@@ -113,7 +113,7 @@ class TestRunResults:
         assert written["checkpoint"] is None
 
     def test_a_network_that_cannot_be_measured_is_trained_all_the_same(self, tmp_path, monkeypatch):
-        def refuse(*_):
+        def refuse(*_, **__):
             raise AssertionError("Input height (224) doesn't match model (384).")
 
         monkeypatch.setattr(results_module, "measure_network", refuse)
