@@ -19,18 +19,18 @@ from mobilemamba.errors import ConfigError
 from mobilemamba.files import check_writable
 from mobilemamba.screen import make_console, say
 
-#: The slowest and least important last.
+#: What makes the others worthless if it is wrong comes first, the slowest last.
 PARTS = (
-    Part("machine", "1 The machine", machine.machine, 30),
-    Part("scans", "2 The scan and its gradients against float64", correct.scans, 100),
-    Part("right", "3 Networks against the CPU", correct.networks, 70),
-    Part("operators", "4 Operators against a copy", speed.operators, 60),
-    Part("networks", "5 Networks against EfficientViT", speed.networks, 200),
-    Part("kernels", "6 Where the time goes", speed.kernels, 20),
-    Part("steps", "7 Training steps", training.steps, 50),
-    Part("bits", "8 Gradients twice", training.same_bits, 20),
-    Part("memory", "9 Memory against pixels", training.memory, 30),
-    Part("compiled", "10 torch.compile", speed.compiled, 90),
+    Part("machine", "The machine", machine.machine, 20),
+    Part("scans", "The scan and its gradients against float64", correct.scans, 80),
+    Part("right", "Networks against the CPU", correct.networks, 50),
+    Part("steps", "Training steps", training.steps, 40),
+    Part("bits", "Gradients twice", training.same_bits, 15),
+    Part("memory", "Memory against pixels", training.memory, 20),
+    Part("kernels", "Where the time goes", speed.kernels, 15),
+    Part("operators", "Operators against a copy", speed.operators, 50),
+    Part("networks", "Networks against EfficientViT", speed.networks, 180),
+    Part("compiled", "torch.compile", speed.compiled, 90),
 )
 
 
@@ -73,7 +73,7 @@ def gpu(
     if data is not None:
         require_folder(str(data), "train/<class>/ or <class>/")
         train = partial(curves.curves, folder=data, seconds=60 * minutes, batch=batch_size)
-        known.append(Part("curves", "11 Two trainings", train, 60 * minutes, beyond=True))
+        known.append(Part("curves", "Two trainings", train, 60 * minutes, beyond=True))
     wanted = _wanted(parts, known)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before the first product, for the same bits twice
     run = Run(chosen, QUICK if quick else Sizes(), output, seconds, goes_on=parts is not None)

@@ -17,8 +17,8 @@ from mobilemamba.ops.scan_order import in_place, in_steps
 
 
 def softplus(x: Tensor) -> Tensor:
-    """In fewer operators than ``F.softplus`` has in exports, and as exact."""
-    return F.relu(x) - torch.log(torch.sigmoid(x.abs()))
+    """In fewer operators than ``F.softplus`` has in exports, and as exact; OpenVINO knows the logarithm as one."""
+    return F.relu(x) + torch.log(torch.exp(-x.abs()) + 1)
 
 
 def scan(
