@@ -13,6 +13,7 @@ from mobilemamba.models.predictor import PREDICTORS
 
 __all__ = [
     "DETECTION_HEADS",
+    "HEADS",
     "SEGMENTATION_HEADS",
     "Detector",
     "Segmenter",
@@ -24,6 +25,9 @@ __all__ = [
     "load_backbone",
     "look_closely",
 ]
+
+#: Head -> the task that it is for, as cards name both.
+HEADS = dict.fromkeys(SEGMENTATION_HEADS, "segmentation")
 
 BUILDERS |= {"detection": build_detector, "segmentation": build_segmenter}
 TELLERS.append(card_of_release)

@@ -1,7 +1,7 @@
 """Ablation sweeps: a YAML's rows, each trained in a process of its own, and the table they make."""
 
 from mobilemamba.sweep.config import Sweep
-from mobilemamba.sweep.network import network_kwargs
+from mobilemamba.sweep.network import build_task, network_kwargs, table_network
 from mobilemamba.sweep.plan import Row, expand, select
 from mobilemamba.sweep.row import fit_row
 from mobilemamba.sweep.runner import SweepFailedError, SweepRunner
@@ -15,10 +15,12 @@ __all__ = [
     "Sweep",
     "SweepFailedError",
     "SweepRunner",
+    "build_task",
     "differences",
     "expand",
     "fit_row",
     "flatten",
     "network_kwargs",
     "select",
+    "table_network",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 import jsonargparse
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
+from torch import nn
 
 from mobilemamba.analysis import complexity
 from mobilemamba.errors import ConfigError, user_error
@@ -56,13 +57,7 @@ def check_and_count(rows: list[Row]) -> dict[str, dict[str, float]]:
             data = json.dumps(row.config.get("data"))
             if data not in num_classes:
                 num_classes[data] = _build(LightningDataModule, row.config["data"]).num_classes
-            model = json.loads(json.dumps(row.config["model"]))
-            arguments = model.get("init_args", {})
-            arguments.update({"num_classes": num_classes[data]} if "num_classes" in arguments else {})
-            # The weights are read by the row itself, and an average needs a real device.
-            arguments.update({name: None for name in ("weights", "ema_decay") if name in arguments})
-            with torch.device("meta"):
-                counts[row.name] = _count(_build(LightningModule, model), row)
+            counts[row.name] = _count(build_task(row, num_classes[data]), row)
         except Exception as error:
             if found := user_error(error):
                 raise type(found)(f"row {row.name!r}: {found}") from error
@@ -93,11 +88,33 @@ def _build(base: type, config: Config) -> Any:
     return parser.instantiate(parser.parse_object({"part": config})).part
 
 
+def build_task(row: Row, num_classes: int | None = None) -> Any:
+    """A row's task on the meta device, without its weights.
+
+    Args:
+        row: Which.
+        num_classes: In place of the task's own.
+    """
+    model = json.loads(json.dumps(row.config["model"]))
+    arguments = model.get("init_args", {})
+    arguments.update({"num_classes": num_classes} if num_classes and "num_classes" in arguments else {})
+    # The weights are read by the row itself, and an average needs a real device.
+    arguments.update({name: None for name in ("weights", "ema_decay") if name in arguments})
+    with torch.device("meta"):
+        return _build(LightningModule, model)
+
+
+def table_network(task: TaskContract) -> nn.Module:
+    """The network of a task with the classes and channels that a table's counts are for, on the meta device."""
+    with torch.device("meta"):
+        return task.build_model(num_classes=task.table_classes, in_chans=TABLE_CHANNELS)
+
+
 def _count(task: Any, row: Row) -> dict[str, float]:
     img_size = row.config.get("table_size")
     if img_size is None or not isinstance(task, TaskContract):
         return {}
-    network = task.build_model(num_classes=task.table_classes, in_chans=TABLE_CHANNELS)
+    network = table_network(task)
     if row.fused_of:
         parameters = sum(p.numel() for p in network.parameters())
         network = fuse_norms(network)

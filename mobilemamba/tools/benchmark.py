@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from mobilemamba.analysis.benchmark.cases import expand
+from mobilemamba.analysis.benchmark.cases import expand, under_heads
 from mobilemamba.analysis.benchmark.networks import Progress as Report
 from mobilemamba.analysis.benchmark.networks import measure
 from mobilemamba.analysis.benchmark.paper import NOT_IN_TIMM, TABLE7, published_top1
@@ -26,6 +26,8 @@ from mobilemamba.screen import make_console
 
 #: What --scaling measures by default: each architecture of ours once, and the rival that is as large.
 SCALED_MODELS = ("efficientvit_m5", "mobilemamba_t2", "mobilemamba_t4", "mobilemamba_s6", "mobilemamba_b1")
+#: What --head measures by default.
+BACKBONES = ("mobilemamba_b4", "shvit_s4", "efficientvit_m5", "mobilenetv2_100")
 SCALED_SIZES = "192,256,384,512,768,1024"
 
 
@@ -37,6 +39,7 @@ class NothingMeasuredError(MobileMambaError, RuntimeError):
 
 def benchmark(
     *models: str,
+    head: str | None = None,
     size: str | None = None,
     batch: str | None = None,
     device: str = "auto",
@@ -62,6 +65,8 @@ def benchmark(
 
     Args:
         models: timm's names, and weights files of networks (.safetensors, .ckpt).
+        head: What stands on the models: deeplabv3, pspnet, semantic_fpn; by default on B4 and three rivals at 512 px,
+            in batches of 1.
         size: Sides of the pictures in pixels; by default what each network was made for.
         batch: Pictures at a time; by default 1,32, in training 32, for scaling 1.
         device: cpu, cuda or another of torch's; auto takes a GPU where there is one.
@@ -89,11 +94,14 @@ def benchmark(
     _check_files(output, plot if not ops else None)
     if ops and (scaling or plot is not None):
         raise ConfigError(f"--ops with --{'scaling' if scaling else 'plot'}: it measures no networks; leave one out")
-    names = models or (tuple(VARIANTS) if ops else SCALED_MODELS if scaling else TABLE7)
+    names = models or (tuple(VARIANTS) if ops else SCALED_MODELS if scaling else BACKBONES if head else TABLE7)
+    if head is not None:
+        names = under_heads(head, names)
+    usual = ("2" if head else "32") if train else "1" if scaling or head else "1,32"
     cases = expand(
         names,
         sizes=_numbers("size", size or (SCALED_SIZES if scaling else "")),
-        batches=_numbers("batch", batch or ("32" if train else "1" if scaling else "1,32")),
+        batches=_numbers("batch", batch or usual),
         devices=_words(device),
         dtypes=_words(dtype),
         modes=_words(mode),
@@ -121,7 +129,7 @@ def benchmark(
     print(describe_kernels(torch.device(cases[0].device), scan_backend))
     for line in scan_notes(scans) if ops else network_notes(records):
         print(line)
-    if not models and not ops and not scaling:
+    if not (models or ops or scaling or head):
         print(f"compared by the paper, but timm lacks them, so not measured: {', '.join(NOT_IN_TIMM)}")
     if output is not None:
         write_records(found, output)

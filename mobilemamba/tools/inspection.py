@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
 
-import timm
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from mobilemamba.analysis import complexity
+from mobilemamba.analysis.benchmark.cases import card_of, under_heads
 from mobilemamba.errors import ConfigError
-from mobilemamba.models import VARIANTS, Preprocessing
-from mobilemamba.models.create import check_model_name
+from mobilemamba.models import VARIANTS
+from mobilemamba.models.checkpoints import build_network
 from mobilemamba.ops.kernels import all_kernels, describe_threads
 from mobilemamba.ops.selective_scan import BACKENDS
 from mobilemamba.screen import fit_table, make_console
+from mobilemamba.text import printable
 
 
 def backends() -> None:
@@ -43,53 +48,78 @@ def backends() -> None:
         console.print(f"auto on {device.type}: {BACKENDS.choose('auto', device, torch.float32).name}")
 
 
-def summary(*models: str, config: list[str] | None = None) -> None:
+def summary(*models: str, head: str | None = None, config: list[str] | None = None) -> None:
     """Print parameters, FLOPs and MACs: of the six sizes beside the paper's, or of other networks or a configuration.
 
     Args:
-        models: timm's names.
+        models: timm's names, and weights files of networks (.safetensors, .ckpt).
+        head: What stands on the models, for 150 classes at 512 px: deeplabv3, pspnet, semantic_fpn; several are
+            separated by commas.
         config: Configuration of ``mobilemamba fit``; with a sweep, each of its rows is counted. Of several, the
             later one wins.
     """
-    for name in models:
-        check_model_name(name)
     named = models or (() if config else VARIANTS)
-    lines = [_counts(name, name, {}, Preprocessing.of_model(name).img_size) for name in named]
-    lines += [_counts(*row) for row in (_rows(config) if config else ())]
+    counted = [_named(name) for name in (under_heads(head, tuple(named)) if head else named)]
+    counted += _rows(config) if config else []
+    lines = [_counts(entry) for entry in counted]
     header = ["model", "size (px)", "params", "FLOPs", "MACs"]
-    if not config and not VARIANTS.keys().isdisjoint(models or VARIANTS):
+    if not config and not VARIANTS.keys().isdisjoint(entry.label for entry in counted):
         header += ["paper: params (M)", "paper: FLOPs (M)"]
         for line in lines:
             variant = VARIANTS.get(line[0])
             line += [f"{variant.paper_params_m}", f"{variant.paper_flops_m}"] if variant else ["", ""]
     console = make_console()
     numeric = range(1, len(header))
-    title = "Counts for one picture, 1,000 classes, norms not fused"
+    classes = " or ".join(f"{number:,}" for number in dict.fromkeys(entry.classes for entry in counted))
+    title = f"Counts for one picture, {classes} classes, norms not fused"
     console.print(fit_table(console.width, header, lines, title=title, numeric=numeric, spare=[4, 1]))
     print(
         "params: all, frozen wavelet filters included. FLOPs: the paper's convention (multiply-add = 1, norms and "
         "pooling counted, wavelet-domain convolution left out). MACs: every multiply-add."
     )
+    if any(entry.headed for entry in counted):
+        print(
+            "Of segmenters without a second head, which only trains. The paper's FLOPs of these leave the scan out, "
+            "half a percent."
+        )
 
 
-def _counts(label: str, model: str, kwargs: dict[str, Any], size: tuple[int, int]) -> list[str]:
+class _Counted(NamedTuple):
+    label: str
+    build: Callable[[], nn.Module]
+    size: tuple[int, int]
+    classes: int
+    headed: bool
+
+
+def _named(name: str) -> _Counted:
+    card = card_of(name)
+    # A second head is no part of what answers.
+    answering = replace(card, head_options={key: v for key, v in card.head_options.items() if key != "auxiliary"})
+    size = card.preprocessing.img_size
+    return _Counted(printable(name), lambda: build_network(answering), size, card.num_classes, bool(card.head))
+
+
+def _rows(config: list[str]) -> list[_Counted]:
+    from mobilemamba.cli import plan  # lightning, which the other tools do not need
+    from mobilemamba.sweep import build_task, table_network
+    from mobilemamba.training.contract import TaskContract
+
+    found = []
+    for row in plan([part for path in config for part in ("--config", path)]):
+        task = build_task(row)
+        if not isinstance(task, TaskContract):
+            raise ConfigError(f"row {row.name!r}: {type(task).__name__} is no task of this package's; leave it out")
+        size = row.config.get("table_size") or 224
+        headed = task.task != "classification"
+        found.append(_Counted(row.name, partial(table_network, task), (size, size), task.table_classes, headed))
+    return found
+
+
+def _counts(entry: _Counted) -> list[str]:
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # initialisers that have nothing to do on shapes alone
-        network = timm.create_model(model, **{"num_classes": 1000, **kwargs})
-    counts = complexity(network, size)
-    shown = "x".join(map(str, dict.fromkeys(size)))  # of a square, its side
-    return [label, shown, f"{counts.params:,}", f"{counts.flops:,}", f"{counts.macs:,}"]
-
-
-def _rows(config: list[str]) -> list[tuple[str, str, dict[str, Any], tuple[int, int]]]:
-    from mobilemamba.cli import plan  # lightning, which the other tools do not need
-    from mobilemamba.sweep import network_kwargs
-
-    described = []
-    for row in plan([part for path in config for part in ("--config", path)]):
-        kwargs = network_kwargs(row.config)
-        if kwargs is None:
-            raise ConfigError(f"row {row.name!r}: its task has no model.name; summary counts classification networks")
-        size = row.config.get("table_size") or 224
-        described.append((row.name, kwargs.pop("model_name"), kwargs, (size, size)))
-    return described
+        network = entry.build()
+    counts = complexity(network, entry.size)
+    shown = "x".join(map(str, dict.fromkeys(entry.size)))  # of a square, its side
+    return [entry.label, shown, f"{counts.params:,}", f"{counts.flops:,}", f"{counts.macs:,}"]

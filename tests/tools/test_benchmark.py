@@ -146,3 +146,19 @@ def test_mistakes_are_one_line(printed, options: list[str], error: type, message
 )
 def test_yes_or_no_settings(given: list[str], spelt: list[str]) -> None:
     assert switches(given, ["train", "fused"]) == spelt
+
+
+def test_heads_on_backbones(printed, tmp_path: Path) -> None:
+    out = tmp_path / "out.csv"
+    models = ("mobilemamba_t2", "test_resnet")
+    printed("benchmark", *models, "--head", "pspnet", "--size", "64", *QUICK, "--output", str(out))
+    found = rows(out)
+    assert [(row["model"], row["batch"], row["error"]) for row in found] == [
+        (f"pspnet+{name}", "1", "") for name in models
+    ]
+    printed("benchmark", "test_resnet", "--head", "pspnet", "--train", "--size", "64", *QUICK, "--output", str(out))
+    assert [(row["batch"], row["error"]) for row in rows(out)] == [("2", "")]
+    with pytest.raises(ConfigError, match="head 'unet': expected one of: deeplabv3, pspnet, semantic_fpn"):
+        printed("benchmark", "test_resnet", "--head", "unet")
+    with pytest.raises(ConfigError, match=r"--head pspnet: x\.ckpt is of a whole network"):
+        printed("benchmark", "x.ckpt", "--head", "pspnet")

@@ -2,11 +2,14 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from mobilemamba.errors import ConfigError
+from mobilemamba.models import ModelCard, Preprocessing, save_weights
+from mobilemamba.models.checkpoints import build_network
 from mobilemamba.ops.native import library
 from mobilemamba.ops.selective_scan import BACKENDS
 
@@ -56,6 +59,22 @@ def test_summary_of_networks_by_their_names(printed) -> None:
     assert "paper:" not in printed("summary", "resnet18")
     with pytest.raises(ConfigError, match=r"model name 'resnet81': .*did you mean"):
         printed("summary", "resnet81")
+
+
+def test_summary_of_heads_on_a_backbone_and_of_weights(printed, tmp_path: Path) -> None:
+    out = printed("summary", "mobilemamba_b4", "--head", "pspnet,semantic_fpn")
+    assert "150 classes" in out
+    assert re.search(r"pspnet\+mobilemamba_b4 +│ +512 │ 20,564,303 │ 4,538,136,576 │ 4,521,139,200", out)
+    assert re.search(r"semantic_fpn\+mobilemamba_b4 +│ +512 │ 19,758,671 │ 5,644,145,664", out)
+    assert "leave the scan out" in out
+    preprocessing = Preprocessing((64, 96), (0.5,) * 3, (0.5,) * 3)
+    options: dict[str, Any] = {"num_classes": 7, "task": "segmentation", "head": "pspnet"}
+    card = ModelCard("test_resnet", preprocessing, **options, head_options={"auxiliary": True})
+    save_weights(segmenter := build_network(card), tmp_path / "own.safetensors", card)
+    out = printed("summary", str(tmp_path / "own.safetensors"))
+    answering = sum(p.numel() for name, p in segmenter.named_parameters() if "auxiliary" not in name)
+    assert f"64x96 │ {answering:,} │" in out
+    assert "7 classes" in out
 
 
 @pytest.mark.slow

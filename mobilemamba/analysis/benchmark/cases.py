@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from mobilemamba.analysis.machine import choose_device
+from mobilemamba.dense import HEADS
 from mobilemamba.errors import ConfigError
 from mobilemamba.models.card import ModelCard, Preprocessing, read_card
 from mobilemamba.models.checkpoints import check_task
@@ -28,7 +29,7 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 class Case:
     """One network under one set of conditions."""
 
-    model: str  # timm's name, or a weights file
+    model: str  # see :func:`card_of`
     size: int  # side of the square pictures in pixels
     batch: int = 1  # pictures at a time
     device: str = "cpu"  # torch's name of it
@@ -55,16 +56,38 @@ def is_file(model: str) -> bool:
     return Path(model).suffix in (".safetensors", ".ckpt", ".pth")
 
 
-@functools.cache
-def card_of(model: str) -> ModelCard:
-    """What a network is: by its weights file, or by timm's name, then with the 1,000 classes of ImageNet.
+def under_heads(head: str, backbones: Sequence[str]) -> tuple[str, ...]:
+    """The names of networks by several heads, separated by commas, and their backbones.
 
     Raises:
-        ConfigError: If there is no such model, or the file does not say what it is of.
+        ConfigError: If a backbone is a weights file, which has its head.
+    """
+    if files := [name for name in backbones if is_file(name)]:
+        raise ConfigError(f"--head {head}: {printable(files[0])} is of a whole network; give timm's name, or no --head")
+    return tuple(f"{one}+{name}" for one in head.split(",") for name in backbones)
+
+
+@functools.cache
+def card_of(model: str) -> ModelCard:
+    """What a network is.
+
+    Args:
+        model: A weights file; timm's name of a classifier, with the 1,000 classes of ImageNet; or a head and timm's
+            name of the backbone, ``pspnet+mobilemamba_b4``, with the 150 classes of ADE20K at 512 px.
+
+    Raises:
+        ConfigError: If there is no such model or head, or the file does not say what it is of.
         WeightsError: If the file cannot be read, or is of a task that there is no network for.
     """
     if not is_file(model):
-        return ModelCard(model, Preprocessing.of_model(model))
+        head, _, name = model.rpartition("+")
+        preprocessing = Preprocessing.of_model(name)
+        if not head:
+            return ModelCard(name, preprocessing)
+        if head not in HEADS:
+            raise ConfigError(f"head {head!r}: expected one of: {', '.join(HEADS)}")
+        preprocessing = replace(preprocessing, img_size=(512, 512))
+        return ModelCard(name, preprocessing, num_classes=150, task=HEADS[head], head=head)
     card = read_card(model)
     if card is None:
         raise ConfigError(
@@ -90,7 +113,7 @@ def expand(
     """Every combination; the models vary fastest, so that networks to be compared stand together.
 
     Args:
-        models: timm's names, or weights files.
+        models: See :func:`card_of`.
         sizes: Sides of the pictures in pixels; none for each model's own.
         batches: As all that follow: see :class:`Case`; a device may be auto, too.
 

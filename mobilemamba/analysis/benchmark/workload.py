@@ -109,7 +109,7 @@ def create(case: Case) -> nn.Module:
         TypeError: If the network cannot be built for pictures of that size.
     """
     card = case.card
-    if not case.is_ours and case.size != own_size(case.model):
+    if not case.is_ours and not card.head and case.size != own_size(case.model):
         try:  # attention with a table of positions must know the size; others do not take it
             return timm.create_model(
                 card.model, num_classes=card.num_classes, in_chans=card.in_chans, img_size=case.size
@@ -154,7 +154,8 @@ def _compiled(network: nn.Module) -> Callable[[Tensor], Any]:
 
 def _training(case: Case, layout: str, pictures: Tensor, generator: torch.Generator) -> Workload:
     network = _loaded(case).to(case.device).to(memory_format=LAYOUTS[layout]).train()
-    labels = torch.randint(case.card.num_classes, (case.batch,), generator=generator).to(case.device)
+    of_pixels = (case.size, case.size) if case.card.task == "segmentation" else ()
+    labels = torch.randint(case.card.num_classes, (case.batch, *of_pixels), generator=generator).to(case.device)
     fused = True if pictures.device.type == "cpu" else None  # as ``mobilemamba fit`` trains
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=0.05, fused=fused)
     dtype = DTYPES[case.dtype]
