@@ -42,7 +42,7 @@ class SegmentationPredictor(Predictor):
         """Of whole pictures, scaled to the shorter side of the card's size."""
         from mobilemamba.data.segmentation_transforms import eval_transform  # torchvision's, which take long to load
 
-        del how["crop_pct"], how["resize"]
+        del how["crop_pct"]
         return eval_transform(**how)
 
     def rows(self, outputs: Tensor, sizes: Sequence[tuple[int, int]] | None = None) -> list[Row]:

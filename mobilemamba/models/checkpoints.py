@@ -246,6 +246,8 @@ def _build_classifier(card: ModelCard) -> nn.Module:
 #: Task, as cards name it, -> builds the network of such a card.
 BUILDERS: dict[str, Callable[[ModelCard], nn.Module]] = {"classification": _build_classifier}
 
+#: Task, as cards name it, -> import path of the class that asks its networks, which is loaded when it first does.
+PREDICTORS: dict[str, str] = {"classification": "mobilemamba.models.predictor.ClassificationPredictor"}
 
 #: Each tells the card of a file without one by its tensors, given the model's name; or None.
 TELLERS: list[Callable[[StateDict, str], ModelCard | None]] = []

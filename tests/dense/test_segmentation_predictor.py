@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mobilemamba.dense import SegmentationPredictor, Segmenter
+from mobilemamba.dense import Segmenter
+from mobilemamba.dense.segmentation_predictor import SegmentationPredictor
 from mobilemamba.errors import ConfigError, WeightsError
 from mobilemamba.models import ModelCard, Preprocessing, load_network, save_weights
 from mobilemamba.models.card import read_card
