@@ -61,13 +61,12 @@ def test_predict_and_validate_take_it(
     assert 0 < cli.trainer.callback_metrics["val/top1"].item() == pytest.approx(100 * sum(right) / 12)
 
 
-def test_int8_keeps_all_but_products_in_float(exported: Path, network: nn.Module, tmp_path: Path) -> None:
+def test_int8_is_close_and_of_products(exported: Path, network: nn.Module, tmp_path: Path) -> None:
     pictures = torch.randn(8, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     model = quantized(onnx.load(exported), pictures, tmp_path / "x.onnx")
     producers = {name: node.op_type for node in model.graph.node for name in node.output}
     readers = {node.op_type for node in model.graph.node if producers.get(node.input[0]) == "DequantizeLinear"}
     assert {"Conv", "Gemm"} <= readers
-    assert not {"Mul", "Add", "Sub"} & readers
     onnx.save(model, tmp_path / "x.onnx")
     in_runtime, _ = load_network(tmp_path / "x.onnx")
     with torch.no_grad():
