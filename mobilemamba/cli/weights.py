@@ -20,6 +20,7 @@ from mobilemamba.cli.run_folder import config_files, holds_run
 from mobilemamba.errors import ConfigError
 from mobilemamba.models import ModelCard, Preprocessing, read_card
 from mobilemamba.models.checkpoints import NOT_AS_IT_SAYS
+from mobilemamba.models.runtime import runtime_of
 from mobilemamba.models.weights_file import read_checkpoint
 from mobilemamba.tasks import TASKS, ClassificationTask
 from mobilemamba.text import printable
@@ -146,6 +147,8 @@ def check_classes(config: Any, class_names: tuple[str, ...]) -> None:
 def check_checkpoint(subcommand: str, config: Any) -> None:
     """Refuses a checkpoint that is not there, and an evaluation of a network that nobody has trained."""
     path, model = config.ckpt_path, _arguments(config, "model")
+    if subcommand == "fit" and model.get("weights") and runtime_of(model["weights"]):
+        raise ConfigError(f"weights={model['weights']} is an exported network; train the weights it was made of")
     if path in ("last", "best", "hpc"):
         if subcommand != "fit":
             raise ConfigError(f"ckpt_path={path} is for fit, which knows its run's folder; give {subcommand} a file")

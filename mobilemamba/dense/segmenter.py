@@ -18,7 +18,7 @@ import torch
 from timm.models import group_parameters
 from torch import Tensor, nn
 
-from mobilemamba.dense.backbone import create_backbone
+from mobilemamba.dense.backbone import create_backbone, why_unsuitable
 from mobilemamba.dense.classifier import AuxiliaryHead
 from mobilemamba.dense.deeplabv3 import DeepLabV3Head
 from mobilemamba.dense.pooled import resize
@@ -37,8 +37,8 @@ _ON_LAST_MAP: dict[str, Callable[..., nn.Module]] = {"deeplabv3": DeepLabV3Head,
 SEGMENTATION_HEADS = (*_ON_LAST_MAP, "semantic_fpn")
 #: Choices of a head that a card keeps, as :func:`create_segmenter` takes them.
 HEAD_OPTIONS: dict[str, type] = {"auxiliary": bool, "head_dim": int, "output_stride": int}
-#: Side of the smallest picture, half of the coarsest map's usual stride.
-_SMALLEST = 32
+#: Side in pixels of the smallest picture, half of the coarsest map's usual stride.
+SMALLEST = 32
 #: A pyramid has this many levels at most, none of a stride below this, all of this many channels.
 _LEVELS, _FINEST, _NECK_DIM = 4, 4, 256
 
@@ -78,22 +78,17 @@ class Segmenter(Released):
 
     def _logits(self, x: Tensor, *, auxiliary: bool) -> tuple[Tensor, ...]:
         height, width = x.shape[-2:]
-        if min(height, width) < _SMALLEST:
-            raise ConfigError(f"pictures of {width} x {height} px: expected {_SMALLEST} a side or more; enlarge them")
+        if min(height, width) < SMALLEST:
+            raise ConfigError(f"pictures of {width} x {height} px: expected {SMALLEST} a side or more; enlarge them")
         try:
             maps = self.backbone(x)
             logits = [self.head(maps if self.neck is None else self.neck(maps))]
             if auxiliary and self.auxiliary_head is not None:
                 logits.append(self.auxiliary_head(maps))
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
+        except (AssertionError, ValueError) as error:
+            if (reason := why_unsuitable(error, height, width)) is None:
                 raise
-            raise ConfigError(
-                f"a batch of one picture of {width} x {height} px: the norms need more than one number a channel to "
-                "train on, and an average of the whole picture has no more; train on two pictures at a time or more"
-            ) from error
-        except AssertionError as error:  # timm's transformers of one size
-            raise ConfigError(f"pictures of {width} x {height} px do not suit the backbone: {error}") from error
+            raise ConfigError(reason) from error
         if not (self.training or is_traced()):  # channels last: half the time to resize, a fifth to find the best class
             logits = [each.contiguous(memory_format=torch.channels_last) for each in logits]
         return tuple(resize(each, (height, width)) for each in logits)

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from mobilemamba.errors import WeightsError
 from mobilemamba.models.config import VARIANTS, ArchOverrides
 from mobilemamba.models.create import check_model_name
+from mobilemamba.models.runtime import runtime_of
 from mobilemamba.models.weights_file import EXPECTED, first_line, read_checkpoint
 from mobilemamba.text import printable
 
@@ -148,7 +149,7 @@ def _of_types(cls: type, content: Any) -> dict[str, Any]:
 
 
 def read_card(path: str | Path) -> ModelCard | None:
-    """The card in a ``.safetensors`` file or a Lightning checkpoint; None where there is none.
+    """The card in a ``.safetensors`` file, a Lightning checkpoint or an exported network; None where there is none.
 
     Raises:
         WeightsError: If the file cannot be read, or its card is of another version of this package.
@@ -157,7 +158,10 @@ def read_card(path: str | Path) -> ModelCard | None:
     content: Any = None
     try:
         readable = path.is_file() and os.access(path, os.R_OK)
-        if path.suffix == ".safetensors" and readable:
+        if runtime := runtime_of(path):
+            text = runtime.metadata(path).get(CARD_KEY)
+            content = json.loads(text) if text else None
+        elif path.suffix == ".safetensors" and readable:
             with safe_open(path, "pt") as file:
                 text = (file.metadata() or {}).get(CARD_KEY)
             content = json.loads(text) if text else None

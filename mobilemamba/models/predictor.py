@@ -63,7 +63,7 @@ class Predictor:
         """
         self.card, self.device, self.dtype = card, device, dtype
         self.topk = self.default_topk if topk is None else topk
-        self.network, self.how = for_inference(network, device, dtype)
+        self.network, self.how = for_inference(network, device, dtype, cuda_graph=True)
         how = asdict(card.preprocessing)
         self._upright = how.pop("upright") is not False  # so where the weights do not say
         self._transform = self.preparation(how)

@@ -17,10 +17,11 @@ from torchmetrics import MeanMetric
 
 from mobilemamba.data import DataModule
 from mobilemamba.data.base import data_of
-from mobilemamba.models import ModelCard, Preprocessing, fuse_norms, load_weights
+from mobilemamba.models import ModelCard, Preprocessing, fuse_norms, load_network, load_weights
 from mobilemamba.models.card import CARD_KEY
 from mobilemamba.models.fuse import count_batch_norms
 from mobilemamba.models.predictor import Predictor, predictor_of
+from mobilemamba.models.runtime import runtime_of
 from mobilemamba.training.contract import TaskContract, init_arguments, plain_settings
 from mobilemamba.training.metrics import Comparison, Metrics
 from mobilemamba.training.optimizer import DecayRule, parameter_groups, scale_lr, set_learning_rates
@@ -81,7 +82,7 @@ class Task(TaskContract, LightningModule):
         """The optimiser's defaults are those of the ImageNet training that the paper's models were released from.
 
         Args:
-            weights: Checkpoint (.safetensors, .pth, .ckpt) to start from.
+            weights: Checkpoint (.safetensors, .pth, .ckpt) to start from; to evaluate, an exported network too.
             partial_weights: Accept ``weights`` that lack some tensors or have them in another shape; what is not loaded
                 stays as initialised, and is reported.
             new_head: Start with a fresh classifier where that of ``weights`` is for another number of classes.
@@ -127,7 +128,9 @@ class Task(TaskContract, LightningModule):
         Raises:
             WeightsError: If the weights that were given cannot be read or do not fit.
         """
-        if self._weights is not None:
+        if self._weights is not None and runtime_of(self._weights):
+            model, _ = load_network(self._weights)  # to evaluate what was exported
+        elif self._weights is not None:
             self.load(model, self._weights)
         if self.hparams["channels_last"]:
             # Not by `to`, as a scale (1, C, 1, 1) and its gradient would then differ in strides, of which DDP warns.

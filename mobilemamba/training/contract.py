@@ -10,6 +10,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from PIL import Image
 from torch import Tensor, nn
 
 from mobilemamba.errors import ConfigError
@@ -67,6 +68,15 @@ class TaskContract:
     def confusion(self) -> dict[str, Tensor]:
         """Network's name -> (n, 3): class, answer, how often; of the last evaluation. Empty where there are none."""
         return {}
+
+    def draw_example(self, images: Any, targets: Any) -> Image.Image | None:
+        """A validation picture, what is known of it and what the network makes of it; None for a task without drawings.
+
+        Args:
+            images: A batch of one.
+            targets: Likewise.
+        """
+        return None
 
     @property
     def of_classes(self) -> dict[str, float]:
