@@ -263,7 +263,9 @@ class MobileMambaCLI(LightningCLI):
 
     def _print_scores(self, split: str) -> None:
         if self.rows is None and self.trainer.is_global_zero:
-            title = f"{getattr(self.model.hparams, 'name', type(self.model).__name__)} on {self.datamodule.name}"
+            network = getattr(self.model.hparams, "name", type(self.model).__name__)
+            head = getattr(self.model.hparams, "head", None)
+            title = f"{network}{f' with {head}' if head else ''} on {self.datamodule.name}"
             title += f", {self.datamodule.image_hw[0]}x{self.datamodule.image_hw[1]} px"
             if split == "test" and self.datamodule.test_set is None:
                 title += "; its validation pictures, as it has no others for a test"
