@@ -123,7 +123,9 @@ def test_the_page_s_commands_are_refused_for_want_of_a_gpu_alone(printed, root: 
 
 
 def test_the_first_parts_on_a_cpu(printed, tmp_path: Path) -> None:
-    out = printed("gpu", "--device", "cpu", "--quick", "--parts", "bits,machine", "--output", str(tmp_path / "gpu.json"))
+    out = printed(
+        "gpu", "--device", "cpu", "--quick", "--parts", "bits,machine", "--output", str(tmp_path / "gpu.json")
+    )
     assert "  matrix product, bfloat16: " in out
     found = json.loads((tmp_path / "gpu.json").read_text())["parts"]
     assert list(found) == ["machine", "bits"]
