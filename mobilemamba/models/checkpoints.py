@@ -79,8 +79,9 @@ def load_weights(
             f"{found.where}: {len(spoilt)} of its tensors hold NaN, {spoilt[0]} for one; take weights from before that"
         )
     model.load_state_dict(matched.fitting, strict=False)
+    start: Callable[[nn.Module], None] = getattr(model, "start_afresh", _start_at_zero)
     for head in matched.fresh:
-        _start_at_zero(model.get_submodule(head))
+        start(model.get_submodule(head))
     if verbose:
         print(report)
     return report
