@@ -37,6 +37,10 @@ COMMANDS = {
         "convert a checkpoint, e.g. of the release, to .safetensors",
         "mobilemamba.tools.conversion:convert_checkpoint",
     ),
+    "export": Command(
+        "write a network for ONNX Runtime, OpenVINO and others, checked against the original",
+        "mobilemamba.tools.export:export_network",
+    ),
     "backends": Command(
         "show which scan backends run here, and why others do not", "mobilemamba.tools.inspection:backends"
     ),
@@ -44,6 +48,7 @@ COMMANDS = {
     "benchmark": Command(
         "time networks against each other and the machine's ceiling", "mobilemamba.tools.benchmark:benchmark"
     ),
+    "gpu": Command("check and measure everything once on a GPU", "mobilemamba.tools.gpu:gpu"),
 }
 
 _HELP = ("-h", "--help")

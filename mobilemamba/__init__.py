@@ -5,7 +5,8 @@ timm, and does nothing else.
 """
 
 from mobilemamba.allocator import keep_freed_memory
-from mobilemamba.dense import create_segmenter
+from mobilemamba.dense import create_detector, create_segmenter
+from mobilemamba.export import export_network
 from mobilemamba.models import (
     MobileMamba,
     MobileMambaConfig,
@@ -20,7 +21,9 @@ __all__ = [
     "MobileMamba",
     "MobileMambaConfig",
     "__version__",
+    "create_detector",
     "create_segmenter",
+    "export_network",
     "fuse_norms",
     "keep_freed_memory",
     "load_network",

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "mobilemamba"
 
 # What each layer may import, besides itself and BASE. `data` loads lightning, so only what may do that stands on it.
-BASE = {"allocator", "cpus", "errors", "files", "scores", "screen", "signals", "text", "version"}
+BASE = {"allocator", "cpus", "drawing", "errors", "files", "scores", "screen", "signals", "text", "version"}
 _NETWORK = {"ops", "layers", "models", "dense"}
 _INSPECTION = {*_NETWORK, "analysis", "export"}
 _FIT = {*_INSPECTION, "training", "data"}

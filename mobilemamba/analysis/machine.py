@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from importlib import metadata
 from pathlib import Path
 
 import timm
@@ -59,10 +60,11 @@ def rounds_to_tf32(device: torch.device | str) -> tuple[bool, bool]:
     return matmul == "tf32", convolution == "tf32"
 
 
-def versions() -> str:
-    """Versions of what a measurement depends on, in words."""
+def versions(*packages: str) -> str:
+    """Versions of what a measurement depends on, in words; of further ``packages``, too."""
     found = {"mobilemamba": __version__, "torch": torch.__version__, "timm": timm.__version__}
     if torch.version.cuda:
         found["CUDA"] = torch.version.cuda
     found["Python"] = platform.python_version()
+    found |= {name: metadata.version(name) for name in packages}
     return ", ".join(f"{name} {number}" for name, number in found.items())

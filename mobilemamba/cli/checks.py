@@ -109,7 +109,7 @@ def check_pictures(task: LightningModule, data: DataModule) -> None:
             f"learns from {task.form.__name__}; choose other data or another task"
         )
     network = task.model
-    parameter = next(network.parameters())
+    parameter = next(network.parameters(), torch.zeros(()))  # an exported network shows none
     data.check_arguments()
     training = {module: module.training for module in network.modules()}
     height, width = data.image_hw

@@ -19,16 +19,23 @@ from lightning.pytorch.profilers import Profiler
 
 from mobilemamba.cli.options import read_options
 from mobilemamba.cli.tool import ToolParser
-from mobilemamba.data import FashionMNISTSample, ImageFolder, ImageNet
+from mobilemamba.data import (
+    ADE20K,
+    FashionMNISTSample,
+    FashionScenes,
+    ImageFolder,
+    ImageNet,
+    SegmentationFolder,
+)
 from mobilemamba.errors import ConfigError
 from mobilemamba.sweep import Sweep
-from mobilemamba.tasks import ClassificationTask
+from mobilemamba.tasks import TASKS
 from mobilemamba.training.contract import init_arguments
 
 #: Of this package, by the group that chooses one; the first is the default. Importing them makes their names known.
 KINDS: dict[str, list[type]] = {
-    "model": [ClassificationTask],
-    "data": [FashionMNISTSample, ImageFolder, ImageNet],
+    "model": [*TASKS.values()],
+    "data": [FashionMNISTSample, ImageFolder, ImageNet, FashionScenes, SegmentationFolder, ADE20K],
 }
 
 

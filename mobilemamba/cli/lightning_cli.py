@@ -87,7 +87,7 @@ class MobileMambaCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds ``--name``, ``--table_size`` and ``--sweep``, the default task and data, and their link."""
+        """Adds options of our own, the default task and data, and their link."""
         parser.add_argument(
             "--name", type=str | None, default=None, help="Folder under runs/; default: the names of the config files."
         )
@@ -99,6 +99,12 @@ class MobileMambaCLI(LightningCLI):
         )
         parser.add_argument(
             "--per_class", type=str | None, default=None, help="CSV file for validate and test: every class's accuracy."
+        )
+        parser.add_argument(
+            "--worst_first",
+            type=bool,
+            default=False,
+            help="Of validate and test of a segmentation: the classes in the order of their IoU.",
         )
         parser.add_argument(
             "--sweep", type=Sweep | None, default=None, sub_configs=True, help="Rows of a table; null: a single run."
@@ -133,7 +139,7 @@ class MobileMambaCLI(LightningCLI):
         # Of another task, our defaults of arguments so named are none.
         if not issubclass(pkgutil.resolve_name(chosen), ClassificationTask):
             self._parser(self.command).set_defaults({"model": {"class_path": chosen}})
-            self.config = parser.parse(args)
+            self.config = parse_with_card(parser.parse, args)
         config, given = self.settings, given_settings(self.given_args)
         check_settings(self.command, config)
         if self.command != "fit" and {"model.weights", "ckpt_path"} <= set(given):
@@ -257,9 +263,14 @@ class MobileMambaCLI(LightningCLI):
                 getattr(self.trainer, name) for name in (f"num_{split}_batches", f"{split}_dataloaders")
             )
             pictures = pictures_used(loaders, batches, self.trainer.world_size)
-            print_scores(self.trainer.callback_metrics, scores_of(self.model), split, title, pictures)
-            if isinstance(self.model, TaskContract) and (counts := self.model.confusion):
-                print_classes(counts["raw"], self.datamodule.class_names, self.settings.per_class)
+            counts = self.model.confusion.get("raw") if isinstance(self.model, TaskContract) else None
+            counted = self.model.counted if isinstance(self.model, TaskContract) else "pictures"
+            total = pictures if counts is None or counted == "pictures" else int(counts[:, 2].sum())
+            print_scores(self.trainer.callback_metrics, scores_of(self.model), split, title, total, counted)
+            if counts is not None:
+                worst_first = counted == "pictures" or self.settings.worst_first
+                names = self.datamodule.class_names
+                print_classes(counts, names, self.settings.per_class, counted, worst_first=worst_first)
             elif self.settings.per_class is not None:
                 raise ConfigError(f"per_class={self.settings.per_class}: the task counts no classes; leave it out")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,9 +23,23 @@ _WORST = 10
 
 
 def print_scores(
-    metrics: Mapping[str, Any], scores: Sequence[Score], split: str, title: str, pictures: int | None
+    metrics: Mapping[str, Any],
+    scores: Sequence[Score],
+    split: str,
+    title: str,
+    total: int | None,
+    counted: str = "pictures",
 ) -> None:
-    """A table of every network that was evaluated, and whether folding the norms changed an answer to a picture."""
+    """A table of every network that was evaluated, and whether folding the norms changed an answer.
+
+    Args:
+        metrics: What was logged.
+        scores: Of the task.
+        split: ``"val"`` or ``"test"``.
+        title: Above it.
+        total: How much was answered, if that is known.
+        counted: What these are.
+    """
     console = make_console()
     say(title, console)
     shown, lines = [*scores, LOSS], []
@@ -39,18 +54,34 @@ def print_scores(
     console.print(fit_table(console.width, header, lines, numeric=range(1, len(header))))
     changed = metrics.get(f"{split}/fused_changed")
     if changed is not None:
-        of = f" of {pictures:,}" if pictures else ""
-        say(f"folding the norms changes the answer to {int(changed)}{of} pictures", console)
+        of = f" of {total:,}" if total else ""
+        say(f"folding the norms changes the answer to {int(changed):,}{of} {counted}", console)
 
 
-def print_classes(counts: Tensor, class_names: Sequence[str], path: str | None) -> None:
-    """The classes that are known worst, and all of them in a CSV file if it has a path."""
-    scores, names = class_scores(counts), [*map(printable, class_names)]
+def print_classes(
+    counts: Tensor, class_names: Sequence[str], path: str | None, counted: str = "pictures", *, worst_first: bool = True
+) -> None:
+    """How well classes are known, on the screen and in a CSV file if it has a path.
+
+    Of pictures the classes that are known worst, and all of them in the file; of pixels all.
+
+    Args:
+        counts: As :meth:`~mobilemamba.training.confusion.ConfusionCounts.compute` gives them.
+        class_names: In the order of the labels.
+        path: Of the file.
+        counted: What was counted, ``"pictures"`` or ``"pixels"``.
+        worst_first: Else in the order of the labels.
+    """
+    of_pixels, names = counted == "pixels", [*map(printable, class_names)]
+    scores = [score for score in class_scores(counts) if of_pixels or score.total]
+    if worst_first:
+        scores.sort(key=lambda score: score.iou if of_pixels else score.accuracy)
     rows: list[dict[str, Any]] = [
         {
             "class": names[score.label],
-            "pictures": score.pictures,
-            "top-1 (%)": f"{100 * score.correct / score.pictures:.2f}",
+            counted: score.total,
+            **({"IoU (%)": _percent(score.iou)} if of_pixels else {}),
+            "accuracy (%)" if of_pixels else "top-1 (%)": _percent(score.accuracy),
             "most often taken for": "" if score.taken_for is None else names[score.taken_for],
             "times": score.mistaken or "",
         }
@@ -58,11 +89,18 @@ def print_classes(counts: Tensor, class_names: Sequence[str], path: str | None) 
     ]
     if not rows:
         return
-    console = make_console()
-    lines = [[str(value) for value in row.values()] for row in rows[:_WORST]]
-    console.print(fit_table(console.width, list(rows[0]), lines, numeric=[1, 2, 4], title="classes, the worst first"))
+    console, most = make_console(), len(rows) if of_pixels else _WORST
+    lines = [[f"{value:,}" if isinstance(value, int) else str(value) for value in row.values()] for row in rows[:most]]
+    numeric = [index for index, name in enumerate(rows[0]) if name not in ("class", "most often taken for")]
+    title = "classes, the worst first" if worst_first else "classes"
+    console.print(fit_table(console.width, list(rows[0]), lines, numeric=numeric, title=title))
     if path is not None:
         write_text_atomic(path, csv_text(rows))
         say(f"all {len(rows):,} classes: {path}", console)
-    elif len(rows) > _WORST:
-        say(f"and {len(rows) - _WORST:,} more classes; --per_class FILE.csv writes all", console)
+    elif len(rows) > most:
+        say(f"and {len(rows) - most:,} more classes; --per_class FILE.csv writes all", console)
+
+
+def _percent(share: float) -> str:
+    """Blank for what there is none of."""
+    return "" if math.isnan(share) else f"{100 * share:.2f}"

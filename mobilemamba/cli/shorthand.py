@@ -1,8 +1,8 @@
 """Short options: a model by its name, weights by their file, data by its folder.
 
 ``--model mobilemamba_s6 --weights s6.safetensors --data my_pictures`` stands for ``--model.name``, ``--model.weights``
-and ``--data ImageFolder --data.root my_pictures`` (or ``ImageNet``, where the folder holds that). Files take the same
-``model`` and ``data``.
+and ``--data ImageFolder --data.root my_pictures`` (or ``ImageNet``, ``SegmentationFolder`` or ``ADE20K``, where the
+folder holds that). Files take the same ``model`` and ``data``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import yaml
 
 from mobilemamba.cli.options import read_options
 from mobilemamba.cli.yaml_keys import load_yaml, row_names
+from mobilemamba.data import ADE20K, SegmentationFolder
 from mobilemamba.data.folders import NOWHERE, why_no_folder
 from mobilemamba.data.imagenet import holds_imagenet
 from mobilemamba.errors import ConfigError
@@ -72,13 +73,24 @@ def _written_out(name: str, value: str) -> dict[str, str]:
         check_model_name(value)
         return {"model.name": value}
     if name == "data" and (reason := why_no_folder(value)) is None:
-        return {"data": "ImageNet" if holds_imagenet(value) else "ImageFolder", "data.root": value}
+        return {"data": _kind_of_folder(value), "data.root": value}
     may_be_class = "/" not in value and ("." in value or not value.islower())  # by capitals or its import path
     if name == "data" and (reason != NOWHERE or not may_be_class):
         raise ConfigError(
-            f"--data {value}: {reason}; give a folder of pictures, or FashionMNISTSample, ImageFolder or ImageNet"
+            f"--data {value}: {reason}; give a folder of pictures, or the name of a data set, such as "
+            "FashionMNISTSample, ImageFolder or ImageNet"
         )
     return {name: value}
+
+
+def _kind_of_folder(folder: str) -> str:
+    """The data module that a folder is for, by what lies in it."""
+    if holds_imagenet(folder):
+        return "ImageNet"
+    for kind in (SegmentationFolder, ADE20K):
+        if kind.is_root(Path(folder)):
+            return kind.__name__
+    return "ImageFolder"
 
 
 def _is_model_name(value: str) -> bool:

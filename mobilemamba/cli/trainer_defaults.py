@@ -21,6 +21,7 @@ from mobilemamba.training.callbacks import (
     TrainingBar,
     TrainingPlots,
     ValidateAtEnd,
+    ValidationExamples,
     run_checkpoints,
 )
 
@@ -56,6 +57,8 @@ def trainer_callbacks(
     if command != "fit":
         return callbacks
     callbacks += [StepSeed(), ValidateAtEnd(), EpochLines(), TrainingPlots(), ExportBest()]
+    if not among(ValidationExamples):
+        callbacks.append(ValidationExamples())
     callbacks.append(RunResults(table_img_size=table_size))  # the last, as its results say that the run is finished
     if given.log_every_n_steps is None:
         callbacks.append(LogInterval())

@@ -19,10 +19,12 @@ from mobilemamba.cli.run_folder import config_files, holds_run
 from mobilemamba.errors import ConfigError
 from mobilemamba.models import ModelCard, Preprocessing, read_card
 from mobilemamba.models.checkpoints import NOT_AS_IT_SAYS
+from mobilemamba.models.runtime import runtime_of
 from mobilemamba.models.weights_file import read_checkpoint
+from mobilemamba.tasks import TASKS
 from mobilemamba.text import printable
 from mobilemamba.training.callbacks.checkpoints import EXPORTED
-from mobilemamba.training.contract import TaskContract
+from mobilemamba.training.contract import TaskContract, init_arguments
 
 #: Settings that the weights decide where they are left open; or the model, in data modules that have all of them.
 _PREPROCESSING = ("img_size", "mean", "std", "interpolation", "crop_pct")
@@ -57,11 +59,27 @@ def parse_with_card(parse: Callable[[list[str]], Any], args: list[str]) -> Any:
     card = _card(config[args[0]])
     if card is None:
         return config
-    options = ["--model.name", card.model, "--model.in_chans", str(card.in_chans)]
-    options += ["--model.arch", json.dumps(card.arch)] if card.arch else []
-    options += ["--model.distillation_head", "true"] if card.distilled else []
-    completed = parse([args[0], *options, *args[1:]])  # before the user's own, which win
-    return completed if completed[args[0]].model.init_args.name == card.model else config
+    options: list[str] = []  # before the user's own, which win
+    kind, own = _kind(config[args[0]]), TASKS.get(card.task)
+    if own is not None and not issubclass(kind, own):
+        options = ["--model", f"{own.__module__}.{own.__name__}"]
+        kind = _kind(parse([args[0], *options, *args[1:]])[args[0]])
+    known = init_arguments(kind)
+    for name, value in _settings(kind, card).items():
+        if value and name in known:
+            options += [f"--model.{name}", value if isinstance(value, str) else json.dumps(value)]
+    completed = parse([args[0], *options, *args[1:]])
+    return completed if completed[args[0]].model.init_args.get("name") == card.model else config
+
+
+def _kind(config: Any) -> type:
+    """The class of a command's task."""
+    return pkgutil.resolve_name(config.model.class_path)
+
+
+def _settings(kind: type, card: ModelCard) -> dict[str, Any]:
+    """What a card decides of a task's arguments."""
+    return kind.settings_of(card) if issubclass(kind, TaskContract) else {"name": card.model}
 
 
 def check_against_card(config: Any) -> None:
@@ -69,9 +87,10 @@ def check_against_card(config: Any) -> None:
     card, model = _card(config), _arguments(config, "model")
     if card is None or model.get("partial_weights"):
         return
-    arch = vars(model["arch"]) if model.get("arch") else {}
-    pairs = [("name", model["name"], card.model), ("in_chans", model.get("in_chans", card.in_chans), card.in_chans)]
-    pairs += [(f"arch.{name}", arch.get(name), there) for name, there in card.arch.items()]
+    arch, settings = vars(model["arch"]) if model.get("arch") else {}, _settings(_kind(config), card)
+    choices = settings.pop("arch", {})
+    pairs = [(name, model.get(name), there) for name, there in settings.items()]
+    pairs += [(f"arch.{name}", arch.get(name), there) for name, there in choices.items()]
     for name, here, there in pairs:
         if here is not None and json.loads(json.dumps(here)) != there:
             raise ConfigError(
@@ -89,6 +108,8 @@ def fill_preprocessing(config: Any) -> None:
     card = next((card for _, card in _cards(config)), None)
     if card is None and not all(name in data for name in _PREPROCESSING):
         return  # pictures of one look, such as the sample's, which have a size of their own
+    if card is not None and card.task != getattr(_kind(config), "task", ""):
+        left_open = [name for name in left_open if name in ("mean", "std", "upright")]  # a backbone's; sizes differ
     wanted = card.preprocessing if card is not None else Preprocessing.of_model(model["name"])
     for name in left_open:
         data[name] = getattr(wanted, name)
@@ -105,18 +126,22 @@ def fill_classes(config: Any) -> None:
 
 def check_classes(config: Any, class_names: tuple[str, ...]) -> None:
     """Refuses pictures of other classes than the weights know: as many of them would pass unnoticed."""
+    in_folders = "classes" in _arguments(config, "data")
+    remedy = "pictures in folders of the classes' names" if in_folders else "data of the same classes in this order"
     for path, card in _cards(config):
         for here, there in zip(class_names, card.class_names, strict=True) if card.class_names else ():
             if here != there:
                 raise ConfigError(
                     f"the pictures are of other classes than {path}: {here!r} where the weights know {there!r}; give "
-                    "pictures in folders of the classes' names"
+                    f"{remedy}"
                 )
 
 
 def check_checkpoint(subcommand: str, config: Any) -> None:
     """Refuses a checkpoint that is not there, and an evaluation of a network that nobody has trained."""
     path, model = config.ckpt_path, _arguments(config, "model")
+    if subcommand == "fit" and model.get("weights") and runtime_of(model["weights"]):
+        raise ConfigError(f"weights={model['weights']} is an exported network; train the weights it was made of")
     if path in ("last", "best", "hpc"):
         if subcommand != "fit":
             raise ConfigError(f"ckpt_path={path} is for fit, which knows its run's folder; give {subcommand} a file")
@@ -167,8 +192,7 @@ def read_evaluated(path: str | Path) -> Mapping[str, Any] | None:
 
 def misfit_remedy(subcommand: str, config: Any, fits: str) -> str:
     """What can be done where the weights that were given do not fit the network."""
-    card = read_card(config.model.init_args.weights)
-    kind = pkgutil.resolve_name(config.model.class_path)
+    card, kind = read_card(config.model.init_args.weights), _kind(config)
     task = getattr(kind, "task", "")
     if card is not None and task not in ("", card.task):
         return (

@@ -1,4 +1,4 @@
-"""Data modules: embedded samples, ImageNet-1k, ADE20K, and any own pictures. Depends on nothing above it."""
+"""Data modules: embedded samples, ImageNet-1k, ADE20K, COCO, and any own pictures. Depends on nothing above it."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -9,28 +9,38 @@ from mobilemamba.data.sampling import IGNORED
 if TYPE_CHECKING:
     from mobilemamba.data.modules import (
         ADE20K,
+        COCO,
+        COCOFolder,
         DataModule,
+        DetectionDataModule,
         FashionMNISTSample,
+        FashionObjects,
         FashionScenes,
         ImageDataModule,
         ImageFolder,
         ImageNet,
         SegmentationDataModule,
         SegmentationFolder,
+        YOLOFolder,
     )
 
 __all__ = [
     "ADE20K",
+    "COCO",
     "IGNORED",
     "IGNORED_PIXEL",
+    "COCOFolder",
     "DataModule",
+    "DetectionDataModule",
     "FashionMNISTSample",
+    "FashionObjects",
     "FashionScenes",
     "ImageDataModule",
     "ImageFolder",
     "ImageNet",
     "SegmentationDataModule",
     "SegmentationFolder",
+    "YOLOFolder",
 ]
 
 

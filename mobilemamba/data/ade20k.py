@@ -1,8 +1,10 @@
 """ADE20K's 150 classes of the scene parsing challenge (Zhou et al., CVPR 2017)."""
 
 from functools import cached_property
+from pathlib import Path
 from typing import ClassVar
 
+from mobilemamba.data.layout import find_parts
 from mobilemamba.data.masks import IGNORED_NAME, ClassList, class_list
 from mobilemamba.data.paired_pictures import PairedPictures
 
@@ -37,6 +39,11 @@ class ADE20K(PairedPictures):
     masks_folder: ClassVar[str] = "annotations"
     masks_may_be_empty: ClassVar[bool] = True
     antialias = False
+
+    @classmethod
+    def is_root(cls, root: Path) -> bool:
+        """With parts in its annotations, as other data sets keep other annotations in such a folder."""
+        return super().is_root(root) and bool(find_parts(root / cls.masks_folder))
 
     @cached_property
     def classes(self) -> ClassList:

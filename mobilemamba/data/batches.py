@@ -4,6 +4,7 @@ from collections.abc import Sized
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
@@ -73,6 +74,65 @@ class Masks:
 
     def blank(self, height: int, width: int) -> tuple[Tensor, Tensor]:
         return torch.zeros(1, 3, height, width), torch.full((1, height, width), IGNORED_PIXEL)
+
+
+class Boxes:
+    """Pictures (B, 3, H, W) float32 of any sizes, padded to the largest, with a dict of tensors for each.
+
+    The padding is of zeros, to the right and below, up to multiples of ``divisor``; masks are padded alike. Of a
+    picture of h x w pixels with N objects there are:
+
+    - ``boxes`` (N, 4) float32: left, top, right, bottom in pixels of the picture as it was prepared;
+    - ``labels`` (N,) int64, from 0, no background among them;
+    - ``masks`` (N, h, w) bool, if ``masks``; in an evaluation in the original picture's size, without padding;
+    - ``iscrowd`` (N,) bool, and ``area`` (N,) float32, as annotated, in pixels of the original picture;
+    - ``size`` and ``original_size`` (2,) int64, height and width as prepared, without padding, and before;
+    - ``image_id`` () int64, and ``counted`` () bool, whether metrics count the picture.
+
+    Args:
+        divisor: Of the batch's height and width.
+        masks: Whether there are masks.
+    """
+
+    def __init__(self, divisor: int = 1, *, masks: bool = False) -> None:
+        self.divisor, self.masks = divisor, masks
+
+    def collate(self, items: list[tuple[Tensor, dict[str, Tensor]]]) -> tuple[Tensor, list[dict[str, Tensor]]]:
+        """Pads pictures (3, h, w), and masks that are of their sizes."""
+        sides = zip(*(image.shape[1:] for image, _ in items), strict=True)
+        height, width = (-(-max(of_all) // self.divisor) * self.divisor for of_all in sides)
+        images = torch.stack([_pad(image, height, width) for image, _ in items])
+        targets = [
+            target | {"masks": _pad(target["masks"], height, width)}
+            if self.masks and target["masks"].shape[1:] == image.shape[1:]
+            else target
+            for image, target in items
+        ]
+        return images, targets
+
+    def ignored(self, targets: list[dict[str, Tensor]], where_B: Tensor) -> list[dict[str, Tensor]]:
+        return [
+            target | {"counted": target["counted"] & ~ignored} for target, ignored in zip(targets, where_B, strict=True)
+        ]
+
+    def blank(self, height: int, width: int) -> tuple[Tensor, list[dict[str, Tensor]]]:
+        target = {
+            "boxes": torch.zeros(0, 4),
+            "labels": torch.zeros(0, dtype=torch.int64),
+            "iscrowd": torch.zeros(0, dtype=torch.bool),
+            "area": torch.zeros(0),
+            "size": torch.tensor([height, width]),
+            "original_size": torch.tensor([height, width]),
+            "image_id": torch.tensor(-1),
+            "counted": torch.tensor(False),
+        }
+        if self.masks:
+            target["masks"] = torch.zeros(0, height, width, dtype=torch.bool)
+        return self.collate([(torch.zeros(3, height, width), target)])
+
+
+def _pad(planes: Tensor, height: int, width: int) -> Tensor:
+    return F.pad(planes, (0, width - planes.shape[-1], 0, height - planes.shape[-2]))
 
 
 class MarkedByKey(Dataset[Any]):

@@ -182,6 +182,12 @@ class PairedPictures(SegmentationDataModule):
             self.upright = upright
         self.notes: list[str] = []
 
+    @classmethod
+    def is_root(cls, root: Path) -> bool:
+        """Whether a folder looks like a ``root``, and not like one of classes with pictures in them."""
+        folders = [root, *find_parts(root).values()]
+        return any(all((folder / name).is_dir() for name in ("images", cls.masks_folder)) for folder in folders)
+
     @property
     def evaluation_batch_size(self) -> int:
         return 1

@@ -87,17 +87,53 @@ class EpochSampler(DistributedSampler[int]):
 
     def keys(self, epoch: int) -> list[int]:
         """This process's keys in epoch ``epoch`` (from 0), from the beginning of the epoch."""
+        order = self.order(epoch)
+        taken = order[torch.arange(self.rank, self.total_size, self.num_replicas) % self.size]
+        return (taken + epoch * self.size).tolist()
+
+    def order(self, epoch: int) -> torch.Tensor:
+        """The pictures of all processes in epoch ``epoch``, (size,) int64."""
         generator = make_generator(self.seed, epoch)
         order = torch.randperm(self.size, generator=generator)
         if self.shards is not None and self.window is not None:
             shard_order = torch.randperm(int(self.shards.max()) + 1, generator=generator)
             window_of = shard_order.argsort() // self.window
             order = order[window_of[self.shards[order]].argsort(stable=True)]
-        taken = order[torch.arange(self.rank, self.total_size, self.num_replicas) % self.size]
-        return (taken + epoch * self.size).tolist()
+        return order
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.keys(self.epoch)[self.start :])
+
+
+class AspectSampler(EpochSampler):
+    """Shuffles as :class:`EpochSampler`, but such that the pictures of a step are all wide, or all tall.
+
+    Padded to one size, they then have little padding. What is left of both at the end of an epoch is mixed.
+
+    Args:
+        wide: Which pictures are wider than tall, (size,) bool.
+        batch_size: Pictures in a batch of one process.
+        seed: 0 or more.
+        rank: Of this process, from 0.
+        ranks: Number of processes.
+    """
+
+    def __init__(self, wide: np.ndarray, batch_size: int, seed: int = 0, rank: int = 0, ranks: int = 1) -> None:
+        super().__init__(len(wide), seed, rank, ranks)
+        self.wide = torch.as_tensor(wide)
+        self.step = batch_size * self.num_replicas
+
+    def order(self, epoch: int) -> torch.Tensor:
+        """As it is drawn, but that a picture waits until its step is full."""
+        order = super().order(epoch)
+        wide = self.wide[order]
+        # Of each picture, how many of its kind stand before it, and where the last of its step stands.
+        full_at = torch.empty_like(order)
+        for kind in (wide, ~wide):
+            places = kind.nonzero()[:, 0]
+            last = (torch.arange(len(places)) // self.step + 1) * self.step - 1
+            full_at[places] = torch.where(last < len(places), places[last.clamp(max=len(places) - 1)], self.size)
+        return order[full_at.argsort(stable=True)]
 
 
 class EvaluationSampler(DistributedSampler[int]):

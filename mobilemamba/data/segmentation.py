@@ -1,12 +1,12 @@
 """What data sets whose targets are the classes of pixels have in common."""
 
-from colorsys import hls_to_rgb
 from typing import Any
 
 from mobilemamba.data.base import DataModule
 from mobilemamba.data.batches import Masks
+from mobilemamba.drawing import Colour, distinct_colours
 
-Colour = tuple[int, int, int]
+__all__ = ["Colour", "SegmentationDataModule", "distinct_colours"]
 
 
 class SegmentationDataModule(DataModule):
@@ -34,15 +34,3 @@ class SegmentationDataModule(DataModule):
         :func:`~mobilemamba.data.segmentation_transforms.eval_transform`.
         """
         return {**super().preprocessing, "interpolation": self.interpolation, "antialias": self.antialias}
-
-
-def distinct_colours(number: int) -> tuple[Colour, ...]:
-    """Colours that differ, neighbours in the list most; the first ones are the same for any number.
-
-    Each hue is a golden section of the circle further than the last, which keeps all hues apart; lightness and
-    saturation change in turn.
-    """
-    golden = (5**0.5 - 1) / 2
-    tones = ((0.5, 0.85), (0.68, 0.7), (0.36, 0.7))
-    colours = (hls_to_rgb(index * golden % 1, *tones[index % len(tones)]) for index in range(number))
-    return tuple((round(255 * red), round(255 * green), round(255 * blue)) for red, green, blue in colours)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from PIL import Image
@@ -101,7 +102,7 @@ def train_transform(
             _Crop(img_size, augmentation.max_share),
             v2.RandomHorizontalFlip(augmentation.hflip),
             v2.ToDtype({tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64, "others": None}, scale=True),
-            _Distort(augmentation),
+            Distort(augmentation.brightness, augmentation.contrast, augmentation.saturation, augmentation.hue),
             v2.Normalize(list(mean), list(std)),
             _Fill(img_size),
             v2.ToPureTensor(),
@@ -110,6 +111,7 @@ def train_transform(
 
 
 Pair = tuple[Tensor, Tensor]
+_Target = TypeVar("_Target")
 
 
 class _ToSide:
@@ -154,28 +156,34 @@ class _Crop:
         return TF.crop(image, top, left, height, width), piece
 
 
-class _Distort:
-    """Changes the colours of a picture in 0..1. Not torchvision's, which multiplies brightness and swaps channels."""
+class Distort:
+    """Changes the colours of a picture in 0..1. Not torchvision's, which multiplies brightness and swaps channels.
 
-    def __init__(self, strength: SegmentationAugmentation) -> None:
-        self.strength = strength
+    Args:
+        brightness: What is added at most.
+        contrast: By how much more or less than 1 is multiplied at most.
+        saturation: Likewise.
+        hue: What is added at most, in turns.
+    """
 
-    def __call__(self, image: Tensor, mask: Tensor) -> Pair:
-        strength = self.strength
+    def __init__(self, brightness: float, contrast: float, saturation: float, hue: float) -> None:
+        self.brightness, self.contrast, self.saturation, self.hue = brightness, contrast, saturation, hue
+
+    def __call__(self, image: Tensor, target: _Target) -> tuple[Tensor, _Target]:
         brightness, contrast, saturation, hue = (_uniform(0, 1) < 0.5 for _ in range(4))
         contrast_first = _uniform(0, 1) < 0.5
-        factor = _uniform(1 - strength.contrast, 1 + strength.contrast)
+        factor = _uniform(1 - self.contrast, 1 + self.contrast)
         if brightness:
-            image = (image + _uniform(-strength.brightness, strength.brightness)).clamp(0, 1)
+            image = (image + _uniform(-self.brightness, self.brightness)).clamp(0, 1)
         if contrast and contrast_first:
             image = (image * factor).clamp(0, 1)
         if saturation:
-            image = _saturate(image, _uniform(1 - strength.saturation, 1 + strength.saturation))
+            image = _saturate(image, _uniform(1 - self.saturation, 1 + self.saturation))
         if hue:
-            image = TF.adjust_hue(image, _uniform(-strength.hue, strength.hue))
+            image = TF.adjust_hue(image, _uniform(-self.hue, self.hue))
         if contrast and not contrast_first:
             image = (image * factor).clamp(0, 1)
-        return image, mask
+        return image, target
 
 
 class _Fill:

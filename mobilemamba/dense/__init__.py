@@ -1,6 +1,29 @@
 """Networks for dense prediction: backbones of timm's with necks and heads."""
 
 from mobilemamba.dense.backbone import create_backbone, load_backbone
-from mobilemamba.dense.segmenter import SEGMENTATION_HEADS, Segmenter, create_segmenter
+from mobilemamba.dense.detection import DETECTION_HEADS, build_detector, create_detector
+from mobilemamba.dense.detector import Detector
+from mobilemamba.dense.inference import SlidingWindow, Views, look_closely
+from mobilemamba.dense.release_cards import card_of_release
+from mobilemamba.dense.segmentation_predictor import SegmentationPredictor
+from mobilemamba.dense.segmenter import SEGMENTATION_HEADS, Segmenter, build_segmenter, create_segmenter
+from mobilemamba.models.checkpoints import BUILDERS, TELLERS
+from mobilemamba.models.predictor import PREDICTORS
 
-__all__ = ["SEGMENTATION_HEADS", "Segmenter", "create_backbone", "create_segmenter", "load_backbone"]
+__all__ = [
+    "DETECTION_HEADS",
+    "SEGMENTATION_HEADS",
+    "Detector",
+    "Segmenter",
+    "SlidingWindow",
+    "Views",
+    "create_backbone",
+    "create_detector",
+    "create_segmenter",
+    "load_backbone",
+    "look_closely",
+]
+
+BUILDERS |= {"detection": build_detector, "segmentation": build_segmenter}
+TELLERS.append(card_of_release)
+PREDICTORS["segmentation"] = SegmentationPredictor

@@ -71,3 +71,15 @@ def load_backbone(backbone: nn.Module, path: str | Path, name: str, *, verbose: 
             "backbone with the same arch"
         )
     backbone.get_submodule("model").load_state_dict({key: theirs[key] for key in ours})
+
+
+def why_unsuitable(error: AssertionError | ValueError, height: int, width: int) -> str | None:
+    """What is wrong with pictures that a network failed at, or None if the error is not about them."""
+    if isinstance(error, AssertionError):  # timm's transformers of one size
+        return f"pictures of {width} x {height} px do not suit the backbone: {error}"
+    if "more than 1 value per channel" in str(error):
+        return (
+            f"a batch of one picture of {width} x {height} px: the norms need more than one number a channel to "
+            "train on, and an average of the whole picture has no more; train on two pictures at a time or more"
+        )
+    return None

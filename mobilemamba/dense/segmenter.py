@@ -10,21 +10,24 @@ picture (B, in_chans, H, W)
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from timm.models import group_parameters
 from torch import Tensor, nn
 
-from mobilemamba.dense.backbone import create_backbone
+from mobilemamba.dense.backbone import create_backbone, why_unsuitable
 from mobilemamba.dense.classifier import AuxiliaryHead
 from mobilemamba.dense.deeplabv3 import DeepLabV3Head
 from mobilemamba.dense.pooled import resize
 from mobilemamba.dense.pspnet import PSPNetHead
 from mobilemamba.dense.release_names import ours_to_release, release_to_ours
 from mobilemamba.dense.semantic_fpn import FPN, SemanticFPNHead
-from mobilemamba.errors import ConfigError
+from mobilemamba.errors import ConfigError, WeightsError
 from mobilemamba.layers.conv_norm import ConvNorm
+from mobilemamba.models.card import ModelCard
 from mobilemamba.models.config import ArchOverrides
 from mobilemamba.models.inference.packed import is_traced
 from mobilemamba.models.mobilemamba import MobileMamba
@@ -32,8 +35,10 @@ from mobilemamba.models.release_names import Released, StateDict
 
 _ON_LAST_MAP: dict[str, Callable[..., nn.Module]] = {"deeplabv3": DeepLabV3Head, "pspnet": PSPNetHead}
 SEGMENTATION_HEADS = (*_ON_LAST_MAP, "semantic_fpn")
-#: Side of the smallest picture, half of the coarsest map's usual stride.
-_SMALLEST = 32
+#: Choices of a head that a card keeps, as :func:`create_segmenter` takes them.
+HEAD_OPTIONS = ("auxiliary", "head_dim", "output_stride")
+#: Side in pixels of the smallest picture, half of the coarsest map's usual stride.
+SMALLEST = 32
 #: A pyramid has this many levels at most, none of a stride below this, all of this many channels.
 _LEVELS, _FINEST, _NECK_DIM = 4, 4, 256
 
@@ -73,22 +78,17 @@ class Segmenter(Released):
 
     def _logits(self, x: Tensor, *, auxiliary: bool) -> tuple[Tensor, ...]:
         height, width = x.shape[-2:]
-        if min(height, width) < _SMALLEST:
-            raise ConfigError(f"pictures of {width} x {height} px: expected {_SMALLEST} a side or more; enlarge them")
+        if min(height, width) < SMALLEST:
+            raise ConfigError(f"pictures of {width} x {height} px: expected {SMALLEST} a side or more; enlarge them")
         try:
             maps = self.backbone(x)
             logits = [self.head(maps if self.neck is None else self.neck(maps))]
             if auxiliary and self.auxiliary_head is not None:
                 logits.append(self.auxiliary_head(maps))
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
+        except (AssertionError, ValueError) as error:
+            if (reason := why_unsuitable(error, height, width)) is None:
                 raise
-            raise ConfigError(
-                f"a batch of one picture of {width} x {height} px: the norms need more than one number a channel to "
-                "train on, and an average of the whole picture has no more; train on two pictures at a time or more"
-            ) from error
-        except AssertionError as error:  # timm's transformers of one size
-            raise ConfigError(f"pictures of {width} x {height} px do not suit the backbone: {error}") from error
+            raise ConfigError(reason) from error
         if not (self.training or is_traced()):  # channels last: half the time to resize, a fifth to find the best class
             logits = [each.contiguous(memory_format=torch.channels_last) for each in logits]
         return tuple(resize(each, (height, width)) for each in logits)
@@ -102,6 +102,13 @@ class Segmenter(Released):
         """Parameters that decay would harm, by the backbone's own account."""
         model: Any = self.backbone.model
         return {f"backbone.model.{name}" for name in getattr(model, "no_weight_decay", set)()}
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], float]:
+        """timm's grouping of parameters by depth: the backbone's own layers, then all that stands on them."""
+        model: Any = self.backbone.model
+        prefix, layers = "backbone.model.", group_parameters(model, model.group_matcher(coarse), reverse=True)
+        return lambda name: layers.get(name.removeprefix(prefix), math.inf) if name.startswith(prefix) else math.inf
 
     def from_release(self, state: StateDict) -> StateDict:
         model = self.backbone.model
@@ -169,3 +176,19 @@ def create_segmenter(
         if isinstance(module, ConvNorm):
             nn.init.kaiming_normal_(module.conv.weight, mode="fan_out", nonlinearity="relu")
     return segmenter
+
+
+def build_segmenter(card: ModelCard) -> Segmenter:
+    """The segmenter of a card, freshly initialised.
+
+    Raises:
+        WeightsError: If there is none such.
+    """
+    options = card.head_options
+    if unknown := sorted(options.keys() - HEAD_OPTIONS):
+        raise WeightsError(f"head_options has {unknown[0]!r}: expected {', '.join(HEAD_OPTIONS)}")
+    chosen = {"arch": card.overrides if card.arch else None, "in_chans": card.in_chans, **options}
+    try:
+        return create_segmenter(card.head, card.model, card.num_classes, **chosen)
+    except ConfigError as error:
+        raise WeightsError(f"what the weights say of their network cannot be: {error}") from error

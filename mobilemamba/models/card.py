@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from mobilemamba.errors import WeightsError
 from mobilemamba.models.config import VARIANTS, ArchOverrides
 from mobilemamba.models.create import check_model_name
+from mobilemamba.models.runtime import runtime_of
 from mobilemamba.models.weights_file import EXPECTED, first_line, read_checkpoint
 from mobilemamba.text import printable
 
@@ -34,6 +35,7 @@ class Preprocessing:
     std: tuple[float, ...]  # per channel, of pictures in 0..1
     interpolation: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = "bicubic"  # of the scaling
     crop_pct: float = 0.875  # the short side is scaled to ``img_size / crop_pct``, and the centre cut out
+    antialias: bool = True  # whether pixels are averaged where a picture is scaled down; not only for classification
     #: Whether pictures are turned as their EXIF orientation says; None if it is not known, as in older files:
     #: ``predict`` then turns them, and data modules do as they are documented.
     upright: bool | None = None
@@ -70,10 +72,15 @@ class ModelCard:
     data: str = ""  # what it was trained on, with the numbers of pictures; empty if not known
     task: str = "classification"  # what it was trained for
     head: str = ""  # what stands on the network ``model``; blank for its own classifier
+    #: Choices of the head, by the names of the function that builds it.
+    head_options: dict[str, Any] = field(default_factory=dict)
+    palette: tuple[tuple[int, int, int], ...] = ()  # the classes' colours, 0..255; empty if they have none
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "arch", json.loads(json.dumps(self.arch)))  # as a file keeps it, lists for tuples
+        object.__setattr__(self, "head_options", json.loads(json.dumps(self.head_options)))
         object.__setattr__(self, "class_names", tuple(self.class_names))
+        object.__setattr__(self, "palette", tuple(map(tuple, self.palette)))
 
     @property
     def overrides(self) -> ArchOverrides:
@@ -140,7 +147,7 @@ def _of_types(cls: type, content: Any) -> dict[str, Any]:
 
 
 def read_card(path: str | Path) -> ModelCard | None:
-    """The card in a ``.safetensors`` file or a Lightning checkpoint; None where there is none.
+    """The card in a ``.safetensors`` file, a Lightning checkpoint or an exported network; None where there is none.
 
     Raises:
         WeightsError: If the file cannot be read, or its card is of another version of this package.
@@ -149,7 +156,10 @@ def read_card(path: str | Path) -> ModelCard | None:
     content: Any = None
     try:
         readable = path.is_file() and os.access(path, os.R_OK)
-        if path.suffix == ".safetensors" and readable:
+        if runtime := runtime_of(path):
+            text = runtime.metadata(path).get(CARD_KEY)
+            content = json.loads(text) if text else None
+        elif path.suffix == ".safetensors" and readable:
             with safe_open(path, "pt") as file:
                 text = (file.metadata() or {}).get(CARD_KEY)
             content = json.loads(text) if text else None

@@ -20,6 +20,8 @@ from mobilemamba.models.card import CARD_KEY, ModelCard, Preprocessing, read_car
 from mobilemamba.models.create import check_model_name, create_model
 from mobilemamba.models.matching import LoadReport, classes_of, head_names, match, spellings
 from mobilemamba.models.mobilemamba import MobileMamba
+from mobilemamba.models.release_names import StateDict
+from mobilemamba.models.runtime import runtime_of
 from mobilemamba.models.weights_file import find_tensors
 from mobilemamba.text import printable
 
@@ -103,7 +105,7 @@ def load_network(
     The random state stays as it was.
 
     Args:
-        path: As ``source`` of :func:`load_weights`.
+        path: As ``source`` of :func:`load_weights`; or an exported network, which then runs in its runtime.
         model: timm's name; needed where the file has no card. Classes and a second classifier are then told by the
             file's tensors, the preprocessing by timm's configuration of the model.
         verbose: Print the report.
@@ -116,6 +118,15 @@ def load_network(
         ConfigError: If neither a card nor ``model`` says what it is, or they disagree, or there is no such model.
         WeightsError: If the file cannot be read, or does not fit the network in every tensor.
     """
+    if runtime := runtime_of(path):
+        card = read_card(path)
+        if card is None:
+            raise WeightsError(
+                f"{printable(path)} is of another program: it does not say what it answers; expected a file that "
+                "mobilemamba export wrote"
+            )
+        _check_name(model, card, printable(path), option)
+        return runtime.load(Path(path)), card
     network, card, _ = _load(path, model, option, verbose=verbose)
     return network, card
 
@@ -180,8 +191,8 @@ def _load(path: str | Path, name: str | None, option: str, *, verbose: bool) -> 
         raise ConfigError(
             f"{shown} does not say which network it is of; give {option}, e.g. mobilemamba_s6 or another of timm's"
         )
-    if card is not None and name not in (None, card.model):
-        raise ConfigError(f"{shown} is of a {card.model}, and the model named is {name}; leave {option} out")
+    if card is not None:
+        _check_name(name, card, shown, option)
     remedy = f"it is of another model than {name}: give that as {option}" if card is None else NOT_AS_IT_SAYS
     # A teacher, say, must not change the random numbers that its student starts from.
     with torch.random.fork_rng(devices=[]):
@@ -194,6 +205,12 @@ def _load(path: str | Path, name: str | None, option: str, *, verbose: bool) -> 
     except MisfitError as error:
         raise MisfitError(error.reason, error.fits, remedy) from None
     return network.eval(), card, report
+
+
+def _check_name(name: str | None, card: ModelCard, shown: str, option: str) -> None:
+    """Refuses a model's name that a card contradicts."""
+    if name not in (None, card.model):
+        raise ConfigError(f"{shown} is of a {card.model}, and the model named is {name}; leave {option} out")
 
 
 def build_network(card: ModelCard, source: str = "the card") -> nn.Module:
@@ -230,7 +247,15 @@ def _build_classifier(card: ModelCard) -> nn.Module:
 BUILDERS: dict[str, Callable[[ModelCard], nn.Module]] = {"classification": _build_classifier}
 
 
+#: Each tells the card of a file without one by its tensors, given the model's name; or None.
+TELLERS: list[Callable[[StateDict, str], ModelCard | None]] = []
+
+
 def _told_by_tensors(path: str | Path, name: str) -> ModelCard:
+    state = find_tensors(path, ()).state
+    for teller in TELLERS:
+        if card := teller(state, name):
+            return card
     card = ModelCard(name, Preprocessing.of_model(name))
     probe = create_model(name)
     state = match(probe, find_tensors(path, *spellings(probe)), new_head=True).state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -17,8 +18,10 @@ from mobilemamba.errors import ConfigError
 from mobilemamba.models.card import ModelCard
 from mobilemamba.models.inference import for_inference
 
-#: One picture's answer, of plain JSON types.
+#: One picture's answer, of plain JSON types but for what is only drawn.
 Row = dict[str, Any]
+#: In the rows of a segmentation: the class of each pixel.
+LABELS = "labels"
 
 #: Pixels; smaller pictures are drawn enlarged beside their answers.
 _LEAST_DRAWN = 224
@@ -29,11 +32,17 @@ class Predictor:
 
     Attributes:
         columns: The names of what :meth:`lines` gives.
+        drawn_only: What of a row is for its drawings alone, and no JSON.
+        batch_size: Pictures at a time, if nobody says.
+        default_topk: Most answers to give of a picture, if nobody says; None for all.
         network: The one that is asked.
         how: What was done to it to make it fast, in words.
     """
 
     columns: ClassVar[tuple[str, ...]]
+    drawn_only: ClassVar[tuple[str, ...]] = (LABELS,)
+    batch_size: ClassVar[int] = 32
+    default_topk: ClassVar[int | None] = 5
 
     def __init__(
         self,
@@ -41,7 +50,7 @@ class Predictor:
         card: ModelCard,
         device: torch.device,
         dtype: torch.dtype = torch.float32,
-        topk: int = 5,
+        topk: int | None = None,
     ) -> None:
         """Lays a copy of the network out for inference.
 
@@ -50,13 +59,23 @@ class Predictor:
             card: What it is of.
             device: Where it is to run.
             dtype: Of its weights and pictures.
-            topk: Most answers to give of a picture.
+            topk: Most answers to give of a picture; None for what is usual for the task.
         """
-        self.card, self.device, self.dtype, self.topk = card, device, dtype, topk
-        self.network, self.how = for_inference(network, device, dtype)
+        self.card, self.device, self.dtype = card, device, dtype
+        self.topk = self.default_topk if topk is None else topk
+        self.network, self.how = for_inference(network, device, dtype, cuda_graph=True)
         how = asdict(card.preprocessing)
         self._upright = how.pop("upright") is not False  # so where the weights do not say
-        self._transform = eval_transform(**how)
+        self._transform = self.preparation(how)
+
+    def preparation(self, how: dict[str, Any]) -> Callable[[Image.Image], Tensor]:
+        """What prepares a picture.
+
+        Args:
+            how: The card's preprocessing, but for ``upright``.
+        """
+        del how["antialias"]  # which Pillow always does
+        return eval_transform(**how)
 
     def check(self) -> None:
         """Refuses a network that has no answer for pictures.
@@ -88,8 +107,14 @@ class Predictor:
         """What the network makes of prepared pictures (B, C, H, W)."""
         return self.network(pictures.to(self.device, self.dtype, memory_format=torch.channels_last))
 
-    def rows(self, outputs: Any) -> list[Row]:
-        """The answer for each picture of a batch."""
+    def rows(self, outputs: Any, sizes: Sequence[tuple[int, int]] | None = None) -> list[Row]:
+        """The answer for each picture of a batch.
+
+        Args:
+            outputs: Of :meth:`forward`.
+            sizes: Height and width of each picture as it was read, for answers that are of its own size; None for such
+                as it was prepared in.
+        """
         raise NotImplementedError
 
     def lines(self, row: Row) -> list[list[Any]]:
@@ -99,6 +124,10 @@ class Predictor:
     def draw(self, picture: Image.Image, row: Row) -> Image.Image:
         """The picture with its answer."""
         raise NotImplementedError
+
+    def drawings(self, picture: Image.Image, row: Row) -> dict[str, Image.Image]:
+        """All that can be drawn of an answer: what to add to a file's name -> the drawing, for one :meth:`draw`."""
+        return {"": self.draw(picture, row)}
 
 
 class ClassificationPredictor(Predictor):
@@ -117,9 +146,9 @@ class ClassificationPredictor(Predictor):
         if not self.card.num_classes:
             raise ConfigError("the network has no classifier; give weights of one with its classes")
 
-    def rows(self, outputs: Tensor) -> list[Row]:
+    def rows(self, outputs: Tensor, sizes: Sequence[tuple[int, int]] | None = None) -> list[Row]:
         """The likeliest classes first, of logits (B, classes)."""
-        top = outputs.float().softmax(-1).topk(min(self.topk, self.card.num_classes))
+        top = outputs.float().softmax(-1).topk(min(self.topk or self.card.num_classes, self.card.num_classes))
         return [
             {
                 "classes": [

@@ -19,6 +19,7 @@ from torch import Tensor
 from mobilemamba.errors import WeightsError
 from mobilemamba.files import why_no_plain_file
 from mobilemamba.models.release_names import StateDict
+from mobilemamba.models.runtime import runtime_of
 from mobilemamba.text import printable
 
 _CONTAINER_KEYS = ("net", "state_dict", "model", "state_dict_ema", "model_ema", "ema")
@@ -80,6 +81,8 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> Mapping[str, Any
         WeightsError: If it cannot be read or is no dictionary.
     """
     path = Path(path)
+    if runtime_of(path):
+        raise WeightsError(f"{printable(path)} is an exported network, which only its runtime reads; {EXPECTED}")
     try:
         if reason := why_no_plain_file(path):
             raise WeightsError(f"{printable(path)} is {reason}; give a .safetensors, .pth or .ckpt file")

@@ -19,8 +19,7 @@ from mobilemamba.sweep.settings import Config, lookup
 from mobilemamba.sweep.table import paper_columns
 from mobilemamba.training.contract import TaskContract, scores_of
 
-#: FLOPs, parameters and throughput of a table are for ImageNet's classes and colours, as in the paper.
-TABLE_CLASSES = 1000
+#: FLOPs, parameters and throughput of a table are for pictures in colours, as in the paper.
 TABLE_CHANNELS = 3
 
 
@@ -98,7 +97,7 @@ def _count(task: Any, row: Row) -> dict[str, float]:
     img_size = row.config.get("table_size")
     if img_size is None or not isinstance(task, TaskContract):
         return {}
-    network = task.build_model(num_classes=TABLE_CLASSES, in_chans=TABLE_CHANNELS)
+    network = task.build_model(num_classes=task.table_classes, in_chans=TABLE_CHANNELS)
     if row.fused_of:
         parameters = sum(p.numel() for p in network.parameters())
         network = fuse_norms(network)

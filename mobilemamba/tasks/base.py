@@ -17,15 +17,16 @@ from torchmetrics import MeanMetric
 
 from mobilemamba.data import DataModule
 from mobilemamba.data.base import data_of
-from mobilemamba.models import ModelCard, Preprocessing, fuse_norms, load_weights
+from mobilemamba.models import ModelCard, Preprocessing, fuse_norms, load_network, load_weights
 from mobilemamba.models.card import CARD_KEY
 from mobilemamba.models.fuse import count_batch_norms
 from mobilemamba.models.predictor import Predictor, predictor_of
+from mobilemamba.models.runtime import runtime_of
 from mobilemamba.training.contract import TaskContract, init_arguments, plain_settings
 from mobilemamba.training.metrics import Comparison, Metrics
 from mobilemamba.training.optimizer import DecayRule, parameter_groups, scale_lr, set_learning_rates
 from mobilemamba.training.provenance import pictures_a_step
-from mobilemamba.training.schedule import set_rates_of_now, steps_of, warmup_cosine
+from mobilemamba.training.schedule import Schedule, rate_of, set_rates_of_now
 
 #: For the log of a number that all processes have computed together; Lightning would warn of it otherwise.
 SAME_EVERYWHERE: dict[str, Any] = {"sync_dist": True, "reduce_fx": "max"}
@@ -41,6 +42,7 @@ class Task(TaskContract, LightningModule):
     as trained on), ``train/loss_step`` and ``lr`` (each step).
 
     Attributes:
+        accepted: What weights may lack, as :func:`~mobilemamba.models.load_weights` takes it.
         ema: The network's exponential moving average, None for none.
     """
 
@@ -67,6 +69,7 @@ class Task(TaskContract, LightningModule):
         ema_decay: float | None = None,
         lr: float = 3e-3,
         reference_batch_size: int = 1024,
+        schedule: Schedule = "cosine",
         min_lr_ratio: float = 0.01,
         warmup_lr_ratio: float = 0.001,
         warmup_epochs: float = 20.0,
@@ -79,7 +82,7 @@ class Task(TaskContract, LightningModule):
         """The optimiser's defaults are those of the ImageNet training that the paper's models were released from.
 
         Args:
-            weights: Checkpoint (.safetensors, .pth, .ckpt) to start from.
+            weights: Checkpoint (.safetensors, .pth, .ckpt) to start from; to evaluate, an exported network too.
             partial_weights: Accept ``weights`` that lack some tensors or have them in another shape; what is not loaded
                 stays as initialised, and is reported.
             new_head: Start with a fresh classifier where that of ``weights`` is for another number of classes.
@@ -89,6 +92,9 @@ class Task(TaskContract, LightningModule):
                 (release: 0.9998), and evaluate it too; null for none.
             lr: Peak learning rate at ``reference_batch_size``; the one used is in proportion to the real batch size.
             reference_batch_size: Pictures an optimiser step that ``lr`` is meant for.
+            schedule: After the warm-up, a ``cosine`` over the whole training; or the peak for its first half and a
+                cosine over the second, which goes on in every step (``half_cosine``) or once an epoch
+                (``half_cosine_by_epoch``).
             min_lr_ratio: Final over peak learning rate.
             warmup_lr_ratio: First over peak learning rate.
             warmup_epochs: Length of the linear warm-up.
@@ -105,7 +111,7 @@ class Task(TaskContract, LightningModule):
         given = dict(locals())
         super().__init__()
         self.keep_settings(given)
-        self._weights, self._accepted = weights, {"partial": partial_weights, "new_head": new_head}
+        self._weights, self.accepted = weights, {"partial": partial_weights, "new_head": new_head}
         self.ema: ModelEmaV3 | None = None
 
     def keep_settings(self, given: Mapping[str, Any]) -> None:
@@ -122,8 +128,10 @@ class Task(TaskContract, LightningModule):
         Raises:
             WeightsError: If the weights that were given cannot be read or do not fit.
         """
-        if self._weights is not None:
-            load_weights(model, self._weights, **self._accepted)
+        if self._weights is not None and runtime_of(self._weights):
+            model, _ = load_network(self._weights)  # to evaluate what was exported
+        elif self._weights is not None:
+            self.load(model, self._weights)
         if self.hparams["channels_last"]:
             # Not by `to`, as a scale (1, C, 1, 1) and its gradient would then differ in strides, of which DDP warns.
             model = nn.utils.convert_conv2d_weight_memory_format(model, torch.channels_last)
@@ -138,6 +146,14 @@ class Task(TaskContract, LightningModule):
         self.mean_train_loss.persistent(True)  # so that a resumed epoch's mean is over all of it
 
     # What a subclass says.
+
+    def load(self, model: nn.Module, weights: str) -> None:
+        """Loads the file that a training starts from, as ``partial_weights`` and ``new_head`` allow.
+
+        Raises:
+            WeightsError: If it cannot be read or does not fit.
+        """
+        load_weights(model, weights, **self.accepted)
 
     def training_loss(self, images: Any, targets: Any) -> Tensor:
         """What a batch is learned by: a number."""
@@ -215,21 +231,21 @@ class Task(TaskContract, LightningModule):
         return parameter_groups(self.model, *decay)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with warm-up and cosine, set every step.
+        """AdamW with warm-up and the schedule, set every step.
 
         Raises:
             ConfigError: If the training has no end to which the cosine could lead, or no epochs for the warm-up.
         """
         hparams = self.hparams
-        total_steps, warmup_steps = steps_of(self.trainer, hparams["warmup_epochs"], hparams["warmup_steps"])
+        warmup = hparams["warmup_epochs"], hparams["warmup_steps"]
+        rate = rate_of(hparams["schedule"], self.trainer, *warmup, hparams["min_lr_ratio"], hparams["warmup_lr_ratio"])
         lr = scale_lr(hparams["lr"], self.total_batch_size, hparams["reference_batch_size"])
         groups = self.parameter_groups()
         set_learning_rates(groups, lr)
         # Without it PyTorch goes through the tensors one by one on a CPU. Lightning refuses it with AMP and clipping.
         fused = self.device.type == "cpu" and self.trainer.precision == "32-true"
         optimizer = torch.optim.AdamW(groups, lr=lr, betas=tuple(hparams["betas"]), fused=fused or None)
-        length = total_steps, warmup_steps, hparams["min_lr_ratio"], hparams["warmup_lr_ratio"]
-        scheduler = LambdaLR(optimizer, lambda step: warmup_cosine(step, *length))
+        scheduler = LambdaLR(optimizer, rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     @property

@@ -114,6 +114,10 @@ class ClassificationTask(Task):
     def new_metrics(self) -> ClassificationMetrics:
         return ClassificationMetrics(self.hparams["num_classes"])
 
+    @classmethod
+    def settings_of(cls, card: ModelCard) -> dict[str, Any]:
+        return super().settings_of(card) | {"distillation_head": card.distilled}
+
     @property
     def model_card(self) -> ModelCard:
         hparams, data = self.hparams, self.data

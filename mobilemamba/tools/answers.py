@@ -100,13 +100,19 @@ def _table(answers: list[Answer], predictor: Predictor) -> Table:
     shown = [column for column in predictor.columns if column not in ("rank", "index")]  # which only files need
     table.add_column("picture", overflow="fold")
     for column in shown:
-        table.add_column(column, overflow="fold", justify="right" if column == "probability" else "left")
+        table.add_column(column, overflow="fold", justify="left" if column == "class" else "right")
     for found in answers:
         lines = [dict.fromkeys(shown, "") | {shown[0]: "unreadable"}]
         if "error" not in found:
             lines = [dict(zip(predictor.columns, line, strict=True)) for line in predictor.lines(found)]
         for number, line in enumerate(lines):
-            cells = [f"{line[c]:.1%}" if isinstance(line[c], float) else on_screen(str(line[c])) for c in shown]
+            cells = [_written(line[column]) for column in shown]
             picture = on_screen(found["picture"]) if number == 0 else ""
             table.add_row(picture, *cells, end_section=number == len(lines) - 1)
     return table
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.1%}"
+    return f"{value:,}" if isinstance(value, int) else on_screen(str(value))

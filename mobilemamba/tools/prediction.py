@@ -1,4 +1,4 @@
-"""Classes of pictures: files, folders or a list of them in, a table, CSV or JSON out."""
+"""What is on pictures: files, folders or a list of them in, a table, CSV, JSON or drawings out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from mobilemamba.analysis.machine import choose_device
 from mobilemamba.data.folders import describe_left_out, few, list_pictures
 from mobilemamba.errors import ConfigError, DataError, StoppedError, UnreadablePicturesError
 from mobilemamba.models import load_network
-from mobilemamba.models.predictor import Predictor, predictor_of
+from mobilemamba.models.predictor import Predictor, Row, predictor_of
 from mobilemamba.text import printable
 from mobilemamba.tools.answers import Answer, AnswerFile, print_table
 
@@ -28,22 +28,26 @@ def predict(
     *pictures: str,
     weights: Path | None = None,
     model: str | None = None,
-    topk: int = 5,
+    topk: int | None = None,
     output: Path | None = None,
     draw: Path | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     device: str = "auto",
 ) -> None:
-    """Say what is on pictures: the likeliest classes of each, as a table, CSV or JSON.
+    """Say what is on pictures: the likeliest classes of each, or those of its pixels, as a table, CSV or JSON.
+
+    A segmentation gives the share of each class; drawn are the classes' colours over the picture, with a legend, and in
+    0001_labels.png and so on the number of each pixel's class, of the picture's own size.
 
     Args:
         pictures: Files and folders (searched to their depths); ``-`` reads a list of them from standard input.
         weights: The network's weights (.safetensors, .ckpt, .pth).
         model: timm's name of the network, for weights that do not say it themselves.
-        topk: Number of classes to name.
-        output: A .csv or .json file to write; nothing is printed then but what could not be read.
+        topk: Number of classes to name; by default 5, of a segmentation all.
+        output: A .csv or .json file to write; nothing is printed then but what could not be read. Or a folder that
+            takes the table as answers.csv, and what --draw gives.
         draw: A folder that takes each picture with its answer, as 0001.png and so on.
-        batch_size: Pictures at a time.
+        batch_size: Pictures at a time; by default 32, for a segmentation 1.
         device: cpu, cuda or another of torch's; auto takes a GPU where there is one.
 
     Raises:
@@ -55,14 +59,14 @@ def predict(
     if weights is None:
         raise ConfigError("--weights is missing: give the network's .safetensors, .ckpt or .pth file")
     for name, value in (("topk", topk), ("batch_size", batch_size)):
-        if value < 1:
+        if value is not None and value < 1:
             raise ConfigError(f"--{name} {value}: expected 1 or more")
+    if output is not None and (output.is_dir() or not output.suffix):
+        _make_folder("output", output)
+        draw, output = draw or output, output / "answers.csv"
     file = None if output is None else AnswerFile(output)
     if draw is not None:
-        try:
-            draw.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"--draw {printable(draw)}: {error.strerror}; choose another folder") from None
+        _make_folder("draw", draw)
     chosen = choose_device(device)
     left_out: Counter[str] = Counter()
     paths = list(find_pictures(pictures, left_out))
@@ -79,6 +83,7 @@ def predict(
     for note in (line, f"{card.model} on {chosen}: {predictor.how}"):
         if note:
             print(note, file=sys.stderr)
+    batch_size = batch_size or predictor.batch_size
     done: list[Answer] = []
     try:
         for found in track(
@@ -103,6 +108,13 @@ def predict(
         print(f"skipped: {found['error']}", file=sys.stderr)
     if failed:
         raise UnreadablePicturesError(f"{len(failed)} of {len(done)} pictures could not be read, see above")
+
+
+def _make_folder(option: str, folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--{option} {printable(folder)}: {error.strerror}; choose another folder") from None
 
 
 def _hand_over(answers: list[Answer], predictor: Predictor, file: AnswerFile | None) -> None:
@@ -157,9 +169,10 @@ def answer(paths: list[Path], predictor: Predictor, batch_size: int, drawn: Path
         drawn: Folder that takes each picture with its answer, by its place in ``paths``.
     """
 
-    def prepare(path: Path) -> Tensor | str:
+    def prepare(path: Path) -> tuple[Tensor, tuple[int, int]] | str:
         try:
-            return predictor.prepare(predictor.read(path))
+            picture = predictor.read(path)
+            return predictor.prepare(picture), (picture.height, picture.width)
         except DataError as error:
             return str(error)
 
@@ -170,9 +183,9 @@ def answer(paths: list[Path], predictor: Predictor, batch_size: int, drawn: Path
         for chunk, following in zip(chunks, [*chunks[1:], []], strict=True):
             prepared = list(coming)
             coming = pool.map(prepare, following)  # while the network looks at these
-            readable = [picture for picture in prepared if isinstance(picture, Tensor)]
-            of_a_size = itertools.groupby(readable, lambda picture: picture.shape)
-            rows = (row for _, same in of_a_size for row in predictor.rows(predictor.forward(torch.stack([*same]))))
+            readable = [found for found in prepared if not isinstance(found, str)]
+            of_a_size = itertools.groupby(readable, lambda found: found[0].shape)
+            rows = (row for _, same in of_a_size for row in _rows(predictor, *zip(*same, strict=True)))
             for path, picture in zip(chunk, prepared, strict=True):
                 number += 1
                 if isinstance(picture, str):
@@ -180,5 +193,10 @@ def answer(paths: list[Path], predictor: Predictor, batch_size: int, drawn: Path
                     continue
                 row = next(rows)
                 if drawn is not None:
-                    predictor.draw(predictor.read(path), row).save(drawn / f"{number:04d}.png")
-                yield {"picture": str(path), **row}
+                    for name, drawing in predictor.drawings(predictor.read(path), row).items():
+                        drawing.save(drawn / f"{number:04d}{name}.png")
+                yield {"picture": str(path), **{name: row[name] for name in row if name not in predictor.drawn_only}}
+
+
+def _rows(predictor: Predictor, pictures: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Row]:
+    return predictor.rows(predictor.forward(torch.stack([*pictures])), sizes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from typing import NamedTuple
 
 import torch
@@ -44,25 +46,40 @@ class ClassScore(NamedTuple):
     """How well one class is known."""
 
     label: int  # index of the class
-    pictures: int  # of it
+    total: int  # pictures of it, or pixels
     correct: int  # of these
     taken_for: int | None  # index of the class it is most often taken for; None if for none
     mistaken: int  # how often it is
+    answers: int  # how often anything is taken for it
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the class that is known; NaN if there is nothing of it."""
+        return self.correct / self.total if self.total else math.nan
+
+    @property
+    def iou(self) -> float:
+        """Intersection over union of what is of the class and what is taken for it."""
+        return self.correct / (self.total + self.answers - self.correct)
 
 
 def class_scores(counts: Tensor) -> list[ClassScore]:
-    """Every class that has pictures, the worst known first.
+    """Every class that occurs, as itself or as an answer, in the order of the indices.
 
     Args:
         counts: As :meth:`ConfusionCounts.compute` gives them.
     """
     classes: dict[int, dict[int, int]] = {}
+    answered: Counter[int] = Counter()
     for target, answer, count in counts.tolist():
         classes.setdefault(target, {})[answer] = count
+        answered[answer] += count
     scores = []
-    for index, answers in classes.items():
+    for index in sorted(classes.keys() | answered.keys()):
+        answers = classes.get(index, {})
         wrong = {answer: count for answer, count in answers.items() if answer != index}
         worst = max(wrong, key=lambda answer: wrong[answer], default=None)
         mistaken = 0 if worst is None else wrong[worst]
-        scores.append(ClassScore(index, sum(answers.values()), answers.get(index, 0), worst, mistaken))
-    return sorted(scores, key=lambda score: score.correct / score.pictures)
+        total, correct = sum(answers.values()), answers.get(index, 0)
+        scores.append(ClassScore(index, total, correct, worst, mistaken, answered[index]))
+    return scores

@@ -10,9 +10,11 @@ import typing
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from PIL import Image
 from torch import Tensor, nn
 
 from mobilemamba.errors import ConfigError
+from mobilemamba.models import ModelCard
 from mobilemamba.scores import Score
 
 #: What a module is chosen by that does not say it.
@@ -30,12 +32,16 @@ class TaskContract:
     Attributes:
         task: Its name in model cards; blank for any.
         form: What makes the batches that it learns from, a class of :mod:`mobilemamba.data.batches`.
+        counted: What :attr:`confusion` counts.
+        table_classes: Classes of the network that a table's counts and throughput are for, as in the paper.
         scores: What its evaluations log as ``val/KEY`` and ``test/KEY``; the first is the headline.
         model: The network that is trained.
     """
 
     task: ClassVar[str] = ""
     form: ClassVar[type] = object
+    counted: ClassVar[str] = "pictures"
+    table_classes: ClassVar[int] = 1000
     scores: ClassVar[tuple[Score, ...]]
     model: nn.Module
 
@@ -60,6 +66,25 @@ class TaskContract:
     def confusion(self) -> dict[str, Tensor]:
         """Network's name -> (n, 3): class, answer, how often; of the last evaluation. Empty where there are none."""
         return {}
+
+    def draw_example(self, images: Any, targets: Any) -> Image.Image | None:
+        """A validation picture, what is known of it and what the network makes of it; None for a task without drawings.
+
+        Args:
+            images: A batch of one.
+            targets: Likewise.
+        """
+        return None
+
+    @property
+    def of_classes(self) -> dict[str, float]:
+        """Class's name -> its part in the headline, of the better network; empty where that is no mean over classes."""
+        return {}
+
+    @classmethod
+    def settings_of(cls, card: ModelCard) -> dict[str, Any]:
+        """The arguments that the network of a card is built by, or what of them its weights can be loaded into."""
+        return {"name": card.model, "in_chans": card.in_chans, "arch": card.arch}
 
     @property
     def total_batch_size(self) -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,8 +14,13 @@ from mobilemamba.analysis.figures import legible, png_figure
 from mobilemamba.scores import Score, score_of
 from mobilemamba.text import printable
 
+if TYPE_CHECKING:
+    from mobilemamba.training.detection_metrics import ClassPrecision
+
 #: Most classes that a matrix names legibly, and most whose cells hold their numbers.
 _MOST_NAMED, _MOST_NUMBERED = 40, 15
+#: Most classes whose curves have colours and names.
+_MOST_CURVES = 15
 #: Pairs shown where there are more classes.
 _PAIRS = 30
 
@@ -54,7 +60,7 @@ def draw_curves(history: list[dict[str, float]], scores: Sequence[Score], path: 
                 axis.legend(fontsize=8)
 
 
-def draw_confusion(counts: Tensor, class_names: list[str], path: Path, title: str) -> None:
+def draw_confusion(counts: Tensor, class_names: list[str], path: Path, title: str, counted: str = "pictures") -> None:
     """A matrix of few classes; of many, the pairs that are most often confused.
 
     Args:
@@ -62,6 +68,7 @@ def draw_confusion(counts: Tensor, class_names: list[str], path: Path, title: st
         class_names: In the order of the indices, which stand for names in letters that no font here has.
         path: PNG file.
         title: Above it.
+        counted: What the counts are of; of anything else than pictures, cells hold shares.
 
     Raises:
         OSError: If the file cannot be written.
@@ -73,10 +80,39 @@ def draw_confusion(counts: Tensor, class_names: list[str], path: Path, title: st
         axis = figure.subplots()
         axis.set_title(title, fontsize=10)
         draw = _matrix if len(names) <= _MOST_NAMED else _pairs
-        draw(axis, counts, names)
+        draw(axis, counts, names, counted)
 
 
-def _matrix(axis: Any, counts: Tensor, names: list[str]) -> None:
+def draw_precision_recall(found: ClassPrecision, class_names: Sequence[str], path: Path, title: str) -> None:
+    """Precision over recall at IoU 0.5: of each class, with its AP50 where they are few, and the mean of all.
+
+    Args:
+        found: Of the classes.
+        class_names: In the order of the indices.
+        path: PNG file.
+        title: Above it.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    names, title = [_label(index, name) for index, name in enumerate(class_names)], legible(title)
+    with png_figure(path, [title, *names], figsize=(8, 5)) as figure:
+        axis = figure.subplots()
+        axis.set_title(title, fontsize=10)
+        known = [index for index, ap in enumerate(found.ap50_C.tolist()) if not math.isnan(ap)]
+        for index in sorted(known, key=lambda index: -found.ap50_C[index]):
+            named = {"label": f"{names[index]} {found.ap50_C[index]:.1f}"}
+            style: dict[str, Any] = named if len(known) <= _MOST_CURVES else {"color": "0.8"}
+            axis.plot(found.recall_R, found.precision_CR[index], lw=1, **style)
+        if known:
+            mean = f"mean of {len(known)} classes {found.ap50_C[known].mean():.1f}"
+            axis.plot(found.recall_R, found.precision_CR[known].mean(0), color="black", lw=2.5, label=mean)
+            axis.legend(fontsize=8, title="AP50 (%)", loc="upper left", bbox_to_anchor=(1, 1))
+        axis.set(xlabel="recall", ylabel="precision at IoU 0.5", xlim=(0, 1), ylim=(0, 1.02))
+        axis.grid(alpha=0.3)
+
+
+def _matrix(axis: Any, counts: Tensor, names: list[str], counted: str) -> None:
     matrix = torch.zeros(len(names), len(names))
     matrix[counts[:, 0], counts[:, 1]] = counts[:, 2].float()
     shares = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
@@ -84,25 +120,26 @@ def _matrix(axis: Any, counts: Tensor, names: list[str]) -> None:
         axis.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1), label="share of the class", shrink=0.8
     )
     for target, answer, count in counts.tolist() if len(names) <= _MOST_NUMBERED else []:
-        colour = "white" if shares[target, answer] > 0.5 else "black"
-        axis.text(answer, target, f"{count:,}", ha="center", va="center", fontsize=7, color=colour)
+        share = shares[target, answer]
+        text = f"{count:,}" if counted == "pictures" else f"{share:.1%}"
+        axis.text(answer, target, text, ha="center", va="center", fontsize=7, color="white" if share > 0.5 else "black")
     axis.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
     axis.set_yticks(range(len(names)), names, fontsize=8)
     axis.set(xlabel="the network's answer", ylabel="class")
 
 
-def _pairs(axis: Any, counts: Tensor, names: list[str]) -> None:
-    pictures = torch.zeros(len(names), dtype=torch.int64).index_add_(0, counts[:, 0], counts[:, 2]).tolist()
+def _pairs(axis: Any, counts: Tensor, names: list[str], counted: str) -> None:
+    totals = torch.zeros(len(names), dtype=torch.int64).index_add_(0, counts[:, 0], counts[:, 2]).tolist()
     wrong = [row for row in counts.tolist() if row[0] != row[1]]
     worst = sorted(wrong, key=lambda row: -row[2])[:_PAIRS]
     labels = [f"{names[target]} → {names[answer]}" for target, answer, _ in worst]
     bars = axis.barh(range(len(worst)), [count for *_, count in worst])
-    axis.bar_label(bars, [f"{count:,} of {pictures[target]:,}" for target, _, count in worst], fontsize=7, padding=3)
+    axis.bar_label(bars, [f"{count:,} of {totals[target]:,}" for target, _, count in worst], fontsize=7, padding=3)
     axis.set_yticks(range(len(worst)), labels, fontsize=8)
     axis.margins(x=0.15, y=0.01)
     axis.invert_yaxis()
     shown = f"the {len(worst)} most frequent of {len(wrong):,} kinds of mistake" if wrong else "no mistakes"
-    axis.set(xlabel=f"pictures; class → the network's answer, {shown}")
+    axis.set(xlabel=f"{counted}; class → the network's answer, {shown}")
 
 
 def _label(index: int, name: str) -> str:

@@ -19,14 +19,18 @@ from mobilemamba.analysis.resident import forget_peak, peak_resident_bytes
 from mobilemamba.analysis.throughput import measure_throughput
 from mobilemamba.errors import ConfigError
 from mobilemamba.models import for_inference
+from mobilemamba.training.contract import TaskContract
 
-#: Classes and channels of the network that a table's counts and throughput are for, as in the paper.
-TABLE_CLASSES = 1000
+#: Channels of the network that a table's counts and throughput are for, as in the paper.
 TABLE_CHANNELS = 3
 
 
 def measure_network(
-    build_model: Callable[..., nn.Module], img_size: int, device: torch.device, budget_s: float = 3.0
+    build_model: Callable[..., nn.Module],
+    img_size: int,
+    device: torch.device,
+    budget_s: float = 3.0,
+    num_classes: int = TaskContract.table_classes,
 ) -> dict[str, Any]:
     """Counts and times a network as the paper's tables do, whatever data it is trained on.
 
@@ -39,19 +43,20 @@ def measure_network(
         img_size: Side of the square pictures in pixels.
         device: Where to time it.
         budget_s: About how long the timing may take, in seconds.
+        num_classes: Outputs, as the paper's tables have them.
 
     Returns:
         ``img_size``, ``num_classes``, ``params``, ``flops``, ``macs``, and ``throughput`` with the fields of
         :class:`~mobilemamba.analysis.throughput.Throughput` and the same in words as ``text``. JSON types only.
     """
     with torch.random.fork_rng(devices=[]):
-        model = build_model(num_classes=TABLE_CLASSES, in_chans=TABLE_CHANNELS)
+        model = build_model(num_classes=num_classes, in_chans=TABLE_CHANNELS)
     counts = complexity(model, img_size)
     model, form = for_inference(model.eval(), device)
     throughput = measure_throughput(model, img_size, device=device, budget_s=budget_s, form=form)
     return {
         "img_size": img_size,
-        "num_classes": TABLE_CLASSES,
+        "num_classes": num_classes,
         "params": counts.params,
         "flops": counts.flops,
         "macs": counts.macs,

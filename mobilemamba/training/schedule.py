@@ -1,14 +1,17 @@
-"""The learning rate over the steps of a training: linear warm-up, then a cosine."""
+"""The learning rate over the steps of a training: linear warm-up, then a cosine over all of it or its second half."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 from torch.optim.lr_scheduler import LambdaLR
 
 from mobilemamba.errors import ConfigError
+
+Schedule = Literal["cosine", "half_cosine", "half_cosine_by_epoch"]
 
 
 def warmup_cosine(
@@ -30,6 +33,64 @@ def warmup_cosine(
         return warmup_ratio + (1 - warmup_ratio) * step / warmup_steps
     progress = min(step / total_steps, 1.0)
     return min_ratio + (1 - min_ratio) / 2 * (1 + math.cos(math.pi * progress))
+
+
+def warmup_half_cosine(
+    step: int,
+    total_steps: int,
+    warmup_steps: int,
+    min_ratio: float = 0.0,
+    warmup_ratio: float = 1e-5,
+    steps_an_epoch: int = 1,
+) -> float:
+    """The learning rate of one step as a fraction of its peak: constant in the first half, then a cosine.
+
+    Reproduces the logged values of the released trainings for segmentation, whose cosine goes on in every step, and
+    for detection, where it does once an epoch. The warm-up reaches the peak with its last step.
+
+    Args:
+        step: Number of optimiser steps already taken; after ``total_steps`` the rate stays at its minimum.
+        total_steps: Optimiser steps of the whole training, warm-up included.
+        warmup_steps: Optimiser steps of the linear warm-up; 0 for none.
+        min_ratio: What the cosine ends at.
+        warmup_ratio: What the warm-up starts from.
+        steps_an_epoch: Optimiser steps from one point of the cosine to the next.
+    """
+    if step < warmup_steps:
+        return warmup_ratio + (1 - warmup_ratio) * step / max(1, warmup_steps - 1)
+    half = total_steps / 2
+    progress = min(max(0.0, (step - step % steps_an_epoch - half) / half), 1.0)
+    return min_ratio + (1 - min_ratio) / 2 * (1 + math.cos(math.pi * progress))
+
+
+def rate_of(
+    schedule: Schedule, trainer: Any, warmup_epochs: float, warmup_steps: int | None, min_ratio: float, ratio: float
+) -> Callable[[int], float]:
+    """The learning rate of each step of a training as a fraction of its peak.
+
+    Args:
+        schedule: Which of the above.
+        trainer: As for :func:`steps_of`, like the next two.
+        warmup_epochs: Length of the warm-up.
+        warmup_steps: The same in steps.
+        min_ratio: What the cosine ends at.
+        ratio: What the warm-up starts from.
+
+    Raises:
+        ConfigError: As :func:`steps_of`; or if it goes by epochs, and these have no end.
+    """
+    length = *steps_of(trainer, warmup_epochs, warmup_steps), min_ratio, ratio
+    if schedule == "cosine":
+        return lambda step: warmup_cosine(step, *length)
+    if schedule == "half_cosine":
+        return lambda step: warmup_half_cosine(step, *length)
+    if math.isinf(trainer.num_training_batches):
+        raise ConfigError(
+            f"schedule={schedule}: the training loader has no length, so its epochs are of unknown steps; give "
+            "model.schedule=half_cosine"
+        )
+    steps_an_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+    return lambda step: warmup_half_cosine(step, *length, steps_an_epoch)
 
 
 def set_rates_of_now(schedule: LambdaLR) -> None:

@@ -5,7 +5,7 @@ import torch
 from torch.utils.data import Dataset
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from mobilemamba.data.batches import Batch, Collate, Labels, MarkedByKey, Unreadable
+from mobilemamba.data.batches import Batch, Boxes, Collate, Labels, MarkedByKey, Unreadable
 from mobilemamba.data.sampling import IGNORED
 
 
@@ -32,7 +32,7 @@ def test_ignored_is_no_class() -> None:
     assert IGNORED == -1
 
 
-class Boxes:
+class Dicts:
     """Targets of another kind: a dict for each picture."""
 
     def collate(self, items: list[tuple[Any, Any]]) -> tuple[Any, Any]:
@@ -65,7 +65,7 @@ def test_repeats_are_marked_in_whole_batches() -> None:
 
 
 def test_targets_of_another_kind_are_marked_by_their_own_means() -> None:
-    batch = Collate(Boxes(), whole=False, marked=True)(MarkedByKey(OneByOne()).__getitems__([1, 5, 4]))
+    batch = Collate(Dicts(), whole=False, marked=True)(MarkedByKey(OneByOne()).__getitems__([1, 5, 4]))
     assert [(len(target["boxes"]), target["ignored"]) for target in batch.targets] == [(1, False), (1, True)]
     assert batch.unreadable == {"two.jpg": "broken"}
 
@@ -94,3 +94,31 @@ def test_pinning_memory_keeps_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_other_errors_are_not_hidden() -> None:
     with pytest.raises(IndexError):
         OneByOne()[7]
+
+
+def test_boxes_are_padded_to_the_right_and_below() -> None:
+    form = Boxes(32, masks=True)
+    _, (nothing,) = form.blank(5, 9)
+    items = []
+    for height, width in ((40, 30), (20, 70)):
+        masks = torch.ones(2, height, width, dtype=torch.bool)
+        items.append((torch.ones(3, height, width), {**nothing, "masks": masks, "counted": torch.tensor(True)}))
+    items[1][1]["masks"] = torch.ones(2, 10, 35, dtype=torch.bool)  # in an evaluation, of the original picture
+    images, targets = form.collate(items)
+    assert images.shape == (2, 3, 64, 96)
+    assert images.sum((1, 2, 3)).tolist() == [3 * 40 * 30, 3 * 20 * 70]
+    assert images[0, :, :40, :30].all()
+    assert [target["masks"].shape for target in targets] == [(2, 64, 96), (2, 10, 35)]
+    assert targets[0]["masks"][:, :40, :30].all()
+    assert targets[0]["masks"].sum() == 2 * 40 * 30
+    marked = form.ignored(targets, torch.tensor([True, False]))
+    assert [bool(target["counted"]) for target in marked] == [False, True]
+    assert targets[0]["counted"]
+
+
+def test_a_blank_of_boxes_does_not_count() -> None:
+    images, (target,) = Boxes(32).blank(33, 20)
+    assert images.shape == (1, 3, 64, 32)
+    assert not target["counted"]
+    assert len(target["boxes"]) == len(target["labels"]) == 0
+    assert "masks" not in target

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DistributedSampler
 
-from mobilemamba.data.sampling import EpochSampler, EvaluationSampler, make_generator, seeded
+from mobilemamba.data.sampling import AspectSampler, EpochSampler, EvaluationSampler, make_generator, seeded
 
 seeds = st.integers(0, 2**32)
 
@@ -136,3 +136,24 @@ def test_seeded_fixes_all_streams_and_puts_them_back() -> None:
 
     assert [first, second] == undisturbed
     assert inside == again != other
+
+
+@given(size=st.integers(1, 80), batch=st.integers(1, 5), ranks=st.integers(1, 3), seed=seeds)
+def test_steps_are_wide_or_tall(size: int, batch: int, ranks: int, seed: int) -> None:
+    wide = np.random.default_rng(seed).random(size) < 0.7
+    order = AspectSampler(wide, batch, seed).keys(3)
+    assert sorted(key % size for key in order) == list(range(size))
+    shares = [AspectSampler(wide, batch, seed, rank, ranks).keys(3) for rank in range(ranks)]
+    starts = range(0, len(shares[0]), batch)
+    steps = [[key for share in shares for key in share[start : start + batch]] for start in starts]
+    whole = wide.sum() // (batch * ranks) + (~wide).sum() // (batch * ranks)
+    assert all(len({bool(wide[key % size]) for key in step}) == 1 for step in steps[:whole])
+
+
+def test_pictures_wait_for_their_step_alone() -> None:
+    wide = np.arange(400) % 4 > 0
+    plain, by_aspect = EpochSampler(400, 5).keys(2), AspectSampler(wide, 4, 5).keys(2)
+    assert plain != by_aspect
+    moved = [abs(plain.index(key) - by_aspect.index(key)) for key in plain]
+    assert sum(moved) / len(moved) < 10
+    assert by_aspect == AspectSampler(wide, 4, 5).keys(2) != AspectSampler(wide, 4, 5).keys(3)

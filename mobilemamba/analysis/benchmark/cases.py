@@ -15,11 +15,12 @@ from mobilemamba.errors import ConfigError
 from mobilemamba.models.card import ModelCard, Preprocessing, read_card
 from mobilemamba.models.checkpoints import check_task
 from mobilemamba.models.config import VARIANTS
+from mobilemamba.models.runtime import RUNNERS
 from mobilemamba.ops.selective_scan import BACKENDS
 from mobilemamba.text import printable
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-MODES = ("eager", "compiled", "exported")
+MODES = ("eager", "compiled", "exported", "graph")
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -32,7 +33,8 @@ class Case:
     batch: int = 1  # pictures at a time
     device: str = "cpu"  # torch's name of it
     dtype: str = "float32"  # of weights and pictures; in training of the autocast region, with weights in float32
-    mode: str = "eager"  # ``"eager"``, ``"compiled"`` (torch.compile) or ``"exported"`` (torch.export)
+    #: ``"eager"``, ``"compiled"`` (torch.compile), ``"exported"`` (torch.export) or ``"graph"`` (a CUDA graph).
+    mode: str = "eager"
     #: Of weights and pictures: ``"contiguous"``, ``"channels_last"`` or ``"auto"``, the faster of the two.
     layout: str = "auto"
     fused: bool = True  # whether norms are folded into weights; only in inference
@@ -100,7 +102,7 @@ def expand(
     ours = {name for name in models if card_of(name).model in VARIANTS}
     for setting, values, known in (
         ("dtype", dtypes, tuple(DTYPES)),
-        ("mode", modes, MODES),
+        ("mode", modes, (*MODES, *RUNNERS)),
         ("layout", layouts, ("auto", *LAYOUTS)),
     ):
         for value in values:
@@ -111,9 +113,20 @@ def expand(
             if number < least:
                 why = "; a norm in training needs two pictures" if setting == "batch" and train else ""
                 raise ConfigError(f"{setting} {number}: expected {least} or more{why}")
-    if train and "exported" in modes:
-        raise ConfigError("mode 'exported': an exported network is for inference; leave it out or leave train out")
+    others = [(runtime, "another runtime") for runtime in RUNNERS]
+    for mode, what in (("exported", "an exported network"), ("graph", "a CUDA graph"), *others):
+        if train and mode in modes:
+            raise ConfigError(f"mode {mode!r}: {what} is for inference; leave it out or leave train out")
     chosen = [choose_device(name) for name in devices]
+    if "graph" in modes and (other := next((device for device in chosen if device.type != "cuda"), None)):
+        raise ConfigError(f"mode 'graph' on device {other}: CUDA graphs need cuda; leave it out or choose cuda")
+    for mode in (mode for mode in modes if mode in RUNNERS):
+        if elsewhere := [device for device in chosen if device.type != "cpu"]:
+            raise ConfigError(f"mode {mode!r} on device {elsewhere[0]}: it is measured on the cpu; choose that")
+        if other_dtypes := [dtype for dtype in dtypes if dtype != "float32"]:
+            raise ConfigError(f"mode {mode!r} with dtype {other_dtypes[0]}: it is measured in float32; leave dtype out")
+        if not fused:
+            raise ConfigError(f"mode {mode!r} with fused=False: exports have folded norms; leave it out")
     for device, dtype in itertools.product(chosen, dtypes):
         BACKENDS.choose(scan_backend, device, DTYPES[dtype])
     if not models:
@@ -123,7 +136,7 @@ def expand(
         Case(
             model,
             own_size(model) if size is None else size,
-            *(batch, device, dtype, mode, layout),
+            *(batch, device, dtype, mode, "contiguous" if mode in RUNNERS else layout),
             fused=fused and not train,
             train=train,
             scan_backend=scan_backend if model in ours else "auto",

@@ -18,7 +18,8 @@ from mobilemamba.analysis.benchmark.records import Record
 from mobilemamba.analysis.benchmark.workload import Workload, Workshop, create, silently
 from mobilemamba.analysis.complexity import complexity
 from mobilemamba.analysis.machine import device_name, rounds_to_tf32, versions
-from mobilemamba.analysis.rounds import Clock, Timings, clock_of, interleave
+from mobilemamba.analysis.rounds import WARMUP_SECONDS, Clock, Timings, clock_of, interleave
+from mobilemamba.models.runtime import RUNNERS
 from mobilemamba.ops.selective_scan import BACKENDS
 
 #: What is being done, how much of it is done, and how much there is.
@@ -49,6 +50,7 @@ def measure(
     seconds: float = 0.5,
     memory: bool = True,
     progress: Progress = lambda what, done, total: None,
+    warmup: float = WARMUP_SECONDS,
 ) -> list[Record]:
     """Measures cases in common rounds, in which a matrix product shows what the machine can do.
 
@@ -60,6 +62,7 @@ def measure(
         seconds: About how long each case runs in a round.
         memory: Whether to measure the peak memory as well.
         progress: Is told how far it is.
+        warmup: Shortest warm-up of each case in seconds.
     """
     cases = list(cases)
     workshop = Workshop()
@@ -81,7 +84,7 @@ def measure(
     places = dict.fromkeys((c.case.device, c.case.dtype) for c in candidates if not c.error)
     products = {place: matrix_product(*place) for place in places}
     clocks |= {place: clock_of(run, place[0]) for place, (run, _) in products.items()}
-    timings, failed = interleave(clocks, rounds, seconds, advance=counting(progress, len(clocks), rounds))
+    timings, failed = interleave(clocks, rounds, seconds, warmup, counting(progress, len(clocks), rounds))
     ceilings = {place: macs / timings[place].median / 1e9 for place, (_, macs) in products.items() if place in timings}
     for number, candidate in enumerate(candidates):
         if number in failed:
@@ -111,7 +114,7 @@ def _prepare(
 ) -> None:
     case, device = candidate.case, torch.device(candidate.case.device)
     try:
-        if device.type == "cpu" and cpu_peak is not None:
+        if device.type == "cpu" and cpu_peak is not None and case.mode not in RUNNERS:
             candidate.peak_bytes = cpu_peak(case, case.layout)
         workload: Workload = silently(lambda: workshop.build(case, case.layout))
         silently(workload.run)
@@ -155,7 +158,11 @@ def _record(candidate: _Candidate, timings: Timings | None, ceiling: float | Non
     tf32_matmul, tf32_convolution = rounds_to_tf32(device)
     ms, q1_ms, q3_ms = latency(timings)
     conditions = asdict(case)
-    chosen = BACKENDS.choose(case.scan_backend, device, DTYPES[case.dtype]) if case.is_ours else None
+    chosen = (
+        BACKENDS.choose(case.scan_backend, device, DTYPES[case.dtype])
+        if case.is_ours and case.mode not in RUNNERS
+        else None
+    )
     conditions["scan_backend"] = chosen.name if chosen else ""
     return Record(
         **conditions,
@@ -178,6 +185,6 @@ def _record(candidate: _Candidate, timings: Timings | None, ceiling: float | Non
         threads=torch.get_num_threads(),
         tf32_matmul=tf32_matmul,
         tf32_convolution=tf32_convolution,
-        versions=versions(),
+        versions=versions(*([case.mode] if case.mode in RUNNERS else [])),
         error=candidate.error,
     )

@@ -59,8 +59,9 @@ def network_notes(records: Sequence[Record]) -> list[str]:
         lines[-1] += "".join(f", but {count} of {model} are left" for model, count in kept.items())
     if backends := dict.fromkeys(r.scan_backend for r in records if r.scan_backend):
         lines[-1] += f"; scan backend {', '.join(backends)}"
+    versions = dict.fromkeys(version for record in records for version in record.versions.split(", "))
     tf32 = f"TF32 for matrix products {_on(first.tf32_matmul)}, for convolutions {_on(first.tf32_convolution)}"
-    lines[-1] += f"; {_count(first.threads, 'thread')}; {tf32}; {first.versions}"
+    lines[-1] += f"; {_count(first.threads, 'thread')}; {tf32}; {', '.join(versions)}"
     if any(record.peak_memory_mib is not None for record in records):
         lines.append("MiB: weights and pictures, and what a call takes on top of them at its peak")
     if equal := at_equal_top1(records):

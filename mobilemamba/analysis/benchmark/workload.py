@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from types import FunctionType
 from typing import Any
 
@@ -16,10 +17,11 @@ from torch import Tensor, nn
 
 from mobilemamba.analysis.benchmark.cases import DTYPES, LAYOUTS, Case, is_file, own_size
 from mobilemamba.layers.kernels import use_scan_backend
-from mobilemamba.models import fuse_norms, load_weights
+from mobilemamba.models import for_inference, fuse_norms, load_weights
 from mobilemamba.models.checkpoints import build_network
 from mobilemamba.models.fuse import count_batch_norms
-from mobilemamba.models.predictor import predictor_of
+from mobilemamba.models.inference.graphs import CudaGraphs
+from mobilemamba.models.runtime import RUNNERS
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,10 @@ class Workshop:
         if case.train:
             return _training(case, layout, pictures, generator)
         pictures = pictures.to(DTYPES[case.dtype])
-        key = Case(**{**vars(case), "batch": 0, "mode": "", "layout": layout})
+        run_in = RUNNERS.get(case.mode)
+        key = Case(**{**vars(case), "batch": 0, "mode": case.mode if run_in else "", "layout": layout})
         if key not in self._networks:
-            self._networks[key] = _for_inference(case, layout)
+            self._networks[key] = run_in(_loaded(case).eval()) if run_in else _for_inference(case, layout)
         return inference(self._networks[key], pictures, case.mode)
 
 
@@ -78,7 +81,7 @@ def inference(network: nn.Module, inputs: Tensor, mode: str = "eager") -> Worklo
     Args:
         network: In evaluation mode, on the device of the inputs.
         inputs: A batch.
-        mode: ``eager``, ``compiled`` or ``exported``.
+        mode: ``eager``, ``compiled``, ``exported`` or ``graph``; by a runtime it is run by itself.
     """
     call: Callable[[Tensor], Any] = network
     with torch.no_grad():
@@ -86,6 +89,8 @@ def inference(network: nn.Module, inputs: Tensor, mode: str = "eager") -> Worklo
             call = _compiled(network)
         elif mode == "exported":
             call = torch.export.export(network, (inputs,)).module()
+        elif mode == "graph":
+            call = partial(CudaGraphs(), network)
 
     def run() -> object:
         with torch.inference_mode():
@@ -126,8 +131,8 @@ def _loaded(case: Case) -> nn.Module:
 
 def _for_inference(case: Case, layout: str) -> nn.Module:
     network, device, dtype = _loaded(case).eval(), torch.device(case.device), DTYPES[case.dtype]
-    if case.fused and case.is_ours and layout == "channels_last" and case.scan_backend in ("auto", "native"):
-        network = predictor_of(network, case.card, device, dtype).network
+    if case.fused and case.is_ours and layout == "channels_last" and case.scan_backend in ("auto", "native", "triton"):
+        network, _ = for_inference(network, device, dtype)
     elif case.fused:
         network = fuse_norms(network) if case.is_ours else reparameterize_model(network)
     return network.to(device, dtype).to(memory_format=LAYOUTS[layout]).requires_grad_(False)

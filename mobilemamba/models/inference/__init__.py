@@ -1,65 +1,92 @@
-"""The network laid out for inference on a CPU."""
+"""The network laid out for inference, on a CPU or a GPU."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from functools import cache
-from typing import Any, TypeVar
+from functools import cache, partial
+from typing import Any, TypeVar, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mobilemamba.errors import ConfigError
 from mobilemamba.models.fuse import fuse_norms
+from mobilemamba.models.inference.graphs import CudaGraphs
 from mobilemamba.models.inference.layers import replacement
 from mobilemamba.models.mobilemamba import MobileMamba
+from mobilemamba.models.runtime import RUNNERS, RuntimeNetwork
+from mobilemamba.ops.backends import Backends
 from mobilemamba.ops.kernels import INFERENCE
+from mobilemamba.ops.scan_norm_gate import scan_norm_gate
 
 Model = TypeVar("Model", bound=nn.Module)
-#: Of networks that can be laid out.
-DTYPES = (torch.float32, torch.bfloat16)
+#: Of networks that can be laid out, by device.
+DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
+#: The operations that a layout is for.
+_TABLES: dict[str, tuple[Backends, ...]] = {"cpu": INFERENCE, "cuda": (scan_norm_gate,)}
 
 
 @torch.inference_mode(mode=False)  # whose tensors do not tell when they change
 @torch.no_grad()
-def optimize_for_inference(model: Model, dtype: torch.dtype = torch.float32) -> Model:
-    """A copy with norms folded, weights laid out for oneDNN and element-wise steps fused; same outputs up to rounding.
+def optimize_for_inference(
+    model: Model, dtype: torch.dtype = torch.float32, cuda_graph: bool = False, runtime: str | None = None
+) -> Model:
+    """A copy with norms folded, weights laid out for its device's kernels and element-wise steps fused.
 
     The copy has the model's class and interface, but neither gradients nor the checkpoint's names: save the original.
-    It takes pictures (B, in_chans, H, W) of ``dtype`` in any memory format; channels-last is fastest. Layers that have
-    no fast form, such as other token mixers, stay as they are. ``torch.compile`` leaves the copy alone, as it would
-    undo the layout; ``torch.export`` takes it. Large batches gain from ``keep_freed_memory``.
+    It takes pictures (B, in_chans, H, W) of ``dtype`` on the model's device in any memory format; channels-last is
+    fastest. Layers that have no fast form, such as other token mixers, stay as they are.
 
-    Where oneDNN or the compiled kernels cannot be used, or the model's ``scan_backend`` is the reference, the copy is
-    that of ``fuse_norms``, and a warning says why.
+    Its outputs y are those of the original in float32 up to rounding: |y - y'| / |y| is at most 1e-5 in float32 (on a
+    GPU 1e-2 where the user lets it round to TF32), 6e-2 in bfloat16 and 1e-2 in float16, for the six sizes.
+
+    *On a CPU* convolutions are oneDNN's and the rest compiled kernels. ``torch.compile`` leaves the copy alone, as it
+    would undo the layout; ``torch.export`` takes it. Large batches gain from ``keep_freed_memory``.
+
+    *On a GPU* 1x1 convolutions are matrix products (of which PyTorch's setting for those says whether float32 is
+    rounded to TF32), and step sizes, scan, LayerNorm and gate are Triton's. Move the model there first.
+
+    Where the kernels cannot be used, or the model's ``scan_backend`` is the reference, the copy is that of
+    ``fuse_norms``, and a warning says why.
 
     Args:
-        model: A MobileMamba on the CPU, or any module built of this package's layers.
-        dtype: float32 or bfloat16, of weights and activations; the scan accumulates in float32 either way.
+        model: A MobileMamba, or any module built of this package's layers, on a CPU or a GPU.
+        dtype: Of weights and activations: float32 or bfloat16, on a GPU float16, too; the scan accumulates in float32.
+        cuda_graph: On a GPU, have ``forward`` start all kernels at once, by a CUDA graph that the first batch of each
+            size captures; see :class:`~mobilemamba.models.inference.graphs.CudaGraphs`, which is the copy's ``graphs``.
+            It pays where the host cannot keep up: small batches, small pictures. Hooks run at the capture alone.
+        runtime: ``onnxruntime`` or ``openvino``, to run there in float32 on the CPU in place of PyTorch. The result is
+            no copy of the model's class then but :class:`~mobilemamba.export.inference.InRuntime`, and the first
+            pictures of each size wait half a minute for an export.
 
     Raises:
-        ConfigError: If the model is on another device, or for another dtype.
+        ConfigError: If the model is on another device, or on several, for another dtype, or for a CUDA graph without
+            CUDA; or if the runtime is unknown or not installed.
     """
-    if elsewhere := {p.device.type for p in model.parameters()} - {"cpu"}:
-        raise ConfigError(f"optimize_for_inference: the model is on {elsewhere.pop()}; move it to the cpu first")
-    if dtype not in DTYPES:
-        raise ConfigError(f"optimize_for_inference: dtype={dtype}; expected torch.float32 or torch.bfloat16")
-    optimized = fuse_norms(model).requires_grad_(requires_grad=False)
-    if reason := _why_not(model, dtype):
+    device = _device_of(model)
+    if runtime is not None:
+        if runtime not in RUNNERS:
+            raise ConfigError(f"optimize_for_inference: runtime={runtime!r}; expected {' or '.join(RUNNERS)}")
+        if device.type != "cpu" or dtype != torch.float32 or cuda_graph:
+            asked = f"{dtype} on {device}" + (" by CUDA graphs" if cuda_graph else "")
+            raise ConfigError(f"optimize_for_inference: runtime={runtime!r} with {asked}; expected float32 on the cpu")
+        return cast("Model", RUNNERS[runtime](model))
+    if dtype not in DTYPES[device.type]:
+        known = " or ".join(map(str, DTYPES[device.type]))
+        raise ConfigError(f"optimize_for_inference: dtype={dtype} on {device.type}; expected {known}")
+    if cuda_graph and device.type != "cuda":
+        raise ConfigError(f"optimize_for_inference: cuda_graph with the model on {device}; move it to cuda first")
+    if reason := _why_not(model, device, dtype):
         warnings.warn(f"optimize_for_inference: norms are folded, and no more: {reason}", stacklevel=4)
-        return optimized.to(dtype)
-    for layer in optimized.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):  # not the scan's parameters, which the kernel takes in float32
-            layer.to(dtype)
-    _replace_children(optimized)
-    cls: Any = type(model)
-    optimized.__class__ = _optimized(getattr(cls, "optimized_from", cls))
-    return optimized.to(dtype)
+        optimized = _folded(model, device, dtype).requires_grad_(requires_grad=False)
+    else:
+        optimized = lay_out(model, device, dtype)
+    return with_graphs(optimized, CudaGraphs()) if cuda_graph else optimized
 
 
 def for_inference(
-    network: nn.Module, device: torch.device, dtype: torch.dtype = torch.float32
+    network: nn.Module, device: torch.device, dtype: torch.dtype = torch.float32, cuda_graph: bool = False
 ) -> tuple[nn.Module, str]:
     """A copy of the network in the form that is fastest on a device.
 
@@ -67,49 +94,128 @@ def for_inference(
         network: On the CPU or on the device.
         device: Where it is to run.
         dtype: Of its weights and pictures.
+        cuda_graph: Have a MobileMamba on a GPU called by CUDA graphs, where batches of a size follow each other.
 
     Returns:
         The copy, on the device; and what was done to it in words, and why no more.
     """
+    if isinstance(network, RuntimeNetwork):
+        return network, network.how
     how = "norms folded"
-    if device.type == "cpu" and any(isinstance(module, MobileMamba) for module in network.modules()):
-        reason = _why_not(network, dtype) if dtype in DTYPES else f"it is to run in {dtype}"
+    if device.type in DTYPES and any(isinstance(module, MobileMamba) for module in network.modules()):
+        known = dtype in DTYPES[device.type]
+        reason = _why_not(network, device, dtype) if known else f"it is to run in {dtype}"
         if reason is None:
-            return optimize_for_inference(network, dtype), "optimized for inference"
+            laid_out = lay_out(fuse_norms(network).to(device), device, dtype)  # moves a copy
+            if not cuda_graph or device.type != "cuda" or not isinstance(network, MobileMamba):
+                return laid_out, "optimized for inference"
+            return with_graphs(laid_out, CudaGraphs(at_once=False)), "optimized for inference, by CUDA graphs"
         how = f"norms folded, not optimized for inference: {reason}"
-    return fuse_norms(network).to(device, dtype).to(memory_format=torch.channels_last), how
+    return _folded(network, device, dtype).to(memory_format=torch.channels_last), how
 
 
-def _why_not(model: nn.Module, dtype: torch.dtype) -> str | None:
+@torch.inference_mode(mode=False)
+@torch.no_grad()
+def lay_out(model: Model, device: torch.device, dtype: torch.dtype) -> Model:
+    """The copy of ``optimize_for_inference`` for a device that has the kernels, without graphs.
+
+    Args:
+        model: On that device.
+        device: Whose kernels are to run.
+        dtype: Of weights and activations.
+    """
+    optimized = fuse_norms(model).requires_grad_(requires_grad=False)
+    for layer in optimized.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):  # not the scan's parameters, which the kernel takes in float32
+            layer.to(dtype)
+    _replace_children(optimized, device, dtype)
+    cls: Any = _original(type(model))
+    optimized.__dict__.pop("graphs", None)
+    if device.type == "cpu":
+        optimized.__class__ = _optimized(cls)
+        return optimized.to(dtype)
+    optimized.__class__ = cls
+    return optimized.to(dtype).to(memory_format=torch.channels_last)
+
+
+def with_graphs(model: Model, graphs: CudaGraphs) -> Model:
+    """Has a network's ``forward`` called by CUDA graphs; it takes one tensor, and has no gradients then."""
+    model.requires_grad_(requires_grad=False)
+    model.__class__ = _graphed(_original(type(model)))
+    model.__dict__["graphs"] = graphs
+    return model
+
+
+def _folded(model: Model, device: torch.device, dtype: torch.dtype) -> Model:
+    folded = fuse_norms(model)
+    folded.__dict__.pop("graphs", None)
+    folded.__class__ = _original(type(model))
+    return folded.to(device, dtype)
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    devices = list(dict.fromkeys(x.device for x in (*model.parameters(), *model.buffers())))
+    if len(devices) > 1 or not devices or devices[0].type not in DTYPES:
+        places = " and ".join(map(str, devices)) or "no device"
+        raise ConfigError(f"optimize_for_inference: the model is on {places}; move it to the cpu or to cuda first")
+    return devices[0]
+
+
+def _why_not(model: nn.Module, device: torch.device, dtype: torch.dtype) -> str | None:
     """The reason why a network cannot be laid out, or None."""
     if any(getattr(layer, "backend", None) == "reference" for layer in model.modules()):
         return "scan_backend='reference' is for no kernel at all"
-    for table in INFERENCE:
-        for reason in table.explain("auto", torch.device("cpu"), dtype).refused.values():
+    for table in _TABLES[device.type]:
+        for reason in table.explain("auto", device, dtype).refused.values():
             return reason
     return None
 
 
+def _original(cls: Any) -> Any:
+    """The class whose optimized copies are of this one."""
+    return getattr(cls, "optimized_from", cls)
+
+
 @cache
 def _optimized(cls: Any) -> Any:
-    """The class of a class's optimized copies, which ``torch.compile`` leaves alone."""
-    forward: Callable[..., Any] = torch.compiler.disable(cls.forward)
+    """The class of a class's copies that are laid out for a CPU, which ``torch.compile`` leaves alone."""
+    return _derived(cls, _optimized, forward=torch.compiler.disable(cls.forward))
 
+
+@cache
+def _graphed(cls: Any) -> Any:
+    """The class of a class's copies that run by CUDA graphs, which would not follow new weights elsewhere."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        return self.graphs(partial(cls.forward, self), x)
+
+    def forgetful(name: str) -> Callable[..., Any]:
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            self.graphs.clear()
+            return getattr(cls, name)(self, *args, **kwargs)
+
+        return call
+
+    changes = [name for name in ("_apply", "load_state_dict", "reset_classifier") if hasattr(cls, name)]
+    return _derived(cls, _graphed, forward=torch.compiler.disable(forward), **{n: forgetful(n) for n in changes})
+
+
+def _derived(cls: Any, kind: Callable[[Any], Any], **methods: Callable[..., Any]) -> Any:
     def reduce(self: nn.Module, _: Any) -> tuple[Any, ...]:
         """By the original class: this one has no name to be found by."""
-        return _blank, (cls,), self.__dict__
+        return _blank, (cls, kind.__name__), self.__dict__
 
-    return type(cls.__name__, (cls,), {"forward": forward, "__reduce_ex__": reduce, "optimized_from": cls})
-
-
-def _blank(cls: Any) -> nn.Module:
-    return nn.Module.__new__(_optimized(cls))
+    return type(cls.__name__, (cls,), {**methods, "__reduce_ex__": reduce, "optimized_from": cls})
 
 
-def _replace_children(module: nn.Module) -> None:
+def _blank(cls: Any, kind: str = "_optimized") -> nn.Module:
+    return nn.Module.__new__({"_optimized": _optimized, "_graphed": _graphed}[kind](cls))
+
+
+def _replace_children(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     for name, child in module.named_children():
-        fast = replacement(child)
+        fast = replacement(child, device, dtype)
         if fast is None:
-            _replace_children(child)
+            _replace_children(child, device, dtype)
         else:
             setattr(module, name, fast)

@@ -1,7 +1,8 @@
-"""The network's layers as a CPU runs them in inference: weights laid out beforehand, element-wise steps fused.
+"""The network's layers in inference: weights laid out beforehand, element-wise steps fused.
 
 Each is built from the norm-free layer that it stands for and computes the same, in channels-last memory; layers of the
-network keep their interface, (B, C, H, W) in and out. None has gradients.
+network keep their interface, (B, C, H, W) in and out. None has gradients. What a device has no kernels for stays as it
+is.
 """
 
 from __future__ import annotations
@@ -19,17 +20,20 @@ from mobilemamba.layers.patch import PatchEmbed, PatchMerging
 from mobilemamba.layers.residual import Residual
 from mobilemamba.layers.ss2d import SS2D
 from mobilemamba.layers.wavelet_mamba import WaveletMamba
-from mobilemamba.models.inference.packed import PackedConv, PackedLinear, first, floats, is_traced, last
+from mobilemamba.models.inference.packed import PackedConv, PackedLinear, by_pytorch, first, floats, last
+from mobilemamba.ops.backends import Backends
 from mobilemamba.ops.mix_channels import mix_channels
 from mobilemamba.ops.scan_norm_gate import scan_norm_gate
 from mobilemamba.ops.wavelet.native import by_band
 
+#: The backends of kernels that inference layers are made for.
+KERNELS = {"cpu": "native", "cuda": "triton"}
 #: Pictures that go through the patch embedding at a time, so that its large maps stay in the cache.
 _CHUNK = 8
 
 
 class Floats(nn.Module):
-    """Numbers as the compiled kernels take them, whatever a network is converted to; they are saved with it."""
+    """Numbers as the kernels take them, whatever a network is converted to; they are saved and moved with it."""
 
     def __init__(self, tensors: Iterable[Tensor | None]):
         super().__init__()
@@ -37,6 +41,10 @@ class Floats(nn.Module):
             self.register_buffer(str(i), floats(x))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Floats:
+        device = fn(next(iter(self), torch.empty(0)).new_empty(0)).device
+        for name, x in self._buffers.items():
+            assert x is not None
+            self._buffers[name] = x.to(device)
         return self
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -62,7 +70,7 @@ class InferencePatchEmbed(nn.Sequential):
         super().__init__(*map(PackedConv.of, patch_embed))
 
     def forward(self, x: Tensor) -> Tensor:
-        if is_traced() or len(x) <= _CHUNK:
+        if by_pytorch(x) or len(x) <= _CHUNK:
             return super().forward(x)
         embed = super().forward
         return torch.cat([embed(part) for part in x.split(_CHUNK)])
@@ -115,22 +123,29 @@ class InferenceSS2D(nn.Module):
         return self.out_proj(scan_norm_gate(u, self.x_proj(u), gate, *self.scan, self.norm_eps))
 
 
+class InferenceMixer(nn.Module):
+    """SS2D, or WaveletMamba with whatever wavelet."""
+
+    def __init__(self, mixer: SS2D | WaveletMamba):
+        super().__init__()
+        self.wavelet_conv = mixer.wavelet_conv if isinstance(mixer, WaveletMamba) else None
+        ss2d, scale = _scaled(mixer)
+        self.ss2d = InferenceSS2D(ss2d, scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = first(self.ss2d(last(x).contiguous()))
+        return mixed if self.wavelet_conv is None else mixed + self.wavelet_conv(x)
+
+
 class InferenceMRFFI(nn.Module):
     """x + MRFFI(x), with a state-space module as the global mixer, with or without its wavelet branch."""
 
     def __init__(self, mrffi: MRFFI):
         super().__init__()
         mixer: nn.Module = mrffi.global_mixer
-        scale: Tensor = torch.ones(1)
         self.global_dim, local_dim, _ = mrffi.splits
-        wavelet_weights: list[Tensor] = []
-        if isinstance(mixer, WaveletMamba):
-            wavelet = mixer.wavelet_conv
-            wavelet_weights = [by_band(wavelet.weight)]
-            scale = mixer.scale.data
-            mixer = mixer.ss2d
-        assert isinstance(mixer, SS2D)
-        self.ss2d = InferenceSS2D(mixer, scale)
+        wavelet_weights = [by_band(mixer.wavelet_conv.weight)] if isinstance(mixer, WaveletMamba) else []
+        self.ss2d = InferenceSS2D(*_scaled(mixer))
         local_weights: list[Tensor | None] = []
         if local_dim:
             assert isinstance(mrffi.local_mixer, MultiKernelConv)
@@ -148,22 +163,35 @@ class InferenceMRFFI(nn.Module):
         return first(self.proj(mix_channels(x, mixed, wavelet_weight, list(self.local)), add=x))
 
 
-def replacement(layer: nn.Module) -> nn.Module | None:
-    """The inference layer of a norm-free layer or of a residual branch's ``x + branch(x)``; None if there is none."""
+def replacement(layer: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module | None:
+    """The inference layer of a norm-free layer or of a residual branch's ``x + branch(x)``; None if there is none.
+
+    Args:
+        layer: Of the network.
+        device: Where it is to run.
+        dtype: Of its maps.
+    """
     if any(isinstance(part, ConvNorm) for part in layer.modules()):  # its norm is of a class that does not fold
         return None
     branch = layer.branch if isinstance(layer, Residual) else None
     if isinstance(branch, FFN):
         return InferenceFFN(branch)
-    if isinstance(branch, MRFFI) and _fits(branch):
+    if isinstance(branch, MRFFI) and _fits(branch, device) and has_kernel(mix_channels, device, dtype):
         return InferenceMRFFI(branch)
-    if isinstance(layer, PatchEmbed):
-        return InferencePatchEmbed(layer)
     if isinstance(layer, PatchMerging):
         return InferencePatchMerging(layer)
+    if isinstance(layer, SS2D | WaveletMamba) and device.type != "cpu" and _is_mamba(layer, device):
+        return InferenceMixer(layer)
+    if isinstance(layer, PatchEmbed):
+        return InferencePatchEmbed(layer)
     if isinstance(layer, nn.Conv2d) and type(layer) in (nn.Conv2d, ConvReLU) and _keeps_size(layer):
         return PackedConv.of(layer)
     return None
+
+
+def has_kernel(table: Backends, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether an operation has more than its definition there."""
+    return table.choose("auto", device, dtype).name != "reference"
 
 
 def _keeps_size(conv: nn.Conv2d) -> bool:
@@ -178,11 +206,20 @@ def _keeps_size(conv: nn.Conv2d) -> bool:
     )
 
 
-def _fits(mrffi: MRFFI) -> bool:
-    """Whether the compiled kernels do all of it: Mamba, and Haar's wavelet or none."""
+def _is_mamba(mixer: nn.Module, device: torch.device) -> bool:
+    """Whether it is SS2D, with or without the wavelet branch, and may run by the device's kernels."""
+    inner = mixer.ss2d if isinstance(mixer, WaveletMamba) else mixer
+    return isinstance(inner, SS2D) and inner.backend in ("auto", KERNELS.get(device.type))
+
+
+def _fits(mrffi: MRFFI, device: torch.device) -> bool:
+    """Whether the kernels do all of it: Mamba, and Haar's wavelet or none."""
     mixer = mrffi.global_mixer
-    if isinstance(mixer, WaveletMamba):
-        if not mixer.wavelet_conv.is_haar:
-            return False
-        mixer = mixer.ss2d
-    return isinstance(mixer, SS2D) and mixer.backend in ("auto", "native")
+    return _is_mamba(mixer, device) and not (isinstance(mixer, WaveletMamba) and not mixer.wavelet_conv.is_haar)
+
+
+def _scaled(mixer: nn.Module) -> tuple[SS2D, Tensor]:
+    """SS2D, and what its result is multiplied by."""
+    inner, scale = (mixer.ss2d, mixer.scale.data) if isinstance(mixer, WaveletMamba) else (mixer, torch.ones(1))
+    assert isinstance(inner, SS2D)
+    return inner, scale.to(inner.A_log.device)

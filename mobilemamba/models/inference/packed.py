@@ -1,4 +1,4 @@
-"""Convolutions that a CPU runs by oneDNN, or small depthwise ones by this package's kernel, in inference."""
+"""Convolutions in inference: on a CPU by oneDNN, or small depthwise ones by this package's kernel; else by PyTorch."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ def is_traced() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing() or standard_only()
 
 
+def by_pytorch(x: Tensor) -> bool:
+    """Whether PyTorch's own operators are to compute it, for ``is_traced`` or as oneDNN is for CPUs alone."""
+    return not x.is_cpu or is_traced()
+
+
 class _Packed(nn.Module):
     """What both kinds of convolution hold."""
 
@@ -40,19 +45,28 @@ class _Packed(nn.Module):
         Raises:
             ConfigError: If x is not what the weight was laid out for.
         """
-        weight = self._parameters["weight"]  # in half the time of ``self.weight``
-        assert weight is not None
-        if x.dtype != weight.dtype or not x.is_cpu:
-            raise ConfigError(
-                f"optimized for inference in {weight.dtype} on the cpu, the network got {x.dtype} on {x.device.type}; "
-                "convert its input, or optimize the original for another dtype"
-            )
+        weight = self.fitting(x)
         key = use, weight.data_ptr(), None if weight.is_inference() else weight._version
         kept, packed = self._laid_out
         if kept != key:
             packed = make(weight)
             self._laid_out = key, packed
         return packed
+
+    def fitting(self, x: Tensor) -> Tensor:
+        """The weight.
+
+        Raises:
+            ConfigError: If x is not what it was made for.
+        """
+        weight = self._parameters["weight"]  # in half the time of ``self.weight``
+        assert weight is not None
+        if x.dtype != weight.dtype or x.device != weight.device:
+            raise ConfigError(
+                f"optimized for inference in {weight.dtype} on {weight.device}, the network got {x.dtype} on "
+                f"{x.device}; convert its input, or optimize the original for another dtype"
+            )
+        return weight
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what was laid out, which can neither be copied nor saved."""
@@ -85,9 +99,10 @@ class PackedConv(_Packed):
         return cls(conv.weight, conv.bias, conv.stride[0], conv.groups, act)
 
     def forward(self, x: Tensor) -> Tensor:
-        if is_traced():
+        if by_pytorch(x):
             padding, stride, dilation, groups = self.geometry
-            return ACTIVATIONS[self.act](F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups))
+            weight = self.weight if is_traced() else self.fitting(x)
+            return ACTIVATIONS[self.act](F.conv2d(x, weight, self.bias, stride, padding, dilation, groups))
         if self.is_depthwise and x.numel() <= _SMALL:
             kernel = self.laid_out(x, "kkC", lambda weight: floats(weight[:, 0].permute(1, 2, 0)))
             return first(depthwise_conv(last(x), kernel, self.bias, self.act))
@@ -112,8 +127,12 @@ class PackedLinear(_Packed):
         return cls(conv.weight.flatten(1), conv.bias, "relu" if isinstance(conv, ConvReLU) else act)
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
-        if is_traced():
-            y = F.linear(x, self.weight, self.bias)
+        if by_pytorch(x):
+            weight = self.weight if is_traced() else self.fitting(x)
+            if self.act == "relu" and self.bias is not None and not is_traced():  # in one pass, where cuBLAS can
+                y = torch._addmm_activation(self.bias, x.flatten(0, -2), weight.t())
+                return y.unflatten(0, x.shape[:-1])
+            y = F.linear(x, weight, self.bias)
             return ACTIVATIONS[self.act](y) if add is None else y + add
         return onednn.linear(x, self.laid_out(x, None, onednn.pack_linear), self.bias, self.act, add)
 

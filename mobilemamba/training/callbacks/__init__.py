@@ -1,6 +1,7 @@
 """Lightning callbacks: reproducible steps, steps better not taken, what computes a run and what it leaves behind."""
 
 from mobilemamba.training.callbacks.checkpoints import BestCheckpoint, LastCheckpoint, run_checkpoints
+from mobilemamba.training.callbacks.examples import ValidationExamples
 from mobilemamba.training.callbacks.export import ExportBest
 from mobilemamba.training.callbacks.kernels import SayKernels
 from mobilemamba.training.callbacks.log_interval import LogInterval
@@ -28,5 +29,6 @@ __all__ = [
     "TrainingBar",
     "TrainingPlots",
     "ValidateAtEnd",
+    "ValidationExamples",
     "run_checkpoints",
 ]

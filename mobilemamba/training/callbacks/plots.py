@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from mobilemamba.data.base import data_of
 from mobilemamba.training.callbacks.others import AtEnd
-from mobilemamba.training.callbacks.results import best_validation
+from mobilemamba.training.callbacks.results import best_of, best_validation, keep_best
 from mobilemamba.training.callbacks.validation import counts
 from mobilemamba.training.contract import TaskContract, scores_of
 from mobilemamba.training.plots import draw_confusion, draw_curves
@@ -51,10 +50,9 @@ class TrainingPlots(AtEnd):
             return
         self._keep(trainer, "val/")
         if isinstance(pl_module, TaskContract) and (confusion := pl_module.confusion):
-            best = best_validation(trainer, pl_module).get("step")
             averaged = "ema" in confusion and pl_module.average_is_better(trainer.callback_metrics)
-            self.confusions = {step: kept for step, kept in self.confusions.items() if step == best}
-            self.confusions[trainer.global_step] = confusion["ema" if averaged else "raw"].to(torch.int32)
+            now = confusion["ema" if averaged else "raw"]
+            self.confusions = keep_best(self.confusions, now, trainer, pl_module)
 
     def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -66,12 +64,13 @@ class TrainingPlots(AtEnd):
             if self.history:
                 draw_curves(self.history, scores_of(pl_module), folder / "learning_curves.png", on)
             if self.confusions:
+                step = best_of(self.confusions, trainer, pl_module)
                 best = best_validation(trainer, pl_module).get("step")
-                step = best if best in self.confusions else max(self.confusions)
                 classes = range(pl_module.hparams["num_classes"])
                 names = list(map(str, classes)) if data is None else list(data.class_names)
                 title = f"{on}: validation after {step:,} steps, {'the best' if step == best else 'the last'}"
-                draw_confusion(self.confusions[step].long(), names, folder / "confusion_matrix.png", title)
+                counted = pl_module.counted if isinstance(pl_module, TaskContract) else "pictures"
+                draw_confusion(self.confusions[step].long(), names, folder / "confusion_matrix.png", title, counted)
         except Exception as error:  # whatever it is, the training itself is done and well
             rank_zero_warn(f"no plots of the training: {type(error).__name__}: {error}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning
 import timm
@@ -30,6 +30,8 @@ from mobilemamba.training.provenance import (
     reset_peak_memory,
 )
 
+Kept = TypeVar("Kept")
+
 
 class RunResults(AtEnd):
     """Writes what a run came to into its folder, each number with its conditions.
@@ -45,12 +47,13 @@ class RunResults(AtEnd):
 
         Args:
             run_dir: By default the trainer's ``default_root_dir``.
-            table_img_size: Side in pixels at which the network is counted and timed, with 1000 classes whatever the
-                data set has, so that rows compare with the paper's; None leaves this out.
+            table_img_size: Side in pixels at which the network is counted and timed, with as many classes as in
+                the paper whatever the data set has, so that rows compare with its; None leaves this out.
         """
         self.run_dir = run_dir
         self.table_img_size = table_img_size
         self.history: list[Validation] = []
+        self.classes: dict[int, dict[str, float]] = {}
         self.seconds_before = 0.0
         self.resumed = False
         self.resumes = 0
@@ -58,11 +61,12 @@ class RunResults(AtEnd):
         self._started = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the validations so far, and how long they took."""
-        return {"history": self.history, "seconds": self._seconds()}
+        """What a checkpoint keeps: the validations so far, the classes of some of them, and how long they took."""
+        return {"history": self.history, "classes": self.classes, "seconds": self._seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.history = list(state_dict["history"])
+        self.classes = dict(state_dict.get("classes", {}))
         self.seconds_before = state_dict["seconds"]
         self.resumed = True
 
@@ -98,6 +102,8 @@ class RunResults(AtEnd):
         # A validation that is done again after a resume takes the place of the first one.
         self.history = [entry for entry in self.history if entry.get("step", 0) < validation["step"]]
         self.history.append(validation)
+        if isinstance(pl_module, TaskContract) and (of_classes := pl_module.of_classes):
+            self.classes = keep_best(self.classes, of_classes, trainer, pl_module)
         if _writes(trainer):
             saver = best_checkpoint(trainer)  # which comes after this callback
             best = saver.best_with(validation) if saver else best_validation(trainer, pl_module)
@@ -129,6 +135,7 @@ class RunResults(AtEnd):
             "best_step": best.get("step"),
             "best_epoch_ema": best.get("epoch") if any(name.endswith("_ema") for name in best) else None,
             "scores": [asdict(score) for score in scores],
+            **({"classes": self.classes[best_of(self.classes, trainer, pl_module)]} if self.classes else {}),
             "metrics": {name: value for name, value in best.items() if name not in ("epoch", "step")},
             "monitor": monitor,
             "monitor_mode": mode,
@@ -157,7 +164,7 @@ class RunResults(AtEnd):
         if not isinstance(pl_module, TaskContract):
             return None
         try:
-            return measure_network(pl_module.build_model, img_size, device)
+            return measure_network(pl_module.build_model, img_size, device, num_classes=pl_module.table_classes)
         except (AssertionError, RuntimeError, ValueError) as error:  # e.g. a model for one other picture size only
             rank_zero_warn(
                 f"no FLOPs and throughput in the results: {type(pl_module).__name__}'s network cannot be measured at "
@@ -205,6 +212,18 @@ def best_validation(trainer: Trainer, pl_module: LightningModule) -> Validation:
     sign = 1 if mode == "max" else -1
     known = [entry for own in callbacks_of(trainer, RunResults)[:1] for entry in own.history if monitor in entry]
     return max(known, key=lambda entry: sign * entry[monitor], default={})
+
+
+def keep_best(kept: dict[int, Kept], now: Kept, trainer: Trainer, pl_module: LightningModule) -> dict[int, Kept]:
+    """By their steps: what is known of the best validation, and of this one, of which others find out if it is that."""
+    best = best_validation(trainer, pl_module).get("step")
+    return {**{step: known for step, known in kept.items() if step == best}, trainer.global_step: now}
+
+
+def best_of(kept: dict[int, Any], trainer: Trainer, pl_module: LightningModule) -> int:
+    """Of the steps that something is known of, that of the best validation, or else the last."""
+    best = best_validation(trainer, pl_module).get("step")
+    return best if best in kept else max(kept)
 
 
 def _in_words(results: dict[str, Any], headline: Score) -> str:

@@ -1,0 +1,176 @@
+"""Files of pictures with boxes around objects."""
+
+from functools import cached_property
+from math import inf
+from pathlib import Path
+from typing import Any, ClassVar, Literal, cast
+
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch.utils.data import Dataset
+
+from mobilemamba.data.base import ABOVE_0, BELOW_1
+from mobilemamba.data.detection import DetectionDataModule
+from mobilemamba.data.detection_transforms import DetectionAugmentation, Resize, eval_transform, train_transform
+from mobilemamba.data.layout import PART_NAMES, spread_share
+from mobilemamba.data.objects import Objects, ObjectSet
+from mobilemamba.data.sampling import AspectSampler, EpochSampler
+from mobilemamba.errors import ConfigError, DataError
+from mobilemamba.text import printable
+
+_LEAST_SIDE = 32  # of training pictures
+
+
+class DetectionPictures(DetectionDataModule):
+    """Base of data modules of files with boxes; a subclass lists them in ``parts``.
+
+    Pictures without objects, and those with a side under 32 pixels, are not for training. Where pictures keep their
+    shape, the training's batches are each of wide or of tall ones.
+
+    Args:
+        root: The folder.
+        mean: Per channel, of pictures in 0..1; None is what the model wants, in Python ImageNet's.
+        std: Per channel, of pictures in 0..1; None is what the model wants, in Python ImageNet's.
+        img_size: Limits of the shorter and of the longer side, of which one alone is the shorter's, the longer's then
+            1333/800 times it; where ``resize`` is ``stretch``, the side or (height, width). None is 800, or 320.
+        batch_size: Pictures in a batch, per process.
+        resize: ``fit``: pictures keep their shape, and are padded in a batch to multiples of 32; or ``stretch``: all
+            have exactly ``img_size``.
+        val_fraction: Share of the training pictures that is for validation if there is no other part, above 0 and below
+            1; always the same, evenly spread.
+        augmentation: The random changes of training pictures.
+        on_error: What an annotation or a picture that cannot be used does: ``stop`` ends the run, ``skip`` leaves it
+            out and counts it.
+        upright: Whether pictures are turned as their EXIF orientation says; None is what the weights want, or else
+            what suits the data set.
+        **options: Of :class:`~mobilemamba.data.detection.DetectionDataModule`.
+
+    Attributes:
+        notes: What is said at the start of what is not used, a line each.
+
+    Raises:
+        DataError: From ``name`` and :meth:`setup`, if ``root`` does not hold such a data set; from the loaders, if a
+            picture cannot be used.
+    """
+
+    title: ClassVar[str | None] = None  # of the data set; else the folder's name
+    LIMITS: ClassVar[dict[str, tuple[float, float, str]]] = {
+        **DetectionDataModule.LIMITS,
+        "mean": (-1, 1, "that of pictures in 0 to 1, e.g. 0.5"),
+        "std": (ABOVE_0, inf, "more than 0: pictures are divided by it"),
+        "val_fraction": (ABOVE_0, BELOW_1, "a share above 0 and below 1"),
+        "augmentation.sides": (1, inf, "lengths in pixels, 1 or more"),
+        "augmentation.hflip": (0, 1, "a probability, 0 to 1"),
+        "augmentation.expand": (0, 1, "a probability, 0 to 1"),
+        "augmentation.brightness": (0, 1, "0 to 1"),
+        "augmentation.contrast": (0, 1, "0 to 1"),
+        "augmentation.saturation": (0, 1, "0 to 1"),
+        "augmentation.hue": (0, 0.5, "turns, 0 to 0.5"),
+        "augmentation.swap": (0, 1, "a probability, 0 to 1"),
+    }
+
+    def __init__(
+        self,
+        root: str,
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
+        img_size: int | tuple[int, int] | None = None,
+        batch_size: int = 4,
+        resize: Resize = "fit",
+        val_fraction: float = 0.2,
+        augmentation: DetectionAugmentation = DetectionAugmentation(),  # noqa: B008 - read only
+        on_error: Literal["stop", "skip"] = "stop",
+        upright: bool | None = None,
+        **options: Any,
+    ) -> None:
+        usual = {"fit": 800, "stretch": 320}[resize]
+        super().__init__(usual if img_size is None else img_size, batch_size, **options)
+        self.root = root
+        self.mean = IMAGENET_DEFAULT_MEAN if mean is None else mean
+        self.std = IMAGENET_DEFAULT_STD if std is None else std
+        self.resize = resize
+        self.val_fraction = val_fraction
+        self.augmentation = augmentation
+        self.on_error = on_error
+        if upright is not None:
+            self.upright = upright
+        self.notes: list[str] = []
+
+    @cached_property
+    def parts(self) -> dict[str, Objects]:
+        """The pictures of each part that there is: ``train``, ``val``, ``test``.
+
+        Raises:
+            DataError: If ``root`` does not hold such a data set.
+        """
+        raise NotImplementedError
+
+    @cached_property
+    def used(self) -> dict[str, Objects]:
+        """Those that the sets have: in training only pictures with objects, some set aside where nothing else is."""
+        found = dict(self.parts)
+        if "train" in found and "val" not in found:
+            chosen = spread_share(len(found["train"]), self.val_fraction)
+            apart = np.isin(np.arange(len(found["train"])), list(chosen))
+            found["val"] = found["train"].taken(np.flatnonzero(apart))
+            found["train"] = found["train"].taken(np.flatnonzero(~apart))
+        if "train" in found:
+            objects = found["train"]
+            fit = (np.diff(objects.starts) > 0) & (objects.sizes.min(1) >= _LEAST_SIDE)
+            if not fit.any():
+                raise DataError(f"{printable(self.root)} has no training pictures with boxes: annotate some")
+            if not fit.all():
+                self.notes.append(
+                    f"{int((~fit).sum()):,} of {len(fit):,} training pictures are not used: without objects, or with a "
+                    f"side under {_LEAST_SIDE} pixels"
+                )
+            found["train"] = objects.taken(np.flatnonzero(fit))
+        return found
+
+    @cached_property
+    def name(self) -> str:  # type: ignore[override]  # found when asked for
+        """The data set's name with the number of training and validation pictures, and of test pictures, if any."""
+        numbers = [f"{len(self.used[part]) if part in self.used else 0:,}" for part in PART_NAMES]
+        shown = numbers if "test" in self.used else numbers[:2]
+        return f"{self.title or Path(self.root).resolve().name} ({'/'.join(shown)})"
+
+    def check_arguments(self) -> None:
+        super().check_arguments()
+        if self.augmentation.sides and self.resize == "stretch":
+            raise ConfigError(
+                f"data.augmentation.sides {list(self.augmentation.sides)} is for pictures that keep their shape: give "
+                "data.resize=fit, or leave it out"
+            )
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the annotations; once. Say so if some are not used."""
+        self.check_arguments()
+        if self._is_set_up():
+            return
+        used, how = self.used, self.preprocessing
+        for line in self.notes:
+            rank_zero_info(f"{printable(self.root)}: {line}")
+        options: dict[str, Any] = {"upright": how.pop("upright"), "skip": self.on_error == "skip"}
+        if "train" in used:
+            change = train_transform(augmentation=self.augmentation, **how)
+            self.train_set = ObjectSet(used["train"], change, self.seed, **options)
+        if "val" in used:
+            self.val_set = ObjectSet(used["val"], eval_transform(**how), **options)
+        if "test" in used:
+            self.test_set = ObjectSet(used["test"], eval_transform(**how), **options)
+
+    def train_sampler(self) -> EpochSampler:
+        if self.resize == "stretch":
+            return super().train_sampler()
+        data = cast(ObjectSet, self._ready(self.train_set, "training"))
+        height_N, width_N = data.objects.sizes.T
+        return AspectSampler(width_N >= height_N, self.batch_size, self.seed, *self._place)
+
+    def _is_set_up(self) -> bool:
+        return any(part is not None for part in (self.train_set, self.val_set, self.test_set))
+
+    def _ready(self, data: Dataset[Any] | None, part: str) -> Dataset[Any]:
+        if data is None and self._is_set_up():
+            raise DataError(f"{printable(self.root)} has no {part} pictures: add them with their annotations")
+        return super()._ready(data, part)

@@ -1,0 +1,240 @@
+"""Preparing pictures for detection, and changing them at random together with their boxes and masks."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.ops import box_iou
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as TF
+
+from mobilemamba.data.segmentation_transforms import Distort
+
+Resize = Literal["fit", "stretch"]
+Target = dict[str, Tensor]
+_OVERLAPS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the boxes with a crop, at least; drawn
+_SMALLEST = 0.3  # side of a crop, as a share of the picture's
+_ASPECTS = (0.5, 2.0)  # of a crop
+_TRIES = 50  # at a crop of one overlap
+_PLACED: tuple[str, ...] = ("boxes", "masks")
+_PER_OBJECT = (*_PLACED, "labels", "iscrowd", "area")
+
+
+@dataclass(frozen=True)
+class DetectionAugmentation:
+    """The random changes of training pictures; by default those of the paper's RetinaNet and Mask R-CNN, a flip alone.
+
+    SSDLite's training has besides ``expand`` 0.5, ``crop`` true, ``brightness`` 32 / 255, ``contrast`` and
+    ``saturation`` 0.5, ``hue`` 0.05 and ``swap`` 0.5.
+
+    Attributes:
+        sides: Of pictures that keep their shape, lengths of the shorter side, of which one is drawn in the place of
+            ``img_size``'s; none for that one.
+        hflip: Probability of a horizontal flip.
+        expand: Probability that a picture is put anywhere on a canvas up to 4 times as wide and as high.
+        crop: Whether one of seven is drawn: no crop; or one within which the centre of a box lies and whose overlap
+            with each box (IoU) is at least 0, 0.1, 0.3, 0.5, 0.7 or 0.9.
+        brightness: What is added to pixels in 0..1, at most; this and the next three come to every second picture.
+        contrast: Pixels are multiplied by 1 more or less than this, at most.
+        saturation: So is the saturation.
+        hue: What is added to the hue, in turns, at most.
+        swap: Probability that the colours change places.
+    """
+
+    sides: tuple[int, ...] = ()
+    hflip: float = 0.5
+    expand: float = 0.0
+    crop: bool = False
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    swap: float = 0.0
+
+    @property
+    def colours(self) -> tuple[float, float, float, float]:
+        return self.brightness, self.contrast, self.saturation, self.hue
+
+
+def fitted_size(size: Sequence[int], limits: Sequence[int]) -> list[int]:
+    """Height and width of a picture scaled until its shorter side or its longer side reaches its limit.
+
+    Args:
+        size: Before.
+        limits: Of the shorter and of the longer side.
+    """
+    factor = min(limits[0] / min(size), limits[1] / max(size))
+    return [max(1, int(side * factor + 0.5)) for side in size]
+
+
+def eval_transform(
+    img_size: tuple[int, int],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    interpolation: str = "bilinear",
+    antialias: bool = True,
+    resize: Resize = "stretch",
+) -> Callable[[Image.Image], Tensor]:
+    """Return what makes a normalised (3, h, w) float32 of a whole picture; takes what ``preprocessing`` names.
+
+    Args:
+        img_size: Height and width that it is stretched to; or limits of its shorter and longer side, see
+            :func:`fitted_size`.
+        mean: Per channel, of pictures in 0..1.
+        std: Per channel, of pictures in 0..1.
+        interpolation: Of the scaling.
+        antialias: Whether pixels are averaged in scaling down.
+        resize: Which of both.
+    """
+    scale = _Scale(img_size, resize, v2.InterpolationMode(interpolation), antialias=antialias)
+    steps = [v2.ToImage(), scale.image, v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
+    return v2.Compose([*steps, v2.ToPureTensor()])
+
+
+def train_transform(
+    img_size: tuple[int, int],
+    augmentation: DetectionAugmentation,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    interpolation: str = "bilinear",
+    antialias: bool = True,
+    resize: Resize = "stretch",
+) -> Callable[[Image.Image, Target], tuple[Tensor, Target]]:
+    """Return what changes a picture and its target at random; it draws from global streams.
+
+    Takes the target of the whole picture, as :class:`~mobilemamba.data.batches.Boxes` lists it; gives that of the
+    picture (3, h, w) float32, normalised. Objects of which nothing is left are left out.
+
+    Args:
+        img_size: As for :func:`eval_transform`.
+        augmentation: The random changes.
+        mean: Per channel, of pictures in 0..1.
+        std: Per channel, of pictures in 0..1.
+        interpolation: Of the scaling.
+        antialias: Whether pixels are averaged in scaling down.
+        resize: As for :func:`eval_transform`.
+    """
+    mode = v2.InterpolationMode(interpolation)
+    fill = {tv_tensors.Image: [round(255 * value) for value in mean], "others": 0}
+    steps = [
+        _Wrap(),
+        v2.RandomZoomOut(fill, p=augmentation.expand) if augmentation.expand else None,
+        _Crop() if augmentation.crop else None,
+        _Scale(img_size, resize, mode, antialias=antialias, sides=augmentation.sides),
+        v2.RandomHorizontalFlip(augmentation.hflip),
+        v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True),
+        Distort(*augmentation.colours) if any(augmentation.colours) else None,
+        _Swap(augmentation.swap) if augmentation.swap else None,
+        v2.Normalize(list(mean), list(std)),
+        _Unwrap(),
+    ]
+    return v2.Compose([step for step in steps if step is not None])
+
+
+class _Wrap:
+    """Tells torchvision which tensors are a picture, boxes and masks."""
+
+    def __call__(self, picture: Image.Image, target: Target) -> tuple[Tensor, Target]:
+        image = TF.to_image(picture)
+        height, width = image.shape[-2:]
+        boxes = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=(height, width))
+        masks = {"masks": tv_tensors.Mask(target["masks"])} if "masks" in target else {}
+        return image, {**target, "boxes": boxes, **masks}
+
+
+class _Unwrap:
+    """The inverse, with the size, and without objects of which nothing is left."""
+
+    def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
+        height, width = image.shape[-2:]
+        plain = {name: value.as_subclass(Tensor) for name, value in target.items()}
+        boxes = plain["boxes"].clamp(min=0).minimum(torch.tensor([width, height, width, height]))
+        left = (boxes[:, 2:] > boxes[:, :2]).all(1)
+        plain = _of_objects({**plain, "boxes": boxes, "size": torch.tensor([height, width])}, left)
+        return image.as_subclass(Tensor), plain
+
+
+class _Scale:
+    """Scales a picture to a size, or until one of its sides reaches its limit, and its boxes and masks with it."""
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        resize: Resize,
+        mode: v2.InterpolationMode,
+        *,
+        antialias: bool,
+        sides: tuple[int, ...] = (),
+    ) -> None:
+        self.size, self.resize, self.mode, self.antialias, self.sides = size, resize, mode, antialias, sides
+
+    def image(self, image: Tensor) -> Tensor:
+        return TF.resize(image, self._size_of(image), self.mode, antialias=self.antialias)
+
+    def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
+        size = self._size_of(image)
+        scaled = {name: TF.resize(target[name], size) for name in _PLACED if name in target}
+        return TF.resize(image, size, self.mode, antialias=self.antialias), {**target, **scaled}
+
+    def _size_of(self, image: Tensor) -> list[int]:
+        if self.resize == "stretch":
+            return list(self.size)
+        drawn = [self.sides[int(torch.randint(len(self.sides), ()))]] if self.sides else self.size[:1]
+        return fitted_size(image.shape[-2:], [*drawn, self.size[1]])
+
+
+class _Crop:
+    """Cuts out a random piece with one of several overlaps with all boxes, and leaves out what is not centred in it.
+
+    Not torchvision's, to which the overlap with one box is enough.
+    """
+
+    def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
+        height, width = image.shape[-2:]
+        boxes = target["boxes"].as_subclass(Tensor)
+        centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+        while (drawn := int(torch.randint(len(_OVERLAPS) + 2, ()))) < len(_OVERLAPS) + 1:
+            overlap = (0.0, *_OVERLAPS)[drawn]
+            for _ in range(_TRIES):
+                (down, high), (across, wide) = (_stretch(side) for side in (height, width))
+                if not (min(high, wide) and _ASPECTS[0] <= high / wide <= _ASPECTS[1]):
+                    continue
+                piece = torch.tensor([[across, down, across + wide, down + high]], dtype=torch.float32)
+                if len(boxes) and box_iou(piece, boxes).min() < overlap:
+                    continue
+                inside = ((centres > piece[:, :2]) & (centres < piece[:, 2:])).all(1)
+                if len(boxes) and not inside.any():
+                    continue
+                target = _of_objects(target, inside)
+                cut = {name: TF.crop(target[name], down, across, high, wide) for name in _PLACED if name in target}
+                return TF.crop(image, down, across, high, wide), {**target, **cut}
+        return image, target
+
+
+class _Swap:
+    """Lets the colours of a picture change places."""
+
+    def __init__(self, probability: float) -> None:
+        self.probability = probability
+
+    def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
+        if torch.rand(()) < self.probability:
+            image = tv_tensors.wrap(image[torch.randperm(3)], like=image)
+        return image, target
+
+
+def _stretch(side: int) -> tuple[int, int]:
+    """Where a crop begins along a side, and how long it is."""
+    length = side * (_SMALLEST + (1 - _SMALLEST) * float(torch.rand(())))
+    start = (side - length) * float(torch.rand(()))
+    return int(start), int(start + length) - int(start)
+
+
+def _of_objects(target: Target, which_N: Tensor) -> Target:
+    """The target with some of its objects."""
+    chosen = {name: tv_tensors.wrap(target[name][which_N], like=target[name]) for name in _PER_OBJECT if name in target}
+    return {**target, **chosen}

@@ -1,0 +1,193 @@
+"""Pictures with boxes around objects, read one by one when they are asked for."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mobilemamba.data.batches import Unreadable
+from mobilemamba.data.coco_masks import unpack
+from mobilemamba.data.picture_set import Blobs, Texts
+from mobilemamba.data.pictures import decode_picture
+from mobilemamba.data.sampling import seeded
+from mobilemamba.errors import DataError
+from mobilemamba.text import printable
+
+
+@dataclass(frozen=True)
+class Objects:
+    """The objects of N pictures, M in all, in the order of their pictures; in arrays, which worker processes share.
+
+    Attributes:
+        paths: Of the pictures.
+        ids: (N,) int64, what result files call the pictures.
+        sizes: (N, 2) int64, their heights and widths.
+        starts: (N + 1,) int64, the place of each picture's first object; M at last.
+        boxes: (M, 4) float32, left, top, right, bottom in pixels.
+        labels: (M,) int64, from 0.
+        areas: (M,) float32.
+        crowds: (M,) bool.
+        entries: (M,) int64, where they stand in their file, for messages.
+        masks: M pieces as :func:`~mobilemamba.data.coco_masks.pack` gives them; None if they are not wanted.
+    """
+
+    paths: Texts
+    ids: np.ndarray
+    sizes: np.ndarray
+    starts: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    areas: np.ndarray
+    crowds: np.ndarray
+    entries: np.ndarray
+    masks: Blobs | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def taken(self, pictures: np.ndarray, paths: Sequence[str] | None = None) -> "Objects":
+        """Those of some pictures.
+
+        Args:
+            pictures: Their places, (n,) int64.
+            paths: Of them; None leaves those there are.
+        """
+        counts = np.diff(self.starts)[pictures]
+        before = np.repeat(np.cumsum([0, *counts])[:-1], counts)
+        chosen = np.repeat(self.starts[pictures], counts) + np.arange(len(before)) - before
+        return Objects(
+            Texts(self.paths[p] for p in pictures) if paths is None else Texts(paths),
+            self.ids[pictures],
+            self.sizes[pictures],
+            np.cumsum([0, *counts]),
+            self.boxes[chosen],
+            self.labels[chosen],
+            self.areas[chosen],
+            self.crowds[chosen],
+            self.entries[chosen],
+            None if self.masks is None else Blobs(self.masks[m] for m in chosen),
+        )
+
+
+class ObjectSet(Dataset[tuple[Tensor, dict[str, Tensor]] | Unreadable]):
+    """Pictures with their objects; in training, changed at random by what is a function of (seed, epoch, picture).
+
+    Indexed by the keys of :mod:`mobilemamba.data.sampling`; gives (3, H, W) float32 and what
+    :class:`~mobilemamba.data.batches.Boxes` lists. In training without crowds and without objects that are thinner than
+    a pixel in their picture or have no area.
+
+    Args:
+        objects: Of the pictures.
+        transform: Of the picture alone; or with ``seed``, of the picture and its target.
+        seed: 0 or more; None for an evaluation.
+        upright: Turn pictures as their EXIF orientation says.
+        skip: Give an :class:`~mobilemamba.data.batches.Unreadable` for a picture that cannot be used.
+
+    Raises:
+        DataError: On access, if a picture cannot be used and ``skip`` is not set.
+    """
+
+    def __init__(
+        self,
+        objects: Objects,
+        transform: Callable[..., Any],
+        seed: int | None = None,
+        *,
+        upright: bool = True,
+        skip: bool = False,
+    ) -> None:
+        self.objects, self.transform, self.seed = objects, transform, seed
+        self.upright, self.skip = upright, skip
+
+    def __len__(self) -> int:
+        return len(self.objects)
+
+    def __getitem__(self, key: int) -> tuple[Tensor, dict[str, Tensor]] | Unreadable:
+        epoch, index = divmod(key, len(self))
+        try:
+            picture, target = self._read(index)
+        except DataError as error:
+            if self.skip:
+                return Unreadable(self.name(index), str(error))
+            raise DataError(f"{printable(self.name(index))} cannot be used ({error}): mend it or remove it") from error
+        if self.seed is None:
+            image = self.transform(picture)
+            target["size"] = torch.tensor(image.shape[1:])
+            down, across = (target["size"] / target["original_size"]).tolist()
+            target["boxes"] = target["boxes"] * torch.tensor([across, down, across, down])
+            return image, target
+        with seeded(self.seed, epoch, index):
+            return self.transform(picture, target)
+
+    def name(self, index: int) -> str:
+        return self.objects.paths[index]
+
+    def _read(self, index: int) -> tuple[Image.Image, dict[str, Tensor]]:
+        objects = self.objects
+        picture = decode_picture(objects.paths[index], upright=self.upright)
+        width, height = picture.size
+        known = tuple(objects.sizes[index].tolist())
+        if known != (height, width):
+            turned = known == (width, height) and self.upright
+            raise DataError(
+                f"{width} x {height} pixels, but annotated as {known[1]} x {known[0]}"
+                f"{', turned; data.upright=false leaves pictures as stored' if turned else ''}"
+            )
+        chosen = np.arange(objects.starts[index], objects.starts[index + 1])
+        boxes = objects.boxes[chosen]
+        if self.seed is not None:
+            boxes = boxes.clip(0, np.array([width, height, width, height], np.float32))
+            thick = (boxes[:, 2:] - boxes[:, :2] >= 1).all(1)
+            used = thick & ~objects.crowds[chosen] & (objects.areas[chosen] > 0)
+            boxes, chosen = boxes[used], chosen[used]
+        target = make_target(
+            boxes=torch.from_numpy(boxes),
+            labels=torch.from_numpy(objects.labels[chosen]),
+            iscrowd=torch.from_numpy(objects.crowds[chosen]),
+            area=torch.from_numpy(objects.areas[chosen]),
+            masks=None if objects.masks is None else self._masks(chosen, height, width),
+            size=(height, width),
+            original_size=(height, width),
+            image_id=int(objects.ids[index]),
+        )
+        return picture, target
+
+    def _masks(self, chosen: np.ndarray, height: int, width: int) -> Tensor:
+        assert self.objects.masks is not None
+        masks_NHW = np.zeros((len(chosen), height, width), bool)
+        for n, m in enumerate(chosen):
+            try:
+                masks_NHW[n] = unpack(self.objects.masks[m], height, width)
+            except DataError as error:
+                raise DataError(f"annotations[{self.objects.entries[m]}]: {error}") from error
+        return torch.from_numpy(masks_NHW)
+
+
+def make_target(
+    *,
+    boxes: Tensor,
+    labels: Tensor,
+    iscrowd: Tensor,
+    area: Tensor,
+    masks: Tensor | None,
+    size: tuple[int, int],
+    original_size: tuple[int, int],
+    image_id: int,
+) -> dict[str, Tensor]:
+    """The target of a picture that counts, as :class:`~mobilemamba.data.batches.Boxes` lists it."""
+    return {
+        "boxes": boxes,
+        "labels": labels,
+        **({} if masks is None else {"masks": masks}),
+        "iscrowd": iscrowd,
+        "area": area,
+        "size": torch.tensor(size),
+        "original_size": torch.tensor(original_size),
+        "image_id": torch.tensor(image_id),
+        "counted": torch.tensor(True),
+    }

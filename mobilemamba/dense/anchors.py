@@ -1,0 +1,70 @@
+"""Anchors: boxes of a few shapes around every cell of a level's grid, from which a head's boxes are reckoned.
+
+Here a level has the stride it is given. torchvision's generators divide the picture's side by the map's instead, which
+shifts the boxes of maps whose sides were rounded up: those of an 800 px side by up to 84 px; theirs of RetinaNet round
+sides to whole pixels too, and those of SSD hold for one size of picture.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+#: (x1, y1, x2, y2) of a box, in pixels, about the corner of the first cell.
+Box = tuple[float, float, float, float]
+
+
+def around(x: float, y: float, width: float, height: float) -> Box:
+    """The box of a centre and its sides."""
+    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+
+
+def boxes_of_ratios(sizes: Sequence[float], ratios: Sequence[float] = (0.5, 1.0, 2.0)) -> list[Box]:
+    """Boxes about a cell's corner, of an area of each size squared, for each ratio of height to width."""
+    return [around(0, 0, size / ratio**0.5, size * ratio**0.5) for ratio in ratios for size in sizes]
+
+
+def default_boxes(stride: float, low: float, high: float) -> list[Box]:
+    """SSD's six boxes about a cell's centre: squares of side ``low`` and between it and ``high``, then four oblong."""
+    mean = math.sqrt(low * high)
+    sides = [(low, low), (mean, mean)]
+    for ratio in (2, 3):
+        long, short = low * ratio**0.5, low / ratio**0.5
+        sides += [(long, short), (short, long)]
+    return [around(stride / 2, stride / 2, *side) for side in sides]
+
+
+class Anchors:
+    """The anchors of every level.
+
+    Args:
+        strides: Pixels between neighbouring cells of each level.
+        boxes: Those of each level's first cell, as many for every level.
+    """
+
+    def __init__(self, strides: Sequence[int], boxes: Sequence[Sequence[Box]]):
+        self.strides = tuple(strides)
+        self.boxes = tuple(tuple(level) for level in boxes)
+        self.per_cell = len(self.boxes[0])
+
+    def __call__(self, grids: Sequence[tuple[int, int]], device: torch.device) -> list[Tensor]:
+        """Each level's anchors (h * w * per_cell, 4), by row, then column, then box, of grids (h, w)."""
+        levels = []
+        for (height, width), stride, boxes in zip(grids, self.strides, self.boxes, strict=True):
+            y, x = (stride * torch.arange(side, device=device, dtype=torch.float32) for side in (height, width))
+            y, x = torch.meshgrid(y, x, indexing="ij")
+            corners = torch.stack((x, y, x, y), -1)
+            levels.append((corners[:, :, None] + torch.tensor(boxes, device=device)).view(-1, 4))
+        return levels
+
+    def within(self, grids: Sequence[tuple[int, int]], size: tuple[int, int], device: torch.device) -> Tensor:
+        """Which anchors are of cells that a part (height, width) of the picture reaches into, from its left top."""
+        levels = []
+        for grid, stride in zip(grids, self.strides, strict=True):
+            inside = torch.zeros(*grid, self.per_cell, dtype=torch.bool, device=device)
+            inside[: math.ceil(size[0] / stride), : math.ceil(size[1] / stride)] = True
+            levels.append(inside.flatten())
+        return torch.cat(levels)

@@ -1,0 +1,121 @@
+"""Networks for detection by name."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+from mobilemamba.dense.backbone import create_backbone
+from mobilemamba.dense.detector import Detector
+from mobilemamba.dense.mask_rcnn import MaskRCNN
+from mobilemamba.dense.pyramid import Pyramid
+from mobilemamba.dense.retinanet import RetinaNet
+from mobilemamba.dense.ssdlite import SSDLite
+from mobilemamba.errors import ConfigError, WeightsError
+from mobilemamba.models.card import ModelCard
+from mobilemamba.models.config import ArchOverrides
+
+DETECTION_HEADS = ("mask_rcnn", "retinanet", "ssdlite")
+#: Choices of a detector that a card keeps, as :func:`create_detector` takes them.
+HEAD_OPTIONS = ("head_dim", "prune")
+#: A pyramid has this many levels; the finest is of the first stride in RetinaNet, of the second in Mask R-CNN.
+_LEVELS, _FINEST, _FINEST_WITH_MASKS = 5, 8, 4
+
+
+def create_detector(
+    head: str,
+    backbone: str,
+    num_classes: int = 80,
+    *,
+    head_dim: int = 256,
+    frozen_norms: bool = True,
+    prune: bool = False,
+    arch: ArchOverrides | None = None,
+    in_chans: int = 3,
+    drop_path_rate: float = 0.0,
+) -> Detector:
+    """Builds a network for detection, freshly initialised.
+
+    Args:
+        head: One of ``DETECTION_HEADS``.
+        backbone: Any timm model that gives maps of stride 16, 32 and, except for ``ssdlite``, others twice as coarse
+            or half as fine.
+        num_classes: Classes, background not counted; labels are 0 to ``num_classes - 1``.
+        head_dim: Width of neck and head; by default the paper's.
+        frozen_norms: Keep the running statistics of the backbone's BatchNorms in training, as the paper's trainings do.
+        prune: Leave out the stages that no head reads: of ``ssdlite`` what is coarser than stride 32. They are never
+            run and never train; the paper's counts and the authors' checkpoints have them.
+        arch: Architecture choices, for a mobilemamba backbone only.
+        in_chans: Channels of a picture.
+        drop_path_rate: Stochastic depth of the backbone; 0.03 in the paper's trainings.
+
+    Raises:
+        ConfigError: If one of these is unknown or does not fit the others.
+    """
+    if head not in DETECTION_HEADS:
+        near = difflib.get_close_matches(head, DETECTION_HEADS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"head {head!r}: expected one of: {', '.join(DETECTION_HEADS)}{hint}")
+    for name, value, least in (("num_classes", num_classes, 1), ("head_dim", head_dim, 4)):
+        if value < least:
+            raise ConfigError(f"{name}={value}: expected {least} or more")
+    extractor: Any = create_backbone(backbone, arch, in_chans, drop_path_rate)
+    strides: list[int] = extractor.feature_info.reduction()
+    channels: list[int] = extractor.feature_info.channels()
+    if head == "ssdlite":
+        taken = _places(strides, (16, 32), head, backbone)
+        _leave_unread(extractor, taken, prune=prune)
+        return SSDLite(extractor, taken, [channels[i] for i in taken], num_classes, head_dim, frozen_norms=frozen_norms)
+    with_masks = head == "mask_rcnn"
+    finest = _FINEST_WITH_MASKS if with_masks else _FINEST
+    first = next((i for i, stride in enumerate(strides) if stride >= finest), 0)
+    expected = [strides[first] * 2**i for i in range(len(strides) - first)][:_LEVELS]
+    taken = _places(strides, expected, head, backbone)
+    doublings = (strides[first] // finest).bit_length() - 1
+    halvings = max(0, _LEVELS - doublings - len(taken))
+    neck = Pyramid([channels[i] for i in taken], doublings, halvings, learned=not with_masks, dim=head_dim)
+    levels = [finest * 2**i for i in range(_LEVELS)]
+    kind = MaskRCNN if with_masks else RetinaNet
+    return kind(extractor, neck, levels, num_classes, head_dim, frozen_norms=frozen_norms)
+
+
+def build_detector(card: ModelCard) -> Detector:
+    """The detector of a card, freshly initialised.
+
+    Raises:
+        WeightsError: If there is none such.
+    """
+    options = card.head_options
+    if unknown := sorted(options.keys() - HEAD_OPTIONS):
+        raise WeightsError(f"head_options has {unknown[0]!r}: expected {', '.join(HEAD_OPTIONS)}")
+    chosen = {"arch": card.overrides if card.arch else None, "in_chans": card.in_chans, **options}
+    try:
+        return create_detector(card.head, card.model, card.num_classes, **chosen)
+    except ConfigError as error:
+        raise WeightsError(f"what the weights say of their network cannot be: {error}") from error
+
+
+def _places(strides: Sequence[int], wanted: Sequence[int], head: str, backbone: str) -> list[int]:
+    """Where the maps of the wanted strides are.
+
+    Raises:
+        ConfigError: If one is not there.
+    """
+    if set(wanted) - set(strides) or not wanted:
+        raise ConfigError(
+            f"{head} reads maps of stride {', '.join(map(str, wanted))}, and {backbone} gives "
+            f"{', '.join(map(str, strides))}; choose another backbone"
+        )
+    return [len(strides) - 1 - strides[::-1].index(stride) for stride in wanted]
+
+
+def _leave_unread(extractor: Any, taken: list[int], *, prune: bool) -> None:
+    """Takes away what no head reads, or frees it from training, which would wait for its gradients."""
+    pruned = extractor if prune else copy.deepcopy(extractor)
+    pruned.out_indices = pruned.feature_info.out_indices = pruned.model.prune_intermediate_layers(taken)
+    read = dict(pruned.named_parameters())
+    for name, parameter in extractor.named_parameters():
+        if name not in read:
+            parameter.requires_grad_(requires_grad=False)

@@ -1,0 +1,129 @@
+"""What detectors have in common: a backbone of timm's, a neck, losses, and boxes found in pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from mobilemamba.dense.backbone import why_unsuitable
+from mobilemamba.dense.release_names import Names, ours_to_release, release_to_ours
+from mobilemamba.errors import ConfigError
+from mobilemamba.models.mobilemamba import MobileMamba
+from mobilemamba.models.release_names import Released, StateDict
+
+#: Height and width of each picture of a batch.
+Sizes = Tensor | Sequence[tuple[int, int]]
+#: Side of the smallest picture, half of the coarsest map's usual stride.
+_SMALLEST = 32
+
+
+class Detector(Released):
+    """Boxes in pictures (B, in_chans, H, W), which are normalised, and padded at the right and below.
+
+    ``forward`` gives what the heads say, for an export; ``losses`` and ``detect`` what a training and a user want.
+    Boxes are (x1, y1, x2, y2) in pixels of the picture as it stands in the batch, labels count from 0.
+
+    Args:
+        backbone: Pictures to a list of maps, of :func:`~mobilemamba.dense.backbone.create_backbone`.
+        neck: Maps to the levels that heads read, the finest first.
+        num_classes: Classes, background not counted.
+        frozen_norms: Keep the running statistics of the backbone's BatchNorms in training; their weights train.
+        divisor: Sides of pictures are padded to multiples of it; of a training's anchors those count whose cells begin
+            within their picture padded so.
+
+    Raises:
+        ConfigError: If pictures are too small, or in training too few for the norms.
+    """
+
+    #: Of the authors' checkpoints.
+    release_names: Names = ()
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        neck: nn.Module,
+        num_classes: int,
+        *,
+        frozen_norms: bool = True,
+        divisor: int = 32,
+    ):
+        super().__init__()
+        self.backbone = backbone
+        self.neck = neck
+        self.num_classes = num_classes
+        self.frozen_norms = frozen_norms
+        self.divisor = divisor
+
+    def losses(self, images: Tensor, targets: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """The losses of a batch by name, scalars; a training takes their sum.
+
+        Args:
+            images: (B, in_chans, H, W).
+            targets: Of each picture ``boxes`` (N, 4), ``labels`` (N,), ``iscrowd`` (N,) if some are crowds, which are
+                not to be found, and ``size`` (height, width) of it without the padding; ``masks`` (N, h, w) for those
+                that find masks.
+        """
+        raise NotImplementedError
+
+    def detect(self, images: Tensor, sizes: Sizes | None = None) -> list[dict[str, Tensor]]:
+        """What is found in each picture, best first: ``boxes`` (n, 4), ``scores`` and ``labels`` (n,).
+
+        Args:
+            images: (B, in_chans, H, W).
+            sizes: Height and width of each without its padding, which boxes are clipped to; by default all of it.
+        """
+        raise NotImplementedError
+
+    def train(self, mode: bool = True) -> Detector:
+        super().train(mode)
+        if self.frozen_norms:
+            for module in self.backbone.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The backbone's maps, the finest first."""
+        return self.backbone(images)
+
+    def levels(self, images: Tensor) -> list[Tensor]:
+        """The levels that heads read, the finest first."""
+        height, width = images.shape[-2:]
+        if min(height, width) < _SMALLEST:
+            raise ConfigError(f"pictures of {width} x {height} px: expected {_SMALLEST} a side or more; enlarge them")
+        try:
+            return self.neck(self.maps(images))
+        except (AssertionError, ValueError) as error:
+            if (reason := why_unsuitable(error, height, width)) is None:
+                raise
+            raise ConfigError(reason) from error
+
+    def sizes(self, images: Tensor, sizes: Sizes | None) -> list[tuple[int, int]]:
+        """Height and width of each picture, as numbers."""
+        if sizes is None:
+            return [(images.shape[-2], images.shape[-1])] * len(images)
+        given = sizes.tolist() if isinstance(sizes, Tensor) else sizes
+        return [(int(height), int(width)) for height, width in given]
+
+    def padded(self, target: Mapping[str, Any], images: Tensor) -> tuple[int, int]:
+        """Height and width of a target's picture, padded by itself."""
+        if "size" not in target:
+            return images.shape[-2], images.shape[-1]
+        height, width = (math.ceil(int(side) / self.divisor) * self.divisor for side in target["size"])
+        return height, width
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that decay would harm, by the backbone's own account."""
+        model: Any = self.backbone.model
+        return {f"backbone.model.{name}" for name in getattr(model, "no_weight_decay", set)()}
+
+    def from_release(self, state: StateDict) -> StateDict:
+        model = self.backbone.model
+        directions = model.config.directions if isinstance(model, MobileMamba) else 1
+        return release_to_ours(state, directions, self.release_names)
+
+    def to_release(self, state: StateDict) -> StateDict:
+        return ours_to_release(state, self.release_names)

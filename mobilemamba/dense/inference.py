@@ -1,0 +1,116 @@
+"""Segmenters asked with more care: window by window, and by several views of a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mobilemamba.dense.pooled import resize
+from mobilemamba.dense.segmenter import SMALLEST
+from mobilemamba.errors import ConfigError
+
+
+class SlidingWindow(nn.Module):
+    """Looks at windows of a picture, one after the other, and averages the logits where they overlap.
+
+    So activations do not grow with the picture, and a network sees no more at a time than it was trained on. The last
+    windows of a row and of a column end with the picture; what is no larger than a window is looked at as a whole.
+
+    Args:
+        network: Pictures (B, in_chans, H, W) to logits (B, classes, H, W).
+        window: Side of a window in pixels.
+        stride: From one window to the next; by default two thirds of the side.
+
+    Raises:
+        ConfigError: If one of these cannot be.
+    """
+
+    def __init__(self, network: nn.Module, window: int = 512, stride: int | None = None):
+        super().__init__()
+        if window < SMALLEST:
+            raise ConfigError(f"window={window}: expected {SMALLEST} px or more")
+        self.network, self.window, self.stride = network, window, window * 2 // 3 if stride is None else stride
+        if not 1 <= self.stride <= window:
+            raise ConfigError(f"stride={stride}: expected 1 to {window} px, the window's side, or pixels are left out")
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        spots = [(rows, columns) for rows in self._spans(height) for columns in self._spans(width)]
+        if len(spots) == 1:
+            return self.network(x)
+        total, looks_HW = None, x.new_zeros(height, width)
+        for rows, columns in spots:
+            logits = self.network(x[..., rows, columns])
+            if total is None:  # channels last, where the best class is found soonest
+                batch, classes = logits.shape[:2]
+                total = logits.new_zeros(batch, height, width, classes).permute(0, 3, 1, 2)
+            total[..., rows, columns] += logits
+            looks_HW[rows, columns] += 1
+        assert total is not None
+        return total.div_(looks_HW)
+
+    def _spans(self, length: int) -> Iterator[slice]:
+        for start in range(0, max(1, length - self.window + self.stride), self.stride):
+            end = min(start + self.window, length)
+            yield slice(max(0, end - self.window), end)
+
+
+class Views(nn.Module):
+    """Test-time augmentation: averages the probabilities that a network gives for a picture scaled and flipped.
+
+    Args:
+        network: Pictures (B, in_chans, H, W) to logits (B, classes, H, W).
+        scales: Sizes to look at, as multiples of the picture's; none falls below the least that a segmenter takes.
+        flip: Look at each mirrored, too.
+        antialias: Whether pixels are averaged where a picture is scaled down, as it was in training.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        scales: Sequence[float] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
+        flip: bool = True,
+        antialias: bool = True,
+    ):
+        super().__init__()
+        self.network, self.scales, self.flip, self.antialias = network, tuple(scales), flip, antialias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logarithms of the probabilities, which are logits, (B, classes, H, W)."""
+        size = x.shape[-2:]
+        total: Tensor | None = None
+        for view, mirrored in self._views(x):
+            probabilities = resize(self.network(view), size).float().softmax(1)
+            probabilities = probabilities.flip(-1) if mirrored else probabilities
+            total = probabilities if total is None else total.add_(probabilities)
+        assert total is not None
+        views = len(self.scales) * (1 + self.flip)
+        return total.div_(views).clamp_(min=torch.finfo(total.dtype).tiny).log_()
+
+    def _views(self, x: Tensor) -> Iterator[tuple[Tensor, bool]]:
+        for scale in self.scales:
+            size = [max(SMALLEST, int(side * scale + 0.5)) for side in x.shape[-2:]]
+            antialias = self.antialias and scale < 1
+            view = nn.functional.interpolate(x, size, mode="bilinear", antialias=antialias) if scale != 1 else x
+            yield view, False
+            if self.flip:
+                yield view.flip(-1), True
+
+
+def look_closely(network: nn.Module, window: int | None = None, tta: bool = False, antialias: bool = True) -> nn.Module:
+    """A segmenter that looks at pictures in windows, in several views, or both; itself for neither.
+
+    Args:
+        network: Pictures (B, in_chans, H, W) to logits (B, classes, H, W).
+        window: Side of the windows of :class:`SlidingWindow`.
+        tta: Whether to take the :class:`Views`.
+        antialias: Of those.
+
+    Raises:
+        ConfigError: If the window is too small.
+    """
+    if window is not None:
+        network = SlidingWindow(network, window)
+    return Views(network, antialias=antialias) if tta else network

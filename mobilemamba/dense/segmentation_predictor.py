@@ -1,0 +1,97 @@
+"""What a segmenter says of pictures: the class of each pixel, how large each class is, and both drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from mobilemamba.dense.pixels import likeliest
+from mobilemamba.drawing import Colour, distinct_colours, drawable, legend, overlay, panels
+from mobilemamba.errors import ConfigError
+from mobilemamba.models.predictor import LABELS, Predictor, Row, class_names
+
+_BYTE = 256  # classes that the pixels of a palette's picture can name
+
+
+class SegmentationPredictor(Predictor):
+    """Names the classes of pixels, the largest first.
+
+    Rows are ``{"classes": [{"index", "name", "pixels", "share"}, ...], LABELS: (H, W) uint8 or uint16}``.
+    """
+
+    columns = ("rank", "index", "class", "pixels", "share")
+    batch_size = 1
+    default_topk = None
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Those of the classes."""
+        return class_names(self.card)
+
+    @cached_property
+    def palette(self) -> tuple[Colour, ...]:
+        """A colour for each class."""
+        return self.card.palette or distinct_colours(self.card.num_classes)
+
+    def preparation(self, how: dict[str, Any]) -> Callable[[Image.Image], Tensor]:
+        """Of whole pictures, scaled to the shorter side of the card's size."""
+        from mobilemamba.data.segmentation_transforms import eval_transform  # torchvision's, which take long to load
+
+        del how["crop_pct"]
+        return eval_transform(**how)
+
+    def rows(self, outputs: Tensor, sizes: Sequence[tuple[int, int]] | None = None) -> list[Row]:
+        """See :meth:`Predictor.rows`; of logits (B, classes, h, w), scaled to each picture's own size."""
+        sizes = [(outputs.shape[-2], outputs.shape[-1])] * len(outputs) if sizes is None else sizes
+        kind = np.uint8 if self.card.num_classes <= _BYTE else np.uint16
+        found = (likeliest(logits[None], size)[0] for logits, size in zip(outputs, sizes, strict=True))
+        return [self._row(labels.cpu().numpy().astype(kind)) for labels in found]
+
+    def _row(self, labels_HW: np.ndarray) -> Row:
+        pixels = np.bincount(labels_HW.ravel(), minlength=self.card.num_classes)
+        largest = sorted(np.flatnonzero(pixels).tolist(), key=lambda index: -pixels[index])[: self.topk]
+        classes = [
+            {
+                "index": index,
+                "name": self.names[index],
+                "pixels": int(pixels[index]),
+                "share": round(float(pixels[index] / labels_HW.size), 6),
+            }
+            for index in largest
+        ]
+        return {"classes": classes, LABELS: labels_HW}
+
+    def lines(self, row: Row) -> list[list[Any]]:
+        return [
+            [rank, entry["index"], entry["name"], entry["pixels"], entry["share"]]
+            for rank, entry in enumerate(row["classes"], 1)
+        ]
+
+    def draw(self, picture: Image.Image, row: Row) -> Image.Image:
+        """The picture under the colours of its classes, and a legend of those that the row names."""
+        drawn = overlay(picture, row[LABELS], self.palette)
+        entries = []
+        for entry in row["classes"]:
+            index = entry["index"]
+            name = drawable(entry["name"], f"class {index}")
+            entries.append((f"{name} {entry['share']:.1%}", self.palette[index]))
+        return panels([("", drawn)], legend(entries, drawn.width))
+
+    def drawings(self, picture: Image.Image, row: Row) -> dict[str, Image.Image]:
+        """Also ``_labels``: the classes as the numbers of pixels, in their colours up to 256 classes."""
+        labels = Image.fromarray(row[LABELS])
+        if self.card.num_classes <= _BYTE:
+            labels = labels.copy()
+            labels.putpalette(np.asarray(self.palette, np.uint8).tobytes())
+        return {**super().drawings(picture, row), "_labels": labels}
+
+    def check(self) -> None:
+        """See :meth:`Predictor.check`; refuses one of more classes than pictures of labels have numbers."""
+        super().check()
+        if self.card.num_classes > 1 << 16:
+            raise ConfigError(f"the network has {self.card.num_classes:,} classes; a pixel names one of 65,536 at most")

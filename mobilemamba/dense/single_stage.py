@@ -1,0 +1,108 @@
+"""Detectors whose head says at once what every anchor has found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mobilemamba.dense.anchors import Anchors
+from mobilemamba.dense.boxes import IGNORED, BoxCoder, keep_best, wanted
+from mobilemamba.dense.detector import Detector, Sizes
+
+
+class SingleStageDetector(Detector):
+    """One head on all levels; pictures (B, in_chans, H, W) to the logits and the boxes of N anchors.
+
+    Args:
+        backbone: Pictures to a list of maps.
+        neck: Maps to levels, the finest first.
+        head: Levels to ``cls_logits`` (B, N, classes) and ``bbox_regression`` (B, N, 4), as torchvision's heads.
+        num_classes: Classes, background not counted.
+        anchors: Of the levels.
+        coder: Between boxes and what the head says of them.
+        options: As :class:`~mobilemamba.dense.detector.Detector` takes them.
+    """
+
+    #: Of a detection: the lowest score, exclusive; the number of candidates of a level and of boxes of a picture at
+    #: most; and the overlap with a better box of its class that is too much.
+    score_threshold, candidates, max_boxes, overlap = 0.05, 1000, 100, 0.5
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        neck: nn.Module,
+        head: nn.Module,
+        num_classes: int,
+        anchors: Anchors,
+        coder: BoxCoder,
+        **options: Any,
+    ):
+        super().__init__(backbone, neck, num_classes, **options)
+        self.head = head
+        self.anchors = anchors
+        self.coder = coder
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, N, classes) and codes of boxes (B, N, 4) as the head gives them; by level, row, column, anchor."""
+        logits, codes, _ = self._heads(images)
+        return logits, codes
+
+    def _heads(self, images: Tensor) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
+        levels = self.levels(images)
+        found = self.head(levels)
+        return found["cls_logits"], found["bbox_regression"], [(x.shape[-2], x.shape[-1]) for x in levels]
+
+    def losses(self, images: Tensor, targets: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        logits, codes, grids = self._heads(images)
+        anchors = torch.cat(self.anchors(grids, images.device))
+        labels, matched, box_loss, positives = [], [], codes.new_zeros((), dtype=torch.float32), 0
+        for target, code in zip(targets, codes.float(), strict=True):
+            boxes, classes, _ = wanted(target, self.num_classes)
+            found = self.match(anchors, boxes)
+            found[~self.anchors.within(grids, self.padded(target, images), images.device)] = IGNORED
+            at = (found >= 0).nonzero().squeeze(1)
+            matched.append(found)
+            labels.append(found.clone().index_put_((at,), classes[found[at]]))
+            box_loss = box_loss + self.box_loss(code[at], self.coder.encode_single(boxes[found[at]], anchors[at]))
+            positives += max(1, len(at))
+        return {
+            "class": self.class_loss(logits.float(), torch.stack(labels)) / positives,
+            "box": box_loss / positives,
+        }
+
+    @torch.no_grad()
+    def detect(self, images: Tensor, sizes: Sizes | None = None) -> list[dict[str, Tensor]]:
+        logits, codes, grids = self._heads(images)
+        anchors = self.anchors(grids, images.device)
+        lengths = [len(level) for level in anchors]
+        detections = []
+        for picture, size in enumerate(self.sizes(images, sizes)):
+            boxes, scores, labels = [], [], []
+            levels = zip(anchors, logits[picture].split(lengths), codes[picture].split(lengths), strict=True)
+            for level, logit, code in levels:
+                score, at, label = self.best(logit)
+                boxes.append(self.coder.decode_single(code[at].float(), level[at]))
+                scores.append(score)
+                labels.append(label)
+            found = torch.cat(boxes), torch.cat(scores), torch.cat(labels)
+            detections.append(keep_best(*found, size, self.overlap, self.max_boxes))
+        return detections
+
+    def match(self, anchors: Tensor, boxes: Tensor) -> Tensor:
+        """Which box each anchor is to find, as :func:`~mobilemamba.dense.boxes.assign` says it."""
+        raise NotImplementedError
+
+    def class_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Summed; logits (B, N, classes), labels (B, N) from 0, ``BACKGROUND`` or ``IGNORED``."""
+        raise NotImplementedError
+
+    def box_loss(self, codes: Tensor, expected: Tensor) -> Tensor:
+        """Summed; both (n, 4)."""
+        raise NotImplementedError
+
+    def best(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores, anchors and labels of a level's candidates, of its logits (n, classes)."""
+        raise NotImplementedError

@@ -1,0 +1,116 @@
+"""What is known of pictures, drawn: colours over their pixels, legends, and panels side by side."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from colorsys import hls_to_rgb
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+Colour = tuple[int, int, int]
+
+_SIZE = 13  # of letters, in pixels
+_LINE = 20
+_GAP = 6
+
+
+def overlay(picture: Image.Image, classes_HW: Any, palette: Sequence[Colour], alpha: float = 0.5) -> Image.Image:
+    """A picture under the colours of its pixels' classes, in RGB.
+
+    Args:
+        picture: Of any mode.
+        classes_HW: Integers, of the picture's size; what is none of the palette's, as pixels that do not count, stays
+            without a colour.
+        palette: A colour for each class, red, green and blue in 0..255.
+        alpha: How much the colours cover, 0..1.
+
+    Raises:
+        ValueError: If the sizes differ.
+    """
+    classes_HW = np.asarray(classes_HW)
+    if classes_HW.shape != (picture.height, picture.width):
+        raise ValueError(f"classes {classes_HW.shape} for a picture of {(picture.height, picture.width)}: sizes differ")
+    rgb_HW3 = np.array(picture.convert("RGB"))
+    painted_HW = (classes_HW >= 0) & (classes_HW < len(palette))
+    colours_M3 = np.asarray(palette, np.float32)[classes_HW[painted_HW]]
+    rgb_HW3[painted_HW] = ((1 - alpha) * rgb_HW3[painted_HW] + alpha * colours_M3 + 0.5).astype(np.uint8)
+    return Image.fromarray(rgb_HW3)
+
+
+def legend(entries: Sequence[tuple[str, Colour]], width: int) -> Image.Image:
+    """Names beside their colours, in columns as many as find place, on white.
+
+    Args:
+        entries: Names, in letters that :func:`drawable` lets pass, and their colours.
+        width: In pixels; a longer name makes it wider.
+    """
+    square = _LINE - _GAP
+    column = max((_text_width(name) for name, _ in entries), default=0) + square + 3 * _GAP
+    fit = max(1, (width - _GAP) // column)
+    rows = [entries[start : start + fit] for start in range(0, len(entries), fit)]
+    drawn = Image.new("RGB", (max(width, column + _GAP), len(rows) * _LINE + _GAP if rows else 0), "white")
+    draw = ImageDraw.Draw(drawn)
+    for row, named in enumerate(rows):
+        for place, (name, colour) in enumerate(named):
+            x, y = _GAP + place * column, _GAP + row * _LINE
+            draw.rectangle((x, y, x + square - 1, y + square - 1), fill=colour, outline="black")
+            draw.text((x + square + _GAP, y - 1), name, "black", _font())
+    return drawn
+
+
+def panels(pictures: Sequence[tuple[str, Image.Image]], lower: Image.Image | None = None) -> Image.Image:
+    """Pictures side by side, a title above each, perhaps with a legend below them, on white.
+
+    Args:
+        pictures: Titles, blank for none anywhere, and pictures.
+        lower: What stands below, as of :func:`legend`.
+    """
+    top = _LINE if any(title for title, _ in pictures) else 0
+    widths = [max(picture.width, _text_width(title)) for title, picture in pictures]
+    width = sum(widths) + _GAP * (len(widths) - 1)
+    height = top + max(picture.height for _, picture in pictures)
+    below_width, below_height = lower.size if lower else (0, 0)
+    drawn = Image.new("RGB", (max(width, below_width), height + below_height), "white")
+    x = 0
+    for (title, picture), own in zip(pictures, widths, strict=True):
+        ImageDraw.Draw(drawn).text((x, 2), title, "black", _font())
+        drawn.paste(picture, (x, top))
+        x += own + _GAP
+    if lower:
+        drawn.paste(lower, (0, height))
+    return drawn
+
+
+def drawable(name: str, otherwise: str) -> str:
+    """A name in one line, or what stands in for one with letters that the font lacks."""
+    name = " ".join(name.split())
+    unknown = bytes(_font().getmask("\uffff"))
+    return name if all(letter == " " or bytes(_font().getmask(letter)) != unknown for letter in name) else otherwise
+
+
+def distinct_colours(number: int) -> tuple[Colour, ...]:
+    """Colours that differ, neighbours in the list most; the first ones are the same for any number.
+
+    Each hue is a golden section of the circle further than the last, which keeps all hues apart; lightness and
+    saturation change in turn.
+    """
+    golden = (5**0.5 - 1) / 2
+    tones = ((0.5, 0.85), (0.68, 0.7), (0.36, 0.7))
+    colours = (hls_to_rgb(index * golden % 1, *tones[index % len(tones)]) for index in range(number))
+    return tuple((round(255 * red), round(255 * green), round(255 * blue)) for red, green, blue in colours)
+
+
+@functools.cache
+def _font() -> ImageFont.FreeTypeFont:
+    """The one that is written with: matplotlib's, as Pillow's own has no letter with an accent."""
+    package = str(getattr(find_spec("matplotlib"), "origin", None))
+    return ImageFont.truetype(str(Path(package).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"), _SIZE)
+
+
+def _text_width(text: str) -> int:
+    return int(_font().getlength(text)) + 1

@@ -1,0 +1,11 @@
+"""Networks in the formats of other runtimes: written, checked against the original, and read again."""
+
+from mobilemamba.export.formats import FORMATS
+from mobilemamba.export.inference import runners
+from mobilemamba.export.writing import Exported, export_network
+from mobilemamba.models.runtime import RUNNERS, RUNTIMES
+
+RUNTIMES |= {suffix: form for suffix, form in FORMATS.items() if form.reads}
+RUNNERS |= runners()
+
+__all__ = ["FORMATS", "Exported", "export_network"]

@@ -1,0 +1,27 @@
+"""Convolutions from their numbers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+@torch.no_grad()
+def conv2d(weight: Tensor, bias: Tensor | None = None, stride: int = 1, padding: int = 0, groups: int = 1) -> nn.Conv2d:
+    """The convolution with these numbers.
+
+    Args:
+        weight: (out, in / groups, height, width).
+        bias: (out,), or none.
+        stride: In both directions.
+        padding: On all four sides.
+        groups: Of channels.
+    """
+    out, into, *kernel = weight.shape
+    conv = nn.utils.skip_init(
+        nn.Conv2d, into * groups, out, tuple(kernel), stride, padding, groups=groups, bias=bias is not None
+    )
+    conv.weight = nn.Parameter(weight.detach().clone(memory_format=torch.contiguous_format), requires_grad=False)
+    if bias is not None:
+        conv.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
+    return conv

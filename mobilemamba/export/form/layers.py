@@ -1,0 +1,268 @@
+"""The network's layers as a runtime computes them in the fewest steps; each is made of the norm-free layer.
+
+Shape letters: B batch, C channels, H and W sides, L = H * W, K scan directions, D inner width, N state size, R rank of
+the step size.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from timm.layers import SelectAdaptivePool2d
+from torch import Tensor, nn
+
+from mobilemamba.export.form.convolution import conv2d
+from mobilemamba.export.form.scan import recurrence, softplus
+from mobilemamba.export.form.wavelet import wavelet_form
+from mobilemamba.layers.conv_norm import ConvNorm
+from mobilemamba.layers.local_conv import MultiKernelConv
+from mobilemamba.layers.mrffi import MRFFI
+from mobilemamba.layers.patch import PatchEmbed, PatchMerging
+from mobilemamba.layers.residual import Residual
+from mobilemamba.layers.ss2d import SS2D
+from mobilemamba.layers.wavelet_mamba import WaveletMamba
+
+#: Channels that runtimes store together; what is left over costs as many.
+_BLOCK = 16
+
+
+class Scan(nn.Module):
+    """The scan's projections, the scan in every direction and LayerNorm; (B, H, W, D) in and out.
+
+    Args:
+        ss2d: The layer whose they are.
+    """
+
+    def __init__(self, ss2d: SS2D):
+        super().__init__()
+        K, D = ss2d.D.shape
+        self.widths = [ss2d.dt_rank + 1, ss2d.d_state, ss2d.d_state]
+        # One more low-rank step size, which is always 1, carries the bias.
+        dt_KRD, BC_KND = ss2d.x_proj_weight.split([ss2d.dt_rank, 2 * ss2d.d_state], 1)
+        projection_KCD = torch.cat([dt_KRD, dt_KRD.new_zeros(K, 1, D), BC_KND], 1)
+        one_C = F.one_hot(torch.tensor(ss2d.dt_rank), sum(self.widths)).to(dt_KRD)
+        expansion_KRD = torch.cat([ss2d.dt_proj_weight.transpose(1, 2), ss2d.dt_bias[:, None]], 1)
+        for name, value in (
+            ("projection_KDC", projection_KCD.transpose(1, 2)),
+            ("one_C", one_C),
+            ("expansion_KRD", expansion_KRD),
+            ("A_KND", -torch.exp(ss2d.A_log.float()).transpose(1, 2)),
+            ("minus_skip_D", -ss2d.D.sum(0)),
+        ):
+            self.register_buffer(name, value.detach().contiguous())
+        self.norm = ss2d.out_norm
+
+    projection_KDC: Tensor
+    one_C: Tensor
+    expansion_KRD: Tensor
+    A_KND: Tensor
+    minus_skip_D: Tensor
+
+    def forward(self, u_BHWD: Tensor) -> Tensor:
+        u_BKLD = self.in_steps(u_BHWD)
+        dt_BKLR, B_BKLN, C_BKLN = (u_BKLD @ self.projection_KDC + self.one_C).split(self.widths, 3)
+        dt_BKLD = softplus((dt_BKLR @ self.expansion_KRD).float())
+        A_KND, drive_BKLD = self.A_KND.float(), dt_BKLD * u_BKLD
+        if A_KND.shape[1] == 1:
+            decay, drive = torch.exp(dt_BKLD * A_KND), drive_BKLD * B_BKLN
+            h_BKLD = recurrence(decay.flatten(0, 1), drive.flatten(0, 1)).view_as(u_BKLD)
+            y_BKLD = h_BKLD * C_BKLN
+        else:
+            decay = torch.exp(dt_BKLD.unsqueeze(3) * A_KND[:, None])
+            drive = drive_BKLD.unsqueeze(3) * B_BKLN.unsqueeze(4)
+            h_MLX = recurrence(decay.flatten(3).flatten(0, 1), drive.flatten(3).flatten(0, 1))
+            y_BKLD = (C_BKLN.unsqueeze(3) @ h_MLX.view_as(decay)).squeeze(3)
+        y_BHWD = self.in_place(y_BKLD, u_BHWD)
+        # Not ``y + u * D``: ONNX Runtime joins a sum before LayerNorm with it to an operator that takes four times as
+        # long.
+        return self.norm((y_BHWD - u_BHWD * self.minus_skip_D).to(u_BHWD.dtype))
+
+    def in_steps(self, u_BHWD: Tensor) -> Tensor:
+        """Every direction's sequence."""
+        u_BLD = u_BHWD.flatten(1, 2)
+        if len(self.A_KND) == 1:
+            return u_BLD.unsqueeze(1)
+        orders = _orders(len(self.A_KND), *u_BHWD.shape[1:3])
+        return u_BLD.index_select(1, torch.tensor(orders).flatten()).unflatten(1, (len(orders), -1))
+
+    def in_place(self, y_BKLD: Tensor, like_BHWD: Tensor) -> Tensor:
+        """Every direction's results in their places, summed."""
+        if y_BKLD.shape[1] == 1:
+            return y_BKLD.view_as(like_BHWD)
+        length, y_BMD = y_BKLD.shape[2], y_BKLD.flatten(1, 2)  # M = K * L
+        y_BLD = y_BMD.narrow(1, 0, length)
+        for direction, order in enumerate(_orders(y_BKLD.shape[1], *like_BHWD.shape[1:3])):
+            if direction:
+                steps = sorted(range(length), key=order.__getitem__)
+                y_BLD = y_BLD + y_BMD.index_select(1, torch.tensor(steps) + direction * length)
+        return y_BLD.view_as(like_BHWD)
+
+
+def _orders(directions: int, height: int, width: int) -> list[list[int]]:
+    """``scan_order`` in numbers that a tracer does not see."""
+    rows = list(range(height * width))
+    columns = [row * width + column for column in range(width) for row in range(height)]
+    forwards = [rows] if directions < 4 else [rows, columns]
+    return [*forwards, *(order[::-1] for order in forwards)][:directions]
+
+
+class GlobalPart(nn.Module):
+    """ReLU of WTE-Mamba, or of SS2D alone; (B, C, H, W) in and out.
+
+    Args:
+        mixer: The layer.
+    """
+
+    def __init__(self, mixer: WaveletMamba | SS2D):
+        super().__init__()
+        ss2d = mixer.ss2d if isinstance(mixer, WaveletMamba) else mixer
+        assert isinstance(ss2d, SS2D)
+        into, out = _numbers(ss2d.in_proj), _numbers(ss2d.out_proj)
+        scale_C = mixer.scale.detach().flatten() if isinstance(mixer, WaveletMamba) else torch.ones(len(out[1]))
+        # Apart, as halves of one result would have to be copied.
+        self.into, self.gate = (conv2d(weight, bias) for weight, bias in zip(*(x.chunk(2) for x in into), strict=True))
+        self.conv, self.scan = ss2d.conv, Scan(ss2d)
+        bias_C = out[1] * scale_C
+        self.register_buffer("out_DC", (out[0].flatten(1).T * scale_C).contiguous())
+        self.register_buffer("bias_C", bias_C)
+        self.wavelet = wavelet_form(mixer.wavelet_conv, bias_C) if isinstance(mixer, WaveletMamba) else None
+
+    out_DC: Tensor
+    bias_C: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        u_BHWD = F.silu(self.conv(self.into(x)).permute(0, 2, 3, 1))
+        gate_BHWD = F.silu(self.gate(x).permute(0, 2, 3, 1))
+        y_BHWC = (self.scan(u_BHWD) * gate_BHWD) @ self.out_DC
+        y_BHWC = y_BHWC + (self.bias_C if self.wavelet is None else self.wavelet(x))
+        return F.relu(y_BHWC).permute(0, 3, 1, 2)
+
+
+class LocalPart(nn.Module):
+    """ReLU of the local and the unmixed channels as one depthwise convolution; (B, C, H, W) in and out.
+
+    A channel that stays as it is has a kernel of one 1; smaller kernels stand in the middle of the largest.
+
+    Args:
+        mixer: The local channels' layer; what stands in place of it mixes none.
+        identity: How many more channels stay as they are.
+    """
+
+    def __init__(self, mixer: nn.Module, identity: int):
+        super().__init__()
+        parts = list(mixer.parts) if isinstance(mixer, MultiKernelConv) else []
+        convs, affines = ([_numbers(list(part.children())[i]) for part in parts] for i in (0, 1))
+        if identity:
+            ones, zeros = torch.ones(identity, 1, 1, 1), torch.zeros(identity)
+            convs, affines = [*convs, (ones, zeros)], [*affines, (ones, zeros)]
+        kernel = max(weight.shape[-1] for weight, _ in convs)
+        kernels = [F.pad(weight, [(kernel - weight.shape[-1]) // 2] * 4) for weight, _ in convs]
+        channels = sum(map(len, kernels))
+        self.conv = conv2d(torch.cat(kernels), torch.cat([b for _, b in convs]), 1, kernel // 2, channels)
+        self.affine: nn.Module | None = None
+        if parts:
+            weights, biases = zip(*affines, strict=True)
+            self.affine = conv2d(torch.cat(weights), torch.cat(biases), groups=channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv(x))
+        return x if self.affine is None else F.relu(self.affine(x))
+
+
+class MixedResidual(nn.Module):
+    """x + MRFFI(x): the projection of each part apart, so that none are put together; (B, C, H, W) in and out."""
+
+    def __init__(self, mrffi: MRFFI):
+        super().__init__()
+        weight, bias = _numbers(mrffi.proj)
+        width, local, identity = mrffi.splits
+        self.widths: list[int] = []
+        parts: list[nn.Module] = []
+        if width:
+            mixer = mrffi.global_mixer
+            known = isinstance(getattr(mixer, "ss2d", mixer), SS2D)
+            self.widths.append(width)
+            parts.append(GlobalPart(mixer) if known else nn.Sequential(mixer, nn.ReLU()))  # type: ignore[arg-type]
+        if local + identity:
+            self.widths.append(local + identity)
+            parts.append(LocalPart(mrffi.local_mixer, identity) if local else nn.ReLU())
+        self.parts = nn.ModuleList(parts)
+        last = len(parts) - 1
+        self.projections = nn.ModuleList(
+            conv2d(share, bias if part == last else None) for part, share in enumerate(weight.split(self.widths, 1))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, start = x, sum(self.widths)
+        for width, part, projection in reversed(list(zip(self.widths, self.parts, self.projections, strict=True))):
+            start -= width
+            y = projection(part(x.narrow(1, start, width))) + y
+        return y
+
+
+class Merging(nn.Module):
+    """Patch merging, its average by an operator for pooling."""
+
+    def __init__(self, merging: PatchMerging):
+        super().__init__()
+        self.expand, self.dw, self.se, self.project = merging.expand, merging.dw, merging.se, merging.project
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.dw(self.expand(x))
+        gate = self.se.fc2(F.relu(self.se.fc1(F.avg_pool2d(x, x.shape[2:]))))
+        return self.project(x * torch.sigmoid(gate))
+
+
+class Pooling(nn.Module):
+    """The average over the map by an operator for pooling; (B, C, H, W) to (B, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, x.shape[2:]).flatten(1)
+
+
+class Stem(nn.Module):
+    """The patch embedding, of whose first channels those are computed apart that would begin a new block."""
+
+    def __init__(self, embed: PatchEmbed):
+        super().__init__()
+        first, second, *rest = embed
+        (weight, bias), (weight_then, bias_then) = _numbers(first), _numbers(second)
+        whole = len(weight) // _BLOCK * _BLOCK
+        widths = [whole, len(weight) - whole]
+        self.first, self.second = nn.ModuleList(), nn.ModuleList()
+        for share, bias_share in zip(weight.split(widths), bias.split(widths), strict=True):
+            self.first.append(conv2d(share, bias_share, stride=2, padding=1))
+        for share, bias_share in zip(weight_then.split(widths, 1), (bias_then, None), strict=True):
+            self.second.append(conv2d(share, bias_share, stride=2, padding=1))
+        self.rest = nn.Sequential(*rest)
+
+    def forward(self, x: Tensor) -> Tensor:
+        whole, left_over = (second(F.relu(first(x))) for first, second in zip(self.first, self.second, strict=True))
+        return self.rest(F.relu(whole + left_over))
+
+
+def replacement(layer: nn.Module) -> nn.Module | None:
+    """What a runtime is to compute in place of a norm-free layer; None where that is the layer itself."""
+    if any(isinstance(part, ConvNorm) for part in layer.modules()):  # its norm is of a class that does not fold
+        return None
+    if isinstance(layer, Residual) and isinstance(layer.branch, MRFFI):
+        return MixedResidual(layer.branch)
+    if isinstance(layer, PatchMerging):
+        return Merging(layer)
+    if isinstance(layer, PatchEmbed) and len(layer) > 2 and _begins_a_block(len(_numbers(layer[0])[0])):
+        return Stem(layer)
+    if isinstance(layer, SelectAdaptivePool2d) and layer.pool_type == "avg" and isinstance(layer.flatten, nn.Flatten):
+        return Pooling()
+    return None
+
+
+def _begins_a_block(channels: int) -> bool:
+    """Whether a few of the channels are left over by whole blocks."""
+    return channels > _BLOCK and 0 < channels % _BLOCK <= _BLOCK // 2
+
+
+def _numbers(conv: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution."""
+    assert isinstance(conv, nn.Conv2d)
+    bias = conv.weight.new_zeros(len(conv.weight)) if conv.bias is None else conv.bias
+    return conv.weight.detach(), bias.detach()

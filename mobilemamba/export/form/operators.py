@@ -1,0 +1,52 @@
+"""Every operator of ours that a traced network may have, as a function of plain ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mobilemamba.export.form.scan import scan
+from mobilemamba.ops.backends import standard_operators
+from mobilemamba.ops.depthwise import depthwise_conv
+from mobilemamba.ops.mix_channels import mix_channels
+from mobilemamba.ops.mlstm import mlstm
+from mobilemamba.ops.rwkv6 import rwkv6
+from mobilemamba.ops.scan_norm_gate import scan_norm_gate
+from mobilemamba.ops.ttt_linear import ttt_linear
+from mobilemamba.ops.wavelet.definition import haar_filters, wavelet_conv
+
+
+def decompositions() -> dict[Any, Callable[..., Tensor]]:
+    """Operator -> the function that computes it, as ``ExportedProgram.run_decompositions`` takes them.
+
+    Those of training are left out: gradients, and norms by the batch's own statistics.
+    """
+    ours = torch.ops.mobilemamba
+    plain = {ours.depthwise_conv: depthwise_conv, ours.mix_channels: mix_channels, ours.scan_norm_gate: scan_norm_gate}
+    of_lists = {ours.mlstm: mlstm, ours.rwkv6: rwkv6, ours.ttt_linear: ttt_linear}
+    return {
+        ours.selective_scan.default: scan,
+        ours.haar_conv.default: _haar_conv,
+        **{operator.default: _plainly(function) for operator, function in plain.items()},
+        **{operator.default: _of_list(_plainly(function)) for operator, function in of_lists.items()},
+    }
+
+
+def _plainly(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def compute(*arguments: Any) -> Tensor:
+        with standard_operators():
+            return function(*arguments)
+
+    return compute
+
+
+def _of_list(function: Callable[..., Tensor]) -> Callable[[Sequence[Tensor]], Tensor]:
+    return lambda inputs: function(*inputs)
+
+
+def _haar_conv(x_BHWC: Tensor, weight: Tensor) -> Tensor:
+    filters = haar_filters(x_BHWC.shape[-1], x_BHWC)
+    return wavelet_conv(x_BHWC.permute(0, 3, 1, 2), weight.to(x_BHWC), filters, filters).permute(0, 2, 3, 1)

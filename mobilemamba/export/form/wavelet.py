@@ -1,0 +1,106 @@
+"""The wavelet branch by depthwise convolutions of stride 2, without transposed ones; (B, C, H, W) in, (B, H, W, C) out.
+
+The transform, the convolution of the sub-bands and the inverse are linear and repeat every two pixels. So each of the
+four pixels of a square is a convolution of its own, with twice the kernel: ``PhaseConv``. Large kernels cost less where
+the transform stays apart: ``BandConv``.
+
+Shape letters: B batch, C channels, H and W sides, h and w half of them, P = 4 pixels of a square or sub-bands, F = 2.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mobilemamba.export.form.convolution import conv2d
+from mobilemamba.layers.wavelet_mamba import WaveletConv
+
+#: The largest kernel for which one convolution a pixel is faster than one a sub-band between the transforms.
+_SMALL = 3
+
+
+def wavelet_form(conv: WaveletConv, bias_C: Tensor) -> nn.Module:
+    """What computes ``conv(x) + bias`` in the fewest operators, channels last."""
+    if conv.dwt_filters.shape[-1] > 2:
+        return _ChannelsLast(conv, bias_C)
+    return PhaseConv(conv, bias_C) if conv.conv.kernel_size[0] <= _SMALL or not conv.is_haar else BandConv(conv, bias_C)
+
+
+class PhaseConv(nn.Module):
+    """One depthwise convolution for each pixel of a square.
+
+    Args:
+        conv: A convolution in the wavelet domain whose filters have two taps.
+        bias_C: Is added.
+    """
+
+    def __init__(self, conv: WaveletConv, bias_C: Tensor):
+        super().__init__()
+        channels, kernel = len(bias_C), conv.conv.kernel_size[0]
+        analysis, synthesis = (f.view(channels, 4, 2, 2).double() for f in (conv.dwt_filters, conv.idwt_filters))
+        weight = conv.weight.view(channels, 4, kernel, kernel).double()
+        # To pixel (p, q) from band b, tap (i, j), of which each reads the square (r, s).
+        phases = torch.einsum("cbpq,cbij,cbrs->pqcirjs", synthesis, weight, analysis)
+        phases = phases.reshape(4, channels, 1, 2 * kernel, 2 * kernel).to(bias_C.dtype)
+        self.padding = 2 * (kernel // 2)
+        self.phases = nn.ModuleList(conv2d(phase, bias_C, stride=2, groups=channels) for phase in phases)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        before = self.padding
+        padded = F.pad(x, (before, before + width % 2, before, before + height % 2))
+        return _join(torch.cat([phase(padded) for phase in self.phases], 1).permute(0, 2, 3, 1), height, width)
+
+
+class BandConv(nn.Module):
+    """The transform as a convolution for each sub-band, those of the sub-bands, and the inverse as a small product.
+
+    Args:
+        conv: A convolution in the wavelet domain with Haar's filters.
+        bias_C: Is added.
+    """
+
+    def __init__(self, conv: WaveletConv, bias_C: Tensor):
+        super().__init__()
+        channels, kernel = len(bias_C), conv.conv.kernel_size[0]
+        analysis = conv.dwt_filters.view(channels, 4, 1, 2, 2).transpose(0, 1)
+        weight = conv.weight.view(channels, 4, 1, kernel, kernel).transpose(0, 1).flatten(0, 1)
+        # A constant has the sub-bands that the transform gives it.
+        bias = (analysis.sum((2, 3, 4)) * bias_C).flatten()
+        self.transform = nn.ModuleList(conv2d(band, None, stride=2, groups=channels) for band in analysis)
+        self.bands = conv2d(weight, bias, padding=kernel // 2, groups=4 * channels)
+        self.register_buffer("inverse_PP", conv.idwt_filters[:4].flatten(1).T.contiguous())
+
+    inverse_PP: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        x = F.pad(x, (0, width % 2, 0, height % 2)) if height % 2 or width % 2 else x
+        bands = self.bands(torch.cat([band(x) for band in self.transform], 1))
+        bands_BhwPC = bands.permute(0, 2, 3, 1).unflatten(3, (4, -1))
+        return _join((self.inverse_PP @ bands_BhwPC).flatten(3), height, width)
+
+
+class _ChannelsLast(nn.Module):
+    """The original, and the bias, with the channels last."""
+
+    def __init__(self, conv: WaveletConv, bias_C: Tensor):
+        super().__init__()
+        self.conv = conv
+        self.register_buffer("bias_C", bias_C)
+
+    bias_C: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x).permute(0, 2, 3, 1) + self.bias_C
+
+
+def _join(phases_BhwF: Tensor, height: int, width: int) -> Tensor:
+    """The map from the pixels of each square, which stand one after another: (B, h, w, 4C) to (B, H, W, C)."""
+    batch, h, w, features = phases_BhwF.shape
+    rows = phases_BhwF.reshape(batch * h, w, 2, features // 2).transpose(1, 2)
+    y = rows.reshape(batch, 2 * h, 2 * w, features // 4)
+    if height % 2:
+        y = y.narrow(1, 0, height)
+    return y.narrow(2, 0, width) if width % 2 else y

@@ -1,0 +1,132 @@
+"""What a format for exported networks is."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from mobilemamba.errors import ConfigError, WeightsError
+from mobilemamba.export.calibration import Calibration
+from mobilemamba.export.form import decompositions
+from mobilemamba.models.runtime import Runtime, RuntimeNetwork
+from mobilemamba.text import printable
+
+#: Names of what goes in and what comes out, in formats that name them.
+INPUT, OUTPUT = "pictures", "logits"
+#: Under which a file says, beside its card, what it answers with: logits or probabilities.
+OUTPUTS_KEY = "outputs"
+#: Under which it says what its arithmetic is in.
+PRECISION_KEY = "precision"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A network on its way into a file."""
+
+    network: nn.Module  # in the form of ``exportable``, float32 pictures in
+    channels: int
+    size: tuple[int, int] | None  # height and width; None for any
+    batch: int | None  # pictures at a time; None for any
+    dtype: str = "float32"  # of weights and arithmetic
+    opset: int | None = None  # ONNX's; None for the usual one
+    softmax: bool = False  # whether it answers with probabilities
+    calibration: Calibration | None = None  # pictures to fit int8 by
+
+    @property
+    def example(self) -> Tensor:
+        """Of two pictures where any number is taken: of one alone the exporter would make a constant."""
+        return torch.zeros(self.batch or 2, self.channels, *self.sizes[0])
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """Three to try, all the same where it is fixed."""
+        return ((192, 256), (256, 192), (128, 320)) if self.size is None else (self.size,) * 3
+
+    @property
+    def shape(self) -> tuple[int | None, ...]:
+        return self.batch, self.channels, *(self.size or (None, None))
+
+    @cached_property
+    def program(self) -> ExportedProgram:
+        """As a graph of PyTorch's own operators.
+
+        Raises:
+            ConfigError: If the network does not take such pictures, or cannot be followed.
+        """
+        dynamic: dict[int, Any] = {} if self.batch else {0: Dim("batch", min=1, max=4096)}
+        if self.size is None:
+            dynamic |= {2: Dim.AUTO, 3: Dim.AUTO}
+        with torch.no_grad():
+            try:
+                program = torch.export.export(self.network, (self.example,), dynamic_shapes=(dynamic,))
+            except Exception as error:  # whatever a network may raise
+                raise ConfigError(f"the network cannot be followed: {' '.join(str(error).split())[:300]}") from error
+            return program.run_decompositions(decompositions())
+
+
+class Format(Runtime):
+    """Writes and reads one kind of file.
+
+    Attributes:
+        name: Of what runs it.
+        suffix: Of its files.
+        extra: Of this package, that installs what is needed.
+        writes: The packages that writing needs, as they are imported.
+        reads: Those that running needs; empty where it cannot be run from Python.
+        dtypes: Of weights and arithmetic, that it knows.
+        casts: Whether the network itself is to be in another type, and the runtime does not see to that.
+        calibrates: Whether int8 is fitted by pictures.
+        runs_in_memory: Whether a network can be run without a file, by :meth:`in_memory`.
+        any_batch: Whether one file takes any number of pictures; and is to by default.
+        any_size: Whether one file takes pictures of any size.
+    """
+
+    name: ClassVar[str]
+    suffix: ClassVar[str]
+    extra: ClassVar[str]
+    writes: ClassVar[tuple[str, ...]]
+    reads: ClassVar[tuple[str, ...]]
+    dtypes: ClassVar[tuple[str, ...]] = ("float32",)
+    casts: ClassVar[bool] = True
+    calibrates: ClassVar[bool] = False
+    runs_in_memory: ClassVar[bool] = False
+    any_batch: ClassVar[bool] = False
+    any_size: ClassVar[bool] = False
+
+    def write(self, source: Source, metadata: Mapping[str, str], path: Path) -> None:
+        """Writes the network to ``path``, and what belongs to it beside that by the same name."""
+        raise NotImplementedError
+
+    def metadata(self, path: Path) -> Mapping[str, str]:
+        raise NotImplementedError
+
+    def load(self, path: Path) -> RuntimeNetwork:
+        raise NotImplementedError
+
+    def in_memory(self, source: Source) -> RuntimeNetwork:
+        """The network as one that the runtime runs."""
+        raise NotImplementedError
+
+    def need(self, packages: tuple[str, ...]) -> None:
+        """Refuses where one of the packages is missing.
+
+        Raises:
+            ConfigError: With what installs it.
+        """
+        if missing := [package for package in packages if importlib.util.find_spec(package) is None]:
+            raise ConfigError(f"{self.suffix} files need {missing[0]}: pip install 'mobilemamba[{self.extra}]'")
+
+    def unreadable(self, path: Path, error: Exception) -> WeightsError:
+        """What to raise where the runtime refuses a file."""
+        if not path.exists():
+            return WeightsError(f"no weights at {printable(path)}: expected a file that mobilemamba export wrote")
+        reason = " ".join(str(error).split())[:200]
+        return WeightsError(f"cannot read {printable(path)}: {reason}; expected a file that mobilemamba export wrote")

@@ -1,0 +1,29 @@
+"""The formats there are."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from mobilemamba.errors import ConfigError
+from mobilemamba.export.format import Format
+from mobilemamba.export.onnx import Onnx
+from mobilemamba.export.openvino import OpenVino
+from mobilemamba.text import printable
+
+#: By the ending of their files.
+FORMATS: dict[str, Format] = {form.suffix: form for form in (Onnx(), OpenVino())}
+
+
+def format_of(target: Path) -> Format:
+    """The format of a file to write, by its name.
+
+    Raises:
+        ConfigError: If it is none.
+    """
+    form = FORMATS.get(target.suffix)
+    if form is None:
+        near = difflib.get_close_matches(target.suffix, FORMATS, n=1)
+        hint = f"; did you mean {target.stem}{near[0]}?" if near else ""
+        raise ConfigError(f"{printable(target)}: expected a name that ends in {' or '.join(FORMATS)}{hint}")
+    return form

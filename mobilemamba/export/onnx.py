@@ -1,0 +1,190 @@
+"""ONNX files, run by ONNX Runtime."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from mobilemamba.errors import ConfigError
+from mobilemamba.export.format import INPUT, OUTPUT, OUTPUTS_KEY, Format, Source
+from mobilemamba.models.runtime import RuntimeNetwork
+
+#: The newest that older runtimes know as well, and the oldest that the exporter writes.
+_OPSET, _OLDEST, _NEWEST = 20, 18, 24
+
+
+class Onnx(Format):
+    """See the module."""
+
+    name = "onnxruntime"
+    suffix = ".onnx"
+    extra = "onnx"
+    writes = ("onnx", "onnxscript", "onnxruntime")
+    reads = ("onnxruntime",)
+    dtypes: ClassVar[tuple[str, ...]] = ("float32", "float16", "int8")
+    calibrates = True
+    runs_in_memory = True
+    any_batch = True
+    any_size = True
+
+    def write(self, source: Source, metadata: Mapping[str, str], path: Path) -> None:
+        import onnx
+
+        model = to_onnx(source)
+        if source.dtype == "int8":
+            assert source.calibration is not None
+            model = _quantized(model, source.calibration.pictures, path)
+        onnx.helper.set_model_props(model, dict(metadata))
+        path.write_bytes(model.SerializeToString())
+
+    def metadata(self, path: Path) -> Mapping[str, str]:
+        self.need(self.reads)
+        return self._session(path, quick=True).get_modelmeta().custom_metadata_map
+
+    def load(self, path: Path) -> RuntimeNetwork:
+        self.need(self.reads)
+        session = self._session(path)
+        inputs = session.get_inputs()
+        if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type != "tensor(float)":
+            reason = f"it takes {[entry.name for entry in inputs]}, and not one batch of pictures alone"
+            raise self.unreadable(path, ValueError(reason))
+        return _in_onnxruntime(session)
+
+    def in_memory(self, source: Source) -> RuntimeNetwork:
+        return _in_onnxruntime(_session(to_onnx(source).SerializeToString()))
+
+    def _session(self, path: Path, *, quick: bool = False) -> Any:
+        try:
+            return _session(str(path), quick=quick)
+        except Exception as error:  # its own classes, which it does not name in public
+            raise self.unreadable(path, error) from None
+
+
+def _session(model: str | bytes, *, quick: bool = False) -> Any:
+    """ONNX Runtime's session of a file or its content; a quick one is not to be run."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others want the processor as well
+    options.log_severity_level = 3
+    if quick:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _in_onnxruntime(session: Any) -> RuntimeNetwork:
+    import onnxruntime
+
+    pictures, answer = session.get_inputs()[0], session.get_outputs()[0]
+
+    def run(batch: np.ndarray) -> np.ndarray:
+        return session.run([answer.name], {pictures.name: batch})[0]
+
+    shape = tuple(size if isinstance(size, int) else None for size in pictures.shape)
+    outputs = session.get_modelmeta().custom_metadata_map.get(OUTPUTS_KEY)
+    how = f"ONNX Runtime {onnxruntime.__version__}"
+    return RuntimeNetwork(run, shape, how, probabilities=outputs == "probabilities")
+
+
+def to_onnx(source: Source) -> Any:
+    """The network as ONNX's ``ModelProto``, without the exporter's notes on source files.
+
+    Raises:
+        ConfigError: If the network cannot be followed, or ONNX has no such opset.
+    """
+    opset = source.opset or _OPSET
+    if not _OLDEST <= opset <= _NEWEST:
+        raise ConfigError(f"--opset {opset}: expected {_OLDEST} to {_NEWEST}")
+    with _quiet():
+        exported = torch.onnx.export(
+            source.program,
+            (source.example,),
+            dynamo=True,
+            verbose=False,
+            opset_version=opset,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+        )
+        assert exported is not None
+        model = exported.model_proto
+    _strip(model)
+    _name_sizes(model.graph, source)
+    return model
+
+
+def _quantized(model: Any, pictures: torch.Tensor, path: Path) -> Any:
+    """The model with 8-bit products; all else stays float, where 8 bits cost more than they bring."""
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.batches = iter(pictures.split(model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1))
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {INPUT: batch.numpy()}
+
+    with _quiet():
+        quantize_static(
+            model,
+            str(path),
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            op_types_to_quantize=["Conv", "Gemm", "MatMul"],
+        )
+    return onnx.load(path)
+
+
+def _strip(model: Any) -> None:
+    """Removes what the exporter noted: paths and lines of source files, names of modules."""
+    del model.metadata_props[:]
+    graph = model.graph
+    del graph.value_info[:]  # shapes, which runtimes find themselves
+    for entry in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer, *model.functions):
+        del entry.metadata_props[:]
+        entry.doc_string = ""
+    for function in model.functions:
+        for node in function.node:
+            del node.metadata_props[:]
+            node.doc_string = ""
+
+
+def _name_sizes(graph: Any, source: Source) -> None:
+    """Calls sizes that are free by what they are."""
+    dims = graph.input[0].type.tensor_type.shape.dim
+    names = {}
+    for dim, size, name in zip(dims, source.shape, ("batch", "channels", "height", "width"), strict=True):
+        if (size is None) != bool(dim.dim_param):
+            raise ConfigError(f"the exporter fixed the {name} of the pictures; give a number for it")
+        if size is None:
+            names[dim.dim_param] = name
+    for entry in (*graph.input, *graph.output):
+        for dim in entry.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = names.get(dim.dim_param, dim.dim_param)
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """The exporter warns of what it does about older versions of operators."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

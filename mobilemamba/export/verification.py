@@ -1,0 +1,80 @@
+"""Whether an exported network answers as the original does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mobilemamba.errors import WeightsError
+from mobilemamba.export.calibration import Agreement, compare
+from mobilemamba.export.format import Format, Source
+from mobilemamba.text import printable
+
+#: The largest difference that passes, as a share of the largest logit, by what the weights are in; for int8 the answers
+#: to pictures tell more.
+TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a comparison found."""
+
+    error: float | None  # largest difference as a share of the largest logit; None where it could not be run
+    batches: tuple[int, ...]  # numbers of pictures that were tried
+    runtime: str  # that answered, or why it could not
+    agreement: Agreement | None = None  # on the pictures that were given
+
+
+@torch.no_grad()
+def check(network: nn.Module, form: Format, path: Path, source: Source) -> Check:
+    """Compares the answers to several batches of noise and of smooth pictures.
+
+    Args:
+        network: The original, in evaluation mode.
+        form: Of the file.
+        path: The file.
+        source: What it was made of.
+
+    Raises:
+        WeightsError: If they differ by more than :data:`TOLERANCES`.
+    """
+    if not form.reads:
+        return Check(None, (), f"{form.name} runs elsewhere; its structure was checked by its converter")
+    exported = form.load(path)
+    error, batches = 0.0, []
+    for pictures in examples(source):
+        expected, given = network(pictures), exported(pictures)
+        if source.softmax:
+            expected = expected.log_softmax(1)
+        batches.append(len(pictures))
+        if given.shape != expected.shape:
+            raise WeightsError(
+                f"{printable(path.name)} is not written: {exported.how} answers with a shape of {tuple(given.shape)} "
+                f"where the network has {tuple(expected.shape)}"
+            )
+        difference = ((given - expected).abs().max() / expected.abs().max().clamp_min(1e-6)).item()
+        error = max(error, difference) if difference == difference else difference
+        if not difference <= TOLERANCES.get(source.dtype, float("inf")):
+            raise WeightsError(
+                f"{printable(path.name)} is not written: {exported.how} is off by {difference:.1e} of the largest "
+                f"logit, where {TOLERANCES[source.dtype]:.0e} is the most in {source.dtype}"
+            )
+    agreement = None if source.calibration is None else compare(network, exported, source.calibration)
+    return Check(error, tuple(dict.fromkeys(batches)), exported.how, agreement)
+
+
+def examples(source: Source) -> Iterator[Tensor]:
+    """Batches of several sizes; pictures as different as noise, plain colours and slow waves."""
+    generator = torch.Generator().manual_seed(0)
+    batches = (1, 2, 5) if source.batch is None else (source.batch, source.batch + 1, 1)
+    for batch, (height, width) in zip(batches, source.sizes, strict=True):
+        noise = torch.randn(batch, source.channels, height, width, generator=generator)
+        plain = torch.randn(batch, source.channels, 1, 1, generator=generator).expand_as(noise)
+        y, x = torch.linspace(0, 6, height)[:, None], torch.linspace(0, 9, width)
+        waves = torch.stack([(y * (1 + i % 3) + x + i).sin() for i in range(batch * source.channels)])
+        yield noise
+        yield plain + waves.view(noise.shape)

@@ -1,0 +1,200 @@
+"""A network into a file of another program, checked before it takes its name."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mobilemamba.errors import ConfigError, MobileMambaError, WeightsError
+from mobilemamba.export.calibration import Calibration
+from mobilemamba.export.form import exportable
+from mobilemamba.export.format import OUTPUTS_KEY, PRECISION_KEY, Source
+from mobilemamba.export.formats import format_of
+from mobilemamba.export.verification import Check, check
+from mobilemamba.files import check_writable
+from mobilemamba.models.card import CARD_KEY, ModelCard
+from mobilemamba.text import printable
+from mobilemamba.version import __version__
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    path: Path
+    bytes: int  # of all its files
+    size: tuple[int, int] | None  # height and width of the pictures; None for any
+    batch: int | None  # pictures at a time; None for any
+    check: Check | None  # None if it was not asked for
+
+
+def export_network(
+    network: nn.Module,
+    card: ModelCard,
+    target: str | Path,
+    *,
+    any_size: bool = False,
+    batch: int | None = None,
+    any_batch: bool | None = None,
+    dtype: str = "float32",
+    opset: int | None = None,
+    calibration: Calibration | None = None,
+    softmax: bool = False,
+    verify: bool = True,
+) -> Exported:
+    """Writes a network for another program, its card with it.
+
+    Args:
+        network: In float32 on the CPU.
+        card: What it is of, and how its pictures are prepared.
+        target: Its ending chooses the format; replaced as a whole.
+        any_size: Take pictures of any size, not the card's alone, where the format and the network can.
+        batch: Pictures at a time; by default any number where the format can, else 1.
+        any_batch: Take any number; without it as the format can.
+        dtype: float32, float16, bfloat16 or int8.
+        opset: ONNX's.
+        calibration: Pictures by whose activations int8 is scaled; and which are answered by both, to compare.
+        softmax: Answer with probabilities instead of logits.
+        verify: Compare the file's answers to the network's, and refuse it if they differ.
+
+    Raises:
+        ConfigError: If an option cannot work, or a package is missing.
+        WeightsError: If the file cannot be written, or does not answer as the network does.
+    """
+    target = Path(target)
+    form = format_of(target)
+    form.need((*form.writes, *(form.reads if verify else ())))
+    if dtype not in form.dtypes:
+        raise ConfigError(f"--dtype {dtype}: {form.suffix} files take {' or '.join(form.dtypes)}")
+    if opset is not None and form.suffix != ".onnx":
+        raise ConfigError(f"--opset {opset}: only .onnx files have one; leave it out")
+    if (any_size and not form.any_size) or (any_batch and not form.any_batch):
+        raise ConfigError(f"{form.suffix} files take no dynamic {'size' if any_size else 'batch'}; give a number")
+    if dtype == "int8" and form.calibrates and calibration is None:
+        raise ConfigError(
+            f"--dtype int8: {form.suffix} files are fitted by pictures; give a folder of some hundred by --calibration"
+        )
+    _check_target(target)
+    any_batch = form.any_batch and batch is None if any_batch is None else any_batch
+    network = network.eval()
+    source = Source(
+        _in_types(exportable(network), _DTYPES.get(dtype if form.casts else "", torch.float32), softmax=softmax),
+        card.in_chans,
+        None if any_size else card.preprocessing.img_size,
+        None if any_batch else batch or 1,
+        dtype,
+        opset,
+        softmax,
+        calibration,
+    )
+    _try(network, source)
+    metadata = {
+        CARD_KEY: json.dumps(card.as_dict()),
+        OUTPUTS_KEY: "probabilities" if softmax else "logits",
+        PRECISION_KEY: dtype,
+        "producer": f"mobilemamba {__version__}",
+    }
+    with _staged(target) as staged:
+        form.write(source, metadata, staged)
+        found = check(network, form, staged, source) if verify else None
+        written = sum(file.stat().st_size for file in staged.parent.rglob("*") if file.is_file())
+    return Exported(target, written, source.size, source.batch, found)
+
+
+class _InTypes(nn.Module):
+    """Computes in another type than its pictures and answers have."""
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype, *, softmax: bool) -> None:
+        super().__init__()
+        self.network, self.dtype, self.softmax = network, dtype, softmax
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer = self.network(x.to(self.dtype)).float()
+        return answer.softmax(1) if self.softmax else answer
+
+
+def _in_types(network: nn.Module, dtype: torch.dtype, *, softmax: bool) -> nn.Module:
+    if dtype == torch.float32 and not softmax:
+        return network
+    return _InTypes(network.to(dtype), dtype, softmax=softmax).eval()
+
+
+def _try(network: nn.Module, source: Source) -> None:
+    """Refuses pictures that the network does not take, in its own words."""
+    try:
+        with torch.no_grad():
+            answer = network(source.example[:1])
+    except MobileMambaError:
+        raise
+    except Exception as error:  # whatever a network may raise
+        height, width = source.example.shape[2:]
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"the network does not take pictures of {source.channels} channels and {height}x{width} pixels: {reason}"
+        ) from None
+    if not isinstance(answer, Tensor):
+        raise ConfigError(f"the network answers with a {type(answer).__name__}; expected one tensor")
+    if not math.isfinite(float(answer.abs().max())):
+        raise ConfigError("the network answers with NaN or infinity; give weights from before that")
+
+
+def _check_target(target: Path) -> None:
+    """Refuses what could not be written, before the work for it is done."""
+    if not (target.is_dir() and target.suffix == ".mlpackage"):
+        check_writable(target, "the target")
+
+
+@contextmanager
+def _staged(target: Path) -> Iterator[Path]:
+    """A path of the target's name in a folder beside it, from which all files move to their places at the end.
+
+    The one that is named comes last, and is away while the others change: under its name stands the old or the new
+    export, or none, but never a part.
+
+    Raises:
+        WeightsError: If they cannot be written.
+    """
+    folder = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        folder.mkdir()
+        staged = folder / target.name
+        yield staged
+        others = [file for file in folder.iterdir() if file != staged]
+        for file in folder.rglob("*"):
+            if file.is_file():
+                _reach_disk(file)
+        if others or staged.is_dir():
+            _remove(target)
+        for file in (*others, staged):
+            os.replace(file, target.with_name(file.name))  # noqa: PTH105
+    except OSError as error:
+        reason = error.strerror or " ".join(str(error).split())
+        hint = "make room on the disk" if error.errno == errno.ENOSPC else "choose a folder that exists and has room"
+        raise WeightsError(f"cannot write {printable(target)}: {reason}; {hint}") from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _reach_disk(file: Path) -> None:
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
+
+
+def _remove(target: Path) -> None:
+    if target.is_dir():
+        shutil.rmtree(target)
+    else:
+        target.unlink(missing_ok=True)

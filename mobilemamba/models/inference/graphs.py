@@ -1,0 +1,129 @@
+"""A network's calls as CUDA graphs: recorded once for each size of a batch, then started by the host in one go."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from mobilemamba.errors import ConfigError
+from mobilemamba.models.inference.packed import is_traced
+
+cuda: Any = torch.cuda  # tests put another in its place
+_WARMUPS = 3  # calls before a capture, in which kernels are compiled and chosen
+
+
+class _Captured(NamedTuple):
+    graph: Any
+    inputs: Tensor  # that the graph reads
+    outputs: Any  # that it writes
+
+
+class CudaGraphs:
+    """Calls functions of one tensor by CUDA graphs, which a first call of each shape, dtype and device captures.
+
+    A smaller batch is another shape and captures its own graph. The input is copied to where the graph reads it, and
+    the output is a copy of its own, which later calls leave alone. Weights are read where they lay at the capture: to
+    change them in place is fine; after they have been moved or replaced, :meth:`clear`.
+
+    Several threads may call at a time; they wait for each other. Copies and pickles start without graphs.
+
+    Args:
+        limit: Most graphs that are kept; the one that was not used for the longest goes first. Each holds its input
+            and output, and all share the memory of what lies between.
+        at_once: Capture in the first call, and raise where that cannot be; otherwise in the second of two calls alike,
+            and what cannot be captured is called as it is, with a warning.
+    """
+
+    def __init__(self, limit: int = 8, at_once: bool = True) -> None:
+        self.limit, self.at_once = limit, at_once
+        self._lock = threading.Lock()
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets all graphs."""
+        self._kept: OrderedDict[Hashable, _Captured] = OrderedDict()
+        self._pool: Any = None
+        self._beside: Any = None  # the stream of captures
+        self._used: Any = None  # the stream of the last call
+        self._last: Hashable = None
+        self._fails = False
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"limit": self.limit, "at_once": self.at_once}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def __call__(self, function: Callable[[Tensor], Any], x: Tensor) -> Any:
+        """``function(x)``; the function is to be the same in every call, and neither it nor x may want gradients.
+
+        Raises:
+            ConfigError: If x requires gradients, or the function cannot be captured.
+        """
+        if is_traced():
+            return function(x)
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise ConfigError("a CUDA graph has no gradients; call it under torch.no_grad(), or without cuda_graph")
+        with self._lock, cuda.device(x.device):
+            captured = self._find(function, x)
+            if captured is None:
+                return function(x)
+            stream = cuda.current_stream()
+            if self._used not in (None, stream):
+                stream.wait_stream(self._used)  # it may still read or write what this call does
+            self._used = stream
+            with torch.inference_mode():
+                captured.inputs.copy_(x)
+                captured.graph.replay()
+            return tree_map_only(Tensor, torch.clone, captured.outputs)
+
+    def _find(self, function: Callable[[Tensor], Any], x: Tensor) -> _Captured | None:
+        key = x.shape, x.dtype, x.device
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        again, self._last = self._last == key, key
+        if not x.numel() or (not self.at_once and (self._fails or not again)):
+            return None
+        try:
+            while len(self._kept) >= self.limit:
+                cuda.synchronize()  # it may still run
+                self._kept.popitem(last=False)
+            self._kept[key] = self._capture(function, x)
+        except RuntimeError as error:  # also torch.OutOfMemoryError
+            reason = str(error).strip().splitlines()[0]
+            if self.at_once:
+                raise ConfigError(
+                    f"a batch {tuple(x.shape)} cannot be captured as a CUDA graph: {reason}; leave cuda_graph out"
+                ) from error
+            warnings.warn(f"runs without CUDA graphs: {reason}", stacklevel=4)
+            self._fails = True
+            return None
+        return self._kept[key]
+
+    @torch.inference_mode()
+    def _capture(self, function: Callable[[Tensor], Any], x: Tensor) -> _Captured:
+        if not self._kept:  # an empty pool may be gone
+            self._pool = cuda.graph_pool_handle()
+        self._beside = self._beside or cuda.Stream()
+        inputs = x.clone(memory_format=torch.channels_last if x.ndim == 4 else torch.contiguous_format)
+        stream, graph = cuda.current_stream(), cuda.CUDAGraph()
+        self._beside.wait_stream(stream)
+        with cuda.stream(self._beside):
+            for _ in range(_WARMUPS):
+                function(inputs)
+        stream.wait_stream(self._beside)
+        # In other threads, loaders may go on to pin memory.
+        with cuda.graph(graph, pool=self._pool, stream=self._beside, capture_error_mode="thread_local"):
+            outputs = function(inputs)
+        return _Captured(graph, inputs, outputs)

@@ -1,0 +1,85 @@
+"""Networks in files that other programs than PyTorch run, by whom ``load_network`` and ``read_card`` have them read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mobilemamba.errors import ConfigError
+
+#: What a call takes: pictures, channels, height and width; None for any number.
+Shape = tuple[int | None, ...]
+
+
+class RuntimeNetwork(nn.Module):
+    """Pictures (B, C, H, W) to what the network makes of them, by another program, on the CPU.
+
+    It has no weights to train, and copies of it are itself.
+
+    Args:
+        run: A batch as float32 to the answer.
+        shape: What ``run`` takes; of a fixed number of pictures it is given as many as needed at a time.
+        how: What runs it, in words.
+        probabilities: Whether it answers with probabilities, of which the logarithms are given for logits.
+    """
+
+    def __init__(
+        self, run: Callable[[np.ndarray], np.ndarray], shape: Shape, how: str, *, probabilities: bool = False
+    ) -> None:
+        super().__init__()
+        self.run, self.shape, self.how, self.probabilities = run, shape, how, probabilities
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        wanted = self.shape[1:]
+        if any(size not in (None, given) for size, given in zip(wanted, x.shape[1:], strict=True)):
+            takes = " x ".join("any" if size is None else str(size) for size in wanted)
+            given = " x ".join(map(str, x.shape[1:]))
+            raise ConfigError(f"pictures of {given}: the exported network takes {takes}; export it anew by --size")
+        pictures = x.detach().to("cpu", torch.float32).contiguous().numpy()
+        answer = torch.from_numpy(np.concatenate([self._at_once(part) for part in self._parts(pictures)]))
+        answer = answer.to(x.device)
+        return answer.clamp_min(torch.finfo(answer.dtype).tiny).log() if self.probabilities else answer
+
+    def _parts(self, pictures: np.ndarray) -> list[np.ndarray]:
+        batch = self.shape[0]
+        return [pictures] if batch is None else np.split(pictures, range(batch, len(pictures), batch))
+
+    def _at_once(self, pictures: np.ndarray) -> np.ndarray:
+        """The answer to as many pictures as are taken, or to fewer, beside which black ones stand."""
+        lacking = 0 if self.shape[0] is None else self.shape[0] - len(pictures)
+        filled = np.pad(pictures, ((0, lacking), *[(0, 0)] * 3)) if lacking else pictures
+        return self.run(filled)[: len(pictures)]
+
+
+class Runtime(Protocol):
+    """Reads files of one format."""
+
+    def metadata(self, path: Path) -> Mapping[str, str]:
+        """What a file says of itself.
+
+        Raises:
+            ConfigError: If a package for it is missing.
+            WeightsError: If it cannot be read.
+        """
+
+    def load(self, path: Path) -> RuntimeNetwork:
+        """The network in a file, with the errors of :meth:`metadata`."""
+
+
+#: Ending of files -> who reads them; ``mobilemamba.export`` enters its formats.
+RUNTIMES: dict[str, Runtime] = {}
+#: Runtime's name -> a network as one that runs there; entered as well.
+RUNNERS: dict[str, Callable[[nn.Module], nn.Module]] = {}
+
+
+def runtime_of(path: str | Path) -> Runtime | None:
+    """Who reads a file, by its name; None for a file of PyTorch's."""
+    return RUNTIMES.get(Path(path).suffix)

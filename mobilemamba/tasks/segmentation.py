@@ -1,0 +1,242 @@
+"""Semantic segmentation: a head on MobileMamba or on any other timm model that gives maps."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.accelerators import CUDAAccelerator
+from torch import Tensor, nn
+
+from mobilemamba.data import IGNORED_PIXEL
+from mobilemamba.data.batches import Masks
+from mobilemamba.data.segmentation import SegmentationDataModule
+from mobilemamba.dense import Segmenter, create_segmenter, load_backbone
+from mobilemamba.dense.pixels import likeliest
+from mobilemamba.dense.segmenter import HEAD_OPTIONS
+from mobilemamba.models import VARIANTS, ArchOverrides, ModelCard, load_weights, read_card
+from mobilemamba.models.matching import match, spellings
+from mobilemamba.models.weights_file import find_tensors
+from mobilemamba.scores import Score
+from mobilemamba.tasks.base import Task
+from mobilemamba.training.confusion import class_scores
+from mobilemamba.training.schedule import Schedule
+from mobilemamba.training.segmentation_metrics import SegmentationMetrics
+
+Head = Literal["deeplabv3", "pspnet", "semantic_fpn"]
+
+
+class SegmentationTask(Task):
+    """Trains and tests a segmenter on pictures (B, ``in_chans``, H, W) and the classes of their pixels (B, H, W) int64.
+
+    Pixels that are ``IGNORED_PIXEL`` do not count. In an evaluation targets may be of another size than their picture;
+    answers are scaled to it. Logs for validation and test ``val/miou`` (the mean of the classes' intersections over
+    unions), ``val/aacc`` (accuracy of all pixels) and ``val/macc`` (mean of the classes' accuracies) in percent, 0 to
+    100, over the whole set, and ``val/loss``, the mean over the pixels that count. The averaged network's have the
+    suffix ``_ema``, and ``val/miou_max`` is the better of both; ``val/fused_changed`` counts the pixels that the
+    network with folded norms puts into another class.
+    """
+
+    task: ClassVar[str] = "segmentation"
+    form: ClassVar[type] = Masks
+    counted: ClassVar[str] = "pixels"
+    table_classes: ClassVar[int] = 150
+    scores: ClassVar[tuple[Score, ...]] = SegmentationMetrics.SCORES
+    LIMITS: ClassVar[dict[str, tuple[float, float]]] = {
+        "num_classes": (2, IGNORED_PIXEL),
+        "in_chans": (1, math.inf),
+        "drop_path_rate": (0, 1),
+        "auxiliary_weight": (0, math.inf),
+        "head_lr_ratio": (0, math.inf),
+        **Task.LIMITS,
+    }
+
+    def __init__(
+        self,
+        name: str = "mobilemamba_s6",
+        head: Head = "semantic_fpn",
+        arch: ArchOverrides = ArchOverrides(),  # noqa: B008 - read only; an Optional would hide its options in --help
+        num_classes: int = 150,
+        in_chans: int = 3,
+        head_dim: int | None = None,
+        output_stride: int | None = None,
+        drop_path_rate: float | None = None,
+        auxiliary: bool = False,
+        auxiliary_weight: float = 0.4,
+        loss_over: Literal["all", "counted"] = "all",
+        sync_heads: bool = True,
+        head_lr_ratio: float = 1.0,
+        lr: float = 1.2e-4,
+        reference_batch_size: int = 32,
+        schedule: Schedule = "half_cosine",
+        min_lr_ratio: float = 0.0,
+        warmup_lr_ratio: float = 1e-5,
+        warmup_steps: int | None = 500,
+        **training: Any,
+    ) -> None:
+        """Builds the network. The defaults of the optimiser are those of the paper's trainings on ADE20K.
+
+        Args:
+            name: Backbone: any timm model that gives maps; mobilemamba_t2, _t4, _s6, _b1, _b2 or _b4.
+            head: What stands on it.
+            arch: Architecture choices laid over a mobilemamba model; not for others.
+            num_classes: Outputs of the network.
+            in_chans: Channels of a picture.
+            head_dim: Width of the head; null for the paper's, 256, and 128 of semantic_fpn.
+            output_stride: Stride of the coarsest map, for backbones whose last stages can be dilated instead.
+            drop_path_rate: Share of residual branches dropped in training; null for what the model was released with:
+                0.03 for mobilemamba_b1, _b2 and _b4, none for others.
+            auxiliary: A second head on the last map but one, for a second loss in training.
+            auxiliary_weight: Of that loss.
+            loss_over: What the cross entropy is the mean over: ``all`` pixels, so that those that do not count add
+                nothing, as in the release; or those that are ``counted``.
+            sync_heads: Share the statistics of the heads' norms among GPUs; the backbone's are each GPU's own.
+            head_lr_ratio: Factor on the learning rate of the head; not of a neck or the second head.
+            lr: Peak learning rate at ``reference_batch_size``; the one used is in proportion to the real batch size.
+            reference_batch_size: Pictures an optimiser step that ``lr`` is meant for.
+            schedule: After the warm-up, a ``cosine`` over the whole training; or the peak for its first half and a
+                cosine over the second, which goes on in every step (``half_cosine``) or once an epoch
+                (``half_cosine_by_epoch``).
+            min_lr_ratio: Final over peak learning rate.
+            warmup_lr_ratio: First over peak learning rate.
+            warmup_steps: Length of the linear warm-up in optimiser steps; null for ``warmup_epochs``.
+            **training: Weights to start from, of a classifier for the backbone alone or of a segmenter; the rest of
+                optimiser and schedule, average and layout, as :class:`~mobilemamba.tasks.base.Task` takes them.
+
+        Raises:
+            ConfigError: If the model is unknown or a value is out of range.
+            WeightsError: If ``weights`` cannot be read or do not fit.
+        """
+        given = dict(locals())
+        super().__init__(**training)
+        arch = ArchOverrides(**arch) if isinstance(arch, dict) else arch  # as a checkpoint keeps them
+        given |= {"arch": arch.given()}
+        if drop_path_rate is None:
+            given["drop_path_rate"] = VARIANTS[name].drop_path_rate if name in VARIANTS else 0.0
+        self.keep_settings(given)
+        self.use_network(self.build_model())
+        if self.hparams["compile"] and auxiliary:
+            self.model.forward_heads = torch.compile(self.model.forward_heads)  # type: ignore[method-assign]
+
+    model: Segmenter
+
+    def build_model(self, num_classes: int | None = None, in_chans: int | None = None) -> Segmenter:
+        """See :meth:`~mobilemamba.training.contract.TaskContract.build_model`."""
+        hparams = self.hparams
+        return create_segmenter(
+            hparams["head"],
+            hparams["name"],
+            hparams["num_classes"] if num_classes is None else num_classes,
+            auxiliary=hparams["auxiliary"] and num_classes is None,  # as the paper counts
+            head_dim=hparams["head_dim"],
+            arch=ArchOverrides(**hparams["arch"]),
+            in_chans=hparams["in_chans"] if in_chans is None else in_chans,
+            drop_path_rate=hparams["drop_path_rate"],
+            output_stride=hparams["output_stride"],
+        )
+
+    def load(self, model: nn.Module, weights: str) -> None:
+        """A segmenter's file as a whole; a classifier's into the backbone."""
+        card = read_card(weights)
+        if card is None:  # then the names tell: those of a classifier are none of a segmenter's
+            found = match(model, find_tensors(weights, *spellings(model))).report.loaded
+            whole = any(name.startswith("head.") for name in found)
+        else:
+            whole = card.task == self.task
+        if whole:
+            load_weights(model, weights, **self.accepted)
+        elif self.accepted["partial"]:
+            load_weights(model.get_submodule("backbone.model"), weights, partial=True)
+        else:
+            load_backbone(model.get_submodule("backbone"), weights, self.hparams["name"])
+
+    def new_metrics(self) -> SegmentationMetrics:
+        return SegmentationMetrics(self.hparams["num_classes"])
+
+    @classmethod
+    def settings_of(cls, card: ModelCard) -> dict[str, Any]:
+        if card.task != cls.task:
+            return super().settings_of(card)
+        return super().settings_of(card) | {
+            "head": card.head,
+            "auxiliary": False,
+            "head_dim": None,
+            "output_stride": None,
+            **card.head_options,
+        }
+
+    @property
+    def model_card(self) -> ModelCard:
+        hparams, data = self.hparams, self.data
+        return ModelCard(
+            model=hparams["name"],
+            preprocessing=self.preprocessing,
+            num_classes=hparams["num_classes"],
+            in_chans=hparams["in_chans"],
+            arch=hparams["arch"],
+            class_names=() if data is None else tuple(data.class_names),
+            data="" if data is None else data.name,
+            task=self.task,
+            head=hparams["head"],
+            head_options={name: hparams[name] for name in HEAD_OPTIONS if hparams[name]},
+            palette=data.palette if isinstance(data, SegmentationDataModule) else (),
+        )
+
+    @property
+    def of_classes(self) -> dict[str, float]:
+        """Class's name -> its IoU in percent, of the better network in the last evaluation."""
+        if not (counts := self.confusion):
+            return {}
+        better = "ema" if self.average_is_better(self.trainer.callback_metrics) else "raw"
+        names = range(self.hparams["num_classes"]) if self.data is None else self.data.class_names
+        return {str(names[score.label]): round(100 * score.iou, 4) for score in class_scores(counts[better])}
+
+    def setup(self, stage: str) -> None:
+        shared = stage == "fit" and self.hparams["sync_heads"] and self.trainer.world_size > 1
+        if shared and isinstance(self.trainer.accelerator, CUDAAccelerator):  # torch can do so on GPUs alone
+            sync_heads(self.model)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """With the head in groups of its own, if its rate is another one."""
+        groups, ratio = super().parameter_groups(), self.hparams["head_lr_ratio"]
+        if ratio == 1:
+            return groups
+        of_head = {id(parameter) for parameter in self.model.head.parameters()}
+        parts = []
+        for group in groups:
+            for inside, factor in ((False, 1.0), (True, ratio)):
+                parameters = [p for p in group["params"] if (id(p) in of_head) == inside]
+                if parameters:
+                    parts.append({**group, "params": parameters, "lr_scale": factor * group.get("lr_scale", 1.0)})
+        return parts
+
+    def training_loss(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Cross entropy of the head's answer, and in part that of the second head's where there is one."""
+        if not self.hparams["auxiliary"]:
+            return self.cross_entropy(self(images), targets)
+        of_head, of_auxiliary = self.model.forward_heads(self.in_layout(images))
+        head = self.cross_entropy(of_head, targets)
+        auxiliary = self.hparams["auxiliary_weight"] * self.cross_entropy(of_auxiliary, targets)
+        self.log_dict({"train/loss_head": head, "train/loss_auxiliary": auxiliary})
+        return head + auxiliary
+
+    def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The mean over pixels as ``loss_over`` says; of logits (B, classes, H, W) and classes (B, H, W)."""
+        total = F.cross_entropy(logits.float(), targets, ignore_index=IGNORED_PIXEL, reduction="sum")
+        if self.hparams["loss_over"] == "all":
+            return total / targets.numel()
+        return total / (targets != IGNORED_PIXEL).sum().clamp(min=1)
+
+    def predict_step(self, batch: Any) -> Tensor:
+        """The classes of pixels (B, H, W) int64; of pictures (B, in_chans, H, W), alone or first in a tuple."""
+        x = batch[0] if isinstance(batch, list | tuple) else batch
+        return likeliest(self(x), (x.shape[-2], x.shape[-1]))
+
+
+def sync_heads(model: Segmenter) -> None:
+    """Has the norms of the heads share their statistics among processes; in place, and with their parameters."""
+    for name in ("head", "auxiliary_head"):
+        if (head := getattr(model, name)) is not None:
+            setattr(model, name, nn.SyncBatchNorm.convert_sync_batchnorm(head))

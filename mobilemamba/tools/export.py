@@ -1,0 +1,110 @@
+"""Networks for other runtimes than PyTorch."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from mobilemamba.errors import ConfigError
+from mobilemamba.export import Exported
+from mobilemamba.export import export_network as write
+from mobilemamba.export.calibration import Agreement, read_calibration
+from mobilemamba.models import load_network
+from mobilemamba.models.runtime import RuntimeNetwork
+from mobilemamba.text import printable
+
+
+def export_network(
+    weights: Path,
+    out: Path,
+    *,
+    size: str | None = None,
+    batch: str | None = None,
+    dtype: str = "float32",
+    calibration: Path | None = None,
+    softmax: bool = False,
+    verify: bool = True,
+    opset: int | None = None,
+    model: str | None = None,
+) -> None:
+    """Write a network for another runtime, such as ONNX Runtime on a server or a phone, checked against the original.
+
+    Args:
+        weights: The network's weights (.safetensors, .ckpt, .pth).
+        out: The file to write; its ending chooses the format: .onnx, .xml (OpenVINO).
+        size: Side of the pictures in pixels, or height and width as 192x256, or dynamic; by default as in training.
+        batch: Pictures at a time, or dynamic; by default dynamic where the format can, else 1.
+        dtype: float32, float16, bfloat16 or int8, of weights and arithmetic.
+        calibration: A folder of pictures to fit int8 by; in folders of their classes, the accuracy is told too.
+        softmax: Answer with probabilities instead of logits.
+        verify: Compare the answers to the original's, and write nothing if they differ.
+        opset: Of ONNX, 18 to 24.
+        model: timm's name of the network, for weights that do not say it themselves.
+
+    Raises:
+        ConfigError: If an option cannot work, or a package is missing.
+        DataError: If the pictures for the calibration cannot be read.
+        WeightsError: If the weights cannot be read, or the file cannot be written or is not exact.
+    """
+    sides = None if size in (None, "dynamic") else _sides(size)
+    number = None if batch in (None, "dynamic") else _batch(batch)
+    network, card = load_network(weights, model, verbose=False)
+    if isinstance(network, RuntimeNetwork):
+        raise ConfigError(f"{printable(weights)} is an exported network itself; give the weights that it was made of")
+    if sides is not None:
+        card = replace(card, preprocessing=replace(card.preprocessing, img_size=sides))
+    written = write(
+        network,
+        card,
+        out,
+        any_size=size == "dynamic",
+        batch=number,
+        any_batch=None if batch is None else batch == "dynamic",
+        dtype=dtype,
+        opset=opset,
+        calibration=None if calibration is None else read_calibration(calibration, card),
+        softmax=softmax,
+        verify=verify,
+    )
+    for line in describe(written):
+        print(line)
+
+
+def describe(written: Exported) -> list[str]:
+    """What was written and how exact it is, in lines."""
+    lines = []
+    if (found := written.check) is not None:
+        if found.error is None:
+            lines.append(f"not verified: {found.runtime}")
+        else:
+            tried = ", ".join(map(str, found.batches))
+            lines.append(
+                f"verified: {found.runtime} is off by {found.error:.1e} of the largest logit, on batches of {tried}"
+            )
+        if found.agreement is not None:
+            lines.append(_agreement(found.agreement))
+    size = "any size" if written.size is None else "{}x{} px".format(*written.size)
+    pictures = "any number of pictures" if written.batch is None else f"{written.batch} at a time"
+    lines.append(f"wrote {printable(written.path)}: {size}, {pictures}, {written.bytes / 1e6:.1f} MB")
+    return lines
+
+
+def _agreement(found: Agreement) -> str:
+    line = f"on {found.pictures:,} pictures of the calibration: {found.same:.1f} % answered as by the original"
+    if found.top1 is None:
+        return line
+    return f"{line}; top-1 {found.top1[0]:.2f} % before, {found.top1[1]:.2f} % after"
+
+
+def _sides(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)(?:[x,](\d+))?", text)
+    if found is None or not int(found[1]) or not int(found[2] or 1):
+        raise ConfigError(f"--size {printable(text)}: expected pixels as 224, height and width as 192x256, or dynamic")
+    return int(found[1]), int(found[2] or found[1])
+
+
+def _batch(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise ConfigError(f"--batch {printable(text)}: expected a number of pictures from 1 on, or dynamic")
+    return int(text)

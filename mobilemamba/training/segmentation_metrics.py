@@ -1,0 +1,89 @@
+"""What an evaluation of a segmentation counts: every pixel of a set in one matrix, of which all scores are made."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torchmetrics import MeanMetric, Metric
+
+from mobilemamba.data import IGNORED_PIXEL
+from mobilemamba.dense.pixels import cross_entropies, likeliest
+from mobilemamba.scores import Score
+from mobilemamba.training.metrics import Metrics
+
+
+class ConfusionMatrix(Metric):
+    """How many pixels of each class were taken for each, over all processes.
+
+    Not torchmetrics', which with deterministic algorithms compares every pixel with all of the cells.
+
+    Args:
+        num_classes: Outputs of the network.
+    """
+
+    full_state_update = False
+    matrix_CC: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        empty = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+        self.add_state("matrix_CC", default=empty, dist_reduce_fx="sum")
+
+    def update(self, answers: Tensor, targets: Tensor) -> None:
+        """Adds pixels: class indices (N,) int64 of both."""
+        pairs = targets * self.num_classes + answers
+        self.matrix_CC += pairs.bincount(minlength=self.num_classes**2).view_as(self.matrix_CC)
+
+    def compute(self) -> Tensor:
+        """(C, C) int64: pixels of a class in a row, those taken for a class in a column."""
+        return self.matrix_CC
+
+
+class SegmentationMetrics(Metrics):
+    """mIoU, accuracy of all pixels and mean accuracy of the classes, in percent, and the mean cross entropy of pixels.
+
+    As mmsegmentation has them: of the whole set, not of pictures; a class without a pixel that is of it or was taken
+    for it has no IoU, one without a pixel of it no accuracy, and means leave it out. Pixels that are ``IGNORED_PIXEL``
+    do not count, nor therefore the repeats that fill up the processes' equal shares. Answers are scaled to the size of
+    their targets before a pixel's class is chosen.
+    """
+
+    SCORES: ClassVar[tuple[Score, ...]] = (Score("miou", "mIoU"), Score("aacc", "aAcc"), Score("macc", "mAcc"))
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.confusion = ConfusionMatrix(num_classes)
+        self.loss = MeanMetric()
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        """Adds a batch: logits (B, classes, h, w) and classes (B, H, W) int64."""
+        counted = targets != IGNORED_PIXEL
+        if counted.any():
+            answers = likeliest(outputs, (targets.shape[-2], targets.shape[-1]))
+            self.confusion.update(answers[counted], targets[counted])
+            losses = cross_entropies(outputs, targets)[counted]
+            self.loss.update(losses.mean(), len(losses))
+
+    def compute(self) -> dict[str, Tensor]:
+        """``miou``, ``aacc`` and ``macc`` in percent, and ``loss``, over all processes; then starts anew."""
+        matrix_CC = self.confusion.compute()
+        right_C, of_C, taken_C = matrix_CC.diagonal().double(), matrix_CC.sum(1), matrix_CC.sum(0)
+        values = {
+            "miou": 100 * (right_C / (of_C + taken_C - right_C)).nanmean(),
+            "aacc": 100 * right_C.sum() / of_C.sum(),
+            "macc": 100 * (right_C / of_C).nanmean(),
+            "loss": self.loss.compute(),
+        }
+        pairs = matrix_CC.nonzero()
+        self.counts = torch.cat([pairs, matrix_CC[matrix_CC > 0][:, None]], 1).cpu()
+        self.confusion.reset()
+        self.loss.reset()
+        return {key: value.float() for key, value in values.items()}
+
+    def changed(self, outputs: Tensor, others: Tensor, targets: Tensor) -> Tensor:
+        """How many pixels of a batch are put into another class; logits and targets as for :meth:`update`."""
+        size = targets.shape[-2], targets.shape[-1]
+        return ((likeliest(outputs, size) != likeliest(others, size)) & (targets != IGNORED_PIXEL)).sum()

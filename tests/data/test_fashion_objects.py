@@ -1,0 +1,32 @@
+import torch
+
+from mobilemamba.data import FashionObjects
+from mobilemamba.data.fashion_objects import ObjectScenes
+
+
+def test_objects_are_those_of_the_scene() -> None:
+    data = ObjectScenes(20, (64, 48), None, masks=True)
+    image, target = data[23]
+    scene = data.scene(23)
+    assert image.shape == (3, 64, 48)
+    assert torch.equal(target["boxes"], scene.boxes)
+    assert torch.equal(target["labels"], scene.labels)
+    assert torch.equal(target["masks"], scene.masks)
+    assert torch.equal(target["area"], scene.areas)
+    assert target["size"].tolist() == target["original_size"].tolist() == [64, 48]
+    assert target["image_id"] == 3
+    assert target["counted"]
+
+
+def test_batches() -> None:
+    data = FashionObjects(img_size=50, batch_size=3, num_workers=0, scenes=7)
+    data.setup()
+    assert data.name == "Fashion objects (7/500)"
+    assert data.num_classes == len(data.class_names) == 10
+    assert data.category_ids[0] == 1
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        images, targets = next(iter(loader))
+        assert images.shape == (3, 3, 50, 50)
+        assert len(targets) == 3
+        assert "masks" not in targets[0]
+    assert len(data.val_dataloader()) == 167

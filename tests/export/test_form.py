@@ -1,0 +1,154 @@
+"""The form that runtimes take computes what the network does, whatever its parts, in few operators."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from mobilemamba.errors import ConfigError
+from mobilemamba.export.form import decompositions, exportable
+from mobilemamba.export.form.scan import recurrence, softplus
+from mobilemamba.models import ArchOverrides, create_model, optimize_for_inference
+from tests.export.conftest import awaken
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "as published": {},
+    "one direction": {"directions": 1},
+    "four directions": {"directions": 4},
+    "states": {"d_state": 3, "dt_rank": 5, "ssm_ratio": 1.0},
+    "states, four directions": {"d_state": 2, "directions": 4},
+    "no wavelet": {"wavelet": "none"},
+    "long wavelet": {"wavelet": "db2"},
+    "wavelet kernels": {"wavelet_kernel_sizes": (1, 3, 5)},
+    "several kernels": {"kernel_sizes": ((3, 5, 7), 3, (5, 3))},
+    "global only": {"global_ratio": (1.0,) * 3, "local_ratio": (0.0,) * 3},
+    "local only": {"global_ratio": (0.0,) * 3, "local_ratio": (1.0,) * 3},
+    "all but global": {"global_ratio": (0.0,) * 3, "local_ratio": (0.5,) * 3},
+    "no local": {"global_ratio": (0.5,) * 3, "local_ratio": (0.0,) * 3},
+    "attention": {"global_mixer": "attention"},
+    "xlstm": {"global_mixer": "mlstm"},
+    "rwkv": {"global_mixer": "rwkv6"},
+    "ttt": {"global_mixer": "ttt"},
+    "cnn stage": {"stages": ("cnn", "mobilemamba", "mobilemamba")},
+    "four stages": {
+        "stem_stride": 4,
+        "embed_dims": (48, 48, 64, 64),
+        "depths": (1,) * 4,
+        "stages": ("cnn", "mobilemamba", "mobilemamba", "mobilemamba"),
+        "global_ratio": (0.5,) * 4,
+        "local_ratio": (0.3,) * 4,
+        "kernel_sizes": (3,) * 4,
+        "wavelet_kernel_sizes": (3,) * 4,
+    },
+    "odd stem": {"embed_dims": (36, 48, 64)},
+}
+
+
+def small(**choices: Any) -> nn.Module:
+    torch.manual_seed(0)
+    arch = ArchOverrides(**{"embed_dims": (32, 48, 64), "depths": (1, 1, 1), **choices})
+    network = awaken(create_model("mobilemamba_t2", arch, 5))
+    for name, parameter in network.named_parameters():
+        if name.endswith(("A_log", ".D", "dt_bias", "scale")):
+            parameter.data += 0.3 * torch.randn_like(parameter)
+    return network
+
+
+def pictures(*size: int, batch: int = 2) -> Tensor:
+    return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1))
+
+
+def assert_same(form: nn.Module, network: nn.Module, x: Tensor) -> None:
+    with torch.no_grad():
+        expected, given = network(x), form(x)
+    assert (given - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+def kinds(module: nn.Module) -> Counter[str]:
+    return Counter(type(layer).__name__ for layer in module.modules())
+
+
+@pytest.mark.parametrize("choices", VARIANTS.values(), ids=VARIANTS)
+def test_it_computes_what_the_network_does(choices: dict[str, Any]) -> None:
+    network = small(**choices)
+    form = exportable(network)
+    for size in ((96, 176), (48, 32)):  # maps of 6 x 11, 3 x 6, 2 x 3, and of one pixel
+        assert_same(form, network, pictures(*size))
+    assert kinds(form)["MRFFI"] == 0
+
+
+def test_the_published_sizes_keep_nothing_that_runtimes_are_slow_at() -> None:
+    for name in ("mobilemamba_t2", "mobilemamba_b1"):
+        network = awaken(timm.create_model(name, depths=(1, 1, 1)))
+        form = exportable(network)
+        assert_same(form, network, pictures(128, 128, batch=1))
+        assert not {"SS2D", "WaveletConv", "PatchMerging"} & set(kinds(form))
+
+
+def test_a_graph_of_t2_has_few_operators() -> None:
+    x = pictures(192, 192, batch=1)
+    program = torch.export.export(exportable(timm.create_model("mobilemamba_t2")), (x,))
+    calls = Counter(node.target.__name__ for node in program.graph.nodes if node.op == "call_function")
+    assert sum(calls[name] for name in ("conv2d.default", "matmul.default", "mul.Tensor", "add.Tensor")) < 360
+    assert not any("conv_transpose" in name or "mobilemamba" in name for name in calls)
+
+
+@pytest.mark.parametrize("network", ["resnet10t.c3_in1k", "repvit_m0_9"])
+def test_other_networks_stay_as_they_are(network: str) -> None:
+    original = awaken(timm.create_model(network.partition(".")[0]))
+    assert_same(exportable(original), original, pictures(64, 64))
+
+
+def test_a_network_that_does_not_fold_still_exports() -> None:
+    network = small()
+    for module in list(network.modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            module.track_running_stats, module.running_mean, module.running_var = False, None, None
+    x = pictures(64, 64)
+    program = torch.export.export(exportable(network), (x,)).run_decompositions(decompositions())
+    assert "mobilemamba" not in str(program.graph)
+    assert_same(program.module(), network, x)
+
+
+def test_a_network_laid_out_for_the_cpu_exports_as_well() -> None:
+    network, x = small(), pictures(64, 64)
+    optimized = optimize_for_inference(network)
+    with torch.no_grad():
+        program = torch.export.export(optimized, (x,)).run_decompositions(decompositions())
+    assert "mobilemamba" not in str(program.graph)
+    assert_same(program.module(), network, x)
+
+
+def test_every_operator_of_ours_has_a_decomposition() -> None:
+    ours = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("mobilemamba::")}
+    known = {operator.name() for operator in decompositions()}
+    of_training = {"batch_norm", "haar_conv_weight"} | {name.partition("::")[2] for name in ours if "_backward" in name}
+    assert ours - {f"mobilemamba::{name}" for name in of_training} == known
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 7, 9, 16, 30])
+def test_the_recurrence_is_that_of_its_steps(length: int) -> None:
+    decay, drive = torch.rand(2, length, 5), torch.randn(2, length, 5)
+    decay[:, ::3] = 0  # steps that forget all
+    h, states = torch.zeros(2, 5), []
+    for step in range(length):
+        h = decay[:, step] * h + drive[:, step]
+        states.append(h)
+    torch.testing.assert_close(recurrence(decay, drive), torch.stack(states, 1))
+
+
+def test_softplus_is_exact_far_from_zero() -> None:
+    x = torch.tensor([-200.0, -30.0, -3.0, 0.0, 3.0, 30.0, 200.0])
+    torch.testing.assert_close(softplus(x), nn.functional.softplus(x), rtol=1e-6, atol=1e-7)
+
+
+def test_a_size_that_is_not_known_is_refused_in_words() -> None:
+    class Recurrence(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return recurrence(x, x)
+
+    with pytest.raises(ConfigError, match="give the size"):
+        torch.export.export(Recurrence(), (torch.rand(2, 9, 5),), dynamic_shapes=({1: torch.export.Dim.AUTO},))

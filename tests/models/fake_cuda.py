@@ -1,0 +1,96 @@
+"""What ``torch.cuda`` has for graphs, on a CPU: a capture notes the operations, and a replay does them once more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class Noting(TorchDispatchMode):
+    def __init__(self, graph: FakeGraph) -> None:
+        super().__init__()
+        self.graph = graph
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.nonzero.default:  # as every other size or number that the host is to know
+            raise RuntimeError("operation not permitted when stream is capturing\nmore lines")
+        out = func(*args, **(kwargs or {}))
+        self.graph.calls.append((func, args, kwargs or {}, out))
+        return out
+
+
+class FakeGraph:
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+        self.replays = 0
+
+    def replay(self) -> None:
+        self.replays += 1
+        for func, args, kwargs, out in self.calls:
+            again = func(*args, **kwargs)
+            for new, old in zip(*((x if isinstance(x, tuple | list) else [x]) for x in (again, out)), strict=True):
+                if isinstance(old, Tensor) and new.data_ptr() != old.data_ptr():  # else a view, or done in place
+                    old.copy_(new)
+
+
+class FakeStream:
+    def __init__(self, log: list[str], name: str) -> None:
+        self.log, self.name = log, name
+
+    def wait_stream(self, other: FakeStream) -> None:
+        self.log.append(f"{self.name} waits for {other.name}")
+
+
+class FakeCuda:
+    """To be put in the place of ``graphs.cuda``.
+
+    Attributes:
+        captured: The graphs, in order.
+        log: What was asked of streams and pools.
+    """
+
+    def __init__(self) -> None:
+        self.captured: list[FakeGraph] = []
+        self.log: list[str] = []
+        self.current = FakeStream(self.log, "main")
+
+    def CUDAGraph(self) -> FakeGraph:  # noqa: N802
+        return FakeGraph()
+
+    def Stream(self) -> FakeStream:  # noqa: N802
+        return FakeStream(self.log, "side")
+
+    def current_stream(self) -> FakeStream:
+        return self.current
+
+    def graph_pool_handle(self) -> int:
+        self.log.append("new pool")
+        return len(self.log)
+
+    def synchronize(self) -> None:
+        self.log.append("synchronize")
+
+    def device(self, device: torch.device) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    @contextmanager
+    def stream(self, stream: FakeStream) -> Iterator[None]:
+        before, self.current = self.current, stream
+        try:
+            yield
+        finally:
+            self.current = before
+
+    @contextmanager
+    def graph(
+        self, graph: FakeGraph, pool: int, stream: FakeStream, capture_error_mode: str = "global"
+    ) -> Iterator[None]:
+        assert capture_error_mode == "thread_local"
+        with self.stream(stream), Noting(graph):
+            yield
+        self.captured.append(graph)
