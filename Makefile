@@ -12,13 +12,16 @@ WITHOUT_KERNELS := tests/ops tests/layers tests/test_import.py tests/tasks/test_
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help ablation notebooks test test-lowest lint format clean
+.PHONY: help ablation gpu notebooks test test-lowest lint format clean
 
 help:  ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 ablation: .venv/.installed  ## run the ablation of Table A1 on the built-in sample (the same command resumes)
 	$(BIN)/mobilemamba fit --config experiments/ablation_xi.yaml
+
+gpu: .venv/.installed  ## measure everything once on a GPU, in eight minutes; GPU_ARGS are its options
+	$(BIN)/mobilemamba gpu $(GPU_ARGS)
 
 notebooks: .venv/.installed-notebooks  ## open the notebooks in a browser
 	$(BIN)/jupyter lab notebooks

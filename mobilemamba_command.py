@@ -48,6 +48,7 @@ COMMANDS = {
     "benchmark": Command(
         "time networks against each other and the machine's ceiling", "mobilemamba.tools.benchmark:benchmark"
     ),
+    "gpu": Command("check and measure everything once on a GPU", "mobilemamba.tools.gpu:gpu"),
 }
 
 _HELP = ("-h", "--help")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         ImageNet,
         SegmentationDataModule,
         SegmentationFolder,
+        YOLOFolder,
     )
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "ImageNet",
     "SegmentationDataModule",
     "SegmentationFolder",
+    "YOLOFolder",
 ]
 
 

@@ -69,7 +69,8 @@ class Faults:
             raise DataError(
                 f"{printable(self.file)}: {first}; mend it, or data.on_error=skip goes on without what cannot be used"
             )
-        self._notes.append(f"{int(which_N.sum()):,} entries {done}, the first is {first}")
+        count = int(which_N.sum())
+        self._notes.append(f"{count:,} entr{'y' if count == 1 else 'ies'} {done}, the first is {first}")
 
 
 def read_coco(file: Path, faults: Faults, *, masks: bool = False, overhang: float = ROUNDING) -> CocoFile:
@@ -275,13 +276,13 @@ def _whole(values: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
 def _numbers(values: Sequence[Any], width: int) -> np.ndarray:
     """(N, width) float64 of lists; NaN where one is something else."""
     try:
-        found = np.array(values, np.float64).reshape(len(values), -1)
-        if found.shape[1] == width or not len(values):
-            return found.reshape(-1, width)
+        found = np.array(values, np.float64)
+        if found.shape == (len(values), width):
+            return found
     except (TypeError, ValueError, OverflowError):
         pass
-    if len(values) == 1:
-        return np.full((1, width), np.nan)
+    if len(values) < 2:
+        return np.full((len(values), width), np.nan)
     return np.concatenate([_numbers([value], width) for value in values])
 
 

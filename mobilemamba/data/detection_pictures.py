@@ -16,7 +16,7 @@ from mobilemamba.data.detection_transforms import DetectionAugmentation, Resize,
 from mobilemamba.data.layout import PART_NAMES, spread_share
 from mobilemamba.data.objects import Objects, ObjectSet
 from mobilemamba.data.sampling import AspectSampler, EpochSampler
-from mobilemamba.errors import DataError
+from mobilemamba.errors import ConfigError, DataError
 from mobilemamba.text import printable
 
 _LEAST_SIDE = 32  # of training pictures
@@ -134,6 +134,14 @@ class DetectionPictures(DetectionDataModule):
         numbers = [f"{len(self.used[part]) if part in self.used else 0:,}" for part in PART_NAMES]
         shown = numbers if "test" in self.used else numbers[:2]
         return f"{self.title or Path(self.root).resolve().name} ({'/'.join(shown)})"
+
+    def check_arguments(self) -> None:
+        super().check_arguments()
+        if self.augmentation.sides and self.resize == "stretch":
+            raise ConfigError(
+                f"data.augmentation.sides {list(self.augmentation.sides)} is for pictures that keep their shape: give "
+                "data.resize=fit, or leave it out"
+            )
 
     def setup(self, stage: str | None = None) -> None:
         """Read the annotations; once. Say so if some are not used."""

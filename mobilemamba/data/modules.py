@@ -12,6 +12,7 @@ from mobilemamba.data.image_folder import ImageFolder
 from mobilemamba.data.imagenet import ImageNet
 from mobilemamba.data.segmentation import SegmentationDataModule
 from mobilemamba.data.segmentation_folder import SegmentationFolder
+from mobilemamba.data.yolo_folder import YOLOFolder
 
 __all__ = [
     "ADE20K",
@@ -27,4 +28,5 @@ __all__ = [
     "ImageNet",
     "SegmentationDataModule",
     "SegmentationFolder",
+    "YOLOFolder",
 ]

@@ -133,10 +133,10 @@ class ObjectSet(Dataset[tuple[Tensor, dict[str, Tensor]] | Unreadable]):
         width, height = picture.size
         known = tuple(objects.sizes[index].tolist())
         if known != (height, width):
-            turned = known == (width, height)
+            turned = known == (width, height) and self.upright
             raise DataError(
                 f"{width} x {height} pixels, but annotated as {known[1]} x {known[0]}"
-                f"{f'; data.upright={not self.upright} turns it'.lower() if turned else ''}"
+                f"{', turned; data.upright=false leaves pictures as stored' if turned else ''}"
             )
         chosen = np.arange(objects.starts[index], objects.starts[index + 1])
         boxes = objects.boxes[chosen]

@@ -37,6 +37,7 @@ MAX_PIXELS = 89_478_485
 #: One side may be so many times the other.
 MAX_ASPECT = 1000
 
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values by which the sides change places
 # Evaluation looks at the centre only: this much of a longer picture, as a multiple of what is looked at, is enough.
 _CENTRE_MARGIN = 8
 
@@ -106,6 +107,14 @@ def open_picture(source: str | Path | IO[bytes]) -> Iterator[Image.Image]:
         raise DataError(error.strerror or " ".join(str(error).split())) from error
     except Exception as error:  # Pillow's decoders raise whatever a broken file leads them to
         raise DataError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def turned_size(picture: Image.Image) -> tuple[int, int]:
+    """Width and height of an opened picture once it is turned as its EXIF orientation says."""
+    with contextlib.suppress(Exception):  # damaged EXIF data
+        if picture.getexif().get(_ORIENTATION) in _TURNED:
+            return picture.height, picture.width
+    return picture.size
 
 
 def _check_sides(width: int, height: int) -> None:

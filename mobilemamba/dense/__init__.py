@@ -1,12 +1,13 @@
 """Networks for dense prediction: backbones of timm's with necks and heads."""
 
 from mobilemamba.dense.backbone import create_backbone, load_backbone
-from mobilemamba.dense.detection import DETECTION_HEADS, create_detector
+from mobilemamba.dense.detection import DETECTION_HEADS, build_detector, create_detector
 from mobilemamba.dense.detector import Detector
 from mobilemamba.dense.inference import SlidingWindow, Views, look_closely
+from mobilemamba.dense.release_cards import card_of_release
 from mobilemamba.dense.segmentation_predictor import SegmentationPredictor
 from mobilemamba.dense.segmenter import SEGMENTATION_HEADS, Segmenter, build_segmenter, create_segmenter
-from mobilemamba.models.checkpoints import BUILDERS
+from mobilemamba.models.checkpoints import BUILDERS, TELLERS
 from mobilemamba.models.predictor import PREDICTORS
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "look_closely",
 ]
 
-BUILDERS["segmentation"] = build_segmenter
+BUILDERS |= {"detection": build_detector, "segmentation": build_segmenter}
+TELLERS.append(card_of_release)
 PREDICTORS["segmentation"] = SegmentationPredictor

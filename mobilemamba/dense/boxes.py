@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -81,6 +81,11 @@ def assign(
     return last.where(last >= 0, found)
 
 
+def by_anchor(maps: Sequence[Tensor], width: int) -> Tensor:
+    """What a head says of every anchor, (B, N, width), of its map of each level, (B, anchors * width, h, w)."""
+    return torch.cat([x.permute(0, 2, 3, 1).reshape(len(x), -1, width) for x in maps], 1)
+
+
 def above(logits: Tensor, threshold: float, most: int) -> tuple[Tensor, Tensor, Tensor]:
     """Values, rows and columns of what is above a threshold in a matrix, at most so many of the largest."""
     flat = logits.flatten()
@@ -94,7 +99,7 @@ def above(logits: Tensor, threshold: float, most: int) -> tuple[Tensor, Tensor, 
 
 def keep_best(
     boxes: Tensor, scores: Tensor, labels: Tensor, size: tuple[int, int], threshold: float, most: int
-) -> tuple[dict[str, Tensor], Tensor]:
+) -> dict[str, Tensor]:
     """What is left of boxes when each class has none that overlaps a better one of it.
 
     Args:
@@ -106,9 +111,9 @@ def keep_best(
         most: The number of boxes kept at most.
 
     Returns:
-        ``boxes``, ``scores`` and ``labels``, best first; and their places among the n.
+        ``boxes``, ``scores`` and ``labels``, best first.
     """
     boxes = clip_boxes_to_image(boxes, size)
     places = (boxes[:, 2:] > boxes[:, :2]).all(1).nonzero().squeeze(1)
     places = places[batched_nms(boxes[places], scores[places], labels[places], threshold)[:most]]
-    return {"boxes": boxes[places], "scores": scores[places], "labels": labels[places]}, places
+    return {"boxes": boxes[places], "scores": scores[places], "labels": labels[places]}

@@ -9,16 +9,19 @@ from typing import Any
 
 from mobilemamba.dense.backbone import create_backbone
 from mobilemamba.dense.detector import Detector
+from mobilemamba.dense.mask_rcnn import MaskRCNN
 from mobilemamba.dense.pyramid import Pyramid
 from mobilemamba.dense.retinanet import RetinaNet
 from mobilemamba.dense.ssdlite import SSDLite
-from mobilemamba.errors import ConfigError
+from mobilemamba.errors import ConfigError, WeightsError
+from mobilemamba.models.card import ModelCard
 from mobilemamba.models.config import ArchOverrides
 
-DETECTION_HEADS = ("retinanet", "ssdlite")
-_LEVELS = 5
-#: Stride of the finest level of a pyramid.
-_FINEST = {"retinanet": 8}
+DETECTION_HEADS = ("mask_rcnn", "retinanet", "ssdlite")
+#: Choices of a detector that a card keeps, as :func:`create_detector` takes them.
+HEAD_OPTIONS = ("head_dim", "prune")
+#: A pyramid has this many levels; the finest is of the first stride in RetinaNet, of the second in Mask R-CNN.
+_LEVELS, _FINEST, _FINEST_WITH_MASKS = 5, 8, 4
 
 
 def create_detector(
@@ -65,15 +68,33 @@ def create_detector(
         taken = _places(strides, (16, 32), head, backbone)
         _leave_unread(extractor, taken, prune=prune)
         return SSDLite(extractor, taken, [channels[i] for i in taken], num_classes, head_dim, frozen_norms=frozen_norms)
-    finest = _FINEST[head]
+    with_masks = head == "mask_rcnn"
+    finest = _FINEST_WITH_MASKS if with_masks else _FINEST
     first = next((i for i, stride in enumerate(strides) if stride >= finest), 0)
     expected = [strides[first] * 2**i for i in range(len(strides) - first)][:_LEVELS]
     taken = _places(strides, expected, head, backbone)
     doublings = (strides[first] // finest).bit_length() - 1
     halvings = max(0, _LEVELS - doublings - len(taken))
-    neck = Pyramid([channels[i] for i in taken], doublings, halvings, learned=True, dim=head_dim)
+    neck = Pyramid([channels[i] for i in taken], doublings, halvings, learned=not with_masks, dim=head_dim)
     levels = [finest * 2**i for i in range(_LEVELS)]
-    return RetinaNet(extractor, neck, levels, num_classes, head_dim, frozen_norms=frozen_norms)
+    kind = MaskRCNN if with_masks else RetinaNet
+    return kind(extractor, neck, levels, num_classes, head_dim, frozen_norms=frozen_norms)
+
+
+def build_detector(card: ModelCard) -> Detector:
+    """The detector of a card, freshly initialised.
+
+    Raises:
+        WeightsError: If there is none such.
+    """
+    options = card.head_options
+    if unknown := sorted(options.keys() - HEAD_OPTIONS):
+        raise WeightsError(f"head_options has {unknown[0]!r}: expected {', '.join(HEAD_OPTIONS)}")
+    chosen = {"arch": card.overrides if card.arch else None, "in_chans": card.in_chans, **options}
+    try:
+        return create_detector(card.head, card.model, card.num_classes, **chosen)
+    except ConfigError as error:
+        raise WeightsError(f"what the weights say of their network cannot be: {error}") from error
 
 
 def _places(strides: Sequence[int], wanted: Sequence[int], head: str, backbone: str) -> list[int]:
@@ -91,10 +112,10 @@ def _places(strides: Sequence[int], wanted: Sequence[int], head: str, backbone: 
 
 
 def _leave_unread(extractor: Any, taken: list[int], *, prune: bool) -> None:
-    """Frees what no head reads from training, as it would wait for gradients; or takes it away."""
-    pruned = extractor.model if prune else copy.deepcopy(extractor.model)
-    pruned.prune_intermediate_layers(taken)
+    """Takes away what no head reads, or frees it from training, which would wait for its gradients."""
+    pruned = extractor if prune else copy.deepcopy(extractor)
+    pruned.out_indices = pruned.feature_info.out_indices = pruned.model.prune_intermediate_layers(taken)
     read = dict(pruned.named_parameters())
-    for name, parameter in extractor.model.named_parameters():
+    for name, parameter in extractor.named_parameters():
         if name not in read:
             parameter.requires_grad_(requires_grad=False)

@@ -56,6 +56,19 @@ SSDLITE: Names = (
     (("bbox_head.cls_convs.", "head.classes."), ((".1.", ".2."), *_NORM)),
     (("bbox_head.reg_convs.", "head.codes."), ((".1.", ".2."), *_NORM)),
 )
+MASK_RCNN: Names = (
+    *_FPN,
+    (("rpn_head.rpn_conv.", "rpn.conv.0.0."), ()),
+    (("rpn_head.rpn_cls.", "rpn.cls_logits."), ()),
+    (("rpn_head.rpn_reg.", "rpn.bbox_pred."), ()),
+    (("roi_head.bbox_head.shared_fcs.0.", "box_head.shared.fc6."), ()),
+    (("roi_head.bbox_head.shared_fcs.1.", "box_head.shared.fc7."), ()),
+    (("roi_head.bbox_head.fc_cls.", "box_head.classes."), ()),
+    (("roi_head.bbox_head.fc_reg.", "box_head.codes."), ()),
+    (("roi_head.mask_head.convs.", "mask_head."), _IN_A_ROW),
+    (("roi_head.mask_head.upsample.", "mask_predictor.conv5_mask."), ()),
+    (("roi_head.mask_head.conv_logits.", "mask_predictor.mask_fcn_logits."), ()),
+)
 _RELEASE, _OURS = 0, 1
 
 

@@ -88,7 +88,7 @@ class SingleStageDetector(Detector):
                 scores.append(score)
                 labels.append(label)
             found = torch.cat(boxes), torch.cat(scores), torch.cat(labels)
-            detections.append(keep_best(*found, size, self.overlap, self.max_boxes)[0])
+            detections.append(keep_best(*found, size, self.overlap, self.max_boxes))
         return detections
 
     def match(self, anchors: Tensor, boxes: Tensor) -> Tensor:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobilemamba.dense.anchors import Anchors, default_boxes
-from mobilemamba.dense.boxes import BACKGROUND, IGNORED, BoxCoder, above, assign
+from mobilemamba.dense.boxes import BACKGROUND, IGNORED, BoxCoder, above, assign, by_anchor
 from mobilemamba.dense.release_names import SSDLITE, Names
 from mobilemamba.dense.single_stage import SingleStageDetector
 from mobilemamba.layers.conv_norm import ConvNorm
@@ -66,9 +65,10 @@ class SSDLiteHead(nn.Module):
     def __init__(self, channels: Sequence[int], anchors: int, outputs: int):
         super().__init__()
         self.outputs = outputs
-        for name, count in (("classes", outputs), ("codes", 4)):
-            branches = (nn.Sequential(*_conv(c, c, 3, 1, c), nn.Conv2d(c, anchors * count, 1)) for c in channels)
-            self.add_module(name, nn.ModuleList(branches))
+        self.classes, self.codes = (
+            nn.ModuleList(nn.Sequential(*_conv(c, c, 3, 1, c), nn.Conv2d(c, anchors * width, 1)) for c in channels)
+            for width in (outputs, 4)
+        )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.001)
@@ -76,11 +76,9 @@ class SSDLiteHead(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, levels: Sequence[Tensor]) -> dict[str, Tensor]:
-        def join(branches: Any, width: int) -> Tensor:
-            maps = (branch(x) for branch, x in zip(branches, levels, strict=True))
-            return torch.cat([x.permute(0, 2, 3, 1).reshape(len(x), -1, width) for x in maps], 1)
-
-        return {"cls_logits": join(self.classes, self.outputs), "bbox_regression": join(self.codes, 4)}
+        classes = [branch(x) for branch, x in zip(self.classes, levels, strict=True)]
+        codes = [branch(x) for branch, x in zip(self.codes, levels, strict=True)]
+        return {"cls_logits": by_anchor(classes, self.outputs), "bbox_regression": by_anchor(codes, 4)}
 
 
 class SSDLite(SingleStageDetector):

@@ -20,6 +20,7 @@ from mobilemamba.models.card import CARD_KEY, ModelCard, Preprocessing, read_car
 from mobilemamba.models.create import check_model_name, create_model
 from mobilemamba.models.matching import LoadReport, classes_of, head_names, match, spellings
 from mobilemamba.models.mobilemamba import MobileMamba
+from mobilemamba.models.release_names import StateDict
 from mobilemamba.models.runtime import runtime_of
 from mobilemamba.models.weights_file import find_tensors
 from mobilemamba.text import printable
@@ -246,7 +247,15 @@ def _build_classifier(card: ModelCard) -> nn.Module:
 BUILDERS: dict[str, Callable[[ModelCard], nn.Module]] = {"classification": _build_classifier}
 
 
+#: Each tells the card of a file without one by its tensors, given the model's name; or None.
+TELLERS: list[Callable[[StateDict, str], ModelCard | None]] = []
+
+
 def _told_by_tensors(path: str | Path, name: str) -> ModelCard:
+    state = find_tensors(path, ()).state
+    for teller in TELLERS:
+        if card := teller(state, name):
+            return card
     card = ModelCard(name, Preprocessing.of_model(name))
     probe = create_model(name)
     state = match(probe, find_tensors(path, *spellings(probe)), new_head=True).state

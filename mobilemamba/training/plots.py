@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,8 +14,13 @@ from mobilemamba.analysis.figures import legible, png_figure
 from mobilemamba.scores import Score, score_of
 from mobilemamba.text import printable
 
+if TYPE_CHECKING:
+    from mobilemamba.training.detection_metrics import ClassPrecision
+
 #: Most classes that a matrix names legibly, and most whose cells hold their numbers.
 _MOST_NAMED, _MOST_NUMBERED = 40, 15
+#: Most classes whose curves have colours and names.
+_MOST_CURVES = 15
 #: Pairs shown where there are more classes.
 _PAIRS = 30
 
@@ -75,6 +81,35 @@ def draw_confusion(counts: Tensor, class_names: list[str], path: Path, title: st
         axis.set_title(title, fontsize=10)
         draw = _matrix if len(names) <= _MOST_NAMED else _pairs
         draw(axis, counts, names, counted)
+
+
+def draw_precision_recall(found: ClassPrecision, class_names: Sequence[str], path: Path, title: str) -> None:
+    """Precision over recall at IoU 0.5: of each class, with its AP50 where they are few, and the mean of all.
+
+    Args:
+        found: Of the classes.
+        class_names: In the order of the indices.
+        path: PNG file.
+        title: Above it.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    names, title = [_label(index, name) for index, name in enumerate(class_names)], legible(title)
+    with png_figure(path, [title, *names], figsize=(8, 5)) as figure:
+        axis = figure.subplots()
+        axis.set_title(title, fontsize=10)
+        known = [index for index, ap in enumerate(found.ap50_C.tolist()) if not math.isnan(ap)]
+        for index in sorted(known, key=lambda index: -found.ap50_C[index]):
+            named = {"label": f"{names[index]} {found.ap50_C[index]:.1f}"}
+            style: dict[str, Any] = named if len(known) <= _MOST_CURVES else {"color": "0.8"}
+            axis.plot(found.recall_R, found.precision_CR[index], lw=1, **style)
+        if known:
+            mean = f"mean of {len(known)} classes {found.ap50_C[known].mean():.1f}"
+            axis.plot(found.recall_R, found.precision_CR[known].mean(0), color="black", lw=2.5, label=mean)
+            axis.legend(fontsize=8, title="AP50 (%)", loc="upper left", bbox_to_anchor=(1, 1))
+        axis.set(xlabel="recall", ylabel="precision at IoU 0.5", xlim=(0, 1), ylim=(0, 1.02))
+        axis.grid(alpha=0.3)
 
 
 def _matrix(axis: Any, counts: Tensor, names: list[str], counted: str) -> None:

@@ -13,7 +13,7 @@ from pycocotools import coco as reference_coco
 from mobilemamba.data import COCO, COCOFolder
 from mobilemamba.data.detection_transforms import DetectionAugmentation
 from mobilemamba.data.objects import ObjectSet
-from mobilemamba.errors import DataError
+from mobilemamba.errors import ConfigError, DataError
 from tests.data.coco_files import content, write
 
 
@@ -164,3 +164,15 @@ def test_parts_with_other_categories_are_refused(tmp_path: Path) -> None:
     data = ready(tmp_path, img_size=32)
     _, targets = next(iter(data.val_dataloader()))
     assert [target["labels"].tolist() for target in targets] == [[1], [], [1]]
+
+
+def test_arguments_that_cannot_work_are_refused(tmp_path: Path) -> None:
+    write(tmp_path)
+    with pytest.raises(ConfigError, match=r"data\.augmentation\.sides \[40\] is for pictures that keep their shape"):
+        ready(tmp_path, resize="stretch", augmentation=DetectionAugmentation(sides=(40,)))
+    with pytest.raises(ConfigError, match=r"data\.augmentation\.expand 2 is impossible"):
+        ready(tmp_path, augmentation=DetectionAugmentation(expand=2))
+    with pytest.raises(DataError, match="names the part valid: give train, val or test"):
+        ready(tmp_path, annotations={"valid": "train.json"})
+    with pytest.raises(DataError, match=r"a\.json does not exist"):
+        ready(tmp_path, annotations={"train": "a.json"})

@@ -17,6 +17,13 @@ from mobilemamba.models import ArchOverrides
 
 #: The layers that give logits and boxes, and the deviation that these are to have.
 PREDICTORS = {
+    "mask_rcnn": [
+        (r"rpn\.cls_logits", 1.0),
+        (r"rpn\.bbox_pred", 0.2),
+        (r"box_head\.classes", 1.0),
+        (r"box_head\.codes", 1.0),
+        (r"mask_predictor\.mask_fcn_logits", 1.0),
+    ],
     "retinanet": [(r"head.*\.cls_logits", 1.0), (r"head.*\.bbox_reg", 0.2)],
     "ssdlite": [(r"head\.classes\.\d\.2", 1.0), (r"head\.codes\.\d\.2", 1.0)],
 }
@@ -48,7 +55,7 @@ def tiny_detector() -> Callable[..., Detector]:
         with torch.random.fork_rng():
             torch.manual_seed(1)
             detector = create_detector(head, backbone, 7, arch=arch, head_dim=16, frozen_norms=False, **choices)
-            pictures = torch.randn(2, 3, 64, 96)
+            pictures = torch.randn(2, 3, 128, 192)
             settle(detector, lambda: detector(pictures))
             detector.eval()
             # Logits of about -3 to 3 and boxes of about their anchors' size, so that some pass the thresholds.

@@ -1,12 +1,15 @@
 """One way to choose for every operation: by name, by itself, or PyTorch's own operators alone."""
 
+import sys
 from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -14,7 +17,9 @@ from mobilemamba.errors import BackendUnavailableError, ConfigError
 from mobilemamba.layers.kernels import use_scan_backend
 from mobilemamba.layers.wavelet_mamba import WaveletConv
 from mobilemamba.models import MobileMamba, optimize_for_inference
-from mobilemamba.ops import standard_operators
+from mobilemamba.models.fuse import fuse_norms
+from mobilemamba.ops import jit, standard_operators, wavelet
+from mobilemamba.ops.backends import forget_choices
 from mobilemamba.ops.kernels import INFERENCE, NETWORK
 from mobilemamba.ops.native import library
 from tests.ops.scans import needs_native
@@ -126,11 +131,85 @@ def test_no_backend_of_the_scan_makes_a_tensor_elsewhere(directions: int, monkey
     for kernel in kernels:
         (launch,) = kernel.__getitem__.return_value.call_args_list  # all directions at once
         assert all(v.device.type == "meta" for v in launch.args if isinstance(v, Tensor))
-    monkeypatch.setattr(fused_scan, "_kernel", MagicMock())
+    monkeypatch.setattr(fused_scan, "_kernels", MagicMock())
     maps, projected = x.unflatten(1, (2, 3)), x.new_empty(2, 2, 3, directions * 3)
     weights = per_channel[:, None], per_channel[..., None], per_channel, per_channel, x.new_empty(4), x.new_empty(4)
     with OneDevice():
         assert fused_scan.compute(maps, projected, maps, *weights, 1e-5).shape == maps.shape
+
+
+class OnDevice(FakeTensorMode):
+    """Tensors without numbers: to wait for one fails, and so does a tensor on another device. Lists the operators.
+
+    As it is not on while a network runs, the network takes it for no tracer, and its choices are those of a GPU.
+    """
+
+    def __init__(self, device: str):
+        super().__init__()
+        self.device, self.operators = device, set[str]()
+
+    def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = super().dispatch(func, types, args, kwargs)
+        self.operators.add(func.__name__)
+        devices = {x.device.type for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor)}
+        assert devices <= {self.device}, f"{func} on {devices}"
+        return result
+
+    def on_it(self, network: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, Tensor]:
+        """The network there, and pictures for it."""
+        with self:
+            network._apply(
+                lambda x: torch.empty_strided(
+                    x.shape, x.stride(), dtype=dtype if x.is_floating_point() else x.dtype, device=self.device
+                )
+            )
+            return network, torch.empty(2, 3, 64, 64, dtype=dtype, device=self.device)
+
+
+@pytest.fixture
+def triton_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine on which Triton runs on any device, the CPU apart."""
+    monkeypatch.setattr(jit, "why_not_on", lambda device, dtype: "no" if device.type == "cpu" else None)
+    monkeypatch.setitem(sys.modules, "selective_scan_cuda", None)
+    forget_choices()
+
+
+@pytest.mark.usefixtures("triton_anywhere")
+@pytest.mark.parametrize(
+    ("size", "fused", "dtype"),
+    [
+        ("t2", False, torch.float32),
+        ("t2", True, torch.float16),
+        ("s6", True, torch.bfloat16),
+        ("b1", False, torch.float16),
+        ("b1", True, torch.float32),
+    ],
+    ids=str,
+)
+def test_a_gpu_is_never_waited_for(size: str, fused: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[Tensor] = []
+    monkeypatch.setattr(wavelet, "_looks_haar", lambda filters: not looked_at.append(filters))
+    # PyTorch asks the driver which of its own batch norms there is.
+    monkeypatch.setattr(torch, "batch_norm", lambda x, *numbers: torch.native_batch_norm(x, *numbers[:-1])[0])
+    gpu, network = OnDevice("cuda"), timm.create_model(f"mobilemamba_{size}").eval()
+    network, x = gpu.on_it(fuse_norms(network) if fused else network, dtype)
+    branches = sum(isinstance(layer, WaveletConv) for layer in network.modules())
+    with torch.no_grad():
+        for _ in "12":
+            assert network(x).shape == (2, 1000)
+            assert len(looked_at) == 2 * branches  # of which the first run knows nothing
+    assert {"selective_scan.default", "haar_conv.default"} <= gpu.operators
+
+
+@pytest.mark.usefixtures("triton_anywhere")
+def test_nor_in_a_training_step() -> None:
+    """On the meta device, as autograd asks the driver of a GPU."""
+    device = OnDevice("meta")
+    network, x = device.on_it(timm.create_model("mobilemamba_s6", drop_path_rate=0.1).train(), torch.bfloat16)
+    F.cross_entropy(network(x), x.new_zeros(2, dtype=torch.int64)).backward()
+    assert all(p.grad is not None for p in network.parameters() if p.requires_grad)
+    backward = {"selective_scan_backward.default", "haar_conv.default", "haar_conv_weight.default"}
+    assert backward <= device.operators
 
 
 # PyTorch's own operators alone

@@ -4,14 +4,22 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from mobilemamba.ops.depthwise import ACTIVATIONS
+from mobilemamba.ops.depthwise import definition as depthwise_definition
+from mobilemamba.ops.depthwise import triton as depthwise
+from mobilemamba.ops.mix_channels import triton as mix
 from mobilemamba.ops.scan_norm_gate import definition as norm_gate_definition
 from mobilemamba.ops.scan_norm_gate import triton as norm_gate
 from mobilemamba.ops.selective_scan import selective_scan, selective_scan_2d
+from mobilemamba.ops.wavelet import triton as wavelet
+from mobilemamba.ops.wavelet.definition import haar_filters, wavelet_conv
+from mobilemamba.ops.wavelet.native import by_band
 from tests.ops.recurrences import gradients
 from tests.ops.scans import assert_near, assert_rounds_to, make_inputs, make_map_inputs, poisoned_memory
-from tests.ops.test_inference import ARRANGEMENTS, make_scan
+from tests.ops.test_inference import ARRANGEMENTS, make_parts, make_scan, mixed
 
 # fp16 and bf16 round the results; bf16 is cut off where a GPU rounds.
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 2**-10, torch.bfloat16: 2**-7}
@@ -151,3 +159,112 @@ def test_scan_norm_gate_of_nothing() -> None:
     inputs = make_scan(2, 20, 2, 3, (5, 6), torch.float32)
     assert norm_gate.compute(*(x[:0] for x in inputs[:3]), *inputs[3:], 1e-5).shape == (0, 5, 6, 20)
     assert norm_gate.compute(*(x[:, :0] for x in inputs[:3]), *inputs[3:], 1e-5).shape == (2, 0, 6, 20)
+
+
+# The convolution in the wavelet domain
+
+
+def assert_wavelet_agrees(x: Tensor, weight: Tensor, grad: Tensor) -> None:
+    """Output and both gradients; that of the maps is the operator with mirrored kernels."""
+    exact = [v.detach().double().requires_grad_() for v in (x, weight)]
+    filters = haar_filters(x.shape[-1], exact[0])
+    y = wavelet_conv(exact[0].permute(0, 3, 1, 2), exact[1], filters, filters).permute(0, 2, 3, 1)
+    expected = [y, *torch.autograd.grad(y, exact, grad.double())]
+    with poisoned_memory():
+        ours = [wavelet.haar_conv(x, weight), wavelet.haar_conv(grad, weight.flip(2, 3))]
+        ours.append(wavelet.weight_gradient(grad, x, weight))
+    assert [v.dtype for v in ours] == [x.dtype, x.dtype, weight.dtype]
+    assert [v.stride() for v in ours[:2]] == 2 * [torch.empty(x.shape).stride()]
+    for what, a, b in zip(("output", "gradient of x", "gradient of the weight"), ours, expected, strict=True):
+        assert_near(a, b, TOLERANCES[x.dtype] if what != "gradient of the weight" else 1e-5, what)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize(
+    ("batch", "size", "channels", "kernel"),
+    [(1, (1, 1), 1, 1), (2, (5, 6), 33, 3), (1, (5, 7), 5, 5), (0, (4, 4), 3, 3)],
+    ids=str,
+)
+def test_wavelet_conv(batch: int, size: tuple[int, int], channels: int, kernel: int, dtype: torch.dtype) -> None:
+    x, grad = (torch.randn(batch, *size, channels).to(dtype) for _ in range(2))
+    assert_wavelet_agrees(x, torch.randn(4 * channels, 1, kernel, kernel), grad)
+
+
+def test_the_largest_wavelet_conv() -> None:
+    x, grad = (torch.randn(1, 7, 8, 3) for _ in range(2))
+    assert_wavelet_agrees(x, torch.randn(12, 1, 7, 7), grad)
+
+
+def test_wavelet_conv_of_more_positions_than_a_program_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wavelet, "_TILES", 2)
+    x, grad = torch.randn(2, 2, 9, 10, 2)
+    assert_wavelet_agrees(x, torch.randn(8, 1, 1, 1), grad)
+
+
+@ARRANGEMENTS
+def test_wavelet_conv_of_any_strides(arrange: Callable[[Tensor], Tensor]) -> None:
+    x, grad = (arrange(torch.randn(2, 5, 6, 20)) for _ in range(2))
+    assert_wavelet_agrees(x, torch.randn(80, 1, 3, 3).to(memory_format=torch.channels_last), grad)
+
+
+def test_wavelet_conv_adds_cuts_off_and_writes_beside_others() -> None:
+    x, add, weight = torch.randn(2, 5, 6, 20), torch.randn(2, 5, 6, 20).half(), torch.randn(80, 1, 3, 3)
+    y = torch.full((2, 5, 6, 30), 7.0)
+    wavelet.convolve(x, by_band(weight), y[..., 4:24], add, relu=True)
+    torch.testing.assert_close(y[..., 4:24], F.relu(wavelet.haar_conv(x, weight) + add))
+    assert (y[..., :4] == 7).all()
+    assert (y[..., 24:] == 7).all()
+
+
+# The depthwise convolution, and MRFFI's parts
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize(("size", "kernel", "channels"), [((1, 1), 1, 1), ((5, 7), 3, 33), ((3, 4), 7, 5)], ids=str)
+def test_depthwise(size: tuple[int, int], kernel: int, channels: int, dtype: torch.dtype) -> None:
+    x, bias = torch.randn(2, *size, channels).to(dtype), torch.randn(channels)
+    weight = torch.randn(kernel, kernel, channels)
+    for act in ACTIVATIONS:
+        with poisoned_memory():
+            y = depthwise.depthwise_conv(x, weight, bias, act)
+        assert y.dtype == dtype
+        assert_near(y, depthwise_definition(x.double(), weight, bias, act), TOLERANCES[dtype])
+
+
+@ARRANGEMENTS
+def test_depthwise_of_any_strides(arrange: Callable[[Tensor], Tensor]) -> None:
+    x, weight, bias = arrange(torch.randn(1, 3, 4, 20)), torch.randn(3, 3, 20), torch.randn(20)
+    assert_near(depthwise.depthwise_conv(x, weight, bias), depthwise_definition(x.double(), weight, bias), 1e-5)
+
+
+def test_depthwise_lets_nan_through() -> None:
+    x = torch.zeros(1, 4, 4, 20)
+    x[0, 0, 0] = torch.nan
+    for act in ACTIVATIONS:
+        y = depthwise.depthwise_conv(x, torch.ones(3, 3, 20), torch.zeros(20), act)
+        assert y[0, :2, :2].isnan().all()
+        assert y.isnan().sum() == 2 * 2 * 20
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize(
+    ("channels", "of_global", "of_local", "kernels", "wavelet"),
+    [(44, 17, (9, 12), (3, 5), 3), (24, 16, (8,), (1,), 0), (5, 5, (), (), 1)],
+    ids=str,
+)
+def test_mix_channels(
+    channels: int, of_global: int, of_local: tuple[int, ...], kernels: tuple[int, ...], wavelet: int, dtype: torch.dtype
+) -> None:
+    x, branch = torch.randn(2, 3, 4, channels).to(dtype), torch.randn(2, 3, 4, of_global).to(dtype)
+    parts = make_parts(of_global, of_local, kernels, wavelet)
+    with poisoned_memory():
+        y = mix.mix_channels(x, branch, *parts)
+    assert y.dtype == dtype
+    assert_near(y, mixed(x, branch, *parts), TOLERANCES[dtype])
+
+
+def test_neither_of_nothing() -> None:
+    parts = make_parts(20, (8, 8), (3, 5), 3)
+    for shape in ((0, 4, 5), (2, 0, 5)):
+        assert mix.mix_channels(torch.randn(*shape, 40), torch.randn(*shape, 20), *parts).shape == (*shape, 40)
+        assert depthwise.depthwise_conv(torch.randn(*shape, 8), *parts[1][:2]).shape == (*shape, 8)

@@ -18,7 +18,7 @@ from mobilemamba.analysis.benchmark.records import Record
 from mobilemamba.analysis.benchmark.workload import Workload, Workshop, create, silently
 from mobilemamba.analysis.complexity import complexity
 from mobilemamba.analysis.machine import device_name, rounds_to_tf32, versions
-from mobilemamba.analysis.rounds import Clock, Timings, clock_of, interleave
+from mobilemamba.analysis.rounds import WARMUP_SECONDS, Clock, Timings, clock_of, interleave
 from mobilemamba.models.runtime import RUNNERS
 from mobilemamba.ops.selective_scan import BACKENDS
 
@@ -50,6 +50,7 @@ def measure(
     seconds: float = 0.5,
     memory: bool = True,
     progress: Progress = lambda what, done, total: None,
+    warmup: float = WARMUP_SECONDS,
 ) -> list[Record]:
     """Measures cases in common rounds, in which a matrix product shows what the machine can do.
 
@@ -61,6 +62,7 @@ def measure(
         seconds: About how long each case runs in a round.
         memory: Whether to measure the peak memory as well.
         progress: Is told how far it is.
+        warmup: Shortest warm-up of each case in seconds.
     """
     cases = list(cases)
     workshop = Workshop()
@@ -82,7 +84,7 @@ def measure(
     places = dict.fromkeys((c.case.device, c.case.dtype) for c in candidates if not c.error)
     products = {place: matrix_product(*place) for place in places}
     clocks |= {place: clock_of(run, place[0]) for place, (run, _) in products.items()}
-    timings, failed = interleave(clocks, rounds, seconds, advance=counting(progress, len(clocks), rounds))
+    timings, failed = interleave(clocks, rounds, seconds, warmup, counting(progress, len(clocks), rounds))
     ceilings = {place: macs / timings[place].median / 1e9 for place, (_, macs) in products.items() if place in timings}
     for number, candidate in enumerate(candidates):
         if number in failed:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mobilemamba.ops.backends import Backends
-from mobilemamba.ops.depthwise import native
+from mobilemamba.ops.depthwise import native, triton
 from mobilemamba.ops.native import library
 
 #: Activations as oneDNN names them.
@@ -43,4 +43,4 @@ def definition(x_BHWC: Tensor, weight_kkC: Tensor, bias: Tensor, act: Activation
     return ACTIVATIONS[act](y).permute(0, 2, 3, 1)
 
 
-depthwise_conv = Backends("depthwise", definition, library.backend(native.depthwise_conv))
+depthwise_conv = Backends("depthwise", definition, library.backend(native.depthwise_conv), triton.BACKEND)

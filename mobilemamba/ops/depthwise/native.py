@@ -12,7 +12,7 @@ from mobilemamba.ops.native.arguments import DTYPE_CODES, kernel_dtype, lay_out
 from mobilemamba.ops.native.structures import DepthwiseArgs
 from mobilemamba.ops.operator import inference_operator
 
-_ACTS = {"none": 0, "relu": 1, "swish": 2, "sigmoid": 3}  # ``activation`` of depthwise.c
+ACTS = {"none": 0, "relu": 1, "swish": 2, "sigmoid": 3}  # ``activation`` of depthwise.c
 RELU_AFFINE = 4  # another one: ReLU, then scale and shift
 
 _LAYOUT = {"x": "BHWC", "weight": "kkC", "bias": "C"}
@@ -36,16 +36,17 @@ def call_depthwise(act: int, x: Tensor, y: Tensor, *numbers: Tensor) -> None:
     library.call("mobilemamba_depthwise", args)
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor, act: str = "none") -> None:
+def check_arguments(x: Tensor, weight: Tensor, bias: Tensor, act: str = "none") -> None:
+    """Of the operator, on any device."""
     check_kernel("depthwise_conv", check("depthwise_conv", _LAYOUT, (x, weight, bias))["k"])
-    if act not in _ACTS:
-        raise ConfigError(f"depthwise_conv: activation {act!r}; expected one of {', '.join(_ACTS)}")
+    if act not in ACTS:
+        raise ConfigError(f"depthwise_conv: activation {act!r}; expected one of {', '.join(ACTS)}")
 
 
-@inference_operator(_check)
+@inference_operator(check_arguments)
 def depthwise_conv(x_BHWC: Tensor, weight_kkC: Tensor, bias: Tensor, act: str = "none") -> Tensor:
     """The convolution; x is computed in float32 or bfloat16."""
     x = lay_out(x_BHWC, kernel_dtype(x_BHWC.dtype))
     y = x.new_empty(x.shape)
-    call_depthwise(_ACTS[act], x, y, weight_kkC, bias)
+    call_depthwise(ACTS[act], x, y, weight_kkC, bias)
     return y.to(x_BHWC.dtype)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mobilemamba.ops.backends import Backends
 from mobilemamba.ops.depthwise import definition as depthwise
-from mobilemamba.ops.mix_channels import native
+from mobilemamba.ops.mix_channels import native, triton
 from mobilemamba.ops.native import library
 from mobilemamba.ops.wavelet.definition import haar_filters, wavelet_conv
 
@@ -47,4 +47,4 @@ def definition(
     return F.relu(torch.cat([*parts, x[..., at:]], -1)).to(x_BHWC.dtype)
 
 
-mix_channels = Backends("mix channels", definition, library.backend(native.mix_channels))
+mix_channels = Backends("mix channels", definition, library.backend(native.mix_channels), triton.BACKEND)

@@ -15,7 +15,8 @@ from mobilemamba.ops.wavelet.native import call_wavelet
 _LOCAL = {"x": "BHWC", "weight": "kkc", "bias": "c", "scale": "c", "shift": "c"}
 
 
-def _check(x: Tensor, mixed: Tensor, wavelet_weight: Tensor | None, local_weights: list[Tensor]) -> None:
+def check_arguments(x: Tensor, mixed: Tensor, wavelet_weight: Tensor | None, local_weights: list[Tensor]) -> None:
+    """Of the operator, on any device."""
     op = "mix_channels"
     channels = (sizes := check(op, {"x": "BHWC", "global": "BHWG"}, (x, mixed)))["G"]
     if wavelet_weight is not None:
@@ -29,7 +30,7 @@ def _check(x: Tensor, mixed: Tensor, wavelet_weight: Tensor | None, local_weight
         raise ConfigError(f"{op}: the parts have {channels} channels; x has {sizes['C']}")
 
 
-@inference_operator(_check)
+@inference_operator(check_arguments)
 def mix_channels(
     x_BHWC: Tensor, global_BHWG: Tensor, wavelet_weight: Tensor | None, local_weights: list[Tensor]
 ) -> Tensor:

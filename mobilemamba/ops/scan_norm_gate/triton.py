@@ -40,8 +40,8 @@ def _norm_gate(
 
 
 @cache
-def _kernel() -> Any:
-    return jit.compiled(globals(), _norm_gate)[0]
+def _kernels() -> list[Any]:
+    return jit.compiled(globals(), _norm_gate)
 
 
 def compute(
@@ -64,7 +64,7 @@ def compute(
     gate, y = gate_BHWD.flatten(1, 2), u_BHWD.new_empty(u_BHWD.shape)
     weight, bias = (v.float().contiguous() for v in (norm_weight, norm_bias))
     with torch.cuda.device_of(y):
-        _kernel()[(batch * length,)](
+        _kernels()[0][(batch * length,)](
             scanned_BLD,
             gate,
             weight,

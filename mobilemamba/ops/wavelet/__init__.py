@@ -5,15 +5,23 @@ Shape letters: B batch, C channels, H and W sides, F filter length.
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
+
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from mobilemamba.ops.backends import Backends, plainly
 from mobilemamba.ops.native import library
-from mobilemamba.ops.wavelet import definition, native
+from mobilemamba.ops.wavelet import definition, native, triton
 from mobilemamba.ops.wavelet.definition import HAAR
 
-BACKENDS = Backends("wavelet", definition.wavelet_conv, library.backend(native.forward, unavailable=native.unavailable))
+BACKENDS = Backends(
+    "wavelet",
+    definition.wavelet_conv,
+    library.backend(native.forward, unavailable=native.unavailable),
+    triton.BACKEND,
+)
 
 
 def wavelet_conv(
@@ -40,13 +48,36 @@ def wavelet_conv(
     return chosen.forward(x_BCHW, weight, dwt_filters, idwt_filters)
 
 
+#: By filters on a device that the host would have to wait for: their version when they were last looked at, and whether
+#: they were Haar's.
+_FOUND: MutableMapping[Tensor, tuple[int | None, bool]] = WeakTensorKeyDictionary()
+
+
 @torch.compiler.assume_constant_result  # what torch.compile makes is of the filters as they were then
 def are_haar(*filters: Tensor) -> bool:
-    """Whether filters are Haar's now, by whatever name: kernels know no others."""
+    """Whether filters are Haar's now, by whatever name: kernels know no others.
+
+    On a CPU it looks at them every time; elsewhere it looks again once autograd's version of them is another.
+    """
     if any(f.shape[-1] != 2 for f in filters) or torch._C._len_torch_dispatch_stack():  # a tracer hides the values
         return False
-    if any(f.is_meta for f in filters):
+    return all(map(_is_haar, filters))
+
+
+def _is_haar(filters: Tensor) -> bool:
+    if filters.is_meta:
         return True
-    haar = HAAR.unsqueeze(1)
-    with torch.no_grad():  # a checkpoint's may be rounded otherwise
-        return all(bool(((f.float().unflatten(0, (-1, 4)) - haar.to(f.device)).abs() <= 1e-6).all()) for f in filters)
+    if filters.is_cpu:
+        return _looks_haar(filters)
+    version = None if filters.is_inference() else filters._version
+    found = _FOUND.get(filters)
+    if found is None or found[0] != version:
+        found = _FOUND[filters] = version, _looks_haar(filters)
+    return found[1]
+
+
+@torch.no_grad()
+def _looks_haar(filters: Tensor) -> bool:
+    haar = HAAR.unsqueeze(1).to(filters.device)
+    # A checkpoint's may be rounded otherwise.
+    return bool(((filters.float().unflatten(0, (-1, 4)) - haar).abs() <= 1e-6).all())

@@ -6,6 +6,7 @@ Shape letters: B batch, H and W sides, C channels, k side of a kernel, F = 4 C f
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -45,6 +46,11 @@ def by_band(weight: Tensor) -> Tensor:
     return weight.float().unflatten(0, (-1, 4))[:, :, 0].permute(1, 2, 3, 0).contiguous()
 
 
+def from_bands(of_bands: Tensor, weight: Tensor) -> Tensor:
+    """The inverse of ``by_band``, with the weight's dtype and memory."""
+    return torch.empty_like(weight).copy_(of_bands.permute(3, 0, 1, 2).reshape(weight.shape))
+
+
 def _check(x: Tensor, weight: Tensor, grad: Tensor | None = None) -> None:
     refuse_forward_mode("haar_conv")
     layout, tensors = {"x": "BHWC", "weight": "F1kk"}, [x, weight]
@@ -76,7 +82,7 @@ def _weight_gradient(grad_BHWC: Tensor, x_BHWC: Tensor, weight: Tensor) -> Tenso
     kernel = weight.shape[-1]
     of_bands = weight.new_empty(4, kernel, kernel, x_BHWC.shape[-1], dtype=torch.float32)
     call_wavelet("mobilemamba_wavelet_weight", lay_out(x_BHWC, dtype), lay_out(grad_BHWC, dtype), None, of_bands)
-    return torch.empty_like(weight).copy_(of_bands.permute(3, 0, 1, 2).reshape(weight.shape))
+    return from_bands(of_bands, weight)
 
 
 @_weight_gradient.register_fake
@@ -104,9 +110,28 @@ _haar_conv.register_autograd(_gradients, setup_context=_save)
 _weight_gradient.register_autograd(_second_gradients, setup_context=_save)
 
 
+def implement_on_cuda(convolution: Callable[..., Tensor], weight_gradient: Callable[..., Tensor]) -> None:
+    """Has the two operators computed by other functions for tensors on a GPU."""
+
+    @_haar_conv.register_kernel("cuda")
+    def _(x: Tensor, weight: Tensor) -> Tensor:
+        _check(x, weight)
+        return convolution(x, weight)
+
+    @_weight_gradient.register_kernel("cuda")
+    def _(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        _check(x, weight, grad)
+        return weight_gradient(grad, x, weight)
+
+
+def why_not(haar: bool) -> str | None:
+    """The reason why no kernel knows the filters, or None."""
+    return None if haar else "its kernel is for Haar's wavelet alone"
+
+
 def unavailable(device: torch.device, dtype: torch.dtype, haar: bool = True) -> str | None:
     """The reason why the kernel cannot run there, or None."""
-    return library.why_not_on(device, dtype) or (None if haar else "its kernel is for Haar's wavelet alone")
+    return library.why_not_on(device, dtype) or why_not(haar)
 
 
 def forward(x_BCHW: Tensor, weight: Tensor, *filters: Tensor) -> Tensor:

@@ -1,10 +1,14 @@
-"""The Triton scan without a GPU: its numbers by Triton's interpreter, and what its compiler makes of the kernels."""
+"""The Triton kernels without a GPU: their numbers by Triton's interpreter, and what its compiler makes of them."""
+
+from __future__ import annotations
 
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +18,14 @@ import torch
 from mobilemamba.errors import BackendUnavailableError
 from mobilemamba.ops import jit
 from mobilemamba.ops.backends import forget_choices
+from mobilemamba.ops.depthwise import triton as depthwise
+from mobilemamba.ops.depthwise.native import RELU_AFFINE
 from mobilemamba.ops.scan_norm_gate import triton as fused_scan
 from mobilemamba.ops.selective_scan import BACKENDS, selective_scan_2d
 from mobilemamba.ops.selective_scan import triton as scan
 from mobilemamba.ops.selective_scan.definition import ScanInputs
+from mobilemamba.ops.wavelet import triton as wavelet
+from mobilemamba.ops.wavelet.native import by_band
 from tests.ops.scans import NAMES, assert_near, make_map_inputs
 from tests.ops.test_inference import make_scan
 
@@ -64,50 +72,79 @@ def test_on_a_gpu(side: int, directions: int, width: int, d_state: int, dtype: t
 # What the compiler makes of it
 
 
-class Launch:
-    """In a kernel's place: keeps what it is called with."""
+class Kernel:
+    """In a kernel's place: keeps what it is called with, and does nothing."""
 
-    def __getitem__(self, grid: tuple[int, int]) -> Any:
-        self.grid = grid
+    def __init__(self, kernel: Any, calls: list[Kernel]):
+        self.kernel, self.calls = kernel, calls
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
         return self
 
     def __call__(self, *arguments: Any, num_warps: int, **constants: Any) -> None:
-        self.arguments, self.num_warps, self.constants = arguments, num_warps, constants
+        call = Kernel(self.kernel, [])
+        call.arguments, call.num_warps, call.constants = arguments, num_warps, constants
+        self.calls.append(call)
 
 
-def launches(dtype: torch.dtype, directions: int, width: int, d_state: int, side: int) -> Iterator[tuple[Any, Launch]]:
-    """Each kernel, and how it would be called for a network's scan; the last two for its inference."""
+@contextmanager
+def kernels_called() -> Iterator[list[Kernel]]:
+    """Within it kernels do nothing but to be listed."""
+    calls: list[Kernel] = []
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (scan, fused_scan, wavelet, depthwise):
+            kept = tuple(Kernel(kernel, calls) for kernel in module._kernels())
+            patch.setattr(module, "_kernels", lambda kept=kept: kept)
+        yield calls
+
+
+def scans(dtype: torch.dtype, directions: int, width: int, d_state: int, side: int) -> list[Kernel]:
+    """What is called for a network's scan: forward, backward, and two for inference."""
     size = (side, side)
     x = ScanInputs(*(v.detach().to("meta") for v in make_map_inputs(2, directions, width, d_state, size, dtype)))
     fused = [v.to("meta") for v in make_scan(directions, width, d_state, width // 32, size, dtype)]
-    (forward, backward), norm_gate = scan._kernels(), fused_scan._kernel()
-    kept = [Launch() for _ in range(4)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scan, "_kernels", lambda: kept[:2])
+    with kernels_called() as calls:
         scan.backward(scan.forward(x, size), x, size)
-        patch.setattr(scan, "_kernels", lambda: kept[2:])
-        patch.setattr(fused_scan, "_kernel", lambda: kept[3])
         fused_scan.compute(*fused, 1e-5)
-    return zip((forward, backward, forward, norm_gate), kept, strict=True)
+    return calls
 
 
-def compiled(kernel: Any, launch: Launch, capability: int) -> bytes:
+def wavelets(dtype: torch.dtype, side: int, channels: int, kernel: int) -> list[Kernel]:
+    """What is called for a network's wavelet branch: forward, backward, and with what follows in inference."""
+    x = torch.empty(2, side, side, channels, dtype=dtype, device="meta")
+    weight = torch.empty(4 * channels, 1, kernel, kernel, device="meta")
+    with kernels_called() as calls:
+        wavelet.weight_gradient(wavelet.haar_conv(x, weight), x, weight)
+        wavelet.convolve(x, by_band(weight), x, x, relu=True)
+    return calls
+
+
+def depthwises(dtype: torch.dtype, side: int, channels: int, kernel: int) -> list[Kernel]:
+    """What is called for a network's depthwise convolution."""
+    x, bias = (torch.empty(*shape, channels, dtype=dtype, device="meta") for shape in ((2, side, side), ()))
+    with kernels_called() as calls:
+        depthwise.depthwise_conv(x, x.new_empty(kernel, kernel, channels), bias, "swish")
+        depthwise.convolve(RELU_AFFINE, x, x, x.new_empty(kernel, kernel, channels), *3 * [bias])
+    return calls
+
+
+def compiled(call: Kernel, capability: int) -> bytes:
     """The machine code for a GPU, specialised as a launch there does."""
     import triton
     from triton.backends.compiler import GPUTarget
 
     types = {int: "i32", float: "fp32"}
     pointers = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
-    signature, constants, attributes = {}, dict(launch.constants), {}
-    for i, (name, value) in enumerate(zip(kernel.arg_names, launch.arguments, strict=False)):
+    signature, constants, attributes = {}, dict(call.constants), {}
+    for i, (name, value) in enumerate(zip(call.kernel.arg_names, call.arguments, strict=False)):
         signature[name] = pointers[value.dtype] if isinstance(value, torch.Tensor) else types[type(value)]
         if isinstance(value, int) and value == 1:
             constants[name] = value
         elif isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
             attributes[i,] = [["tt.divisibility", 16]]
     signature |= dict.fromkeys(constants, "constexpr")
-    source = triton.compiler.ASTSource(kernel, signature, constants, attributes)
-    return triton.compile(source, GPUTarget("cuda", capability, 32), {"num_warps": launch.num_warps}).asm["cubin"]
+    source = triton.compiler.ASTSource(call.kernel, signature, constants, attributes)
+    return triton.compile(source, GPUTarget("cuda", capability, 32), {"num_warps": call.num_warps}).asm["cubin"]
 
 
 def resources(cubin: bytes, folder: Path) -> dict[str, int]:
@@ -124,30 +161,31 @@ def resources(cubin: bytes, folder: Path) -> dict[str, int]:
 
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize(
-    ("dtype", "directions", "width", "d_state", "side"),
+    ("calls", "registers"),
     [
-        (torch.float16, 2, 320, 1, 14),  # S6
-        (torch.float32, 2, 448, 1, 3),  # T2
-        (torch.bfloat16, 4, 544, 16, 32),
+        pytest.param(partial(scans, torch.float16, 2, 320, 1, 14), 96, id="scan of S6"),
+        pytest.param(partial(scans, torch.float32, 2, 448, 1, 3), 96, id="scan of T2"),
+        pytest.param(partial(scans, torch.bfloat16, 4, 544, 16, 32), 192, id="large scan"),
+        pytest.param(partial(wavelets, torch.float16, 14, 160, 7), 128, id="wavelet of S6"),
+        pytest.param(partial(wavelets, torch.float32, 3, 224, 3), 128, id="wavelet of T2"),
+        pytest.param(partial(depthwises, torch.float16, 14, 320, 3), 96, id="depthwise of S6"),
+        pytest.param(partial(depthwises, torch.float32, 12, 48, 7), 96, id="depthwise of T2"),
+        pytest.param(partial(wavelets, torch.bfloat16, 33, 115, 5), 192, id="odd wavelet"),
     ],
-    ids=str,
 )
 def test_the_kernels_compile_and_spill_nothing(
-    dtype: torch.dtype,
-    directions: int,
-    width: int,
-    d_state: int,
-    side: int,
+    calls: Callable[[], list[Kernel]],
+    registers: int,
     capability: int,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("triton", reason="Triton is for Linux")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
-    for kernel, launch in launches(dtype, directions, width, d_state, side):
-        used = resources(compiled(kernel, launch, capability), tmp_path)
-        assert used["STACK"] == used["LOCAL"] == 0
-        assert 0 < used["REG"] <= (96 if d_state == 1 else 192)
+    for call in calls():
+        used = resources(compiled(call, capability), tmp_path)
+        assert used["STACK"] == used["LOCAL"] == 0, call.kernel
+        assert 0 < used["REG"] <= registers, call.kernel
 
 
 # Where it runs

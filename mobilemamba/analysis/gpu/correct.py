@@ -1,0 +1,185 @@
+"""Whether kernels and networks compute on a GPU what their definitions compute in double precision and on a CPU."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mobilemamba.analysis.benchmark.cases import DTYPES, Case
+from mobilemamba.analysis.benchmark.scans import ScanShape, scan_inputs
+from mobilemamba.analysis.benchmark.workload import create, silently
+from mobilemamba.analysis.gpu.machine import rounded_to_tf32
+from mobilemamba.analysis.gpu.run import Run
+from mobilemamba.models import for_inference
+from mobilemamba.models.inference.graphs import CudaGraphs
+from mobilemamba.ops.selective_scan import BACKENDS, definition, selective_scan_2d
+from mobilemamba.ops.selective_scan.definition import ScanInputs
+
+#: |y - y'| / |y| at most, of one operation and of a network.
+OPERATION = {"float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}
+NETWORK = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 6e-2}
+_NAMES = ("y", "u", "dt", "A", "B", "C", "D", "dt_bias")
+
+
+def scans(run: Run) -> None:
+    """Outputs and all seven gradients of the scan over shapes and dtypes, twice, into poisoned memory."""
+    shapes, worst, failed = scan_shapes(run), dict[str, float](), list[str]()
+    for number, shape in enumerate(shapes):
+        if not run.has_time(2, f"{len(shapes) - number} of {len(shapes)} shapes of the scan"):
+            break
+        errors, same = check_scan(shape)
+        run.add(**vars(shape), errors=errors, same_bits=same)
+        worst[shape.dtype] = max(worst.get(shape.dtype, 0.0), *errors.values())
+        bad = [name for name, error in errors.items() if not error <= OPERATION[shape.dtype]] + ["bits"] * (not same)
+        if bad:
+            failed.append(f"{shape}: {', '.join(bad)}")
+            run.find(f"scan {_short(shape)}", f"wrong: {', '.join(bad)}", "right", ok=False)
+    backend = BACKENDS.choose("auto", run.device, torch.float32).name
+    for dtype, error in worst.items():
+        found = f"{error:.1e} at worst, by {backend}"
+        run.find(f"scan and gradients, {dtype}", found, f"<= {OPERATION[dtype]:g}", error <= OPERATION[dtype])
+    if run.has_time(5, "opcheck"):
+        inputs = [x.requires_grad_() for x in scan_inputs(ScanShape(2, 2, 32, 1, 3, 3, str(run.device)))]
+        checks = torch.library.opcheck(torch.ops.mobilemamba.selective_scan.default, (*inputs, 3, 3, "auto"))
+        answers = {*checks.values()}
+        run.find("opcheck of the scan", ", ".join(sorted(answers)), "SUCCESS", answers == {"SUCCESS"})
+
+
+def scan_shapes(run: Run) -> list[ScanShape]:
+    """Every length in every dtype, the other sizes in turn; then every combination of these at one length."""
+    sizes, found = run.sizes, list[tuple[int, int, int, int, str]]()
+    for dtype in sizes.dtypes:
+        for number, length in enumerate(sizes.lengths):
+            turn = [values[number % len(values)] for values in (sizes.directions, sizes.widths, sizes.states)]
+            found.append((*turn, length, dtype))  # type: ignore[arg-type]
+    length = sizes.lengths[min(1, len(sizes.lengths) - 1)]
+    found += [(k, d, n, length, "float32") for k in sizes.directions for d in sizes.widths for n in sizes.states]
+    return [
+        ScanShape(2, k, d, n, *_sides(length), str(run.device), dtype)
+        for k, d, n, length, dtype in dict.fromkeys(found)
+    ]
+
+
+def _sides(length: int) -> tuple[int, int]:
+    height = next(side for side in range(math.isqrt(length), 0, -1) if length % side == 0)
+    return height, length // height
+
+
+def _short(shape: ScanShape) -> str:
+    return f"K{shape.directions} D{shape.width} N{shape.d_state} {shape.height}x{shape.map_width} {shape.dtype}"
+
+
+def check_scan(shape: ScanShape) -> tuple[dict[str, float], bool]:
+    """Relative errors of the output and the gradients against the definition in fp64; whether a second run is equal."""
+    inputs, size = scan_inputs(shape), (shape.height, shape.map_width)
+    grad = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(1)).to(inputs[0])
+    with poisoned():
+        first, second = (_with_gradients(partial(selective_scan_2d, size=size), inputs, grad) for _ in range(2))
+    exact = [x.double() for x in inputs]
+    expected = _with_gradients(lambda *x: definition.forward(ScanInputs(*x), size), exact, grad.double())
+    errors = {name: error_of(x, y) for name, x, y in zip(_NAMES, first, expected, strict=True)}
+    return errors, all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+
+
+def _with_gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    y = function(*leaves)
+    return [y.detach(), *torch.autograd.grad(y, leaves, grad)]
+
+
+def error_of(found: Tensor, expected: Tensor) -> float:
+    """|found - expected| / |expected|; infinite if it is not finite."""
+    found, expected = found.double(), expected.double()
+    error = float((found - expected).norm() / expected.norm().clamp(min=1e-30))
+    return error if math.isfinite(error) else math.inf
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """Within it memory that an operation is to fill is NaN before, so that what it leaves out shows."""
+    filling: Any = torch.utils.deterministic
+    before, fills = torch.are_deterministic_algorithms_enabled(), filling.fill_uninitialized_memory
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    filling.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        filling.fill_uninitialized_memory = fills
+        torch.use_deterministic_algorithms(before, warn_only=warns)
+
+
+@rounded_to_tf32(on=False)
+def networks(run: Run) -> None:
+    """Whole networks against the same on the CPU in float32: as they are, laid out, and by CUDA graphs."""
+    for name in run.sizes.ours:
+        if not run.has_time(8, f"{name} against the CPU"):
+            continue
+        size = run.sizes.size_of(name)
+        network = as_if_trained(silently(partial(create, Case(name, size))), size)
+        pictures = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode():
+            expected = network(pictures)
+        for dtype in run.sizes.dtypes:
+            errors = {}
+            for form, call in _forms(run, network, DTYPES[dtype]).items():
+                with torch.inference_mode():
+                    x = pictures.to(run.device, DTYPES[dtype], memory_format=torch.channels_last)
+                    for _ in range(2):  # a graph's second call is its first pure replay
+                        errors[form] = error_of(call(x).cpu(), expected)
+            run.add(model=name, dtype=dtype, errors=errors)
+            worst = max(errors, key=lambda form: errors[form])
+            found = f"{errors[worst]:.1e} at worst ({worst})"
+            run.find(f"{name} {dtype}", found, f"<= {NETWORK[dtype]:g}", errors[worst] <= NETWORK[dtype])
+    if run.has_time(10, "gradients against the CPU"):
+        name = run.sizes.ours[0]
+        error = _gradients_against_cpu(run, name)
+        run.find(f"{name} gradients float32", f"{error:.1e}", "<= 0.001", error <= 1e-3)
+
+
+def _forms(run: Run, network: nn.Module, dtype: torch.dtype) -> dict[str, Callable[[Tensor], Any]]:
+    laid_out, how = for_inference(network, run.device, dtype)
+    plain = copy.deepcopy(network).to(run.device, dtype).to(memory_format=torch.channels_last)
+    forms: dict[str, Callable[[Tensor], Any]] = {"as it is": plain, how: laid_out}
+    return forms | ({"CUDA graph": partial(CudaGraphs(), laid_out)} if run.has_graphs else {})
+
+
+def _gradients_against_cpu(run: Run, name: str) -> float:
+    size = run.sizes.size_of(name)
+    network = as_if_trained(silently(lambda: create(Case(name, size))), size).train()
+    pictures = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
+    here, there = (
+        torch.cat([g.flatten().cpu() for g in gradients(copy.deepcopy(network).to(device), pictures.to(device))])
+        for device in ("cpu", run.device)
+    )
+    return error_of(there, here)
+
+
+def gradients(network: nn.Module, pictures: Tensor) -> list[Tensor]:
+    """Of a loss by all weights that have one, in a training step's forward and backward pass."""
+    weights = [weight for weight in network.parameters() if weight.requires_grad]
+    outputs = network(pictures)
+    labels = torch.arange(len(pictures), device=pictures.device) % outputs.shape[-1]
+    return list(torch.autograd.grad(F.cross_entropy(outputs.float(), labels), weights))
+
+
+@torch.no_grad()
+def as_if_trained(network: nn.Module, size: int) -> nn.Module:
+    """The network in evaluation mode with norms away from their start, where residual branches are nothing."""
+    generator = torch.Generator().manual_seed(0)
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.momentum = 1.0
+        norm.weight.uniform_(0.3, 0.9, generator=generator)
+    network.train()(torch.randn(4, 3, size, size, generator=generator))
+    for norm in norms:
+        norm.momentum = 0.1
+    return network.eval()

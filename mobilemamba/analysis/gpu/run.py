@@ -1,0 +1,133 @@
+"""The parts of a run, one after the other within their time: each line at once, each part's results on the disk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Group
+
+from mobilemamba.analysis.benchmark.memory import describe
+from mobilemamba.analysis.gpu.sizes import Sizes
+from mobilemamba.analysis.rounds import synchronize
+from mobilemamba.files import read_json, write_json
+from mobilemamba.screen import fit_table, say
+
+
+class Part(NamedTuple):
+    """One question to the GPU, with the time that its answer may take."""
+
+    name: str  # on the command line and in the file
+    title: str  # on the screen
+    function: Callable[[Run], None]
+    seconds: float  # at most
+    beyond: bool = False  # whether it has these seconds beside those of the run
+
+
+class Run:
+    """What the parts share, and where they report to.
+
+    Args:
+        device: Where it runs.
+        sizes: How much is measured.
+        output: JSON file, written anew after each part.
+        seconds: Of all parts together.
+        goes_on: Whether to keep what the file has of other parts.
+    """
+
+    def __init__(self, device: torch.device, sizes: Sizes, output: Path, seconds: float, goes_on: bool = False) -> None:
+        self.device, self.sizes, self.output = device, sizes, output
+        self.seconds, self._end = seconds, time.monotonic() + seconds
+        self.parts: dict[str, dict[str, Any]] = read_json(output).get("parts", {}) if goes_on else {}
+        self._deadline, self._part = self._end, dict[str, Any]()
+
+    @property
+    def has_graphs(self) -> bool:
+        """Whether there are CUDA graphs."""
+        return self.device.type == "cuda"
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left of the run."""
+        return self._end - time.monotonic()
+
+    @property
+    def left_of_part(self) -> float:
+        """Seconds that are left of what is being done."""
+        return self._deadline - time.monotonic()
+
+    def has_time(self, seconds: float, what: str) -> bool:
+        """Whether the part has so many seconds left; else ``what`` is said to be skipped."""
+        if self.left_of_part >= seconds:
+            return True
+        self._part["skipped"].append(what)
+        say(f"  {what}: skipped, the part's time is spent")
+        return False
+
+    def add(self, **record: Any) -> None:
+        """Keeps a result in full; plain JSON types."""
+        self._part["records"].append(record)
+
+    def find(self, what: str, found: str, goal: str = "", ok: bool | None = None) -> None:
+        """Says what was found, for the table too; and what it was to be, and whether it is."""
+        self._part["findings"].append({"what": what, "found": found, "goal": goal, "ok": ok})
+        verdict = "" if ok is None else f" ({goal}: {'yes' if ok else 'NO'})"
+        say(f"  {what}: {found}{verdict}")
+
+    def do(self, parts: Sequence[Part]) -> list[Part]:
+        """Runs parts in order; one that fails has its error in the file, and the others go on.
+
+        Returns:
+            The parts that are left where a failure has made the device useless for this process.
+        """
+        for number, part in enumerate(parts):
+            self._part = self.parts[part.name] = {"records": [], "findings": [], "skipped": [], "error": ""}
+            seconds = part.seconds if part.beyond else min(part.seconds, self.left)
+            if seconds < 1:
+                say(f"{part.title}: skipped, the {self.seconds:.0f} s are spent")
+                self._part["skipped"].append("all")
+                self._write()
+                continue
+            say(f"{part.title} (at most {seconds:.0f} s)")
+            began = time.monotonic()
+            self._deadline = began + seconds
+            try:
+                part.function(self)
+                synchronize(self.device)
+            except Exception as error:  # whatever a kernel may raise; the other parts are to be measured all the same
+                self._part["error"] = describe(error)
+                say(f"  FAILED: {self._part['error']}")
+            self._part["seconds"] = round(time.monotonic() - began, 2)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self._write()
+            if self._part["error"] and self._is_useless():
+                return list(parts[number + 1 :])
+        return []
+
+    def _is_useless(self) -> bool:
+        try:
+            torch.ones(1, device=self.device).add(1).item()
+        except Exception:  # e.g. after an illegal address
+            return True
+        return False
+
+    def _write(self) -> None:
+        write_json(self.output, {"device": str(self.device), "seconds": self.seconds, "parts": self.parts})
+
+
+def table(parts: dict[str, dict[str, Any]], width: int) -> Group:
+    """The findings that had a goal, for a screen of that many characters; and what failed or was left out."""
+    lines, sections, notes = list[list[str]](), list[int](), list[str]()
+    for name, part in parts.items():
+        judged = [finding for finding in part["findings"] if finding["ok"] is not None]
+        lines += [[f["what"], f["found"], f["goal"], "yes" if f["ok"] else "NO"] for f in judged]
+        sections.append(len(lines) - 1)
+        if part["error"]:
+            notes.append(f"{name} FAILED: {part['error']}")
+        if part["skipped"]:
+            notes.append(f"{name}: skipped for want of time: {', '.join(part['skipped'])}")
+    return fit_table(width, ["what", "found", "goal", "met"], lines, notes=notes, sections=sections)

@@ -1,0 +1,91 @@
+"""Training on a GPU: the time and the memory of a step, the same bits twice, and memory against pixels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+
+import torch
+
+from mobilemamba.analysis.benchmark.cases import Case
+from mobilemamba.analysis.benchmark.memory import cuda_peak
+from mobilemamba.analysis.benchmark.networks import measure
+from mobilemamba.analysis.benchmark.tables import LINEAR
+from mobilemamba.analysis.benchmark.workload import Workload, Workshop, create, silently
+from mobilemamba.analysis.gpu.correct import as_if_trained, gradients
+from mobilemamba.analysis.gpu.run import Run
+
+
+def steps(run: Run) -> None:
+    """A training step in bfloat16 of each of ours against its peer's: milliseconds and peak memory."""
+    for ours, peer in run.sizes.pairs:
+        if not run.has_time(8, f"training step of {ours}"):
+            continue
+        cases = [_case(run, name, run.sizes.size_of(name), run.sizes.train_batch) for name in (ours, peer)]
+        sizes, on_gpu = run.sizes, run.device.type == "cuda"
+        records = measure(cases, sizes.rounds, sizes.seconds, memory=on_gpu, warmup=sizes.warmup)
+        for record in records:
+            run.add(**asdict(record))
+            memory = "" if record.peak_memory_mib is None else f", {record.peak_memory_mib:,.0f} MiB at the peak"
+            found = record.error or f"{record.latency_ms:.4g} ms{memory}"
+            run.find(f"step of {record.model}, batch {record.batch}", found)
+        first, second = (record.latency_ms for record in records)
+        if first and second:
+            ratio = second / first
+            run.find(f"speed of {ours} over {peer}", f"{ratio:.2f} x", ">= 0.9", ratio >= 0.9)
+
+
+def same_bits(run: Run) -> None:
+    """The gradients of one batch twice, with PyTorch's own kernels as they are and in their deterministic form."""
+    name = run.sizes.ours[0]
+    size, batch = run.sizes.size_of(name), run.sizes.train_batch
+    network = as_if_trained(silently(lambda: create(Case(name, size))), size)
+    network = network.train().to(run.device).to(memory_format=torch.channels_last)
+    pictures = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+    pictures = pictures.to(run.device, memory_format=torch.channels_last)
+    names = [weight for weight, parameter in network.named_parameters() if parameter.requires_grad]
+    before = torch.are_deterministic_algorithms_enabled()
+    for deterministic in (True, False):
+        torch.use_deterministic_algorithms(deterministic, warn_only=True)
+        try:
+            with torch.autocast(run.device.type, torch.bfloat16):
+                first, second = (gradients(network, pictures) for _ in range(2))
+        finally:
+            torch.use_deterministic_algorithms(before)
+        differ = [weight for weight, a, b in zip(names, first, second, strict=True) if not torch.equal(a, b)]
+        run.add(model=name, deterministic=deterministic, differ=differ)
+        how = "deterministic" if deterministic else "as they are"
+        found = "the same bits" if not differ else f"{len(differ)} of {len(names)} differ: {', '.join(differ[:2])}"
+        run.find(f"{name} gradients twice, {how}", found, *(("same", not differ) if deterministic else ()))
+
+
+def memory(run: Run) -> None:
+    """The peak of a training step against the pixels of a picture; linear is an exponent of 1."""
+    if run.device.type != "cuda":
+        run.find("memory against pixels", f"not counted on {run.device}")
+        return
+    peaks: dict[int, int] = {}
+    name, batch = run.sizes.ours[0], run.sizes.memory_batch
+    for size in run.sizes.memory_sizes:
+        if not run.has_time(4, f"memory at {size} px"):
+            break
+        workload: Workload = silently(partial(Workshop().build, _case(run, name, size, batch), "channels_last"))
+        peaks[size] = cuda_peak(workload, run.device) - workload.held_bytes
+        run.add(model=name, batch=batch, size=size, held_bytes=workload.held_bytes, peak_bytes=peaks[size])
+        run.find(f"{name}, batch {batch}, {size} px", f"{peaks[size] / 2**20:,.0f} MiB")
+        del workload
+    if len(peaks) > 1:
+        exponent = growth(peaks)
+        run.find("memory = c pixels^p", f"p = {exponent:.2f}", f"<= {LINEAR}", exponent <= LINEAR)
+
+
+def growth(peaks: Mapping[int, int]) -> float:
+    """p of bytes = c pixels^p, between the two largest sides."""
+    (small, less), (large, more) = sorted(peaks.items())[-2:]
+    return math.log(more / less) / (2 * math.log(large / small))
+
+
+def _case(run: Run, name: str, size: int, batch: int) -> Case:
+    return Case(name, size, batch, str(run.device), "bfloat16", layout="channels_last", fused=False, train=True)

@@ -1,0 +1,224 @@
+"""Own pictures with boxes as YOLO has them: a text for each picture, and a YAML that names the classes."""
+
+from collections import Counter
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from mobilemamba.data.coco_json import Faults
+from mobilemamba.data.coco_masks import pack
+from mobilemamba.data.detection_pictures import DetectionPictures
+from mobilemamba.data.folders import describe_left_out, list_pictures
+from mobilemamba.data.layout import PART_NAMES, require_folder
+from mobilemamba.data.objects import Objects
+from mobilemamba.data.picture_set import Blobs, Texts
+from mobilemamba.data.pictures import open_picture, turned_size
+from mobilemamba.errors import DataError
+from mobilemamba.text import printable
+
+_BOX = 5  # numbers of a line with a box; one with a polygon has more
+_ROUNDING = 0.01  # by what share of a picture's side a box may reach beyond it
+
+
+class YOLOFolder(DetectionPictures):
+    """Pictures in ``root/images/{train,val}/``, texts of the same names in ``labels/{train,val}/``, and ``data.yaml``.
+
+    That is how ultralytics' programs have them; or ``root/train/images/`` and ``root/train/labels/``. ``data.yaml``
+    gives the classes in ``names``, a list or a dict by numbers, and in ``train``, ``val`` and ``test`` where the
+    pictures of each part are. A line of a text is a class's number, then the box's centre, width and height, as shares
+    of the picture's sides; or the corners of a polygon, which is then the mask. A picture without a text has no
+    objects.
+
+    Args:
+        **options: Of :class:`~mobilemamba.data.detection_pictures.DetectionPictures`.
+    """
+
+    def __init__(self, root: str, **options: Any) -> None:
+        super().__init__(root, **options)
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """What ``data.yaml`` says.
+
+        Raises:
+            DataError: If there is none, or it is no such file.
+        """
+        root = require_folder(self.root, "data.yaml, images/ and labels/")
+        files = [*root.glob("*.yaml"), *root.glob("*.yml")]
+        file = files[0] if len(files) == 1 else root / "data.yaml"
+        try:
+            content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+        except OSError as error:
+            raise DataError(
+                f"{printable(file)} cannot be read ({error.strerror}): write one with names, train and val"
+            ) from error
+        except (ValueError, yaml.YAMLError, RecursionError) as error:
+            raise DataError(f"{printable(file)} is no YAML ({printable(error)}): mend it") from error
+        if not isinstance(content, dict) or not isinstance(content.get("names"), list | dict):
+            raise DataError(f"{printable(file)} has no names: list the classes, e.g. 'names: [cat, dog]'")
+        return content
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:  # type: ignore[override]  # found when asked for
+        given = self.description["names"]
+        named = dict(enumerate(given)) if isinstance(given, list) else given
+        if not named or set(named) != set(range(len(named))):
+            raise DataError(
+                f"{printable(self.root)}: data.yaml names the classes {list(named)[:5]}: number them from 0, no gaps"
+            )
+        names = tuple(printable(named[number]) for number in range(len(named)))
+        count = self.description.get("nc", len(names))
+        if count != len(names):
+            raise DataError(f"{printable(self.root)}: data.yaml has nc {count}, but {len(names)} names: mend either")
+        if twice := next((name for name, number in Counter(names).items() if number > 1), None):
+            raise DataError(f"{printable(self.root)}: data.yaml has the class '{twice}' twice: each needs its own name")
+        return names
+
+    @cached_property
+    def parts(self) -> dict[str, Objects]:
+        found, left_out = {}, Counter[str]()
+        for part in PART_NAMES:
+            if folder := self._folder(part):
+                found[part] = self._read(folder, left_out)
+        if not found:
+            raise DataError(
+                f"{printable(self.root)} has no pictures in images/train/ or train/images/: put them there, or name "
+                "the folder in data.yaml, e.g. 'train: images/train'"
+            )
+        if line := describe_left_out(left_out):
+            self.notes.append(line)
+        return found
+
+    def _folder(self, part: str) -> Path | None:
+        """Where the pictures of a part are; None if there are none."""
+        given, root = self.description.get(part), Path(self.root)
+        if isinstance(given, str):
+            # Paths are written below some folder of whoever made the set: what lies in ours counts first.
+            below = given.removeprefix("../").removeprefix("./")
+            places = [root / below, root / str(self.description.get("path", "")) / given, root / given]
+            if found := next((place for place in places if place.is_dir()), None):
+                return found / "images" if (found / "images").is_dir() else found
+        elif given is not None:
+            raise DataError(f"{printable(root)}: data.yaml has no folder as {part}, but {printable(given)}: give one")
+        usual = [folder for name in PART_NAMES[part] for folder in (root / "images" / name, root / name / "images")]
+        found = next((folder for folder in usual if folder.is_dir()), None)
+        if found is None and given is not None and part != "test":
+            raise DataError(f"{printable(root)}: data.yaml has {printable(given)} as {part}, which is no folder")
+        if found is None and part == "train" and (root / "images").is_dir() and not any((root / "images").glob("*/")):
+            return root / "images"
+        return found
+
+    def _read(self, folder: Path, left_out: Counter[str]) -> Objects:
+        labels = _labels_folder(folder)
+        paths = list_pictures(folder, left_out)
+        if not paths:
+            raise DataError(f"{printable(folder)} holds no pictures: add some or remove it")
+        kept: list[str] = []
+        sizes: list[tuple[int, int]] = []
+        counts, entries = [0], []
+        rows: list[tuple[int, np.ndarray, bytes]] = []
+        wrong: list[str] = []
+        for path in paths:
+            try:
+                with open_picture(path) as picture:
+                    size = turned_size(picture) if self.upright else picture.size
+            except DataError as error:
+                wrong.append(f"{printable(path)} ({error})")
+                continue
+            text = labels / Path(path).relative_to(folder).with_suffix(".txt")
+            for number, line in enumerate(_lines(text), 1):
+                try:
+                    rows.append(self._object(line.split(), size))
+                    entries.append(number)
+                except DataError as error:
+                    wrong.append(f"{printable(text)}, line {number}, {error}")
+            kept.append(path)
+            sizes.append((size[1], size[0]))
+            counts.append(len(rows))
+        faults = Faults(labels, skip=self.on_error == "skip")
+        faults.leave_out(np.ones(len(wrong), bool), lambda n: wrong[n])
+        self.notes += faults.notes
+        boxes = np.array([box for _, box, _ in rows], np.float32).reshape(-1, 4)
+        return Objects(
+            Texts(kept),
+            np.arange(len(kept)),
+            np.array(sizes, np.int64).reshape(-1, 2),
+            np.array(counts),
+            boxes,
+            np.array([label for label, _, _ in rows], np.int64),
+            (boxes[:, 2:] - boxes[:, :2]).prod(1),
+            np.zeros(len(rows), bool),
+            np.array(entries, np.int64),
+            Blobs(mask for _, _, mask in rows) if self.masks else None,
+        )
+
+    def _object(self, words: list[str], size: tuple[int, int]) -> tuple[int, np.ndarray, bytes]:
+        """Label, box in pixels and packed mask of a line.
+
+        Raises:
+            DataError: The bare reason why it cannot be used.
+        """
+        try:
+            numbers = np.array(words, np.float64)
+        except ValueError:
+            numbers = np.array([np.nan])
+        label, shares = numbers[0], numbers[1:]
+        polygon = len(numbers) > _BOX
+        if not np.isfinite(numbers).all() or len(numbers) < _BOX or (polygon and len(shares) % 2):
+            raise DataError("is no class with a box or a polygon: expected 5 numbers, or 7, 9 and so on")
+        if label != int(label) or not 0 <= label < self.num_classes:
+            raise DataError(
+                f"has the class {words[0]}: expected 0 to {self.num_classes - 1}, as data.yaml numbers them"
+            )
+        if polygon:
+            points = shares.reshape(-1, 2)
+            low, high = points.min(0), points.max(0)
+        else:
+            if shares[2:].min() < 0:
+                raise DataError(f"has a box of negative width or height, {' '.join(words[1:])}")
+            low, high = shares[:2] - shares[2:] / 2, shares[:2] + shares[2:] / 2
+            if self.masks:
+                raise DataError("has a box and no corners of a mask; data.masks=false does without")
+        beyond = min(low.min(), 1 - high.max()) < -_ROUNDING
+        if beyond and (self.on_error == "stop" or (high <= 0).any() or (low >= 1).any()):
+            raise DataError(f"reaches out of its picture: {' '.join(words[1:5])} are no shares of its sides, 0 to 1")
+        box = np.concatenate([low, high]).clip(0, 1) * (*size, *size)
+        mask = pack([(points * size).ravel().tolist()]) if self.masks else b""
+        return int(label), box, mask
+
+
+def _lines(file: Path) -> list[str]:
+    """The lines with objects; none without a file.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        raise DataError(f"{printable(file)} cannot be read ({reason}): mend it or remove it") from error
+    return text.rstrip().splitlines()
+
+
+def _labels_folder(pictures: Path) -> Path:
+    """Beside ``images`` in a path, ``labels``.
+
+    Raises:
+        DataError: If there is no such folder.
+    """
+    parts = list(pictures.parts)
+    places = [number for number, part in enumerate(parts) if part == "images"]
+    if places:
+        parts[places[-1]] = "labels"
+    found = Path(*parts) if places else pictures
+    if not found.is_dir():
+        raise DataError(
+            f"{printable(found)} does not exist: put there a text for each picture of {printable(pictures)}"
+        )
+    return found

@@ -1,0 +1,111 @@
+"""One run on a GPU: is all right there, and how fast."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from mobilemamba.analysis.gpu import correct, curves, machine, speed, training
+from mobilemamba.analysis.gpu.run import Part, Run, table
+from mobilemamba.analysis.gpu.sizes import QUICK, Sizes
+from mobilemamba.analysis.machine import choose_device
+from mobilemamba.data.layout import require_folder
+from mobilemamba.errors import ConfigError
+from mobilemamba.files import check_writable
+from mobilemamba.screen import make_console, say
+
+#: What makes the others worthless if it is wrong comes first, the slowest last.
+PARTS = (
+    Part("machine", "The machine", machine.machine, 20),
+    Part("scans", "The scan and its gradients against float64", correct.scans, 80),
+    Part("right", "Networks against the CPU", correct.networks, 50),
+    Part("steps", "Training steps", training.steps, 40),
+    Part("bits", "Gradients twice", training.same_bits, 15),
+    Part("memory", "Memory against pixels", training.memory, 20),
+    Part("kernels", "Where the time goes", speed.kernels, 15),
+    Part("operators", "Operators against a copy", speed.operators, 50),
+    Part("networks", "Networks against EfficientViT", speed.networks, 180),
+    Part("compiled", "torch.compile", speed.compiled, 90),
+)
+
+
+def gpu(
+    output: Path = Path("gpu.json"),
+    seconds: float = 480,
+    device: str = "cuda",
+    data: Path | None = None,
+    minutes: float = 3,
+    batch_size: int = 128,
+    parts: str | None = None,
+    quick: bool = False,
+) -> None:
+    """Measure everything once on a GPU: exactness, operators, networks against EfficientViT, training, memory.
+
+    Args:
+        output: A .json file, written anew after each part; a plot of the curves goes beside it.
+        seconds: Of all parts together; what does not fit is skipped and named.
+        device: cuda, or cuda:1 and so on; others with quick.
+        data: A folder of pictures by class to train S6 and efficientvit_m5 on at the end, beyond those seconds.
+        minutes: Of both trainings together.
+        batch_size: Pictures a step in these.
+        parts: Names of some parts, separated by commas, in place of all; the file keeps the others it has.
+        quick: Try the run itself, on any device: tiny sizes, whose numbers say nothing.
+
+    Raises:
+        ConfigError: If there is no GPU, or an option cannot work.
+        DataError: If there is no such folder.
+    """
+    chosen = _device(device, quick)
+    for name, value in (("seconds", seconds), ("minutes", minutes)):
+        if not value > 0:
+            raise ConfigError(f"--{name} {value}: expected more than 0")
+    if batch_size < 2:
+        raise ConfigError(f"--batch_size {batch_size}: expected 2 or more; a norm in training needs two pictures")
+    if output.suffix != ".json":
+        raise ConfigError(f"--output {output}: expected a name that ends in .json")
+    check_writable(output, "--output")
+    known = [*PARTS]
+    if data is not None:
+        require_folder(str(data), "train/<class>/ or <class>/")
+        train = partial(curves.curves, folder=data, seconds=60 * minutes, batch=batch_size)
+        known.append(Part("curves", "Two trainings", train, 60 * minutes, beyond=True))
+    wanted = _wanted(parts, known)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before the first product, for the same bits twice
+    run = Run(chosen, QUICK if quick else Sizes(), output, seconds, goes_on=parts is not None)
+    if left := run.do(wanted):
+        say("the GPU is of no use to this process any more; the other parts run in a new one")
+        options = {"output": output, "seconds": max(1.0, run.left), "device": device, "minutes": minutes}
+        options |= {"batch_size": batch_size, "quick": str(quick).lower(), "parts": ",".join(p.name for p in left)}
+        options |= {} if data is None else {"data": data}
+        given = [f"--{name}={value}" for name, value in options.items()]
+        subprocess.run([sys.executable, "-m", "mobilemamba", "gpu", *given], check=True)
+        return
+    console = make_console()
+    console.print(table(run.parts, min(console.width, 120)))
+    say(f"wrote {output}")
+
+
+def _device(name: str, quick: bool) -> torch.device:
+    on_gpu = name.partition(":")[0] == "cuda"
+    if not on_gpu and not quick:
+        raise ConfigError(f"--device {name}: this run is for a GPU; choose cuda, or --quick to try the run itself")
+    if on_gpu and not torch.cuda.is_available():
+        raise ConfigError(f"--device {name}: torch {torch.__version__} finds no GPU; run it where there is one")
+    return choose_device(name)
+
+
+def _wanted(names: str | None, known: list[Part]) -> list[Part]:
+    if names is None:
+        return known
+    by_name = {part.name: part for part in known}
+    chosen = [name.strip() for name in names.split(",") if name.strip()]
+    for name in chosen:
+        if name not in by_name:
+            hint = "; it needs --data" if name == "curves" else ""
+            raise ConfigError(f"--parts {name}: expected some of {', '.join(by_name)}{hint}")
+    return [part for part in known if part.name in chosen]

@@ -1,0 +1,154 @@
+"""Boxes and masks go where the picture goes."""
+
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.ops import box_iou, masks_to_boxes
+
+from mobilemamba.data.detection_transforms import DetectionAugmentation, eval_transform, fitted_size, train_transform
+from mobilemamba.data.objects import make_target
+from mobilemamba.data.sampling import seeded
+
+MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+EVERYTHING = DetectionAugmentation(
+    expand=0.5, crop=True, brightness=0.1, contrast=0.5, saturation=0.5, hue=0.05, swap=0.5
+)
+
+
+def scene(size: tuple[int, int] = (60, 90)) -> tuple[Image.Image, dict[str, Tensor]]:
+    """Three white rectangles on black, with their boxes and masks."""
+    boxes = torch.tensor([[10.0, 10, 40, 30], [50, 20, 80, 50], [5, 40, 25, 55]])
+    masks = torch.zeros(3, *size, dtype=torch.bool)
+    for mask, (left, top, right, bottom) in zip(masks, boxes.int().tolist(), strict=True):
+        mask[top:bottom, left:right] = True
+    pixels = masks.any(0)[..., None].expand(-1, -1, 3).byte() * 255
+    target = make_target(
+        boxes=boxes,
+        labels=torch.tensor([3, 1, 4]),
+        iscrowd=torch.zeros(3, dtype=torch.bool),
+        area=torch.tensor([600.0, 900, 300]),
+        masks=masks,
+        size=size,
+        original_size=size,
+        image_id=7,
+    )
+    return Image.fromarray(pixels.numpy()), target
+
+
+def drawn(key: int, **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    given = {"img_size": (64, 96), "augmentation": DetectionAugmentation(), "mean": MEAN, "std": STD, **options}
+    with seeded(0, key):
+        return train_transform(**given)(*scene())
+
+
+def boxed(target: dict[str, Tensor]) -> Tensor:
+    left, top, right, bottom = masks_to_boxes(target["masks"]).unbind(1)
+    return torch.stack([left, top, right + 1, bottom + 1], dim=1)
+
+
+@pytest.mark.parametrize("resize", ["fit", "stretch"])
+@pytest.mark.parametrize("augmentation", [DetectionAugmentation(sides=(40, 70)), EVERYTHING])
+def test_boxes_and_masks_follow_the_picture(resize: Any, augmentation: DetectionAugmentation) -> None:
+    kinds = set()
+    for key in range(25):
+        image, target = drawn(key, resize=resize, augmentation=augmentation)
+        height, width = target["size"].tolist()
+        assert image.shape == (3, height, width)
+        assert target["masks"].shape[1:] == (height, width)
+        assert target["original_size"].tolist() == [60, 90]
+        assert (target["boxes"] >= 0).all()
+        assert (target["boxes"] <= torch.tensor([width, height, width, height])).all()
+        assert len(target["labels"]) == len(target["boxes"]) == len(target["masks"]) == len(target["area"])
+        kept = target["masks"].flatten(1).sum(1) > 40
+        torch.testing.assert_close(
+            boxed(target | {"masks": target["masks"][kept]}), target["boxes"][kept], atol=2, rtol=0
+        )
+        if augmentation is not EVERYTHING:
+            grey = image.mean(0)
+            assert grey[target["masks"].any(0)].mean() > 1.5
+            assert grey[~target["masks"].any(0)].mean() < -1.5
+        kinds.add((height, width, len(target["labels"]), round(float(target["boxes"].sum()))))
+        assert all(type(value) is Tensor for value in (image, *target.values()))
+    assert len(kinds) > (1 if resize == "stretch" and augmentation is not EVERYTHING else 3)
+
+
+def test_a_flip_alone_by_default() -> None:
+    kinds = {tuple(drawn(key, resize="stretch", img_size=(60, 90))[1]["boxes"][0].tolist()) for key in range(10)}
+    assert kinds == {(10, 10, 40, 30), (50, 10, 80, 30)}
+
+
+def test_crops_overlap_all_boxes_as_much_as_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces = []
+    real = torch.randint
+
+    def pick(*args: Any, **options: Any) -> Tensor:
+        return torch.tensor(3) if args[0] == 7 else real(*args, **options)  # an overlap of 0.5
+
+    monkeypatch.setattr(torch, "randint", pick)
+    picture, target = scene()
+    target = {name: value[:2] if value.ndim and len(value) == 3 else value for name, value in target.items()}
+    target |= {"boxes": torch.tensor([[5.0, 5, 80, 50], [10, 2, 85, 58]])}
+    change = train_transform((60, 90), DetectionAugmentation(hflip=0, crop=True), MEAN, STD, resize="fit")
+    monkeypatch.setattr("mobilemamba.data.detection_transforms.TF.crop", recording(pieces))
+    with seeded(0, 3):
+        _, found = change(picture, target)
+    assert pieces
+    left, top, right, bottom = pieces[0]
+    assert box_iou(torch.tensor([pieces[0]]), target["boxes"]).min() >= 0.5
+    assert 0.5 <= (bottom - top) / (right - left) <= 2
+    assert min((bottom - top) / 60, (right - left) / 90) >= 0.28
+    assert len(found["boxes"]) == 2
+
+
+def recording(pieces: list[list[float]]) -> Any:
+    from torchvision.transforms.v2.functional import crop
+
+    def cut(what: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
+        pieces.append([float(left), float(top), float(left + width), float(top + height)])
+        return crop(what, top, left, height, width)
+
+    return cut
+
+
+def test_expansion_fills_with_the_mean() -> None:
+    image, target = drawn(1, augmentation=DetectionAugmentation(hflip=0, expand=1.0), resize="stretch")
+    around = (image.abs() < 0.02).all(0)
+    assert around.any()
+    assert (target["boxes"][:, 2:] - target["boxes"][:, :2]).prod(1).sum() < 1800 * 64 * 96 / (60 * 90)
+
+
+def test_a_picture_without_objects() -> None:
+    picture, target = scene()
+    none = {name: value[:0] if value.ndim and len(value) == 3 else value for name, value in target.items()}
+    change = train_transform((64, 96), EVERYTHING, MEAN, STD, resize="stretch")
+    for key in range(5):
+        with seeded(0, key):
+            image, found = change(picture, none)
+        assert image.shape == (3, 64, 96)
+        assert len(found["boxes"]) == len(found["masks"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("size", "limits", "expected"),
+    [
+        ((480, 640), (800, 1333), [800, 1067]),
+        ((640, 480), (800, 1333), [1067, 800]),
+        ((300, 900), (800, 1333), [444, 1333]),
+        ((1, 1000), (800, 1333), [1, 1333]),
+        ((800, 1333), (800, 1333), [800, 1333]),
+    ],
+)
+def test_sizes_that_fit(size: tuple[int, int], limits: tuple[int, int], expected: list[int]) -> None:
+    assert fitted_size(size, limits) == expected
+
+
+def test_evaluation_shows_the_whole_picture() -> None:
+    picture, _ = scene()
+    assert eval_transform((40, 70), MEAN, STD, resize="fit")(picture).shape == (3, 40, 60)
+    image = eval_transform((30, 30), MEAN, STD)(picture)
+    assert image.shape == (3, 30, 30)
+    assert image.min() == -2
+    assert image.max() == 2
