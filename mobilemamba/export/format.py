@@ -16,6 +16,7 @@ from torch.export import Dim, ExportedProgram
 from mobilemamba.errors import ConfigError, WeightsError
 from mobilemamba.export.calibration import Calibration
 from mobilemamba.export.form import decompositions
+from mobilemamba.layers.ss2d import SS2D
 from mobilemamba.models.runtime import Runtime, RuntimeNetwork
 from mobilemamba.text import printable
 
@@ -61,6 +62,11 @@ class Source:
         Raises:
             ConfigError: If the network does not take such pictures, or cannot be followed.
         """
+        if self.size is None and any(isinstance(module, SS2D) for module in self.network.modules()):
+            raise ConfigError(
+                "--size dynamic: the network's scans are written out step by step for one number of pixels; give the "
+                "size in pixels"
+            )
         dynamic: dict[int, Any] = {} if self.batch else {0: Dim("batch", min=1, max=4096)}
         if self.size is None:
             dynamic |= {2: Dim.AUTO, 3: Dim.AUTO}
@@ -69,6 +75,11 @@ class Source:
                 program = torch.export.export(self.network, (self.example,), dynamic_shapes=(dynamic,))
             except Exception as error:  # whatever a network may raise
                 raise ConfigError(f"the network cannot be followed: {' '.join(str(error).split())[:300]}") from error
+            (name,) = program.graph_signature.user_inputs
+            taken = next(node.meta["val"].shape for node in program.graph.nodes if node.name == name)
+            for what, free, size in zip(("batch", "channels", "size", "size"), self.shape, taken, strict=True):
+                if free is None and isinstance(size, int):
+                    raise ConfigError(f"--{what} dynamic: the network takes {size} alone; give that")
             return program.run_decompositions(decompositions())
 
 

@@ -40,7 +40,7 @@ class Onnx(Format):
         model = to_onnx(source)
         if source.dtype == "int8":
             assert source.calibration is not None
-            model = _quantized(model, source.calibration.pictures, path)
+            model = quantized(model, source.calibration.pictures, path)
         onnx.helper.set_model_props(model, dict(metadata))
         path.write_bytes(model.SerializeToString())
 
@@ -112,15 +112,34 @@ def to_onnx(source: Source) -> Any:
             opset_version=opset,
             input_names=[INPUT],
             output_names=[OUTPUT],
+            optimize=False,
         )
         assert exported is not None
+        _tidy(exported.model)
         model = exported.model_proto
     _strip(model)
     _name_sizes(model.graph, source)
     return model
 
 
-def _quantized(model: Any, pictures: torch.Tensor, path: Path) -> Any:
+def _tidy(model: Any) -> None:
+    """Computes what is constant, once; no more, as runtimes rewrite graphs too, and the exporter takes minutes."""
+    from onnx_ir import passes
+    from onnxscript.optimizer import fold_constants
+
+    common = passes.common
+    fold_constants(model)
+    passes.Sequential(
+        common.RemoveUnusedNodesPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.DeduplicateInitializersPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.RemoveUnusedNodesPass(),
+        common.NameFixPass(),
+    )(model)
+
+
+def quantized(model: Any, pictures: torch.Tensor, path: Path) -> Any:
     """The model with 8-bit products; all else stays float, where 8 bits cost more than they bring."""
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
@@ -164,8 +183,6 @@ def _name_sizes(graph: Any, source: Source) -> None:
     dims = graph.input[0].type.tensor_type.shape.dim
     names = {}
     for dim, size, name in zip(dims, source.shape, ("batch", "channels", "height", "width"), strict=True):
-        if (size is None) != bool(dim.dim_param):
-            raise ConfigError(f"the exporter fixed the {name} of the pictures; give a number for it")
         if size is None:
             names[dim.dim_param] = name
     for entry in (*graph.input, *graph.output):

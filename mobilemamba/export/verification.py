@@ -47,7 +47,15 @@ def check(network: nn.Module, form: Format, path: Path, source: Source) -> Check
     exported = form.load(path)
     error, batches = 0.0, []
     for pictures in examples(source):
-        expected, given = network(pictures), exported(pictures)
+        expected = network(pictures)
+        try:
+            given = exported(pictures)
+        except Exception as failure:  # of the runtimes' own kinds
+            reason = " ".join(str(failure).split())[:200]
+            taken = " x ".join(map(str, pictures.shape))
+            raise WeightsError(
+                f"{printable(path.name)} is not written: {exported.how} fails on pictures of {taken}: {reason}"
+            ) from failure
         if source.softmax:
             expected = expected.log_softmax(1)
         batches.append(len(pictures))

@@ -108,7 +108,13 @@ def export_network(
         "producer": f"mobilemamba {__version__}",
     }
     with _staged(target) as staged:
-        form.write(source, metadata, staged)
+        try:
+            form.write(source, metadata, staged)
+        except (MobileMambaError, OSError):
+            raise
+        except Exception as error:  # of the libraries' own kinds, for a full disk as for what they cannot convert
+            reason = " ".join(str(error).split())[:300]
+            raise WeightsError(f"cannot write {printable(target)} for {form.name}: {reason}") from error
         found = check(network, form, staged, source) if verify else None
         written = sum(file.stat().st_size for file in staged.parent.rglob("*") if file.is_file())
     return Exported(target, written, source.size, source.batch, found)

@@ -150,15 +150,17 @@ def read_card(path: str | Path) -> ModelCard | None:
     """The card in a ``.safetensors`` file, a Lightning checkpoint or an exported network; None where there is none.
 
     Raises:
+        ConfigError: If it is an exported network, and what reads it is not installed.
         WeightsError: If the file cannot be read, or its card is of another version of this package.
     """
     path = Path(path)
     content: Any = None
+    runtime = runtime_of(path)
+    said = None if runtime is None else runtime.metadata(path).get(CARD_KEY)
     try:
         readable = path.is_file() and os.access(path, os.R_OK)
-        if runtime := runtime_of(path):
-            text = runtime.metadata(path).get(CARD_KEY)
-            content = json.loads(text) if text else None
+        if runtime is not None:
+            content = json.loads(said) if said else None
         elif path.suffix == ".safetensors" and readable:
             with safe_open(path, "pt") as file:
                 text = (file.metadata() or {}).get(CARD_KEY)

@@ -1,0 +1,240 @@
+"""What cannot be exported is refused in a line, and nothing is left where the file was to be."""
+
+import errno
+import os
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from mobilemamba.errors import ConfigError, DataError, MobileMambaError, WeightsError
+from mobilemamba.export import FORMATS, export_network
+from mobilemamba.export import inference as in_runtimes
+from mobilemamba.export.format import Format, Source
+from mobilemamba.models import ModelCard, Preprocessing, load_network, optimize_for_inference, read_card, save_weights
+from mobilemamba.models.runtime import RUNNERS, RUNTIMES, RuntimeNetwork
+from mobilemamba_command import main
+from tests.export.conftest import CARD
+
+
+class Twice(nn.Module):
+    """Answers with the means of the channels, doubled."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x.mean((2, 3))
+
+
+class Plain(Format):
+    """A format whose runtime is NumPy: files hold a factor, and beside them a note."""
+
+    name, suffix, extra, writes, reads = "numpy", ".plain", "none", ("numpy",), ("numpy",)
+    factor = "2.0"
+
+    def write(self, source: Source, metadata: Any, path: Path) -> None:
+        path.with_suffix(".note").write_text(metadata["model_card"])
+        path.write_text(self.factor)
+
+    def metadata(self, path: Path) -> dict[str, str]:
+        note = path.with_suffix(".note")
+        return {"model_card": note.read_text()} if note.exists() else {}
+
+    def load(self, path: Path) -> RuntimeNetwork:
+        factor = np.float32(path.read_text())
+        return RuntimeNetwork(lambda x: factor * x.mean((2, 3)), (None, 3, 8, 8), "NumPy")
+
+
+SMALL = ModelCard("test_resnet", Preprocessing((8, 8), (0.5,) * 3, (0.5,) * 3), 3)
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> Plain:
+    form = Plain()
+    monkeypatch.setitem(FORMATS, ".plain", form)
+    monkeypatch.setitem(RUNTIMES, ".plain", form)
+    return form
+
+
+def test_all_files_of_an_export_are_replaced_together(plain: Plain, tmp_path: Path) -> None:
+    (tmp_path / "x.plain").write_text("old")
+    written = export_network(Twice(), SMALL, tmp_path / "x.plain")
+    assert written.check is not None
+    assert written.check.error == pytest.approx(0, abs=1e-6)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.note", "x.plain"]
+    assert read_card(tmp_path / "x.plain") == SMALL
+    assert written.bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_is_not_exact_is_refused(plain: Plain, tmp_path: Path, kept: bool) -> None:
+    if kept:
+        (tmp_path / "x.plain").write_text("old")
+    plain.factor = "2.001"
+    with pytest.raises(WeightsError, match=r"^x.plain is not written: NumPy is off by 5.0e-04 of the largest logit, w"):
+        export_network(Twice(), SMALL, tmp_path / "x.plain")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"] * kept
+    export_network(Twice(), SMALL, tmp_path / "x.plain", verify=False)
+
+
+def test_a_full_disk_leaves_nothing(plain: Plain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(WeightsError, match=r"cannot write .*x.plain: No space left on device; make room on the disk$"):
+        export_network(Twice(), SMALL, tmp_path / "x.plain")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_fixed_number_of_pictures_is_filled_up() -> None:
+    seen = []
+    network = RuntimeNetwork(lambda x: (seen.append(len(x)), x.sum((2, 3)))[1], (4, 3, 8, 8), "")
+    x = torch.randn(9, 3, 8, 8)
+    torch.testing.assert_close(network(x), x.sum((2, 3)))
+    assert seen == [4, 4, 4]
+    with pytest.raises(ConfigError, match="pictures of 3 x 8 x 9: the exported network takes 3 x 8 x 8; export"):
+        network(torch.randn(1, 3, 8, 9))
+
+
+def test_probabilities_stand_for_logits() -> None:
+    logits = torch.randn(2, 5)
+    network = RuntimeNetwork(lambda _: logits.softmax(-1).numpy(), (None, 3, 8, 8), "", probabilities=True)
+    torch.testing.assert_close(network(torch.zeros(2, 3, 8, 8)), logits.log_softmax(-1))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ("x.onx", ConfigError, r"x.onx: expected a name that ends in .onnx or .*; did you mean x.onnx\?"),
+        ("x", ConfigError, r"x: expected a name that ends in .onnx or "),
+        ("no/x.onnx", ConfigError, "the target no/x.onnx: there is no folder no; make it, or choose another"),
+        ("x.onnx --size 0", ConfigError, "--size 0: expected pixels as 224, height and width as 192x256, or dynamic"),
+        ("x.onnx --size big", ConfigError, "--size big: expected pixels"),
+        ("x.onnx --size dynamic", ConfigError, "--size dynamic: the network's scans are written out step by step"),
+        ("x.onnx --batch 0", ConfigError, "--batch 0: expected a number of pictures from 1 on, or dynamic"),
+        ("x.onnx --opset 9", ConfigError, "--opset 9: expected 18 to 24"),
+        ("x.xml --opset 18", ConfigError, "--opset 18: only .onnx files have one; leave it out"),
+        ("x.onnx --dtype int4", ConfigError, "--dtype int4: .onnx files take float32 or float16 or int8"),
+        ("x.onnx --dtype int8", ConfigError, "--dtype int8: .onnx files are fitted by pictures; give a folder of some"),
+        ("x.onnx --dtype int8 --calibration no", ConfigError, "--calibration no: no such folder; expected a folder"),
+        ("x.onnx --dtype int8 --calibration empty", DataError, "--calibration empty: no pictures in it; give some"),
+        ("x.onnx --dtype int8 --calibration texts", DataError, r"no pictures in it \(left out, .*1 \.txt\)\); give"),
+        ("x.onnx --dtype int8 --calibration bad", DataError, r"bad/x.png"),
+        ("x.onnx --model mobilemamba_s6", ConfigError, "is of a mobilemamba_t2, and the model named is mobilemamba_s6"),
+    ],
+)
+def test_mistakes_are_one_line(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: str, error: type, message: str
+) -> None:
+    for package in ("onnx", "openvino"):
+        pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)
+    for folder in ("empty", "texts", "bad"):
+        Path(folder).mkdir()
+    Path("texts/x.txt").touch()
+    Path("bad/x.png").write_text("no picture")
+    with pytest.raises(error, match=message) as caught:
+        main(["export", str(weights), *shlex.split(options)])
+    assert "\n" not in str(caught.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad", "empty", "texts"]
+
+
+def test_a_missing_package_is_named(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"^.onnx files need onnx: pip install 'mobilemamba\[onnx\]'$"):
+        main(["export", str(weights), str(tmp_path / "x.onnx")])
+    (tmp_path / "x.xml").touch()
+    (tmp_path / "x.png").touch()
+    with pytest.raises(ConfigError, match=r"^.xml files need openvino: pip install 'mobilemamba\[openvino\]'$"):
+        main(["predict", str(tmp_path), "--weights", str(tmp_path / "x.xml")])
+
+
+def test_pictures_that_the_network_does_not_take_are_refused(plain: Plain, tmp_path: Path) -> None:
+    network = timm.create_model("test_vit", num_classes=3)
+    with pytest.raises(ConfigError, match="the network does not take pictures of 3 channels and 8x8 pixels: Inp"):
+        export_network(network, SMALL, tmp_path / "x.plain")
+
+
+def test_networks_with_nan_or_several_answers_are_refused(plain: Plain, tmp_path: Path) -> None:
+    class Odd(Twice):
+        answer: Any = None
+
+        def forward(self, x: Tensor) -> Any:
+            return self.answer(x)
+
+    network = Odd()
+    for answer, message in ((lambda x: x / 0, "NaN or infinity"), (lambda x: (x, x), "answers with a tuple")):
+        network.answer = answer
+        with pytest.raises(ConfigError, match=message):
+            export_network(network, SMALL, tmp_path / "x.plain")
+
+
+@pytest.mark.parametrize("content", ["", "text", None])
+def test_files_of_other_programs_are_refused(tmp_path: Path, content: str | None) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("openvino")
+    for suffix in (".onnx", ".xml"):
+        path = tmp_path / f"x{suffix}"
+        if content is not None:
+            path.write_text(content)
+        reason = f"no weights at .*x{suffix}: expected" if content is None else f"cannot read .*x{suffix}: .*; expected"
+        with pytest.raises(WeightsError, match=f"{reason} a file that mobilemamba export wrote$") as caught:
+            load_network(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_network_without_a_card_is_refused(tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    ops = openvino.opset13
+    x = ops.parameter([1, 3, 8, 8], np.float32)
+    openvino.save_model(openvino.Model([ops.reduce_mean(x, np.array([2, 3]), False)], [x]), tmp_path / "x.xml")
+    with pytest.raises(WeightsError, match=r"x.xml is of another program: it does not say what it answers; expected"):
+        load_network(tmp_path / "x.xml")
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("fit --weights x.plain --data pictures", "weights=x.plain is an exported network; train the weights it was"),
+        ("convert x.plain y.safetensors", "x.plain is an exported network, which only its runtime reads; expected a"),
+        ("export x.plain y.onnx", "x.plain is an exported network itself; give the weights that it was made of"),
+    ],
+)
+def test_an_exported_network_is_for_answers_alone(
+    plain: Plain, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    export_network(Twice(), SMALL, tmp_path / "x.plain")
+    with pytest.raises(MobileMambaError, match=message):
+        main(shlex.split(command.replace("pictures", str(pictures))))
+
+
+def test_a_network_can_be_run_elsewhere_without_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    class Made(Plain):
+        def in_memory(self, source: Source) -> RuntimeNetwork:
+            sizes.append(source.size)
+            return RuntimeNetwork(lambda x: 2 * x.mean((2, 3)), source.shape, "")
+
+    monkeypatch.setitem(RUNNERS, "numpy", lambda network: in_runtimes.InRuntime(network, Made().in_memory))
+    there = optimize_for_inference(timm.create_model("test_resnet").eval(), runtime="numpy")
+    for batch, side in ((1, 8), (3, 8), (2, 16)):
+        assert there(torch.ones(batch, 3, side, side)).tolist() == [[2, 2, 2]] * batch
+    assert sizes == [(8, 8), (16, 16)]
+    with pytest.raises(ConfigError, match="runtime='tensorrt'; expected onnxruntime or openvino"):
+        optimize_for_inference(timm.create_model("test_resnet"), runtime="tensorrt")
+    with pytest.raises(ConfigError, match=r"runtime='numpy' with torch.bfloat16 on cpu; expected float32"):
+        optimize_for_inference(timm.create_model("test_resnet"), torch.bfloat16, runtime="numpy")
+
+
+def test_the_size_of_the_pictures_can_be_chosen(plain: Plain, tmp_path: Path) -> None:
+    card = replace(CARD, model="test_resnet", arch={}, preprocessing=replace(CARD.preprocessing, img_size=(32, 32)))
+    save_weights(timm.create_model("test_resnet", num_classes=3), tmp_path / "w.safetensors", card)
+    main(["export", str(tmp_path / "w.safetensors"), str(tmp_path / "x.plain"), "--size", "64x96", "--no-verify"])
+    assert read_card(tmp_path / "x.plain").preprocessing.img_size == (64, 96)
