@@ -32,6 +32,8 @@ def predict(
     output: Path | None = None,
     draw: Path | None = None,
     batch_size: int | None = None,
+    window: int | None = None,
+    tta: bool = False,
     device: str = "auto",
 ) -> None:
     """Say what is on pictures: the likeliest classes of each, or those of its pixels, as a table, CSV or JSON.
@@ -48,6 +50,9 @@ def predict(
             takes the table as answers.csv, and what --draw gives.
         draw: A folder that takes each picture with its answer, as 0001.png and so on.
         batch_size: Pictures at a time; by default 32, for a segmentation 1.
+        window: Side in pixels of the windows that a segmenter sees of a picture, their logits averaged where they
+            overlap; by default it sees it whole.
+        tta: Average a segmenter's answers over the picture flipped and at 0.5 to 1.75 times its size.
         device: cpu, cuda or another of torch's; auto takes a GPU where there is one.
 
     Raises:
@@ -78,6 +83,7 @@ def predict(
     predictor = predictor_of(network, card, chosen, topk=topk)
     try:
         predictor.check()
+        predictor.look_closely(window, tta)
     except ConfigError as error:
         raise ConfigError(f"{printable(weights)}: {error}") from None
     for note in (line, f"{card.model} on {chosen}: {predictor.how}"):
