@@ -271,7 +271,9 @@ class MobileMambaCLI(LightningCLI):
 
     def _print_scores(self, split: str) -> None:
         if self.rows is None and self.trainer.is_global_zero:
-            title = f"{getattr(self.model.hparams, 'name', type(self.model).__name__)} on {self.datamodule.name}"
+            network = getattr(self.model.hparams, "name", type(self.model).__name__)
+            head = getattr(self.model.hparams, "head", None)
+            title = f"{network}{f' with {head}' if head else ''} on {self.datamodule.name}"
             title += f", {self.datamodule.image_hw[0]}x{self.datamodule.image_hw[1]} px"
             title += f", in windows of {self.settings.window} px" if self.settings.window else ""
             title += ", averaged over 12 views" if self.settings.tta else ""

@@ -15,13 +15,14 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
+from mobilemamba.cli.options import read_options
 from mobilemamba.cli.run_folder import config_files, holds_run
 from mobilemamba.errors import ConfigError
 from mobilemamba.models import ModelCard, Preprocessing, read_card
 from mobilemamba.models.checkpoints import NOT_AS_IT_SAYS
 from mobilemamba.models.runtime import runtime_of
 from mobilemamba.models.weights_file import read_checkpoint
-from mobilemamba.tasks import TASKS
+from mobilemamba.tasks import TASKS, ClassificationTask
 from mobilemamba.text import printable
 from mobilemamba.training.callbacks.checkpoints import EXPORTED
 from mobilemamba.training.contract import TaskContract, init_arguments
@@ -55,14 +56,14 @@ def parse_with_card(parse: Callable[[list[str]], Any], args: list[str]) -> Any:
 
     ``parse`` gives the configuration, by the command's name; ``args`` are command and options.
     """
-    config = parse(args)
+    named = [value for name, value, _ in read_options(args) if name == "--model.weights" and value]
+    start = _task_of(read_card(named[-1])) if named and Path(named[-1]).is_file() else []
+    config = parse([args[0], *start, *args[1:]])
     card = _card(config[args[0]])
     if card is None:
         return config
-    options: list[str] = []  # before the user's own, which win
-    kind, own = _kind(config[args[0]]), TASKS.get(card.task)
-    if own is not None and not issubclass(kind, own):
-        options = ["--model", f"{own.__module__}.{own.__name__}"]
+    kind, options = _kind(config[args[0]]), start or _task_of(card)  # before the user's own, which win
+    if options and not start:  # of weights that a file names
         kind = _kind(parse([args[0], *options, *args[1:]])[args[0]])
     known = init_arguments(kind)
     for name, value in _settings(kind, card).items():
@@ -70,6 +71,12 @@ def parse_with_card(parse: Callable[[list[str]], Any], args: list[str]) -> Any:
             options += [f"--model.{name}", value if isinstance(value, str) else json.dumps(value)]
     completed = parse([args[0], *options, *args[1:]])
     return completed if completed[args[0]].model.init_args.get("name") == card.model else config
+
+
+def _task_of(card: ModelCard | None) -> list[str]:
+    """The option that chooses the task of a card, if it is not what is chosen anyhow."""
+    own = None if card is None else TASKS.get(card.task)
+    return [] if own in (None, ClassificationTask) else ["--model", f"{own.__module__}.{own.__name__}"]
 
 
 def _kind(config: Any) -> type:
@@ -194,11 +201,12 @@ def misfit_remedy(subcommand: str, config: Any, fits: str) -> str:
     """What can be done where the weights that were given do not fit the network."""
     card, kind = read_card(config.model.init_args.weights), _kind(config)
     task = getattr(kind, "task", "")
+    filled = card is not None and card.class_names and "classes" in _arguments(config, "data")
     if card is not None and task not in ("", card.task):
         return (
             f"it is of a network for {card.task}, and {kind.__name__} is for {task}; choose its task by --model CLASS"
         )
-    if card is not None and (fits != "backbone" or (subcommand != "fit" and card.class_names)):
+    if card is not None and (fits != "backbone" or (subcommand != "fit" and filled)):
         return NOT_AS_IT_SAYS  # as check_against_card and fill_classes have seen to it that it says the same as here
     remedy = "name the model that they are of by --model"
     if fits == "backbone":

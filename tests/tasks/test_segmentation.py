@@ -50,7 +50,7 @@ def pairs(count: int = 8, size: int = 64, seed: int = 0) -> TensorDataset:
 
 @pytest.mark.parametrize("loss_over", ["all", "counted"])
 def test_the_loss_is_the_mean_over_all_pixels_or_those_that_count(loss_over: str) -> None:
-    task, (x, targets) = make_task(loss_over=loss_over), pairs(2).tensors
+    task, targets = make_task(loss_over=loss_over), pairs(2).tensors[1]
     logits = torch.randn(2, CLASSES, 64, 64, requires_grad=True)
     loss = task.cross_entropy(logits, targets)
     mean = F.cross_entropy(logits, targets, ignore_index=IGNORED_PIXEL).item()
@@ -72,7 +72,8 @@ def test_the_second_head_has_its_part(tmp_path: Path) -> None:
     trainer.fit(task, DataLoader(data, batch_size=4))
     logged = {name: float(value) for name, value in trainer.logged_metrics.items()}
     x, targets = data.tensors
-    head, auxiliary = (float(task.cross_entropy(each, targets)) for each in task.train().model.forward_heads(x))
+    both = task.train().model.forward_heads(x)
+    head, auxiliary = (task.cross_entropy(each, targets).item() for each in both)
     assert logged["train/loss_head"] == pytest.approx(head, rel=1e-4)
     assert logged["train/loss_auxiliary"] == pytest.approx(0.25 * auxiliary, rel=1e-4)
     assert logged["train/loss"] == pytest.approx(head + 0.25 * auxiliary, rel=1e-4)
@@ -136,7 +137,7 @@ def test_a_classifier_s_weights_go_into_the_backbone(tmp_path: Path, carded: boo
     theirs = classifier.state_dict()
     for name, value in task.model.backbone.get_submodule("model").state_dict().items():
         assert torch.equal(value, theirs[name]), name
-    with pytest.raises((ConfigError, WeightsError), match="mobilemamba_t2"):
+    with pytest.raises((ConfigError, WeightsError), match=r"mobilemamba_t[24]"):
         make_task(weights=path, name="mobilemamba_t4")
 
 
@@ -148,7 +149,7 @@ def test_a_segmenter_s_weights_are_taken_whole(tmp_path: Path, carded: bool) -> 
     save_weights(segmenter, path, card(**options) if carded else None)
     loaded = make_task(weights=path).model.state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in segmenter.state_dict().items())
-    with pytest.raises(WeightsError, match="head.classifier.1"):
+    with pytest.raises(WeightsError, match=r"head\.classifier\.1"):
         make_task(weights=path, num_classes=CLASSES + 1)
     other = make_task(weights=path, num_classes=CLASSES + 1, new_head=True).model
     assert torch.equal(other.state_dict()["neck.inner_blocks.0.0.weight"], loaded["neck.inner_blocks.0.0.weight"])
@@ -156,7 +157,6 @@ def test_a_segmenter_s_weights_are_taken_whole(tmp_path: Path, carded: bool) -> 
 
 
 def test_an_evaluation_scores_every_pixel_once_and_a_checkpoint_is_its_network(tmp_path: Path) -> None:
-    task = make_task(ema_decay=0.5)
     data = FashionScenes(img_size=32, scenes=8, batch_size=4, num_workers=0)
     data.setup()
     data.val_set.number = 6
@@ -170,7 +170,7 @@ def test_an_evaluation_scores_every_pixel_once_and_a_checkpoint_is_its_network(t
         trainer.callback_metrics[name] for name in ("val/miou", "val/miou_ema")
     )
     written = results.results(trainer, task)
-    known = [value for value in written["classes"].values()]
+    known = list(written["classes"].values())
     assert sum(known) / len(known) == pytest.approx(max(written["miou"], written["miou_ema"]), abs=1e-3)
     assert written["classes"].keys() <= set(data.class_names)
     assert int(task.confusion["raw"][:, 2].sum()) == 6 * 32 * 32
@@ -202,7 +202,7 @@ def test_masks_of_another_size_than_their_picture(tmp_path: Path) -> None:
 def test_a_resumed_training_is_an_uninterrupted_one(tmp_path: Path) -> None:
     def run(until: int, ckpt_path: Path | None = None) -> SegmentationTask:
         task = make_task(num_classes=11, head="pspnet", auxiliary=True, ema_decay=0.9, drop_path_rate=0.1)
-        data = FashionScenes(img_size=64, scenes=8, batch_size=4, num_workers=0)
+        data = FashionScenes(img_size=64, scenes=4, batch_size=2, num_workers=0)
         # Of three epochs in any case: the cosine's length.
         trainer = make_trainer(tmp_path, max_epochs=3, callbacks=[StepSeed()], limit_val_batches=0)
         task.on_train_epoch_end = lambda: setattr(trainer, "should_stop", trainer.current_epoch + 1 == until)
@@ -234,7 +234,7 @@ def test_every_parameter_learns() -> None:
         ({"num_classes": 1}, "num_classes=1: expected 2 to 255; change model.num_classes"),
         ({"head": "unet"}, "head 'unet': expected one of: deeplabv3, pspnet, semantic_fpn"),
         ({"auxiliary_weight": -1.0}, "auxiliary_weight=-1.0: expected 0 or more"),
-        ({"output_stride": 8}, "output_stride=8: the last map of mobilemamba_t2 has stride 64"),
+        ({"output_stride": 8}, "output_stride=8: mobilemamba_t2 has no such option; leave it out"),
         ({"name": "vgg11", "arch": ArchOverrides(), "drop_path_rate": 0.1}, "drop_path_rate=0.1"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The learning rate against the released logs; those of ImageNet are of 300 epochs of 1251 steps, 20 of them warm-up."""
+"""The learning rate against the released logs: of ImageNet, 300 epochs of 1251 steps, 20 of them warm-up; of others."""
 
 import pytest
 
@@ -40,8 +40,8 @@ def test_without_warmup_it_starts_at_the_peak():
     assert warmup_cosine(0, 10, 0) == 1.0
 
 
-#: The released trainings for segmentation: peak, steps, steps of the warm-up and what it starts from; iteration, counted
-#: from 1 -> the rate it was logged with, to five digits.
+#: The released trainings for segmentation: peak, steps, steps of the warm-up and what it starts from; iteration,
+#: counted from 1 -> the rate it was logged with, to five digits.
 SEGMENTATION = [
     (1.2e-4, 80_000, 500, 1e-5, {60_000: 6.0005e-5, 64_000: 4.1463e-5}),
     (1.2e-4, 160_000, 1500, 1e-6, {120_000: 6.0002e-5}),
