@@ -96,6 +96,19 @@ class Predictor:
         if self.card.in_chans != 3:
             raise ConfigError(f"the network takes {self.card.in_chans} channels; pictures are given to it in RGB")
 
+    def look_closely(self, window: int | None, tta: bool) -> None:
+        """Asks in windows of a picture, or of several views of it, from now on.
+
+        Args:
+            window: Their side in pixels; None for whole pictures.
+            tta: Whether to average over views of other sizes and mirrored ones.
+
+        Raises:
+            ConfigError: If the network is for a task that has neither, or the window is too small.
+        """
+        if window is not None or tta:
+            raise ConfigError(f"--{'tta' if window is None else 'window'} is for segmentation, not {self.card.task}")
+
     def read(self, path: Path) -> Image.Image:
         """A picture in RGB, turned as the network was trained on such ones.
 
