@@ -127,7 +127,9 @@ def load_network(
                 "mobilemamba export wrote"
             )
         _check_name(model, card, printable(path), option)
-        return runtime.load(Path(path)), card
+        in_runtime = runtime.load(Path(path))
+        in_runtime.scales = card.task == "segmentation"
+        return in_runtime, card
     network, card, _ = _load(path, model, option, verbose=verbose)
     return network, card
 
