@@ -38,7 +38,7 @@ COMMANDS = {
         "mobilemamba.tools.conversion:convert_checkpoint",
     ),
     "export": Command(
-        "write a network for ONNX Runtime, OpenVINO and others, checked against the original",
+        "write a network for ONNX Runtime, OpenVINO and others, checked",
         "mobilemamba.tools.export:export_network",
     ),
     "backends": Command(

@@ -134,6 +134,43 @@ def panels(pictures: Sequence[tuple[str, Image.Image]], lower: Image.Image | Non
     return drawn
 
 
+def unnormalised(image_CHW: Any, mean: Sequence[float], std: Sequence[float]) -> Image.Image:
+    """A picture in RGB of what a network was given of it, (3, H, W), normalised with ``mean`` and ``std``."""
+    levels_HW3 = np.moveaxis(np.asarray(image_CHW, np.float32), 0, -1) * np.asarray(std) + np.asarray(mean)
+    return Image.fromarray((255 * levels_HW3 + 0.5).clip(0, 255).astype(np.uint8))
+
+
+def compare(
+    picture: Image.Image,
+    truth_HW: Any,
+    found_HW: Any,
+    names: Sequence[str],
+    palette: Sequence[Colour],
+    side: int = 320,
+) -> Image.Image:
+    """A picture, the classes of its pixels and those that a network found, side by side above their legend.
+
+    Args:
+        picture: Of any size.
+        truth_HW: Labels; those that are none of the names' stay without a colour.
+        found_HW: Likewise, of the same size.
+        names: Of the classes.
+        palette: A colour for each.
+        side: Of the longer side of each panel in pixels.
+    """
+    truth_HW, found_HW = np.asarray(truth_HW), np.asarray(found_HW)
+    scale = side / max(truth_HW.shape)
+    size = tuple(max(1, round(length * scale)) for length in truth_HW.shape[::-1])
+    shown = picture.convert("RGB").resize(size, Image.Resampling.BILINEAR)
+    drawn = [("picture", shown)]
+    for title, labels_HW in (("truth", truth_HW), ("prediction", found_HW)):
+        scaled = Image.fromarray(labels_HW.astype(np.int32)).resize(size, Image.Resampling.NEAREST)
+        drawn.append((title, overlay(shown, np.asarray(scaled), palette, alpha=0.65)))
+    present = np.union1d(truth_HW, found_HW)
+    entries = [(drawable(names[i], f"class {i}"), palette[i]) for i in present.tolist() if 0 <= i < len(names)]
+    return panels(drawn, legend(entries, panels(drawn).width))
+
+
 def drawable(name: str, otherwise: str) -> str:
     """A name in one line, or what stands in for one with letters that the font lacks."""
     name = " ".join(name.split())

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mobilemamba.drawing import drawable, legend, overlay, panels
+from mobilemamba.drawing import compare, drawable, legend, overlay, panels, unnormalised
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -60,3 +60,26 @@ def test_panels_stand_side_by_side_above_the_legend():
 def test_names_in_letters_that_cannot_be_drawn_have_a_stand_in():
     assert drawable("crème\n brûlée, łódź, дом, Ω", "class 3") == "crème brûlée, łódź, дом, Ω"
     assert drawable("寿司", "class 3") == "class 3"
+
+
+def test_a_picture_comes_back_from_what_a_network_is_given():
+    rgb = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    mean, std = np.array([0.4, 0.5, 0.6]), np.array([0.2, 0.3, 0.4])
+    given = np.moveaxis((rgb / 255 - mean) / std, -1, 0)
+    assert np.array_equal(np.asarray(unnormalised(given, mean, std)), rgb)
+
+
+def test_truth_and_prediction_beside_the_picture_with_the_classes_that_occur():
+    truth, found = np.full((10, 20), 255), np.zeros((10, 20), int)
+    truth[:, 10:] = 1
+    palette = [RED, BLUE, (0, 255, 0)]
+    drawn = np.asarray(compare(Image.new("RGB", (40, 20), "white"), truth, found, ["a", "b", "c"], palette, side=100))
+    assert drawn.shape[1] == 3 * 100 + 2 * 6
+    middle = drawn[20 + 25]  # of panels of 100 x 50 below their titles
+    light, dark = (89, 89, 255), (255, 89, 89)
+    assert [tuple(middle[x]) for x in (50, 106 + 20, 106 + 80, 212 + 20, 212 + 80)] == [
+        *((255, 255, 255), (255, 255, 255), light, dark, dark)
+    ]
+    below = colours_of(Image.fromarray(drawn[72:]))
+    assert {RED, BLUE} <= below
+    assert (0, 255, 0) not in below

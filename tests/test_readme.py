@@ -14,7 +14,9 @@ from PIL import Image
 
 from mobilemamba.analysis import complexity
 from mobilemamba.cli import plan
+from mobilemamba.data import FashionObjects, FashionScenes
 from mobilemamba.models import VARIANTS, ModelCard, Preprocessing, save_weights
+from mobilemamba.models.checkpoints import build_network
 from mobilemamba.models.release_names import ours_to_release
 from mobilemamba.sweep import row
 from mobilemamba_command import main
@@ -78,6 +80,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     own = ModelCard("mobilemamba_s6", preprocessing, num_classes=2, class_names=names["my_pictures"])
     (folder / "runs/default").mkdir(parents=True)
     save_weights(timm.create_model("mobilemamba_s6", num_classes=2), folder / "runs/default/best.safetensors", own)
+    scenes = {"num_classes": 11, "class_names": FashionScenes.class_names, "task": "segmentation", "head": "pspnet"}
+    segmenter = ModelCard("test_resnet", Preprocessing((32, 32), (0.5,) * 3, (0.5,) * 3, "bilinear"), **scenes)
+    (folder / "runs/sem_fpn").mkdir()
+    save_weights(build_network(segmenter), folder / "runs/sem_fpn/best.safetensors", segmenter)
+    objects = {"num_classes": 10, "class_names": FashionObjects.class_names, "task": "detection", "head": "ssdlite"}
+    detector = ModelCard("test_resnet", Preprocessing((64, 64), (0.5,) * 3, (0.5,) * 3, "bilinear"), **objects)
+    (folder / "runs/ssdlite_320").mkdir()
+    save_weights(build_network(detector), folder / "runs/ssdlite_320/best.safetensors", detector)
     return folder
 
 
@@ -116,7 +126,7 @@ def shortened(command: str) -> list[str]:
 def test_tools(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(folder)
     tool = import_module("mobilemamba.tools.benchmark")  # the package has the function by that name
-    for default in ("TABLE7", "SCALED_MODELS"):  # long lists, which have tests of their own
+    for default in ("TABLE7", "SCALED_MODELS", "BACKBONES"):  # long lists, which have tests of their own
         monkeypatch.setattr(tool, default, ("mobilemamba_t2", "efficientvit_m2"))
     release_only = "convert" in command
     if release_only:

@@ -114,6 +114,18 @@ class MobileMambaCLI(LightningCLI):
             help="Folder for validate and test: a confusion matrix and, of a detection, precision over recall.",
         )
         parser.add_argument(
+            "--window",
+            type=int | None,
+            default=None,
+            help="Of validate and test of a segmentation: side in pixels of the windows that pictures are seen in.",
+        )
+        parser.add_argument(
+            "--tta",
+            type=bool,
+            default=False,
+            help="Of validate and test of a segmentation: average over pictures flipped and at 0.5 to 1.75 their size.",
+        )
+        parser.add_argument(
             "--sweep", type=Sweep | None, default=None, sub_configs=True, help="Rows of a table; null: a single run."
         )
         parser.set_defaults(
@@ -177,6 +189,8 @@ class MobileMambaCLI(LightningCLI):
         for name in ("per_class", "plots"):
             if fits and config[name] is not None:
                 raise ConfigError(f"{name}={config[name]} is for validate and test; leave it out of fit")
+        if fits and (config.window is not None or config.tta):
+            raise ConfigError("window and tta are for validate and test; leave them out of fit")
         if config.per_class is not None:
             check_writable(Path(config.per_class), "--per_class")
         if not fits:
@@ -229,6 +243,8 @@ class MobileMambaCLI(LightningCLI):
             check_fits(self.settings.ckpt_path, self.checkpoint, self.model)
         if self.command != "fit":
             check_classes(self.settings, tuple(self.datamodule.class_names))
+            if isinstance(self.model, TaskContract):
+                self.model.look_closely(self.settings.window, self.settings.tta)
         else:
             check_num_classes(self.model, self.settings, self.datamodule)
         check_pictures(self.model, self.datamodule)
@@ -263,8 +279,12 @@ class MobileMambaCLI(LightningCLI):
 
     def _print_scores(self, split: str) -> None:
         if self.rows is None and self.trainer.is_global_zero:
-            title = f"{getattr(self.model.hparams, 'name', type(self.model).__name__)} on {self.datamodule.name}"
+            network = getattr(self.model.hparams, "name", type(self.model).__name__)
+            head = getattr(self.model.hparams, "head", None)
+            title = f"{network}{f' with {head}' if head else ''} on {self.datamodule.name}"
             title += f", {self.datamodule.image_hw[0]}x{self.datamodule.image_hw[1]} px"
+            title += f", in windows of {self.settings.window} px" if self.settings.window else ""
+            title += ", averaged over 12 views" if self.settings.tta else ""
             if split == "test" and self.datamodule.test_set is None:
                 title += "; its validation pictures, as it has no others for a test"
             batches, loaders = (

@@ -2,14 +2,11 @@
 
 from mobilemamba.dense.backbone import create_backbone, load_backbone
 from mobilemamba.dense.detection import DETECTION_HEADS, build_detector, create_detector
-from mobilemamba.dense.detection_predictor import DetectionPredictor
 from mobilemamba.dense.detector import Detector
 from mobilemamba.dense.inference import SlidingWindow, Views, look_closely
 from mobilemamba.dense.release_cards import card_of_release
-from mobilemamba.dense.segmentation_predictor import SegmentationPredictor
 from mobilemamba.dense.segmenter import SEGMENTATION_HEADS, Segmenter, build_segmenter, create_segmenter
-from mobilemamba.models.checkpoints import BUILDERS, TELLERS
-from mobilemamba.models.predictor import PREDICTORS
+from mobilemamba.models.checkpoints import BUILDERS, PREDICTORS, TELLERS
 
 __all__ = [
     "DETECTION_HEADS",
@@ -31,4 +28,7 @@ HEADS = dict.fromkeys(SEGMENTATION_HEADS, "segmentation")
 
 BUILDERS |= {"detection": build_detector, "segmentation": build_segmenter}
 TELLERS.append(card_of_release)
-PREDICTORS |= {"detection": DetectionPredictor, "segmentation": SegmentationPredictor}
+PREDICTORS |= {
+    "detection": "mobilemamba.dense.detection_predictor.DetectionPredictor",
+    "segmentation": "mobilemamba.dense.segmentation_predictor.SegmentationPredictor",
+}

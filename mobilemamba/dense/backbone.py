@@ -83,10 +83,12 @@ def by_depth(backbone: nn.Module, *, coarse: bool) -> Callable[[str], float]:
     return lambda name: layers.get(name.removeprefix(prefix), math.inf) if name.startswith(prefix) else math.inf
 
 
-def why_unsuitable(error: AssertionError | ValueError, height: int, width: int) -> str | None:
+def why_unsuitable(error: Exception, height: int, width: int) -> str | None:
     """What is wrong with pictures that a network failed at, or None if the error is not about them."""
     if isinstance(error, AssertionError):  # timm's transformers of one size
         return f"pictures of {width} x {height} px do not suit the backbone: {error}"
+    if "must match the size of tensor" in str(error):  # others of timm's, whose attention knows one size
+        return f"pictures of {width} x {height} px do not suit the backbone, which is built for another size"
     if "more than 1 value per channel" in str(error):
         return (
             f"a batch of one picture of {width} x {height} px: the norms need more than one number a channel to "

@@ -55,7 +55,6 @@ class DetectionPredictor(Predictor):
         from mobilemamba.data.detection_transforms import eval_transform  # torchvision's, which take long to load
 
         del how["crop_pct"]
-        how["resize"] = how["resize"] or "stretch"
         return eval_transform(**how)
 
     def check(self) -> None:

@@ -97,7 +97,7 @@ class Detector(Released):
             raise ConfigError(f"pictures of {width} x {height} px: expected {_SMALLEST} a side or more; enlarge them")
         try:
             return self.neck(self.maps(images))
-        except (AssertionError, ValueError) as error:
+        except (AssertionError, RuntimeError, ValueError) as error:
             if (reason := why_unsuitable(error, height, width)) is None:
                 raise
             raise ConfigError(reason) from error
@@ -115,6 +115,13 @@ class Detector(Released):
             return images.shape[-2], images.shape[-1]
         height, width = (math.ceil(int(side) / self.divisor) * self.divisor for side in target["size"])
         return height, width
+
+    def get_classifier(self) -> tuple[nn.Module, ...]:
+        """The layers that have outputs for each class; timm's name for what a new number of classes replaces."""
+        raise NotImplementedError
+
+    def start_afresh(self, classifier: nn.Module) -> None:
+        """Leaves what other classes take the place of as it was built: a focal loss begins at rare boxes, not at 0."""
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that decay would harm, by the backbone's own account."""

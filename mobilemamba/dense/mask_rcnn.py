@@ -157,6 +157,9 @@ class MaskRCNN(Detector):
             detection["masks"] = mask
         return detections
 
+    def get_classifier(self) -> tuple[nn.Module, ...]:
+        return self.box_head.classes, self.box_head.codes, self.mask_predictor.mask_fcn_logits
+
     def _rpn(self, levels: list[Tensor]) -> tuple[Tensor, Tensor]:
         logits, codes = self.rpn(levels)
         return by_anchor(logits, 1)[..., 0], by_anchor(codes, 4)

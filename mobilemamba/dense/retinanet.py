@@ -41,6 +41,9 @@ class RetinaNet(SingleStageDetector):
         head = RetinaNetHead(dim, anchors.per_cell, num_classes)
         super().__init__(backbone, neck, head, num_classes, anchors, BoxCoder((1.0, 1.0, 1.0, 1.0)), **options)
 
+    def get_classifier(self) -> tuple[nn.Module, ...]:
+        return (self.head.get_submodule("classification_head.cls_logits"),)
+
     def match(self, anchors: Tensor, boxes: Tensor) -> Tensor:
         return assign(anchors, boxes, positive=0.5, negative=0.4)
 

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from mobilemamba.dense.inference import look_closely
 from mobilemamba.dense.pixels import likeliest
 from mobilemamba.drawing import Colour, distinct_colours, drawable, legend, overlay, panels
 from mobilemamba.errors import ConfigError
@@ -42,8 +43,13 @@ class SegmentationPredictor(Predictor):
         """Of whole pictures, scaled to the shorter side of the card's size."""
         from mobilemamba.data.segmentation_transforms import eval_transform  # torchvision's, which take long to load
 
-        del how["crop_pct"], how["resize"]
+        del how["crop_pct"]
         return eval_transform(**how)
+
+    def look_closely(self, window: int | None, tta: bool) -> None:
+        self.network = look_closely(self.network, window, tta, self.card.preprocessing.antialias)
+        self.how += f", in windows of {window} px" if window else ""
+        self.how += ", averaged over 12 views" if tta else ""
 
     def rows(self, outputs: Tensor, sizes: Sequence[tuple[int, int]] | None = None) -> list[Row]:
         """See :meth:`Predictor.rows`; of logits (B, classes, h, w), scaled to each picture's own size."""

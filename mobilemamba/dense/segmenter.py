@@ -83,7 +83,7 @@ class Segmenter(Released):
             logits = [self.head(maps if self.neck is None else self.neck(maps))]
             if auxiliary and self.auxiliary_head is not None:
                 logits.append(self.auxiliary_head(maps))
-        except (AssertionError, ValueError) as error:
+        except (AssertionError, RuntimeError, ValueError) as error:
             if (reason := why_unsuitable(error, height, width)) is None:
                 raise
             raise ConfigError(reason) from error

@@ -120,6 +120,10 @@ class SSDLite(SingleStageDetector):
         model: Any = self.backbone.model
         return model.forward_intermediates(images, indices=self.taken, stop_early=True, intermediates_only=True)
 
+    def get_classifier(self) -> tuple[nn.Module, ...]:
+        branches: Any = self.head.classes
+        return tuple(branch[-1] for branch in branches)
+
     def match(self, anchors: Tensor, boxes: Tensor) -> Tensor:
         return assign(anchors, boxes, positive=0.5, negative=0.5, ties=False)
 

@@ -9,10 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mobilemamba.data.folders import describe_left_out, list_pictures, why_no_folder
 from mobilemamba.errors import ConfigError, DataError
 from mobilemamba.models.card import ModelCard
-from mobilemamba.models.predictor import predictor_of
 from mobilemamba.text import printable
 
 #: Most pictures, evenly spread over the folder's; more change little and take long.
@@ -45,6 +43,9 @@ def read_calibration(folder: Path, card: ModelCard) -> Calibration:
         DataError: If there are no pictures in it, or one cannot be read.
     """
     shown = f"--calibration {printable(folder)}"
+    from mobilemamba.data.folders import describe_left_out, list_pictures, why_no_folder  # loads what reads pictures
+    from mobilemamba.models.predictor import predictor_of
+
     if reason := why_no_folder(folder):
         raise ConfigError(f"{shown}: {reason}; expected a folder of pictures")
     left_out: Counter[str] = Counter()

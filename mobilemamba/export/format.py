@@ -16,7 +16,6 @@ from torch.export import Dim, ExportedProgram
 from mobilemamba.errors import ConfigError, WeightsError
 from mobilemamba.export.calibration import Calibration
 from mobilemamba.export.form import decompositions
-from mobilemamba.layers.ss2d import SS2D
 from mobilemamba.models.runtime import Runtime, RuntimeNetwork
 from mobilemamba.text import printable
 
@@ -62,11 +61,6 @@ class Source:
         Raises:
             ConfigError: If the network does not take such pictures, or cannot be followed.
         """
-        if self.size is None and any(isinstance(module, SS2D) for module in self.network.modules()):
-            raise ConfigError(
-                "--size dynamic: the network's scans are written out step by step for one number of pixels; give the "
-                "size in pixels"
-            )
         dynamic: dict[int, Any] = {} if self.batch else {0: Dim("batch", min=1, max=4096)}
         if self.size is None:
             dynamic |= {2: Dim.AUTO, 3: Dim.AUTO}

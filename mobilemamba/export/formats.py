@@ -6,13 +6,16 @@ import difflib
 from pathlib import Path
 
 from mobilemamba.errors import ConfigError
+from mobilemamba.export.coreml import CoreMl
+from mobilemamba.export.executorch import ExecuTorch
 from mobilemamba.export.format import Format
+from mobilemamba.export.litert import LiteRt
 from mobilemamba.export.onnx import Onnx
 from mobilemamba.export.openvino import OpenVino
 from mobilemamba.text import printable
 
 #: By the ending of their files.
-FORMATS: dict[str, Format] = {form.suffix: form for form in (Onnx(), OpenVino())}
+FORMATS: dict[str, Format] = {form.suffix: form for form in (Onnx(), OpenVino(), LiteRt(), ExecuTorch(), CoreMl())}
 
 
 def format_of(target: Path) -> Format:

@@ -40,7 +40,7 @@ class Onnx(Format):
         model = to_onnx(source)
         if source.dtype == "int8":
             assert source.calibration is not None
-            model = _quantized(model, source.calibration.pictures, path)
+            model = quantized(model, source.calibration.pictures, path)
         onnx.helper.set_model_props(model, dict(metadata))
         path.write_bytes(model.SerializeToString())
 
@@ -139,7 +139,7 @@ def _tidy(model: Any) -> None:
     )(model)
 
 
-def _quantized(model: Any, pictures: torch.Tensor, path: Path) -> Any:
+def quantized(model: Any, pictures: torch.Tensor, path: Path) -> Any:
     """The model with 8-bit products; all else stays float, where 8 bits cost more than they bring."""
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static

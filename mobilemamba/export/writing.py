@@ -23,6 +23,7 @@ from mobilemamba.export.format import OUTPUTS_KEY, PRECISION_KEY, Source
 from mobilemamba.export.formats import format_of
 from mobilemamba.export.verification import Check, check
 from mobilemamba.files import check_writable
+from mobilemamba.layers.ss2d import SS2D
 from mobilemamba.models.card import CARD_KEY, ModelCard
 from mobilemamba.text import printable
 from mobilemamba.version import __version__
@@ -86,6 +87,11 @@ def export_network(
     if dtype == "int8" and form.calibrates and calibration is None:
         raise ConfigError(
             f"--dtype int8: {form.suffix} files are fitted by pictures; give a folder of some hundred by --calibration"
+        )
+    if any_size and any(isinstance(module, SS2D) for module in network.modules()):
+        raise ConfigError(
+            "--size dynamic: the network's scans are written out step by step for one number of pixels; give the size "
+            "in pixels"
         )
     _check_target(target)
     any_batch = form.any_batch and batch is None if any_batch is None else any_batch

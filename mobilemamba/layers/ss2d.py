@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobilemamba.layers.conv_norm import ConvNorm
-from mobilemamba.ops.selective_scan import ScanInputs, selective_scan_2d
+from mobilemamba.ops.selective_scan import ScanInputs, expand_dt, selective_scan_2d
 from mobilemamba.ops.transforms import is_channels_last
 
 
@@ -74,7 +74,7 @@ class SS2D(nn.Module):
     def scan(self, x_BDHW: Tensor) -> Tensor:
         """Scan in every direction, sum, LayerNorm over the channels; the input's shape and memory format."""
         size = (x_BDHW.shape[2], x_BDHW.shape[3])
-        y_BLD = selective_scan_2d(*self.scan_inputs(x_BDHW), size, self.backend)
+        y_BLD = selective_scan_2d(*self._selected(x_BDHW), size, self.backend, self.dt_proj_weight.transpose(1, 2))
         y_BDHW = self.out_norm(y_BLD).transpose(1, 2).unflatten(2, size)
         if is_channels_last(x_BDHW):
             return y_BDHW
@@ -82,16 +82,13 @@ class SS2D(nn.Module):
 
     def scan_inputs(self, x_BDHW: Tensor) -> ScanInputs:
         """The scan's input and what it selects by, by position: steps, projections and state matrix."""
+        inputs = self._selected(x_BDHW)
+        return inputs._replace(dt=expand_dt(inputs.dt, self.dt_proj_weight.transpose(1, 2)))
+
+    def _selected(self, x_BDHW: Tensor) -> ScanInputs:
+        """The same with steps (B, K, L, R) in their low-rank form."""
         u_BLD = x_BDHW.flatten(2).transpose(1, 2)  # a view if memory is channels-last
         projected_BLKC = F.linear(u_BLD, self.x_proj_weight.flatten(0, 1)).unflatten(2, (self.directions, -1))
         dt_BKLR, B_BKLN, C_BKLN = projected_BLKC.transpose(1, 2).split([self.dt_rank, self.d_state, self.d_state], 3)
-        dt_BKLD = self.expand_dt(dt_BKLR)
         A_KDN = -torch.exp(self.A_log.float())
-        return ScanInputs(u_BLD, dt_BKLD, A_KDN, B_BKLN, C_BKLN, self.D, self.dt_bias)
-
-    def expand_dt(self, dt_BKLR: Tensor) -> Tensor:
-        """The step sizes of all channels from their low-rank form, one matrix product a direction."""
-        batch, _, length, _ = dt_BKLR.shape
-        dt_KMR = dt_BKLR.transpose(0, 1).flatten(1, 2)  # M = B * L
-        dt_KMD = torch.bmm(dt_KMR, self.dt_proj_weight.transpose(1, 2))
-        return dt_KMD.unflatten(1, (batch, length)).transpose(0, 1)
+        return ScanInputs(u_BLD, dt_BKLR, A_KDN, B_BKLN, C_BKLN, self.D, self.dt_bias)

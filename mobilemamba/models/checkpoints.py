@@ -79,8 +79,9 @@ def load_weights(
             f"{found.where}: {len(spoilt)} of its tensors hold NaN, {spoilt[0]} for one; take weights from before that"
         )
     model.load_state_dict(matched.fitting, strict=False)
+    start: Callable[[nn.Module], None] = getattr(model, "start_afresh", _start_at_zero)
     for head in matched.fresh:
-        _start_at_zero(model.get_submodule(head))
+        start(model.get_submodule(head))
     if verbose:
         print(report)
     return report
@@ -126,7 +127,9 @@ def load_network(
                 "mobilemamba export wrote"
             )
         _check_name(model, card, printable(path), option)
-        return runtime.load(Path(path)), card
+        in_runtime = runtime.load(Path(path))
+        in_runtime.scales = card.task == "segmentation"
+        return in_runtime, card
     network, card, _ = _load(path, model, option, verbose=verbose)
     return network, card
 
@@ -246,6 +249,8 @@ def _build_classifier(card: ModelCard) -> nn.Module:
 #: Task, as cards name it, -> builds the network of such a card.
 BUILDERS: dict[str, Callable[[ModelCard], nn.Module]] = {"classification": _build_classifier}
 
+#: Task, as cards name it, -> import path of the class that asks its networks, which is loaded when it first does.
+PREDICTORS: dict[str, str] = {"classification": "mobilemamba.models.predictor.ClassificationPredictor"}
 
 #: Each tells the card of a file without one by its tensors, given the model's name; or None.
 TELLERS: list[Callable[[StateDict, str], ModelCard | None]] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from mobilemamba.data.pictures import eval_transform, read_picture
 from mobilemamba.errors import ConfigError
 from mobilemamba.models.card import ModelCard
+from mobilemamba.models.checkpoints import PREDICTORS
 from mobilemamba.models.inference import for_inference
 
 #: One picture's answer, of plain JSON types but for what is only drawn.
@@ -78,7 +80,7 @@ class Predictor:
         Args:
             how: The card's preprocessing, but for ``upright``.
         """
-        del how["antialias"], how["resize"]  # which Pillow always does, and in one way
+        del how["antialias"]  # which Pillow always does
         return eval_transform(**how)
 
     def check(self) -> None:
@@ -93,6 +95,19 @@ class Predictor:
             )
         if self.card.in_chans != 3:
             raise ConfigError(f"the network takes {self.card.in_chans} channels; pictures are given to it in RGB")
+
+    def look_closely(self, window: int | None, tta: bool) -> None:
+        """Asks in windows of a picture, or of several views of it, from now on.
+
+        Args:
+            window: Their side in pixels; None for whole pictures.
+            tta: Whether to average over views of other sizes and mirrored ones.
+
+        Raises:
+            ConfigError: If the network is for a task that has neither, or the window is too small.
+        """
+        if window is not None or tta:
+            raise ConfigError(f"--{'tta' if window is None else 'window'} is for segmentation, not {self.card.task}")
 
     def read(self, path: Path) -> Image.Image:
         """A picture in RGB, turned as the network was trained on such ones.
@@ -203,10 +218,8 @@ def _in_latin(entry: dict[str, Any]) -> str:
     return name if all(ord(letter) < 0x250 for letter in name) else f"class {entry['index']}"
 
 
-#: Task, as cards name it, -> who asks its networks.
-PREDICTORS: dict[str, type[Predictor]] = {"classification": ClassificationPredictor}
-
-
 def predictor_of(network: nn.Module, card: ModelCard, *args: Any, **options: Any) -> Predictor:
     """Who asks a network of a card, with what :class:`Predictor` takes; of an unknown task, one without answers."""
-    return PREDICTORS.get(card.task, Predictor)(network, card, *args, **options)
+    kind = pkgutil.resolve_name(PREDICTORS[card.task]) if card.task in PREDICTORS else Predictor
+    predictor: Predictor = kind(network, card, *args, **options)
+    return predictor

@@ -8,6 +8,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobilemamba.errors import ConfigError
@@ -21,6 +22,10 @@ class RuntimeNetwork(nn.Module):
 
     It has no weights to train, and copies of it are itself.
 
+    Attributes:
+        scales: Whether pictures of another size than it takes are scaled to that, and the answer's maps back: for
+            networks that answer for each pixel, which see pictures of all sizes.
+
     Args:
         run: A batch as float32 to the answer.
         shape: What ``run`` takes; of a fixed number of pictures it is given as many as needed at a time.
@@ -32,12 +37,17 @@ class RuntimeNetwork(nn.Module):
         self, run: Callable[[np.ndarray], np.ndarray], shape: Shape, how: str, *, probabilities: bool = False
     ) -> None:
         super().__init__()
+        self.scales = False
         self.run, self.shape, self.how, self.probabilities = run, shape, how, probabilities
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
 
     def forward(self, x: Tensor) -> Tensor:
+        height, width = self.shape[2:]
+        if self.scales and height and width and x.shape[2:] != (height, width):
+            scaled = F.interpolate(x, (height, width), mode="bilinear", antialias=True)
+            return F.interpolate(self(scaled), x.shape[2:], mode="bilinear")
         wanted = self.shape[1:]
         if any(size not in (None, given) for size, given in zip(wanted, x.shape[1:], strict=True)):
             takes = " x ".join("any" if size is None else str(size) for size in wanted)

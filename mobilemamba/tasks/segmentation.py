@@ -8,14 +8,16 @@ from typing import Any, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.accelerators import CUDAAccelerator
+from PIL import Image
 from torch import Tensor, nn
 
 from mobilemamba.data import IGNORED_PIXEL
 from mobilemamba.data.batches import Masks
 from mobilemamba.data.segmentation import SegmentationDataModule
-from mobilemamba.dense import Segmenter, create_segmenter, load_backbone
+from mobilemamba.dense import Segmenter, create_segmenter, load_backbone, look_closely
 from mobilemamba.dense.pixels import likeliest
 from mobilemamba.dense.segmenter import HEAD_OPTIONS
+from mobilemamba.drawing import compare, unnormalised
 from mobilemamba.models import VARIANTS, ArchOverrides, ModelCard, load_weights, read_card
 from mobilemamba.models.matching import match, spellings
 from mobilemamba.models.weights_file import find_tensors
@@ -117,6 +119,7 @@ class SegmentationTask(Task):
         if drop_path_rate is None:
             given["drop_path_rate"] = VARIANTS[name].drop_path_rate if name in VARIANTS else 0.0
         self.keep_settings(given)
+        self._closely: tuple[int | None, bool] = (None, False)
         self.use_network(self.build_model())
         if self.hparams["compile"] and auxiliary:
             self.model.forward_heads = torch.compile(self.model.forward_heads)  # type: ignore[method-assign]
@@ -193,6 +196,24 @@ class SegmentationTask(Task):
         better = "ema" if self.average_is_better(self.trainer.callback_metrics) else "raw"
         names = range(self.hparams["num_classes"]) if self.data is None else self.data.class_names
         return {str(names[score.label]): round(100 * score.iou, 4) for score in class_scores(counts[better])}
+
+    def look_closely(self, window: int | None, tta: bool) -> None:
+        look_closely(self.model, window)  # refuses what cannot be
+        self._closely = window, tta
+
+    def evaluate(self, network: nn.Module, images: Tensor) -> Tensor:
+        """In windows and in several views, where that is asked for."""
+        return super().evaluate(look_closely(network, *self._closely, self.preprocessing.antialias), images)
+
+    def draw_example(self, images: Tensor, targets: Tensor) -> Image.Image | None:
+        data = self.data
+        if not isinstance(data, SegmentationDataModule):
+            return None
+        averaged = self.ema is not None and self.average_is_better(self.trainer.callback_metrics)
+        network = self.ema.module if self.ema is not None and averaged else self.model
+        found = likeliest(self.evaluate(network, images), (targets.shape[-2], targets.shape[-1]))
+        picture = unnormalised(images[0].float().cpu(), data.mean, data.std)
+        return compare(picture, targets[0].cpu(), found[0].cpu(), data.class_names, data.palette)
 
     def setup(self, stage: str) -> None:
         shared = stage == "fit" and self.hparams["sync_heads"] and self.trainer.world_size > 1

@@ -99,7 +99,9 @@ def print_table(answers: list[Answer], predictor: Predictor) -> None:
 
 def _table(answers: list[Answer], predictor: Predictor) -> Table:
     height, width = predictor.card.preprocessing.img_size
-    table = Table(title=f"{on_screen(predictor.card.model)}, {height}x{width} px", title_justify="left")
+    card = predictor.card
+    network = f"{card.model} with {card.head}" if card.head else card.model
+    table = Table(title=f"{on_screen(network)}, {height}x{width} px", title_justify="left")
     shown = [column for column in predictor.columns if column not in ("rank", "index")]  # which only files need
     table.add_column("picture", overflow="fold")
     for column in shown:

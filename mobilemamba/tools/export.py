@@ -32,7 +32,8 @@ def export_network(
 
     Args:
         weights: The network's weights (.safetensors, .ckpt, .pth).
-        out: The file to write; its ending chooses the format: .onnx, .xml (OpenVINO).
+        out: The file to write; its ending chooses the format: .onnx, .xml (OpenVINO), .tflite (LiteRT), .pte
+            (ExecuTorch) or .mlpackage (Core ML).
         size: Side of the pictures in pixels, or height and width as 192x256, or dynamic; by default as in training.
         batch: Pictures at a time, or dynamic; by default dynamic where the format can, else 1.
         dtype: float32, float16, bfloat16 or int8, of weights and arithmetic.

@@ -34,6 +34,8 @@ def predict(
     draw: Path | None = None,
     score: float | None = None,
     batch_size: int | None = None,
+    window: int | None = None,
+    tta: bool = False,
     device: str = "auto",
 ) -> None:
     """Say what is on pictures: the likeliest classes of each, or those of its pixels, as a table, CSV or JSON.
@@ -52,6 +54,9 @@ def predict(
         draw: A folder that takes each picture with its answer, as 0001.png and so on.
         score: Of a detection, what an object needs to be told, 0 to 1; by default 0.3.
         batch_size: Pictures at a time; by default 32, for a segmentation or a detection 1.
+        window: Side in pixels of the windows that a segmenter sees of a picture, their logits averaged where they
+            overlap; by default it sees it whole.
+        tta: Average a segmenter's answers over the picture flipped and at 0.5 to 1.75 times its size.
         device: cpu, cuda or another of torch's; auto takes a GPU where there is one.
 
     Raises:
@@ -83,6 +88,7 @@ def predict(
     predictor = predictor_of(network, card, chosen, topk=topk)
     try:
         predictor.check()
+        predictor.look_closely(window, tta)
     except ConfigError as error:
         raise ConfigError(f"{printable(weights)}: {error}") from None
     if score is not None:

@@ -74,6 +74,19 @@ class TaskContract:
         """Network's name -> (n, 3): class, answer, how often; of the last evaluation. Empty where there are none."""
         return {}
 
+    def look_closely(self, window: int | None, tta: bool) -> None:
+        """Has evaluations see pictures in windows, or in several views, from now on.
+
+        Args:
+            window: Side of the windows in pixels; None for whole pictures.
+            tta: Whether to average over views of other sizes and mirrored ones.
+
+        Raises:
+            ConfigError: If the task has neither, or the window is too small.
+        """
+        if window is not None or tta:
+            raise ConfigError(f"--{'tta' if window is None else 'window'} is for segmentation, not {self.task}")
+
     def draw_example(self, images: Any, targets: Any) -> Image.Image | None:
         """A validation picture, what is known of it and what the network makes of it; None for a task without drawings.
 

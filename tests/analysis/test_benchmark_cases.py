@@ -82,6 +82,22 @@ def test_cuda_where_there_is_none():
     assert expand(["mobilemamba_t2"], devices=["auto"])[0].device == "cpu"
 
 
+def test_other_runtimes_are_for_inference_in_float32_on_a_cpu():
+    cases = expand(["mobilemamba_t2"], batches=(1,), modes=["eager", "onnxruntime", "openvino"])
+    assert [(case.mode, case.layout) for case in cases] == [
+        ("eager", "auto"),
+        ("onnxruntime", "contiguous"),
+        ("openvino", "contiguous"),
+    ]
+    for options, message in (
+        ({"dtypes": ["bfloat16"]}, "mode 'openvino' with dtype bfloat16: it is measured in float32"),
+        ({"fused": False}, "mode 'openvino' with fused=False: exports have folded norms"),
+        ({"train": True, "batches": (2,)}, "mode 'openvino': another runtime is for inference"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            expand(["mobilemamba_t2"], modes=["openvino"], **options)
+
+
 def test_the_paper_s_table_is_measured_or_named():
     assert all(published_top1(case.model, case.size) for case in expand(TABLE7, batches=(1,)))
     assert not {name.lower().replace("-", "_") for name in NOT_IN_TIMM} & set(TABLE7)

@@ -4,6 +4,7 @@ import functools
 import sys
 from contextlib import closing
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from mobilemamba.analysis.benchmark.memory import CpuMeter, can_measure_cpu, des
 from mobilemamba.analysis.benchmark.networks import measure
 from mobilemamba.analysis.benchmark.workload import Workshop, create
 from mobilemamba.analysis.rounds import Timings
+from mobilemamba.models.runtime import RUNNERS
 from mobilemamba.version import __version__
 
 TINY = Case("test_efficientnet", 64, 2, layout="contiguous")
@@ -119,6 +121,16 @@ def test_an_exported_network_gives_the_same():
         workshop.build(Case("mobilemamba_t2", 64, 2, mode=mode), "contiguous").run() for mode in ("eager", "exported")
     )
     torch.testing.assert_close(exported, eager, atol=1e-5, rtol=1e-5)
+
+
+def test_another_runtime_is_given_a_network_once_for_all_batches(small_products, clockwork, monkeypatch):
+    given = []
+    monkeypatch.setitem(RUNNERS, "numpy", lambda network: (given.append(network), network)[1])
+    cases = [Case("test_resnet", 32, batch, mode="numpy", layout="contiguous") for batch in (1, 2)]
+    records = measure(cases, rounds=1, seconds=0.01, memory=False)
+    assert [record.error for record in records] == ["", ""]
+    assert len(given) == 1
+    assert all(f"numpy {np.__version__}" in record.versions for record in records)
 
 
 def test_compiled_networks_of_one_class_do_not_use_up_each_other_s_cache(monkeypatch):

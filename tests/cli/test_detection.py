@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from mobilemamba.cli import plan
+from mobilemamba.cli.shorthand import expand_options
 from mobilemamba.models import ArchOverrides, ModelCard, Preprocessing, create_model, save_weights
 from mobilemamba_command import main
 
@@ -82,3 +83,24 @@ def test_a_training_on_own_pictures(folder: Path, root: Path, classifier: str) -
         ["validate", "--weights", "runs/finetune/best.safetensors", "--data", "COCOFolder", "--data.root", "own"]
     )
     assert found.datamodule.class_names == ("roof", "door")
+
+
+def test_folders_of_boxes_are_known(folder: Path) -> None:
+    assert expand_options(["--data", "own"]) == ["--data", "COCOFolder", "--data.root", "own"]
+    content = (folder / "train.json").read_text()
+    for name in (
+        "coco/train2017",
+        "coco/annotations",
+        "yolo/images/train",
+        "yolo/labels/train",
+        "classes/train/images",
+    ):
+        Path(name).mkdir(parents=True)
+    Path("coco/annotations/instances_train2017.json").write_text(content)
+    assert expand_options(["--data", "coco"])[1] == "COCO"
+    Path("yolo/data.yaml").write_text("names: [cat, dog]\ntrain: images/train\n")
+    assert expand_options(["--data", "yolo"])[1] == "YOLOFolder"
+    Path("classes/train.json").write_text('{"epochs": 3}')
+    assert expand_options(["--data", "classes"])[1] == "ImageFolder", "another JSON"
+    Path("yolo/data.yaml").write_text("names: 3\n")
+    assert expand_options(["--data", "yolo"])[1] == "ImageFolder"

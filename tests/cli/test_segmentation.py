@@ -69,6 +69,7 @@ def test_the_weights_say_the_task_and_all_of_the_network(capsys: pytest.CaptureF
     printed = capsys.readouterr().out
     assert type(cli.model).__name__ == "SegmentationTask"
     assert (cli.model.hparams["head"], cli.model.hparams["head_dim"]) == ("pspnet", 8)
+    assert "mobilemamba_t2 with pspnet on Fashion scenes (2,000/200), 32x32 px" in printed
     assert "mIoU (%)" in printed
     assert f"of {64 * 32 * 32:,} pixels" in printed
     rows = table("classes.csv")
@@ -156,7 +157,7 @@ def test_folders_of_masks_are_known(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["sem_fpn", "deeplabv3", "pspnet"])
-def test_recipes_take_other_data_and_a_backbone_s_weights(recipe: str, root: Path, folder: Path) -> None:
+def test_recipes_take_a_step_and_other_data_and_a_backbone_s_weights(recipe: str, root: Path, folder: Path) -> None:
     model = create_model("mobilemamba_t2", ArchOverrides(**ARCH), 5)
     save_weights(model, "b4.safetensors", ModelCard("mobilemamba_t2", LOOK, 5, arch=ARCH))
     given = ["--config", str(root / f"experiments/segmentation/{recipe}.yaml")]
@@ -167,6 +168,11 @@ def test_recipes_take_other_data_and_a_backbone_s_weights(recipe: str, root: Pat
     assert "scenes" not in row.config["data"]["init_args"]
     assert row.config["model"]["init_args"]["name"] == "mobilemamba_t2"
     assert row.config["model"]["init_args"]["arch"]["depths"] == [1, 1, 1]
+    tiny = shlex.split("--model.name mobilemamba_t2 --model.head_dim 8 --data.scenes 4 --data.batch_size 2")
+    tiny += shlex.split("--trainer.max_steps 1 --trainer.enable_checkpointing false --table_size null")
+    cli = main(["fit", *given, *tiny, f"--model.arch={json.dumps(ARCH)}", *SCENES])
+    assert cli.trainer.global_step == 1
+    assert cli.trainer.callback_metrics["train/loss"].isfinite()
     if recipe == "sem_fpn":
         assert row.config["data"]["init_args"]["img_size"] is None, "the sample's size is not that of other data"
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from mobilemamba.dense import Detector, Segmenter, create_detector, create_segmenter
+from mobilemamba.dense.mask_rcnn import MaskRCNN
 from mobilemamba.models import ArchOverrides
 
 #: The layers that give logits and boxes, and the deviation that these are to have.
@@ -55,6 +56,8 @@ def tiny_detector() -> Callable[..., Detector]:
         with torch.random.fork_rng():
             torch.manual_seed(1)
             detector = create_detector(head, backbone, 7, arch=arch, head_dim=16, frozen_norms=False, **choices)
+            if isinstance(detector, MaskRCNN):
+                detector.proposals, detector.region_samples = 60, 40
             pictures = torch.randn(2, 3, 128, 192)
             settle(detector, lambda: detector(pictures))
             detector.eval()

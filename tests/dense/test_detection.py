@@ -20,6 +20,7 @@ from mobilemamba.dense.boxes import IGNORED
 from mobilemamba.errors import ConfigError
 from mobilemamba.models import fuse_norms, load_weights, optimize_for_inference
 from mobilemamba.models.fuse import count_batch_norms
+from tests.dense.conftest import TINY
 
 Tiny = Callable[..., Detector]
 
@@ -226,3 +227,20 @@ def test_pictures_too_small_or_too_few(tiny_detector: Tiny) -> None:
         tiny_detector("retinanet")(torch.randn(1, 3, 64, 31))
     with pytest.raises(ConfigError, match="a batch of one picture of 96 x 96 px: the norms"):
         tiny_detector("ssdlite").train()(torch.randn(1, 3, 96, 96))
+    with pytest.raises(ConfigError, match="of 192 x 128 px do not suit the backbone, which is built for another size"):
+        tiny_detector("retinanet", "efficientformer_l1")
+
+
+@pytest.mark.parametrize("head", DETECTION_HEADS)
+def test_other_classes_start_as_they_are_built(tiny_detector: Tiny, head: str) -> None:
+    detector = tiny_detector(head)
+    other = create_detector(head, "mobilemamba_s6", 2, arch=TINY, head_dim=16)
+    begin = copy.deepcopy(other.state_dict())
+    report = load_weights(other, detector.state_dict(), new_head=True, verbose=False)
+    assert report.complete
+    assert len(report.fresh_heads) == len(other.get_classifier()) > 0
+    of_classes = {id(p) for layer in other.get_classifier() for p in layer.parameters()}
+    assert of_classes
+    for name, parameter in other.named_parameters():
+        source = begin if id(parameter) in of_classes else detector.state_dict()
+        assert torch.equal(parameter, source[name]), name

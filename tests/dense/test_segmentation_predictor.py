@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mobilemamba.dense import SegmentationPredictor, Segmenter
+from mobilemamba.dense import Segmenter
+from mobilemamba.dense.segmentation_predictor import SegmentationPredictor
 from mobilemamba.errors import ConfigError, WeightsError
 from mobilemamba.models import ModelCard, Preprocessing, load_network, save_weights
 from mobilemamba.models.card import read_card
@@ -146,3 +147,13 @@ def test_a_palette_has_a_colour_for_each_class(palette: list[list[int]]) -> None
 def test_more_classes_than_a_pixel_has_numbers() -> None:
     with pytest.raises(ConfigError, match="70,000 classes; a pixel names one of 65,536 at most"):
         asked(num_classes=70_000, class_names=(), palette=()).check()
+
+
+def test_in_windows_and_views_a_pixel_keeps_its_class(picture: Image.Image) -> None:
+    predictor, expected = asked(), row_of(asked(), picture)[LABELS]
+    predictor.look_closely(48, tta=False)
+    assert predictor.how.endswith("in windows of 48 px")
+    assert np.array_equal(row_of(predictor, picture)[LABELS], expected)
+    predictor.look_closely(None, tta=True)
+    assert predictor.how.endswith("in windows of 48 px, averaged over 12 views")
+    assert (row_of(predictor, picture)[LABELS] == expected).mean() > 0.97  # but for edges

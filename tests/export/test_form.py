@@ -92,7 +92,7 @@ def test_a_graph_of_t2_has_few_operators() -> None:
     x = pictures(192, 192, batch=1)
     program = torch.export.export(exportable(timm.create_model("mobilemamba_t2")), (x,))
     calls = Counter(node.target.__name__ for node in program.graph.nodes if node.op == "call_function")
-    assert sum(calls[name] for name in ("conv2d.default", "matmul.default", "mul.Tensor", "add.Tensor")) < 360
+    assert sum(calls[name] for name in ("conv2d.default", "matmul.default", "mul.Tensor", "add.Tensor")) < 440
     assert not any("conv_transpose" in name or "mobilemamba" in name for name in calls)
 
 

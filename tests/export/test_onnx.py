@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from mobilemamba.export.onnx import quantized
 from mobilemamba.models import load_network, read_card
 from mobilemamba_command import main
 from tests.export.conftest import CARD
@@ -58,3 +59,16 @@ def test_predict_and_validate_take_it(
     cli = main(["validate", "--weights", str(exported), "--data", str(pictures), "--data.val_fraction", "0.999"])
     assert cli is not None
     assert 0 < cli.trainer.callback_metrics["val/top1"].item() == pytest.approx(100 * sum(right) / 12)
+
+
+def test_int8_is_close_and_of_products(exported: Path, network: nn.Module, tmp_path: Path) -> None:
+    pictures = torch.randn(8, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    model = quantized(onnx.load(exported), pictures, tmp_path / "x.onnx")
+    producers = {name: node.op_type for node in model.graph.node for name in node.output}
+    readers = {node.op_type for node in model.graph.node if producers.get(node.input[0]) == "DequantizeLinear"}
+    assert {"Conv", "Gemm"} <= readers
+    onnx.save(model, tmp_path / "x.onnx")
+    in_runtime, _ = load_network(tmp_path / "x.onnx")
+    with torch.no_grad():
+        expected = network(pictures)
+    assert 1e-4 < ((in_runtime(pictures) - expected).abs().max() / expected.abs().max()) < 0.1

@@ -101,6 +101,16 @@ def test_a_fixed_number_of_pictures_is_filled_up() -> None:
         network(torch.randn(1, 3, 8, 9))
 
 
+def test_maps_of_pixels_have_the_pictures_own_size() -> None:
+    network = RuntimeNetwork(lambda x: x[:, :2], (None, 3, 8, 8), "")
+    network.scales = True
+    x = torch.arange(12.0).repeat_interleave(2)[None, None, None, :].expand(1, 3, 16, 24)
+    answer = network(x)
+    assert answer.shape == (1, 2, 16, 24)
+    assert (answer[0, 0, 0, 1:] >= answer[0, 0, 0, :-1]).all()
+    assert (answer - x[:, :2]).abs().max() < 1.5
+
+
 def test_probabilities_stand_for_logits() -> None:
     logits = torch.randn(2, 5)
     network = RuntimeNetwork(lambda _: logits.softmax(-1).numpy(), (None, 3, 8, 8), "", probabilities=True)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mobilemamba.ops.native import library
+from mobilemamba.ops.selective_scan import selective_scan_2d
 from tests.ops.recurrences import gradients
 
 NAMES = ("u", "dt", "A", "B", "C", "D", "dt_bias")
@@ -41,6 +42,27 @@ def make_map_inputs(
     return _leaves(shapes, dtype)
 
 
+def make_low_rank_inputs(
+    batch: int,
+    directions: int,
+    width: int,
+    d_state: int,
+    rank: int,
+    size: tuple[int, int],
+    dtype: torch.dtype = torch.float64,
+) -> list[Tensor]:
+    """Random inputs of ``selective_scan_2d``, and last the weight of its low-rank step sizes as a layer holds it."""
+    inputs = make_map_inputs(batch, directions, width, d_state, size, dtype)
+    inputs[1] = torch.randn(batch, directions, size[0] * size[1], rank).to(dtype).requires_grad_()
+    weight = torch.randn(directions, width, rank, dtype=torch.promote_types(dtype, torch.float32))
+    return [*inputs, weight.transpose(1, 2).requires_grad_()]
+
+
+def low_rank_scan(backend: str, size: tuple[int, int]) -> Callable[..., Tensor]:
+    """``selective_scan_2d`` of ``make_low_rank_inputs``."""
+    return lambda *x: selective_scan_2d(*x[:7], size=size, backend=backend, dt_weight_KRD=x[7])
+
+
 def _leaves(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> list[Tensor]:
     inputs = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
     inputs[2] = -torch.exp(0.5 * inputs[2])
@@ -65,14 +87,15 @@ def assert_rounds_to(
     tolerance: float,
     least: float = 1.0,
 ) -> None:
-    """Output and all seven gradients as the reference has them in fp64, and of the inputs' dtypes."""
+    """Output and all gradients as the reference has them in fp64, and of the inputs' dtypes."""
     inputs = [x if x.requires_grad else x.detach().requires_grad_() for x in inputs]
     exact = [x.detach().double().requires_grad_() for x in inputs]
     y, expected = scan(*inputs), reference(*exact)
     assert y.dtype == inputs[0].dtype
     assert_near(y, expected, tolerance, least=least)
     weights = torch.randn(y.shape, dtype=y.dtype)
-    pairs = zip(NAMES, inputs, gradients(scan, inputs, weights), gradients(reference, exact, weights), strict=True)
+    names = (*NAMES, "dt_weight")[: len(inputs)]
+    pairs = zip(names, inputs, gradients(scan, inputs, weights), gradients(reference, exact, weights), strict=True)
     for name, x, ours, theirs in pairs:
         assert ours.dtype == x.dtype
         assert_near(ours, theirs, tolerance, f"gradient of {name}", least)

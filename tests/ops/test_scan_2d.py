@@ -19,6 +19,8 @@ from tests.ops.scans import (
     NATIVE,
     assert_near,
     assert_rounds_to,
+    low_rank_scan,
+    make_low_rank_inputs,
     make_map_inputs,
     needs_native,
     poisoned_memory,
@@ -325,3 +327,46 @@ def test_flop_formula(backend: str, device: str) -> None:
 def test_all_backends_are_here() -> None:
     # The last two need a GPU; for Triton's see test_selective_scan_triton.py.
     assert set(BACKENDS.by_name) == {"native", "chunked", "reference", "mamba_ssm", "triton"}
+
+
+# Low-rank step sizes
+
+LOW_RANK = {"batch": 2, "directions": 4, "width": 6, "d_state": 2, "rank": 3, "size": (2, 3)}
+
+
+@pytest.mark.parametrize("backend", [NATIVE, "chunked"])
+def test_low_rank_step_sizes(backend: str) -> None:
+    dtype = torch.float32 if backend == "native" else torch.float64
+    inputs = make_low_rank_inputs(**LOW_RANK, dtype=dtype)
+    assert_rounds_to(low_rank_scan(backend, (2, 3)), low_rank_scan("reference", (2, 3)), inputs, 1e-5)
+
+
+@pytest.mark.parametrize("backend", [NATIVE, "chunked"])
+def test_the_operator_knows_them_on_every_machine(backend: str) -> None:
+    """A network that was traced for Triton's kernels may come to where there are none."""
+    *inputs, weight = make_low_rank_inputs(**LOW_RANK, dtype=torch.float32)
+    operators = torch.ops.mobilemamba.selective_scan.default, torch.ops.mobilemamba.selective_scan_backward.default
+    function = lambda *x: operators[0](*x[:7], 2, 3, backend, x[7])  # noqa: E731
+    assert_rounds_to(function, low_rank_scan("reference", (2, 3)), [*inputs, weight], 1e-5)
+    torch.library.opcheck(operators[0], (*inputs, 2, 3, backend, weight))
+    detached = [x.detach() for x in (inputs[0], *inputs)]
+    torch.library.opcheck(operators[1], (*detached, 2, 3, backend, weight.detach()))
+
+
+def test_flops_of_low_rank_step_sizes() -> None:
+    *inputs, weight = (x.detach().float() for x in make_low_rank_inputs(**LOW_RANK))
+    counts = []
+    for scan in (
+        low_rank_scan("auto", (2, 3)),
+        lambda *x: torch.ops.mobilemamba.selective_scan(*x[:7], 2, 3, "auto", x[7]),
+    ):
+        with FlopCounterMode(display=False) as counter:
+            scan(*inputs, weight)
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] == 2 * 2 * 4 * 6 * 6 * (3 + 9 * 2 + 1)
+
+
+def test_a_weight_of_another_rank_is_refused() -> None:
+    *inputs, weight = make_low_rank_inputs(**LOW_RANK, dtype=torch.float32)
+    with pytest.raises(ConfigError, match=r"dt_weight has shape \(4, 2, 6\)"):
+        torch.ops.mobilemamba.selective_scan(*inputs, 2, 3, "auto", weight[:, :2])

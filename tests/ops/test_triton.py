@@ -26,7 +26,7 @@ from mobilemamba.ops.selective_scan import triton as scan
 from mobilemamba.ops.selective_scan.definition import ScanInputs
 from mobilemamba.ops.wavelet import triton as wavelet
 from mobilemamba.ops.wavelet.native import by_band
-from tests.ops.scans import NAMES, assert_near, make_map_inputs
+from tests.ops.scans import NAMES, assert_near, make_low_rank_inputs, make_map_inputs
 from tests.ops.test_inference import make_scan
 
 CUDA = torch.device("cuda")
@@ -101,10 +101,13 @@ def kernels_called() -> Iterator[list[Kernel]]:
 def scans(dtype: torch.dtype, directions: int, width: int, d_state: int, side: int) -> list[Kernel]:
     """What is called for a network's scan: forward, backward, and two for inference."""
     size = (side, side)
-    x = ScanInputs(*(v.detach().to("meta") for v in make_map_inputs(2, directions, width, d_state, size, dtype)))
+    *inputs, weight = make_low_rank_inputs(2, directions, width, d_state, width // 32, size, dtype)
+    low, weight = ScanInputs(*(v.detach().to("meta") for v in inputs)), weight.detach().to("meta")
+    x = low._replace(dt=low.u[:, None].expand(2, directions, side**2, width))
     fused = [v.to("meta") for v in make_scan(directions, width, d_state, width // 32, size, dtype)]
     with kernels_called() as calls:
         scan.backward(scan.forward(x, size), x, size)
+        scan.backward(low.u, low, size, weight)
         fused_scan.compute(*fused, 1e-5)
     return calls
 
@@ -165,7 +168,7 @@ def resources(cubin: bytes, folder: Path) -> dict[str, int]:
     [
         pytest.param(partial(scans, torch.float16, 2, 320, 1, 14), 96, id="scan of S6"),
         pytest.param(partial(scans, torch.float32, 2, 448, 1, 3), 96, id="scan of T2"),
-        pytest.param(partial(scans, torch.bfloat16, 4, 544, 16, 32), 192, id="large scan"),
+        pytest.param(partial(scans, torch.bfloat16, 4, 544, 16, 32), 224, id="large scan"),
         pytest.param(partial(wavelets, torch.float16, 14, 160, 7), 128, id="wavelet of S6"),
         pytest.param(partial(wavelets, torch.float32, 3, 224, 3), 128, id="wavelet of T2"),
         pytest.param(partial(depthwises, torch.float16, 14, 320, 3), 96, id="depthwise of S6"),

@@ -23,7 +23,15 @@ from mobilemamba.ops.wavelet.definition import haar_filters, wavelet_conv
 from mobilemamba.ops.wavelet.native import by_band
 from tests.models.conftest import randomize
 from tests.ops.recurrences import gradients
-from tests.ops.scans import assert_near, assert_rounds_to, make_inputs, make_map_inputs, poisoned_memory
+from tests.ops.scans import (
+    assert_near,
+    assert_rounds_to,
+    low_rank_scan,
+    make_inputs,
+    make_low_rank_inputs,
+    make_map_inputs,
+    poisoned_memory,
+)
 from tests.ops.test_inference import ARRANGEMENTS, make_parts, make_scan, mixed
 
 # fp16 and bf16 round the results; bf16 is cut off where a GPU rounds.
@@ -57,8 +65,22 @@ def test_output_and_gradients(
     assert_agrees(make_map_inputs(batch, directions, width, d_state, size, dtype), size)
 
 
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize(
+    ("batch", "size", "directions", "width", "d_state", "rank"),
+    [(2, (1, 1), 1, 1, 1, 1), (2, (3, 2), 2, 40, 1, 5), (1, (2, 3), 4, 17, 3, 17), (0, (2, 3), 2, 8, 1, 2)],
+    ids=str,
+)
+def test_low_rank_step_sizes(
+    batch: int, size: tuple[int, int], directions: int, width: int, d_state: int, rank: int, dtype: torch.dtype
+) -> None:
+    inputs = make_low_rank_inputs(batch, directions, width, d_state, rank, size, dtype)
+    with poisoned_memory():
+        assert_rounds_to(low_rank_scan("triton", size), low_rank_scan("reference", size), inputs, TOLERANCES[dtype])
+
+
 def test_a_map_of_the_network_s() -> None:
-    assert_agrees(make_map_inputs(1, 2, 64, 1, (7, 7), torch.float16), (7, 7))
+    assert_agrees(make_map_inputs(1, 2, 33, 1, (5, 5), torch.float16), (5, 5))
 
 
 def test_sequences() -> None:
@@ -127,9 +149,10 @@ def test_nothing_to_scan(batch: int, size: tuple[int, int]) -> None:
 
 
 def test_same_bits_in_every_run() -> None:
-    inputs, size = make_map_inputs(2, 2, 40, 2, (2, 3), torch.float16), (2, 3)
+    size = (2, 3)
+    inputs, ours = make_low_rank_inputs(2, 2, 40, 2, 3, size, torch.float16), low_rank_scan("triton", size)
     weights = torch.randn(inputs[0].shape).half()
-    first, second = ([scan("triton", size)(*inputs), *gradients(scan("triton", size), inputs, weights)] for _ in "12")
+    first, second = ([ours(*inputs), *gradients(ours, inputs, weights)] for _ in "12")
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 

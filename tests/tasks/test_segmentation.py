@@ -3,20 +3,22 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Trainer
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from mobilemamba.data import IGNORED_PIXEL, FashionScenes
-from mobilemamba.dense import create_segmenter
+from mobilemamba.dense import create_segmenter, look_closely
 from mobilemamba.errors import ConfigError, WeightsError
 from mobilemamba.models import ArchOverrides, ModelCard, Preprocessing, create_model, load_network, save_weights
-from mobilemamba.tasks import SegmentationTask
+from mobilemamba.tasks import ClassificationTask, SegmentationTask
 from mobilemamba.tasks.segmentation import sync_heads
-from mobilemamba.training.callbacks import RunResults, StepSeed, run_checkpoints
+from mobilemamba.training.callbacks import RunResults, StepSeed, ValidationExamples, run_checkpoints
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::UserWarning:torch")
 
@@ -240,3 +242,28 @@ def test_mistakes_are_one_line(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as error:
         make_task(**changes)
     assert "\n" not in str(error.value)
+
+
+def test_evaluations_in_windows_and_views_alone() -> None:
+    task, picture = make_task().eval(), torch.randn(1, 3, 40, 70)
+    with torch.no_grad():
+        plain = task.evaluate(task.model, picture)
+        task.look_closely(32, tta=True)
+        assert torch.equal(task.evaluate(task.model, picture), look_closely(task.model, 32, tta=True)(picture))
+        assert torch.equal(task(picture), plain)
+    with pytest.raises(ConfigError, match="window=31: expected 32 px or more"):
+        task.look_closely(31, tta=False)
+    with pytest.raises(ConfigError, match="--tta is for segmentation, not classification"):
+        ClassificationTask("test_resnet").look_closely(None, tta=True)
+
+
+def test_a_training_draws_validation_pictures(tmp_path: Path) -> None:
+    data = FashionScenes(img_size=32, scenes=4, batch_size=2, num_workers=0)
+    trainer = make_trainer(tmp_path, callbacks=[ValidationExamples(2)], limit_val_batches=1, limit_train_batches=1)
+    trainer.fit(make_task(num_classes=data.num_classes, ema_decay=0.9), data)
+    with Image.open(tmp_path / "validation_examples.png") as drawn:
+        assert drawn.width == 3 * 320 + 2 * 6
+        assert drawn.height > 2 * 320
+        background = np.asarray(drawn)[20 + 5, 0]
+    image = data.val_set[0][0][:, 0, 0] * torch.tensor(data.std) + torch.tensor(data.mean)
+    assert np.allclose(background, 255 * image, atol=25)

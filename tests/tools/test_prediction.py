@@ -384,3 +384,9 @@ def test_names_of_classes() -> None:
     assert imagenet[0].startswith("tench")
     few = ModelCard("mobilemamba_t2", Preprocessing.of_model("mobilemamba_t2"), num_classes=2)
     assert class_names(few) == ("class 0", "class 1")
+
+
+@pytest.mark.parametrize("options", [["--tta"], ["--window", "64"]])
+def test_a_classifier_sees_pictures_whole(printed, folder: Path, weights: str, options: list[str]) -> None:
+    with pytest.raises(ConfigError, match=f"{options[0]} is for segmentation, not classification"):
+        printed("predict", str(folder), "--weights", weights, *options)

@@ -80,6 +80,6 @@ def recurrence(decay_BLX: Tensor, drive_BLX: Tensor) -> Tensor:
     carry = [torch.zeros_like(ends[0]), ends[0]][:chunks]
     for chunk in range(1, chunks - 1):
         carry.append(factors[chunk] * carry[-1] + ends[chunk])
-    states = torch.cat(h, 2) + torch.cat(inherited, 2) * torch.cat(carry, 1)
-    states = states.flatten(1, 2)
+    before = torch.cat(carry, 1)
+    states = torch.cat([own + factor * before for own, factor in zip(h, inherited, strict=True)], 2).flatten(1, 2)
     return states.narrow(1, 0, length) if padding else states

@@ -17,7 +17,7 @@ from mobilemamba.ops import jit
 from mobilemamba.ops.operator import implement_on_cuda
 from mobilemamba.ops.scan_norm_gate import native
 from mobilemamba.ops.selective_scan.definition import ScanInputs
-from mobilemamba.ops.selective_scan.triton import forward_low_rank, padded
+from mobilemamba.ops.selective_scan.triton import forward, padded
 
 tl: Any = None  # triton.language, once the kernel is asked for
 constexpr = Any  # Triton goes by the annotation's name
@@ -29,7 +29,7 @@ def _norm_gate(
     """``y = LayerNorm(x) * SiLU(gate)``; a program has one position."""
     row, d = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     has_d = d < channels
-    x_d = tl.load(x + row * channels + d, has_d, 0.0)
+    x_d = tl.load(x + row * channels + d, has_d, 0.0).to(tl.float32)
     weight_d, bias_d = tl.load(weight + d, has_d, 0.0), tl.load(bias + d, has_d, 0.0)
     gate += row // length * gate_stride_b + row % length * gate_stride_l + d * gate_stride_d
     gate_d = tl.load(gate, has_d, 0.0).to(tl.float32)
@@ -59,7 +59,7 @@ def compute(
     """Arguments and result as in the package's function."""
     dt, B, C = native.split_projected(projected_BHWC, dt_weight_KRD, A_KDN)
     inputs = ScanInputs(u_BHWD.flatten(1, 2), dt, A_KDN, B, C, D_KD, dt_bias_KD)
-    scanned_BLD = forward_low_rank(inputs, dt_weight_KRD, u_BHWD.shape[1:3])
+    scanned_BLD = forward(inputs, u_BHWD.shape[1:3], dt_weight_KRD)
     batch, length, width = scanned_BLD.shape
     gate, y = gate_BHWD.flatten(1, 2), u_BHWD.new_empty(u_BHWD.shape)
     weight, bias = (v.float().contiguous() for v in (norm_weight, norm_bias))

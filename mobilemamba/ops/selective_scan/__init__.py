@@ -5,9 +5,10 @@ torch.compile, torch.export and the flop counter all see a single node. ``refere
 the definition.
 
 They see everything by position, so that a direction is only an order of visit: ``forward(inputs, size)`` gives
-(B, L, D) for a map, and (B, K, L, D) for sequences, which have no size.
+(B, L, D) for a map, and (B, K, L, D) for sequences, which have no size. Triton's also take low-rank step sizes, which
+they map to the channels by a weight; for the others the map comes before.
 
-Shape letters: B batch, K scan directions, D inner width, N state size, L sequence length, H * W of a map.
+Shape letters: B batch, K scan directions, D inner width, N state size, L sequence length, H * W of a map, R rank of dt.
 """
 
 from __future__ import annotations
@@ -95,6 +96,7 @@ def selective_scan_2d(
     dt_bias_KD: Tensor,
     size: tuple[int, int],
     backend: str = "auto",
+    dt_weight_KRD: Tensor | None = None,
 ) -> Tensor:
     """``selective_scan`` of a map along each direction of ``scan_order``, back in place and summed over them.
 
@@ -108,6 +110,7 @@ def selective_scan_2d(
         dt_bias_KD: Step-size bias.
         size: (H, W).
         backend: As for ``selective_scan``.
+        dt_weight_KRD: Maps the step sizes to the channels; they are low-rank then, (B, K, L, R).
 
     Returns:
         y_BLD, of u's dtype.
@@ -116,10 +119,25 @@ def selective_scan_2d(
         ConfigError: As for ``selective_scan``, or if K is not 1, 2 or 4.
         BackendUnavailableError: If an explicitly chosen backend cannot run on these tensors.
     """
-    return _scan(ScanInputs(u_BLD, dt_BKLD, A_KDN, B_BKLN, C_BKLN, D_KD, dt_bias_KD), size, backend)
+    inputs = ScanInputs(u_BLD, dt_BKLD, A_KDN, B_BKLN, C_BKLN, D_KD, dt_bias_KD)
+    if dt_weight_KRD is not None and (standard_only() or not _is_triton(inputs, backend)):
+        inputs, dt_weight_KRD = inputs._replace(dt=expand_dt(dt_BKLD, dt_weight_KRD)), None
+    return _scan(inputs, size, backend, dt_weight_KRD)
 
 
-def _scan(inputs: ScanInputs, size: Sequence[int], backend: str) -> Tensor:
+def expand_dt(dt_BKLR: Tensor, weight_KRD: Tensor) -> Tensor:
+    """The step sizes of all channels, (B, K, L, D), from their low-rank form, one matrix product a direction."""
+    batch, _, length, _ = dt_BKLR.shape
+    dt_KMR = dt_BKLR.transpose(0, 1).flatten(1, 2)  # M = B * L
+    return torch.bmm(dt_KMR, weight_KRD).unflatten(1, (batch, length)).transpose(0, 1)
+
+
+def _is_triton(inputs: ScanInputs, backend: str) -> bool:
+    u, d_state = inputs.u, inputs.A.shape[2]
+    return BACKENDS.choose(backend, u.device, u.dtype, d_state=d_state).name == triton.BACKEND.name
+
+
+def _scan(inputs: ScanInputs, size: Sequence[int], backend: str, dt_weight: Tensor | None = None) -> Tensor:
     if backend == "reference" or standard_only():
         _check(inputs, size)
         by_definition = backend == "reference"
@@ -127,21 +145,25 @@ def _scan(inputs: ScanInputs, size: Sequence[int], backend: str) -> Tensor:
             y = definition.forward(inputs, size) if by_definition else chunked.forward(inputs, size, overwrite=False)
             return y.to(inputs.u.dtype)
     refuse_transforms(_name(size))
-    return _scan_op(*inputs, *(size or (0, 0)), backend)
+    return _scan_op(*inputs, *(size or (0, 0)), backend, dt_weight)
 
 
 def _name(size: Sequence[int]) -> str:
     return "selective_scan_2d" if size else "selective_scan"
 
 
-def _check(inputs: ScanInputs, size: Sequence[int], grad_y: Tensor | None = None) -> None:
+def _check(
+    inputs: ScanInputs, size: Sequence[int], dt_weight: Tensor | None = None, grad_y: Tensor | None = None
+) -> None:
     """Of the operators' arguments."""
     layout, sizes = (_MAPS, {"L": size[0] * size[1]}) if size else (_BY_POSITION, {})
     directions = inputs.A.shape[:1].numel()  # by A, of which there is one for all pictures
-    if grad_y is None:
-        check(_name(size), layout, inputs, K=directions, **sizes)
-    else:
-        check(_name(size), layout | {"grad_y": layout["u"]}, (*inputs, grad_y), K=directions, **sizes)
+    tensors: tuple[Tensor, ...] = inputs
+    if dt_weight is not None:
+        layout, tensors = layout | {"dt": "BKLR", "dt_weight": "KRD"}, (*tensors, dt_weight)
+    if grad_y is not None:
+        layout, tensors = layout | {"grad_y": layout["u"]}, (*tensors, grad_y)
+    check(_name(size), layout, tensors, K=directions, **sizes)
     if size:
         check_directions(directions)
         if size[0] < 0 or size[1] < 0:
@@ -149,13 +171,13 @@ def _check(inputs: ScanInputs, size: Sequence[int], grad_y: Tensor | None = None
 
 
 _TENSORS = "Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor D, Tensor dt_bias"
-_CHOICES = "SymInt height, SymInt width, str backend"
+_CHOICES = "SymInt height, SymInt width, str backend, Tensor? dt_weight=None"
 
 
-def _unpack(arguments: tuple[Any, ...]) -> tuple[ScanInputs, Sequence[int], str]:
+def _unpack(arguments: tuple[Any, ...]) -> tuple[ScanInputs, Sequence[int], str, Tensor | None]:
     """The operators' arguments; sequences, which have no size, are known by u's dimensions."""
-    *tensors, height, width, backend = arguments
-    return ScanInputs(*tensors), () if tensors[0].ndim == 4 else (height, width), backend
+    inputs, (height, width, backend, *dt_weight) = ScanInputs(*arguments[:7]), arguments[7:]
+    return inputs, () if inputs.u.ndim == 4 else (height, width), backend, dt_weight[0] if dt_weight else None
 
 
 def _choose(inputs: ScanInputs, backend: str) -> tuple[Callable[..., Tensor], Callable[..., Sequence[Tensor]]]:
@@ -168,31 +190,55 @@ def _choose(inputs: ScanInputs, backend: str) -> tuple[Callable[..., Tensor], Ca
 
 @torch.library.custom_op("mobilemamba::selective_scan", mutates_args=(), schema=f"({_TENSORS}, {_CHOICES}) -> Tensor")
 def _scan_op(*arguments: Any) -> Tensor:
-    inputs, size, backend = _unpack(arguments)
+    inputs, size, backend, dt_weight = _unpack(arguments)
     refuse_forward_mode(_name(size))
-    _check(inputs, size)
+    _check(inputs, size, dt_weight)
     with without_autocast(inputs.u.device):
-        return _choose(inputs, backend)[0](inputs, size).to(inputs.u.dtype).contiguous()
+        forward, _ = _choose(inputs, backend)
+        if dt_weight is None:
+            y = forward(inputs, size)
+        elif forward is triton.forward:
+            y = forward(inputs, size, dt_weight)
+        else:
+            y = forward(inputs._replace(dt=expand_dt(inputs.dt.to(dt_weight.dtype), dt_weight)), size)
+        return y.to(inputs.u.dtype).contiguous()
 
 
 @_scan_op.register_fake
 def _(*arguments: Any) -> Tensor:
-    inputs, size, _ = _unpack(arguments)
-    _check(inputs, size)
+    inputs, size, _, dt_weight = _unpack(arguments)
+    _check(inputs, size, dt_weight)
     return torch.empty_like(inputs.u, memory_format=torch.contiguous_format)
 
 
 @torch.library.custom_op(
     "mobilemamba::selective_scan_backward",
     mutates_args=(),
-    schema=f"(Tensor grad_y, {_TENSORS}, {_CHOICES}) -> ({', '.join(7 * ['Tensor'])})",
+    schema=f"(Tensor grad_y, {_TENSORS}, {_CHOICES}) -> Tensor[]",
 )
-def _scan_backward_op(grad_y: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    inputs, size, backend = _unpack(arguments)
-    _check(inputs, size, grad_y)
+def _scan_backward_op(grad_y: Tensor, *arguments: Any) -> list[Tensor]:
+    """Gradients of the seven inputs, and of the weight if there is one."""
+    inputs, size, backend, dt_weight = _unpack(arguments)
+    _check(inputs, size, dt_weight, grad_y)
     with without_autocast(inputs.u.device):
-        grads = _choose(inputs, backend)[1](grad_y, inputs, size)
-        return tuple(_as(gradient, x) for gradient, x in zip(grads, inputs, strict=True))
+        _, backward = _choose(inputs, backend)
+        if dt_weight is None:
+            return list(map(_as, backward(grad_y, inputs, size), inputs))
+        if backward is triton.backward:
+            gu, gdt, *others = backward(grad_y, inputs, size, dt_weight)
+        else:
+            gu, gdt, *others = backward(
+                grad_y, inputs._replace(dt=expand_dt(inputs.dt.to(dt_weight.dtype), dt_weight)), size
+            )
+        gdt_KMD, dt_KMR = (x.to(gdt.dtype).transpose(0, 1).flatten(1, 2) for x in (gdt, inputs.dt))
+        gdt_KMR = torch.bmm(gdt_KMD, dt_weight.to(gdt.dtype).mT)
+        grads = (
+            gu,
+            gdt_KMR.unflatten(1, (gdt.shape[0], gdt.shape[2])).transpose(0, 1),
+            *others,
+            torch.bmm(dt_KMR.mT, gdt_KMD),
+        )
+        return list(map(_as, grads, (*inputs, dt_weight)))
 
 
 def _as(gradient: Tensor, x: Tensor) -> Tensor:
@@ -204,20 +250,22 @@ def _as(gradient: Tensor, x: Tensor) -> Tensor:
 
 
 @_scan_backward_op.register_fake
-def _(grad_y: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    inputs, size, _ = _unpack(arguments)
-    _check(inputs, size, grad_y)
-    return tuple(torch.empty_like(x) for x in inputs)
+def _(grad_y: Tensor, *arguments: Any) -> list[Tensor]:
+    inputs, size, _, dt_weight = _unpack(arguments)
+    _check(inputs, size, dt_weight, grad_y)
+    return [torch.empty_like(x) for x in (*inputs, dt_weight) if x is not None]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, height, width, backend = inputs
+    *tensors, height, width, backend, dt_weight = inputs
     ctx.choices = height, width, backend
-    ctx.save_for_backward(*tensors)
+    ctx.save_for_backward(*tensors, dt_weight)
 
 
 def _autograd_backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-    return *_scan_backward_op(grad_y, *ctx.saved_tensors, *ctx.choices), None, None, None
+    *tensors, dt_weight = ctx.saved_tensors
+    *grads, last = (*_scan_backward_op(grad_y, *tensors, *ctx.choices, dt_weight), None)[:8]
+    return *grads, None, None, None, last
 
 
 _scan_op.register_autograd(_autograd_backward, setup_context=_setup_context)
@@ -230,10 +278,14 @@ def scan_macs(dt_shape: Sequence[int], A_shape: Sequence[int]) -> int:
 
 
 @register_flop_formula(torch.ops.mobilemamba.selective_scan)
-def _scan_flops(u_shape: torch.Size, dt_shape: torch.Size, A_shape: torch.Size, *_: Any, **__: Any) -> int:
-    return 2 * scan_macs(dt_shape, A_shape)  # the counter's convention: a multiply-add is two operations
+def _scan_flops(u_shape: torch.Size, dt_shape: torch.Size, A_shape: torch.Size, *others: Any, **_: Any) -> int:
+    """By the counter's convention: a multiply-add is two operations. Low-rank step sizes come with a weight's shape."""
+    dt_weight_shape = others[-1] if others else None
+    dt_KLD = (*dt_shape[:-1], A_shape[1])
+    of_dt = dt_weight_shape[1] * math.prod(dt_KLD) if isinstance(dt_weight_shape, torch.Size) else 0
+    return 2 * (of_dt + scan_macs(dt_KLD, A_shape))
 
 
 @register_flop_formula(torch.ops.mobilemamba.selective_scan_backward)
-def _scan_backward_flops(grad_shape: torch.Size, u_shape: torch.Size, *others: torch.Size, **__: Any) -> int:
+def _scan_backward_flops(grad_shape: torch.Size, u_shape: torch.Size, *others: Any, **__: Any) -> int:
     return 3 * _scan_flops(u_shape, *others)  # the states once more, their gradients, the inputs' gradients

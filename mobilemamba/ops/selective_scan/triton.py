@@ -27,7 +27,7 @@ constexpr = Any  # Triton goes by the annotation's name
 
 #: By the state size, rounded up to a power of 2: the channels of a program, one warp. A step waits for memory, so that
 #: many small programs are better than few large ones.
-_BLOCK_D = {1: 32, 2: 32, 4: 32, 8: 16, 16: 16}
+_BLOCK_D = {1: 32, 2: 32, 4: 32, 8: 16, 16: 8}
 
 
 def _position(step, k, length, width, K: constexpr, MAP: constexpr):
@@ -53,10 +53,11 @@ def _forward(
     dt_stride_b, dt_stride_k, dt_stride_l, dt_stride_d,
     B_stride_b, B_stride_k, B_stride_l, B_stride_n,
     C_stride_b, C_stride_k, C_stride_l, C_stride_n,
+    dt_weight, dt_weight_stride_k, dt_weight_stride_r, dt_weight_stride_d,
     channels, length, width,
-    dt_weight, y_sum, y,
-    K: constexpr, N: constexpr, MAP: constexpr, BLOCK_D: constexpr, BLOCK_N: constexpr,
-    R: constexpr, BLOCK_R: constexpr,
+    y_sum, y,
+    K: constexpr, N: constexpr, R: constexpr, MAP: constexpr,
+    BLOCK_D: constexpr, BLOCK_N: constexpr, BLOCK_R: constexpr,
 ):  # fmt: skip
     """``delta = softplus(dt + bias)``, ``h = exp(delta A) h + delta u B``, ``y = C h + skip u``, summed over k.
 
@@ -68,8 +69,10 @@ def _forward(
     has_d, has_n = d < channels, n < N
     has_dn = has_d[:, None] & has_n[None, :]
     u += picture * u_stride_b + d * u_stride_d
-    r = tl.arange(0, BLOCK_R)
-    has_dt, has_dr = (r < R if R else has_d), has_d[:, None] & (r < R)[None, :]
+    r = tl.arange(0, BLOCK_R).to(tl.int64)
+    has_dt, has_rd = (r < R if R else has_d), (r < R)[:, None] & has_d[None, :]
+    # As if nothing were side by side: then a thread holds all ranks of its channel, and the sum over them is its own.
+    at_rd = tl.max_contiguous(r[:, None] * dt_weight_stride_r + d[None, :] * dt_weight_stride_d, (1, 1))
     dt += picture * dt_stride_b + (r if R else d) * dt_stride_d
     B += picture * B_stride_b + n * B_stride_n
     C += picture * C_stride_b + n * C_stride_n
@@ -80,7 +83,7 @@ def _forward(
         skip_d = tl.load(skip + kd, has_d, 0.0)
         bias_d = tl.load(bias + kd, has_d, 0.0)
         if R:
-            weight_dr = tl.load(dt_weight + (k * R + r[None, :]) * channels + d[:, None], has_dr, 0.0)
+            weight_rd = tl.load(dt_weight + k * dt_weight_stride_k + at_rd, has_rd, 0.0).to(tl.float32)
         adds, goes_on = has_d & MAP & (k > 0), has_d & MAP & (k < K - 1)
         ends = has_d & ((not MAP) | (k == K - 1))
         out = (picture if MAP else picture * K + k) * length
@@ -91,7 +94,7 @@ def _forward(
             u_d = tl.load(u + k * u_stride_k + at * u_stride_l, has_d, 0.0).to(tl.float32)
             dt_d = tl.load(dt + k * dt_stride_k + at * dt_stride_l, has_dt, 0.0).to(tl.float32)
             if R:
-                dt_d = tl.sum(weight_dr * dt_d[None, :], 1)
+                dt_d = tl.sum(weight_rd * dt_d[:, None], 0)
             B_n = tl.load(B + k * B_stride_k + at * B_stride_l, has_n, 0.0).to(tl.float32)
             C_n = tl.load(C + k * C_stride_k + at * C_stride_l, has_n, 0.0).to(tl.float32)
             delta_d = _softplus(dt_d + bias_d)
@@ -111,10 +114,13 @@ def _backward(
     dt_stride_b, dt_stride_k, dt_stride_l, dt_stride_d,
     B_stride_b, B_stride_k, B_stride_l, B_stride_n,
     C_stride_b, C_stride_k, C_stride_l, C_stride_n,
+    dt_weight, dt_weight_stride_k, dt_weight_stride_r, dt_weight_stride_d,
     channels, length, width,
     gy, gy_stride_b, gy_stride_k, gy_stride_l, gy_stride_d,
-    states, gu_sum, gu, gdt, gA, gB, gC, gskip, gbias,
-    K: constexpr, N: constexpr, MAP: constexpr, BLOCK_D: constexpr, BLOCK_N: constexpr,
+    gdt, gdt_stride_b, gdt_stride_k, gdt_stride_l, gdt_stride_d,
+    states, gu_sum, gu, gA, gB, gC, gskip, gbias,
+    K: constexpr, N: constexpr, R: constexpr, MAP: constexpr,
+    BLOCK_D: constexpr, BLOCK_N: constexpr, BLOCK_R: constexpr,
 ):  # fmt: skip
     """Gradients of all inputs: forwards for the states once more, then backwards.
 
@@ -128,10 +134,15 @@ def _backward(
     has_d, has_n = d < channels, n < N
     has_dn = has_d[:, None] & has_n[None, :]
     u += picture * u_stride_b + d * u_stride_d
-    dt += picture * dt_stride_b + d * dt_stride_d
+    r = tl.arange(0, BLOCK_R).to(tl.int64)
+    has_dt, has_rd = (r < R if R else has_d), (r < R)[:, None] & has_d[None, :]
+    # As if nothing were side by side: then a thread holds all ranks of its channel, and the sum over them is its own.
+    at_rd = tl.max_contiguous(r[:, None] * dt_weight_stride_r + d[None, :] * dt_weight_stride_d, (1, 1))
+    dt += picture * dt_stride_b + (r if R else d) * dt_stride_d
     B += picture * B_stride_b + n * B_stride_n
     C += picture * C_stride_b + n * C_stride_n
     gy += picture * gy_stride_b + d * gy_stride_d
+    gdt += picture * gdt_stride_b + d * gdt_stride_d
     states += picture * length * channels * N + d[:, None] * N + n[None, :]
     partial = block * tl.num_programs(0) + picture
     for direction in range(K):
@@ -140,6 +151,8 @@ def _backward(
         A_dn = tl.load(A + kd[:, None] * N + n[None, :], has_dn, 0.0)
         skip_d = tl.load(skip + kd, has_d, 0.0)
         bias_d = tl.load(bias + kd, has_d, 0.0)
+        if R:
+            weight_rd = tl.load(dt_weight + k * dt_weight_stride_k + at_rd, has_rd, 0.0).to(tl.float32)
         adds, goes_on = has_d & MAP & (k > 0), has_d & MAP & (k < K - 1)
         ends = has_d & ((not MAP) | (k == K - 1))
         out = (picture if MAP else picture * K + k) * length
@@ -149,7 +162,9 @@ def _backward(
         while step < length:
             at = _position(step, k, length, width, K, MAP)
             u_d = tl.load(u + k * u_stride_k + at * u_stride_l, has_d, 0.0).to(tl.float32)
-            dt_d = tl.load(dt + k * dt_stride_k + at * dt_stride_l, has_d, 0.0).to(tl.float32)
+            dt_d = tl.load(dt + k * dt_stride_k + at * dt_stride_l, has_dt, 0.0).to(tl.float32)
+            if R:
+                dt_d = tl.sum(weight_rd * dt_d[:, None], 0)
             B_n = tl.load(B + k * B_stride_k + at * B_stride_l, has_n, 0.0).to(tl.float32)
             delta_d = _softplus(dt_d + bias_d)
             h_dn = tl.exp(delta_d[:, None] * A_dn) * h_dn + (delta_d * u_d)[:, None] * B_n[None, :]
@@ -166,7 +181,9 @@ def _backward(
             at = _position(step, k, length, width, K, MAP)
             before = _position(step - 1, k, length, width, K, MAP)
             u_d = tl.load(u + k * u_stride_k + at * u_stride_l, has_d, 0.0).to(tl.float32)
-            dt_d = tl.load(dt + k * dt_stride_k + at * dt_stride_l, has_d, 0.0).to(tl.float32)
+            dt_d = tl.load(dt + k * dt_stride_k + at * dt_stride_l, has_dt, 0.0).to(tl.float32)
+            if R:
+                dt_d = tl.sum(weight_rd * dt_d[:, None], 0)
             gy_d = tl.load(gy + k * gy_stride_k + at * gy_stride_l, has_d, 0.0).to(tl.float32)
             B_n = tl.load(B + k * B_stride_k + at * B_stride_l, has_n, 0.0).to(tl.float32)
             C_n = tl.load(C + k * C_stride_k + at * C_stride_l, has_n, 0.0).to(tl.float32)
@@ -190,11 +207,10 @@ def _backward(
             gu_d += tl.load(gu_sum + here, adds, 0.0)
             tl.store(gu_sum + here, gu_d, goes_on)
             tl.store(gu + here, gu_d, ends)
-            row = (picture * K + k) * length + at
-            tl.store(gdt + row * channels + d, gdt_d, has_d)
-            row = ((partial * K + k) * length + at) * N + n
-            tl.store(gB + row, tl.sum(gh_dn * (delta_d * u_d)[:, None], 0), has_n)
-            tl.store(gC + row, tl.sum(h_dn * gy_d[:, None], 0), has_n)
+            row = (partial * K + k) * length + at
+            tl.store(gdt + k * gdt_stride_k + at * gdt_stride_l, gdt_d, has_d)
+            tl.store(gB + row * N + n, tl.sum(gh_dn * (delta_d * u_d)[:, None], 0), has_n)
+            tl.store(gC + row * N + n, tl.sum(h_dn * gy_d[:, None], 0), has_n)
             h_dn = before_dn
             step -= 1
         kd += picture * K * channels
@@ -224,17 +240,36 @@ def _blocks(D: int, N: int) -> int:
     return -(-D // _block(N))
 
 
-def _launch(kernel: Any, x: ScanInputs, size: Sequence[int], *others: object, **constants: int) -> None:
+def _launch(
+    kernel: Any, x: ScanInputs, dt_weight: Tensor | None, size: Sequence[int], *others: object, **constants: int
+) -> None:
     """Calls a kernel; ``others`` and ``constants`` are its arguments besides those that both have."""
     K, D, N = x.A.shape
     batch, length = x.u.shape[0], x.u.shape[-2]
     A, skip, bias = (w.float().contiguous() for w in (x.A, x.D, x.dt_bias))
     strides = [stride for v in (x.u, x.dt, x.B, x.C) for stride in _strides(v)]
+    weight = x.dt.new_empty(0, 0, 0) if dt_weight is None else dt_weight  # (K, R, D)
     sizes = (D, length, size[1] if size else 0)
-    constants |= {"K": K, "N": N, "MAP": bool(size), "BLOCK_D": _block(N), "BLOCK_N": padded(N)}
+    constants |= {"K": K, "N": N, "R": weight.shape[1], "MAP": bool(size)}
+    constants |= {"BLOCK_D": _block(N), "BLOCK_N": padded(N), "BLOCK_R": padded(weight.shape[1])}
     grid = (batch, _blocks(D, N))
     with torch.cuda.device_of(x.u):
-        kernel[grid](x.u, x.dt, A, x.B, x.C, skip, bias, *strides, *sizes, *others, **constants, num_warps=1)
+        kernel[grid](
+            x.u,
+            x.dt,
+            A,
+            x.B,
+            x.C,
+            skip,
+            bias,
+            *strides,
+            weight,
+            *weight.stride(),
+            *sizes,
+            *others,
+            **constants,
+            num_warps=1,
+        )
 
 
 def _strides(x: Tensor) -> tuple[int, ...]:
@@ -248,29 +283,30 @@ def _sum_of(y: Tensor, x: ScanInputs, size: Sequence[int]) -> Tensor:
     return y.new_empty(y.shape, dtype=torch.float32) if size and len(x.A) > 1 and y.dtype != torch.float32 else y
 
 
-def forward(x: ScanInputs, size: Sequence[int]) -> Tensor:
-    """The scan by position."""
+def forward(x: ScanInputs, size: Sequence[int], dt_weight_KRD: Tensor | None = None) -> Tensor:
+    """The scan by position; with ``dt_weight_KRD``, which maps it to the channels, x's dt is (B, K, L, R)."""
     y = x.u.new_empty(x.u.shape)
-    _launch(_kernels()[0], x, size, x.dt, _sum_of(y, x, size), y, R=0, BLOCK_R=1)
+    _launch(_kernels()[0], x, dt_weight_KRD, size, _sum_of(y, x, size), y)
     return y
 
 
-def forward_low_rank(x: ScanInputs, dt_weight_KRD: Tensor, size: Sequence[int]) -> Tensor:
-    """The scan in fp32 with x's dt (B, K, L, R), which ``dt_weight_KRD`` maps to the channels; any state size."""
-    y, rank = x.u.new_empty(x.u.shape, dtype=torch.float32), x.dt.shape[-1]
-    _launch(_kernels()[0], x, size, dt_weight_KRD.float().contiguous(), y, y, R=rank, BLOCK_R=padded(rank))
-    return y
+def backward(
+    grad_y: Tensor, x: ScanInputs, size: Sequence[int], dt_weight_KRD: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """Gradients of all seven inputs; the states are computed again, one direction's at a time.
 
-
-def backward(grad_y: Tensor, x: ScanInputs, size: Sequence[int]) -> tuple[Tensor, ...]:
-    """Gradients of all seven inputs; the states are computed again, one direction's at a time."""
-    batch, length, (D, N) = x.u.shape[0], x.u.shape[-2], x.A.shape[1:]
-    gu, gdt = x.u.new_empty(x.u.shape), x.dt.new_empty(x.dt.shape)
+    A low-rank dt's is that of all channels as well, (B, K, L, D), for a matrix product: to add up the channels in every
+    step would take the kernel longer than the memory takes.
+    """
+    batch, length, (K, D, N) = x.u.shape[0], x.u.shape[-2], x.A.shape
+    gu = x.u.new_empty(x.u.shape)
+    # Pictures side by side for each direction, as products of matrices take them.
+    gdt = torch.empty_like(x.dt) if dt_weight_KRD is None else x.dt.new_empty(K, batch, length, D).transpose(0, 1)
     states = x.A.new_empty((batch, length, D, N), dtype=torch.float32)
     gB, gC = (states.new_empty(_blocks(D, N), *x.B.shape) for _ in range(2))
     gA, gskip, gbias = (states.new_empty(batch, *w.shape) for w in (x.A, x.D, x.dt_bias))
-    gradients = (states, _sum_of(gu, x, size), gu, gdt, gA, gB, gC, gskip, gbias)
-    _launch(_kernels()[1], x, size, grad_y, *_strides(grad_y), *gradients)
+    gradients = (gdt, *gdt.stride(), states, _sum_of(gu, x, size), gu, gA, gB, gC, gskip, gbias)
+    _launch(_kernels()[1], x, dt_weight_KRD, size, grad_y, *_strides(grad_y), *gradients)
     return gu, gdt, *(partial.sum(0) for partial in (gA, gB, gC, gskip, gbias))
 
 

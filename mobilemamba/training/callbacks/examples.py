@@ -80,7 +80,8 @@ class ValidationExamples(Callback):
         # One by one, as their sizes may differ. A data set may draw at random, which the training must not notice.
         options: dict[str, Any] = {"collate_fn": loader.collate_fn, "generator": make_generator(0)}
         drawn = []
-        with seeded(0), torch.inference_mode(), trainer.precision_plugin.val_step_context():
+        eager = torch.compiler.set_stance("force_eager")  # not compiled anew for other sizes
+        with seeded(0), eager, torch.inference_mode(), trainer.precision_plugin.val_step_context():
             for batch in DataLoader(loader.dataset, 1, sampler=chosen, **options):
                 if batch[0] is None:  # a picture that cannot be read
                     continue
