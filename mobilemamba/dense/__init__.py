@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 #: Head -> the task that it is for, as cards name both.
-HEADS = dict.fromkeys(SEGMENTATION_HEADS, "segmentation")
+HEADS = dict.fromkeys(SEGMENTATION_HEADS, "segmentation") | dict.fromkeys(DETECTION_HEADS, "detection")
 
 BUILDERS |= {"detection": build_detector, "segmentation": build_segmenter}
 TELLERS.append(card_of_release)

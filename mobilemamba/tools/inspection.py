@@ -53,8 +53,8 @@ def summary(*models: str, head: str | None = None, config: list[str] | None = No
 
     Args:
         models: timm's names, and weights files of networks (.safetensors, .ckpt).
-        head: What stands on the models, for 150 classes at 512 px: deeplabv3, pspnet, semantic_fpn; several are
-            separated by commas.
+        head: What stands on the models, for 150 classes at 512 px: deeplabv3, pspnet, semantic_fpn; or for 80 classes
+            at 800 px: mask_rcnn, retinanet, and at 320 px: ssdlite; several are separated by commas.
         config: Configuration of ``mobilemamba fit``; with a sweep, each of its rows is counted. Of several, the
             later one wins.
     """
@@ -97,7 +97,9 @@ def _named(name: str) -> _Counted:
     # A second head is no part of what answers.
     answering = replace(card, head_options={key: v for key, v in card.head_options.items() if key != "auxiliary"})
     size = card.preprocessing.img_size
-    return _Counted(printable(name), lambda: build_network(answering), size, card.num_classes, bool(card.head))
+    return _Counted(
+        printable(name), lambda: build_network(answering), size, card.num_classes, card.task == "segmentation"
+    )
 
 
 def _rows(config: list[str]) -> list[_Counted]:
@@ -111,7 +113,7 @@ def _rows(config: list[str]) -> list[_Counted]:
         if not isinstance(task, TaskContract):
             raise ConfigError(f"row {row.name!r}: {type(task).__name__} is no task of this package's; leave it out")
         size = row.config.get("table_size") or 224
-        headed = task.task != "classification"
+        headed = task.task == "segmentation"
         found.append(_Counted(row.name, partial(table_network, task), (size, size), task.table_classes, headed))
     return found
 

@@ -78,6 +78,13 @@ def test_summary_of_heads_on_a_backbone_and_of_weights(printed, tmp_path: Path) 
 
 
 @pytest.mark.slow
+def test_summary_of_detectors(printed) -> None:
+    text = printed("summary", "mobilemamba_b1", "--head", "ssdlite")
+    assert "18,020,845" in text
+    assert "80 classes" in text
+    assert "second head" not in text
+
+
 def test_summary_of_a_sweep(printed, root: Path) -> None:
     out = printed("summary", "--config", str(root / "experiments" / "ablation_xi.yaml"))
     rows = re.findall(r"224\W+(\d\d,\d{3},\d{3})\W+(\d{3},\d{3},\d{3})", out)
