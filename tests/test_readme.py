@@ -14,7 +14,7 @@ from PIL import Image
 
 from mobilemamba.analysis import complexity
 from mobilemamba.cli import plan
-from mobilemamba.data import FashionScenes
+from mobilemamba.data import FashionObjects, FashionScenes
 from mobilemamba.models import VARIANTS, ModelCard, Preprocessing, save_weights
 from mobilemamba.models.checkpoints import build_network
 from mobilemamba.models.release_names import ours_to_release
@@ -84,6 +84,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     segmenter = ModelCard("test_resnet", Preprocessing((32, 32), (0.5,) * 3, (0.5,) * 3, "bilinear"), **scenes)
     (folder / "runs/sem_fpn").mkdir()
     save_weights(build_network(segmenter), folder / "runs/sem_fpn/best.safetensors", segmenter)
+    objects = {"num_classes": 10, "class_names": FashionObjects.class_names, "task": "detection", "head": "ssdlite"}
+    detector = ModelCard("test_resnet", Preprocessing((64, 64), (0.5,) * 3, (0.5,) * 3, "bilinear"), **objects)
+    (folder / "runs/ssdlite_320").mkdir()
+    save_weights(build_network(detector), folder / "runs/ssdlite_320/best.safetensors", detector)
     return folder
 
 

@@ -1,8 +1,8 @@
 """Short options: a model by its name, weights by their file, data by its folder.
 
 ``--model mobilemamba_s6 --weights s6.safetensors --data my_pictures`` stands for ``--model.name``, ``--model.weights``
-and ``--data ImageFolder --data.root my_pictures`` (or ``ImageNet``, ``SegmentationFolder`` or ``ADE20K``, where the
-folder holds that). Files take the same ``model`` and ``data``.
+and ``--data ImageFolder --data.root my_pictures`` (or ``ImageNet``, ``SegmentationFolder``, ``ADE20K``, ``COCO``,
+``COCOFolder`` or ``YOLOFolder``, where the folder holds that). Files take the same ``model`` and ``data``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import yaml
 
 from mobilemamba.cli.options import read_options
 from mobilemamba.cli.yaml_keys import load_yaml, row_names
-from mobilemamba.data import ADE20K, SegmentationFolder
+from mobilemamba.data import ADE20K, COCO, COCOFolder, SegmentationFolder, YOLOFolder
 from mobilemamba.data.folders import NOWHERE, why_no_folder
 from mobilemamba.data.imagenet import holds_imagenet
 from mobilemamba.errors import ConfigError
@@ -85,12 +85,10 @@ def _written_out(name: str, value: str) -> dict[str, str]:
 
 def _kind_of_folder(folder: str) -> str:
     """The data module that a folder is for, by what lies in it."""
-    if holds_imagenet(folder):
-        return "ImageNet"
-    for kind in (SegmentationFolder, ADE20K):
+    for kind in (SegmentationFolder, ADE20K, COCO, COCOFolder, YOLOFolder):
         if kind.is_root(Path(folder)):
             return kind.__name__
-    return "ImageFolder"
+    return "ImageNet" if holds_imagenet(folder) else "ImageFolder"
 
 
 def _is_model_name(value: str) -> bool:

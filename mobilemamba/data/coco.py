@@ -54,6 +54,15 @@ class COCOFolder(DetectionPictures):
         super().__init__(root, **options)
         self.annotations = annotations
 
+    @classmethod
+    def is_root(cls, root: Path) -> bool:
+        """Whether a folder looks like a ``root``: with JSONs that are known by their names."""
+        try:
+            found = cls(str(root))._find_files(root)
+        except DataError:
+            return False
+        return all(_begins_like_coco(file) for file in found.values())
+
     @cached_property
     def files(self) -> dict[str, Path]:
         """The JSON of each part.
@@ -228,6 +237,16 @@ def _part_of(file: Path, root: Path) -> str | None:
         if len(parts) == 1:
             return parts.pop()
     return None
+
+
+def _begins_like_coco(file: Path) -> bool:
+    """Whether it is a JSON object that has one of the lists, by its first characters, as files may be large."""
+    try:
+        with file.open(encoding="utf-8-sig", errors="replace") as text:
+            begin = text.read(4096).lstrip()
+    except OSError:
+        return False
+    return begin.startswith("{") and any(f'"{name}"' in begin for name in ("images", "annotations", "categories"))
 
 
 def _instances(files: list[Path]) -> list[Path]:

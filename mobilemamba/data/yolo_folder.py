@@ -12,7 +12,7 @@ from mobilemamba.data.coco_json import Faults
 from mobilemamba.data.coco_masks import pack
 from mobilemamba.data.detection_pictures import DetectionPictures
 from mobilemamba.data.folders import describe_left_out, list_pictures
-from mobilemamba.data.layout import PART_NAMES, require_folder
+from mobilemamba.data.layout import PART_NAMES, find_parts, require_folder
 from mobilemamba.data.objects import Objects
 from mobilemamba.data.picture_set import Blobs, Texts
 from mobilemamba.data.pictures import open_picture, turned_size
@@ -38,6 +38,17 @@ class YOLOFolder(DetectionPictures):
 
     def __init__(self, root: str, **options: Any) -> None:
         super().__init__(root, **options)
+
+    @classmethod
+    def is_root(cls, root: Path) -> bool:
+        """Whether a folder looks like a ``root``: with ``labels`` beside ``images`` somewhere, and such a YAML."""
+        folders = [root, *find_parts(root).values()]
+        if not any(all((folder / name).is_dir() for name in ("images", "labels")) for folder in folders):
+            return False
+        try:
+            return bool(cls(str(root)).description)
+        except DataError:
+            return False
 
     @cached_property
     def description(self) -> dict[str, Any]:

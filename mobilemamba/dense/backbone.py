@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from timm.models import group_parameters
 from torch import nn
 
 from mobilemamba.errors import ConfigError, WeightsError
@@ -71,6 +74,13 @@ def load_backbone(backbone: nn.Module, path: str | Path, name: str, *, verbose: 
             "backbone with the same arch"
         )
     backbone.get_submodule("model").load_state_dict({key: theirs[key] for key in ours})
+
+
+def by_depth(backbone: nn.Module, *, coarse: bool) -> Callable[[str], float]:
+    """timm's grouping of a network's parameters by depth: the backbone's own layers, then all that stands on them."""
+    model: Any = backbone.model
+    prefix, layers = "backbone.model.", group_parameters(model, model.group_matcher(coarse), reverse=True)
+    return lambda name: layers.get(name.removeprefix(prefix), math.inf) if name.startswith(prefix) else math.inf
 
 
 def why_unsuitable(error: Exception, height: int, width: int) -> str | None:

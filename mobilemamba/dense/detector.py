@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from mobilemamba.dense.backbone import why_unsuitable
+from mobilemamba.dense.backbone import by_depth, why_unsuitable
 from mobilemamba.dense.release_names import Names, ours_to_release, release_to_ours
 from mobilemamba.errors import ConfigError
 from mobilemamba.models.mobilemamba import MobileMamba
@@ -126,6 +127,11 @@ class Detector(Released):
         """Parameters that decay would harm, by the backbone's own account."""
         model: Any = self.backbone.model
         return {f"backbone.model.{name}" for name in getattr(model, "no_weight_decay", set)()}
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], float]:
+        """See :func:`~mobilemamba.dense.backbone.by_depth`."""
+        return by_depth(self.backbone, coarse=coarse)
 
     def from_release(self, state: StateDict) -> StateDict:
         model = self.backbone.model

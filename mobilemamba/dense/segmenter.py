@@ -10,15 +10,13 @@ picture (B, in_chans, H, W)
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from timm.models import group_parameters
 from torch import Tensor, nn
 
-from mobilemamba.dense.backbone import create_backbone, why_unsuitable
+from mobilemamba.dense.backbone import by_depth, create_backbone, why_unsuitable
 from mobilemamba.dense.classifier import AuxiliaryHead
 from mobilemamba.dense.deeplabv3 import DeepLabV3Head
 from mobilemamba.dense.pooled import resize
@@ -105,10 +103,8 @@ class Segmenter(Released):
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> Callable[[str], float]:
-        """timm's grouping of parameters by depth: the backbone's own layers, then all that stands on them."""
-        model: Any = self.backbone.model
-        prefix, layers = "backbone.model.", group_parameters(model, model.group_matcher(coarse), reverse=True)
-        return lambda name: layers.get(name.removeprefix(prefix), math.inf) if name.startswith(prefix) else math.inf
+        """See :func:`~mobilemamba.dense.backbone.by_depth`."""
+        return by_depth(self.backbone, coarse=coarse)
 
     def from_release(self, state: StateDict) -> StateDict:
         model = self.backbone.model

@@ -73,7 +73,9 @@ def complete(row: Row) -> None:
     Raises:
         ConfigError: If the sweep gives a number of the paper's that this task has not.
     """
-    row.scores = scores_of(pkgutil.resolve_name(row.config["model"]["class_path"]))
+    kind, settings = pkgutil.resolve_name(row.config["model"]["class_path"]), row.config["model"].get("init_args", {})
+    is_ours = isinstance(kind, type) and issubclass(kind, TaskContract)
+    row.scores = kind.scores_with(settings) if is_ours else scores_of(kind)
     if unknown := sorted(set(row.paper) - set(known := paper_columns(row.scores))):
         raise ConfigError(f"sweep.paper.{row.name}: unknown {unknown[0]!r}; expected: {', '.join(known)}")
     variant = VARIANTS.get(str(lookup(row.config, "model.name")))

@@ -31,7 +31,7 @@ def plot(records: list[Record], title: str, path: Path, paper_note: str) -> None
         for place, entry in enumerate(over_seeds(records), 1)
     ]
     title, conditions = legible(title), "\n".join(map(legible, describe(records))) or "nothing measured yet"
-    tall = any(entry[f"paper_{scores_of(shown)[0].key}"] is not None for entry in shown)
+    tall = any(entry.get(f"paper_{scores_of(shown)[0].key}") is not None for entry in shown)
     texts = [title, conditions, *(entry["run"] for entry in shown)]
     with png_figure(path, texts, figsize=(12, 8.4 if tall else 5.2)) as figure:
         _draw(figure, title, shown, paper_note, conditions)
@@ -39,8 +39,8 @@ def plot(records: list[Record], title: str, path: Path, paper_note: str) -> None
 
 def _draw(figure: Any, title: str, shown: list[Record], paper_note: str, subtitle: str) -> None:
     score = scores_of(shown)[0]
-    measured = [entry for entry in shown if entry[score.key] is not None]
-    paper = [entry for entry in shown if entry[f"paper_{score.key}"] is not None]
+    measured = [entry for entry in shown if entry.get(score.key) is not None]
+    paper = [entry for entry in shown if entry.get(f"paper_{score.key}") is not None]
     colours = {entry["run"]: f"C{index % 10}" for index, entry in enumerate(shown)}
     panels = [_known_axes(measured), *([_known_axes(paper, "paper_")] if paper else [])]
     axes = figure.subplots(len(panels), max(map(len, panels)), squeeze=False, height_ratios=[5, 3][: len(panels)])

@@ -137,7 +137,10 @@ class Task(TaskContract, LightningModule):
         self.model = model
         if self.hparams["ema_decay"] is not None:
             self.ema = ModelEmaV3(self.model, decay=self.hparams["ema_decay"]).requires_grad_(False)
-            self.ema.train()  # only evaluated, but Lightning warns of every module that is not in training mode
+            # Only evaluated, but Lightning warns of every module that is not in training mode; train() of a detector
+            # leaves frozen norms out.
+            for module in self.ema.modules():
+                module.training = True
         if self.hparams["compile"]:
             self.model.compile()
         self.comparison = Comparison(self.new_metrics, self.scores[0])

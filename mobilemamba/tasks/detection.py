@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -105,11 +106,15 @@ class DetectionTask(Task):
         if drop_path_rate is None:
             given["drop_path_rate"] = VARIANTS[name].drop_path_rate if name in VARIANTS else 0.0
         self.keep_settings(given)
-        if self.finds_masks:
-            self.scores = (*MASK_SCORES, *BOX_SCORES)
+        self.scores = self.scores_with(self.hparams)
         self.use_network(self.build_model())
 
     model: Detector
+
+    @classmethod
+    def scores_with(cls, settings: Mapping[str, Any]) -> tuple[Score, ...]:
+        """With those of masks, where it finds masks."""
+        return (*MASK_SCORES, *BOX_SCORES) if settings.get("head") == "mask_rcnn" else BOX_SCORES
 
     @property
     def finds_masks(self) -> bool:

@@ -47,6 +47,11 @@ class TaskContract:
     scores: ClassVar[tuple[Score, ...]]
     model: nn.Module
 
+    @classmethod
+    def scores_with(cls, settings: Mapping[str, Any]) -> tuple[Score, ...]:
+        """The scores of a task that is built with these arguments."""
+        return cls.scores
+
     @property
     def monitor(self) -> str:
         """The logged metric that the best validation is chosen by."""

@@ -86,7 +86,8 @@ class DetectionMetrics(Metrics):
         mask_library()
         self.num_classes = num_classes
         self.kinds = {prefix: kind for prefix, kind in _KINDS.items() if masks or not prefix}
-        self.precision = _Precision(iou_type=tuple(self.kinds.values()), backend="faster_coco_eval")
+        with torch.device("cpu"):  # its thresholds are computed, which a sweep's check on no device could not
+            self.precision = _Precision(iou_type=tuple(self.kinds.values()), backend="faster_coco_eval")
         self.confusion = ConfusionCounts(num_classes + 1)
         self.classes: dict[str, ClassPrecision] = {}
 
