@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from mobilemamba.errors import ConfigError
 from mobilemamba.export.form import decompositions, exportable
 from mobilemamba.export.form.scan import recurrence, softplus
+from mobilemamba.layers.ss2d import SS2D
 from mobilemamba.models import ArchOverrides, create_model, optimize_for_inference
+from mobilemamba.ops import selective_scan
 from tests.export.conftest import awaken
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -120,6 +122,24 @@ def test_a_network_laid_out_for_the_cpu_exports_as_well() -> None:
         program = torch.export.export(optimized, (x,)).run_decompositions(decompositions())
     assert "mobilemamba" not in str(program.graph)
     assert_same(program.module(), network, x)
+
+
+@pytest.mark.parametrize(("directions", "precision"), [(2, torch.float32), (4, torch.float16)], ids=str)
+def test_a_graph_with_low_rank_step_sizes_is_expanded(
+    directions: int, precision: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selective_scan, "_is_triton", lambda *_: True)  # as where it was traced on a GPU
+    layer = awaken(SS2D(8, directions=directions, d_state=2, dt_rank=3)).requires_grad_(requires_grad=False)
+    x = torch.randn(2, 8, 3, 5)
+    with torch.autocast("cpu", torch.float16, enabled=precision == torch.float16):
+        program = torch.export.export(layer, (x,))
+        (scan,) = (node for node in program.graph.nodes if "selective_scan" in str(node.target))
+        assert scan.args[1].meta["val"].shape[-1] == 3
+        assert scan.args[-1].meta["val"].shape[-2] == 3
+        plain = program.run_decompositions(decompositions())
+        assert "mobilemamba" not in str(plain.graph)
+    tolerance = 1e-5 if precision == torch.float32 else 1e-2
+    torch.testing.assert_close(plain.module()(x).float(), layer(x), rtol=tolerance, atol=tolerance)
 
 
 def test_every_operator_of_ours_has_a_decomposition() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mobilemamba.errors import ConfigError
 from mobilemamba.ops.scan_order import in_place, in_steps
+from mobilemamba.ops.selective_scan import expand_dt
 
 
 def softplus(x: Tensor) -> Tensor:
@@ -32,11 +33,14 @@ def scan(
     height: int,
     width: int,
     _: str,
+    dt_weight: Tensor | None = None,
 ) -> Tensor:
     """The selective scan in two levels: all chunks advance together, then each adds what it inherits.
 
     Nothing is divided and every factor is at most 1. Arguments as of the operator ``mobilemamba::selective_scan``.
     """
+    if dt_weight is not None:  # low-rank step sizes, of a graph traced where Triton runs the scan
+        dt = expand_dt(dt.float(), dt_weight.float())
     directions, size = len(A_KDN), () if u.ndim == 4 else (height, width)
     u_LBKD, dt_LBKD, B_LBKN, C_LBKN = (in_steps(x.float(), directions, size) for x in (u, dt, B, C))
     dt_LBKD = softplus(dt_LBKD + dt_bias_KD.float())
