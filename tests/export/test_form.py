@@ -143,7 +143,8 @@ def test_a_graph_with_low_rank_step_sizes_is_expanded(
 
 
 def test_every_operator_of_ours_has_a_decomposition() -> None:
-    ours = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("mobilemamba::")}
+    names = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("mobilemamba::")}
+    ours = {name for name in names if not name.endswith("_for_tests")}  # of another file, in the same process
     known = {operator.name() for operator in decompositions()}
     of_training = {"batch_norm", "haar_conv_weight"} | {name.partition("::")[2] for name in ours if "_backward" in name}
     assert ours - {f"mobilemamba::{name}" for name in of_training} == known
