@@ -3,6 +3,7 @@
 import gc
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -175,7 +176,8 @@ def _pictures(given: list[Any], faults: Faults) -> tuple[np.ndarray, np.ndarray,
     bad |= flat
     for what, values in (("id", ids), ("file_name", np.array(texts, object))):
         again = _repeated(values, ~bad)
-        faults.leave_out(again, lambda n, what=what: f"{shown(n)} has the {what} of another: which of them is meant?")  # type: ignore[misc]
+        said = f"has the {what} of another: which of them is meant?"
+        faults.leave_out(again, partial(lambda said, n: f"{shown(n)} {said}", said))
         bad |= again
     kept = np.flatnonzero(~bad)
     return kept, ids[kept], [texts[n] for n in kept], np.stack([values[kept] for values, _ in sides], axis=1)

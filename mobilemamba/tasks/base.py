@@ -167,7 +167,18 @@ class Task(TaskContract, LightningModule):
 
     @property
     def model_card(self) -> ModelCard:
-        raise NotImplementedError
+        """Of the network by its name, with its settings, and the classes and pictures of the data."""
+        hparams, data = self.hparams, self.data
+        return ModelCard(
+            model=hparams["name"],
+            preprocessing=self.preprocessing,
+            num_classes=hparams["num_classes"],
+            in_chans=hparams["in_chans"],
+            arch=hparams["arch"],
+            class_names=() if data is None else tuple(data.class_names),
+            data="" if data is None else data.name,
+            task=self.task,
+        )
 
     def predictor(self) -> Predictor:
         """Asks the network about pictures as ``predict`` does, on this device; of a copy that is fast in inference."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, ClassVar
 
 import torch
@@ -120,18 +120,7 @@ class ClassificationTask(Task):
 
     @property
     def model_card(self) -> ModelCard:
-        hparams, data = self.hparams, self.data
-        return ModelCard(
-            model=hparams["name"],
-            preprocessing=self.preprocessing,
-            num_classes=hparams["num_classes"],
-            in_chans=hparams["in_chans"],
-            arch=hparams["arch"],
-            distilled=hparams["distillation_head"],
-            class_names=() if data is None else tuple(data.class_names),
-            data="" if data is None else data.name,
-            task=self.task,
-        )
+        return replace(super().model_card, distilled=self.hparams["distillation_head"])
 
     def setup(self, stage: str) -> None:
         if stage == "fit" and self.distillation is not None and "teacher" not in self._beside:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -160,15 +161,8 @@ class DetectionTask(Task):
         of_data: dict[str, Any] = {}
         if isinstance(data, DetectionDataModule):
             of_data = {"palette": data.palette, "category_ids": data.category_ids}
-        return ModelCard(
-            model=hparams["name"],
-            preprocessing=self.preprocessing,
-            num_classes=hparams["num_classes"],
-            in_chans=hparams["in_chans"],
-            arch=hparams["arch"],
-            class_names=() if data is None else tuple(data.class_names),
-            data="" if data is None else data.name,
-            task=self.task,
+        return replace(
+            super().model_card,
             head=hparams["head"],
             head_options={name: hparams[name] for name in HEAD_OPTIONS},
             **of_data,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -174,15 +175,8 @@ class SegmentationTask(Task):
     @property
     def model_card(self) -> ModelCard:
         hparams, data = self.hparams, self.data
-        return ModelCard(
-            model=hparams["name"],
-            preprocessing=self.preprocessing,
-            num_classes=hparams["num_classes"],
-            in_chans=hparams["in_chans"],
-            arch=hparams["arch"],
-            class_names=() if data is None else tuple(data.class_names),
-            data="" if data is None else data.name,
-            task=self.task,
+        return replace(
+            super().model_card,
             head=hparams["head"],
             head_options={name: hparams[name] for name in HEAD_OPTIONS if hparams[name]},
             palette=data.palette if isinstance(data, SegmentationDataModule) else (),

@@ -59,8 +59,8 @@ def scan_shapes(run: Run) -> list[ScanShape]:
     sizes, found = run.sizes, list[tuple[int, int, int, int, str]]()
     for dtype in sizes.dtypes:
         for number, length in enumerate(sizes.lengths):
-            turn = [values[number % len(values)] for values in (sizes.directions, sizes.widths, sizes.states)]
-            found.append((*turn, length, dtype))  # type: ignore[arg-type]
+            k, d, n = (values[number % len(values)] for values in (sizes.directions, sizes.widths, sizes.states))
+            found.append((k, d, n, length, dtype))
     length = sizes.lengths[min(1, len(sizes.lengths) - 1)]
     found += [(k, d, n, length, "float32") for k in sizes.directions for d in sizes.widths for n in sizes.states]
     return [

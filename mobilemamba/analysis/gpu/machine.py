@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
+from typing import Any
 
 import torch
 
@@ -46,8 +47,8 @@ def machine(run: Run) -> None:
         run.find(f"matrix product, {name}", f"{rate:.4g} TFLOP/s")
 
 
-def _seconds(run: Run, call: object) -> float:
-    clocks = {"only": clock_of(call, run.device)}  # type: ignore[arg-type]
+def _seconds(run: Run, call: Callable[[], Any]) -> float:
+    clocks = {"only": clock_of(call, run.device)}
     timings, failed = interleave(clocks, run.sizes.rounds, run.sizes.seconds, run.sizes.warmup)
     if failed:
         raise failed["only"]
