@@ -14,7 +14,7 @@ from mobilemamba.data import DetectionDataModule
 from mobilemamba.data.batches import Boxes
 from mobilemamba.dense import Detector, create_detector
 from mobilemamba.dense.regions import paste_masks
-from mobilemamba.drawing import as_picture, draw_objects, panels
+from mobilemamba.drawing import draw_objects, panels, unnormalised
 from mobilemamba.errors import ConfigError
 from mobilemamba.scores import Score
 from mobilemamba.tasks.dense import DenseTask
@@ -185,7 +185,7 @@ class DetectionTask(DenseTask):
         found = self.detect(self.better_network, images, targets)[0]
         target, names = targets[0], data.class_names
         height, width = target["size"].tolist()
-        picture = as_picture(images[0, :, :height, :width].float().cpu(), data.mean, data.std)
+        picture = unnormalised(images[0, :, :height, :width].float().cpu(), data.mean, data.std)
         sure = {name: value[found["scores"] >= _DRAWN] for name, value in found.items()}
 
         def drawn(objects: dict[str, Tensor]) -> Image.Image:
