@@ -99,8 +99,9 @@ class Task(TaskContract, LightningModule):
             warmup_epochs: Length of the linear warm-up.
             warmup_steps: The same in optimiser steps, in place of ``warmup_epochs``; null for these.
             weight_decay: Of AdamW.
-            weight_decay_rule: What decays: all but vectors, as in the ``release``, or a ``clean`` choice that spares
-                biases, scales and logarithms stored as matrices too.
+            weight_decay_rule: What decays: all but vectors, as in the ``release``; all but LayerNorms, as in its
+                ``downstream`` trainings, detectors and segmenters; or a ``clean`` choice that spares, beside vectors,
+                biases, scales and logarithms stored as matrices.
             layer_decay: Factor on the learning rate from one layer to the layer before it, e.g. 0.75 for fine-tuning.
             betas: Of AdamW.
 

@@ -25,6 +25,7 @@ from mobilemamba.models.weights_file import find_tensors
 from mobilemamba.scores import Score
 from mobilemamba.tasks.base import Task
 from mobilemamba.training.confusion import class_scores
+from mobilemamba.training.optimizer import DecayRule
 from mobilemamba.training.schedule import Schedule
 from mobilemamba.training.segmentation_metrics import SegmentationMetrics
 
@@ -78,6 +79,7 @@ class SegmentationTask(Task):
         min_lr_ratio: float = 0.0,
         warmup_lr_ratio: float = 1e-5,
         warmup_steps: int | None = 500,
+        weight_decay_rule: DecayRule = "downstream",
         **training: Any,
     ) -> None:
         """Builds the network. The defaults of the optimiser are those of the paper's trainings on ADE20K.
@@ -106,6 +108,9 @@ class SegmentationTask(Task):
             min_lr_ratio: Final over peak learning rate.
             warmup_lr_ratio: First over peak learning rate.
             warmup_steps: Length of the linear warm-up in optimiser steps; null for ``warmup_epochs``.
+            weight_decay_rule: What decays: all but LayerNorms, as in the release's ``downstream`` trainings; all but
+                vectors, as in its classifiers' (``release``); or a ``clean`` choice that spares, beside vectors,
+                biases, scales and logarithms stored as matrices.
             **training: Weights to start from, of a classifier for the backbone alone or of a segmenter; the rest of
                 optimiser and schedule, average and layout, as :class:`~mobilemamba.tasks.base.Task` takes them.
 

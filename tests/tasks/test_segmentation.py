@@ -93,7 +93,10 @@ def test_the_head_alone_has_another_rate() -> None:
     found = rates(make_task(auxiliary=True, head_lr_ratio=10.0))
     assert {name.split(".")[0] for name, rate in found.items() if rate == 10} == {"head"}
     assert {name.split(".")[0] for name, rate in found.items() if rate == 1} == {"backbone", "neck", "auxiliary_head"}
-    decays = {(group["weight_decay"], group["lr_scale"]) for group in make_task(head_lr_ratio=3.0).parameter_groups()}
+    decays = {
+        (group["weight_decay"], group["lr_scale"])
+        for group in make_task(head_lr_ratio=3.0, weight_decay_rule="clean").parameter_groups()
+    }
     assert decays == {(0.0, 1.0), (0.05, 1.0), (0.0, 3.0), (0.05, 3.0)}
 
 

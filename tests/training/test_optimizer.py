@@ -39,6 +39,15 @@ def names_by_decay(model, rule, weight_decay=0.05):
 def test_matrices_decay_unless_the_model_exempts_them():
     assert names_by_decay(Scan(), "clean") == {0.0: ["A_logs", "scale", "Ds"], 0.05: ["weight"]}
     assert names_by_decay(Scan(), "release") == {0.0: ["Ds"], 0.05: ["weight", "A_logs", "scale"]}
+    assert names_by_decay(Scan(), "downstream").keys() == {0.05}
+
+
+@pytest.mark.parametrize("name", ["mobilemamba_b1", "test_vit"])
+def test_downstream_all_but_layer_norms_decays(name):
+    spared = names_by_decay(timm.create_model(name), "downstream")[0.0]
+    assert all("norm" in parameter for parameter in spared)
+    if name == "mobilemamba_b1":  # of the seven scans; batch norms decay
+        assert [parameter.rpartition(".out_norm.")[2] for parameter in spared] == ["weight", "bias"] * 7
 
 
 @pytest.mark.parametrize("rule", ["release", "clean"])
@@ -48,7 +57,7 @@ def test_a_model_that_exempts_nothing(rule):
 
 @pytest.mark.parametrize("name", ["test_efficientnet", "test_vit", "mobilemamba_t2"])
 @pytest.mark.parametrize("layer_decay", [None, 0.7])
-@pytest.mark.parametrize("rule", ["release", "clean"])
+@pytest.mark.parametrize("rule", ["release", "clean", "downstream"])
 def test_each_trainable_parameter_is_in_exactly_one_group(name, layer_decay, rule):
     model = timm.create_model(name)
     groups = parameter_groups(model, 0.05, rule, layer_decay)
