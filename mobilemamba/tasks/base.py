@@ -23,7 +23,14 @@ from mobilemamba.models.predictor import Predictor, predictor_of
 from mobilemamba.models.runtime import runtime_of
 from mobilemamba.training.contract import TaskContract, init_arguments, plain_settings
 from mobilemamba.training.metrics import Comparison, DeviceMean, Metrics
-from mobilemamba.training.optimizer import DecayRule, can_be_fused, parameter_groups, scale_lr, set_learning_rates
+from mobilemamba.training.optimizer import (
+    DecayRule,
+    can_be_fused,
+    parameter_groups,
+    rate_to_show,
+    scale_lr,
+    set_learning_rates,
+)
 from mobilemamba.training.provenance import pictures_a_step
 from mobilemamba.training.schedule import Schedule, rate_of, set_rates_of_now
 
@@ -38,7 +45,7 @@ class Task(TaskContract, LightningModule):
     :meth:`new_metrics` are evaluated, of the network and of its average if there is one. Outside a training the network
     as ``predict`` runs it, with folded norms, is evaluated beside the raw one. See
     :class:`~mobilemamba.training.metrics.Comparison` for what is logged; besides, ``train/loss`` (mean over the epoch,
-    as trained on), ``train/loss_step`` and ``lr`` (each step).
+    as trained on), ``train/loss_step`` and, before any factor of a head or a layer, ``lr`` (each step).
 
     Attributes:
         accepted: What weights may lack, as :func:`~mobilemamba.models.load_weights` takes it.
@@ -227,8 +234,8 @@ class Task(TaskContract, LightningModule):
         loss = self.training_loss(images, targets)
         self.mean_train_loss.update(loss.detach().masked_fill(~loss.isfinite(), torch.nan), len(images))
         self.log("train/loss_step", loss, prog_bar=True)
-        rate = max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
-        self.log("lr", torch.tensor(rate))  # on the CPU: Lightning would copy a number to the device, and wait for it
+        rate = torch.tensor(rate_to_show(self.trainer.optimizers) or 0.0)
+        self.log("lr", rate)  # on the CPU: Lightning would copy a number to the device, and wait for it
         return loss
 
     def on_train_epoch_end(self) -> None:

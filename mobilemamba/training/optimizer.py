@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
+from torch.optim import Optimizer
 
 from mobilemamba.models.matching import head_names
 
@@ -42,9 +44,21 @@ def parameter_groups(
 
 
 def set_learning_rates(groups: list[dict[str, Any]], lr: float) -> None:
-    """Gives each group its learning rate: ``lr`` times its ``lr_scale``, which is taken out."""
+    """Gives each group its learning rate: ``lr`` times its ``lr_scale``."""
     for group in groups:
-        group["lr"] = lr * group.pop("lr_scale", 1.0)
+        group["lr"] = lr * group.get("lr_scale", 1.0)
+
+
+def rate_to_show(optimizers: Iterable[Optimizer]) -> float | None:
+    """The learning rate of the schedule, as of a group that is neither slowed by its depth nor sped up as a head.
+
+    Args:
+        optimizers: Of a training; where several of their groups have no factor, the largest rate counts.
+    """
+    groups = (group for optimizer in optimizers for group in optimizer.param_groups if "lr" in group)
+    scaled = [(group.get("lr_scale", 1.0), group["lr"]) for group in groups]
+    learning = [(abs(scale - 1), -rate / scale) for scale, rate in scaled if scale]
+    return -min(learning)[1] if learning else None
 
 
 def scale_lr(lr: float, batch_size: int, reference_batch_size: int) -> float:

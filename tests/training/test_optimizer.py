@@ -1,5 +1,7 @@
 """Who decays, who learns how fast, who is frozen: every trainable parameter is in one group, and in the right one."""
 
+from types import SimpleNamespace
+
 import pytest
 import timm
 import torch
@@ -10,6 +12,7 @@ from mobilemamba.training.optimizer import (
     classifier_modules,
     freeze_backbone,
     parameter_groups,
+    rate_to_show,
     scale_lr,
     set_learning_rates,
 )
@@ -84,7 +87,6 @@ def test_layer_decay_goes_by_depth():
     groups = parameter_groups(model, 0.05, "clean", 0.5)
     set_learning_rates(groups, 1.0)
     rate = {names[id(parameter)]: group["lr"] for group in groups for parameter in group["params"]}
-    assert "lr_scale" not in groups[0]
     stem, head = rate["patch_embed.0.conv.weight"], rate["head.linear.weight"]
     first, last = (rate[f"stages.{block}.branch.dw0.branch.conv.weight"] for block in ("0.blocks.0", "2.blocks.1"))
     assert head == 1.0
@@ -100,6 +102,23 @@ def test_a_frozen_backbone_trains_its_classifier_alone(name):
     own = {"head.norm.weight", "head.norm.bias", "head.linear.weight", "head.linear.bias"}
     assert trained == (own if name.startswith("mobilemamba") else {"classifier.weight", "classifier.bias"})
     assert len(classifier_modules(model)) == 1
+
+
+@pytest.mark.parametrize(
+    ("groups", "shown"),
+    [
+        ([(1.0, 0.2), (10.0, 2.0)], 0.2),  # a head's factor
+        ([(0.25, 0.05), (0.5, 0.1)], 0.2),  # layers by depth, and no group without a factor
+        ([(0.0, 0.0), (3.0, 0.6)], 0.2),  # a head that stays
+        ([(None, 0.1), (None, 0.2)], 0.2),  # another's optimiser
+        ([(1.0, 0.0)], 0.0),
+        ([], None),
+    ],
+)
+def test_the_rate_to_show_is_the_schedule_s(groups, shown):
+    kept = [{"lr": rate, **({} if scale is None else {"lr_scale": scale})} for scale, rate in groups]
+    found = rate_to_show([SimpleNamespace(param_groups=kept)])
+    assert found == (shown if shown is None else pytest.approx(shown))
 
 
 def test_lr_is_in_proportion_to_the_batch():
