@@ -93,8 +93,20 @@ def test_the_head_alone_has_another_rate() -> None:
     found = rates(make_task(auxiliary=True, head_lr_ratio=10.0))
     assert {name.split(".")[0] for name, rate in found.items() if rate == 10} == {"head"}
     assert {name.split(".")[0] for name, rate in found.items() if rate == 1} == {"backbone", "neck", "auxiliary_head"}
-    decays = {(group["weight_decay"], group["lr_scale"]) for group in make_task(head_lr_ratio=3.0).parameter_groups()}
+    decays = {
+        (group["weight_decay"], group["lr_scale"])
+        for group in make_task(head_lr_ratio=3.0, weight_decay_rule="clean").parameter_groups()
+    }
     assert decays == {(0.0, 1.0), (0.05, 1.0), (0.0, 3.0), (0.05, 3.0)}
+
+
+def test_the_logged_rate_has_no_factor_of_the_head(tmp_path: Path) -> None:
+    trainer, rates = make_trainer(tmp_path, max_epochs=2), set()
+    task = make_task(lr=2e-3, head_lr_ratio=10.0, schedule="half_cosine")
+    task.on_before_optimizer_step = lambda optimizer: rates.update(group["lr"] for group in optimizer.param_groups)
+    trainer.fit(task, DataLoader(pairs(4), batch_size=4))
+    assert trainer.logged_metrics["lr"] == pytest.approx(2e-3)
+    assert rates == {2e-3, 2e-2}
 
 
 @pytest.mark.parametrize("name", ["mobilemamba_t2", "resnet18"])

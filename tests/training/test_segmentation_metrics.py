@@ -65,6 +65,15 @@ def test_scores_are_the_definition_s(monkeypatch, most):
     assert known == pytest.approx({index: value for index, value in enumerate(iou) if not np.isnan(value)})
 
 
+def test_no_device_is_waited_for():
+    """The meta device has no numbers to wait for."""
+    metrics = SegmentationMetrics(CLASSES).to("meta")
+    logits, targets = (x.to("meta") for x in next(batches()))
+    for _ in range(2):
+        metrics.update(logits, targets)
+        assert metrics.changed(logits, logits, targets).device.type == "meta"
+
+
 def test_miou_is_torchmetrics():
     metrics = SegmentationMetrics(CLASSES)
     other = MulticlassJaccardIndex(CLASSES, average="macro", ignore_index=IGNORED_PIXEL)
