@@ -61,9 +61,10 @@ class SegmentationPredictor(Predictor):
 
     def ask(self, x: Tensor) -> CoarseLogits:
         """On a CPU without scaling the logits: only the classes are wanted, which are found a few rows at a time."""
-        coarse = isinstance(self.network, Segmenter) and x.device.type == "cpu"
-        logits = self.network.coarse_logits(x) if coarse else self.network(x)
-        return CoarseLogits(logits, (x.shape[-2], x.shape[-1]))
+        network, size = self.network, (x.shape[-2], x.shape[-1])
+        if isinstance(network, Segmenter) and x.device.type == "cpu":
+            return CoarseLogits(network.coarse_logits(x), size)
+        return CoarseLogits(network(x), size)
 
     def rows(self, outputs: CoarseLogits, sizes: Sequence[tuple[int, int]] | None = None) -> list[Row]:
         """See :meth:`Predictor.rows`; of logits that are scaled to each picture's own size."""
