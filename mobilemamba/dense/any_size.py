@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.models.efficientformer import Attention, EfficientFormerStage, Flat
+from timm.models.efficientformer import Attention, EfficientFormer, EfficientFormerStage, Flat
 from torch import Tensor, nn
 
 
@@ -36,11 +37,26 @@ class _Attention(Attention):
         return table[:, rows[:, None, :, None], columns[:, None, :]].flatten(3).flatten(1, 2)
 
 
+class _EfficientFormer(EfficientFormer):
+    """Pads pictures to multiples of 32 at the right and below, as timm's halves the size of the map before the last."""
+
+    def forward_intermediates(self, x: Tensor, *args: Any, **options: Any) -> list[Tensor]:
+        height, width = x.shape[-2:]
+        padded = F.pad(x, (0, -width % 32, 0, -height % 32))
+        maps: Any = super().forward_intermediates(padded, *args, **{**options, "intermediates_only": True})
+        strides = [padded.shape[-1] // each.shape[-1] for each in maps]
+        return [
+            each[..., : -(-height // stride), : -(-width // stride)] for each, stride in zip(maps, strides, strict=True)
+        ]
+
+
 def take_any_size(model: nn.Module) -> None:
-    """Has the attention of an EfficientFormer take maps of any size; in place, names of weights stay.
+    """Has an EfficientFormer give maps of pictures of any size; in place, names of weights stay.
 
     Others of timm's models stay as they are.
     """
+    if isinstance(model, EfficientFormer):
+        model.__class__ = _EfficientFormer
     for stage in model.modules():
         if not isinstance(stage, EfficientFormerStage):
             continue
@@ -49,5 +65,5 @@ def take_any_size(model: nn.Module) -> None:
             flat.__class__ = _Flat
         for attention in stage.modules():
             if isinstance(attention, Attention):
-                attention.__class__ = _Attention
-                attention.flat = tuple(flats)
+                changed: Any = attention
+                changed.__class__, changed.flat = _Attention, tuple(flats)

@@ -90,9 +90,8 @@ def why_unsuitable(error: Exception, height: int, width: int) -> str | None:
     if isinstance(error, AssertionError):  # timm's transformers of one size
         return f"pictures of {width} x {height} px do not suit the backbone: {error}"
     if any(part in str(error) for part in ("must match the size of tensor", "is invalid for input of size")):
-        # Others of timm's, whose attention knows one size, or that reckon a map's size from the one before.
-        remedy = "; try sides that are multiples of 32" if height % 32 or width % 32 else ", built for another size"
-        return f"pictures of {width} x {height} px do not suit the backbone{remedy}"
+        # Others of timm's, whose attention knows one size.
+        return f"pictures of {width} x {height} px do not suit the backbone, which is built for another size"
     if "more than 1 value per channel" in str(error):
         return (
             f"a batch of one picture of {width} x {height} px: the norms need more than one number a channel to "

@@ -33,6 +33,7 @@ def test_an_attention_that_knew_one_size_takes_any() -> None:
         expected = model.forward_intermediates(pictures, intermediates_only=True)
         assert all(map(torch.allclose, backbone(pictures), expected))
         copied = copy.deepcopy(backbone)
+        assert [x.shape[1:] for x in copied(torch.randn(1, 3, 70, 93))[2:]] == [(224, 5, 6), (448, 3, 3)]
         assert copied(torch.randn(1, 3, 96, 160))[-1].shape == (1, 448, 3, 5)
         table = attention.attention_biases.unflatten(1, (7, 7))
         biases = copied.get_submodule("model.stages.3.blocks.4.token_mixer").get_attention_biases(torch.device("cpu"))

@@ -227,10 +227,8 @@ def test_pictures_too_small_or_too_few(tiny_detector: Tiny) -> None:
         tiny_detector("retinanet")(torch.randn(1, 3, 64, 31))
     with pytest.raises(ConfigError, match="a batch of one picture of 96 x 96 px: the norms"):
         tiny_detector("ssdlite").train()(torch.randn(1, 3, 96, 96))
-    with pytest.raises(ConfigError, match="of 192 x 128 px do not suit the backbone, built for another size"):
+    with pytest.raises(ConfigError, match="of 192 x 128 px do not suit the backbone, which is built for another size"):
         tiny_detector("retinanet", "efficientformerv2_s0")
-    with pytest.raises(ConfigError, match="of 93 x 70 px do not suit the backbone; try sides that are multiples of 32"):
-        create_detector("retinanet", "efficientformer_l1").eval()(torch.randn(1, 3, 70, 93))
 
 
 @pytest.mark.parametrize("head", DETECTION_HEADS)
