@@ -7,6 +7,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from mobilemamba.dense.candidates import as_candidates
 from mobilemamba.export.form import exportable
 from mobilemamba.export.format import Format, Source
 from mobilemamba.export.formats import FORMATS
@@ -25,7 +26,7 @@ class InRuntime(nn.Module):
 
     def __init__(self, network: nn.Module, make: Callable[[Source], RuntimeNetwork]) -> None:
         super().__init__()
-        self._source = exportable(network)
+        self._source = exportable(as_candidates(network))
         self._make, self._made = make, dict[tuple[int, ...], RuntimeNetwork]()
 
     def forward(self, x: Tensor) -> Tensor:
