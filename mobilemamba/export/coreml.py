@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from mobilemamba.export.format import INPUT, OUTPUT, Format, Source
+from mobilemamba.export.format import INPUT, Format, Source
 
 
 class CoreMl(Format):
@@ -27,7 +27,7 @@ class CoreMl(Format):
         model = coremltools.convert(
             source.program,
             inputs=[coremltools.TensorType(name=INPUT, shape=tuple(source.example.shape))],
-            outputs=[coremltools.TensorType(name=OUTPUT)],
+            outputs=[coremltools.TensorType(name=source.answer)],
             minimum_deployment_target=coremltools.target.iOS17,
             compute_precision=precision.FLOAT16 if source.dtype == "float16" else precision.FLOAT32,
         )
