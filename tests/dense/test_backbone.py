@@ -1,9 +1,12 @@
 """Backbones keep their models' names, and take the weights of classifiers."""
 
+import copy
 from pathlib import Path
 
 import pytest
 import timm
+import torch
+from torch import nn
 
 from mobilemamba.dense import create_backbone, load_backbone
 from mobilemamba.errors import ConfigError, WeightsError
@@ -18,6 +21,28 @@ def test_names_are_the_models(name: str) -> None:
     backbone, model = create_backbone(name), timm.create_model(name)
     assert backbone.model.state_dict().keys() <= model.state_dict().keys()
     assert backbone.feature_info.reduction()[-1] in (32, 64)
+
+
+def test_an_attention_that_knew_one_size_takes_any() -> None:
+    model = timm.create_model("efficientformer_l1").eval()
+    backbone = create_backbone("efficientformer_l1").eval()
+    attention = backbone.get_submodule("model.stages.3.blocks.4.token_mixer")
+    nn.init.normal_(attention.attention_biases)  # they begin at 0
+    model.load_state_dict(backbone.get_submodule("model").state_dict(), strict=False)
+    with torch.no_grad():
+        pictures = torch.randn(1, 3, 224, 224)
+        expected = model.forward_intermediates(pictures, intermediates_only=True)
+        assert all(map(torch.allclose, backbone(pictures), expected))
+        copied = copy.deepcopy(backbone)
+        assert [x.shape[1:] for x in copied(torch.randn(1, 3, 70, 93))[2:]] == [(224, 5, 6), (448, 3, 3)]
+        assert copied(torch.randn(1, 3, 96, 160))[-1].shape == (1, 448, 3, 5)
+        table = attention.attention_biases.unflatten(1, (7, 7))
+        biases = copied.get_submodule("model.stages.3.blocks.4.token_mixer").get_attention_biases(torch.device("cpu"))
+    assert torch.equal(biases[:, 4, 4], table[:, 0, 0])  # of a cell with itself
+    assert torch.allclose(biases[:, 0, 14], table[:, 6, 6])  # from corner to corner
+    assert torch.allclose(biases[:, 12, 2], table[:, 6, 0])  # over all rows
+    assert torch.allclose(biases[:, 7, 11], table[:, 3, 1:3].mean(1))  # half of all rows, a quarter of the columns
+    assert torch.equal(biases, biases.transpose(1, 2))
 
 
 def test_a_classifiers_weights_load(tmp_path: Path) -> None:

@@ -75,6 +75,8 @@ def test_a_file_is_told_by_its_tensors(
     assert (card.head, card.num_classes, card.preprocessing.img_size, card.model) == (head, classes, size, "resnet18")
     assert card.task == ("detection" if head in DETECTION_HEADS else "segmentation")
     assert card.head_options == ({"auxiliary": True} if head in ("deeplabv3", "pspnet") else {})
+    fitted = "stretch" if head == "ssdlite" else "fit"
+    assert card.preprocessing.resize == (fitted if head in DETECTION_HEADS else None)
 
 
 @pytest.mark.parametrize("head", ["ssdlite", "pspnet"])

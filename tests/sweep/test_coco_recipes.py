@@ -11,6 +11,7 @@ from mobilemamba.dense import DETECTION_HEADS
 from mobilemamba.sweep.network import check_and_count, complete
 from mobilemamba.sweep.plan import Row
 from mobilemamba.sweep.settings import lookup
+from mobilemamba.sweep.table import record, to_sheet
 from mobilemamba.tasks import DetectionTask
 
 COCO_FILES = sorted((Path(__file__).resolve().parents[2] / "experiments/coco").glob("*.yaml"))
@@ -63,6 +64,8 @@ def test_rows_count_as_printed_or_say_why_not(path: Path) -> None:
         if lookup(row.config, "model.name").startswith("mobilemamba"):
             exact = {"ssdlite": 18.020845, "retinanet": 27.054253, "mask_rcnn": 37.954985}
             assert counts[row.name]["params_m"] == pytest.approx(exact[lookup(row.config, "model.head")], abs=1e-6)
+    sheet = to_sheet("", [record(row, counts[row.name]) for row in rows], [*rows[0].values], "")
+    assert [note for note in sheet.notes if note.endswith(" px and 80 classes.")]
 
 
 @pytest.fixture(scope="module")
