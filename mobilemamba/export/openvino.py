@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from mobilemamba.errors import ConfigError
-from mobilemamba.export.format import INPUT, OUTPUT, OUTPUTS_KEY, PRECISION_KEY, Format, Source
+from mobilemamba.export.format import INPUT, OUTPUTS_KEY, PRECISION_KEY, Format, Source
 from mobilemamba.models.runtime import RuntimeNetwork
 
 #: Where a file has what we say of it.
@@ -33,7 +33,6 @@ class OpenVino(Format):
     dtypes: ClassVar[tuple[str, ...]] = ("float32", "float16", "bfloat16", "int8")
     casts = False
     calibrates = True
-    runs_in_memory = True
     any_batch = True
     any_size = True
 
@@ -105,7 +104,7 @@ def to_openvino(source: Source) -> Any:
         raise ConfigError(f"OpenVINO cannot convert the network: {' '.join(str(error).split())[:300]}") from None
     model.reshape([-1 if size is None else size for size in source.shape])  # which the converter leaves open
     model.inputs[0].get_tensor().set_names({INPUT})
-    model.outputs[0].get_tensor().set_names({OUTPUT})
+    model.outputs[0].get_tensor().set_names({source.answer})
     if source.dtype == "int8":
         assert source.calibration is not None
         return _quantized(model, source.calibration.pictures)

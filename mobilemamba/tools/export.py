@@ -81,7 +81,7 @@ def describe(written: Exported) -> list[str]:
         else:
             tried = ", ".join(map(str, found.batches))
             lines.append(
-                f"verified: {found.runtime} is off by {found.error:.1e} of the largest logit, on batches of {tried}"
+                f"verified: {found.runtime} is off by {found.error:.1e} of {found.unit}, on batches of {tried}"
             )
         if found.agreement is not None:
             lines.append(_agreement(found.agreement))

@@ -117,6 +117,31 @@ def test_all_processes_evaluate_the_network_that_is_saved() -> None:
         assert found[metric].item() == pytest.approx(together[metric][-1], rel=1e-5)
 
 
+@pytest.mark.slow
+def test_every_pixel_counts_once_whoever_sees_it() -> None:
+    """Of seven pictures of their own sizes: four and three, and one of these a second time, which does not count."""
+    random, names = np.random.default_rng(0), [f"class {number}" for number in range(11)]
+    for number in range(7):
+        size = 40 + number, 36 + 2 * number
+        mask = np.where(random.random(size) < 0.1, 255, random.integers(0, len(names), size))
+        for part in ("train", "val"):
+            for kind, pixels in (("images", random.integers(0, 256, (*size, 3))), ("masks", mask)):
+                (Path("own") / kind / part).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels.astype(np.uint8)).save(Path("own") / kind / part / f"{part}{number}.png")
+    Path("own/classes.txt").write_text("\n".join(names))
+    options = shlex.split(
+        "--model SegmentationTask --model.name mobilemamba_t2 --model.head_dim 8 --data own --data.img_size 32 "
+        "--data.batch_size 1 --data.num_workers 0 --trainer.accelerator cpu --trainer.logger false"
+    )
+    main(["validate", *options, "--per_class", "one.csv"])
+    two = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--per_class", "two.csv"]
+    command = [sys.executable, "-m", "mobilemamba", "validate", *options, *two]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert Path("one.csv").read_text().count("\n") == 1 + len(names)
+    assert Path("two.csv").read_bytes() == Path("one.csv").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("rank", "node", "first"), [(0, None, True), (0, "0", True), (3, None, False), (0, "1", False)]
 )

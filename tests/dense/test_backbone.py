@@ -11,6 +11,7 @@ from torch import nn
 from mobilemamba.dense import create_backbone, load_backbone
 from mobilemamba.errors import ConfigError, WeightsError
 from mobilemamba.models import ArchOverrides, ModelCard, Preprocessing, save_weights
+from tests.states import assert_same_state
 
 ARCH = ArchOverrides(embed_dims=(32, 48, 64), depths=(1, 1, 1))
 
@@ -52,7 +53,7 @@ def test_a_classifiers_weights_load(tmp_path: Path) -> None:
     save_weights(classifier, tmp_path / "best.safetensors", card)
     backbone = create_backbone("mobilemamba_s6", ARCH)
     load_backbone(backbone, tmp_path / "best.safetensors", "mobilemamba_s6", verbose=False)
-    assert all(torch.equal(x, classifier.state_dict()[name]) for name, x in backbone.model.state_dict().items())
+    assert_same_state(backbone.model, classifier)
     with pytest.raises(WeightsError, match=r"is of another mobilemamba_s6: .* build the backbone with the same arch"):
         load_backbone(create_backbone("mobilemamba_s6"), tmp_path / "best.safetensors", "mobilemamba_s6", verbose=False)
     with pytest.raises(ConfigError, match=r"best\.safetensors is of a mobilemamba_s6, and the model named is resnet18"):

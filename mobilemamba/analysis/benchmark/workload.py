@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mobilemamba.analysis.benchmark.cases import DTYPES, LAYOUTS, Case, is_file, own_size
 from mobilemamba.analysis.benchmark.parts import find_some, seconds_of_parts
-from mobilemamba.dense import Detector
+from mobilemamba.dense import Detector, Segmenter
 from mobilemamba.layers.kernels import use_scan_backend
 from mobilemamba.models import for_inference, fuse_norms, load_weights
 from mobilemamba.models.checkpoints import build_network
@@ -83,7 +83,7 @@ class Workshop:
 
 
 def inference(network: nn.Module, inputs: Tensor, mode: str = "eager") -> Workload:
-    """A network's answer to example inputs, as something to call; a detector's eager one is the boxes that it finds.
+    """A network's answer to inputs, as something to call; of an eager detector its boxes, of a segmenter the classes.
 
     Args:
         network: In evaluation mode, on the device of the inputs.
@@ -91,7 +91,8 @@ def inference(network: nn.Module, inputs: Tensor, mode: str = "eager") -> Worklo
         mode: ``eager``, ``compiled``, ``exported`` or ``graph``; by a runtime it is run by itself.
     """
     detector = network if isinstance(network, Detector) and mode == "eager" else None
-    call: Callable[[Tensor], Any] = detector.detect if detector else network
+    call: Callable[[Tensor], Any] = network.labels if isinstance(network, Segmenter) else network
+    call = detector.detect if detector else call
     with torch.no_grad():
         if mode == "compiled":
             call = _compiled(network)
