@@ -124,6 +124,7 @@ def test_a_file_alone_builds_and_draws(tiny: Callable[..., Segmenter], tmp_path:
     with torch.no_grad():
         expected = segmenter(x)
         torch.testing.assert_close(resize(coarse, size), expected, rtol=1e-3, atol=1e-4)
+        assert (segmenter.labels(x) == expected.argmax(1)).float().mean() > 0.99
         for wrapped in (predictor, asked_closely(predictor)):
             (row,) = wrapped.rows(wrapped.forward(x))
             agreed = torch.from_numpy(row[LABELS]) == resize(expected, size).argmax(1)[0]
