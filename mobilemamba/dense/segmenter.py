@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from mobilemamba.dense.backbone import by_depth, create_backbone, why_unsuitable
 from mobilemamba.dense.classifier import AuxiliaryHead
 from mobilemamba.dense.deeplabv3 import DeepLabV3Head
+from mobilemamba.dense.pixels import likeliest
 from mobilemamba.dense.pooled import resize
 from mobilemamba.dense.pspnet import PSPNetHead
 from mobilemamba.dense.release_names import ours_to_release, release_to_ours
@@ -68,13 +69,21 @@ class Segmenter(Released):
         self.auxiliary_head = auxiliary_head
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._logits(x, auxiliary=False)[0]
+        return resize(self.coarse_logits(x), x.shape[-2:])
 
     def forward_heads(self, x: Tensor) -> tuple[Tensor, ...]:
         """The head's logits, then the auxiliary head's if there is one, (B, classes, H, W) each: for a training."""
-        return self._logits(x, auxiliary=True)
+        return tuple(resize(each, x.shape[-2:]) for each in self._logits(x, auxiliary=True))
 
-    def _logits(self, x: Tensor, *, auxiliary: bool) -> tuple[Tensor, ...]:
+    def coarse_logits(self, x: Tensor) -> Tensor:
+        """The logits at a map's size, (B, classes, h, w), which ``forward`` scales to the pictures'."""
+        return self._logits(x, auxiliary=False)[0]
+
+    def labels(self, x: Tensor) -> Tensor:
+        """The class of each pixel, (B, H, W) int64: the best of ``forward``'s logits, of which there are never all."""
+        return likeliest(self.coarse_logits(x), (x.shape[-2], x.shape[-1]))
+
+    def _logits(self, x: Tensor, *, auxiliary: bool) -> list[Tensor]:
         height, width = x.shape[-2:]
         if min(height, width) < SMALLEST:
             raise ConfigError(f"pictures of {width} x {height} px: expected {SMALLEST} a side or more; enlarge them")
@@ -89,7 +98,7 @@ class Segmenter(Released):
             raise ConfigError(reason) from error
         if not (self.training or is_traced()):  # channels last: half the time to resize, a fifth to find the best class
             logits = [each.contiguous(memory_format=torch.channels_last) for each in logits]
-        return tuple(resize(each, (height, width)) for each in logits)
+        return logits
 
     def get_classifier(self) -> tuple[nn.Module, ...]:
         """The 1x1 convolutions that give the logits; timm's name for what a new number of classes replaces."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from mobilemamba.errors import WeightsError
-from mobilemamba.export.format import INPUT, OUTPUT, Format, Source
+from mobilemamba.export.format import INPUT, Format, Source
 from mobilemamba.text import printable
 
 
@@ -29,7 +29,7 @@ class CoreMl(Format):
         model = coremltools.convert(
             source.program,
             inputs=[coremltools.TensorType(name=INPUT, shape=tuple(source.example.shape))],
-            outputs=[coremltools.TensorType(name=OUTPUT)],
+            outputs=[coremltools.TensorType(name=source.answer)],
             minimum_deployment_target=coremltools.target.iOS17,
             compute_precision=precision.FLOAT16 if source.dtype == "float16" else precision.FLOAT32,
         )

@@ -21,9 +21,9 @@ from mobilemamba.export.quiet import quiet
 from mobilemamba.models.runtime import Runtime, RuntimeNetwork
 from mobilemamba.text import printable
 
-#: Names of what goes in and what comes out, in formats that name them.
-INPUT, OUTPUT = "pictures", "logits"
-#: Under which a file says, beside its card, what it answers with: logits or probabilities.
+#: Name of what goes in, in formats that name it.
+INPUT = "pictures"
+#: Under which a file says, beside its card, what it answers with: logits, probabilities or a detector's candidates.
 OUTPUTS_KEY = "outputs"
 #: Under which it says what its arithmetic is in.
 PRECISION_KEY = "precision"
@@ -41,6 +41,7 @@ class Source:
     opset: int | None = None  # ONNX's; None for the usual one
     softmax: bool = False  # whether it answers with probabilities
     calibration: Calibration | None = None  # pictures to fit int8 by
+    answer: str = "logits"  # name of what comes out, in formats that name it
 
     @property
     def example(self) -> Tensor:

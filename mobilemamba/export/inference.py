@@ -7,6 +7,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from mobilemamba.dense.candidates import as_candidates
 from mobilemamba.export.form import exportable
 from mobilemamba.export.format import Format, Source
 from mobilemamba.export.formats import FORMATS
@@ -27,7 +28,7 @@ class InRuntime(nn.Module):
 
     def __init__(self, network: nn.Module, make: Callable[[Source], RuntimeNetwork], *, any_batch: bool = True) -> None:
         super().__init__()
-        self._source = exportable(network)
+        self._source = exportable(as_candidates(network))
         self._make, self._made, self._any_batch = make, dict[Shape, RuntimeNetwork](), any_batch
 
     def forward(self, x: Tensor) -> Tensor:

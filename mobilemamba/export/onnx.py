@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from mobilemamba.errors import ConfigError
-from mobilemamba.export.format import INPUT, OUTPUT, OUTPUTS_KEY, Format, Source
+from mobilemamba.export.format import INPUT, OUTPUTS_KEY, Format, Source
 from mobilemamba.export.quiet import quiet
 from mobilemamba.models.runtime import RuntimeNetwork
 
@@ -108,7 +108,7 @@ def to_onnx(source: Source) -> Any:
             verbose=False,
             opset_version=opset,
             input_names=[INPUT],
-            output_names=[OUTPUT],
+            output_names=[source.answer],
             optimize=False,
         )
         assert exported is not None

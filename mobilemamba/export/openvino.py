@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from mobilemamba.errors import ConfigError
-from mobilemamba.export.format import INPUT, OUTPUT, OUTPUTS_KEY, PRECISION_KEY, Format, Source
+from mobilemamba.export.format import INPUT, OUTPUTS_KEY, PRECISION_KEY, Format, Source
 from mobilemamba.export.quiet import quiet
 from mobilemamba.models.runtime import RuntimeNetwork
 
@@ -110,7 +110,7 @@ def to_openvino(source: Source) -> Any:
         raise ConfigError(f"OpenVINO cannot convert the network: {' '.join(str(error).split())[:300]}") from None
     model.reshape([-1 if size is None else size for size in source.shape])  # which the converter leaves open
     model.inputs[0].get_tensor().set_names({INPUT})
-    model.outputs[0].get_tensor().set_names({OUTPUT})
+    model.outputs[0].get_tensor().set_names({source.answer})
     if source.dtype == "int8":
         assert source.calibration is not None
         return _quantized(model, source.calibration.pictures)

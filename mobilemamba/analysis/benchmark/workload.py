@@ -16,6 +16,7 @@ from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
 from mobilemamba.analysis.benchmark.cases import DTYPES, LAYOUTS, Case, is_file, own_size
+from mobilemamba.dense import Segmenter
 from mobilemamba.layers.kernels import use_scan_backend
 from mobilemamba.models import for_inference, fuse_norms, load_weights
 from mobilemamba.models.checkpoints import build_network
@@ -76,14 +77,14 @@ class Workshop:
 
 
 def inference(network: nn.Module, inputs: Tensor, mode: str = "eager") -> Workload:
-    """A network's answer to example inputs, as something to call.
+    """A network's answer to example inputs, as something to call: of a segmenter run as it is, the pixels' classes.
 
     Args:
         network: In evaluation mode, on the device of the inputs.
         inputs: A batch.
         mode: ``eager``, ``compiled``, ``exported`` or ``graph``; by a runtime it is run by itself.
     """
-    call: Callable[[Tensor], Any] = network
+    call: Callable[[Tensor], Any] = network.labels if isinstance(network, Segmenter) else network
     with torch.no_grad():
         if mode == "compiled":
             call = _compiled(network)
