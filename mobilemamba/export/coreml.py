@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
+from mobilemamba.errors import WeightsError
 from mobilemamba.export.format import INPUT, Format, Source
+from mobilemamba.text import printable
 
 
 class CoreMl(Format):
@@ -33,3 +35,6 @@ class CoreMl(Format):
         )
         model.user_defined_metadata.update(metadata)
         model.save(str(path))
+
+    def metadata(self, path: Path) -> Mapping[str, str]:
+        raise WeightsError(f"{printable(path)} runs in Core ML, on macOS and iOS alone; give the weights it is of")

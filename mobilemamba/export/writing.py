@@ -169,7 +169,7 @@ def _try(network: nn.Module, source: Source) -> None:
     except MobileMambaError:
         raise
     except Exception as error:  # whatever a network may raise
-        height, width = source.example.shape[2:]
+        height, width = source.sizes[0]
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(
             f"the network does not take pictures of {source.channels} channels and {height}x{width} pixels: {reason}"

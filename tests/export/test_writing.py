@@ -123,9 +123,19 @@ def test_probabilities_stand_for_logits() -> None:
     ("options", "error", "message"),
     [
         ("x.onx", ConfigError, r"x.onx: expected a name that ends in .onnx or .*; did you mean x.onnx\?"),
+        (
+            "x.ncnn.param",
+            ConfigError,
+            "x.ncnn.param: ncnn has not all operators of the scan, .*; choose a name",
+        ),
         ("x", ConfigError, r"x: expected a name that ends in .onnx or "),
         ("no/x.onnx", ConfigError, "the target no/x.onnx: there is no folder no; make it, or choose another"),
         ("x.onnx --size 0", ConfigError, "--size 0: expected pixels as 224, height and width as 192x256, or dynamic"),
+        (
+            "x.onnx --size 9999999",
+            ConfigError,
+            "does not take pictures of 3 channels and 9999999x9999999 pixels: ",
+        ),
         ("x.onnx --size big", ConfigError, "--size big: expected pixels"),
         ("x.onnx --size dynamic", ConfigError, "--size dynamic: the network's scans are written out step by step"),
         ("x.onnx --batch 0", ConfigError, "--batch 0: expected a number of pictures from 1 on, or dynamic"),
@@ -225,6 +235,7 @@ def test_a_network_without_a_card_is_refused(tmp_path: Path) -> None:
     [
         ("fit --weights x.plain --data pictures", "weights=x.plain is an exported network; train the weights it was"),
         ("convert x.plain y.safetensors", "x.plain is an exported network, which only its runtime reads; expected a"),
+        ("predict pictures --weights x.mlpackage", "x.mlpackage runs in Core ML, on macOS and iOS alone; give the wei"),
         ("export x.plain y.onnx", "x.plain is an exported network itself; give the weights that it was made of"),
     ],
 )
@@ -233,6 +244,7 @@ def test_an_exported_network_is_for_answers_alone(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     export_network(Twice(), SMALL, tmp_path / "x.plain")
+    (tmp_path / "x.mlpackage").mkdir()
     with pytest.raises(MobileMambaError, match=message):
         main(shlex.split(command.replace("pictures", str(pictures))))
 
