@@ -20,18 +20,6 @@ _GAP = 6
 _BRIGHT = 140  # of 255: on lighter colours letters are black
 
 
-def as_picture(image: Any, mean: Sequence[float], std: Sequence[float]) -> Image.Image:
-    """The picture that a network's input (3, H, W) was made of.
-
-    Args:
-        image: A tensor on the CPU.
-        mean: Per channel, that was taken off pictures in 0..1.
-        std: Per channel, that they were divided by.
-    """
-    rgb_HW3 = np.asarray(image, np.float32).transpose(1, 2, 0) * np.asarray(std) + np.asarray(mean)
-    return Image.fromarray((rgb_HW3.clip(0, 1) * 255 + 0.5).astype(np.uint8))
-
-
 def overlay(picture: Image.Image, classes_HW: Any, palette: Sequence[Colour], alpha: float = 0.5) -> Image.Image:
     """A picture under the colours of its pixels' classes, in RGB.
 
@@ -131,6 +119,16 @@ def panels(pictures: Sequence[tuple[str, Image.Image]], lower: Image.Image | Non
         x += own + _GAP
     if lower:
         drawn.paste(lower, (0, height))
+    return drawn
+
+
+def captioned(picture: Image.Image, lines: Sequence[str]) -> Image.Image:
+    """A picture above lines of text, in letters that :func:`drawable` lets pass, on white."""
+    width = max(picture.width, *(_text_width(line) + 2 * _GAP for line in lines))
+    drawn = Image.new("RGB", (width, picture.height + len(lines) * _LINE + _GAP), "white")
+    drawn.paste(picture)
+    for row, line in enumerate(lines):
+        ImageDraw.Draw(drawn).text((_GAP, picture.height + _GAP // 2 + row * _LINE), line, "black", _font())
     return drawn
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mobilemamba.drawing import compare, drawable, legend, overlay, panels, unnormalised
+from mobilemamba.drawing import captioned, compare, drawable, legend, overlay, panels, unnormalised
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -55,6 +55,19 @@ def test_panels_stand_side_by_side_above_the_legend():
         assert (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) == box
     assert panels([("", red)]).size == (60, 50)
     assert panels([("a title longer than its picture", red)]).width > 60
+
+
+def test_a_caption_stands_below_its_picture_and_widens_it_if_need_be():
+    red = Image.new("RGB", (300, 50), RED)
+    drawn = captioned(red, ["  9.1%  crème brûlée", " 90.9%  шапка"])
+    assert drawn.crop((0, 0, 300, 50)).getcolors() == [(15000, RED)]
+    for top in (50, 70):
+        line = np.asarray(drawn)[top : top + 20, ..., 0]
+        assert drawn.width == 300
+        assert line.min() < 128
+    narrow = captioned(red.resize((9, 9)), ["a line longer than its picture is wide"])
+    assert narrow.width > 200
+    assert np.asarray(narrow)[9:, -20:].min() < 128  # its last letters are there
 
 
 def test_names_in_letters_that_cannot_be_drawn_have_a_stand_in():

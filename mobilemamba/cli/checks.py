@@ -18,6 +18,7 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from mobilemamba.cpus import usable_cpus
 from mobilemamba.data import DataModule
 from mobilemamba.errors import ConfigError, MobileMambaError
+from mobilemamba.files import check_writable
 from mobilemamba.training.contract import TaskContract
 
 #: The trainer's numbers that count something which there must be some of.
@@ -62,6 +63,17 @@ def check_settings(command: str, config: Any) -> None:
     if root is not None and Path(root).exists() and not Path(root).is_dir():
         raise _impossible("trainer.default_root_dir", root, "a folder, and a file is in the way; choose another")
     _check_devices(trainer)
+
+
+def check_report(command: str, config: Any) -> None:
+    """Refuses what only evaluations have in a training, and a file of classes that cannot be written."""
+    for name in ("per_class", "plots"):
+        if command == "fit" and config[name] is not None:
+            raise ConfigError(f"{name}={config[name]} is for validate and test; leave it out of fit")
+    if command == "fit" and (config.window is not None or config.tta):
+        raise ConfigError("window and tta are for validate and test; leave them out of fit")
+    if config.per_class is not None:
+        check_writable(Path(config.per_class), "--per_class")
 
 
 def _impossible(name: str, value: object, expected: str) -> ConfigError:

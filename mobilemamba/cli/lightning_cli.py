@@ -15,10 +15,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
-from mobilemamba.cli.checks import check_norms, check_num_classes, check_pictures, check_settings
+from mobilemamba.cli.checks import check_norms, check_num_classes, check_pictures, check_report, check_settings
 from mobilemamba.cli.folder import RunFolder
 from mobilemamba.cli.parser import Parser, given_settings, plain
-from mobilemamba.cli.report import print_classes, print_rows, print_scores
+from mobilemamba.cli.report import print_evaluation
 from mobilemamba.cli.resume import check_fits
 from mobilemamba.cli.rows import passed_on, read_rows
 from mobilemamba.cli.run_folder import is_run
@@ -39,13 +39,10 @@ from mobilemamba.cli.weights import (
 )
 from mobilemamba.data import DataModule
 from mobilemamba.errors import ConfigError, MisfitError, WeightsError, user_error
-from mobilemamba.files import check_writable
 from mobilemamba.sweep import Config, Row, Sweep, SweepRunner
 from mobilemamba.tasks import ClassificationTask
 from mobilemamba.text import printable
-from mobilemamba.training.callbacks.plots import draw_classes
-from mobilemamba.training.contract import TaskContract, scores_of
-from mobilemamba.training.provenance import pictures_used
+from mobilemamba.training.contract import TaskContract
 
 
 class MobileMambaCLI(LightningCLI):
@@ -186,13 +183,7 @@ class MobileMambaCLI(LightningCLI):
             fill_preprocessing(config)
             if not fits:
                 fill_classes(config)
-        for name in ("per_class", "plots"):
-            if fits and config[name] is not None:
-                raise ConfigError(f"{name}={config[name]} is for validate and test; leave it out of fit")
-        if fits and (config.window is not None or config.tta):
-            raise ConfigError("window and tta are for validate and test; leave them out of fit")
-        if config.per_class is not None:
-            check_writable(Path(config.per_class), "--per_class")
+        check_report(self.command, config)
         if not fits:
             config.verbose = False  # our own table takes the place of Lightning's
         elif self.rows is None:
@@ -277,41 +268,12 @@ class MobileMambaCLI(LightningCLI):
         """Lightning's, but for ``predict``, which is a tool of its own."""
         return {name: skip for name, skip in LightningCLI.subcommands().items() if name != "predict"}
 
-    def _print_scores(self, split: str) -> None:
+    def _report(self, split: str) -> None:
         if self.rows is None and self.trainer.is_global_zero:
-            network = getattr(self.model.hparams, "name", type(self.model).__name__)
-            head = getattr(self.model.hparams, "head", None)
-            title = f"{network}{f' with {head}' if head else ''} on {self.datamodule.name}"
-            title += f", {self.datamodule.image_hw[0]}x{self.datamodule.image_hw[1]} px"
-            title += f", in windows of {self.settings.window} px" if self.settings.window else ""
-            title += ", averaged over 12 views" if self.settings.tta else ""
-            if split == "test" and self.datamodule.test_set is None:
-                title += "; its validation pictures, as it has no others for a test"
-            batches, loaders = (
-                getattr(self.trainer, name) for name in (f"num_{split}_batches", f"{split}_dataloaders")
-            )
-            pictures = pictures_used(loaders, batches, self.trainer.world_size)
-            counts = self.model.confusion.get("raw") if isinstance(self.model, TaskContract) else None
-            counted = self.model.counted if isinstance(self.model, TaskContract) else "pictures"
-            total = pictures if counts is None or counted == "pictures" else int(counts[:, 2].sum())
-            print_scores(self.trainer.callback_metrics, scores_of(self.model), split, title, total, counted)
-            if counts is not None:
-                worst_first = counted == "pictures" or self.settings.worst_first
-                names = list(self.datamodule.class_names)
-                if (rows := self.model.class_rows(worst_first=worst_first)) is not None:
-                    print_rows(rows, self.settings.per_class, "classes", len(rows))
-                else:
-                    print_classes(counts, names, self.settings.per_class, counted, worst_first=worst_first)
-                if self.settings.plots is not None:
-                    folder = Path(self.settings.plots)
-                    folder.mkdir(parents=True, exist_ok=True)
-                    draw_classes(folder, counts.long(), self.model.curves, names, title, counted)
-                    rank_zero_info(f"pictures: {printable(folder)}")
-            elif self.settings.per_class is not None:
-                raise ConfigError(f"per_class={self.settings.per_class}: the task counts no classes; leave it out")
+            print_evaluation(self.trainer, self.model, self.datamodule, split, self.settings)
 
-    after_validate = partialmethod(_print_scores, "val")
-    after_test = partialmethod(_print_scores, "test")
+    after_validate = partialmethod(_report, "val")
+    after_test = partialmethod(_report, "test")
 
 
 class Planner(MobileMambaCLI):

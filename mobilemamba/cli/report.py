@@ -4,22 +4,73 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from mobilemamba.data import DataModule
+from mobilemamba.errors import ConfigError
 from mobilemamba.files import write_text_atomic
 from mobilemamba.scores import LOSS, Score
 from mobilemamba.screen import fit_table, make_console, say
 from mobilemamba.sweep.sheet import csv_text
 from mobilemamba.text import printable
+from mobilemamba.training.callbacks.plots import draw_classes
 from mobilemamba.training.confusion import class_scores
+from mobilemamba.training.contract import TaskContract, scores_of
 from mobilemamba.training.metrics import Comparison
+from mobilemamba.training.provenance import pictures_used
 
 _NETWORKS = {"raw": "as trained", "ema": "averaged (EMA)", "fused": "norms folded"}
 
 #: Lines of classes on the screen.
 _WORST = 10
+
+
+def print_evaluation(trainer: Trainer, module: LightningModule, data: DataModule, split: str, settings: Any) -> None:
+    """All of it: the scores, then the classes, and pictures of them where a folder is given.
+
+    Args:
+        trainer: That evaluated.
+        module: What it evaluated.
+        data: On what.
+        split: ``"val"`` or ``"test"``.
+        settings: Of the command.
+
+    Raises:
+        ConfigError: If a file of classes is asked for and the module counts none.
+    """
+    task = module if isinstance(module, TaskContract) else None
+    network, head = getattr(module.hparams, "name", type(module).__name__), getattr(module.hparams, "head", None)
+    title = f"{network}{f' with {head}' if head else ''} on {data.name}"
+    title += f", {data.image_hw[0]}x{data.image_hw[1]} px"
+    title += f", in windows of {settings.window} px" if settings.window else ""
+    title += ", averaged over 12 views" if settings.tta else ""
+    if split == "test" and data.test_set is None:
+        title += "; its validation pictures, as it has no others for a test"
+    batches, loaders = (getattr(trainer, name) for name in (f"num_{split}_batches", f"{split}_dataloaders"))
+    pictures = pictures_used(loaders, batches, trainer.world_size)
+    counts = None if task is None else task.confusion.get("raw")
+    counted = "pictures" if task is None else task.counted
+    total = pictures if counts is None or counted == "pictures" else int(counts[:, 2].sum())
+    print_scores(trainer.callback_metrics, scores_of(module), split, title, total, counted)
+    if task is None or counts is None:
+        if settings.per_class is not None:
+            raise ConfigError(f"per_class={settings.per_class}: the task counts no classes; leave it out")
+        return
+    worst_first, names = counted == "pictures" or settings.worst_first, list(data.class_names)
+    if (rows := task.class_rows(worst_first=worst_first)) is not None:
+        print_rows(rows, settings.per_class, "classes", len(rows))
+    else:
+        print_classes(counts, names, settings.per_class, counted, worst_first=worst_first)
+    if settings.plots is not None:
+        folder = Path(settings.plots)
+        folder.mkdir(parents=True, exist_ok=True)
+        draw_classes(folder, counts.long(), task.curves, names, title, counted)
+        rank_zero_info(f"pictures: {printable(folder)}")
 
 
 def print_scores(

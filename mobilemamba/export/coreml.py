@@ -23,14 +23,9 @@ class CoreMl(Format):
     def write(self, source: Source, metadata: Mapping[str, str], path: Path) -> None:
         import coremltools
 
-        program = source.program
-        for node in list(program.graph.nodes):  # which its converter does not know
-            if node.op == "call_function" and str(node.target) == "aten.alias.default":
-                node.replace_all_uses_with(node.args[0])
-                program.graph.erase_node(node)
         precision = coremltools.precision
         model = coremltools.convert(
-            program,
+            source.program,
             inputs=[coremltools.TensorType(name=INPUT, shape=tuple(source.example.shape))],
             outputs=[coremltools.TensorType(name=source.answer)],
             minimum_deployment_target=coremltools.target.iOS17,

@@ -33,7 +33,6 @@ class OpenVino(Format):
     dtypes: ClassVar[tuple[str, ...]] = ("float32", "float16", "bfloat16", "int8")
     casts = False
     calibrates = True
-    runs_in_memory = True
     any_batch = True
     any_size = True
 

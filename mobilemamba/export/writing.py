@@ -23,6 +23,7 @@ from mobilemamba.export.calibration import Calibration
 from mobilemamba.export.form import exportable
 from mobilemamba.export.format import OUTPUTS_KEY, PRECISION_KEY, Source
 from mobilemamba.export.formats import format_of
+from mobilemamba.export.quiet import quiet
 from mobilemamba.export.verification import Check, check
 from mobilemamba.files import check_writable
 from mobilemamba.layers.ss2d import SS2D
@@ -130,7 +131,8 @@ def export_network(
         metadata[KEPT_KEY] = json.dumps(asdict(network.kept(size, card.in_chans)))
     with _staged(target) as staged:
         try:
-            form.write(source, metadata, staged)
+            with quiet():
+                form.write(source, metadata, staged)
         except (MobileMambaError, OSError):
             raise
         except Exception as error:  # of the libraries' own kinds, for a full disk as for what they cannot convert

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
 from mobilemamba.data.pictures import eval_transform, read_picture
+from mobilemamba.drawing import captioned, drawable
 from mobilemamba.errors import ConfigError
 from mobilemamba.models.card import ModelCard
 from mobilemamba.models.checkpoints import PREDICTORS
@@ -123,8 +124,12 @@ class Predictor:
 
     @torch.inference_mode()
     def forward(self, pictures: Tensor) -> Any:
-        """What the network makes of prepared pictures (B, C, H, W)."""
-        return self.network(pictures.to(self.device, self.dtype, memory_format=torch.channels_last))
+        """What the network makes of prepared pictures (B, C, H, W), for :meth:`rows`."""
+        return self.ask(pictures.to(self.device, self.dtype, memory_format=torch.channels_last))
+
+    def ask(self, x: Tensor) -> Any:
+        """The same of pictures on the network's device."""
+        return self.network(x)
 
     def rows(self, outputs: Any, sizes: Sequence[tuple[int, int]] | None = None) -> list[Row]:
         """The answer for each picture of a batch.
@@ -194,12 +199,9 @@ class ClassificationPredictor(Predictor):
     def draw(self, picture: Image.Image, row: Row) -> Image.Image:
         if (times := _LEAST_DRAWN // max(picture.size)) > 1:
             picture = picture.resize((times * picture.width, times * picture.height), Image.Resampling.NEAREST)
-        text = "\n".join(f"{entry['probability']:6.1%}  {_in_latin(entry)}" for entry in row["classes"])
-        left, top, right, bottom = ImageDraw.Draw(picture).multiline_textbbox((6, 4), text, font_size=14)
-        drawn = Image.new("RGB", (max(picture.width, int(right + left)), picture.height + int(bottom + top)), "white")
-        drawn.paste(picture)
-        ImageDraw.Draw(drawn).multiline_text((6, picture.height + 4), text, "black", font_size=14)
-        return drawn
+        names = [drawable(entry["name"], f"class {entry['index']}") for entry in row["classes"]]
+        lines = [f"{entry['probability']:6.1%}  {name}" for entry, name in zip(row["classes"], names, strict=True)]
+        return captioned(picture, lines)
 
 
 def class_names(card: ModelCard) -> tuple[str, ...]:
@@ -210,12 +212,6 @@ def class_names(card: ModelCard) -> tuple[str, ...]:
         imagenet = ImageNetInfo()
         return tuple(imagenet.index_to_description(index) for index in range(1000))
     return tuple(f"class {index}" for index in range(card.num_classes))
-
-
-def _in_latin(entry: dict[str, Any]) -> str:
-    """A class by its name, or by its number where Pillow's own font lacks the letters."""
-    name = " ".join(entry["name"].split())
-    return name if all(ord(letter) < 0x250 for letter in name) else f"class {entry['index']}"
 
 
 def predictor_of(network: nn.Module, card: ModelCard, *args: Any, **options: Any) -> Predictor:

@@ -1,4 +1,4 @@
-"""What all tasks have in common: the optimiser and its schedule, the average, the evaluation, the weights' card."""
+"""What all tasks have in common in training: the weights to start from, the optimiser and its schedule, the average."""
 
 from __future__ import annotations
 
@@ -7,42 +7,38 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from mobilemamba.data import DataModule
-from mobilemamba.data.base import data_of
-from mobilemamba.models import ModelCard, Preprocessing, fuse_norms, load_network, load_weights
+from mobilemamba.models import load_network, load_weights
 from mobilemamba.models.card import CARD_KEY
-from mobilemamba.models.fuse import count_batch_norms
-from mobilemamba.models.predictor import Predictor, predictor_of
 from mobilemamba.models.runtime import runtime_of
-from mobilemamba.training.contract import TaskContract, init_arguments, plain_settings
+from mobilemamba.tasks.evaluation import SAME_EVERYWHERE, EvaluatedTask
+from mobilemamba.training.contract import init_arguments, plain_settings
 from mobilemamba.training.metrics import Comparison, DeviceMean, Metrics
-from mobilemamba.training.optimizer import DecayRule, can_be_fused, parameter_groups, scale_lr, set_learning_rates
+from mobilemamba.training.optimizer import (
+    DecayRule,
+    can_be_fused,
+    parameter_groups,
+    rate_to_show,
+    scale_lr,
+    set_learning_rates,
+)
 from mobilemamba.training.provenance import pictures_a_step
 from mobilemamba.training.schedule import Schedule, rate_of, set_rates_of_now
 
-#: For the log of a number that all processes have computed together; Lightning would warn of it otherwise.
-SAME_EVERYWHERE: dict[str, Any] = {"sync_dist": True, "reduce_fx": "max"}
 
-
-class Task(TaskContract, LightningModule):
+class Task(EvaluatedTask):
     """Trains, evaluates and describes a network on batches ``(images, targets)``; a subclass says what they are.
 
     It builds its network and hands it to :meth:`use_network`; its :meth:`training_loss` is learned from, and
-    :meth:`new_metrics` are evaluated, of the network and of its average if there is one. Outside a training the network
-    as ``predict`` runs it, with folded norms, is evaluated beside the raw one. See
-    :class:`~mobilemamba.training.metrics.Comparison` for what is logged; besides, ``train/loss`` (mean over the epoch,
-    as trained on), ``train/loss_step`` and ``lr`` (each step).
+    :meth:`new_metrics` are evaluated. Besides what an evaluation logs, there are ``train/loss`` (mean over the epoch,
+    as trained on), ``train/loss_step`` and, before any factor of a head or a layer, ``lr`` (each step).
 
     Attributes:
         accepted: What weights may lack, as :func:`~mobilemamba.models.load_weights` takes it.
-        ema: The network's exponential moving average, None for none.
     """
 
     #: Least and greatest value of the arguments that are numbers.
@@ -99,8 +95,9 @@ class Task(TaskContract, LightningModule):
             warmup_epochs: Length of the linear warm-up.
             warmup_steps: The same in optimiser steps, in place of ``warmup_epochs``; null for these.
             weight_decay: Of AdamW.
-            weight_decay_rule: What decays: all but vectors, as in the ``release``, or a ``clean`` choice that spares
-                biases, scales and logarithms stored as matrices too.
+            weight_decay_rule: What decays: all but vectors, as in the ``release``; all but LayerNorms, as in its
+                ``downstream`` trainings, detectors and segmenters; or a ``clean`` choice that spares, beside vectors,
+                biases, scales and logarithms stored as matrices.
             layer_decay: Factor on the learning rate from one layer to the layer before it, e.g. 0.75 for fine-tuning.
             betas: Of AdamW.
 
@@ -111,7 +108,7 @@ class Task(TaskContract, LightningModule):
         super().__init__()
         self.keep_settings(given)
         self._weights, self.accepted = weights, {"partial": partial_weights, "new_head": new_head}
-        self.ema: ModelEmaV3 | None = None
+        self.ema = None
 
     def keep_settings(self, given: Mapping[str, Any]) -> None:
         """Adds the arguments of an ``__init__`` to ``hparams``.
@@ -165,50 +162,6 @@ class Task(TaskContract, LightningModule):
         """The metrics of one network, for :attr:`scores` and the loss."""
         raise NotImplementedError
 
-    @property
-    def model_card(self) -> ModelCard:
-        """Of the network by its name, with its settings, and the classes and pictures of the data."""
-        hparams, data = self.hparams, self.data
-        return ModelCard(
-            model=hparams["name"],
-            preprocessing=self.preprocessing,
-            num_classes=hparams["num_classes"],
-            in_chans=hparams["in_chans"],
-            arch=hparams["arch"],
-            class_names=() if data is None else tuple(data.class_names),
-            data="" if data is None else data.name,
-            task=self.task,
-        )
-
-    def predictor(self) -> Predictor:
-        """Asks the network about pictures as ``predict`` does, on this device; of a copy that is fast in inference."""
-        return predictor_of(self.model, self.model_card, self.device)
-
-    def evaluate(self, network: nn.Module, images: Any) -> Any:
-        """What a network makes of pictures in an evaluation, for the metrics: one by one, say, where sizes differ."""
-        return network(self.in_layout(images))
-
-    # What the network sees.
-
-    def forward(self, x: Tensor) -> Any:
-        """What the network makes of pictures (B, in_chans, H, W)."""
-        return self.model(self.in_layout(x))
-
-    def in_layout(self, x: Tensor) -> Tensor:
-        """Pictures (B, in_chans, H, W) in the network's memory layout."""
-        return x.contiguous(memory_format=torch.channels_last) if self.hparams["channels_last"] else x
-
-    @property
-    def data(self) -> DataModule | None:
-        """The data module that the trainer was given, if it is one of ours."""
-        return data_of(self._trainer) if self._trainer is not None else None
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """How the pictures are prepared: as the data module says, or else as the network's name says."""
-        data = self.data
-        return Preprocessing.of_model(self.hparams["name"]) if data is None else Preprocessing(**data.preprocessing)
-
     # Training.
 
     def on_train_start(self) -> None:
@@ -226,8 +179,8 @@ class Task(TaskContract, LightningModule):
         loss = self.training_loss(images, targets)
         self.mean_train_loss.update(loss.detach().masked_fill(~loss.isfinite(), torch.nan), len(images))
         self.log("train/loss_step", loss, prog_bar=True)
-        rate = max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
-        self.log("lr", torch.tensor(rate))  # on the CPU: Lightning would copy a number to the device, and wait for it
+        rate = torch.tensor(rate_to_show(self.trainer.optimizers) or 0.0)
+        self.log("lr", rate)  # on the CPU: Lightning would copy a number to the device, and wait for it
         return loss
 
     def on_train_epoch_end(self) -> None:
@@ -271,51 +224,4 @@ class Task(TaskContract, LightningModule):
         kept = checkpoint.get("hyper_parameters", {})
         checkpoint["hyper_parameters"] = {name: kept[name] for name in init_arguments(type(self)) if name in kept}
         checkpoint[CARD_KEY] = self.model_card.as_dict()
-        checkpoint["use_ema"] = self.average_is_better(self.trainer.callback_metrics)
-
-    # Evaluation.
-
-    @property
-    def monitor(self) -> str:
-        """The metric that the best epoch is chosen by: of the network, or the better one of it and its average."""
-        headline = self.scores[0]
-        return f"val/{headline.key}" + ("" if self.ema is None else f"_{headline.direction}")
-
-    @property
-    def confusion(self) -> dict[str, Tensor]:
-        """Network's name (``raw``, ``ema``, ``fused``) -> (n, 3): class, answer, how often; of the last evaluation."""
-        return self.comparison.counts
-
-    def on_validation_epoch_start(self) -> None:
-        self._evaluated: dict[str, nn.Module] = {"raw": self.model}
-        if self.ema is not None:
-            self._evaluated["ema"] = self.ema.module
-        if self.trainer.state.fn != TrainerFn.FITTING:
-            # As predict runs it; under autocast its layers for oneDNN would be given another type than theirs.
-            exact = self.trainer.precision == "32-true"
-            fused = self.predictor().network if exact else fuse_norms(self.model)
-            if count_batch_norms(fused) < count_batch_norms(self.model):  # else it is none of ours
-                self._evaluated["fused"] = fused
-
-    def validation_step(self, batch: tuple[Any, Any]) -> None:
-        images, targets = batch
-        outputs = {name: self.evaluate(network, images) for name, network in self._evaluated.items()}
-        self.comparison.update(outputs, targets)
-
-    def on_validation_epoch_end(self) -> None:
-        self._log_metrics("val")
-
-    def on_test_epoch_start(self) -> None:
-        self.on_validation_epoch_start()
-
-    def test_step(self, batch: tuple[Any, Any]) -> None:
-        self.validation_step(batch)
-
-    def on_test_epoch_end(self) -> None:
-        self._log_metrics("test")
-
-    def _log_metrics(self, split: str) -> None:
-        shown = {f"{split}/{score.key}" for score in self.scores}
-        for name, value in self.comparison.compute(self._evaluated, split).items():
-            self.log(name, value, prog_bar=name in shown, **SAME_EVERYWHERE)
-        self._evaluated = {}
+        checkpoint["use_ema"] = self.better == "ema"

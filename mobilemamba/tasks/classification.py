@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from mobilemamba.data.batches import Labels
-from mobilemamba.models import VARIANTS, ArchOverrides, ModelCard, create_model
+from mobilemamba.models import ArchOverrides, ModelCard, create_model
 from mobilemamba.scores import Score
 from mobilemamba.tasks.base import Task
+from mobilemamba.training.contract import network_settings
 from mobilemamba.training.distillation import Distillation, Teacher, distillation_loss
 from mobilemamba.training.metrics import ClassificationMetrics
 from mobilemamba.training.mixing import Mixing
@@ -80,12 +81,9 @@ class ClassificationTask(Task):
         given = dict(locals())
         super().__init__(**training)
         # Dicts, as a checkpoint keeps them.
-        arch = ArchOverrides(**arch) if isinstance(arch, dict) else arch
         self.mixing = Mixing(**mixing) if isinstance(mixing, dict) else mixing
         self.distillation = Distillation(**distillation) if isinstance(distillation, dict) else distillation
-        given |= {"arch": arch.given()}
-        if drop_path_rate is None:
-            given["drop_path_rate"] = VARIANTS[name].drop_path_rate if name in VARIANTS else 0.0
+        given |= network_settings(name, arch, drop_path_rate)
         given |= {"mixing": self.mixing and asdict(self.mixing)}
         given |= {"distillation": self.distillation and asdict(self.distillation)}
         self.keep_settings(given)
@@ -161,7 +159,7 @@ class ClassificationTask(Task):
         learned = distillation_loss(
             of_teacher, self._beside["teacher"](images), self.distillation.kind, self.distillation.tau
         )
-        self.log_dict({"train/loss_task": task, "train/loss_distillation": learned})
+        self.log_dict({"train/loss_task_step": task, "train/loss_distillation_step": learned})
         return task + self.distillation.weight * learned
 
     def predict_step(self, batch: Any) -> dict[str, Tensor]:

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from mobilemamba.data import DetectionDataModule
 from mobilemamba.data.batches import Boxes
-from mobilemamba.dense import Detector, create_detector, load_backbone
-from mobilemamba.dense.detection import HEAD_OPTIONS
+from mobilemamba.dense import Detector, create_detector
 from mobilemamba.dense.regions import paste_masks
-from mobilemamba.drawing import as_picture, draw_objects, panels
+from mobilemamba.drawing import draw_objects, panels, unnormalised
 from mobilemamba.errors import ConfigError
-from mobilemamba.models import VARIANTS, ArchOverrides, ModelCard, load_weights, read_card
 from mobilemamba.scores import Score
-from mobilemamba.tasks.base import Task
+from mobilemamba.tasks.dense import DenseTask
 from mobilemamba.training.detection_metrics import BOX_SCORES, MASK_SCORES, ClassPrecision, DetectionMetrics
 from mobilemamba.training.schedule import Schedule
 
@@ -30,45 +27,38 @@ Head = Literal["mask_rcnn", "retinanet", "ssdlite"]
 _DRAWN = 0.3
 
 
-class DetectionTask(Task):
+class DetectionTask(DenseTask):
     """Trains and tests a detector on pictures (B, ``in_chans``, H, W) with objects, see :class:`Boxes`.
 
     Logs for validation and test COCO's average precisions in percent, 0 to 100: ``val/map`` (over IoU 0.5 to 0.95),
     ``val/map50``, ``val/map75`` and those of small, medium and large objects; of ``mask_rcnn`` also those of masks,
     ``val/mask_map`` the first of them, which is its headline. The averaged network's have the suffix ``_ema``, and
-    ``val/map_max`` is the better of both. In training each part of the loss is ``train/loss_PART``.
+    ``val/map_max`` is the better of both. In training each part of the loss is ``train/loss_PART_step``.
     """
 
     task: ClassVar[str] = "detection"
     form: ClassVar[type] = Boxes
     counted: ClassVar[str] = "objects"
     table_classes: ClassVar[int] = 80
+    head_options: ClassVar[dict[str, Any]] = {"head_dim": 256, "prune": False}
     scores: tuple[Score, ...] = BOX_SCORES  # type: ignore[misc]  # of a network with masks, more
     LIMITS: ClassVar[dict[str, tuple[float, float]]] = {
         "num_classes": (1, math.inf),
-        "in_chans": (1, math.inf),
         "head_dim": (4, math.inf),
-        "drop_path_rate": (0, 1),
-        **Task.LIMITS,
+        **DenseTask.LIMITS,
     }
 
     def __init__(
         self,
         name: str = "mobilemamba_s6",
         head: Head = "ssdlite",
-        arch: ArchOverrides = ArchOverrides(),  # noqa: B008 - read only; an Optional would hide its options in --help
         num_classes: int = 80,
-        in_chans: int = 3,
         head_dim: int = 256,
         prune: bool = False,
         frozen_norms: bool = True,
-        drop_path_rate: float | None = None,
         lr: float = 2e-4,
         reference_batch_size: int = 16,
         schedule: Schedule = "half_cosine_by_epoch",
-        min_lr_ratio: float = 0.0,
-        warmup_lr_ratio: float = 1e-5,
-        warmup_steps: int | None = 500,
         **training: Any,
     ) -> None:
         """Builds the network. The defaults of the optimiser are those of the paper's trainings on COCO.
@@ -76,23 +66,16 @@ class DetectionTask(Task):
         Args:
             name: Backbone: any timm model that gives maps; mobilemamba_t2, _t4, _s6, _b1, _b2 or _b4.
             head: What stands on it. Of ``mask_rcnn`` the data have to give masks.
-            arch: Architecture choices laid over a mobilemamba model; not for others.
             num_classes: Classes of objects.
-            in_chans: Channels of a picture.
             head_dim: Width of neck and head.
             prune: Leave out the stages that no head reads, of ``ssdlite`` what is coarser than stride 32.
             frozen_norms: Keep the running statistics of the backbone's BatchNorms in training, as the paper's trainings
                 do; for a backbone that was trained before.
-            drop_path_rate: Share of residual branches dropped in training; null for what the model was released with:
-                0.03 for mobilemamba_b1, _b2 and _b4, none for others.
             lr: Peak learning rate at ``reference_batch_size``; the one used is in proportion to the real batch size.
             reference_batch_size: Pictures an optimiser step that ``lr`` is meant for.
             schedule: After the warm-up, a ``cosine`` over the whole training; or the peak for its first half and a
                 cosine over the second, which goes on in every step (``half_cosine``) or once an epoch
                 (``half_cosine_by_epoch``).
-            min_lr_ratio: Final over peak learning rate.
-            warmup_lr_ratio: First over peak learning rate.
-            warmup_steps: Length of the linear warm-up in optimiser steps; null for ``warmup_epochs``.
             **training: Weights to start from, of a classifier for the backbone alone or of a detector; the rest of
                 optimiser and schedule, average and layout, as :class:`~mobilemamba.tasks.base.Task` takes them.
 
@@ -101,11 +84,7 @@ class DetectionTask(Task):
             WeightsError: If ``weights`` cannot be read or do not fit.
         """
         given = dict(locals())
-        super().__init__(**training)
-        arch = ArchOverrides(**arch) if isinstance(arch, dict) else arch  # as a checkpoint keeps them
-        given |= {"arch": arch.given()}
-        if drop_path_rate is None:
-            given["drop_path_rate"] = VARIANTS[name].drop_path_rate if name in VARIANTS else 0.0
+        super().__init__(name, **training)
         self.keep_settings(given)
         self.scores = self.scores_with(self.hparams)
         self.use_network(self.build_model())
@@ -123,50 +102,11 @@ class DetectionTask(Task):
 
     def build_model(self, num_classes: int | None = None, in_chans: int | None = None) -> Detector:
         """See :meth:`~mobilemamba.training.contract.TaskContract.build_model`."""
-        hparams = self.hparams
-        return create_detector(
-            hparams["head"],
-            hparams["name"],
-            hparams["num_classes"] if num_classes is None else num_classes,
-            head_dim=hparams["head_dim"],
-            prune=hparams["prune"],
-            frozen_norms=hparams["frozen_norms"],
-            arch=ArchOverrides(**hparams["arch"]),
-            in_chans=hparams["in_chans"] if in_chans is None else in_chans,
-            drop_path_rate=hparams["drop_path_rate"],
-        )
-
-    def load(self, model: nn.Module, weights: str) -> None:
-        """A detector's file as a whole; a classifier's into the backbone."""
-        card = read_card(weights)
-        if card is not None and card.task == self.task:
-            load_weights(model, weights, **self.accepted)
-        elif self.accepted["partial"]:
-            load_weights(model.get_submodule("backbone.model"), weights, partial=True)
-        else:
-            load_backbone(model.get_submodule("backbone"), weights, self.hparams["name"])
+        options = {name: self.hparams[name] for name in ("prune", "frozen_norms")}
+        return create_detector(**self.network_arguments(num_classes, in_chans), **options)
 
     def new_metrics(self) -> DetectionMetrics:
         return DetectionMetrics(self.hparams["num_classes"], masks=self.finds_masks)
-
-    @classmethod
-    def settings_of(cls, card: ModelCard) -> dict[str, Any]:
-        if card.task != cls.task:
-            return super().settings_of(card)
-        return super().settings_of(card) | {"head": card.head, "head_dim": 256, "prune": False, **card.head_options}
-
-    @property
-    def model_card(self) -> ModelCard:
-        hparams, data = self.hparams, self.data
-        of_data: dict[str, Any] = {}
-        if isinstance(data, DetectionDataModule):
-            of_data = {"palette": data.palette, "category_ids": data.category_ids}
-        return replace(
-            super().model_card,
-            head=hparams["head"],
-            head_options={name: hparams[name] for name in HEAD_OPTIONS},
-            **of_data,
-        )
 
     def setup(self, stage: str) -> None:
         data = self.data
@@ -190,7 +130,7 @@ class DetectionTask(Task):
     def training_loss(self, images: Tensor, targets: list[dict[str, Tensor]]) -> Tensor:
         """The sum of the network's losses."""
         losses = self.model.losses(self.in_layout(images), targets)
-        self.log_dict({f"train/loss_{name}": loss for name, loss in losses.items()})
+        self.log_dict({f"train/loss_{name}_step": loss for name, loss in losses.items()})
         return torch.stack([*losses.values()]).sum()
 
     # Evaluation.
@@ -213,15 +153,9 @@ class DetectionTask(Task):
     @property
     def precision(self) -> ClassPrecision | None:
         """Of each class, of the better network in the last evaluation; None if there was none."""
-        better = "ema" if self.average_is_better(self.trainer.callback_metrics) else "raw"
-        metrics = self.comparison.metrics[better]
+        metrics = self.comparison.metrics[self.better]
         assert isinstance(metrics, DetectionMetrics)
         return metrics.classes.get("mask_" if self.finds_masks else "")
-
-    @property
-    def class_names(self) -> list[str]:
-        """Those of the data, or their numbers."""
-        return [*map(str, range(self.hparams["num_classes"]) if self.data is None else self.data.class_names)]
 
     @property
     def curves(self) -> dict[str, Tensor]:
@@ -248,12 +182,10 @@ class DetectionTask(Task):
         data = self.data
         if not isinstance(data, DetectionDataModule):
             return None
-        averaged = self.ema is not None and self.average_is_better(self.trainer.callback_metrics)
-        better = self.ema.module if self.ema is not None and averaged else self.model
-        found = self.detect(better, images, targets)[0]
+        found = self.detect(self.better_network, images, targets)[0]
         target, names = targets[0], data.class_names
         height, width = target["size"].tolist()
-        picture = as_picture(images[0, :, :height, :width].float().cpu(), data.mean, data.std)
+        picture = unnormalised(images[0, :, :height, :width].float().cpu(), data.mean, data.std)
         sure = {name: value[found["scores"] >= _DRAWN] for name, value in found.items()}
 
         def drawn(objects: dict[str, Tensor]) -> Image.Image:

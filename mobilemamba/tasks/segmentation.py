@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,15 +14,11 @@ from torch import Tensor, nn
 from mobilemamba.data import IGNORED_PIXEL
 from mobilemamba.data.batches import Masks
 from mobilemamba.data.segmentation import SegmentationDataModule
-from mobilemamba.dense import Segmenter, create_segmenter, load_backbone, look_closely
+from mobilemamba.dense import Segmenter, create_segmenter, look_closely
 from mobilemamba.dense.pixels import likeliest
-from mobilemamba.dense.segmenter import HEAD_OPTIONS
 from mobilemamba.drawing import compare, unnormalised
-from mobilemamba.models import VARIANTS, ArchOverrides, ModelCard, load_weights, read_card
-from mobilemamba.models.matching import match, spellings
-from mobilemamba.models.weights_file import find_tensors
 from mobilemamba.scores import Score
-from mobilemamba.tasks.base import Task
+from mobilemamba.tasks.dense import DenseTask
 from mobilemamba.training.confusion import class_scores
 from mobilemamba.training.schedule import Schedule
 from mobilemamba.training.segmentation_metrics import SegmentationMetrics
@@ -31,7 +26,7 @@ from mobilemamba.training.segmentation_metrics import SegmentationMetrics
 Head = Literal["deeplabv3", "pspnet", "semantic_fpn"]
 
 
-class SegmentationTask(Task):
+class SegmentationTask(DenseTask):
     """Trains and tests a segmenter on pictures (B, ``in_chans``, H, W) and the classes of their pixels (B, H, W) int64.
 
     Pixels that are ``IGNORED_PIXEL`` do not count. In an evaluation targets may be of another size than their picture;
@@ -48,25 +43,21 @@ class SegmentationTask(Task):
     table_classes: ClassVar[int] = 150
     table_batch: ClassVar[int] = 1  # whose logits are 150 MB at 512 px
     scores: ClassVar[tuple[Score, ...]] = SegmentationMetrics.SCORES
+    head_options: ClassVar[dict[str, Any]] = {"auxiliary": False, "head_dim": None, "output_stride": None}
     LIMITS: ClassVar[dict[str, tuple[float, float]]] = {
         "num_classes": (2, IGNORED_PIXEL),
-        "in_chans": (1, math.inf),
-        "drop_path_rate": (0, 1),
         "auxiliary_weight": (0, math.inf),
         "head_lr_ratio": (0, math.inf),
-        **Task.LIMITS,
+        **DenseTask.LIMITS,
     }
 
     def __init__(
         self,
         name: str = "mobilemamba_s6",
         head: Head = "semantic_fpn",
-        arch: ArchOverrides = ArchOverrides(),  # noqa: B008 - read only; an Optional would hide its options in --help
         num_classes: int = 150,
-        in_chans: int = 3,
         head_dim: int | None = None,
         output_stride: int | None = None,
-        drop_path_rate: float | None = None,
         auxiliary: bool = False,
         auxiliary_weight: float = 0.4,
         loss_over: Literal["all", "counted"] = "all",
@@ -75,9 +66,6 @@ class SegmentationTask(Task):
         lr: float = 1.2e-4,
         reference_batch_size: int = 32,
         schedule: Schedule = "half_cosine",
-        min_lr_ratio: float = 0.0,
-        warmup_lr_ratio: float = 1e-5,
-        warmup_steps: int | None = 500,
         **training: Any,
     ) -> None:
         """Builds the network. The defaults of the optimiser are those of the paper's trainings on ADE20K.
@@ -85,13 +73,9 @@ class SegmentationTask(Task):
         Args:
             name: Backbone: any timm model that gives maps; mobilemamba_t2, _t4, _s6, _b1, _b2 or _b4.
             head: What stands on it.
-            arch: Architecture choices laid over a mobilemamba model; not for others.
             num_classes: Outputs of the network.
-            in_chans: Channels of a picture.
             head_dim: Width of the head; null for the paper's, 256, and 128 of semantic_fpn.
             output_stride: Stride of the coarsest map, for backbones whose last stages can be dilated instead.
-            drop_path_rate: Share of residual branches dropped in training; null for what the model was released with:
-                0.03 for mobilemamba_b1, _b2 and _b4, none for others.
             auxiliary: A second head on the last map but one, for a second loss in training.
             auxiliary_weight: Of that loss.
             loss_over: What the cross entropy is the mean over: ``all`` pixels, so that those that do not count add
@@ -103,9 +87,6 @@ class SegmentationTask(Task):
             schedule: After the warm-up, a ``cosine`` over the whole training; or the peak for its first half and a
                 cosine over the second, which goes on in every step (``half_cosine``) or once an epoch
                 (``half_cosine_by_epoch``).
-            min_lr_ratio: Final over peak learning rate.
-            warmup_lr_ratio: First over peak learning rate.
-            warmup_steps: Length of the linear warm-up in optimiser steps; null for ``warmup_epochs``.
             **training: Weights to start from, of a classifier for the backbone alone or of a segmenter; the rest of
                 optimiser and schedule, average and layout, as :class:`~mobilemamba.tasks.base.Task` takes them.
 
@@ -114,11 +95,7 @@ class SegmentationTask(Task):
             WeightsError: If ``weights`` cannot be read or do not fit.
         """
         given = dict(locals())
-        super().__init__(**training)
-        arch = ArchOverrides(**arch) if isinstance(arch, dict) else arch  # as a checkpoint keeps them
-        given |= {"arch": arch.given()}
-        if drop_path_rate is None:
-            given["drop_path_rate"] = VARIANTS[name].drop_path_rate if name in VARIANTS else 0.0
+        super().__init__(name, **training)
         self.keep_settings(given)
         self._closely: tuple[int | None, bool] = (None, False)
         self.use_network(self.build_model())
@@ -129,67 +106,22 @@ class SegmentationTask(Task):
 
     def build_model(self, num_classes: int | None = None, in_chans: int | None = None) -> Segmenter:
         """See :meth:`~mobilemamba.training.contract.TaskContract.build_model`."""
-        hparams = self.hparams
         return create_segmenter(
-            hparams["head"],
-            hparams["name"],
-            hparams["num_classes"] if num_classes is None else num_classes,
-            auxiliary=hparams["auxiliary"] and num_classes is None,  # as the paper counts
-            head_dim=hparams["head_dim"],
-            arch=ArchOverrides(**hparams["arch"]),
-            in_chans=hparams["in_chans"] if in_chans is None else in_chans,
-            drop_path_rate=hparams["drop_path_rate"],
-            output_stride=hparams["output_stride"],
+            **self.network_arguments(num_classes, in_chans),
+            auxiliary=self.hparams["auxiliary"] and num_classes is None,  # as the paper counts
+            output_stride=self.hparams["output_stride"],
         )
-
-    def load(self, model: nn.Module, weights: str) -> None:
-        """A segmenter's file as a whole; a classifier's into the backbone."""
-        card = read_card(weights)
-        if card is None:  # then the names tell: those of a classifier are none of a segmenter's
-            found = match(model, find_tensors(weights, *spellings(model))).report.loaded
-            whole = any(name.startswith("head.") for name in found)
-        else:
-            whole = card.task == self.task
-        if whole:
-            load_weights(model, weights, **self.accepted)
-        elif self.accepted["partial"]:
-            load_weights(model.get_submodule("backbone.model"), weights, partial=True)
-        else:
-            load_backbone(model.get_submodule("backbone"), weights, self.hparams["name"])
 
     def new_metrics(self) -> SegmentationMetrics:
         return SegmentationMetrics(self.hparams["num_classes"])
-
-    @classmethod
-    def settings_of(cls, card: ModelCard) -> dict[str, Any]:
-        if card.task != cls.task:
-            return super().settings_of(card)
-        return super().settings_of(card) | {
-            "head": card.head,
-            "auxiliary": False,
-            "head_dim": None,
-            "output_stride": None,
-            **card.head_options,
-        }
-
-    @property
-    def model_card(self) -> ModelCard:
-        hparams, data = self.hparams, self.data
-        return replace(
-            super().model_card,
-            head=hparams["head"],
-            head_options={name: hparams[name] for name in HEAD_OPTIONS if hparams[name]},
-            palette=data.palette if isinstance(data, SegmentationDataModule) else (),
-        )
 
     @property
     def of_classes(self) -> dict[str, float]:
         """Class's name -> its IoU in percent, of the better network in the last evaluation."""
         if not (counts := self.confusion):
             return {}
-        better = "ema" if self.average_is_better(self.trainer.callback_metrics) else "raw"
-        names = range(self.hparams["num_classes"]) if self.data is None else self.data.class_names
-        return {str(names[score.label]): round(100 * score.iou, 4) for score in class_scores(counts[better])}
+        names = self.class_names
+        return {names[score.label]: round(100 * score.iou, 4) for score in class_scores(counts[self.better])}
 
     def look_closely(self, window: int | None, tta: bool) -> None:
         look_closely(self.model, window)  # refuses what cannot be
@@ -203,9 +135,7 @@ class SegmentationTask(Task):
         data = self.data
         if not isinstance(data, SegmentationDataModule):
             return None
-        averaged = self.ema is not None and self.average_is_better(self.trainer.callback_metrics)
-        network = self.ema.module if self.ema is not None and averaged else self.model
-        found = likeliest(self.evaluate(network, images), (targets.shape[-2], targets.shape[-1]))
+        found = likeliest(self.evaluate(self.better_network, images), (targets.shape[-2], targets.shape[-1]))
         picture = unnormalised(images[0].float().cpu(), data.mean, data.std)
         return compare(picture, targets[0].cpu(), found[0].cpu(), data.class_names, data.palette)
 
@@ -235,7 +165,7 @@ class SegmentationTask(Task):
         of_head, of_auxiliary = self.model.forward_heads(self.in_layout(images))
         head = self.cross_entropy(of_head, targets)
         auxiliary = self.hparams["auxiliary_weight"] * self.cross_entropy(of_auxiliary, targets)
-        self.log_dict({"train/loss_head": head, "train/loss_auxiliary": auxiliary})
+        self.log_dict({"train/loss_head_step": head, "train/loss_auxiliary_step": auxiliary})
         return head + auxiliary
 
     def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:

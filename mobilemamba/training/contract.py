@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mobilemamba.errors import ConfigError
-from mobilemamba.models import ModelCard
+from mobilemamba.models import VARIANTS, ArchOverrides, ModelCard
 from mobilemamba.scores import Score
 
 #: What a module is chosen by that does not say it.
@@ -181,6 +181,22 @@ def plain_settings(given: Mapping[str, Any], limits: Mapping[str, tuple[float, f
     if not all(0 <= beta < 1 for beta in kept.get("betas", ())):
         raise ConfigError(f"betas={kept['betas']}: expected two numbers from 0 to below 1; change model.betas")
     return kept
+
+
+def network_settings(
+    name: str, arch: ArchOverrides | Mapping[str, Any], drop_path_rate: float | None
+) -> dict[str, Any]:
+    """The choices of a network as a checkpoint keeps them.
+
+    Args:
+        name: Of the model.
+        arch: Laid over it; from a checkpoint, as it keeps them.
+        drop_path_rate: None for what the model was released with.
+    """
+    chosen = ArchOverrides(**arch) if isinstance(arch, Mapping) else arch
+    if drop_path_rate is None:
+        drop_path_rate = VARIANTS[name].drop_path_rate if name in VARIANTS else 0.0
+    return {"arch": chosen.given(), "drop_path_rate": drop_path_rate}
 
 
 def init_arguments(kind: type) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from mobilemamba.models import ArchOverrides, ModelCard, Preprocessing, create_m
 from mobilemamba.tasks import DetectionTask
 from mobilemamba.training.callbacks import RunResults, StepSeed, TrainingPlots, run_checkpoints
 from mobilemamba.training.callbacks.examples import EXAMPLES_FILE, ValidationExamples
+from tests.states import assert_same_state
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::UserWarning:torch")
 
@@ -66,11 +67,11 @@ def test_a_training_learns_is_evaluated_and_leaves_a_whole_network(tmp_path: Pat
     plots.finish(trainer, task)
     assert {"confusion_matrix.png", "precision_recall.png", EXAMPLES_FILE} <= {path.name for path in tmp_path.iterdir()}
     network, card = load_network(tmp_path / "checkpoints/best.ckpt", verbose=False)
-    assert (card.task, card.head, card.head_options) == ("detection", head, {"head_dim": 16, "prune": False})
+    assert (card.task, card.head, card.head_options) == ("detection", head, {"head_dim": 16})
     assert (card.palette, card.category_ids) == (data.palette, data.category_ids)
     assert (card.preprocessing.resize, card.preprocessing.img_size) == ("stretch", (64, 64))
     again = make_task(head=head, weights=str(tmp_path / "checkpoints/best.ckpt"))
-    assert all(torch.equal(value, network.state_dict()[name]) for name, value in again.model.state_dict().items())
+    assert_same_state(again.model, network)
 
 
 def test_an_evaluation_is_also_of_the_network_that_predict_runs(tmp_path: Path) -> None:
@@ -97,8 +98,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
     run(tmp_path / "parts", 1)
     resumed = run(tmp_path / "parts", 2, tmp_path / "parts/checkpoints/last.ckpt")
     assert whole.global_step == resumed.global_step == 4
-    for name, value in whole.state_dict().items():
-        assert torch.equal(value, resumed.state_dict()[name]), name
+    assert_same_state(whole, resumed)
 
 
 def test_frozen_norms_keep_their_statistics_and_learn_their_weights(tmp_path: Path) -> None:
@@ -122,6 +122,18 @@ def test_a_classifier_s_weights_go_into_the_backbone(tmp_path: Path) -> None:
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
     with pytest.raises((ConfigError, WeightsError), match="mobilemamba_t2"):
         make_task(weights=path, name="mobilemamba_t4")
+
+
+def test_a_file_without_a_card_is_told_by_its_names(tmp_path: Path) -> None:
+    path, whole = str(tmp_path / "w.pth"), {"arch": ArchOverrides()}  # as such a file's classifier is taken to be
+    detector, classifier = make_task(**whole).model, create_model("mobilemamba_t2", num_classes=9)
+    for network, part in ((detector, ""), (classifier, "backbone.model")):
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(1)
+        torch.save(network.state_dict(), path)
+        ours, theirs = make_task(weights=path, **whole).model.get_submodule(part).state_dict(), network.state_dict()
+        assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
 def test_data_without_masks_are_refused_by_a_network_for_them(tmp_path: Path) -> None:
