@@ -13,7 +13,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import mobilemamba
 from mobilemamba.dense.candidates import KEPT_KEY
 from mobilemamba.drawing import distinct_colours
 from mobilemamba.errors import ConfigError, WeightsError
@@ -23,6 +22,7 @@ from mobilemamba.models.card import ModelCard
 from mobilemamba.models.predictor import class_names
 from mobilemamba.models.runtime import runtime_of
 from mobilemamba.text import printable
+from mobilemamba.version import __version__
 
 #: What runs the network, at the version that was tried; its npm package has many builds, of which this one needs two
 #: files: what is on the left is called as on the right.
@@ -126,7 +126,7 @@ def _title(card: ModelCard) -> str:
 def _described(card: ModelCard) -> str:
     height, width = card.preprocessing.img_size
     trained = f"trained on {card.data}; " if card.data else ""
-    return f"{_title(card)}, {trained}{width} x {height} px; written by mobilemamba {mobilemamba.__version__}."
+    return f"{_title(card)}, {trained}{width} x {height} px; written by mobilemamba {__version__}."
 
 
 def _fetch(folder: Path) -> None:
