@@ -26,9 +26,9 @@ class SingleStageDetector(Detector):
         options: As :class:`~mobilemamba.dense.detector.Detector` takes them.
     """
 
-    #: Of a detection: the lowest score, exclusive; the number of candidates of a level and of boxes of a picture at
-    #: most; and the overlap with a better box of its class that is too much.
-    score_threshold, candidates, max_boxes, overlap = 0.05, 1000, 100, 0.5
+    score_threshold, max_boxes, overlap = 0.05, 100, 0.5
+    #: The number of candidates of a level at most.
+    candidates = 1000
 
     def __init__(
         self,

@@ -15,6 +15,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
 from mobilemamba.cli.lightning_cli import is_first_process
+from mobilemamba.dense import create_segmenter
+from mobilemamba.models import ModelCard, Preprocessing, save_weights
 from mobilemamba.training.callbacks.receptive_fields import read_snapshots
 from mobilemamba_command import main
 
@@ -129,9 +131,14 @@ def test_every_pixel_counts_once_whoever_sees_it() -> None:
                 (Path("own") / kind / part).mkdir(parents=True, exist_ok=True)
                 Image.fromarray(pixels.astype(np.uint8)).save(Path("own") / kind / part / f"{part}{number}.png")
     Path("own/classes.txt").write_text("\n".join(names))
+    segmenter = create_segmenter("semantic_fpn", "mobilemamba_t2", len(names))
+    look = Preprocessing((32, 32), (0.5,) * 3, (0.2,) * 3, "bilinear")
+    card = ModelCard(
+        "mobilemamba_t2", look, len(names), class_names=tuple(names), task="segmentation", head="semantic_fpn"
+    )
+    save_weights(segmenter, "w.safetensors", card)
     options = shlex.split(
-        "--model SegmentationTask --model.name mobilemamba_t2 --model.head_dim 8 --data own --data.img_size 32 "
-        "--data.batch_size 1 --data.num_workers 0 --trainer.accelerator cpu --trainer.logger false"
+        "--weights w.safetensors --data own --data.num_workers 0 --trainer.accelerator cpu --trainer.logger false"
     )
     main(["validate", *options, "--per_class", "one.csv"])
     two = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--per_class", "two.csv"]

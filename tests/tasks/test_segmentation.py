@@ -75,9 +75,10 @@ def test_the_second_head_has_its_part(tmp_path: Path) -> None:
     x, targets = data.tensors
     both = task.train().model.forward_heads(x)
     head, auxiliary = (task.cross_entropy(each, targets).item() for each in both)
-    assert logged["train/loss_head"] == pytest.approx(head, rel=1e-4)
-    assert logged["train/loss_auxiliary"] == pytest.approx(0.25 * auxiliary, rel=1e-4)
+    assert logged["train/loss_head_step"] == pytest.approx(head, rel=1e-4)
+    assert logged["train/loss_auxiliary_step"] == pytest.approx(0.25 * auxiliary, rel=1e-4)
     assert logged["train/loss"] == pytest.approx(head + 0.25 * auxiliary, rel=1e-4)
+    assert {"train/loss_head", "train/loss_auxiliary"}.isdisjoint(logged)  # which curves would take for epochs' means
 
 
 def rates(task: SegmentationTask) -> dict[str, float]:
