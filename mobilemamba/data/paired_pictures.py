@@ -16,7 +16,7 @@ from torchvision import tv_tensors
 from mobilemamba.data.base import ABOVE_0
 from mobilemamba.data.batches import IGNORED_PIXEL, Unreadable
 from mobilemamba.data.folders import describe_left_out, few, list_pictures, scan_folder
-from mobilemamba.data.layout import PART_NAMES, find_parts, require_folder, spread_share
+from mobilemamba.data.layout import PART_NAMES, disguised_parts, find_parts, require_folder, spread_share
 from mobilemamba.data.masks import ClassList, decode_mask
 from mobilemamba.data.picture_files import LIMITS_OF_CHANGES, PictureFiles
 from mobilemamba.data.picture_set import Texts
@@ -256,12 +256,17 @@ class PairedPictures(PictureFiles, SegmentationDataModule):
                     f"the same names, into {self.masks_folder}/"
                 )
         parts, of_masks = find_parts(images), find_parts(masks)
-        if not parts:
+        if not (parts or of_masks):
+            if alike := disguised_parts(images):
+                raise DataError(f"{few(alike)} look like parts of a data set: name them train, val and test")
             return {"train": (images, masks)}
         pictures, folders = scan_folder(images)
         if others := [path for path in [*folders, *pictures] if Path(path) not in parts.values()]:
             self.notes.append(f"not used: {few(others)} beside the folders of the parts")
-        return {part: (folder, of_masks.get(part, masks / folder.name)) for part, folder in parts.items()}
+        name_of = {part: folder.name for part, folder in (of_masks | parts).items()}
+        return {
+            part: (parts.get(part, images / name), of_masks.get(part, masks / name)) for part, name in name_of.items()
+        }
 
     def _list(self, images: Path, masks: Path, left_out: Counter[str]) -> list[PairOfFiles]:
         for folder in (images, masks):
