@@ -5,7 +5,7 @@ PYTEST_ARGS ?= -n auto --maxprocesses 8 --dist worksteal
 # Where it matters whether the compiled kernels are there: in no test that runs no network, or says which backend runs.
 WITHOUT_KERNELS := tests/ops tests/layers tests/test_import.py tests/tasks/test_training.py \
 	$(patsubst %,--ignore=tests/ops/test_%.py,mlstm rwkv6 scan_2d scan_order selective_scan ttt_linear) \
-	$(patsubst %,tests/models/test_%.py,config distilled four_stages fuse global_mixer mobilemamba optimize parity) \
+	$(patsubst %,tests/models/test_%.py,config distilled four_stages fuse global_mixer mobilemamba parity) \
 	$(patsubst %,tests/tools/test_%.py,benchmark inspection prediction) \
 	$(patsubst %,tests/training/%.py,test_provenance callbacks/test_kernels)
 

@@ -116,6 +116,22 @@ def check_writable(path: Path, name: str) -> None:
         raise ConfigError(f"{name} {printable(path)}: {reason}") from None
 
 
+def make_folder(path: Path, name: str) -> None:
+    """Makes a folder that results go to, before the work for them is done.
+
+    Args:
+        path: Of the folder.
+        name: What the message calls it, e.g. the option.
+
+    Raises:
+        ConfigError: With the reason.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{name} {printable(path)}: {error.strerror}; choose another folder") from None
+
+
 def link_atomic(source: Path, target: Path) -> None:
     """Lets ``target`` be another name of the file ``source``, in place of what it was; a copy where links are unknown.
 

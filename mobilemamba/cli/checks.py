@@ -18,7 +18,7 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from mobilemamba.cpus import usable_cpus
 from mobilemamba.data import DataModule
 from mobilemamba.errors import ConfigError, MobileMambaError
-from mobilemamba.files import check_writable
+from mobilemamba.files import check_writable, make_folder
 from mobilemamba.training.contract import TaskContract
 
 #: The trainer's numbers that count something which there must be some of.
@@ -66,7 +66,7 @@ def check_settings(command: str, config: Any) -> None:
 
 
 def check_report(command: str, config: Any) -> None:
-    """Refuses what only evaluations have in a training, and a file of classes that cannot be written."""
+    """Refuses what only evaluations have in a training, and a file or a folder that cannot be written."""
     for name in ("per_class", "plots"):
         if command == "fit" and config[name] is not None:
             raise ConfigError(f"{name}={config[name]} is for validate and test; leave it out of fit")
@@ -74,6 +74,8 @@ def check_report(command: str, config: Any) -> None:
         raise ConfigError("window and tta are for validate and test; leave them out of fit")
     if config.per_class is not None:
         check_writable(Path(config.per_class), "--per_class")
+    if config.plots is not None:
+        make_folder(Path(config.plots), "--plots")
 
 
 def _impossible(name: str, value: object, expected: str) -> ConfigError:

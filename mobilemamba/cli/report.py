@@ -68,7 +68,6 @@ def print_evaluation(trainer: Trainer, module: LightningModule, data: DataModule
         print_classes(counts, names, settings.per_class, counted, worst_first=worst_first)
     if settings.plots is not None:
         folder = Path(settings.plots)
-        folder.mkdir(parents=True, exist_ok=True)
         draw_classes(folder, counts.long(), task.curves, names, title, counted)
         rank_zero_info(f"pictures: {printable(folder)}")
 

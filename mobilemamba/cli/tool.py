@@ -89,13 +89,18 @@ def run_tool(command: str, function: str, args: list[str]) -> None:
     module, _, name = function.partition(":")
     tool = getattr(import_module(module), name)
     parser = ToolParser(prog=f"mobilemamba {command}", description=(tool.__doc__ or "").strip().partition("\n")[0])
-    parser.add_function_arguments(tool, as_group=False, as_positional=True)
     parameters = signature(tool).parameters.values()
+    bare = [parameter for parameter in parameters if parameter.kind is Parameter.POSITIONAL_OR_KEYWORD]
+    optional = [later.name for first, later in itertools.pairwise(bare) if first.default is Parameter.empty]
+    optional = [parameter.name for parameter in bare if parameter.name in optional and parameter.default is None]
+    parser.add_function_arguments(tool, as_group=False, as_positional=True, skip=set(optional))
     several = [parameter.name for parameter in parameters if parameter.kind is Parameter.VAR_POSITIONAL]
     described = {entry.arg_name: entry.description for entry in docstring_parser.parse(tool.__doc__ or "").params}
     for name in several:
         parser.add_argument(name, nargs="*", default=[], help=described.get(name))
     kinds = get_type_hints(tool)
+    for name in optional:  # after those that are not
+        parser.add_argument(name, nargs="?", type=kinds[name], help=described.get(name))
     yes_or_no = [name for name, kind in kinds.items() if kind is bool]
     lists = [parameter.name for parameter in parameters if parameter.kind is Parameter.KEYWORD_ONLY]
     lists = [name for name in lists if {get_origin(kind) for kind in (kinds[name], *get_args(kinds[name]))} & _LISTS]

@@ -2,13 +2,14 @@
 
 import gc
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from mobilemamba.data.arrays import find, numbers, repeated, whole
 from mobilemamba.data.coco_masks import pack
 from mobilemamba.data.objects import Objects
 from mobilemamba.data.picture_set import Blobs, Texts
@@ -156,8 +157,8 @@ def _categories(given: list[Any], file: Path) -> dict[int, str]:
 def _pictures(given: list[Any], faults: Faults) -> tuple[np.ndarray, np.ndarray, list[str], np.ndarray]:
     """Places, ids, file names, and heights and widths of the pictures that can be used."""
     rows = [entry if isinstance(entry, dict) else {} for entry in given]
-    ids, ids_good = _whole([row.get("id") for row in rows])
-    sides = [_whole([row.get(key) for row in rows]) for key in ("height", "width")]
+    ids, ids_good = whole([row.get("id") for row in rows])
+    sides = [whole([row.get(key) for row in rows]) for key in ("height", "width")]
     names = [row.get("file_name") for row in rows]
     texts = [name.replace("\\", "/") if isinstance(name, str) else "" for name in names]
 
@@ -175,7 +176,7 @@ def _pictures(given: list[Any], faults: Faults) -> tuple[np.ndarray, np.ndarray,
     )
     bad |= flat
     for what, values in (("id", ids), ("file_name", np.array(texts, object))):
-        again = _repeated(values, ~bad)
+        again = repeated(values, ~bad)
         said = f"has the {what} of another: which of them is meant?"
         faults.leave_out(again, partial(lambda said, n: f"{shown(n)} {said}", said))
         bad |= again
@@ -194,19 +195,21 @@ def _annotations(
     masks: bool,
     overhang: float,
 ) -> Objects:
-    whole = [isinstance(row, tuple) for row in given]
+    complete = [isinstance(row, tuple) for row in given]
     rows = (
-        given if all(whole) else [row if is_whole else (None,) * 6 for row, is_whole in zip(given, whole, strict=True)]
+        given
+        if all(complete)
+        else [row if is_whole else (None,) * 6 for row, is_whole in zip(given, complete, strict=True)]
     )
-    image_ids, image_good = _whole([row[0] for row in rows])
-    category_ids, category_good = _whole([row[1] for row in rows])
-    boxes = _numbers([row[2] for row in rows], 4)
+    image_ids, image_good = whole([row[0] for row in rows])
+    category_ids, category_good = whole([row[1] for row in rows])
+    boxes = numbers([row[2] for row in rows], 4)
     absent = np.array([row[3] is None for row in rows], bool)
-    areas = np.where(absent, boxes[:, 2] * boxes[:, 3], _numbers([[row[3]] for row in rows], 1)[:, 0])
+    areas = np.where(absent, boxes[:, 2] * boxes[:, 3], numbers([[row[3]] for row in rows], 1)[:, 0])
     crowds = np.array([-1 if row[4] not in (0, 1) else int(row[4]) for row in rows], np.int64)
 
-    places, known = _find(ids, image_ids)
-    labels, named = _find(np.array(list(categories)), category_ids)
+    places, known = find(ids, image_ids)
+    labels, named = find(np.array(list(categories)), category_ids)
     finite = np.isfinite(boxes).all(1)
     height_M, width_M = sizes_N2[places].T if len(ids) else np.zeros((2, len(rows)))
     with np.errstate(invalid="ignore"):
@@ -224,7 +227,7 @@ def _annotations(
         return f"{printable(names[at])} of {sizes_N2[at, 1]} x {sizes_N2[at, 0]} pixels"
 
     checks: list[tuple[Any, Callable[[int], str]]] = [
-        (~np.array(whole, bool), lambda n: f"annotations[{n}] lacks one of {', '.join(_KEYS)}"),
+        (~np.array(complete, bool), lambda n: f"annotations[{n}] lacks one of {', '.join(_KEYS)}"),
         (
             ~(image_good & known),
             lambda n: f"annotations[{n}] has the image_id {_shown(rows[n][0])}, of no picture",
@@ -268,45 +271,6 @@ def _annotations(
         kept,
         Blobs(rows[n][5] or b"" for n in kept) if masks else None,
     )
-
-
-def _whole(values: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) int64, and which of them are whole numbers."""
-    good = np.array([type(value) is int and -(2**63) <= value < 2**63 for value in values], bool)
-    return np.array([value if is_good else 0 for value, is_good in zip(values, good, strict=True)], np.int64), good
-
-
-def _numbers(values: Sequence[Any], width: int) -> np.ndarray:
-    """(N, width) float64 of lists; NaN where one is something else."""
-    try:
-        found = np.array(values, np.float64)
-        if found.shape == (len(values), width):
-            return found
-    except (TypeError, ValueError, OverflowError):
-        pass
-    if len(values) < 2:
-        return np.full((len(values), width), np.nan)
-    return np.concatenate([_numbers([value], width) for value in values])
-
-
-def _find(known: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The place of each wanted number among the known ones, 0 for none, and whether it is one of them."""
-    if not len(known):
-        return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), bool)
-    order = known.argsort(kind="stable")
-    at = order[np.searchsorted(known, wanted, sorter=order).clip(max=len(known) - 1)]
-    found = known[at] == wanted
-    return np.where(found, at, 0), found
-
-
-def _repeated(values: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """Which are those of an earlier one."""
-    seen: set[Any] = set()
-    again = np.zeros(len(values), bool)
-    for n in np.flatnonzero(among):
-        again[n] = values[n] in seen
-        seen.add(values[n])
-    return again
 
 
 def _shown(value: Any) -> str:

@@ -2,19 +2,15 @@
 
 from functools import cached_property
 from math import inf
-from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_info
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from torch.utils.data import Dataset
 
-from mobilemamba.data.base import ABOVE_0, BELOW_1
 from mobilemamba.data.detection import DetectionDataModule
 from mobilemamba.data.detection_transforms import DetectionAugmentation, Resize, eval_transform, train_transform
 from mobilemamba.data.layout import PART_NAMES, spread_share
 from mobilemamba.data.objects import Objects, ObjectSet
+from mobilemamba.data.picture_files import LIMITS_OF_CHANGES, PictureFiles
 from mobilemamba.data.sampling import AspectSampler, EpochSampler
 from mobilemamba.errors import ConfigError, DataError
 from mobilemamba.text import printable
@@ -22,7 +18,7 @@ from mobilemamba.text import printable
 _LEAST_SIDE = 32  # of training pictures
 
 
-class DetectionPictures(DetectionDataModule):
+class DetectionPictures(PictureFiles, DetectionDataModule):
     """Base of data modules of files with boxes; a subclass lists them in ``parts``.
 
     Pictures without objects, and those with a side under 32 pixels, are not for training. Where pictures keep their
@@ -54,19 +50,11 @@ class DetectionPictures(DetectionDataModule):
             picture cannot be used.
     """
 
-    title: ClassVar[str | None] = None  # of the data set; else the folder's name
     LIMITS: ClassVar[dict[str, tuple[float, float, str]]] = {
-        **DetectionDataModule.LIMITS,
-        "mean": (-1, 1, "that of pictures in 0 to 1, e.g. 0.5"),
-        "std": (ABOVE_0, inf, "more than 0: pictures are divided by it"),
-        "val_fraction": (ABOVE_0, BELOW_1, "a share above 0 and below 1"),
+        **PictureFiles.LIMITS,
+        **LIMITS_OF_CHANGES,
         "augmentation.sides": (1, inf, "lengths in pixels, 1 or more"),
-        "augmentation.hflip": (0, 1, "a probability, 0 to 1"),
         "augmentation.expand": (0, 1, "a probability, 0 to 1"),
-        "augmentation.brightness": (0, 1, "0 to 1"),
-        "augmentation.contrast": (0, 1, "0 to 1"),
-        "augmentation.saturation": (0, 1, "0 to 1"),
-        "augmentation.hue": (0, 0.5, "turns, 0 to 0.5"),
         "augmentation.swap": (0, 1, "a probability, 0 to 1"),
     }
 
@@ -86,16 +74,10 @@ class DetectionPictures(DetectionDataModule):
     ) -> None:
         usual = {"fit": 800, "stretch": 320}[resize]
         super().__init__(usual if img_size is None else img_size, batch_size, **options)
-        self.root = root
-        self.mean = IMAGENET_DEFAULT_MEAN if mean is None else mean
-        self.std = IMAGENET_DEFAULT_STD if std is None else std
-        self.resize = resize
+        self.take(root, mean, std, on_error, upright)
         self.val_fraction = val_fraction
+        self.resize = resize
         self.augmentation = augmentation
-        self.on_error = on_error
-        if upright is not None:
-            self.upright = upright
-        self.notes: list[str] = []
 
     @cached_property
     def parts(self) -> dict[str, Objects]:
@@ -130,10 +112,8 @@ class DetectionPictures(DetectionDataModule):
 
     @cached_property
     def name(self) -> str:  # type: ignore[override]  # found when asked for
-        """The data set's name with the number of training and validation pictures, and of test pictures, if any."""
-        numbers = [f"{len(self.used[part]) if part in self.used else 0:,}" for part in PART_NAMES]
-        shown = numbers if "test" in self.used else numbers[:2]
-        return f"{self.title or Path(self.root).resolve().name} ({'/'.join(shown)})"
+        """See :meth:`named`."""
+        return self.named([len(self.used.get(part, ())) for part in PART_NAMES])
 
     def check_arguments(self) -> None:
         super().check_arguments()
@@ -146,12 +126,10 @@ class DetectionPictures(DetectionDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Read the annotations; once. Say so if some are not used."""
         self.check_arguments()
-        if self._is_set_up():
+        if self.is_set_up:
             return
-        used, how = self.used, self.preprocessing
-        for line in self.notes:
-            rank_zero_info(f"{printable(self.root)}: {line}")
-        options: dict[str, Any] = {"upright": how.pop("upright"), "skip": self.on_error == "skip"}
+        used = self.used
+        how, options = self.start()
         if "train" in used:
             change = train_transform(augmentation=self.augmentation, **how)
             self.train_set = ObjectSet(used["train"], change, self.seed, **options)
@@ -167,10 +145,5 @@ class DetectionPictures(DetectionDataModule):
         height_N, width_N = data.objects.sizes.T
         return AspectSampler(width_N >= height_N, self.batch_size, self.seed, *self._place)
 
-    def _is_set_up(self) -> bool:
-        return any(part is not None for part in (self.train_set, self.val_set, self.test_set))
-
-    def _ready(self, data: Dataset[Any] | None, part: str) -> Dataset[Any]:
-        if data is None and self._is_set_up():
-            raise DataError(f"{printable(self.root)} has no {part} pictures: add them with their annotations")
-        return super()._ready(data, part)
+    def missing(self, part: str) -> str:
+        return f"{printable(self.root)} has no {part} pictures: add them with their annotations"

@@ -121,10 +121,26 @@ def refuse_nested(root: Path, classes: Sequence[str]) -> None:
     )
 
 
+def disguised_parts(root: Path) -> list[str]:
+    """The folders in ``root`` if all of them are named nearly as parts, as ``trn`` and ``tst`` are; else none."""
+    folders = [Path(path) for path in scan_folder(root)[1]]
+    alike = _like_parts(folders)
+    return [printable(folder) for folder in alike] if _all_parts(alike, folders) else []
+
+
+def _like_parts(folders: list[Path]) -> dict[Path, str]:
+    """Those that have the name of a part in theirs, with it."""
+    return {folder: found[2] for folder in folders if (found := _LIKE_A_PART.search(folder.name.lower()))}
+
+
+def _all_parts(alike: dict[Path, str], folders: list[Path]) -> bool:
+    return len(alike) == len(folders) and len(set(alike.values())) > 1
+
+
 def _refuse_disguised_parts(folders: list[Path]) -> None:
-    alike = {folder: found[2] for folder in folders if (found := _LIKE_A_PART.search(folder.name.lower()))}
+    alike = _like_parts(folders)
     # A class may be a "bullet train"; its folder then holds pictures, and there are other ones.
-    flat = len(alike) == len(folders) and len(set(alike.values())) > 1
+    flat = _all_parts(alike, folders)
     if hiding := [folder for folder in alike if flat or _holds_folders_alone(folder)]:
         raise DataError(f"{printable(hiding[0])} looks like a part of a data set rather than a class: {_UNDERSTOOD}")
 

@@ -8,18 +8,17 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from mobilemamba.data.base import ABOVE_0, BELOW_1
+from mobilemamba.data.base import ABOVE_0
 from mobilemamba.data.batches import IGNORED_PIXEL, Unreadable
 from mobilemamba.data.folders import describe_left_out, few, list_pictures, scan_folder
-from mobilemamba.data.layout import PART_NAMES, find_parts, require_folder, spread_share
+from mobilemamba.data.layout import PART_NAMES, disguised_parts, find_parts, require_folder, spread_share
 from mobilemamba.data.masks import ClassList, decode_mask
+from mobilemamba.data.picture_files import LIMITS_OF_CHANGES, PictureFiles
 from mobilemamba.data.picture_set import Texts
 from mobilemamba.data.pictures import EXTENSIONS, decode_picture
 from mobilemamba.data.sampling import seeded
@@ -108,7 +107,7 @@ class PairSet(Dataset[tuple[Tensor, Tensor] | Unreadable]):
         return picture, torch.from_numpy(mask_HW)
 
 
-class PairedPictures(SegmentationDataModule):
+class PairedPictures(PictureFiles, SegmentationDataModule):
     """Base of data modules of pictures and masks in two folders of the same structure.
 
     These lie beside each other, with folders for the parts in them; or within the folders of the parts. The parts may
@@ -141,21 +140,13 @@ class PairedPictures(SegmentationDataModule):
             pair cannot be used.
     """
 
-    title: ClassVar[str | None] = None  # of the data set; else the folder's name
     masks_folder: ClassVar[str] = "masks"
     masks_may_be_empty: ClassVar[bool] = False
     LIMITS: ClassVar[dict[str, tuple[float, float, str]]] = {
-        **SegmentationDataModule.LIMITS,
-        "mean": (-1, 1, "that of pictures in 0 to 1, e.g. 0.5"),
-        "std": (ABOVE_0, inf, "more than 0: pictures are divided by it"),
-        "val_fraction": (ABOVE_0, BELOW_1, "a share above 0 and below 1"),
+        **PictureFiles.LIMITS,
+        **LIMITS_OF_CHANGES,
         "augmentation.scale": (ABOVE_0, inf, "two numbers above 0, the least first"),
         "augmentation.max_share": (ABOVE_0, 1, "a share above 0, at most 1"),
-        "augmentation.hflip": (0, 1, "a probability, 0 to 1"),
-        "augmentation.brightness": (0, 1, "0 to 1"),
-        "augmentation.contrast": (0, 1, "0 to 1"),
-        "augmentation.saturation": (0, 1, "0 to 1"),
-        "augmentation.hue": (0, 0.5, "turns, 0 to 0.5"),
     }
 
     def __init__(
@@ -172,15 +163,9 @@ class PairedPictures(SegmentationDataModule):
         **options: Any,
     ) -> None:
         super().__init__(512 if img_size is None else img_size, batch_size, **options)
-        self.root = root
-        self.mean = IMAGENET_DEFAULT_MEAN if mean is None else mean
-        self.std = IMAGENET_DEFAULT_STD if std is None else std
+        self.take(root, mean, std, on_error, upright)
         self.val_fraction = val_fraction
         self.augmentation = augmentation
-        self.on_error = on_error
-        if upright is not None:
-            self.upright = upright
-        self.notes: list[str] = []
 
     @classmethod
     def is_root(cls, root: Path) -> bool:
@@ -230,9 +215,8 @@ class PairedPictures(SegmentationDataModule):
 
     @cached_property
     def name(self) -> str:  # type: ignore[override]  # found when asked for
-        """The data set's name with the number of training and validation pictures, and of test pictures, if any."""
-        numbers = "/".join(f"{len(part):,}" for part in self.pairs[: 3 if self.pairs.test else 2])
-        return f"{self.title or Path(self.root).resolve().name} ({numbers})"
+        """See :meth:`named`."""
+        return self.named([len(part) for part in self.pairs])
 
     def check_arguments(self) -> None:
         super().check_arguments()
@@ -243,16 +227,11 @@ class PairedPictures(SegmentationDataModule):
     def setup(self, stage: str | None = None) -> None:
         """List the pictures; once. Say so if files are not used."""
         self.check_arguments()
-        if self._is_set_up():
+        if self.is_set_up:
             return
-        pairs, how = self.pairs, self.preprocessing
-        for line in self.notes:
-            rank_zero_info(f"{printable(self.root)}: {line}")
-        options: dict[str, Any] = {
-            "upright": how.pop("upright"),
-            "skip": self.on_error == "skip",
-            "empty": self.masks_may_be_empty,
-        }
+        pairs = self.pairs
+        how, options = self.start()
+        options["empty"] = self.masks_may_be_empty
         if pairs.train:
             change = train_transform(augmentation=self.augmentation, **how)
             self.train_set = PairSet(pairs.train, self.classes, change, self.seed, **options)
@@ -261,14 +240,9 @@ class PairedPictures(SegmentationDataModule):
         if pairs.test:
             self.test_set = PairSet(pairs.test, self.classes, eval_transform(**how), **options)
 
-    def _is_set_up(self) -> bool:
-        return any(part is not None for part in (self.train_set, self.val_set, self.test_set))
-
-    def _ready(self, data: Dataset[Any] | None, part: str) -> Dataset[Any]:
-        if data is None and self._is_set_up():
-            where = Path(self.root, "images", {"training": "train", "validation": "val"}[part])
-            raise DataError(f"{printable(self.root)} has no {part} pictures: put them into {printable(where)}")
-        return super()._ready(data, part)
+    def missing(self, part: str) -> str:
+        where = Path(self.root, "images", {"training": "train", "validation": "val"}[part])
+        return f"{printable(self.root)} has no {part} pictures: put them into {printable(where)}"
 
     def _folders(self, root: Path) -> dict[str, tuple[Path, Path]]:
         """The folders of pictures and masks of each part; without parts, all are for training."""
@@ -282,12 +256,17 @@ class PairedPictures(SegmentationDataModule):
                     f"the same names, into {self.masks_folder}/"
                 )
         parts, of_masks = find_parts(images), find_parts(masks)
-        if not parts:
+        if not (parts or of_masks):
+            if alike := disguised_parts(images):
+                raise DataError(f"{few(alike)} look like parts of a data set: name them train, val and test")
             return {"train": (images, masks)}
         pictures, folders = scan_folder(images)
         if others := [path for path in [*folders, *pictures] if Path(path) not in parts.values()]:
             self.notes.append(f"not used: {few(others)} beside the folders of the parts")
-        return {part: (folder, of_masks.get(part, masks / folder.name)) for part, folder in parts.items()}
+        name_of = {part: folder.name for part, folder in (of_masks | parts).items()}
+        return {
+            part: (parts.get(part, images / name), of_masks.get(part, masks / name)) for part, name in name_of.items()
+        }
 
     def _list(self, images: Path, masks: Path, left_out: Counter[str]) -> list[PairOfFiles]:
         for folder in (images, masks):

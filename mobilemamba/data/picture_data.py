@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_info
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from torch.utils.data import Dataset
 
 from mobilemamba.data.base import ABOVE_0
 from mobilemamba.data.classification import ImageDataModule
+from mobilemamba.data.picture_files import PictureFiles
 from mobilemamba.data.picture_set import PictureSet, Source
 from mobilemamba.data.pictures import Augmentation, eval_transform, train_transform
-from mobilemamba.errors import ConfigError, DataError
+from mobilemamba.errors import ConfigError
 from mobilemamba.text import printable
 
 Interpolation = Literal["bilinear", "bicubic", "random"]
@@ -33,7 +31,7 @@ class Sources(NamedTuple):
         return "/".join(f"{number:,}" for number in numbers[: 3 if numbers[2] else 2])
 
 
-class PictureDataModule(ImageDataModule):
+class PictureDataModule(PictureFiles, ImageDataModule):
     """Base of data modules that list their pictures in :attr:`sources`.
 
     Here stand the arguments that they share.
@@ -62,11 +60,8 @@ class PictureDataModule(ImageDataModule):
     """
 
     LIMITS: ClassVar[dict[str, tuple[float, float, str]]] = {
-        **ImageDataModule.LIMITS,
+        **PictureFiles.LIMITS,
         "crop_pct": (ABOVE_0, 1, "a share above 0, at most 1"),
-        "mean": (-1, 1, "that of pictures in 0 to 1, e.g. 0.5"),
-        "std": (ABOVE_0, inf, "more than 0: pictures are divided by it"),
-        "augmentation.hflip": (0, 1, "a probability, 0 to 1"),
         "augmentation.re_prob": (0, 1, "a probability, 0 to 1"),
         "augmentation.color_jitter": (0, inf, "0 or more"),
         "augmentation.scale": (ABOVE_0, inf, "two numbers above 0, the least first"),
@@ -86,17 +81,11 @@ class PictureDataModule(ImageDataModule):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.root = root
-        self.mean = IMAGENET_DEFAULT_MEAN if mean is None else mean
-        self.std = IMAGENET_DEFAULT_STD if std is None else std
+        self.take(root, mean, std, on_error, upright)
         self.train_interpolation = interpolation or "bicubic"
         self.interpolation = "bicubic" if self.train_interpolation == "random" else self.train_interpolation
         self.crop_pct = 0.875 if crop_pct is None else crop_pct
         self.augmentation = augmentation
-        self.on_error = on_error
-        if upright is not None:
-            self.upright = upright
-        self.notes: list[str] = []
 
     @cached_property
     def sources(self) -> Sources:
@@ -123,7 +112,7 @@ class PictureDataModule(ImageDataModule):
     def setup(self, stage: str | None = None) -> None:
         """List the pictures; once. Say so if classes are missing, or files or folders are not used."""
         self.check_arguments()
-        if self._is_set_up():
+        if self.is_set_up:
             return
         parts = self.sources
         missing = [
@@ -131,10 +120,7 @@ class PictureDataModule(ImageDataModule):
             for part, classes in self.classes_present.items()
             if classes < self.num_classes
         ]
-        for line in [*self.notes, *missing]:
-            rank_zero_info(f"{printable(self.root)}: {line}")
-        how = self.preprocessing
-        options: dict[str, Any] = {"upright": how.pop("upright"), "skip": self.on_error == "skip"}
+        how, options = self.start(*missing)
         if parts.train is not None:
             statistics = {"mean": self.mean, "std": self.std}
             interpolation = self.train_interpolation
@@ -145,11 +131,6 @@ class PictureDataModule(ImageDataModule):
         if parts.test is not None:
             self.test_set = PictureSet(parts.test, eval_transform(**how), **options)
 
-    def _is_set_up(self) -> bool:
-        return any(part is not None for part in (self.train_set, self.val_set, self.test_set))
-
-    def _ready(self, data: Dataset[Any] | None, part: str) -> Dataset[Any]:
-        if data is None and self._is_set_up():
-            missing = Path(self.root) / {"training": "train", "validation": "val"}[part]
-            raise DataError(f"{printable(missing)} does not exist: put the {part} pictures there, one folder a class")
-        return super()._ready(data, part)
+    def missing(self, part: str) -> str:
+        folder = Path(self.root) / {"training": "train", "validation": "val"}[part]
+        return f"{printable(folder)} does not exist: put the {part} pictures there, one folder a class"

@@ -43,7 +43,7 @@ class SegmentationFolder(PairedPictures):
 
     def setup(self, stage: str | None = None) -> None:
         """List the pictures, and look at some masks, whether they are black and white; once."""
-        if not self._is_set_up() and self.ignore == 255:
+        if not self.is_set_up and self.ignore == 255:
             self._refuse_white_classes()
         super().setup(stage)
 

@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import functional as TF
 from mobilemamba.data.batches import IGNORED_PIXEL
 
 _LONGEST = 4  # times the shorter side: a longer picture is scaled to this length
+_LEAST = 32  # pixels a side that networks take; what is smaller is stretched, as masks are compared at their own size
 _TRIES = 10  # at a crop with more than one class
 
 
@@ -59,6 +60,7 @@ def eval_transform(
 
     Args:
         img_size: The picture's shorter side becomes the shorter of these, see :func:`scaled_size`; nothing is cut off.
+            A side that falls below 32 and these so, as of a very thin picture, is stretched to that.
         mean: Per channel, of pictures in 0..1.
         std: Per channel, of pictures in 0..1.
         interpolation: Of the scaling.
@@ -115,13 +117,14 @@ _Target = TypeVar("_Target")
 
 
 class _ToSide:
-    """Scales a picture to a shorter side."""
+    """Scales a picture to a shorter side, and stretches what would be too thin for a network."""
 
     def __init__(self, side: int, mode: v2.InterpolationMode, *, antialias: bool) -> None:
         self.side, self.mode, self.antialias = side, mode, antialias
 
     def __call__(self, image: Tensor) -> Tensor:
-        size = scaled_size(image.shape[-2:], self.side)
+        least = min(_LEAST, self.side)
+        size = [max(least, side) for side in scaled_size(image.shape[-2:], self.side)]
         return TF.resize(image, size, self.mode, antialias=self.antialias)
 
 

@@ -1,12 +1,13 @@
 """Networks for dense prediction: backbones of timm's with necks and heads."""
 
 from mobilemamba.dense.backbone import create_backbone, load_backbone
+from mobilemamba.dense.candidates import RuntimeDetector
 from mobilemamba.dense.detection import DETECTION_HEADS, build_detector, create_detector
 from mobilemamba.dense.detector import Detector
 from mobilemamba.dense.inference import SlidingWindow, Views, look_closely
 from mobilemamba.dense.release_cards import card_of_release
 from mobilemamba.dense.segmenter import SEGMENTATION_HEADS, Segmenter, build_segmenter, create_segmenter
-from mobilemamba.models.checkpoints import BUILDERS, PREDICTORS, TELLERS
+from mobilemamba.models.checkpoints import BUILDERS, IN_RUNTIME, PREDICTORS, TELLERS
 
 __all__ = [
     "DETECTION_HEADS",
@@ -27,6 +28,7 @@ __all__ = [
 HEADS = dict.fromkeys(SEGMENTATION_HEADS, "segmentation") | dict.fromkeys(DETECTION_HEADS, "detection")
 
 BUILDERS |= {"detection": build_detector, "segmentation": build_segmenter}
+IN_RUNTIME["detection"] = RuntimeDetector
 TELLERS.append(card_of_release)
 PREDICTORS |= {
     "detection": "mobilemamba.dense.detection_predictor.DetectionPredictor",

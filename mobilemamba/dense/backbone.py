@@ -10,6 +10,7 @@ from typing import Any
 from timm.models import group_parameters
 from torch import nn
 
+from mobilemamba.dense.any_size import take_any_size
 from mobilemamba.errors import ConfigError, WeightsError
 from mobilemamba.models.checkpoints import load_network
 from mobilemamba.models.config import ArchOverrides
@@ -46,6 +47,7 @@ def create_backbone(
     except (AssertionError, AttributeError, RuntimeError, TypeError) as error:
         asked = "maps to stand a head on" if output_stride is None else f"maps with output_stride={output_stride}"
         raise ConfigError(f"model {name!r} gives no {asked}; choose another") from error
+    take_any_size(backbone.model)
     given = backbone.feature_info.reduction()[-1]
     if output_stride not in (None, given):
         raise ConfigError(f"output_stride={output_stride}: the last map of {name} has stride {given}; leave it out")
@@ -87,7 +89,8 @@ def why_unsuitable(error: Exception, height: int, width: int) -> str | None:
     """What is wrong with pictures that a network failed at, or None if the error is not about them."""
     if isinstance(error, AssertionError):  # timm's transformers of one size
         return f"pictures of {width} x {height} px do not suit the backbone: {error}"
-    if "must match the size of tensor" in str(error):  # others of timm's, whose attention knows one size
+    if any(part in str(error) for part in ("must match the size of tensor", "is invalid for input of size")):
+        # Others of timm's, whose attention knows one size.
         return f"pictures of {width} x {height} px do not suit the backbone, which is built for another size"
     if "more than 1 value per channel" in str(error):
         return (

@@ -83,7 +83,8 @@ def assign(
 
 def by_anchor(maps: Sequence[Tensor], width: int) -> Tensor:
     """What a head says of every anchor, (B, N, width), of its map of each level, (B, anchors * width, h, w)."""
-    return torch.cat([x.permute(0, 2, 3, 1).reshape(len(x), -1, width) for x in maps], 1)
+    # Not len(x), which a tracer takes for a constant.
+    return torch.cat([x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, width) for x in maps], 1)
 
 
 def above(logits: Tensor, threshold: float, most: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from mobilemamba.dense.backbone import by_depth, why_unsuitable
-from mobilemamba.dense.release_names import Names, ours_to_release, release_to_ours
-from mobilemamba.errors import ConfigError
-from mobilemamba.models.mobilemamba import MobileMamba
-from mobilemamba.models.release_names import Released, StateDict
+from mobilemamba.dense.network import DenseNetwork
 
 #: Height and width of each picture of a batch.
 Sizes = Tensor | Sequence[tuple[int, int]]
-#: Side of the smallest picture, half of the coarsest map's usual stride.
-_SMALLEST = 32
 
 
-class Detector(Released):
+class Detector(DenseNetwork):
     """Boxes in pictures (B, in_chans, H, W), which are normalised, and padded at the right and below.
 
     ``forward`` gives what the heads say, for an export; ``losses`` and ``detect`` what a training and a user want.
@@ -39,8 +32,11 @@ class Detector(Released):
         ConfigError: If pictures are too small, or in training too few for the norms.
     """
 
-    #: Of the authors' checkpoints.
-    release_names: Names = ()
+    #: Of a detection: the lowest score, exclusive; the number of boxes of a picture at most; and the overlap with a
+    #: better box of its class that is too much.
+    score_threshold: float
+    max_boxes: int
+    overlap: float
 
     def __init__(
         self,
@@ -92,15 +88,8 @@ class Detector(Released):
 
     def levels(self, images: Tensor) -> list[Tensor]:
         """The levels that heads read, the finest first."""
-        height, width = images.shape[-2:]
-        if min(height, width) < _SMALLEST:
-            raise ConfigError(f"pictures of {width} x {height} px: expected {_SMALLEST} a side or more; enlarge them")
-        try:
+        with self.suiting(images):
             return self.neck(self.maps(images))
-        except (AssertionError, RuntimeError, ValueError) as error:
-            if (reason := why_unsuitable(error, height, width)) is None:
-                raise
-            raise ConfigError(reason) from error
 
     def sizes(self, images: Tensor, sizes: Sizes | None) -> list[tuple[int, int]]:
         """Height and width of each picture, as numbers."""
@@ -122,21 +111,3 @@ class Detector(Released):
 
     def start_afresh(self, classifier: nn.Module) -> None:
         """Leaves what other classes take the place of as it was built: a focal loss begins at rare boxes, not at 0."""
-
-    def no_weight_decay(self) -> set[str]:
-        """Parameters that decay would harm, by the backbone's own account."""
-        model: Any = self.backbone.model
-        return {f"backbone.model.{name}" for name in getattr(model, "no_weight_decay", set)()}
-
-    @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> Callable[[str], float]:
-        """See :func:`~mobilemamba.dense.backbone.by_depth`."""
-        return by_depth(self.backbone, coarse=coarse)
-
-    def from_release(self, state: StateDict) -> StateDict:
-        model = self.backbone.model
-        directions = model.config.directions if isinstance(model, MobileMamba) else 1
-        return release_to_ours(state, directions, self.release_names)
-
-    def to_release(self, state: StateDict) -> StateDict:
-        return ours_to_release(state, self.release_names)

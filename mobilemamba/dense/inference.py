@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from mobilemamba.dense.network import SMALLEST
 from mobilemamba.dense.pooled import resize
-from mobilemamba.dense.segmenter import SMALLEST
 from mobilemamba.errors import ConfigError
 
 

@@ -71,7 +71,6 @@ class MaskRCNN(Detector):
     """
 
     release_names: Names = MASK_RCNN
-    #: Of a detection, as those of a single-stage detector.
     score_threshold, max_boxes, overlap = 0.05, 100, 0.5
     #: Proposals of a level before the overlapping ones go, in training and else; and of a picture after that.
     training_candidates, candidates, proposals, proposal_overlap = 2000, 1000, 1000, 0.7

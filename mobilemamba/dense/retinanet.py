@@ -65,7 +65,11 @@ class RetinaNet(SingleStageDetector):
     def box_loss(self, codes: Tensor, expected: Tensor) -> Tensor:
         return F.l1_loss(codes, expected, reduction="sum")
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid()
+
     def best(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See the class above; of logits, as few are worth a sigmoid."""
         threshold = torch.logit(torch.tensor(self.score_threshold)).item()
         values, at, labels = above(logits, threshold, self.candidates)
         return values.float().sigmoid(), at, labels

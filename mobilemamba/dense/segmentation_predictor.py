@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -12,11 +12,19 @@ from torch import Tensor
 
 from mobilemamba.dense.inference import look_closely
 from mobilemamba.dense.pixels import likeliest
+from mobilemamba.dense.segmenter import Segmenter
 from mobilemamba.drawing import Colour, distinct_colours, drawable, legend, overlay, panels
 from mobilemamba.errors import ConfigError
 from mobilemamba.models.predictor import LABELS, Predictor, Row, class_names
 
 _BYTE = 256  # classes that the pixels of a palette's picture can name
+
+
+class CoarseLogits(NamedTuple):
+    """What a network makes of pictures, before it is of their size."""
+
+    logits: Tensor  # (B, classes, h, w)
+    size: tuple[int, int]  # height and width of the prepared pictures
 
 
 class SegmentationPredictor(Predictor):
@@ -51,11 +59,19 @@ class SegmentationPredictor(Predictor):
         self.how += f", in windows of {window} px" if window else ""
         self.how += ", averaged over 12 views" if tta else ""
 
-    def rows(self, outputs: Tensor, sizes: Sequence[tuple[int, int]] | None = None) -> list[Row]:
-        """See :meth:`Predictor.rows`; of logits (B, classes, h, w), scaled to each picture's own size."""
-        sizes = [(outputs.shape[-2], outputs.shape[-1])] * len(outputs) if sizes is None else sizes
+    def ask(self, x: Tensor) -> CoarseLogits:
+        """On a CPU without scaling the logits: only the classes are wanted, which are found a few rows at a time."""
+        network, size = self.network, (x.shape[-2], x.shape[-1])
+        if isinstance(network, Segmenter) and x.device.type == "cpu":
+            return CoarseLogits(network.coarse_logits(x), size)
+        return CoarseLogits(network(x), size)
+
+    def rows(self, outputs: CoarseLogits, sizes: Sequence[tuple[int, int]] | None = None) -> list[Row]:
+        """See :meth:`Predictor.rows`; of logits that are scaled to each picture's own size."""
+        prepared = outputs.size
+        sizes = [prepared] * len(outputs.logits) if sizes is None else sizes
         kind = np.uint8 if self.card.num_classes <= _BYTE else np.uint16
-        found = (likeliest(logits[None], size)[0] for logits, size in zip(outputs, sizes, strict=True))
+        found = (likeliest(logits[None], prepared, size)[0] for logits, size in zip(outputs.logits, sizes, strict=True))
         return [self._row(labels.cpu().numpy().astype(kind)) for labels in found]
 
     def _row(self, labels_HW: np.ndarray) -> Row:

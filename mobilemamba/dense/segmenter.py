@@ -16,32 +16,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mobilemamba.dense.backbone import by_depth, create_backbone, why_unsuitable
+from mobilemamba.dense.backbone import create_backbone
 from mobilemamba.dense.classifier import AuxiliaryHead
 from mobilemamba.dense.deeplabv3 import DeepLabV3Head
+from mobilemamba.dense.network import DenseNetwork
+from mobilemamba.dense.pixels import likeliest
 from mobilemamba.dense.pooled import resize
 from mobilemamba.dense.pspnet import PSPNetHead
-from mobilemamba.dense.release_names import ours_to_release, release_to_ours
 from mobilemamba.dense.semantic_fpn import FPN, SemanticFPNHead
 from mobilemamba.errors import ConfigError, WeightsError
 from mobilemamba.layers.conv_norm import ConvNorm
 from mobilemamba.models.card import ModelCard
 from mobilemamba.models.config import ArchOverrides
 from mobilemamba.models.inference.packed import is_traced
-from mobilemamba.models.mobilemamba import MobileMamba
-from mobilemamba.models.release_names import Released, StateDict
 
 _ON_LAST_MAP: dict[str, Callable[..., nn.Module]] = {"deeplabv3": DeepLabV3Head, "pspnet": PSPNetHead}
 SEGMENTATION_HEADS = (*_ON_LAST_MAP, "semantic_fpn")
 #: Choices of a head that a card keeps, as :func:`create_segmenter` takes them.
 HEAD_OPTIONS: dict[str, type] = {"auxiliary": bool, "head_dim": int, "output_stride": int}
-#: Side in pixels of the smallest picture, half of the coarsest map's usual stride.
-SMALLEST = 32
 #: A pyramid has this many levels at most, none of a stride below this, all of this many channels.
 _LEVELS, _FINEST, _NECK_DIM = 4, 4, 256
 
 
-class Segmenter(Released):
+class Segmenter(DenseNetwork):
     """Pictures (B, in_chans, H, W) of any size from 32 px a side to logits (B, classes, H, W); nothing is padded.
 
     Args:
@@ -68,50 +65,34 @@ class Segmenter(Released):
         self.auxiliary_head = auxiliary_head
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._logits(x, auxiliary=False)[0]
+        return resize(self.coarse_logits(x), x.shape[-2:])
 
     def forward_heads(self, x: Tensor) -> tuple[Tensor, ...]:
         """The head's logits, then the auxiliary head's if there is one, (B, classes, H, W) each: for a training."""
-        return self._logits(x, auxiliary=True)
+        return tuple(resize(each, x.shape[-2:]) for each in self._logits(x, auxiliary=True))
 
-    def _logits(self, x: Tensor, *, auxiliary: bool) -> tuple[Tensor, ...]:
-        height, width = x.shape[-2:]
-        if min(height, width) < SMALLEST:
-            raise ConfigError(f"pictures of {width} x {height} px: expected {SMALLEST} a side or more; enlarge them")
-        try:
+    def coarse_logits(self, x: Tensor) -> Tensor:
+        """The logits at a map's size, (B, classes, h, w), which ``forward`` scales to the pictures'."""
+        return self._logits(x, auxiliary=False)[0]
+
+    def labels(self, x: Tensor) -> Tensor:
+        """The class of each pixel, (B, H, W) int64: the best of ``forward``'s logits, of which there are never all."""
+        return likeliest(self.coarse_logits(x), (x.shape[-2], x.shape[-1]))
+
+    def _logits(self, x: Tensor, *, auxiliary: bool) -> list[Tensor]:
+        with self.suiting(x):
             maps = self.backbone(x)
             logits = [self.head(maps if self.neck is None else self.neck(maps))]
             if auxiliary and self.auxiliary_head is not None:
                 logits.append(self.auxiliary_head(maps))
-        except (AssertionError, RuntimeError, ValueError) as error:
-            if (reason := why_unsuitable(error, height, width)) is None:
-                raise
-            raise ConfigError(reason) from error
         if not (self.training or is_traced()):  # channels last: half the time to resize, a fifth to find the best class
             logits = [each.contiguous(memory_format=torch.channels_last) for each in logits]
-        return tuple(resize(each, (height, width)) for each in logits)
+        return logits
 
     def get_classifier(self) -> tuple[nn.Module, ...]:
         """The 1x1 convolutions that give the logits; timm's name for what a new number of classes replaces."""
         heads: list[Any] = [self.head] if self.auxiliary_head is None else [self.head, self.auxiliary_head]
         return tuple(head.classifier[-1] for head in heads)
-
-    def no_weight_decay(self) -> set[str]:
-        """Parameters that decay would harm, by the backbone's own account."""
-        model: Any = self.backbone.model
-        return {f"backbone.model.{name}" for name in getattr(model, "no_weight_decay", set)()}
-
-    @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> Callable[[str], float]:
-        """See :func:`~mobilemamba.dense.backbone.by_depth`."""
-        return by_depth(self.backbone, coarse=coarse)
-
-    def from_release(self, state: StateDict) -> StateDict:
-        model = self.backbone.model
-        return release_to_ours(state, model.config.directions if isinstance(model, MobileMamba) else 1)
-
-    def to_release(self, state: StateDict) -> StateDict:
-        return ours_to_release(state)
 
 
 def create_segmenter(

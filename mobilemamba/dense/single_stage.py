@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mobilemamba.dense.anchors import Anchors
-from mobilemamba.dense.boxes import IGNORED, BoxCoder, keep_best, wanted
+from mobilemamba.dense.boxes import IGNORED, BoxCoder, above, keep_best, wanted
 from mobilemamba.dense.detector import Detector, Sizes
 
 
@@ -26,9 +26,9 @@ class SingleStageDetector(Detector):
         options: As :class:`~mobilemamba.dense.detector.Detector` takes them.
     """
 
-    #: Of a detection: the lowest score, exclusive; the number of candidates of a level and of boxes of a picture at
-    #: most; and the overlap with a better box of its class that is too much.
-    score_threshold, candidates, max_boxes, overlap = 0.05, 1000, 100, 0.5
+    score_threshold, max_boxes, overlap = 0.05, 100, 0.5
+    #: The number of candidates of a level at most.
+    candidates = 1000
 
     def __init__(
         self,
@@ -91,6 +91,13 @@ class SingleStageDetector(Detector):
             detections.append(keep_best(*found, size, self.overlap, self.max_boxes))
         return detections
 
+    def candidates_of(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Boxes (B, N, 4) in pixels and probabilities (B, N, classes) of every anchor, float32."""
+        logits, codes, grids = self._heads(images)
+        anchors = torch.cat(self.anchors(grids, images.device)).expand(codes.shape[0], -1, -1).flatten(0, 1)
+        boxes = self.coder.decode_single(codes.float().flatten(0, 1), anchors)
+        return boxes.view_as(codes), self.probabilities(logits.float())
+
     def match(self, anchors: Tensor, boxes: Tensor) -> Tensor:
         """Which box each anchor is to find, as :func:`~mobilemamba.dense.boxes.assign` says it."""
         raise NotImplementedError
@@ -103,6 +110,10 @@ class SingleStageDetector(Detector):
         """Summed; both (n, 4)."""
         raise NotImplementedError
 
-    def best(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores, anchors and labels of a level's candidates, of its logits (n, classes)."""
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Of the classes without the background, (..., classes), of the head's logits."""
         raise NotImplementedError
+
+    def best(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores, anchors and labels of a level's candidates, of its logits."""
+        return above(self.probabilities(logits.float()), self.score_threshold, self.candidates)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobilemamba.dense.anchors import Anchors, default_boxes
-from mobilemamba.dense.boxes import BACKGROUND, IGNORED, BoxCoder, above, assign, by_anchor
+from mobilemamba.dense.boxes import BACKGROUND, IGNORED, BoxCoder, assign, by_anchor
 from mobilemamba.dense.release_names import SSDLITE, Names
 from mobilemamba.dense.single_stage import SingleStageDetector
 from mobilemamba.layers.conv_norm import ConvNorm
@@ -142,5 +142,5 @@ class SSDLite(SingleStageDetector):
     def box_loss(self, codes: Tensor, expected: Tensor) -> Tensor:
         return F.smooth_l1_loss(codes, expected, reduction="sum")
 
-    def best(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return above(logits.float().softmax(1)[:, :-1], self.score_threshold, self.candidates)
+    def probabilities(self, logits: Tensor) -> Tensor:
+        return logits.softmax(-1)[..., :-1]

@@ -5,7 +5,7 @@ from mobilemamba.export.inference import runners
 from mobilemamba.export.writing import Exported, export_network
 from mobilemamba.models.runtime import RUNNERS, RUNTIMES
 
-RUNTIMES |= {suffix: form for suffix, form in FORMATS.items() if form.reads}
+RUNTIMES |= FORMATS
 RUNNERS |= runners()
 
 __all__ = ["FORMATS", "Exported", "export_network"]

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from mobilemamba.export.format import INPUT, OUTPUT, Format, Source
+from mobilemamba.errors import WeightsError
+from mobilemamba.export.format import INPUT, Format, Source
+from mobilemamba.text import printable
 
 
 class CoreMl(Format):
@@ -23,18 +25,16 @@ class CoreMl(Format):
     def write(self, source: Source, metadata: Mapping[str, str], path: Path) -> None:
         import coremltools
 
-        program = source.program
-        for node in list(program.graph.nodes):  # which its converter does not know
-            if node.op == "call_function" and str(node.target) == "aten.alias.default":
-                node.replace_all_uses_with(node.args[0])
-                program.graph.erase_node(node)
         precision = coremltools.precision
         model = coremltools.convert(
-            program,
+            source.program,
             inputs=[coremltools.TensorType(name=INPUT, shape=tuple(source.example.shape))],
-            outputs=[coremltools.TensorType(name=OUTPUT)],
+            outputs=[coremltools.TensorType(name=source.answer)],
             minimum_deployment_target=coremltools.target.iOS17,
             compute_precision=precision.FLOAT16 if source.dtype == "float16" else precision.FLOAT32,
         )
         model.user_defined_metadata.update(metadata)
         model.save(str(path))
+
+    def metadata(self, path: Path) -> Mapping[str, str]:
+        raise WeightsError(f"{printable(path)} runs in Core ML, on macOS and iOS alone; give the weights it is of")

@@ -10,6 +10,7 @@ import torch
 
 from mobilemamba.export.beside import WithJson, write_note
 from mobilemamba.export.format import OUTPUTS_KEY, Source
+from mobilemamba.export.quiet import quiet
 from mobilemamba.models.runtime import RuntimeNetwork
 
 
@@ -32,17 +33,21 @@ class ExecuTorch(WithJson):
 
     def load(self, path: Path) -> RuntimeNetwork:
         self.need(self.reads)
-        from executorch.runtime import Runtime
-
         said = self.metadata(path)
         try:
-            method = Runtime.get().load_program(path).load_method("forward")
-            assert method is not None
+            with quiet():
+                from executorch.extension.pybindings import portable_lib
+                from executorch.runtime import Runtime
+
+                portable_lib._unsafe_reset_threadpool(torch.get_num_threads())  # of the whole process, and no other way
+                program = Runtime.get().load_program(path.read_bytes())
+                loaded = program, program.load_method("forward")
             shape = tuple(int(size) for size in said["shape"].split("x"))
         except Exception as error:  # of its own kinds
             raise self.unreadable(path, error) from None
 
         def run(batch: np.ndarray) -> np.ndarray:
+            _, method = loaded  # which reads the bytes that the program holds
             return method.execute([torch.from_numpy(batch)])[0].numpy().copy()
 
         return RuntimeNetwork(run, shape, "ExecuTorch", probabilities=said.get(OUTPUTS_KEY) == "probabilities")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,13 +16,14 @@ from torch.export import Dim, ExportedProgram
 
 from mobilemamba.errors import ConfigError, WeightsError
 from mobilemamba.export.calibration import Calibration
-from mobilemamba.export.form import decompositions
+from mobilemamba.export.form import decompositions, without_idle_steps
+from mobilemamba.export.quiet import quiet
 from mobilemamba.models.runtime import Runtime, RuntimeNetwork
 from mobilemamba.text import printable
 
-#: Names of what goes in and what comes out, in formats that name them.
-INPUT, OUTPUT = "pictures", "logits"
-#: Under which a file says, beside its card, what it answers with: logits or probabilities.
+#: Name of what goes in, in formats that name it.
+INPUT = "pictures"
+#: Under which a file says, beside its card, what it answers with: logits, probabilities or a detector's candidates.
 OUTPUTS_KEY = "outputs"
 #: Under which it says what its arithmetic is in.
 PRECISION_KEY = "precision"
@@ -39,6 +41,7 @@ class Source:
     opset: int | None = None  # ONNX's; None for the usual one
     softmax: bool = False  # whether it answers with probabilities
     calibration: Calibration | None = None  # pictures to fit int8 by
+    answer: str = "logits"  # name of what comes out, in formats that name it
 
     @property
     def example(self) -> Tensor:
@@ -74,7 +77,7 @@ class Source:
             for what, free, size in zip(("batch", "channels", "size", "size"), self.shape, taken, strict=True):
                 if free is None and isinstance(size, int):
                     raise ConfigError(f"--{what} dynamic: the network takes {size} alone; give that")
-            return program.run_decompositions(decompositions())
+            return without_idle_steps(program.run_decompositions(decompositions()))
 
 
 class Format(Runtime):
@@ -89,7 +92,6 @@ class Format(Runtime):
         dtypes: Of weights and arithmetic, that it knows.
         casts: Whether the network itself is to be in another type, and the runtime does not see to that.
         calibrates: Whether int8 is fitted by pictures.
-        runs_in_memory: Whether a network can be run without a file, by :meth:`in_memory`.
         any_batch: Whether one file takes any number of pictures; and is to by default.
         any_size: Whether one file takes pictures of any size.
     """
@@ -102,7 +104,6 @@ class Format(Runtime):
     dtypes: ClassVar[tuple[str, ...]] = ("float32",)
     casts: ClassVar[bool] = True
     calibrates: ClassVar[bool] = False
-    runs_in_memory: ClassVar[bool] = False
     any_batch: ClassVar[bool] = False
     any_size: ClassVar[bool] = False
 
@@ -117,8 +118,11 @@ class Format(Runtime):
         raise NotImplementedError
 
     def in_memory(self, source: Source) -> RuntimeNetwork:
-        """The network as one that the runtime runs."""
-        raise NotImplementedError
+        """The network as one that the runtime runs; by way of a file, where it takes no other."""
+        with tempfile.TemporaryDirectory() as folder, quiet():
+            path = Path(folder) / f"network{self.suffix}"
+            self.write(source, {}, path)
+            return self.load(path)
 
     def need(self, packages: tuple[str, ...]) -> None:
         """Refuses where one of the packages is missing.

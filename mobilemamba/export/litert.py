@@ -11,6 +11,7 @@ import torch
 
 from mobilemamba.export.beside import WithJson, write_note
 from mobilemamba.export.format import OUTPUTS_KEY, Source
+from mobilemamba.export.quiet import quiet
 from mobilemamba.models.runtime import RuntimeNetwork
 
 
@@ -37,11 +38,12 @@ class LiteRt(WithJson):
 
     def load(self, path: Path) -> RuntimeNetwork:
         self.need(self.reads)
-        from ai_edge_litert.interpreter import Interpreter
-
         try:
-            interpreter = Interpreter(str(path), num_threads=torch.get_num_threads())
-            interpreter.allocate_tensors()
+            with quiet():
+                from ai_edge_litert.interpreter import Interpreter
+
+                interpreter = Interpreter(str(path), num_threads=torch.get_num_threads())
+                interpreter.allocate_tensors()
             (pictures,), answer = interpreter.get_input_details(), interpreter.get_output_details()[0]
         except Exception as error:  # of its own kinds
             raise self.unreadable(path, error) from None

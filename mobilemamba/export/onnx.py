@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +10,8 @@ import numpy as np
 import torch
 
 from mobilemamba.errors import ConfigError
-from mobilemamba.export.format import INPUT, OUTPUT, OUTPUTS_KEY, Format, Source
+from mobilemamba.export.format import INPUT, OUTPUTS_KEY, Format, Source
+from mobilemamba.export.quiet import quiet
 from mobilemamba.models.runtime import RuntimeNetwork
 
 #: The newest that older runtimes know as well, and the oldest that the exporter writes.
@@ -30,7 +28,6 @@ class Onnx(Format):
     reads = ("onnxruntime",)
     dtypes: ClassVar[tuple[str, ...]] = ("float32", "float16", "int8")
     calibrates = True
-    runs_in_memory = True
     any_batch = True
     any_size = True
 
@@ -103,7 +100,7 @@ def to_onnx(source: Source) -> Any:
     opset = source.opset or _OPSET
     if not _OLDEST <= opset <= _NEWEST:
         raise ConfigError(f"--opset {opset}: expected {_OLDEST} to {_NEWEST}")
-    with _quiet():
+    with quiet():
         exported = torch.onnx.export(
             source.program,
             (source.example,),
@@ -111,7 +108,7 @@ def to_onnx(source: Source) -> Any:
             verbose=False,
             opset_version=opset,
             input_names=[INPUT],
-            output_names=[OUTPUT],
+            output_names=[source.answer],
             optimize=False,
         )
         assert exported is not None
@@ -152,7 +149,7 @@ def quantized(model: Any, pictures: torch.Tensor, path: Path) -> Any:
             batch = next(self.batches, None)
             return None if batch is None else {INPUT: batch.numpy()}
 
-    with _quiet():
+    with quiet():
         quantize_static(
             model,
             str(path),
@@ -189,19 +186,3 @@ def _name_sizes(graph: Any, source: Source) -> None:
         for dim in entry.type.tensor_type.shape.dim:
             if dim.dim_param:
                 dim.dim_param = names.get(dim.dim_param, dim.dim_param)
-
-
-@contextlib.contextmanager
-def _quiet() -> Any:
-    """The exporter warns of what it does about older versions of operators."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

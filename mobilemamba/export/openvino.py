@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -11,7 +12,8 @@ import numpy as np
 import torch
 
 from mobilemamba.errors import ConfigError
-from mobilemamba.export.format import INPUT, OUTPUT, OUTPUTS_KEY, PRECISION_KEY, Format, Source
+from mobilemamba.export.format import INPUT, OUTPUTS_KEY, PRECISION_KEY, Format, Source
+from mobilemamba.export.quiet import quiet
 from mobilemamba.models.runtime import RuntimeNetwork
 
 #: Where a file has what we say of it.
@@ -33,13 +35,11 @@ class OpenVino(Format):
     dtypes: ClassVar[tuple[str, ...]] = ("float32", "float16", "bfloat16", "int8")
     casts = False
     calibrates = True
-    runs_in_memory = True
     any_batch = True
     any_size = True
 
     def write(self, source: Source, metadata: Mapping[str, str], path: Path) -> None:
-        import openvino
-
+        openvino = load_openvino()
         model = to_openvino(source)
         for key, value in metadata.items():
             model.set_rt_info(value, [_SECTION, key])
@@ -60,18 +60,24 @@ class OpenVino(Format):
         return in_openvino(to_openvino(source))
 
     def _read(self, path: Path) -> Any:
-        import openvino
-
         try:
-            return openvino.Core().read_model(path)
+            with quiet():
+                return load_openvino().Core().read_model(path)
         except Exception as error:  # RuntimeError, and others of its own
             raise self.unreadable(path, error) from None
 
 
-def in_openvino(model: Any) -> RuntimeNetwork:
-    """A model of OpenVINO's as a network, compiled for each size of its input: that is twice as fast as a free one."""
+def load_openvino() -> Any:
+    """The package, which reports its use to Intel unless that part of it cannot be imported; then it has a stub."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None: is not to be found
     import openvino
 
+    return openvino
+
+
+def in_openvino(model: Any) -> RuntimeNetwork:
+    """A model of OpenVINO's as a network, compiled for each size of its input: that is twice as fast as a free one."""
+    openvino = load_openvino()
     said, core = _said(model), openvino.Core()
     options = {
         "INFERENCE_PRECISION_HINT": "bf16" if said.get(PRECISION_KEY) == "bfloat16" else "f32",
@@ -97,15 +103,14 @@ def to_openvino(source: Source) -> Any:
     Raises:
         ConfigError: If it cannot be converted.
     """
-    import openvino
-
+    openvino = load_openvino()
     try:
         model = openvino.convert_model(source.program)
     except RuntimeError as error:
         raise ConfigError(f"OpenVINO cannot convert the network: {' '.join(str(error).split())[:300]}") from None
     model.reshape([-1 if size is None else size for size in source.shape])  # which the converter leaves open
     model.inputs[0].get_tensor().set_names({INPUT})
-    model.outputs[0].get_tensor().set_names({OUTPUT})
+    model.outputs[0].get_tensor().set_names({source.answer})
     if source.dtype == "int8":
         assert source.calibration is not None
         return _quantized(model, source.calibration.pictures)
@@ -113,6 +118,7 @@ def to_openvino(source: Source) -> Any:
 
 
 def _quantized(model: Any, pictures: torch.Tensor) -> Any:
+    load_openvino()
     import nncf
 
     nncf.set_log_level(40)

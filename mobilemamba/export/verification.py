@@ -15,7 +15,7 @@ from mobilemamba.export.format import Format, Source
 from mobilemamba.text import printable
 
 #: The largest difference that passes, as a share of the largest logit, by what the weights are in; for int8 the answers
-#: to pictures tell more.
+#: to pictures tell more. A detector's answers are shares of a picture's side and probabilities.
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 
 
@@ -23,10 +23,11 @@ TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 class Check:
     """What a comparison found."""
 
-    error: float | None  # largest difference as a share of the largest logit; None where it could not be run
+    error: float | None  # largest difference as a share of ``unit``; None where it could not be run
     batches: tuple[int, ...]  # numbers of pictures that were tried
     runtime: str  # that answered, or why it could not
     agreement: Agreement | None = None  # on the pictures that were given
+    unit: str = ""  # what differences are a share of, in words
 
 
 @torch.no_grad()
@@ -46,6 +47,7 @@ def check(network: nn.Module, form: Format, path: Path, source: Source) -> Check
         return Check(None, (), f"{form.name} runs elsewhere; its structure was checked by its converter")
     exported = form.load(path)
     error, batches = 0.0, []
+    unit = "a picture's side or a probability of 1" if source.answer == "candidates" else "the largest logit"
     for pictures in examples(source):
         expected = network(pictures)
         try:
@@ -68,11 +70,11 @@ def check(network: nn.Module, form: Format, path: Path, source: Source) -> Check
         error = max(error, difference) if difference == difference else difference
         if not difference <= TOLERANCES.get(source.dtype, float("inf")):
             raise WeightsError(
-                f"{printable(path.name)} is not written: {exported.how} is off by {difference:.1e} of the largest "
-                f"logit, where {TOLERANCES[source.dtype]:.0e} is the most in {source.dtype}"
+                f"{printable(path.name)} is not written: {exported.how} is off by {difference:.1e} of {unit}, "
+                f"where {TOLERANCES[source.dtype]:.0e} is the most in {source.dtype}"
             )
     agreement = None if source.calibration is None else compare(network, exported, source.calibration)
-    return Check(error, tuple(dict.fromkeys(batches)), exported.how, agreement)
+    return Check(error, tuple(dict.fromkeys(batches)), exported.how, agreement, unit)
 
 
 def examples(source: Source) -> Iterator[Tensor]:

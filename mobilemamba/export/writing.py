@@ -10,17 +10,20 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from mobilemamba.dense import Detector
+from mobilemamba.dense.candidates import KEPT_KEY, Candidates, as_candidates, canvas
 from mobilemamba.errors import ConfigError, MobileMambaError, WeightsError
 from mobilemamba.export.calibration import Calibration
 from mobilemamba.export.form import exportable
 from mobilemamba.export.format import OUTPUTS_KEY, PRECISION_KEY, Source
 from mobilemamba.export.formats import format_of
+from mobilemamba.export.quiet import quiet
 from mobilemamba.export.verification import Check, check
 from mobilemamba.files import check_writable
 from mobilemamba.layers.ss2d import SS2D
@@ -93,29 +96,43 @@ def export_network(
             "--size dynamic: the network's scans are written out step by step for one number of pixels; give the size "
             "in pixels"
         )
+    if isinstance(network, Detector) and (any_size or softmax or dtype == "int8"):
+        reasons = {
+            "--size dynamic": "a detector's boxes are laid out for one size of pictures; give it in pixels",
+            "--softmax": "not for detectors, which answer with probabilities; leave it out",
+            "--dtype int8": "not for detectors; take float16",
+        }
+        option = "--size dynamic" if any_size else "--softmax" if softmax else "--dtype int8"
+        raise ConfigError(f"{option}: {reasons[option]}")
     _check_target(target)
     any_batch = form.any_batch and batch is None if any_batch is None else any_batch
-    network = network.eval()
+    size = canvas(network, card.preprocessing.img_size, fits=card.preprocessing.resize == "fit")
+    network = as_candidates(network.eval())
+    answer = "probabilities" if softmax else "candidates" if isinstance(network, Candidates) else "logits"
     source = Source(
         _in_types(exportable(network), _DTYPES.get(dtype if form.casts else "", torch.float32), softmax=softmax),
         card.in_chans,
-        None if any_size else card.preprocessing.img_size,
+        None if any_size else size,
         None if any_batch else batch or 1,
         dtype,
         opset,
         softmax,
         calibration,
+        answer,
     )
     _try(network, source)
     metadata = {
         CARD_KEY: json.dumps(card.as_dict()),
-        OUTPUTS_KEY: "probabilities" if softmax else "logits",
+        OUTPUTS_KEY: answer,
         PRECISION_KEY: dtype,
         "producer": f"mobilemamba {__version__}",
     }
+    if isinstance(network, Candidates):
+        metadata[KEPT_KEY] = json.dumps(asdict(network.kept(size, card.in_chans)))
     with _staged(target) as staged:
         try:
-            form.write(source, metadata, staged)
+            with quiet():
+                form.write(source, metadata, staged)
         except (MobileMambaError, OSError):
             raise
         except Exception as error:  # of the libraries' own kinds, for a full disk as for what they cannot convert
@@ -152,7 +169,7 @@ def _try(network: nn.Module, source: Source) -> None:
     except MobileMambaError:
         raise
     except Exception as error:  # whatever a network may raise
-        height, width = source.example.shape[2:]
+        height, width = source.sizes[0]
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(
             f"the network does not take pictures of {source.channels} channels and {height}x{width} pixels: {reason}"

@@ -21,7 +21,7 @@ from mobilemamba.models.create import check_model_name, create_model
 from mobilemamba.models.matching import LoadReport, classes_of, head_names, match, spellings
 from mobilemamba.models.mobilemamba import MobileMamba
 from mobilemamba.models.release_names import StateDict
-from mobilemamba.models.runtime import runtime_of
+from mobilemamba.models.runtime import RuntimeNetwork, runtime_of
 from mobilemamba.models.weights_file import find_tensors
 from mobilemamba.text import printable
 
@@ -129,6 +129,8 @@ def load_network(
         _check_name(model, card, printable(path), option)
         in_runtime = runtime.load(Path(path))
         in_runtime.scales = card.task == "segmentation"
+        if card.task in IN_RUNTIME:
+            in_runtime = IN_RUNTIME[card.task](in_runtime, runtime.metadata(Path(path)))
         return in_runtime, card
     network, card, _ = _load(path, model, option, verbose=verbose)
     return network, card
@@ -248,6 +250,10 @@ def _build_classifier(card: ModelCard) -> nn.Module:
 
 #: Task, as cards name it, -> builds the network of such a card.
 BUILDERS: dict[str, Callable[[ModelCard], nn.Module]] = {"classification": _build_classifier}
+
+#: Task, as cards name it, -> makes of what another program runs, and what its file says, a network for the task; for
+#: tasks whose networks have more to them than ``forward``.
+IN_RUNTIME: dict[str, Callable[[RuntimeNetwork, Mapping[str, str]], RuntimeNetwork]] = {}
 
 #: Task, as cards name it, -> import path of the class that asks its networks, which is loaded when it first does.
 PREDICTORS: dict[str, str] = {"classification": "mobilemamba.models.predictor.ClassificationPredictor"}

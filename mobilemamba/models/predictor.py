@@ -124,8 +124,12 @@ class Predictor:
 
     @torch.inference_mode()
     def forward(self, pictures: Tensor) -> Any:
-        """What the network makes of prepared pictures (B, C, H, W)."""
-        return self.network(pictures.to(self.device, self.dtype, memory_format=torch.channels_last))
+        """What the network makes of prepared pictures (B, C, H, W), for :meth:`rows`."""
+        return self.ask(pictures.to(self.device, self.dtype, memory_format=torch.channels_last))
+
+    def ask(self, x: Tensor) -> Any:
+        """The same of pictures on the network's device."""
+        return self.network(x)
 
     def rows(self, outputs: Any, sizes: Sequence[tuple[int, int]] | None = None) -> list[Row]:
         """The answer for each picture of a batch.

@@ -28,6 +28,11 @@ def compiled(namespace: dict[str, Any], *functions: Callable[..., object]) -> li
     return list(kernels.values())
 
 
+def padded(size: int) -> int:
+    """The next power of 2: the size of a tile."""
+    return 1 << max(size - 1, 0).bit_length()
+
+
 def why_not_on(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the kernels cannot run there, or None if they can."""
     if find_spec("triton") is None:

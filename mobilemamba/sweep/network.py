@@ -44,8 +44,9 @@ def check_and_count(rows: list[Row]) -> dict[str, dict[str, float]]:
             pixels; with its norms folded where it is such a row.
 
     Returns:
-        Row name -> ``flops_m`` (the paper's convention), ``macs_m`` and ``params_m`` in millions; empty for another
-        module than a task of ours, and where ``table_size`` is null.
+        Row name -> ``flops_m`` (the paper's convention), ``macs_m`` and ``params_m`` in millions, and
+        ``table_classes``, which they are for; empty for another module than a task of ours, and where ``table_size`` is
+        null.
 
     Raises:
         MobileMambaError: Naming the row and what is wrong with it.
@@ -123,7 +124,8 @@ def _count(task: Any, row: Row) -> dict[str, float]:
         if sum(p.numel() for p in network.parameters()) == parameters:
             raise ConfigError("sweep.fused: this network has no norms that can be folded; take the row out")
     found = complexity(network, img_size)
-    return {"flops_m": found.flops / 1e6, "macs_m": found.macs / 1e6, "params_m": found.params / 1e6}
+    counts = {"flops_m": found.flops / 1e6, "macs_m": found.macs / 1e6, "params_m": found.params / 1e6}
+    return {**counts, "table_classes": task.table_classes}
 
 
 def _listed(value: Any) -> Any:

@@ -77,6 +77,7 @@ def load_sweep(root: Path) -> SavedSweep:
     if single:
         measured = single.get("measured") or {}
         counts = {f"{key}_m": measured[key] / 1e6 for key in ("flops", "macs", "params") if key in measured}
+        counts |= {"table_classes": measured["num_classes"]} if "num_classes" in measured else {}
         size = measured.get("img_size")
         row = Row(root.name, root, {"table_size": size}, scores=_scores(single.get("scores")))
         return SavedSweep(root.name, [], "", [record(row, counts)])

@@ -33,7 +33,7 @@ def record(row: Row, counts: dict[str, float], running: bool = False) -> Record:
 
     Args:
         row: Where to look.
-        counts: ``flops_m``, ``macs_m``, ``params_m``.
+        counts: ``flops_m``, ``macs_m``, ``params_m``, ``table_classes``.
         running: Whether this sweep is training it now.
     """
     results, status = read_json(row.run_dir / "results.json"), read_json(row.run_dir / "status.json")
@@ -62,7 +62,8 @@ def record(row: Row, counts: dict[str, float], running: bool = False) -> Record:
     entry |= {key: results.get(key) for key in (*of_scores, *_RESULTS)}
     if not results:
         entry |= {"epochs": progress.get("epoch"), "resumes": progress.get("resumes")}
-    entry |= {"table_size": row.config.get("table_size"), "run_dir": str(row.run_dir)}
+    entry |= {"table_size": row.config.get("table_size"), "table_classes": counts.get("table_classes")}
+    entry |= {"run_dir": str(row.run_dir)}
     entry |= {"note": row.note, "fused_of": row.fused_of}
     entry |= {f"paper_{key}": row.paper.get(key) for key in paper_columns(row.scores)}
     for key in ("flops_m", "params_m"):  # no scores: a sample's score and an ImageNet score have no difference
@@ -148,8 +149,12 @@ def to_sheet(title: str, records: list[Record], swept: list[str], paper_note: st
     notes = [f"[{number}] {text}" for number, text in enumerate(marks, start=1)] + describe(records)
     if alike:
         notes.append(f"All rows: {', '.join(f'{name} {cell(shown[0][key])}' for key, name in labels(alike).items())}.")
-    if sizes := list(dict.fromkeys(str(entry["table_size"]) for entry in shown if entry["table_size"])):
-        notes.append(f"FLOPs (the paper's convention) and Params are for {', '.join(sizes)} px and 1000 classes.")
+    sizes, classes = (
+        list(dict.fromkeys(str(entry[key]) for entry in shown if entry[key])) for key in ("table_size", "table_classes")
+    )
+    if sizes:
+        of_classes = f" and {' or '.join(classes)} classes" if classes else ""
+        notes.append(f"FLOPs (the paper's convention) and Params are for {', '.join(sizes)} px{of_classes}.")
     if len(shown) < len(records):
         notes.append(
             "± is the standard deviation over the seeds, with their number in brackets where some are missing."

@@ -18,7 +18,14 @@ from mobilemamba.models.runtime import runtime_of
 from mobilemamba.tasks.evaluation import SAME_EVERYWHERE, EvaluatedTask
 from mobilemamba.training.contract import init_arguments, plain_settings
 from mobilemamba.training.metrics import Comparison, DeviceMean, Metrics
-from mobilemamba.training.optimizer import DecayRule, can_be_fused, parameter_groups, scale_lr, set_learning_rates
+from mobilemamba.training.optimizer import (
+    DecayRule,
+    can_be_fused,
+    parameter_groups,
+    rate_to_show,
+    scale_lr,
+    set_learning_rates,
+)
 from mobilemamba.training.provenance import pictures_a_step
 from mobilemamba.training.schedule import Schedule, rate_of, set_rates_of_now
 
@@ -28,7 +35,7 @@ class Task(EvaluatedTask):
 
     It builds its network and hands it to :meth:`use_network`; its :meth:`training_loss` is learned from, and
     :meth:`new_metrics` are evaluated. Besides what an evaluation logs, there are ``train/loss`` (mean over the epoch,
-    as trained on), ``train/loss_step`` and ``lr`` (each step).
+    as trained on), ``train/loss_step`` and, before any factor of a head or a layer, ``lr`` (each step).
 
     Attributes:
         accepted: What weights may lack, as :func:`~mobilemamba.models.load_weights` takes it.
@@ -88,8 +95,9 @@ class Task(EvaluatedTask):
             warmup_epochs: Length of the linear warm-up.
             warmup_steps: The same in optimiser steps, in place of ``warmup_epochs``; null for these.
             weight_decay: Of AdamW.
-            weight_decay_rule: What decays: all but vectors, as in the ``release``, or a ``clean`` choice that spares
-                biases, scales and logarithms stored as matrices too.
+            weight_decay_rule: What decays: all but vectors, as in the ``release``; all but LayerNorms, as in its
+                ``downstream`` trainings, detectors and segmenters; or a ``clean`` choice that spares, beside vectors,
+                biases, scales and logarithms stored as matrices.
             layer_decay: Factor on the learning rate from one layer to the layer before it, e.g. 0.75 for fine-tuning.
             betas: Of AdamW.
 
@@ -171,8 +179,8 @@ class Task(EvaluatedTask):
         loss = self.training_loss(images, targets)
         self.mean_train_loss.update(loss.detach().masked_fill(~loss.isfinite(), torch.nan), len(images))
         self.log("train/loss_step", loss, prog_bar=True)
-        rate = max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
-        self.log("lr", torch.tensor(rate))  # on the CPU: Lightning would copy a number to the device, and wait for it
+        rate = torch.tensor(rate_to_show(self.trainer.optimizers) or 0.0)
+        self.log("lr", rate)  # on the CPU: Lightning would copy a number to the device, and wait for it
         return loss
 
     def on_train_epoch_end(self) -> None:

@@ -159,7 +159,7 @@ class ClassificationTask(Task):
         learned = distillation_loss(
             of_teacher, self._beside["teacher"](images), self.distillation.kind, self.distillation.tau
         )
-        self.log_dict({"train/loss_task": task, "train/loss_distillation": learned})
+        self.log_dict({"train/loss_task_step": task, "train/loss_distillation_step": learned})
         return task + self.distillation.weight * learned
 
     def predict_step(self, batch: Any) -> dict[str, Tensor]:

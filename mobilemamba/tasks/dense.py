@@ -14,6 +14,7 @@ from mobilemamba.models.matching import match, spellings
 from mobilemamba.models.weights_file import find_tensors
 from mobilemamba.tasks.base import Task
 from mobilemamba.training.contract import network_settings
+from mobilemamba.training.optimizer import DecayRule
 
 
 class DenseTask(Task):
@@ -39,6 +40,7 @@ class DenseTask(Task):
         min_lr_ratio: float = 0.0,
         warmup_lr_ratio: float = 1e-5,
         warmup_steps: int | None = 500,
+        weight_decay_rule: DecayRule = "downstream",
         **training: Any,
     ) -> None:
         """The defaults of the optimiser are what the paper's trainings on ADE20K and COCO share.
@@ -52,6 +54,9 @@ class DenseTask(Task):
             min_lr_ratio: Final over peak learning rate.
             warmup_lr_ratio: First over peak learning rate.
             warmup_steps: Length of the linear warm-up in optimiser steps; null for ``warmup_epochs``.
+            weight_decay_rule: What decays: all but LayerNorms, as in the release's ``downstream`` trainings; all but
+                vectors, as in its classifiers' (``release``); or a ``clean`` choice that spares, beside vectors,
+                biases, scales and logarithms stored as matrices.
             **training: Weights to start from, of a classifier for the backbone alone or of the whole network; the rest
                 of optimiser and schedule, average and layout, as :class:`~mobilemamba.tasks.base.Task` takes them.
 

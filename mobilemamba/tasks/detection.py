@@ -38,7 +38,7 @@ class DetectionTask(DenseTask):
     Logs for validation and test COCO's average precisions in percent, 0 to 100: ``val/map`` (over IoU 0.5 to 0.95),
     ``val/map50``, ``val/map75`` and those of small, medium and large objects; of ``mask_rcnn`` also those of masks,
     ``val/mask_map`` the first of them, which is its headline. The averaged network's have the suffix ``_ema``, and
-    ``val/map_max`` is the better of both. In training each part of the loss is ``train/loss_PART``.
+    ``val/map_max`` is the better of both. In training each part of the loss is ``train/loss_PART_step``.
     """
 
     task: ClassVar[str] = "detection"
@@ -147,7 +147,7 @@ class DetectionTask(DenseTask):
     def training_loss(self, images: Tensor, targets: list[dict[str, Tensor]]) -> Tensor:
         """The sum of the network's losses."""
         losses = self.model.losses(self.in_layout(images), targets)
-        self.log_dict({f"train/loss_{name}": loss for name, loss in losses.items()})
+        self.log_dict({f"train/loss_{name}_step": loss for name, loss in losses.items()})
         return torch.stack([*losses.values()]).sum()
 
     # Evaluation.

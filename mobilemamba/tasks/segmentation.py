@@ -165,7 +165,7 @@ class SegmentationTask(DenseTask):
         of_head, of_auxiliary = self.model.forward_heads(self.in_layout(images))
         head = self.cross_entropy(of_head, targets)
         auxiliary = self.hparams["auxiliary_weight"] * self.cross_entropy(of_auxiliary, targets)
-        self.log_dict({"train/loss_head": head, "train/loss_auxiliary": auxiliary})
+        self.log_dict({"train/loss_head_step": head, "train/loss_auxiliary_step": auxiliary})
         return head + auxiliary
 
     def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:

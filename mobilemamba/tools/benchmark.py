@@ -65,9 +65,9 @@ def benchmark(
 
     Args:
         models: timm's names, and weights files of networks (.safetensors, .ckpt).
-        head: What stands on the models: deeplabv3, pspnet, semantic_fpn; by default on B4 and three rivals at 512 px,
-            in batches of 1.
-        size: Sides of the pictures in pixels; by default what each network was made for.
+        head: What stands on the models: deeplabv3, pspnet, semantic_fpn; or mask_rcnn, retinanet, ssdlite, whose
+            time is told by parts; by default on B4 and three rivals at 512 px, 800 px or 320 px, in batches of 1.
+        size: Sides of the pictures in pixels, as 512 or 800x1280; by default what each network was made for.
         batch: Pictures at a time; by default 1,32, in training 32, for scaling 1.
         device: cpu, cuda or another of torch's; auto takes a GPU where there is one.
         dtype: float32, bfloat16, float16; in training that of the autocast region.
@@ -100,7 +100,7 @@ def benchmark(
     usual = ("2" if head else "32") if train else "1" if scaling or head else "1,32"
     cases = expand(
         names,
-        sizes=_numbers("size", size or (SCALED_SIZES if scaling else "")),
+        sizes=_sizes(size or (SCALED_SIZES if scaling else "")),
         batches=_numbers("batch", batch or usual),
         devices=_words(device),
         dtypes=_words(dtype),
@@ -165,6 +165,17 @@ def _numbers(name: str, text: str) -> list[int]:
         return [int(word) for word in _words(text)]
     except ValueError:
         raise ConfigError(f"--{name} {text}: expected whole numbers, separated by commas") from None
+
+
+def _sizes(text: str) -> list[int | tuple[int, int]]:
+    found: list[int | tuple[int, int]] = []
+    for word in _words(text):
+        try:
+            height, _, width = word.partition("x")
+            found.append((int(height), int(width)) if width else int(word))
+        except ValueError:
+            raise ConfigError(f"--size {text}: expected sides as 512 or 800x1280, separated by commas") from None
+    return found
 
 
 @contextmanager

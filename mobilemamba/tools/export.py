@@ -10,6 +10,7 @@ from mobilemamba.errors import ConfigError
 from mobilemamba.export import Exported
 from mobilemamba.export import export_network as write
 from mobilemamba.export.calibration import Agreement, read_calibration
+from mobilemamba.export.web import check_page, write_page
 from mobilemamba.models import load_network
 from mobilemamba.models.runtime import RuntimeNetwork
 from mobilemamba.text import printable
@@ -17,8 +18,9 @@ from mobilemamba.text import printable
 
 def export_network(
     weights: Path,
-    out: Path,
+    out: Path | None = None,
     *,
+    web: Path | None = None,
     size: str | None = None,
     batch: str | None = None,
     dtype: str = "float32",
@@ -31,9 +33,10 @@ def export_network(
     """Write a network for another runtime, such as ONNX Runtime on a server or a phone, checked against the original.
 
     Args:
-        weights: The network's weights (.safetensors, .ckpt, .pth).
+        weights: The network's weights (.safetensors, .ckpt, .pth); for a page alone also an .onnx file from here.
         out: The file to write; its ending chooses the format: .onnx, .xml (OpenVINO), .tflite (LiteRT), .pte
             (ExecuTorch) or .mlpackage (Core ML).
+        web: A folder, new or of an earlier page, for a page that runs the .onnx file in a browser.
         size: Side of the pictures in pixels, or height and width as 192x256, or dynamic; by default as in training.
         batch: Pictures at a time, or dynamic; by default dynamic where the format can, else 1.
         dtype: float32, float16, bfloat16 or int8, of weights and arithmetic.
@@ -48,6 +51,13 @@ def export_network(
         DataError: If the pictures for the calibration cannot be read.
         WeightsError: If the weights cannot be read, or the file cannot be written or is not exact.
     """
+    if out is None:
+        _page_alone(weights, web, size, batch, calibration, opset, model)
+        return
+    if web is not None:
+        if out.suffix != ".onnx":
+            raise ConfigError(f"--web {printable(web)}: a page runs .onnx files; call {printable(out)} so")
+        check_page(web)
     sides = None if size in (None, "dynamic") else _sides(size)
     number = None if batch in (None, "dynamic") else _batch(batch)
     network, card = load_network(weights, model, verbose=False)
@@ -70,6 +80,23 @@ def export_network(
     )
     for line in describe(written):
         print(line)
+    if web is not None:
+        _page(out, web)
+
+
+def _page_alone(exported: Path, folder: Path | None, *settings: object) -> None:
+    """Of a network that was exported before."""
+    if folder is None or exported.suffix != ".onnx":
+        raise ConfigError(f"of {printable(exported)} nothing is to be written: add a name such as y.onnx")
+    if any(setting is not None for setting in settings):
+        raise ConfigError("a page alone has no other options: name the weights and a new .onnx file to have them used")
+    _page(exported, folder)
+
+
+def _page(exported: Path, folder: Path) -> None:
+    written = write_page(exported, folder)
+    shown = printable(folder)
+    print(f"wrote {shown}: a page, {written / 1e6:.1f} MB; to see it: python -m http.server --directory {shown}")
 
 
 def describe(written: Exported) -> list[str]:
@@ -81,7 +108,7 @@ def describe(written: Exported) -> list[str]:
         else:
             tried = ", ".join(map(str, found.batches))
             lines.append(
-                f"verified: {found.runtime} is off by {found.error:.1e} of the largest logit, on batches of {tried}"
+                f"verified: {found.runtime} is off by {found.error:.1e} of {found.unit}, on batches of {tried}"
             )
         if found.agreement is not None:
             lines.append(_agreement(found.agreement))

@@ -15,6 +15,8 @@ from torch import nn
 
 from mobilemamba.analysis import complexity
 from mobilemamba.analysis.benchmark.cases import card_of, under_heads
+from mobilemamba.dense import SEGMENTATION_HEADS
+from mobilemamba.dense.mask_rcnn import MaskRCNN
 from mobilemamba.errors import ConfigError
 from mobilemamba.models import VARIANTS
 from mobilemamba.models.checkpoints import build_network
@@ -77,10 +79,15 @@ def summary(*models: str, head: str | None = None, config: list[str] | None = No
         "params: all, frozen wavelet filters included. FLOPs: the paper's convention (multiply-add = 1, norms and "
         "pooling counted, wavelet-domain convolution left out). MACs: every multiply-add."
     )
-    if any(entry.headed for entry in counted):
+    heads = {entry.head for entry in counted}
+    if not heads.isdisjoint(SEGMENTATION_HEADS):
         print(
             "Of segmenters without a second head, which only trains. The paper's FLOPs of these leave the scan out, "
             "half a percent."
+        )
+    if "mask_rcnn" in heads:
+        print(
+            f"Of mask_rcnn with {MaskRCNN.proposals:,} regions and {MaskRCNN.max_boxes} masks, the most there can be."
         )
 
 
@@ -89,7 +96,7 @@ class _Counted(NamedTuple):
     build: Callable[[], nn.Module]
     size: tuple[int, int]
     classes: int
-    headed: bool
+    head: str  # blank for a classifier
 
 
 def _named(name: str) -> _Counted:
@@ -97,9 +104,7 @@ def _named(name: str) -> _Counted:
     # A second head is no part of what answers.
     answering = replace(card, head_options={key: v for key, v in card.head_options.items() if key != "auxiliary"})
     size = card.preprocessing.img_size
-    return _Counted(
-        printable(name), lambda: build_network(answering), size, card.num_classes, card.task == "segmentation"
-    )
+    return _Counted(printable(name), lambda: build_network(answering), size, card.num_classes, card.head)
 
 
 def _rows(config: list[str]) -> list[_Counted]:
@@ -113,8 +118,8 @@ def _rows(config: list[str]) -> list[_Counted]:
         if not isinstance(task, TaskContract):
             raise ConfigError(f"row {row.name!r}: {type(task).__name__} is no task of this package's; leave it out")
         size = row.config.get("table_size") or 224
-        headed = task.task == "segmentation"
-        found.append(_Counted(row.name, partial(table_network, task), (size, size), task.table_classes, headed))
+        head = row.config["model"].get("init_args", {}).get("head", "")
+        found.append(_Counted(row.name, partial(table_network, task), (size, size), task.table_classes, head))
     return found
 
 

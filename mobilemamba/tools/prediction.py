@@ -18,7 +18,7 @@ from torch import Tensor
 from mobilemamba.analysis.machine import choose_device
 from mobilemamba.data.folders import describe_left_out, few, list_pictures
 from mobilemamba.errors import ConfigError, DataError, StoppedError, UnreadablePicturesError
-from mobilemamba.files import write_text_atomic
+from mobilemamba.files import make_folder, write_text_atomic
 from mobilemamba.models import load_network
 from mobilemamba.models.predictor import Predictor, Row, predictor_of
 from mobilemamba.text import printable
@@ -70,13 +70,15 @@ def predict(
     for name, value in (("topk", topk), ("batch_size", batch_size)):
         if value is not None and value < 1:
             raise ConfigError(f"--{name} {value}: expected 1 or more")
+    if score is not None and not 0 <= score <= 1:
+        raise ConfigError(f"--score {score:g}: expected 0 to 1")
     folder: Path | None = None
     if output is not None and output.suffix.lower() not in FORMATS and (not output.suffix or output.is_dir()):
-        _make_folder("output", output)
+        make_folder(output, "--output")
         draw, folder, output = draw or output, output, output / "answers.csv"
     file = None if output is None else AnswerFile(output)
     if draw is not None:
-        _make_folder("draw", draw)
+        make_folder(draw, "--draw")
     chosen = choose_device(device)
     left_out: Counter[str] = Counter()
     paths = list(find_pictures(pictures, left_out))
@@ -89,11 +91,11 @@ def predict(
     try:
         predictor.check()
         predictor.look_closely(window, tta)
+        if score is not None and predictor.least_score is None:
+            raise ConfigError(f"--score is for detection, not {card.task}")
     except ConfigError as error:
         raise ConfigError(f"{printable(weights)}: {error}") from None
     if score is not None:
-        if predictor.least_score is None or not 0 <= score <= 1:
-            raise ConfigError(f"--score {score}: expected 0 to 1, and weights of a detector; leave it out")
         predictor.least_score = score
     for note in (line, f"{card.model} on {chosen}: {predictor.how}"):
         if note:
@@ -123,13 +125,6 @@ def predict(
         print(f"skipped: {found['error']}", file=sys.stderr)
     if failed:
         raise UnreadablePicturesError(f"{len(failed)} of {len(done)} pictures could not be read, see above")
-
-
-def _make_folder(option: str, folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--{option} {printable(folder)}: {error.strerror}; choose another folder") from None
 
 
 def _hand_over(answers: list[Answer], predictor: Predictor, file: AnswerFile | None, folder: Path | None) -> None:

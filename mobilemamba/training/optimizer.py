@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
+from torch.optim import Optimizer
 
 from mobilemamba.models.matching import head_names
 
-DecayRule = Literal["release", "clean"]
+DecayRule = Literal["release", "downstream", "clean"]
 
 
 def parameter_groups(
@@ -18,10 +20,10 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Sorts the trainable parameters into those that decay and those that do not, and by depth if asked for.
 
-    Vectors (norms, biases, skip terms) never decay. By the release's rule every other parameter does, in MobileMamba
-    also the scan's ``A_log`` and ``dt_bias`` and the learned scales. The clean rule spares what the model names in
-    ``no_weight_decay()``: matrices that are biases, scales or logarithms in substance. Frozen parameters are in no
-    group.
+    By the release's rule all but vectors (norms, biases, skip terms) decay, in MobileMamba also the scan's ``A_log``
+    and ``dt_bias`` and the learned scales. The clean rule spares also what the model names in ``no_weight_decay()``:
+    matrices that are biases, scales or logarithms in substance. By the rule of the release's detectors and segmenters
+    all decays but LayerNorms, batch norms and biases too. Frozen parameters are in no group.
 
     Args:
         model: The network itself, not a wrapper: the names of ``no_weight_decay()`` are relative to it.
@@ -33,16 +35,30 @@ def parameter_groups(
         Groups for a torch optimiser, each trainable parameter in exactly one; with ``layer_decay`` a group's
         ``lr_scale`` is what its learning rate is to be multiplied by.
     """
-    exempt = _flat_in_release(model) if rule == "release" else _named_by_model(model)
+    exempt = _named_by_model(model) if rule == "clean" else _flat_in_release(model)
     if layer_decay is None:
-        return param_groups_weight_decay(model, weight_decay, no_weight_decay_list=exempt)
-    return param_groups_layer_decay(model, weight_decay, no_weight_decay_list=exempt, layer_decay=layer_decay)
+        groups = param_groups_weight_decay(model, weight_decay, no_weight_decay_list=exempt)
+    else:
+        groups = param_groups_layer_decay(model, weight_decay, no_weight_decay_list=exempt, layer_decay=layer_decay)
+    return _all_but_layer_norms(model, groups, weight_decay) if rule == "downstream" else groups
 
 
 def set_learning_rates(groups: list[dict[str, Any]], lr: float) -> None:
-    """Gives each group its learning rate: ``lr`` times its ``lr_scale``, which is taken out."""
+    """Gives each group its learning rate: ``lr`` times its ``lr_scale``."""
     for group in groups:
-        group["lr"] = lr * group.pop("lr_scale", 1.0)
+        group["lr"] = lr * group.get("lr_scale", 1.0)
+
+
+def rate_to_show(optimizers: Iterable[Optimizer]) -> float | None:
+    """The learning rate of the schedule, as of a group that is neither slowed by its depth nor sped up as a head.
+
+    Args:
+        optimizers: Of a training; where several of their groups have no factor, the largest rate counts.
+    """
+    groups = (group for optimizer in optimizers for group in optimizer.param_groups if "lr" in group)
+    scaled = [(group.get("lr_scale", 1.0), group["lr"]) for group in groups]
+    learning = [(abs(scale - 1), -rate / scale) for scale, rate in scaled if scale]
+    return -min(learning)[1] if learning else None
 
 
 def scale_lr(lr: float, batch_size: int, reference_batch_size: int) -> float:
@@ -80,6 +96,21 @@ def _flat_in_release(model: nn.Module) -> set[str]:
 def _named_by_model(model: nn.Module) -> set[str]:
     names = getattr(model, "no_weight_decay", None)
     return set(names()) if callable(names) else set()
+
+
+def _all_but_layer_norms(model: nn.Module, groups: list[dict[str, Any]], weight_decay: float) -> list[dict[str, Any]]:
+    """The same groups by their ``lr_scale``, in which timm's choice of what decays is put aside."""
+    norms = (module for module in model.modules() if isinstance(module, nn.LayerNorm))
+    spared = {id(parameter) for norm in norms for parameter in norm.parameters()}
+    sorted_anew: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for group in groups:
+        for parameter in group["params"]:
+            decay = 0.0 if id(parameter) in spared else weight_decay
+            sorted_anew.setdefault((group.get("lr_scale", 1.0), decay), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": decay, "lr_scale": scale}
+        for (scale, decay), parameters in sorted_anew.items()
+    ]
 
 
 def can_be_fused(device: torch.device, precision: str, clips: bool) -> bool:

@@ -6,18 +6,19 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import Metric
 
 from mobilemamba.data import IGNORED_PIXEL
 from mobilemamba.dense.pixels import cross_entropies, likeliest
 from mobilemamba.scores import Score
-from mobilemamba.training.metrics import Metrics
+from mobilemamba.training.metrics import DeviceMean, Metrics
 
 
 class ConfusionMatrix(Metric):
     """How many pixels of each class were taken for each, over all processes.
 
-    Not torchmetrics', which with deterministic algorithms compares every pixel with all of the cells.
+    Not torchmetrics', which with deterministic algorithms compares every pixel with all of the cells, and without them
+    waits for the device at each update.
 
     Args:
         num_classes: Outputs of the network.
@@ -33,9 +34,11 @@ class ConfusionMatrix(Metric):
         self.add_state("matrix_CC", default=empty, dist_reduce_fx="sum")
 
     def update(self, answers: Tensor, targets: Tensor) -> None:
-        """Adds pixels: class indices (N,) int64 of both."""
-        pairs = targets * self.num_classes + answers
-        self.matrix_CC += pairs.bincount(minlength=self.num_classes**2).view_as(self.matrix_CC)
+        """Adds pixels: class indices (B, H, W) int64 of both; targets that are ``IGNORED_PIXEL`` do not count."""
+        cells = self.num_classes**2
+        pairs = (targets * self.num_classes + answers).masked_fill(targets == IGNORED_PIXEL, cells).flatten()
+        counts = pairs.new_zeros(cells + 1).scatter_add_(0, pairs, torch.ones_like(pairs))
+        self.matrix_CC += counts[:cells].view_as(self.matrix_CC)
 
     def compute(self) -> Tensor:
         """(C, C) int64: pixels of a class in a row, those taken for a class in a column."""
@@ -56,16 +59,12 @@ class SegmentationMetrics(Metrics):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.confusion = ConfusionMatrix(num_classes)
-        self.loss = MeanMetric()
+        self.loss = DeviceMean()
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
         """Adds a batch: logits (B, classes, h, w) and classes (B, H, W) int64."""
-        counted = targets != IGNORED_PIXEL
-        if counted.any():
-            answers = likeliest(outputs, (targets.shape[-2], targets.shape[-1]))
-            self.confusion.update(answers[counted], targets[counted])
-            losses = cross_entropies(outputs, targets)[counted]
-            self.loss.update(losses.mean(), len(losses))
+        self.confusion.update(likeliest(outputs, (targets.shape[-2], targets.shape[-1])), targets)
+        self.loss.update(cross_entropies(outputs, targets), targets != IGNORED_PIXEL)
 
     def compute(self) -> dict[str, Tensor]:
         """``miou``, ``aacc`` and ``macc`` in percent, and ``loss``, over all processes; then starts anew."""

@@ -15,6 +15,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
 from mobilemamba.cli.lightning_cli import is_first_process
+from mobilemamba.dense import create_segmenter
+from mobilemamba.models import ModelCard, Preprocessing, save_weights
 from mobilemamba.training.callbacks.receptive_fields import read_snapshots
 from mobilemamba_command import main
 
@@ -115,6 +117,36 @@ def test_all_processes_evaluate_the_network_that_is_saved() -> None:
         assert found[metric].item() == together[metric][-1]
     for metric in ("val/loss", "val/loss_ema"):
         assert found[metric].item() == pytest.approx(together[metric][-1], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_every_pixel_counts_once_whoever_sees_it() -> None:
+    """Of seven pictures of their own sizes: four and three, and one of these a second time, which does not count."""
+    random, names = np.random.default_rng(0), [f"class {number}" for number in range(11)]
+    for number in range(7):
+        size = 40 + number, 36 + 2 * number
+        mask = np.where(random.random(size) < 0.1, 255, random.integers(0, len(names), size))
+        for part in ("train", "val"):
+            for kind, pixels in (("images", random.integers(0, 256, (*size, 3))), ("masks", mask)):
+                (Path("own") / kind / part).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels.astype(np.uint8)).save(Path("own") / kind / part / f"{part}{number}.png")
+    Path("own/classes.txt").write_text("\n".join(names))
+    segmenter = create_segmenter("semantic_fpn", "mobilemamba_t2", len(names))
+    look = Preprocessing((32, 32), (0.5,) * 3, (0.2,) * 3, "bilinear")
+    card = ModelCard(
+        "mobilemamba_t2", look, len(names), class_names=tuple(names), task="segmentation", head="semantic_fpn"
+    )
+    save_weights(segmenter, "w.safetensors", card)
+    options = shlex.split(
+        "--weights w.safetensors --data own --data.num_workers 0 --trainer.accelerator cpu --trainer.logger false"
+    )
+    main(["validate", *options, "--per_class", "one.csv"])
+    two = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--per_class", "two.csv"]
+    command = [sys.executable, "-m", "mobilemamba", "validate", *options, *two]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert Path("one.csv").read_text().count("\n") == 1 + len(names)
+    assert Path("two.csv").read_bytes() == Path("one.csv").read_bytes()
 
 
 @pytest.mark.parametrize(

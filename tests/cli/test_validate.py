@@ -82,6 +82,13 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path
         main(["validate", "--model", "test_resnet", "--weights", f"{tmp_path}/w.safetensors", "--per_class=no/x.csv"])
 
 
+def test_a_file_in_the_place_of_the_plots_is_refused_before_the_work(tmp_path: Path) -> None:
+    file = tmp_path / "w.safetensors"
+    save_weights(timm.create_model("test_resnet", num_classes=10), file)
+    with pytest.raises(ConfigError, match=r"--plots .*w.safetensors: File exists; choose another folder"):
+        main(["validate", "--model", "test_resnet", "--weights", str(file), "--plots", str(file)])
+
+
 def test_a_part_of_the_pictures_is_told_as_such(weights: str, capsys: pytest.CaptureFixture[str]) -> None:
     main(["validate", *TINY, "--weights", weights, "--data.batch_size", "20", "--trainer.limit_val_batches", "2"])
     assert re.search(r"changes the answer to \d+ of 40 pictures", capsys.readouterr().out)

@@ -127,6 +127,8 @@ def test_what_is_not_used_is_told(folder: Path) -> None:
         (lambda root: (root / "masks").rename(root / "labels"), r"has no folder masks/"),
         (lambda root: (root / "classes.txt").unlink(), r"classes\.txt cannot be read"),
         (lambda root: (root / "images" / "val").mkdir(), r"masks/val does not exist"),
+        (lambda root: (root / "masks" / "val").mkdir(), r"images/val does not exist"),
+        (lambda root: [(root / "images" / part).mkdir() for part in ("trn", "tst")], r"trn, .*tst look like parts"),
         (lambda root: Image.new("L", (4, 4)).save(root / "masks" / "3.tif"), r"has the name of another mask"),
     ],
 )

@@ -62,6 +62,11 @@ def test_evaluation_scales_and_normalises() -> None:
     assert image.mean((1, 2)).tolist() == pytest.approx([2, -2, (128 / 255 - 0.5) / 0.25], abs=1e-5)
 
 
+def test_thin_pictures_are_stretched_to_what_networks_take() -> None:
+    transform = eval_transform((64, 64), MEAN, STD)
+    assert [transform(Image.new("RGB", size)).shape[1:] for size in ((2, 300), (1, 1))] == [(256, 32), (64, 64)]
+
+
 @pytest.mark.parametrize("scale", [(0.5, 0.5), (1, 1), (2, 2), (0.5, 2)])
 @pytest.mark.parametrize("size", [(32, 32), (24, 50)])
 def test_picture_and_mask_change_together(scale: tuple[float, float], size: tuple[int, int]) -> None:

@@ -228,7 +228,7 @@ def test_pictures_too_small_or_too_few(tiny_detector: Tiny) -> None:
     with pytest.raises(ConfigError, match="a batch of one picture of 96 x 96 px: the norms"):
         tiny_detector("ssdlite").train()(torch.randn(1, 3, 96, 96))
     with pytest.raises(ConfigError, match="of 192 x 128 px do not suit the backbone, which is built for another size"):
-        tiny_detector("retinanet", "efficientformer_l1")
+        tiny_detector("retinanet", "efficientformerv2_s0")
 
 
 @pytest.mark.parametrize("head", DETECTION_HEADS)

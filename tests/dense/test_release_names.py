@@ -22,6 +22,7 @@ from mobilemamba.errors import WeightsError
 from mobilemamba.models import ModelCard, Preprocessing, fuse_norms, load_network, load_weights
 from mobilemamba.models.checkpoints import build_network
 from mobilemamba_command import main
+from tests.states import assert_same_state
 
 Tiny = Callable[..., Segmenter]
 
@@ -47,7 +48,7 @@ def test_a_wrapped_checkpoint_loads_by_name(tiny: Tiny, head: str) -> None:
     report = load_weights(target, wrapped, verbose=False)
     assert report.complete
     assert report.format == "release"
-    assert all(torch.equal(tensor, source.state_dict()[name]) for name, tensor in target.state_dict().items())
+    assert_same_state(target, source)
 
 
 def test_another_heads_checkpoint_is_refused(tiny: Tiny) -> None:
@@ -74,6 +75,8 @@ def test_a_file_is_told_by_its_tensors(
     assert (card.head, card.num_classes, card.preprocessing.img_size, card.model) == (head, classes, size, "resnet18")
     assert card.task == ("detection" if head in DETECTION_HEADS else "segmentation")
     assert card.head_options == ({"auxiliary": True} if head in ("deeplabv3", "pspnet") else {})
+    fitted = "stretch" if head == "ssdlite" else "fit"
+    assert card.preprocessing.resize == (fitted if head in DETECTION_HEADS else None)
 
 
 @pytest.mark.parametrize("head", ["ssdlite", "pspnet"])
@@ -87,7 +90,7 @@ def test_the_authors_file_becomes_one_of_ours(tmp_path: Path, capsys: pytest.Cap
     assert "release: " in capsys.readouterr().out
     network, card = load_network(tmp_path / "ours.safetensors", verbose=False)
     assert (card.head, card.num_classes) == (head, 3)
-    assert all(torch.equal(tensor, source.state_dict()[name]) for name, tensor in network.state_dict().items())
+    assert_same_state(network, source)
 
 
 def test_a_detectors_checkpoint_loads_by_name(tiny_detector: Callable[..., Detector]) -> None:
@@ -98,7 +101,7 @@ def test_a_detectors_checkpoint_loads_by_name(tiny_detector: Callable[..., Detec
             parameter.data.zero_()
         report = load_weights(target, {"state_dict": source.to_release(source.state_dict())}, verbose=False)
         assert (report.complete, report.format) == (True, "release")
-        assert all(torch.equal(tensor, source.state_dict()[name]) for name, tensor in target.state_dict().items())
+        assert_same_state(target, source)
         assert load_weights(target, fuse_norms(source).state_dict(), verbose=False).complete
     other = sources["retinanet"].to_release(sources["retinanet"].state_dict())
     with pytest.raises(WeightsError, match=r"missing \(neck.extras"):

@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from mobilemamba.dense import Segmenter
-from mobilemamba.dense.segmentation_predictor import SegmentationPredictor
+from mobilemamba.dense.pooled import resize
+from mobilemamba.dense.segmentation_predictor import CoarseLogits, SegmentationPredictor
 from mobilemamba.errors import ConfigError, WeightsError
 from mobilemamba.models import ModelCard, Preprocessing, load_network, save_weights
 from mobilemamba.models.card import read_card
@@ -76,8 +77,8 @@ def test_areas_of_classes_at_the_picture_s_own_size(picture: Image.Image) -> Non
     lines = asked().lines(row)
     assert [line[:3] for line in lines] == [[1, 1, "sky"], [2, 0, "night"], [3, 2, "sea"]]
     assert [entry["name"] for entry in row_of(asked(topk=1), picture)["classes"]] == ["sky"]
-    (of_prepared,) = asked().rows(torch.randn(1, 3, 7, 9))
-    assert of_prepared[LABELS].shape == (7, 9)
+    (of_prepared,) = asked().rows(CoarseLogits(torch.randn(1, 3, 7, 9), (14, 20)))
+    assert of_prepared[LABELS].shape == (14, 20)
 
 
 def test_drawings_have_the_palette_s_colours_and_every_label(picture: Image.Image) -> None:
@@ -99,7 +100,7 @@ def test_drawings_have_the_palette_s_colours_and_every_label(picture: Image.Imag
 def test_without_a_palette_colours_differ_and_many_classes_are_numbers(picture: Image.Image) -> None:
     assert len(set(asked(palette=()).palette)) == 3
     many = asked(num_classes=300, class_names=(), palette=())
-    assert many.rows(torch.randn(1, 300, 4, 4))[0][LABELS].dtype == np.uint16
+    assert many.rows(CoarseLogits(torch.randn(1, 300, 4, 4), (4, 4)))[0][LABELS].dtype == np.uint16
     labels = many.drawings(picture, row_of(many, picture))["_labels"]
     assert labels.mode.startswith("I;16")
 
@@ -118,7 +119,22 @@ def test_a_file_alone_builds_and_draws(tiny: Callable[..., Segmenter], tmp_path:
     predictor = predictor_of(network, found, torch.device("cpu"))
     assert isinstance(predictor, SegmentationPredictor)
     predictor.check()
-    torch.testing.assert_close(predictor.forward(x), segmenter(x), rtol=1e-3, atol=1e-4)
+    coarse, size = predictor.forward(x)
+    assert coarse.shape == (1, 7, 1, 2)  # not scaled, as only labels are wanted
+    with torch.no_grad():
+        expected = segmenter(x)
+        torch.testing.assert_close(resize(coarse, size), expected, rtol=1e-3, atol=1e-4)
+        assert (segmenter.labels(x) == expected.argmax(1)).float().mean() > 0.99
+        for wrapped in (predictor, asked_closely(predictor)):
+            (row,) = wrapped.rows(wrapped.forward(x))
+            agreed = torch.from_numpy(row[LABELS]) == resize(expected, size).argmax(1)[0]
+            assert agreed.float().mean() > 0.99
+
+
+def asked_closely(predictor: SegmentationPredictor) -> SegmentationPredictor:
+    predictor.look_closely(128, tta=False)  # larger than the picture, which so is one window
+    assert predictor.forward(torch.randn(1, 3, 64, 80)).logits.shape[-2:] == (64, 80)
+    return predictor
 
 
 @pytest.mark.parametrize(

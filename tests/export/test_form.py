@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mobilemamba.errors import ConfigError
-from mobilemamba.export.form import decompositions, exportable
+from mobilemamba.export.form import decompositions, exportable, without_idle_steps
 from mobilemamba.export.form.scan import recurrence, softplus
 from mobilemamba.layers.ss2d import SS2D
 from mobilemamba.models import ArchOverrides, create_model, optimize_for_inference
@@ -140,6 +140,21 @@ def test_a_graph_with_low_rank_step_sizes_is_expanded(
         assert "mobilemamba" not in str(plain.graph)
     tolerance = 1e-5 if precision == torch.float32 else 1e-2
     torch.testing.assert_close(plain.module()(x).float(), layer(x), rtol=tolerance, atol=tolerance)
+
+
+def test_aliases_and_splits_into_one_part_are_left_out() -> None:
+    class Idle(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            (whole,) = x.split([1], 1)
+            (all_of_it,) = whole.split(3, 0)
+            first, second = torch.ops.aten.alias(all_of_it).split(1, 0)
+            return first * second
+
+    x = torch.randn(2, 1, 3)
+    program = without_idle_steps(torch.export.export(Idle(), (x,)))
+    names = Counter(str(node.target) for node in program.graph.nodes if node.op == "call_function")
+    assert names == {"aten.split.Tensor": 1, "<built-in function getitem>": 2, "aten.mul.Tensor": 1}
+    torch.testing.assert_close(program.module()(x), x[:1] * x[1:])
 
 
 def test_every_operator_of_ours_has_a_decomposition() -> None:

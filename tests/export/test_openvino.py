@@ -1,18 +1,28 @@
 """What is written for OpenVINO answers as the network does, in float and in int8."""
 
+import importlib
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from mobilemamba.export.openvino import load_openvino
 from mobilemamba.models import load_network
 from mobilemamba_command import main
 from tests.export.conftest import CARD
 
 pytest.importorskip("openvino")
+
+
+def test_it_reports_nothing_to_its_makers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "openvino_telemetry", raising=False)
+    load_openvino()
+    telemetry = importlib.reload(importlib.import_module("openvino.tools.ovc.telemetry_utils"))
+    assert telemetry.tm.__name__ == "openvino.tools.ovc.telemetry_stub"
 
 
 def test_it_answers_as_the_network_does(weights: Path, network: nn.Module, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import errno
 import os
 import shlex
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from mobilemamba.errors import ConfigError, DataError, MobileMambaError, Weights
 from mobilemamba.export import FORMATS, export_network
 from mobilemamba.export import inference as in_runtimes
 from mobilemamba.export.format import Format, Source
+from mobilemamba.export.quiet import quiet
 from mobilemamba.models import ModelCard, Preprocessing, load_network, optimize_for_inference, read_card, save_weights
-from mobilemamba.models.runtime import RUNNERS, RUNTIMES, RuntimeNetwork
+from mobilemamba.models.runtime import RUNTIMES, RuntimeNetwork
 from mobilemamba_command import main
 from tests.export.conftest import CARD
 
@@ -121,9 +123,19 @@ def test_probabilities_stand_for_logits() -> None:
     ("options", "error", "message"),
     [
         ("x.onx", ConfigError, r"x.onx: expected a name that ends in .onnx or .*; did you mean x.onnx\?"),
+        (
+            "x.ncnn.param",
+            ConfigError,
+            "x.ncnn.param: ncnn has not all operators of the scan, .*; choose a name",
+        ),
         ("x", ConfigError, r"x: expected a name that ends in .onnx or "),
         ("no/x.onnx", ConfigError, "the target no/x.onnx: there is no folder no; make it, or choose another"),
         ("x.onnx --size 0", ConfigError, "--size 0: expected pixels as 224, height and width as 192x256, or dynamic"),
+        (
+            "x.onnx --size 9999999",
+            ConfigError,
+            "does not take pictures of 3 channels and 9999999x9999999 pixels: ",
+        ),
         ("x.onnx --size big", ConfigError, "--size big: expected pixels"),
         ("x.onnx --size dynamic", ConfigError, "--size dynamic: the network's scans are written out step by step"),
         ("x.onnx --batch 0", ConfigError, "--batch 0: expected a number of pictures from 1 on, or dynamic"),
@@ -162,6 +174,17 @@ def test_a_missing_package_is_named(weights: Path, tmp_path: Path, monkeypatch: 
     (tmp_path / "x.png").touch()
     with pytest.raises(ConfigError, match=r"^.xml files need openvino: pip install 'mobilemamba\[openvino\]'$"):
         main(["predict", str(tmp_path), "--weights", str(tmp_path / "x.xml")])
+
+
+def test_what_converters_and_runtimes_say_stays_off_the_screen(capfd: pytest.CaptureFixture[str]) -> None:
+    with quiet():
+        print("progress")
+        os.write(1, b"native progress")
+        os.write(2, b"native warning")
+        warnings.warn("old", stacklevel=1)
+    print("result")
+    os.write(2, b"error")
+    assert capfd.readouterr() == ("result\n", "error")
 
 
 def test_pictures_that_the_network_does_not_take_are_refused(plain: Plain, tmp_path: Path) -> None:
@@ -212,6 +235,7 @@ def test_a_network_without_a_card_is_refused(tmp_path: Path) -> None:
     [
         ("fit --weights x.plain --data pictures", "weights=x.plain is an exported network; train the weights it was"),
         ("convert x.plain y.safetensors", "x.plain is an exported network, which only its runtime reads; expected a"),
+        ("predict pictures --weights x.mlpackage", "x.mlpackage runs in Core ML, on macOS and iOS alone; give the wei"),
         ("export x.plain y.onnx", "x.plain is an exported network itself; give the weights that it was made of"),
     ],
 )
@@ -220,23 +244,30 @@ def test_an_exported_network_is_for_answers_alone(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     export_network(Twice(), SMALL, tmp_path / "x.plain")
+    (tmp_path / "x.mlpackage").mkdir()
     with pytest.raises(MobileMambaError, match=message):
         main(shlex.split(command.replace("pictures", str(pictures))))
 
 
 def test_a_network_can_be_run_elsewhere_without_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = []
+    made = []
 
     class Made(Plain):
-        def in_memory(self, source: Source) -> RuntimeNetwork:
-            sizes.append(source.size)
-            return RuntimeNetwork(lambda x: 2 * x.mean((2, 3)), source.shape, "")
+        def load(self, path: Path) -> RuntimeNetwork:
+            return RuntimeNetwork(lambda x: 2 * x.mean((2, 3)), made[-1].shape, "")
 
-    monkeypatch.setitem(RUNNERS, "numpy", lambda network: in_runtimes.InRuntime(network, Made().in_memory))
-    there = optimize_for_inference(timm.create_model("test_resnet").eval(), runtime="numpy")
-    for batch, side in ((1, 8), (3, 8), (2, 16)):
-        assert there(torch.ones(batch, 3, side, side)).tolist() == [[2, 2, 2]] * batch
-    assert sizes == [(8, 8), (16, 16)]
+        def write(self, source: Source, metadata: Any, path: Path) -> None:
+            made.append(source)
+
+    for any_batch in (True, False):
+        monkeypatch.setattr(Made, "any_batch", any_batch)
+        monkeypatch.setitem(FORMATS, ".made", Made())
+        monkeypatch.setattr("mobilemamba.models.inference.RUNNERS", in_runtimes.runners())
+        there = optimize_for_inference(timm.create_model("test_resnet").eval(), runtime="numpy")
+        for batch, side in ((1, 8), (3, 8), (2, 16), (3, 8)):
+            assert there(torch.ones(batch, 3, side, side)).tolist() == [[2, 2, 2]] * batch
+    sizes = [(source.batch, source.size) for source in made]
+    assert sizes == [(None, (8, 8)), (None, (16, 16)), (1, (8, 8)), (3, (8, 8)), (2, (16, 16))]
     with pytest.raises(ConfigError, match="runtime='tensorrt'; expected onnxruntime or openvino"):
         optimize_for_inference(timm.create_model("test_resnet"), runtime="tensorrt")
     with pytest.raises(ConfigError, match=r"runtime='numpy' with torch.bfloat16 on cpu; expected float32"):

@@ -108,4 +108,7 @@ def test_the_release_s_settings() -> None:
         (False, 10.0, 1500, 1e-6, "all", "half_cosine"),
     ]
     with torch.device("meta"):
-        assert params_m(build_task(deeplab).model) == pytest.approx(23.895013)
+        task = build_task(deeplab)
+    assert params_m(task.model) == pytest.approx(23.895013)
+    spared = sum(len(group["params"]) for group in task.parameter_groups() if not group["weight_decay"])
+    assert spared == 14  # of the scans' seven LayerNorms; all else decays

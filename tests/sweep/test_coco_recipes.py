@@ -1,15 +1,18 @@
 """The recipes and tables of the paper's detectors: each row counts as printed, or says why not, and takes a step."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from mobilemamba.cli import plan
-from mobilemamba.data import COCO
-from mobilemamba.sweep.network import build_task, check_and_count, complete
+from mobilemamba.dense import DETECTION_HEADS
+from mobilemamba.sweep.network import check_and_count, complete
 from mobilemamba.sweep.plan import Row
 from mobilemamba.sweep.settings import lookup
+from mobilemamba.sweep.table import record, to_sheet
+from mobilemamba.tasks import DetectionTask
 
 COCO_FILES = sorted((Path(__file__).resolve().parents[2] / "experiments/coco").glob("*.yaml"))
 TABLES = [path for path in COCO_FILES if path.stem.startswith("table")]
@@ -61,24 +64,34 @@ def test_rows_count_as_printed_or_say_why_not(path: Path) -> None:
         if lookup(row.config, "model.name").startswith("mobilemamba"):
             exact = {"ssdlite": 18.020845, "retinanet": 27.054253, "mask_rcnn": 37.954985}
             assert counts[row.name]["params_m"] == pytest.approx(exact[lookup(row.config, "model.head")], abs=1e-6)
+    sheet = to_sheet("", [record(row, counts[row.name]) for row in rows], [*rows[0].values], "")
+    assert [note for note in sheet.notes if note.endswith(" px and 80 classes.")]
+
+
+@pytest.fixture(scope="module")
+def networks() -> dict[str, dict[str, dict[str, Any]]]:
+    """Head -> backbone -> what the task of a row with both is built by; these two are all that networks differ in."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in (row for path in COCO_FILES for row in rows_of(path)):
+        model = row.config["model"]["init_args"]
+        assert row.config["data"]["init_args"]["masks"] == (model["head"] == "mask_rcnn"), row.name
+        assert not any(model["arch"].values()), row.name
+        assert not model["prune"], row.name
+        found.setdefault(model["head"], {})[model["name"]] = model
+    return found
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", COCO_FILES, ids=lambda path: path.stem)
-def test_every_row_learns_from_two_pictures(path: Path) -> None:
-    for row in rows_of(path):
-        task = build_task(row, len(COCO("anywhere").class_names))
+@pytest.mark.parametrize("head", DETECTION_HEADS)
+def test_every_network_learns_from_two_pictures(networks: dict[str, dict[str, dict[str, Any]]], head: str) -> None:
+    target = {"boxes": torch.tensor([[4.0, 4, 50, 40]]), "labels": torch.tensor([3]), "size": torch.tensor([64, 64])}
+    target |= {"masks": torch.ones(1, 64, 64, dtype=torch.bool)} if head == "mask_rcnn" else {}
+    for name, settings in networks[head].items():
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            network = type(task)(**{**row.config["model"]["init_args"], "head_dim": 16}).model.train()
-        target = {
-            "boxes": torch.tensor([[4.0, 4, 50, 40]]),
-            "labels": torch.tensor([3]),
-            "size": torch.tensor([64, 64]),
-        }
-        target |= {"masks": torch.ones(1, 64, 64, dtype=torch.bool)} if row.config["data"]["init_args"]["masks"] else {}
+            network = DetectionTask(**{**settings, "head_dim": 16}).model.train()
         losses = network.losses(torch.randn(2, 3, 64, 64), [target, target])
         torch.stack([*losses.values()]).sum().backward()
         gradients = [p.grad for p in network.parameters() if p.grad is not None]
-        assert gradients, row.name
-        assert all(gradient.isfinite().all() for gradient in gradients), row.name
+        assert gradients, name
+        assert all(gradient.isfinite().all() for gradient in gradients), name

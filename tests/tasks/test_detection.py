@@ -14,6 +14,7 @@ from mobilemamba.models import ArchOverrides, ModelCard, Preprocessing, create_m
 from mobilemamba.tasks import DetectionTask
 from mobilemamba.training.callbacks import RunResults, StepSeed, TrainingPlots, run_checkpoints
 from mobilemamba.training.callbacks.examples import EXAMPLES_FILE, ValidationExamples
+from tests.states import assert_same_state
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::UserWarning:torch")
 
@@ -71,7 +72,7 @@ def test_a_training_learns_is_evaluated_and_leaves_a_whole_network(tmp_path: Pat
     assert (card.palette, card.category_ids) == (data.palette, data.category_ids)
     assert (card.preprocessing.resize, card.preprocessing.img_size) == ("stretch", (64, 64))
     again = make_task(head=head, weights=str(tmp_path / "checkpoints/best.ckpt"))
-    assert all(torch.equal(value, network.state_dict()[name]) for name, value in again.model.state_dict().items())
+    assert_same_state(again.model, network)
 
 
 def test_an_evaluation_is_also_of_the_network_that_predict_runs(tmp_path: Path) -> None:
@@ -98,8 +99,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
     run(tmp_path / "parts", 1)
     resumed = run(tmp_path / "parts", 2, tmp_path / "parts/checkpoints/last.ckpt")
     assert whole.global_step == resumed.global_step == 4
-    for name, value in whole.state_dict().items():
-        assert torch.equal(value, resumed.state_dict()[name]), name
+    assert_same_state(whole, resumed)
 
 
 def test_frozen_norms_keep_their_statistics_and_learn_their_weights(tmp_path: Path) -> None:

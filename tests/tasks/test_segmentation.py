@@ -19,6 +19,7 @@ from mobilemamba.models import ArchOverrides, ModelCard, Preprocessing, create_m
 from mobilemamba.tasks import ClassificationTask, SegmentationTask
 from mobilemamba.tasks.segmentation import sync_heads
 from mobilemamba.training.callbacks import RunResults, StepSeed, ValidationExamples, run_checkpoints
+from tests.states import assert_same_state
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::UserWarning:torch")
 
@@ -74,9 +75,10 @@ def test_the_second_head_has_its_part(tmp_path: Path) -> None:
     x, targets = data.tensors
     both = task.train().model.forward_heads(x)
     head, auxiliary = (task.cross_entropy(each, targets).item() for each in both)
-    assert logged["train/loss_head"] == pytest.approx(head, rel=1e-4)
-    assert logged["train/loss_auxiliary"] == pytest.approx(0.25 * auxiliary, rel=1e-4)
+    assert logged["train/loss_head_step"] == pytest.approx(head, rel=1e-4)
+    assert logged["train/loss_auxiliary_step"] == pytest.approx(0.25 * auxiliary, rel=1e-4)
     assert logged["train/loss"] == pytest.approx(head + 0.25 * auxiliary, rel=1e-4)
+    assert {"train/loss_head", "train/loss_auxiliary"}.isdisjoint(logged)  # which curves would take for epochs' means
 
 
 def rates(task: SegmentationTask) -> dict[str, float]:
@@ -93,8 +95,20 @@ def test_the_head_alone_has_another_rate() -> None:
     found = rates(make_task(auxiliary=True, head_lr_ratio=10.0))
     assert {name.split(".")[0] for name, rate in found.items() if rate == 10} == {"head"}
     assert {name.split(".")[0] for name, rate in found.items() if rate == 1} == {"backbone", "neck", "auxiliary_head"}
-    decays = {(group["weight_decay"], group["lr_scale"]) for group in make_task(head_lr_ratio=3.0).parameter_groups()}
+    decays = {
+        (group["weight_decay"], group["lr_scale"])
+        for group in make_task(head_lr_ratio=3.0, weight_decay_rule="clean").parameter_groups()
+    }
     assert decays == {(0.0, 1.0), (0.05, 1.0), (0.0, 3.0), (0.05, 3.0)}
+
+
+def test_the_logged_rate_has_no_factor_of_the_head(tmp_path: Path) -> None:
+    trainer, rates = make_trainer(tmp_path, max_epochs=2), set()
+    task = make_task(lr=2e-3, head_lr_ratio=10.0, schedule="half_cosine")
+    task.on_before_optimizer_step = lambda optimizer: rates.update(group["lr"] for group in optimizer.param_groups)
+    trainer.fit(task, DataLoader(pairs(4), batch_size=4))
+    assert trainer.logged_metrics["lr"] == pytest.approx(2e-3)
+    assert rates == {2e-3, 2e-2}
 
 
 @pytest.mark.parametrize("name", ["mobilemamba_t2", "resnet18"])
@@ -179,7 +193,7 @@ def test_an_evaluation_scores_every_pixel_once_and_a_checkpoint_is_its_network(t
     assert found.palette == data.palette
     assert (found.preprocessing.interpolation, found.preprocessing.img_size) == ("bilinear", (32, 32))
     again = make_task(num_classes=11, weights=str(tmp_path / "checkpoints/best.ckpt"))
-    assert all(torch.equal(value, network.state_dict()[name]) for name, value in again.model.state_dict().items())
+    assert_same_state(again.model, network)
     (logged,) = make_trainer(tmp_path).validate(again, data, verbose=False)
     assert logged["val/miou"] == pytest.approx(max(written["miou"], written["miou_ema"]), abs=1e-3)
     assert logged["val/fused_changed"] <= 2
@@ -213,9 +227,7 @@ def test_a_resumed_training_is_an_uninterrupted_one(tmp_path: Path) -> None:
     whole = run(3)
     run(2)
     resumed = run(3, tmp_path / "2.ckpt")
-    for name, value in whole.state_dict().items():
-        if "mean_train_loss" not in name:
-            assert torch.equal(value, resumed.state_dict()[name]), name
+    assert_same_state(whole, resumed, but={name for name in whole.state_dict() if "mean_train_loss" in name})
 
 
 def test_every_parameter_learns() -> None:

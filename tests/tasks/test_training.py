@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from mobilemamba.models import ArchOverrides, ModelCard, Preprocessing, create_model, load_network, save_weights
 from mobilemamba.training.distillation import Distillation, Teacher, distillation_loss
 from mobilemamba.training.mixing import Mixing
+from tests.states import assert_same_state
 from tests.tasks.test_classification import CLASSES, make_task, make_trainer, pictures
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::UserWarning:torch")
@@ -78,7 +79,7 @@ def test_a_checkpoint_says_which_network_is_better_and_what_it_is(tmp_path, bett
     trainer.save_checkpoint(tmp_path / "run.ckpt")
     network, card = load_network(tmp_path / "run.ckpt")
     expected = task.model if better == "raw" else task.ema.module
-    assert all(torch.equal(value, network.state_dict()[name]) for name, value in expected.state_dict().items())
+    assert_same_state(expected, network)
     assert (card.model, card.num_classes) == ("mobilemamba_t2", CLASSES)
     assert ArchOverrides(**{name: tuple(value) for name, value in card.arch.items()}) == TINY["arch"]
 
@@ -128,7 +129,7 @@ def test_a_checkpoint_of_all_of_it_loads(tmp_path, teacher):
     fit(tmp_path, task, limit_train_batches=1).save_checkpoint(tmp_path / "run.ckpt")
     again = type(task).load_from_checkpoint(tmp_path / "run.ckpt", weights_only=True)
     assert (again.distillation, again.mixing) == (task.distillation, task.mixing)
-    assert all(torch.equal(value, again.state_dict()[name]) for name, value in task.state_dict().items())
+    assert_same_state(task, again)
 
 
 def test_bfloat16_stays_finite_and_keeps_weights_in_fp32(tmp_path):

@@ -162,3 +162,22 @@ def test_heads_on_backbones(printed, tmp_path: Path) -> None:
         printed("benchmark", "test_resnet", "--head", "unet")
     with pytest.raises(ConfigError, match=r"--head pspnet: x\.ckpt is of a whole network"):
         printed("benchmark", "x.ckpt", "--head", "pspnet")
+
+
+def test_a_detectors_time_by_parts(printed, tmp_path: Path) -> None:
+    out = tmp_path / "out.csv"
+    given = ("benchmark", "mobilemamba_t2", "--head", "ssdlite", "--size", "64x96", *QUICK, "--output", str(out))
+    text = printed(*given)
+    assert "ssdlite+mobilemamba_t2 at 64x96 px" in " ".join(text.split())
+    (row,) = rows(out)
+    times = [float(row[f"{part}_ms"]) for part in ("backbone", "neck", "head", "rest")]
+    assert all(time > 0 for time in times)
+    assert (row["height"], row["size"], row["error"]) == ("64", "96", "")
+    for options, message in (
+        (("--train",), r"train with ssdlite\+mobilemamba_t2: detectors are timed in inference"),
+        (("--size", "64x"), "size 64x|--size 64x: expected sides as 512 or 800x1280"),
+        (("--size", "axb"), "--size axb: expected sides as 512 or 800x1280"),
+        (("--size", "20x64"), "size 20: expected 32 or more"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            printed("benchmark", "mobilemamba_t2", "--head", "ssdlite", *options)

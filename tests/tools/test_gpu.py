@@ -3,7 +3,7 @@
 import json
 import math
 import subprocess
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -205,6 +205,42 @@ def test_all_sizes_of_the_scan_are_among_the_shapes(tmp_path: Path) -> None:
     }
     assert len(shapes) < 80
     assert {shape.dtype for shape in shapes} == {"float32", "float16", "bfloat16"}
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ([(2.0, 3000.0), (3.0, 2000.0)], [("1.50 x", True), ("1.50 x", None)]),
+        ([(4.0, None), (3.0, None)], [("0.75 x", False)]),
+    ],
+    ids=["on a GPU", "memory not counted"],
+)
+def test_a_step_is_held_against_the_peer_s(
+    found: list[tuple[float, float | None]],
+    expected: list[tuple[str, bool | None]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Time and, where it is counted, peak memory."""
+
+    @dataclass
+    class Found:
+        model: str
+        batch: int
+        latency_ms: float
+        peak_memory_mib: float | None
+        error: str = ""
+
+    def step(cases: list[Case], *_: object, **__: object) -> list[Found]:
+        return [Found(case.model, case.batch, *values) for case, values in zip(cases, found, strict=True)]
+
+    monkeypatch.setattr(training, "measure", step)
+    run = new_run(tmp_path)
+    run.do([Part("steps", "Steps", training.steps, 60)])
+    _, peer, *ratios = run.parts["steps"]["findings"]
+    assert peer["what"] == "step of test_efficientnet, batch 2"
+    assert ("MiB at the peak" in peer["found"]) == (len(expected) > 1)
+    assert [(ratio["found"], ratio["ok"]) for ratio in ratios] == expected
 
 
 def test_memory_against_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -307,6 +307,8 @@ def test_unreadable_pictures_are_reported_and_skipped(
         (["--weights", "W", "--output", "no/x.csv"], ConfigError, "--output no/x.csv: there is no folder no; make it"),
         (["--weights", "W", "--output", "pictures.csv"], ConfigError, "--output pictures.csv: Is a directory; choose"),
         (["--weights", "W", "--output", "x" * 400 + ".csv"], ConfigError, "x.csv: File name too long; choose another"),
+        (["--weights", "W", "--score", "2"], ConfigError, "--score 2: expected 0 to 1"),
+        (["--weights", "W", "--score", "0.5"], ConfigError, "--score is for detection, not classification"),
         (["--weights", "W", "--device", "quantum"], ConfigError, "device quantum"),
         (["--weights", "W", "--device", "meta"], ConfigError, "device meta: .*; use auto or cpu"),
         (["--weights", "W", "--batch_size", "0"], ConfigError, "--batch_size 0: expected 1 or more"),

@@ -1,5 +1,7 @@
 """Who decays, who learns how fast, who is frozen: every trainable parameter is in one group, and in the right one."""
 
+from types import SimpleNamespace
+
 import pytest
 import timm
 import torch
@@ -10,6 +12,7 @@ from mobilemamba.training.optimizer import (
     classifier_modules,
     freeze_backbone,
     parameter_groups,
+    rate_to_show,
     scale_lr,
     set_learning_rates,
 )
@@ -39,6 +42,15 @@ def names_by_decay(model, rule, weight_decay=0.05):
 def test_matrices_decay_unless_the_model_exempts_them():
     assert names_by_decay(Scan(), "clean") == {0.0: ["A_logs", "scale", "Ds"], 0.05: ["weight"]}
     assert names_by_decay(Scan(), "release") == {0.0: ["Ds"], 0.05: ["weight", "A_logs", "scale"]}
+    assert names_by_decay(Scan(), "downstream").keys() == {0.05}
+
+
+@pytest.mark.parametrize("name", ["mobilemamba_b1", "test_vit"])
+def test_downstream_all_but_layer_norms_decays(name):
+    spared = names_by_decay(timm.create_model(name), "downstream")[0.0]
+    assert all("norm" in parameter for parameter in spared)
+    if name == "mobilemamba_b1":  # of the seven scans; batch norms decay
+        assert [parameter.rpartition(".out_norm.")[2] for parameter in spared] == ["weight", "bias"] * 7
 
 
 @pytest.mark.parametrize("rule", ["release", "clean"])
@@ -48,7 +60,7 @@ def test_a_model_that_exempts_nothing(rule):
 
 @pytest.mark.parametrize("name", ["test_efficientnet", "test_vit", "mobilemamba_t2"])
 @pytest.mark.parametrize("layer_decay", [None, 0.7])
-@pytest.mark.parametrize("rule", ["release", "clean"])
+@pytest.mark.parametrize("rule", ["release", "clean", "downstream"])
 def test_each_trainable_parameter_is_in_exactly_one_group(name, layer_decay, rule):
     model = timm.create_model(name)
     groups = parameter_groups(model, 0.05, rule, layer_decay)
@@ -75,7 +87,6 @@ def test_layer_decay_goes_by_depth():
     groups = parameter_groups(model, 0.05, "clean", 0.5)
     set_learning_rates(groups, 1.0)
     rate = {names[id(parameter)]: group["lr"] for group in groups for parameter in group["params"]}
-    assert "lr_scale" not in groups[0]
     stem, head = rate["patch_embed.0.conv.weight"], rate["head.linear.weight"]
     first, last = (rate[f"stages.{block}.branch.dw0.branch.conv.weight"] for block in ("0.blocks.0", "2.blocks.1"))
     assert head == 1.0
@@ -91,6 +102,23 @@ def test_a_frozen_backbone_trains_its_classifier_alone(name):
     own = {"head.norm.weight", "head.norm.bias", "head.linear.weight", "head.linear.bias"}
     assert trained == (own if name.startswith("mobilemamba") else {"classifier.weight", "classifier.bias"})
     assert len(classifier_modules(model)) == 1
+
+
+@pytest.mark.parametrize(
+    ("groups", "shown"),
+    [
+        ([(1.0, 0.2), (10.0, 2.0)], 0.2),  # a head's factor
+        ([(0.25, 0.05), (0.5, 0.1)], 0.2),  # layers by depth, and no group without a factor
+        ([(0.0, 0.0), (3.0, 0.6)], 0.2),  # a head that stays
+        ([(None, 0.1), (None, 0.2)], 0.2),  # another's optimiser
+        ([(1.0, 0.0)], 0.0),
+        ([], None),
+    ],
+)
+def test_the_rate_to_show_is_the_schedule_s(groups, shown):
+    kept = [{"lr": rate, **({} if scale is None else {"lr_scale": scale})} for scale, rate in groups]
+    found = rate_to_show([SimpleNamespace(param_groups=kept)])
+    assert found == (shown if shown is None else pytest.approx(shown))
 
 
 def test_lr_is_in_proportion_to_the_batch():

@@ -1,4 +1,4 @@
-"""Scores of pixels: by the definition, over a whole set, at the targets' size, and a few classes at a time."""
+"""Scores of pixels: by the definition, over a whole set, at the targets' size, and a few rows at a time."""
 
 import numpy as np
 import pytest
@@ -50,9 +50,9 @@ def by_definition():
     return {key: 100 * value for key, value in scores.items()} | {"loss": np.mean(losses)}, iou
 
 
-@pytest.mark.parametrize("most", [1 << 24, 150])  # numbers at a time: all of them, a class or two
+@pytest.mark.parametrize("most", [1 << 24, 150])  # numbers at a time: all of them, a row or two
 def test_scores_are_the_definition_s(monkeypatch, most):
-    monkeypatch.setattr(pixels, "_MOST", most)
+    monkeypatch.setattr(pixels, "_BAND", most)
     expected, iou = by_definition()
     metrics = SegmentationMetrics(CLASSES)
     for _ in range(2):  # each result starts anew
@@ -63,6 +63,15 @@ def test_scores_are_the_definition_s(monkeypatch, most):
         assert {key: float(value) for key, value in found.items()} == pytest.approx(expected, rel=1e-5)
     known = {score.label: score.iou for score in class_scores(metrics.counts)}
     assert known == pytest.approx({index: value for index, value in enumerate(iou) if not np.isnan(value)})
+
+
+def test_no_device_is_waited_for():
+    """The meta device has no numbers to wait for."""
+    metrics = SegmentationMetrics(CLASSES).to("meta")
+    logits, targets = (x.to("meta") for x in next(batches()))
+    for _ in range(2):
+        metrics.update(logits, targets)
+        assert metrics.changed(logits, logits, targets).device.type == "meta"
 
 
 def test_miou_is_torchmetrics():
@@ -83,14 +92,22 @@ def test_which_pixels_folded_norms_change():
     assert SegmentationMetrics(CLASSES).changed(logits, others, targets) == 8
 
 
+SIZES = [[(5, 6)], [(9, 13)], [(3, 4)], [(9, 6), (31, 20)], [(64, 64), (17, 50)], [(9, 13), (9, 40)]]
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_a_few_classes_at_a_time_are_all_of_them(monkeypatch, layout):
-    logits = torch.randn(2, 11, 5, 6).contiguous(memory_format=layout)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("band", [1, 1000])
+def test_a_few_rows_at_a_time_are_all_of_them(monkeypatch, layout, sizes, band):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 11, 5, 6, generator=generator).contiguous(memory_format=layout)
     logits[:, 7] = logits[:, 2]  # of equal ones the first
-    targets = torch.randint(11, (2, 9, 13))
-    whole = F.interpolate(logits, (9, 13), mode="bilinear", align_corners=False)
-    monkeypatch.setattr(pixels, "_MOST", 3 * 2 * 9 * 13)
-    assert torch.equal(likeliest(logits, (9, 13)), whole.argmax(1))
-    expected = F.cross_entropy(whole, targets, reduction="none")
-    torch.testing.assert_close(cross_entropies(logits, targets), expected)
+    whole = logits
+    for size in sizes:
+        whole = F.interpolate(whole, size, mode="bilinear", align_corners=False)
+    monkeypatch.setattr(pixels, "_BAND", band)
+    assert torch.equal(likeliest(logits, *sizes), whole.argmax(1))
+    targets = torch.randint(11, (2, *sizes[0]), generator=generator)
+    whole = F.interpolate(logits, sizes[0], mode="bilinear", align_corners=False)
+    torch.testing.assert_close(cross_entropies(logits, targets), F.cross_entropy(whole, targets, reduction="none"))
     assert cross_entropies(logits.bfloat16(), targets).dtype == torch.float32

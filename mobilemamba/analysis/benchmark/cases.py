@@ -30,7 +30,7 @@ class Case:
     """One network under one set of conditions."""
 
     model: str  # see :func:`card_of`
-    size: int  # side of the square pictures in pixels
+    size: int  # side of the square pictures in pixels, or the width of oblong ones
     batch: int = 1  # pictures at a time
     device: str = "cpu"  # torch's name of it
     dtype: str = "float32"  # of weights and pictures; in training of the autocast region, with weights in float32
@@ -41,6 +41,17 @@ class Case:
     fused: bool = True  # whether norms are folded into weights; only in inference
     train: bool = False  # time a training step instead of inference
     scan_backend: str = "auto"  # of the selective scan, for a mobilemamba model
+    height: int | None = None  # of oblong pictures, in pixels
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of the pictures."""
+        return self.height or self.size, self.size
+
+    @property
+    def px(self) -> str:
+        """The same in words."""
+        return f"{self.size}" if self.height is None else f"{self.height}x{self.size}"
 
     @property
     def card(self) -> ModelCard:
@@ -106,7 +117,7 @@ def card_of(model: str) -> ModelCard:
 
 def expand(
     models: Sequence[str],
-    sizes: Sequence[int] = (),
+    sizes: Sequence[int | tuple[int, int]] = (),
     batches: Sequence[int] = (1, 32),
     devices: Sequence[str] = ("cpu",),
     dtypes: Sequence[str] = ("float32",),
@@ -120,7 +131,7 @@ def expand(
 
     Args:
         models: See :func:`card_of`.
-        sizes: Sides of the pictures in pixels; none for each model's own.
+        sizes: Sides of the pictures in pixels, or (height, width); none for each model's own.
         batches: As all that follow: see :class:`Case`; a device may be auto, too.
 
     Raises:
@@ -137,7 +148,8 @@ def expand(
         for value in values:
             if value not in known:
                 raise ConfigError(f"{setting} {value!r}: expected one of {', '.join(known)}")
-    for setting, numbers, least in (("size", sizes, 32), ("batch", batches, 2 if train else 1)):
+    sides = [side for size in sizes for side in ((size,) if isinstance(size, int) else size)]
+    for setting, numbers, least in (("size", sides, 32), ("batch", batches, 2 if train else 1)):
         for number in numbers:
             if number < least:
                 why = "; a norm in training needs two pictures" if setting == "batch" and train else ""
@@ -146,6 +158,8 @@ def expand(
     for mode, what in (("exported", "an exported network"), ("graph", "a CUDA graph"), *others):
         if train and mode in modes:
             raise ConfigError(f"mode {mode!r}: {what} is for inference; leave it out or leave train out")
+    if train and (of_boxes := next((name for name in models if card_of(name).task == "detection"), None)):
+        raise ConfigError(f"train with {printable(of_boxes)}: detectors are timed in inference; leave train out")
     chosen = [choose_device(name) for name in devices]
     if "graph" in modes and (other := next((device for device in chosen if device.type != "cuda"), None)):
         raise ConfigError(f"mode 'graph' on device {other}: CUDA graphs need cuda; leave it out or choose cuda")
@@ -164,11 +178,12 @@ def expand(
     cases = [
         Case(
             model,
-            own_size(model) if size is None else size,
+            own_size(model) if size is None else size if isinstance(size, int) else size[1],
             *(batch, device, dtype, mode, "contiguous" if mode in RUNNERS else layout),
             fused=fused and not train,
             train=train,
             scan_backend=scan_backend if model in ours else "auto",
+            height=size[0] if isinstance(size, tuple) and size[0] != size[1] else None,
         )
         for batch, device, dtype, mode, layout, size, model in combinations
     ]

@@ -6,7 +6,7 @@ import functools
 import itertools
 from collections.abc import Callable, Hashable, Iterable
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 
@@ -36,6 +36,7 @@ class _Candidate:
     layout_chosen: bool = False
     workload: Workload | None = None
     peak_bytes: int | None = None
+    parts: dict[str, float] = field(default_factory=dict)  # milliseconds
     error: str = ""
 
     @property
@@ -89,6 +90,8 @@ def measure(
     for number, candidate in enumerate(candidates):
         if number in failed:
             candidate.error = describe(failed[number])
+        elif candidate.workload is not None and candidate.workload.parts is not None:
+            candidate.parts = {part: 1e3 * seconds for part, seconds in candidate.workload.parts(rounds).items()}
     return [
         _record(c, timings.get(number), ceilings.get((c.case.device, c.case.dtype)), rounds)
         for number, c in enumerate(candidates)
@@ -139,18 +142,18 @@ def _faster(rivals: list[_Candidate], seconds: float) -> _Candidate:
 
 
 @functools.cache
-def _macs(model: str, size: int) -> int | None:
+def _macs(model: str, sides: tuple[int, int]) -> int | None:
     with torch.device("meta"):
-        network = silently(lambda: create(Case(model, size)))
+        network = silently(lambda: create(Case(model, sides[1], height=sides[0])))
     try:
-        return complexity(network, size).macs
+        return complexity(network, sides).macs
     except Exception:  # a network that does not run on shapes alone is timed without a count
         return None
 
 
 def _record(candidate: _Candidate, timings: Timings | None, ceiling: float | None, rounds: int) -> Record:
     case, device = candidate.case, torch.device(candidate.case.device)
-    macs = _macs(case.model, case.size) if timings else None
+    macs = _macs(case.model, case.sides) if timings else None
     if macs and case.train:
         macs *= 3  # a backward pass has two products for each of the forward pass
     rate = macs * case.batch / timings.median / 1e9 if macs and timings else None
@@ -180,7 +183,11 @@ def _record(candidate: _Candidate, timings: Timings | None, ceiling: float | Non
         peak_memory_mib=candidate.peak_bytes / 2**20 if candidate.peak_bytes is not None else None,
         rounds=rounds,
         calls_per_round=timings.calls if timings else None,
-        paper_top1=published_top1(case.model, case.size),
+        backbone_ms=candidate.parts.get("backbone"),
+        neck_ms=candidate.parts.get("neck"),
+        head_ms=candidate.parts.get("head"),
+        rest_ms=candidate.parts.get("rest"),
+        paper_top1=published_top1(case.model, case.size) if case.height is None else None,
         processor=device_name(device),
         threads=torch.get_num_threads(),
         tf32_matmul=tf32_matmul,

@@ -34,6 +34,10 @@ class Record(Case):
     peak_memory_mib: float | None  # see :mod:`mobilemamba.analysis.benchmark.memory`
     rounds: int
     calls_per_round: int | None  # batches or steps timed together
+    backbone_ms: float | None = None  # of a detector, as a median; and what follows
+    neck_ms: float | None = None
+    head_ms: float | None = None
+    rest_ms: float | None = None  # after and between the heads: boxes, regions, the choice among overlapping ones
     paper_top1: float | None  # published for ImageNet-1k in %, at the size that it is of
     processor: str  # the device in words
     threads: int  # of torch on the CPU

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from rich.console import Group
 
 from mobilemamba.analysis.benchmark.comparison import Conditions, at_equal_top1, exponents
+from mobilemamba.analysis.benchmark.parts import PARTS
 from mobilemamba.analysis.benchmark.records import Record
 from mobilemamba.analysis.benchmark.scans import ScanRecord
 from mobilemamba.screen import fit_table
@@ -21,7 +22,7 @@ def network_table(records: Sequence[Record], width: int) -> Group:
     header = ["model", "px", "batch", "dtype", "mode", "layout", "ms", "quartiles", "img/s", "of ceiling", "MiB"]
     lines = []
     for record in records:
-        start = [record.model, f"{record.size}", f"{record.batch}", record.dtype, record.mode, record.layout]
+        start = [record.model, record.px, f"{record.batch}", record.dtype, record.mode, record.layout]
         lines.append([*start, *(["", record.error, "", "", ""] if record.error else _measured(record))])
     return fit_table(
         width,
@@ -64,6 +65,14 @@ def network_notes(records: Sequence[Record]) -> list[str]:
     lines[-1] += f"; {_count(first.threads, 'thread')}; {tf32}; {', '.join(versions)}"
     if any(record.peak_memory_mib is not None for record in records):
         lines.append("MiB: weights and pictures, and what a call takes on top of them at its peak")
+    for record in records:
+        if times := {part: value for part in PARTS if (value := getattr(record, f"{part}_ms")) is not None}:
+            shares = ", ".join(f"{part} {value / sum(times.values()):.1%}" for part, value in times.items())
+            lines.append(f"of {record.model} at {record.px} px, {record.layout}: {shares}")
+    if any(record.rest_ms is not None for record in records):
+        lines.append(
+            "rest: boxes, regions, the choice among overlapping ones; where weights are random, of 1,000 candidates"
+        )
     if equal := at_equal_top1(records):
         lines.append("times the speed of the line through EfficientViT's points at the same published top-1:")
         lines += _by_conditions(equal)

@@ -16,6 +16,8 @@ from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
 from mobilemamba.analysis.benchmark.cases import DTYPES, LAYOUTS, Case, is_file, own_size
+from mobilemamba.analysis.benchmark.parts import find_some, seconds_of_parts
+from mobilemamba.dense import Detector, Segmenter
 from mobilemamba.layers.kernels import use_scan_backend
 from mobilemamba.models import for_inference, fuse_norms, load_weights
 from mobilemamba.models.checkpoints import build_network
@@ -31,6 +33,8 @@ class Workload:
     run: Callable[[], object]  # does it once
     network: nn.Module  # what it runs; in inference after its norms were folded
     held: Callable[[], Iterator[Tensor]]  # tensors that stay in memory between calls, the pictures included
+    #: Of a detector, the seconds of its parts, as a median of so many rounds.
+    parts: Callable[[int], dict[str, float]] | None = None
 
     @property
     def batch_norms(self) -> int:
@@ -63,7 +67,7 @@ class Workshop:
             layout: ``"contiguous"`` or ``"channels_last"``.
         """
         generator = torch.Generator().manual_seed(0)
-        pictures = torch.randn(case.batch, case.card.in_chans, case.size, case.size, generator=generator)
+        pictures = torch.randn(case.batch, case.card.in_chans, *case.sides, generator=generator)
         pictures = pictures.to(case.device, memory_format=LAYOUTS[layout])
         if case.train:
             return _training(case, layout, pictures, generator)
@@ -71,19 +75,24 @@ class Workshop:
         run_in = RUNNERS.get(case.mode)
         key = Case(**{**vars(case), "batch": 0, "mode": case.mode if run_in else "", "layout": layout})
         if key not in self._networks:
-            self._networks[key] = run_in(_loaded(case).eval()) if run_in else _for_inference(case, layout)
+            network = run_in(_loaded(case).eval()) if run_in else _for_inference(case, layout)
+            if isinstance(network, Detector) and not is_file(case.model):
+                find_some(network, pictures)
+            self._networks[key] = network
         return inference(self._networks[key], pictures, case.mode)
 
 
 def inference(network: nn.Module, inputs: Tensor, mode: str = "eager") -> Workload:
-    """A network's answer to example inputs, as something to call.
+    """A network's answer to inputs, as something to call; of an eager detector its boxes, of a segmenter the classes.
 
     Args:
         network: In evaluation mode, on the device of the inputs.
         inputs: A batch.
         mode: ``eager``, ``compiled``, ``exported`` or ``graph``; by a runtime it is run by itself.
     """
-    call: Callable[[Tensor], Any] = network
+    detector = network if isinstance(network, Detector) and mode == "eager" else None
+    call: Callable[[Tensor], Any] = network.labels if isinstance(network, Segmenter) else network
+    call = detector.detect if detector else call
     with torch.no_grad():
         if mode == "compiled":
             call = _compiled(network)
@@ -99,7 +108,7 @@ def inference(network: nn.Module, inputs: Tensor, mode: str = "eager") -> Worklo
     def held() -> Iterator[Tensor]:
         yield from (inputs, *network.parameters(), *network.buffers())
 
-    return Workload(run, network, held)
+    return Workload(run, network, held, partial(seconds_of_parts, detector, inputs) if detector else None)
 
 
 def create(case: Case) -> nn.Module:
@@ -109,10 +118,10 @@ def create(case: Case) -> nn.Module:
         TypeError: If the network cannot be built for pictures of that size.
     """
     card = case.card
-    if not case.is_ours and not card.head and case.size != own_size(case.model):
+    if not case.is_ours and not card.head and set(case.sides) != {own_size(case.model)}:
         try:  # attention with a table of positions must know the size; others do not take it
             return timm.create_model(
-                card.model, num_classes=card.num_classes, in_chans=card.in_chans, img_size=case.size
+                card.model, num_classes=card.num_classes, in_chans=card.in_chans, img_size=case.sides
             )
         except TypeError as error:
             if "img_size" not in str(error):
@@ -154,7 +163,7 @@ def _compiled(network: nn.Module) -> Callable[[Tensor], Any]:
 
 def _training(case: Case, layout: str, pictures: Tensor, generator: torch.Generator) -> Workload:
     network = _loaded(case).to(case.device).to(memory_format=LAYOUTS[layout]).train()
-    of_pixels = (case.size, case.size) if case.card.task == "segmentation" else ()
+    of_pixels = case.sides if case.card.task == "segmentation" else ()
     labels = torch.randint(case.card.num_classes, (case.batch, *of_pixels), generator=generator).to(case.device)
     fused = True if pictures.device.type == "cpu" else None  # as ``mobilemamba fit`` trains
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=0.05, fused=fused)

@@ -35,6 +35,9 @@ def steps(run: Run) -> None:
         if first and second:
             ratio = second / first
             run.find(f"speed of {ours} over {peer}", f"{ratio:.2f} x", ">= 0.9", ratio >= 0.9)
+        first, second = (record.peak_memory_mib for record in records)
+        if first and second:
+            run.find(f"memory of {ours} over {peer}", f"{first / second:.2f} x")
 
 
 def same_bits(run: Run) -> None:

@@ -11,10 +11,10 @@ from timm.utils import reparameterize_model
 from torch import nn
 
 from mobilemamba.export.form.layers import replacement
-from mobilemamba.export.form.operators import decompositions
+from mobilemamba.export.form.operators import decompositions, without_idle_steps
 from mobilemamba.models.fuse import fuse_norms
 
-__all__ = ["decompositions", "exportable"]
+__all__ = ["decompositions", "exportable", "without_idle_steps"]
 
 
 def exportable(network: nn.Module) -> nn.Module:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.export import ExportedProgram
 
 from mobilemamba.export.form.scan import scan
 from mobilemamba.ops.backends import standard_operators
@@ -33,6 +34,25 @@ def decompositions() -> dict[Any, Callable[..., Tensor]]:
         **{operator.default: _plainly(function) for operator, function in plain.items()},
         **{operator.default: _of_list(_plainly(function)) for operator, function in of_lists.items()},
     }
+
+
+def without_idle_steps(program: ExportedProgram) -> ExportedProgram:
+    """The same program without aliases, which Core ML does not know, and splits into one part, as LiteRT refuses."""
+    aten = torch.ops.aten
+    for node in list(program.graph.nodes):
+        if node.target == aten.alias.default:
+            idle = [node]
+        elif node.target in (aten.split.Tensor, aten.split_with_sizes.default) and len(node.meta["val"]) == 1:
+            idle = [*node.users, node]
+        else:
+            continue
+        if any(user.op == "output" for step in idle for user in step.users):  # whose names the signature has
+            continue
+        for step in idle:
+            step.replace_all_uses_with(node.args[0])
+            program.graph.erase_node(step)
+    program.graph_module.recompile()
+    return program
 
 
 def _plainly(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

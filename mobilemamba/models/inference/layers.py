@@ -21,6 +21,7 @@ from mobilemamba.layers.residual import Residual
 from mobilemamba.layers.ss2d import SS2D
 from mobilemamba.layers.wavelet_mamba import WaveletMamba
 from mobilemamba.models.inference.packed import PackedConv, PackedLinear, by_pytorch, first, floats, last
+from mobilemamba.models.inference.winograd import WIDE, WinogradConv
 from mobilemamba.ops.backends import Backends
 from mobilemamba.ops.mix_channels import mix_channels
 from mobilemamba.ops.scan_norm_gate import scan_norm_gate
@@ -185,7 +186,9 @@ def replacement(layer: nn.Module, device: torch.device, dtype: torch.dtype) -> n
     if isinstance(layer, PatchEmbed):
         return InferencePatchEmbed(layer)
     if isinstance(layer, nn.Conv2d) and type(layer) in (nn.Conv2d, ConvReLU) and _keeps_size(layer):
-        return PackedConv.of(layer)
+        wide = layer.kernel_size == (3, 3) and layer.stride == (1, 1) and layer.groups == 1
+        wide &= min(layer.in_channels, layer.out_channels) >= WIDE
+        return (WinogradConv if wide else PackedConv).of(layer)
     return None
 
 

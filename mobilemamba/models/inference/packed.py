@@ -17,6 +17,8 @@ from mobilemamba.ops.depthwise import ACTIVATIONS, Activation, depthwise_conv
 
 #: On a CPU, numbers in a map up to which our depthwise convolution is done before oneDNN's, which takes longer to call.
 _SMALL = 2**16
+#: Forms of a weight that are kept: a head on several levels has them by turns.
+_USES = 2
 
 
 def is_traced() -> bool:
@@ -37,7 +39,7 @@ class _Packed(nn.Module):
         self.act = act
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-        self._laid_out: tuple[Hashable, Any] = (None, None)
+        self._laid_out: dict[Hashable, tuple[Hashable, Any]] = {}
 
     def laid_out(self, x: Tensor, use: Hashable, make: Callable[[Tensor], Tensor]) -> Tensor:
         """The weight as it is read in a use, made when it or the use is another than before.
@@ -46,11 +48,13 @@ class _Packed(nn.Module):
             ConfigError: If x is not what the weight was laid out for.
         """
         weight = self.fitting(x)
-        key = use, weight.data_ptr(), None if weight.is_inference() else weight._version
-        kept, packed = self._laid_out
+        key = weight.data_ptr(), None if weight.is_inference() else weight._version
+        kept, packed = self._laid_out.pop(use, (None, None))
         if kept != key:
             packed = make(weight)
-            self._laid_out = key, packed
+            if len(self._laid_out) >= _USES:
+                del self._laid_out[next(iter(self._laid_out))]
+        self._laid_out[use] = key, packed  # the last one used is the last
         return packed
 
     def fitting(self, x: Tensor) -> Tensor:
@@ -70,7 +74,7 @@ class _Packed(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what was laid out, which can neither be copied nor saved."""
-        return self.__dict__ | {"_laid_out": (None, None)}
+        return self.__dict__ | {"_laid_out": {}}
 
 
 class PackedConv(_Packed):

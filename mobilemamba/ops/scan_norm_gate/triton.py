@@ -17,7 +17,7 @@ from mobilemamba.ops import jit
 from mobilemamba.ops.operator import implement_on_cuda
 from mobilemamba.ops.scan_norm_gate import native
 from mobilemamba.ops.selective_scan.definition import ScanInputs
-from mobilemamba.ops.selective_scan.triton import forward, padded
+from mobilemamba.ops.selective_scan.triton import forward
 
 tl: Any = None  # triton.language, once the kernel is asked for
 constexpr = Any  # Triton goes by the annotation's name
@@ -74,7 +74,7 @@ def compute(
             length,
             width,
             *gate.stride(),
-            BLOCK=padded(width),
+            BLOCK=jit.padded(width),
             num_warps=4,
         )
     return y

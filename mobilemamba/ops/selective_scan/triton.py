@@ -47,6 +47,24 @@ def _softplus(x):
     return tl.maximum(x, 0.0) + tl.where(w == 1, z, tl.log(w) * (z / (w - 1)))
 
 
+def _ranks(weight, stride_r, has_d, R: constexpr):
+    """The map from low-rank step sizes to the channels, by rank: a thread has all of its channel, in any layout."""
+    weight_rd = tl.tuple(())
+    for r in tl.static_range(R):
+        weight_rd += (tl.load(weight + r * stride_r, has_d, 0.0).to(tl.float32),)
+    return weight_rd
+
+
+def _raw_dt(dt, stride_r, weight_rd, bias_d, has_d, R: constexpr):
+    """Before softplus, at a position, where low-rank ones have R numbers, ``stride_r`` from one to the next."""
+    if R == 0:
+        return tl.load(dt, has_d, 0.0).to(tl.float32) + bias_d
+    x_d = bias_d
+    for r in tl.static_range(R):
+        x_d += tl.load(dt + r * stride_r).to(tl.float32) * weight_rd[r]
+    return x_d
+
+
 def _forward(
     u, dt, A, B, C, skip, bias,
     u_stride_b, u_stride_k, u_stride_l, u_stride_d,
@@ -56,8 +74,7 @@ def _forward(
     dt_weight, dt_weight_stride_k, dt_weight_stride_r, dt_weight_stride_d,
     channels, length, width,
     y_sum, y,
-    K: constexpr, N: constexpr, R: constexpr, MAP: constexpr,
-    BLOCK_D: constexpr, BLOCK_N: constexpr, BLOCK_R: constexpr,
+    K: constexpr, N: constexpr, R: constexpr, MAP: constexpr, BLOCK_D: constexpr, BLOCK_N: constexpr,
 ):  # fmt: skip
     """``delta = softplus(dt + bias)``, ``h = exp(delta A) h + delta u B``, ``y = C h + skip u``, summed over k.
 
@@ -69,11 +86,8 @@ def _forward(
     has_d, has_n = d < channels, n < N
     has_dn = has_d[:, None] & has_n[None, :]
     u += picture * u_stride_b + d * u_stride_d
-    r = tl.arange(0, BLOCK_R).to(tl.int64)
-    has_dt, has_rd = (r < R if R else has_d), (r < R)[:, None] & has_d[None, :]
-    # As if nothing were side by side: then a thread holds all ranks of its channel, and the sum over them is its own.
-    at_rd = tl.max_contiguous(r[:, None] * dt_weight_stride_r + d[None, :] * dt_weight_stride_d, (1, 1))
-    dt += picture * dt_stride_b + (r if R else d) * dt_stride_d
+    dt += picture * dt_stride_b + (0 if R else d * dt_stride_d)
+    dt_weight += d * dt_weight_stride_d
     B += picture * B_stride_b + n * B_stride_n
     C += picture * C_stride_b + n * C_stride_n
     for direction in range(K):
@@ -82,8 +96,7 @@ def _forward(
         A_dn = tl.load(A + kd[:, None] * N + n[None, :], has_dn, 0.0)
         skip_d = tl.load(skip + kd, has_d, 0.0)
         bias_d = tl.load(bias + kd, has_d, 0.0)
-        if R:
-            weight_rd = tl.load(dt_weight + k * dt_weight_stride_k + at_rd, has_rd, 0.0).to(tl.float32)
+        weight_rd = _ranks(dt_weight + k * dt_weight_stride_k, dt_weight_stride_r, has_d, R)
         adds, goes_on = has_d & MAP & (k > 0), has_d & MAP & (k < K - 1)
         ends = has_d & ((not MAP) | (k == K - 1))
         out = (picture if MAP else picture * K + k) * length
@@ -92,12 +105,11 @@ def _forward(
         while step < length:
             at = _position(step, k, length, width, K, MAP)
             u_d = tl.load(u + k * u_stride_k + at * u_stride_l, has_d, 0.0).to(tl.float32)
-            dt_d = tl.load(dt + k * dt_stride_k + at * dt_stride_l, has_dt, 0.0).to(tl.float32)
-            if R:
-                dt_d = tl.sum(weight_rd * dt_d[:, None], 0)
+            delta_d = _softplus(
+                _raw_dt(dt + k * dt_stride_k + at * dt_stride_l, dt_stride_d, weight_rd, bias_d, has_d, R)
+            )
             B_n = tl.load(B + k * B_stride_k + at * B_stride_l, has_n, 0.0).to(tl.float32)
             C_n = tl.load(C + k * C_stride_k + at * C_stride_l, has_n, 0.0).to(tl.float32)
-            delta_d = _softplus(dt_d + bias_d)
             h_dn = tl.exp(delta_d[:, None] * A_dn) * h_dn + (delta_d * u_d)[:, None] * B_n[None, :]
             y_d = tl.sum(h_dn * C_n[None, :], 1) + skip_d * u_d
             here = (out + at) * channels + d
@@ -119,8 +131,7 @@ def _backward(
     gy, gy_stride_b, gy_stride_k, gy_stride_l, gy_stride_d,
     gdt, gdt_stride_b, gdt_stride_k, gdt_stride_l, gdt_stride_d,
     states, gu_sum, gu, gA, gB, gC, gskip, gbias,
-    K: constexpr, N: constexpr, R: constexpr, MAP: constexpr,
-    BLOCK_D: constexpr, BLOCK_N: constexpr, BLOCK_R: constexpr,
+    K: constexpr, N: constexpr, R: constexpr, MAP: constexpr, BLOCK_D: constexpr, BLOCK_N: constexpr,
 ):  # fmt: skip
     """Gradients of all inputs: forwards for the states once more, then backwards.
 
@@ -134,11 +145,8 @@ def _backward(
     has_d, has_n = d < channels, n < N
     has_dn = has_d[:, None] & has_n[None, :]
     u += picture * u_stride_b + d * u_stride_d
-    r = tl.arange(0, BLOCK_R).to(tl.int64)
-    has_dt, has_rd = (r < R if R else has_d), (r < R)[:, None] & has_d[None, :]
-    # As if nothing were side by side: then a thread holds all ranks of its channel, and the sum over them is its own.
-    at_rd = tl.max_contiguous(r[:, None] * dt_weight_stride_r + d[None, :] * dt_weight_stride_d, (1, 1))
-    dt += picture * dt_stride_b + (r if R else d) * dt_stride_d
+    dt += picture * dt_stride_b + (0 if R else d * dt_stride_d)
+    dt_weight += d * dt_weight_stride_d
     B += picture * B_stride_b + n * B_stride_n
     C += picture * C_stride_b + n * C_stride_n
     gy += picture * gy_stride_b + d * gy_stride_d
@@ -151,8 +159,7 @@ def _backward(
         A_dn = tl.load(A + kd[:, None] * N + n[None, :], has_dn, 0.0)
         skip_d = tl.load(skip + kd, has_d, 0.0)
         bias_d = tl.load(bias + kd, has_d, 0.0)
-        if R:
-            weight_rd = tl.load(dt_weight + k * dt_weight_stride_k + at_rd, has_rd, 0.0).to(tl.float32)
+        weight_rd = _ranks(dt_weight + k * dt_weight_stride_k, dt_weight_stride_r, has_d, R)
         adds, goes_on = has_d & MAP & (k > 0), has_d & MAP & (k < K - 1)
         ends = has_d & ((not MAP) | (k == K - 1))
         out = (picture if MAP else picture * K + k) * length
@@ -162,11 +169,10 @@ def _backward(
         while step < length:
             at = _position(step, k, length, width, K, MAP)
             u_d = tl.load(u + k * u_stride_k + at * u_stride_l, has_d, 0.0).to(tl.float32)
-            dt_d = tl.load(dt + k * dt_stride_k + at * dt_stride_l, has_dt, 0.0).to(tl.float32)
-            if R:
-                dt_d = tl.sum(weight_rd * dt_d[:, None], 0)
+            delta_d = _softplus(
+                _raw_dt(dt + k * dt_stride_k + at * dt_stride_l, dt_stride_d, weight_rd, bias_d, has_d, R)
+            )
             B_n = tl.load(B + k * B_stride_k + at * B_stride_l, has_n, 0.0).to(tl.float32)
-            delta_d = _softplus(dt_d + bias_d)
             h_dn = tl.exp(delta_d[:, None] * A_dn) * h_dn + (delta_d * u_d)[:, None] * B_n[None, :]
             tl.store(states + at * channels * N, h_dn, has_dn)
             step += 1
@@ -174,21 +180,17 @@ def _backward(
 
         a_gh_dn = tl.zeros((BLOCK_D, BLOCK_N), tl.float32)  # of the step after
         gA_dn = tl.zeros((BLOCK_D, BLOCK_N), tl.float32)
-        gskip_d = tl.zeros((BLOCK_D,), tl.float32)
-        gbias_d = tl.zeros((BLOCK_D,), tl.float32)
+        gskip_d, gbias_d = tl.zeros((BLOCK_D,), tl.float32), tl.zeros((BLOCK_D,), tl.float32)
         step = length - 1
         while step >= 0:
             at = _position(step, k, length, width, K, MAP)
             before = _position(step - 1, k, length, width, K, MAP)
             u_d = tl.load(u + k * u_stride_k + at * u_stride_l, has_d, 0.0).to(tl.float32)
-            dt_d = tl.load(dt + k * dt_stride_k + at * dt_stride_l, has_dt, 0.0).to(tl.float32)
-            if R:
-                dt_d = tl.sum(weight_rd * dt_d[:, None], 0)
+            x_d = _raw_dt(dt + k * dt_stride_k + at * dt_stride_l, dt_stride_d, weight_rd, bias_d, has_d, R)
             gy_d = tl.load(gy + k * gy_stride_k + at * gy_stride_l, has_d, 0.0).to(tl.float32)
             B_n = tl.load(B + k * B_stride_k + at * B_stride_l, has_n, 0.0).to(tl.float32)
             C_n = tl.load(C + k * C_stride_k + at * C_stride_l, has_n, 0.0).to(tl.float32)
             before_dn = tl.load(states + before * channels * N, has_dn & (step > 0), 0.0)
-            x_d = dt_d + bias_d
             delta_d = _softplus(x_d)
             a_dn = tl.exp(delta_d[:, None] * A_dn)
             gh_dn = gy_d[:, None] * C_n[None, :] + a_gh_dn
@@ -221,55 +223,32 @@ def _backward(
 
 
 @cache
-def _kernels() -> tuple[Any, Any]:
+def _kernels() -> list[Any]:
     """Forward and backward."""
-    forward, backward, *_ = jit.compiled(globals(), _forward, _backward, _position, _softplus)
-    return forward, backward
-
-
-def padded(size: int) -> int:
-    """The next power of 2: the size of a tile."""
-    return 1 << max(size - 1, 0).bit_length()
+    return jit.compiled(globals(), _forward, _backward, _position, _softplus, _ranks, _raw_dt)[:2]
 
 
 def _block(N: int) -> int:
-    return _BLOCK_D.get(padded(N), 8)
+    return _BLOCK_D.get(jit.padded(N), 8)
 
 
 def _blocks(D: int, N: int) -> int:
     return -(-D // _block(N))
 
 
-def _launch(
-    kernel: Any, x: ScanInputs, dt_weight: Tensor | None, size: Sequence[int], *others: object, **constants: int
-) -> None:
-    """Calls a kernel; ``others`` and ``constants`` are its arguments besides those that both have."""
+def _launch(kernel: Any, x: ScanInputs, dt_weight: Tensor | None, size: Sequence[int], *others: object) -> None:
+    """Calls a kernel; ``others`` are its arguments besides those that both have."""
     K, D, N = x.A.shape
     batch, length = x.u.shape[0], x.u.shape[-2]
     A, skip, bias = (w.float().contiguous() for w in (x.A, x.D, x.dt_bias))
+    tensors = (x.u, x.dt, A, x.B, x.C, skip, bias)
     strides = [stride for v in (x.u, x.dt, x.B, x.C) for stride in _strides(v)]
     weight = x.dt.new_empty(0, 0, 0) if dt_weight is None else dt_weight  # (K, R, D)
-    sizes = (D, length, size[1] if size else 0)
-    constants |= {"K": K, "N": N, "R": weight.shape[1], "MAP": bool(size)}
-    constants |= {"BLOCK_D": _block(N), "BLOCK_N": padded(N), "BLOCK_R": padded(weight.shape[1])}
-    grid = (batch, _blocks(D, N))
+    numbers = (*weight.stride(), D, length, size[1] if size else 0)
+    constants = {"K": K, "N": N, "R": weight.shape[1], "MAP": bool(size), "BLOCK_D": _block(N)}
+    constants["BLOCK_N"] = jit.padded(N)
     with torch.cuda.device_of(x.u):
-        kernel[grid](
-            x.u,
-            x.dt,
-            A,
-            x.B,
-            x.C,
-            skip,
-            bias,
-            *strides,
-            weight,
-            *weight.stride(),
-            *sizes,
-            *others,
-            **constants,
-            num_warps=1,
-        )
+        kernel[batch, _blocks(D, N)](*tensors, *strides, weight, *numbers, *others, **constants, num_warps=1)
 
 
 def _strides(x: Tensor) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from mobilemamba.training.callbacks.results import best_of, best_validation, kee
 from mobilemamba.training.callbacks.validation import counts
 from mobilemamba.training.contract import TaskContract, scores_of
 from mobilemamba.training.detection_metrics import ClassPrecision
+from mobilemamba.training.optimizer import rate_to_show
 from mobilemamba.training.plots import draw_confusion, draw_curves, draw_precision_recall
 
 
@@ -88,8 +89,8 @@ class TrainingPlots(AtEnd):
         if not found:
             return
         steps = max(1, trainer.num_training_batches // trainer.accumulate_grad_batches)
-        rates = [group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups if "lr" in group]
-        entry = {"epoch": trainer.global_step / steps, **({"lr": max(rates)} if rates else {}), **found}
+        rate = rate_to_show(trainer.optimizers)
+        entry = {"epoch": trainer.global_step / steps, **({} if rate is None else {"lr": rate}), **found}
         self.history = [known for known in self.history if known["epoch"] <= entry["epoch"]]
         self.history.append(entry)
 

@@ -1,4 +1,4 @@
-"""The network laid out for inference computes the same."""
+"""The network laid out for inference on a CPU computes the same."""
 
 import copy
 import io
@@ -12,50 +12,17 @@ import torch
 from torch import nn
 
 from mobilemamba.errors import ConfigError
-from mobilemamba.layers.kernels import use_scan_backend
-from mobilemamba.models import (
-    VARIANTS,
-    MobileMamba,
-    ModelCard,
-    Preprocessing,
-    for_inference,
-    fuse_norms,
-    optimize_for_inference,
-)
-from mobilemamba.models import inference as optimize_module
-from mobilemamba.models.inference import lay_out
-from mobilemamba.models.inference import layers as inference_layers
-from mobilemamba.models.inference import packed as inference
-from mobilemamba.models.inference.layers import InferenceMixer, InferenceMRFFI
-from mobilemamba.models.inference.packed import PackedConv, PackedLinear
-from mobilemamba.models.predictor import ClassificationPredictor
+from mobilemamba.models import VARIANTS, MobileMamba, for_inference, fuse_norms, optimize_for_inference
+from mobilemamba.models.inference.packed import PackedConv
 from mobilemamba.ops import onednn
-from mobilemamba.ops.backends import Backend, Backends, forget_choices, standard_operators
-from mobilemamba.ops.mix_channels import mix_channels
+from mobilemamba.ops.backends import forget_choices
 from mobilemamba.ops.native import library
-from mobilemamba.ops.scan_norm_gate import scan_norm_gate
+from tests.models.inference.alike import NEEDS_KERNELS, assert_same_output, fast_mixers
 from tests.models.test_fuse import OTHER_NORMS
 
 Build = Callable[..., MobileMamba]
 
-ACTIVATIONS = [("none", nn.Identity()), ("relu", nn.ReLU()), ("swish", nn.SiLU()), ("sigmoid", nn.Sigmoid())]
-
-pytestmark = pytest.mark.skipif(
-    library.why_not() is not None or not torch.backends.mkldnn.is_available(),
-    reason=f"needs oneDNN and the compiled kernels ({library.why_not()})",
-)
-
-
-def assert_same_output(model: nn.Module, optimized: nn.Module, size: tuple[int, int] = (64, 96)) -> None:
-    for memory_format in (torch.contiguous_format, torch.channels_last):
-        pictures = torch.randn(2, 3, *size).contiguous(memory_format=memory_format)
-        with torch.inference_mode():
-            expected, logits = model(pictures), optimized(pictures)
-        assert (logits - expected).norm() < 1e-5 * expected.norm()
-
-
-def fast_mixers(model: nn.Module) -> int:
-    return sum(isinstance(module, InferenceMRFFI) for module in model.modules())
+pytestmark = NEEDS_KERNELS
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -161,49 +128,6 @@ def test_same_bits_on_every_run(trained: Build) -> None:
         assert all(torch.equal(optimized(pictures), first) for _ in range(3))
 
 
-@pytest.mark.parametrize(("kernel", "stride", "groups"), [(1, 1, 1), (3, 2, 1), (3, 1, 8), (5, 2, 8), (1, 2, 1)])
-@pytest.mark.parametrize(("act", "function"), ACTIVATIONS)
-def test_packed_convolution(kernel: int, stride: int, groups: int, act: Any, function: nn.Module) -> None:
-    conv = nn.Conv2d(8, 16 if groups == 1 else 8, kernel, stride, kernel // 2, groups=groups)
-    x = torch.randn(2, 8, 7, 9).contiguous(memory_format=torch.channels_last)
-    with torch.no_grad():
-        packed = PackedConv(conv.weight, conv.bias, stride, groups, act)
-        torch.testing.assert_close(packed(x), function(conv(x)), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("side", [9, 99])
-def test_small_and_large_depthwise_convolutions(bias: bool, side: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One is ours, the other oneDNN's."""
-    called = []
-    ours = inference.depthwise_conv
-    monkeypatch.setattr(inference, "depthwise_conv", lambda *args: called.append(args) or ours(*args))
-    conv = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=bias)
-    x = torch.randn(2, 8, side, side).contiguous(memory_format=torch.channels_last)
-    with torch.no_grad():
-        torch.testing.assert_close(PackedConv.of(conv)(x), conv(x), rtol=1e-5, atol=1e-5)
-    assert bool(called) == (side == 9)
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(("act", "function"), ACTIVATIONS)
-def test_packed_linear(bias: bool, act: Any, function: nn.Module) -> None:
-    conv, x = nn.Conv2d(8, 16, 1, bias=bias), torch.randn(2, 7, 9, 8)
-    with torch.no_grad():
-        expected = function(conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
-        torch.testing.assert_close(PackedLinear.of(conv, act)(x), expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("kernel", [1, 3])
-def test_packed_for_each_size_anew(kernel: int) -> None:
-    conv = nn.Conv2d(8, 16, kernel, padding=kernel // 2)
-    packed = PackedConv.of(conv)
-    with torch.no_grad():
-        for size in [(7, 9), (48, 48), (7, 9), (1, 1)]:
-            x = torch.randn(2, 8, *size).contiguous(memory_format=torch.channels_last)
-            torch.testing.assert_close(packed(x), conv(x), rtol=1e-5, atol=1e-5)
-
-
 @pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="needs bfloat16 in oneDNN")
 def test_no_weight_is_laid_out_again_in_a_later_call(capfd: pytest.CaptureFixture[str]) -> None:
     """S6's last embedding convolution takes another layout at its 28 pixels in bfloat16 than at larger sizes."""
@@ -227,13 +151,6 @@ def test_many_pictures_give_what_each_gives_alone(trained: Build) -> None:
         embedded = optimized.patch_embed(pictures)
         assert embedded.is_contiguous(memory_format=torch.channels_last)
         assert optimized(pictures[:0]).shape == (0, 1000)
-
-
-def test_packed_addition() -> None:
-    conv, x, other = nn.Conv2d(8, 16, 1), torch.randn(2, 5, 5, 8), torch.randn(2, 5, 5, 16)
-    with torch.no_grad():
-        expected = nn.functional.linear(x, conv.weight.flatten(1), conv.bias) + other
-        torch.testing.assert_close(PackedLinear.of(conv)(x, add=other), expected, rtol=1e-5, atol=1e-5)
 
 
 def pickled(network: nn.Module) -> nn.Module:
@@ -377,82 +294,3 @@ def test_norms_of_other_classes_are_folded_or_left_alone(tiny: Build, name: str)
     model, pictures = OTHER_NORMS[name](tiny(num_classes=5)).eval(), torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(optimize_for_inference(model)(pictures), model(pictures), rtol=1e-3, atol=1e-4)
-
-
-@pytest.fixture
-def for_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., nn.Module]:
-    """Lays a network out for a GPU whose scan has a kernel, so that it runs by the operations' definitions here."""
-    kernels = Backends("scan, norm, gate on a GPU", scan_norm_gate, Backend("triton", "", scan_norm_gate))
-    monkeypatch.setattr(inference_layers, "scan_norm_gate", kernels)
-
-    def build(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
-        return lay_out(model, torch.device("cuda"), dtype)
-
-    return build
-
-
-@pytest.mark.parametrize(
-    "choices",
-    [{}, {"wavelet": "none"}, {"wavelet": "db2"}, {"global_mixer": "attention"}, {"directions": 4, "d_state": 2}],
-    ids=str,
-)
-def test_laid_out_for_a_gpu_by_pytorch_s_operators(tiny: Build, for_gpu: Any, choices: dict[str, Any]) -> None:
-    model = tiny(**choices)
-    optimized = for_gpu(model)
-    mixers = [m for m in optimized.modules() if isinstance(m, InferenceMixer | InferenceMRFFI)]
-    assert len(mixers) == (0 if "global_mixer" in choices else 3)
-    assert type(optimized) is MobileMamba  # which may be compiled
-    with standard_operators():
-        assert_same_output(model, optimized)
-    kept = [m.weight for m in optimized.modules() if isinstance(m, PackedConv)]
-    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in kept)
-
-
-def test_on_a_gpu_with_all_kernels_mrffi_is_one(tiny: Build, for_gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    kernels = Backends("mix channels on a GPU", mix_channels, Backend("triton", "", mix_channels))
-    monkeypatch.setattr(inference_layers, "mix_channels", kernels)
-    model = tiny()
-    optimized = for_gpu(model)
-    assert fast_mixers(optimized) == 3
-    assert not any(isinstance(module, InferenceMixer) for module in optimized.modules())
-    for backend, fast in (("triton", 3), ("chunked", 0)):
-        use_scan_backend(other := copy.deepcopy(model), backend)
-        assert fast_mixers(for_gpu(other)) == fast
-    with standard_operators():
-        assert_same_output(model, optimized)
-
-
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 1e-1), (torch.float16, 2e-2)], ids=str)
-def test_half_precision_on_a_gpu_rounds_as_much_as_is_said(
-    trained: Build, for_gpu: Any, dtype: torch.dtype, tolerance: float
-) -> None:
-    model, pictures = trained("mobilemamba_t2"), torch.randn(2, 3, 96, 96)
-    optimized = for_gpu(model, dtype)
-    with torch.inference_mode(), standard_operators():
-        expected, found = model(pictures), optimized(pictures.to(dtype))
-    assert found.dtype == dtype
-    assert (found.float() - expected).norm() < tolerance * expected.norm()
-
-
-def test_a_forward_pass_on_a_gpu_meets_no_number_of_the_cpu(tiny: Build, for_gpu: Any) -> None:
-    """On tensors without memory any copy between devices, and any number that the host asks for, is an error."""
-    optimized = for_gpu(tiny(), torch.float16).to("meta")
-    assert {x.device.type for x in (*optimized.parameters(), *optimized.buffers())} == {"meta"}
-    assert optimized(torch.empty(2, 3, 64, 64, dtype=torch.float16, device="meta")).shape == (2, 7)
-    with pytest.raises(ConfigError, match=r"in torch.float16 on meta, the network got torch.float32 on meta"):
-        optimized(torch.empty(2, 3, 64, 64, device="meta"))
-
-
-def test_ours_is_chosen_on_a_gpu_where_its_kernels_run(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny()
-    monkeypatch.setattr(nn.Module, "to", lambda self, *_, **__: self)
-    gpu = torch.device("cuda")
-    assert "norms folded, not optimized for inference" in for_inference(model, gpu, torch.float16)[1]  # none here
-    monkeypatch.setitem(optimize_module._TABLES, "cuda", ())
-    assert for_inference(model, gpu, torch.float16)[1] == "optimized for inference"
-    predictor = ClassificationPredictor(
-        model, ModelCard("mobilemamba_s6", Preprocessing.of_model("mobilemamba_s6")), gpu
-    )
-    assert predictor.how == "optimized for inference, by CUDA graphs"
-    assert not predictor.network.graphs.at_once
-    assert for_inference(nn.Sequential(model), gpu, cuda_graph=True)[1] == "optimized for inference"

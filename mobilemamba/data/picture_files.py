@@ -1,0 +1,83 @@
+"""What data modules of pictures in files have in common, whatever their targets are."""
+
+from collections.abc import Sequence
+from math import inf
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from lightning.pytorch.utilities import rank_zero_info
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch.utils.data import Dataset
+
+from mobilemamba.data.base import ABOVE_0, BELOW_1, DataModule
+from mobilemamba.errors import DataError
+from mobilemamba.text import printable
+
+#: Of those that set a share aside, and change colours as detectors and segmenters have it.
+LIMITS_OF_CHANGES: dict[str, tuple[float, float, str]] = {
+    "val_fraction": (ABOVE_0, BELOW_1, "a share above 0 and below 1"),
+    "augmentation.brightness": (0, 1, "0 to 1"),
+    "augmentation.contrast": (0, 1, "0 to 1"),
+    "augmentation.saturation": (0, 1, "0 to 1"),
+    "augmentation.hue": (0, 0.5, "turns, 0 to 0.5"),
+}
+
+
+class PictureFiles(DataModule):
+    """Base, before that of the kind of targets, of data modules of a folder of pictures; it has no ``__init__``.
+
+    Attributes:
+        notes: What is said at the start of what is not used, a line each.
+    """
+
+    title: ClassVar[str | None] = None  # of the data set; else the folder's name
+    LIMITS: ClassVar[dict[str, tuple[float, float, str]]] = {
+        **DataModule.LIMITS,
+        "mean": (-1, 1, "that of pictures in 0 to 1, e.g. 0.5"),
+        "std": (ABOVE_0, inf, "more than 0: pictures are divided by it"),
+        "augmentation.hflip": (0, 1, "a probability, 0 to 1"),
+    }
+    root: str
+    on_error: Literal["stop", "skip"]
+
+    def take(
+        self,
+        root: str,
+        mean: tuple[float, float, float] | None,
+        std: tuple[float, float, float] | None,
+        on_error: Literal["stop", "skip"],
+        upright: bool | None,
+    ) -> None:
+        """Stores the arguments that all have; what is None is ImageNet's, or the class's own."""
+        self.root = root
+        self.mean = IMAGENET_DEFAULT_MEAN if mean is None else mean
+        self.std = IMAGENET_DEFAULT_STD if std is None else std
+        self.on_error = on_error
+        if upright is not None:
+            self.upright = upright
+        self.notes: list[str] = []
+
+    def named(self, numbers: Sequence[int]) -> str:
+        """The data set's name with the number of training and validation pictures, and of test pictures, if any."""
+        shown = "/".join(f"{number:,}" for number in numbers[: 3 if numbers[2] else 2])
+        return f"{self.title or Path(self.root).resolve().name} ({shown})"
+
+    def start(self, *notes: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Says the notes, and others; gives what prepares pictures, and the options of all sets."""
+        for line in (*self.notes, *notes):
+            rank_zero_info(f"{printable(self.root)}: {line}")
+        how = self.preprocessing
+        return how, {"upright": how.pop("upright"), "skip": self.on_error == "skip"}
+
+    @property
+    def is_set_up(self) -> bool:
+        return any(part is not None for part in (self.train_set, self.val_set, self.test_set))
+
+    def missing(self, part: str) -> str:
+        """That there are no pictures for ``training`` or ``validation``, and what to do."""
+        raise NotImplementedError
+
+    def _ready(self, data: Dataset[Any] | None, part: str) -> Dataset[Any]:
+        if data is None and self.is_set_up:
+            raise DataError(self.missing(part))
+        return super()._ready(data, part)

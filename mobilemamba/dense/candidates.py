@@ -1,0 +1,143 @@
+"""Detectors for other runtimes: a graph gives every anchor's box and scores; which are kept is decided after it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mobilemamba.dense.boxes import above, keep_best
+from mobilemamba.dense.detector import Detector, Sizes
+from mobilemamba.dense.single_stage import SingleStageDetector
+from mobilemamba.errors import ConfigError
+from mobilemamba.models.runtime import RuntimeNetwork
+
+#: Under which a file says how its candidates become objects.
+KEPT_KEY = "kept"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Which candidates are objects; what :class:`~mobilemamba.dense.single_stage.SingleStageDetector` says of them."""
+
+    levels: tuple[int, ...]  # candidates of each level, in their order
+    score_threshold: float
+    candidates: int
+    max_boxes: int
+    overlap: float
+
+
+class Candidates(nn.Module):
+    """Pictures (B, in_chans, H, W) to what every anchor has found, (B, N, 4 + classes).
+
+    First the box, its sides (x1, y1, x2, y2) as shares of the picture's width and height, clipped to it; then the
+    probability of each class, from 0 to 1.
+    """
+
+    def __init__(self, detector: SingleStageDetector):
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        boxes, probabilities = self.detector.candidates_of(images)
+        sides = torch.tensor([width, height] * 2, dtype=torch.float32)
+        return torch.cat(((boxes / sides).clamp(0, 1), probabilities), -1)
+
+    def kept(self, size: tuple[int, int], channels: int) -> Kept:
+        """For pictures of a height and width."""
+        detector = self.detector
+        with torch.no_grad():
+            levels = detector.levels(torch.zeros(1, channels, *size))
+        lengths = tuple(x.shape[-2] * x.shape[-1] * detector.anchors.per_cell for x in levels)
+        rules = detector.score_threshold, detector.candidates, detector.max_boxes, detector.overlap
+        return Kept(lengths, *rules)
+
+
+def as_candidates(network: nn.Module) -> nn.Module:
+    """A network as a graph of fixed shapes can hold it; itself, if it is no detector.
+
+    Raises:
+        ConfigError: If it is one of two stages.
+    """
+    if isinstance(network, SingleStageDetector):
+        return Candidates(network).eval()
+    if isinstance(network, Detector):
+        raise ConfigError(
+            f"{type(network).__name__} reads the regions that it has just found, whose number each picture decides, "
+            "and an exported graph has fixed shapes; export a retinanet or an ssdlite"
+        )
+    return network
+
+
+def canvas(network: nn.Module, size: tuple[int, int], *, fits: bool) -> tuple[int, int]:
+    """Height and width that a graph takes of pictures that were prepared for a network.
+
+    Args:
+        network: Any.
+        size: As the card says it.
+        fits: Whether pictures keep their shape, so that sides are padded as :class:`Detector` has it.
+    """
+    divisor = network.divisor if isinstance(network, Detector) and fits else 1
+    height, width = (-(-side // divisor) * divisor for side in size)
+    return height, width
+
+
+class RuntimeDetector(RuntimeNetwork):
+    """A detector of :class:`Candidates` that another program runs; asked as a :class:`Detector` is.
+
+    Pictures stand at the left top of what it takes, with black around them; those of a larger side are scaled down.
+
+    Args:
+        network: The other program's.
+        said: What its file says of itself.
+    """
+
+    divisor = 1
+
+    def __init__(self, network: RuntimeNetwork, said: Mapping[str, str]) -> None:
+        super().__init__(network.run, network.shape, network.how)
+        content = json.loads(said[KEPT_KEY])
+        self.kept = Kept(**{**content, "levels": tuple(content["levels"])})
+
+    @torch.no_grad()
+    def detect(self, images: Tensor, sizes: Sizes | None = None) -> list[dict[str, Tensor]]:
+        """See :meth:`Detector.detect`."""
+        given = [images.shape[-2:]] * len(images) if sizes is None else sizes
+        placed, shown = self._placed(images, [(int(height), int(width)) for height, width in given])
+        return [
+            self._objects(candidates, inner, outer)
+            for candidates, inner, outer in zip(self(placed), shown, given, strict=True)
+        ]
+
+    def _placed(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> tuple[Tensor, list[tuple[int, int]]]:
+        """Pictures in batches of the size that is taken, and their own height and width there."""
+        height, width = (int(side or 0) for side in self.shape[2:])
+        placed, shown = images.new_zeros(*images.shape[:2], height, width), []
+        for place, image, size in zip(placed, images, sizes, strict=True):
+            picture = image[None, :, : size[0], : size[1]]
+            factor = min(1.0, height / size[0], width / size[1])
+            if factor < 1:
+                scaled = [max(1, int(side * factor + 0.5)) for side in size]
+                picture = F.interpolate(picture, scaled, mode="bilinear", antialias=True)
+            shown.append((picture.shape[-2], picture.shape[-1]))
+            place[:, : shown[-1][0], : shown[-1][1]] = picture[0]
+        return placed, shown
+
+    def _objects(self, candidates: Tensor, shown: tuple[int, int], size: Sequence[int]) -> dict[str, Tensor]:
+        """Of one picture's candidates (N, 4 + classes), in pixels of a size where they were found in ``shown``."""
+        height, width = (int(side or 0) for side in self.shape[2:])
+        kept, boxes, scores, labels = self.kept, list[Tensor](), list[Tensor](), list[Tensor]()
+        for level in candidates.split(kept.levels):
+            score, at, label = above(level[:, 4:], kept.score_threshold, kept.candidates)
+            boxes.append(level[at, :4] * level.new_tensor([width, height] * 2))
+            scores.append(score)
+            labels.append(label)
+        found = keep_best(torch.cat(boxes), torch.cat(scores), torch.cat(labels), shown, kept.overlap, kept.max_boxes)
+        ratio = [float(own) / inner for own, inner in zip(size, shown, strict=True)]
+        found["boxes"] = found["boxes"] * found["boxes"].new_tensor([ratio[1], ratio[0]] * 2)
+        return found

@@ -1,0 +1,34 @@
+"""Converters and runtimes without their talk."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+
+#: Standard output and error, by which their native parts go around Python.
+_DESCRIPTORS = (1, 2)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Lets nothing of progress, versions and older operators reach the screen; errors are raised as ever."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with contextlib.ExitStack() as stack:
+        nowhere = stack.enter_context(open(os.devnull, "wb", buffering=0))  # noqa: PTH123
+        for descriptor in _DESCRIPTORS:
+            with contextlib.suppress(OSError):  # closed, as some services have them
+                kept = os.dup(descriptor)
+                stack.callback(os.close, kept)
+                stack.callback(os.dup2, kept, descriptor)
+                os.dup2(nowhere.fileno(), descriptor)
+        words = io.StringIO()  # loggers that begin in here keep it
+        stack.enter_context(contextlib.redirect_stdout(words))
+        stack.enter_context(contextlib.redirect_stderr(words))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        yield

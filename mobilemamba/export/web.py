@@ -1,0 +1,149 @@
+"""A static page that runs an exported network in the browser: in a folder, to be served as it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mobilemamba.dense.candidates import KEPT_KEY
+from mobilemamba.drawing import distinct_colours
+from mobilemamba.errors import ConfigError, WeightsError
+from mobilemamba.export.format import OUTPUTS_KEY
+from mobilemamba.models import read_card
+from mobilemamba.models.card import ModelCard
+from mobilemamba.models.predictor import class_names
+from mobilemamba.models.runtime import runtime_of
+from mobilemamba.text import printable
+from mobilemamba.version import __version__
+
+#: What runs the network, at the version that was tried; its npm package has many builds, of which this one needs two
+#: files: what is on the left is called as on the right.
+_PACKAGE = "onnxruntime-web@1.30.0"
+_BUILD = {"ort.wasm.bundle.min.mjs": "ort.js", "ort-wasm-simd-threaded.wasm": "ort.wasm"}
+#: Ours, and what is made for each network.
+_PAGE = Path(__file__).with_name("page")
+_NETWORK, _ABOUT = "network.onnx", "network.json"
+_TIMEOUT = 600  # seconds to fetch 33 MB
+
+
+def write_page(network: Path, folder: Path) -> int:
+    """Writes a page with an exported network.
+
+    Args:
+        network: An ``.onnx`` file that mobilemamba export wrote.
+        folder: To be made; or one that is empty, or holds such a page, which is replaced as a whole.
+
+    Returns:
+        The size of all files in bytes.
+
+    Raises:
+        ConfigError: If the folder holds other files or cannot be made, npm is missing, or pictures are not of three
+            colours.
+        WeightsError: If the network cannot be read, or the page cannot be written.
+    """
+    about = _about(network)
+    check_page(folder)
+    staged = folder.absolute().with_name(f".{folder.absolute().name}.{secrets.token_hex(4)}.tmp")
+    try:
+        staged.mkdir()
+        _fetch(staged)
+        for file in _PAGE.iterdir():
+            shutil.copyfile(file, staged / file.name)
+        shutil.copyfile(network, staged / _NETWORK)
+        (staged / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
+        written = sum(file.stat().st_size for file in staged.iterdir())
+        former = staged.with_suffix(".old")
+        if folder.exists():
+            os.replace(folder, former)  # noqa: PTH105
+        os.replace(staged, folder)  # noqa: PTH105
+        shutil.rmtree(former, ignore_errors=True)
+    except OSError as error:
+        raise WeightsError(f"cannot write {printable(folder)}: {error.strerror or error}; choose another") from None
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    return written
+
+
+def check_page(folder: Path) -> None:
+    """Refuses a folder that no page can be written to, before the work for it is done.
+
+    Raises:
+        ConfigError: With the reason.
+    """
+    shown = f"--web {printable(folder)}"
+    if shutil.which("npm") is None:
+        raise ConfigError(f"{shown}: the page needs {_PACKAGE}, which npm fetches; install Node.js with npm")
+    ours = {*_BUILD.values(), _NETWORK, _ABOUT, *(file.name for file in _PAGE.iterdir())}
+    try:
+        if not folder.exists():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        elif others := sorted({file.name for file in folder.iterdir()} - ours):
+            raise ConfigError(f"{shown}: it holds other files, {printable(others[0])} for one; give a new folder")
+        beside = folder.absolute().with_name(f".{folder.absolute().name}.{secrets.token_hex(4)}.tmp")
+        beside.mkdir()
+        beside.rmdir()
+    except OSError as error:
+        raise ConfigError(f"{shown}: {error.strerror}; choose another folder") from None
+
+
+def _about(network: Path) -> dict[str, Any]:
+    """What the page knows of the network."""
+    card, runtime = read_card(network), runtime_of(network)
+    if card is None or runtime is None:
+        raise WeightsError(f"{printable(network)} does not say what it answers; expected what mobilemamba export wrote")
+    if card.in_chans != 3 or not card.num_classes:
+        raise ConfigError(f"{printable(network)}: a page shows pictures of three colours, and their classes")
+    said, shape = runtime.metadata(network), runtime.load(network).shape
+    size = shape[2:]
+    if None in size:
+        raise ConfigError(f"{printable(network)} takes pictures of any size; export it anew with a size, for the page")
+    how = asdict(card.preprocessing)
+    return {
+        "title": _title(card),
+        "about": _described(card),
+        "how": {**how, "task": card.task, "upright": how["upright"] is not False},
+        "names": class_names(card),
+        "palette": card.palette or distinct_colours(card.num_classes),
+        "size": size,
+        "batch": shape[0],
+        "kept": json.loads(said[KEPT_KEY]) if KEPT_KEY in said else None,
+        "probabilities": said.get(OUTPUTS_KEY) == "probabilities",
+    }
+
+
+def _title(card: ModelCard) -> str:
+    return f"{card.head} on {card.model}" if card.head else card.model
+
+
+def _described(card: ModelCard) -> str:
+    height, width = card.preprocessing.img_size
+    trained = f"trained on {card.data}; " if card.data else ""
+    return f"{_title(card)}, {trained}{width} x {height} px; written by mobilemamba {__version__}."
+
+
+def _fetch(folder: Path) -> None:
+    """Puts what runs the network into a folder, from npm's cache or registry."""
+    with tempfile.TemporaryDirectory() as scratch:
+        command = ["npm", "pack", _PACKAGE, "--silent", "--prefer-offline", "--pack-destination", scratch]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False, cwd=scratch)
+            reason = done.stderr.strip() or f"it ended with {done.returncode}"
+        except subprocess.TimeoutExpired:
+            reason = f"no answer within {_TIMEOUT} s"
+        archive = next(Path(scratch).glob("*.tgz"), None)
+        if archive is None:
+            line = " ".join(reason.split())[:200]
+            raise ConfigError(f"npm cannot fetch {_PACKAGE}: {line}; see that it reaches its registry")
+        with tarfile.open(archive) as packed:
+            for name, here in _BUILD.items():
+                content = packed.extractfile(f"package/dist/{name}")
+                assert content is not None
+                (folder / here).write_bytes(content.read())

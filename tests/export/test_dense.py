@@ -1,0 +1,165 @@
+"""Segmenters and detectors answer in other runtimes as they do in PyTorch."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from mobilemamba.dense.candidates import Candidates, RuntimeDetector, as_candidates
+from mobilemamba.errors import ConfigError
+from mobilemamba.models import ModelCard, Preprocessing, load_network, save_weights
+from mobilemamba.models.checkpoints import build_network
+from mobilemamba.models.predictor import predictor_of
+from mobilemamba.models.runtime import RuntimeNetwork
+from mobilemamba_command import main
+from tests.export.conftest import ARCH, CLASSES, awaken
+
+HOW = Preprocessing((64, 96), (0.4,) * 3, (0.3,) * 3, "bilinear", upright=True)
+CARDS = {
+    "ssdlite": ("detection", replace(HOW, img_size=(64, 64), resize="stretch")),
+    "retinanet": ("detection", replace(HOW, img_size=(64, 90), resize="fit")),
+    "mask_rcnn": ("detection", replace(HOW, img_size=(64, 90), resize="fit")),
+    "semantic_fpn": ("segmentation", replace(HOW, img_size=(64, 64))),
+}
+
+
+def card_of(head: str) -> ModelCard:
+    task, how = CARDS[head]
+    options = {"class_names": CLASSES, "task": task, "head": head, "head_options": {"head_dim": 8}}
+    if head == "ssdlite":
+        return ModelCard("mobilemamba_t2", how, len(CLASSES), arch=ARCH.given(), **options)
+    return ModelCard("test_resnet", how, len(CLASSES), **options)
+
+
+def network_of(head: str) -> nn.Module:
+    torch.manual_seed(0)
+    network = awaken(build_network(card_of(head)))
+    for module in network.head.modules() if head in ("ssdlite", "retinanet") else ():
+        if isinstance(module, nn.Conv2d):  # which begin where nothing is found
+            nn.init.kaiming_normal_(module.weight)
+    for classifier in network.get_classifier():
+        classifier.bias.data.fill_(-1)
+    return network
+
+
+def picture(height: int, width: int) -> Image.Image:
+    noise = np.random.default_rng(height).normal(120, 50, (height // 8, width // 8, 3)).clip(0, 255).astype(np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def answer(network: nn.Module, card: ModelCard, of: Image.Image) -> dict[str, Any]:
+    predictor = predictor_of(network, card, torch.device("cpu"))
+    return predictor.rows(predictor.forward(predictor.prepare(of)[None]), [(of.height, of.width)])[0]
+
+
+def assert_same_objects(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert len(expected["objects"]) > 3
+    assert [entry["name"] for entry in found["objects"]] == [entry["name"] for entry in expected["objects"]]
+    for ours, theirs in zip(found["objects"], expected["objects"], strict=True):
+        assert ours["score"] == pytest.approx(theirs["score"], abs=1e-5)
+        assert ours["box"] == pytest.approx(theirs["box"], abs=0.05)
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Callable[[str, str], Path]:
+    def export(head: str, suffix: str) -> Path:
+        save_weights(network_of(head), tmp_path / "w.safetensors", card_of(head))
+        main(["export", str(tmp_path / "w.safetensors"), str(tmp_path / f"x{suffix}")])
+        return tmp_path / f"x{suffix}"
+
+    return export
+
+
+@pytest.mark.parametrize(
+    ("head", "suffix", "size"),
+    [("ssdlite", ".onnx", (150, 100)), ("semantic_fpn", ".xml", (120, 120))],
+)
+def test_a_file_answers_as_the_weights_do(
+    exported: Callable[[str, str], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    head: str,
+    suffix: str,
+    size: tuple[int, int],
+) -> None:
+    pytest.importorskip({".onnx": "onnxruntime", ".xml": "openvino"}[suffix])
+    pytest.importorskip("onnxscript")
+    path = exported(head, suffix)
+    of_what = "of the largest logit" if head == "semantic_fpn" else "of a picture's side or a probability of 1"
+    assert f" {of_what}, on batches of 1, 2, 5\n" in capsys.readouterr().out
+    (tmp_path / "pictures").mkdir()
+    picture(*size).save(tmp_path / "pictures" / "1.png")
+    rows = []
+    for weights in (path, tmp_path / "w.safetensors"):
+        out = tmp_path / weights.suffix[1:]
+        main(["predict", str(tmp_path / "pictures"), "--weights", str(weights), "--output", str(out)])
+        rows.append(answer(*load_network(weights, verbose=False), picture(*size)))
+    drawn = [np.asarray(Image.open(tmp_path / name / "0001.png")) for name in (suffix[1:], "safetensors")]
+    assert (drawn[0] != drawn[1]).mean() < 1e-3, "but for edges that are rounded to another pixel"
+    if "objects" in rows[0]:
+        assert_same_objects(*rows)
+    else:
+        np.testing.assert_array_equal(rows[0]["labels"], rows[1]["labels"])
+        assert len(rows[0]["classes"]) > 1
+
+
+class Eager(RuntimeNetwork):
+    """A network as a runtime would have it, of one size of pictures."""
+
+    def __init__(self, network: nn.Module, size: tuple[int, int]) -> None:
+        super().__init__(lambda x: network(torch.from_numpy(x)).detach().numpy(), (None, 3, *size), "")
+
+
+def in_runtime(head: str, size: tuple[int, int]) -> tuple[nn.Module, RuntimeDetector]:
+    network = network_of(head)
+    candidates = as_candidates(network)
+    assert isinstance(candidates, Candidates)
+    kept = json.dumps(candidates.kept(size, 3).__dict__)
+    return network, RuntimeDetector(Eager(candidates, size), {"kept": kept})
+
+
+@pytest.mark.parametrize("size", [(128, 192), (192, 128), (100, 100)])
+def test_pictures_of_any_shape_find_room(size: tuple[int, int]) -> None:
+    """An upright picture is smaller in a canvas that lies; what it shows is found where it is."""
+    network, ours = in_runtime("retinanet", (64, 96))
+    row = answer(ours, card_of("retinanet"), picture(*size))
+    assert row["objects"]
+    for entry in row["objects"]:
+        left, top, right, bottom = entry["box"]
+        assert -0.01 <= left < right <= size[1] + 0.01
+        assert -0.01 <= top < bottom <= size[0] + 0.01
+    if size == (128, 192):  # which fills it
+        assert_same_objects(row, answer(network, card_of("retinanet"), picture(*size)))
+
+
+def test_of_padded_pictures_their_own_part_is_seen() -> None:
+    network, ours = in_runtime("retinanet", (64, 64))
+    images = torch.randn(2, 3, 64, 128)
+    images[0, :, :, 64:] = 7
+    found = ours.detect(images, torch.tensor([[64, 64], [64, 128]]))
+    (expected,) = network.detect(images[:1, :, :, :64])
+    for name, value in expected.items():
+        torch.testing.assert_close(found[0][name], value, rtol=1e-4, atol=1e-3)
+    assert found[1]["boxes"][:, 2].max() > 64
+
+
+@pytest.mark.parametrize(
+    ("head", "options", "message"),
+    [
+        ("mask_rcnn", (), "MaskRCNN reads the regions that it has just found, .*; export a retinanet or an ssdlite"),
+        ("ssdlite", ("--softmax",), "--softmax: not for detectors, which answer with probabilities; leave it out"),
+    ],
+)
+def test_what_cannot_be_is_one_line(tmp_path: Path, head: str, options: tuple[str, ...], message: str) -> None:
+    save_weights(network_of(head), tmp_path / "w.safetensors", card_of(head))
+    with pytest.raises(ConfigError, match=message) as caught:
+        main(["export", str(tmp_path / "w.safetensors"), str(tmp_path / "x.onnx"), *options])
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
