@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 Colour = tuple[int, int, int]
+Box = tuple[float, float, float, float]
 
 _SIZE = 13  # of letters, in pixels
 _LINE = 20
@@ -52,6 +53,8 @@ def draw_objects(
 ) -> Image.Image:
     """A picture with boxes, a name on each, and perhaps masks in their colours, in RGB.
 
+    A name stands above its box, or where another one is in the way in it or at its lower edge.
+
     Args:
         picture: Of any mode.
         boxes: Left, top, right and bottom of each object in pixels.
@@ -65,17 +68,34 @@ def draw_objects(
             drawn = overlay(drawn, np.where(np.asarray(mask_HW), 0, -1), [colour])
     draw = ImageDraw.Draw(drawn)
     thick = max(2, round(min(drawn.size) / 250))
-    # The surest is named first and drawn last.
-    for box, name, colour in reversed([*zip(boxes, names, colours, strict=True)]):
+    # The surest comes first: it chooses its place first, and is drawn last.
+    texts = [drawable(name, name.encode("ascii", "replace").decode()) for name in names]
+    places: list[Box] = []
+    for box, text in zip(boxes, texts, strict=True):
+        places.append(_place_of_name(box, _text_width(text) + 4, drawn.size, places))
+    for box, colour in reversed([*zip(boxes, colours, strict=True)]):
         left, top, right, bottom = box
         draw.rectangle((left, top, max(left, right), max(top, bottom)), outline=colour, width=thick)
-        text = drawable(name, name.encode("ascii", "replace").decode())
-        x = max(0, min(left, drawn.width - _text_width(text) - 4))
-        y = top - _LINE + 2 if top >= _LINE - 2 else top
-        draw.rectangle((x, y, x + _text_width(text) + 3, y + _LINE - 3), fill=colour)
+    for (x, y, x_end, y_end), text, colour in reversed([*zip(places, texts, colours, strict=True)]):
+        draw.rectangle((x, y, x_end - 1, y_end - 1), fill=colour)
         bright = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > _BRIGHT
         draw.text((x + 2, y), text, "black" if bright else "white", _font())
     return drawn
+
+
+def _place_of_name(box: Sequence[float], width: int, size: tuple[int, int], taken: Sequence[Box]) -> Box:
+    """Where the name of a box stands in a picture: clear of the places that are taken, if that can be."""
+    left, top, right, bottom = box
+    height = _LINE - 2
+    columns = [max(0, min(x, size[0] - width)) for x in (left, right - width)]
+    rows = [y for y in (top - height, top, bottom - height, bottom) if 0 <= y <= size[1] - height] or [max(0, top)]
+    places = [(x, y, x + width, y + height) for y in rows for x in columns]
+    free = (place for place in places if not any(_overlap(place, other) for other in taken))
+    return next(free, places[0])
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def legend(entries: Sequence[tuple[str, Colour]], width: int) -> Image.Image:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mobilemamba.drawing import captioned, compare, drawable, legend, overlay, panels, unnormalised
+from mobilemamba.drawing import captioned, compare, draw_objects, drawable, legend, overlay, panels, unnormalised
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -96,3 +96,11 @@ def test_truth_and_prediction_beside_the_picture_with_the_classes_that_occur():
     below = colours_of(Image.fromarray(drawn[72:]))
     assert {RED, BLUE} <= below
     assert (0, 255, 0) not in below
+
+
+def test_names_of_boxes_at_one_corner_do_not_hide_each_other():
+    boxes, colours = [[20, 40, 120, 110], [22, 41, 110, 100], [21, 42, 115, 105]], [RED, BLUE, (0, 255, 0)]
+    drawn = np.asarray(draw_objects(Image.new("RGB", (160, 160)), boxes, ["Sandal"] * 3, colours))
+    for colour in colours:  # of the name's ground alone: at half of its height there are no lines
+        rows = (drawn == colour).all(-1).sum(1)
+        assert (rows >= 20).sum() >= 14

@@ -43,6 +43,8 @@ class DataModule(LightningDataModule):
         std: Per channel, of pictures in 0..1.
         upright: Whether pictures are turned as their EXIF orientation says.
         form: How pictures and targets are batched.
+        single_pictures: Whether a training can have batches of one picture, as networks can that norm no picture's
+            average.
 
     Raises:
         ConfigError: In :meth:`setup` and in the loaders, if an argument cannot work.
@@ -62,6 +64,7 @@ class DataModule(LightningDataModule):
     std: tuple[float, float, float]
     upright: bool = True
     form: Form
+    single_pictures: ClassVar[bool] = False
     train_set: Dataset[Any] | None
     val_set: Dataset[Any] | None
     test_set: Dataset[Any] | None
@@ -134,18 +137,20 @@ class DataModule(LightningDataModule):
         """All training pictures in a new order each epoch; at most one picture per process is left out (see below).
 
         Raises:
-            ConfigError: If a batch would hold a single picture: batch norm has no statistics of one picture.
+            ConfigError: If every batch would hold a single picture, and ``single_pictures`` does not allow that: batch
+                norm has no statistics of one number a channel.
         """
         data = self._ready(self.train_set, "training")
         sampler = self.train_sampler()
         share = len(sampler)
-        if self.batch_size == 1 or share == 1:
+        alone = self.batch_size == 1 or share == 1
+        if alone and not self.single_pictures:
             raise ConfigError(
                 f"data.batch_size {self.batch_size} with {share} training picture(s) per process gives batches of one, "
                 "which batch norm cannot train on: use a batch size and a training set of at least 2"
             )
         # Only a last batch of one is dropped: small sets lose nothing else.
-        return self._loader(data, sampler=sampler, drop_last=share % self.batch_size == 1)
+        return self._loader(data, sampler=sampler, drop_last=share % self.batch_size == 1 and not alone)
 
     def val_dataloader(self) -> PictureLoader:
         """All validation pictures in their fixed order."""

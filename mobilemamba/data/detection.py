@@ -32,6 +32,7 @@ class DetectionDataModule(DataModule):
     resize: Resize = "stretch"
     interpolation: str = "bilinear"
     antialias: bool = True
+    single_pictures: ClassVar[bool] = True
     LIMITS: ClassVar[dict[str, tuple[float, float, str]]] = DataModule.LIMITS
 
     def __init__(

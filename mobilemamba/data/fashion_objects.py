@@ -53,7 +53,7 @@ class FashionObjects(DetectionDataModule):
     compares only with other scores on them at the same size.
 
     Args:
-        img_size: Side in pixels, or (height, width); any. None is 256.
+        img_size: Side in pixels, or (height, width); any. None is 128.
         scenes: Training scenes in an epoch.
         **options: Of :class:`~mobilemamba.data.detection.DetectionDataModule`.
     """
@@ -63,11 +63,11 @@ class FashionObjects(DetectionDataModule):
     std = FashionScenes.std
     LIMITS: ClassVar[dict[str, tuple[float, float, str]]] = {
         **DetectionDataModule.LIMITS,
-        "scenes": (2, inf, "2 or more, e.g. 2000"),
+        "scenes": (1, inf, "1 or more, e.g. 2000"),
     }
 
     def __init__(self, img_size: int | tuple[int, int] | None = None, scenes: int = 2000, **options: Any) -> None:
-        super().__init__(256 if img_size is None else img_size, **options)
+        super().__init__(128 if img_size is None else img_size, **options)
         self.scenes = scenes
 
     @property

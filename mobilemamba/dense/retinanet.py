@@ -16,6 +16,7 @@ from mobilemamba.dense.release_names import RETINANET, Names
 from mobilemamba.dense.single_stage import SingleStageDetector
 
 _ALPHA = 0.25
+_USUAL_DIM = 256
 
 
 def _focal(logits: Tensor) -> Tensor:
@@ -39,6 +40,10 @@ class RetinaNet(SingleStageDetector):
         boxes = [boxes_of_ratios([4 * stride * octave for octave in octaves]) for stride in strides]
         anchors = Anchors(strides, boxes)
         head = RetinaNetHead(dim, anchors.per_cell, num_classes)
+        if dim != _USUAL_DIM:  # torchvision's start fits its own width; a narrower head would hand on next to nothing
+            for name, weight in head.named_parameters():
+                if name.endswith("weight"):
+                    weight.data *= (_USUAL_DIM / dim) ** 0.5
         super().__init__(backbone, neck, head, num_classes, anchors, BoxCoder((1.0, 1.0, 1.0, 1.0)), **options)
 
     def get_classifier(self) -> tuple[nn.Module, ...]:

@@ -7,15 +7,18 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 from torch import Tensor
 
 from mobilemamba.data import DetectionDataModule
 from mobilemamba.data.batches import Boxes
 from mobilemamba.dense import Detector, create_detector
+from mobilemamba.dense.mask_rcnn import MaskRCNN
 from mobilemamba.dense.regions import paste_masks
 from mobilemamba.drawing import draw_objects, panels, unnormalised
 from mobilemamba.errors import ConfigError
+from mobilemamba.models.fuse import count_batch_norms
 from mobilemamba.scores import Score
 from mobilemamba.tasks.dense import DenseTask
 from mobilemamba.training.detection_metrics import BOX_SCORES, MASK_SCORES, ClassPrecision, DetectionMetrics
@@ -25,6 +28,8 @@ Head = Literal["mask_rcnn", "retinanet", "ssdlite"]
 
 #: Boxes with a lower score are in the metrics, but not in drawings.
 _DRAWN = 0.3
+#: Of a drawn picture, in pixels.
+_LEAST_SIDE = 256
 
 
 class DetectionTask(DenseTask):
@@ -45,6 +50,7 @@ class DetectionTask(DenseTask):
     LIMITS: ClassVar[dict[str, tuple[float, float]]] = {
         "num_classes": (1, math.inf),
         "head_dim": (4, math.inf),
+        "regions": (1, math.inf),
         **DenseTask.LIMITS,
     }
 
@@ -56,6 +62,7 @@ class DetectionTask(DenseTask):
         head_dim: int = 256,
         prune: bool = False,
         frozen_norms: bool = True,
+        regions: int = 512,
         lr: float = 2e-4,
         reference_batch_size: int = 16,
         schedule: Schedule = "half_cosine_by_epoch",
@@ -71,6 +78,7 @@ class DetectionTask(DenseTask):
             prune: Leave out the stages that no head reads, of ``ssdlite`` what is coarser than stride 32.
             frozen_norms: Keep the running statistics of the backbone's BatchNorms in training, as the paper's trainings
                 do; for a backbone that was trained before.
+            regions: Of a training picture, boxes that ``mask_rcnn`` proposes and learns from at a time.
             lr: Peak learning rate at ``reference_batch_size``; the one used is in proportion to the real batch size.
             reference_batch_size: Pictures an optimiser step that ``lr`` is meant for.
             schedule: After the warm-up, a ``cosine`` over the whole training; or the peak for its first half and a
@@ -103,7 +111,10 @@ class DetectionTask(DenseTask):
     def build_model(self, num_classes: int | None = None, in_chans: int | None = None) -> Detector:
         """See :meth:`~mobilemamba.training.contract.TaskContract.build_model`."""
         options = {name: self.hparams[name] for name in ("prune", "frozen_norms")}
-        return create_detector(**self.network_arguments(num_classes, in_chans), **options)
+        model = create_detector(**self.network_arguments(num_classes, in_chans), **options)
+        if isinstance(model, MaskRCNN):
+            model.region_samples = self.hparams["regions"]
+        return model
 
     def new_metrics(self) -> DetectionMetrics:
         return DetectionMetrics(self.hparams["num_classes"], masks=self.finds_masks)
@@ -112,6 +123,12 @@ class DetectionTask(DenseTask):
         data = self.data
         if self.finds_masks and isinstance(data, DetectionDataModule) and not data.masks:
             raise ConfigError("data.masks=False: mask_rcnn learns from masks; set data.masks to true")
+        frozen = self.hparams["frozen_norms"] and count_batch_norms(self.model.backbone) > 0
+        if stage == "fit" and frozen and self._weights is None:
+            rank_zero_warn(
+                "model.frozen_norms=true without model.weights: the norms of a backbone that starts from nothing know "
+                "no statistics yet; give --weights, or set model.frozen_norms to false"
+            )
 
     # Training.
 
@@ -186,6 +203,8 @@ class DetectionTask(DenseTask):
         target, names = targets[0], data.class_names
         height, width = target["size"].tolist()
         picture = unnormalised(images[0, :, :height, :width].float().cpu(), data.mean, data.std)
+        scale = max(1, math.ceil(_LEAST_SIDE / min(height, width)))  # else names would hide small pictures
+        picture = picture.resize((scale * width, scale * height), Image.Resampling.BILINEAR)
         sure = {name: value[found["scores"] >= _DRAWN] for name, value in found.items()}
 
         def drawn(objects: dict[str, Tensor]) -> Image.Image:
@@ -194,7 +213,18 @@ class DetectionTask(DenseTask):
                 [f" {score:.2f}" for score in objects["scores"].tolist()] if "scores" in objects else [""] * len(labels)
             )
             texts = [names[label] + score for label, score in zip(labels, scores, strict=True)]
-            return draw_objects(picture, objects["boxes"].tolist(), texts, [data.palette[label] for label in labels])
+            masks = None
+            if self.finds_masks:
+                masks = objects["masks"]  # of the original picture; or of the batch, padded
+                if masks.shape[1:] != (*target["original_size"].tolist(),):
+                    masks = masks[:, :height, :width]
+                rows, columns = (
+                    torch.arange(whole) * side // whole
+                    for side, whole in zip(masks.shape[1:], picture.size[::-1], strict=True)
+                )
+                masks = masks.cpu()[:, rows][:, :, columns]
+            boxes = (scale * objects["boxes"]).tolist()
+            return draw_objects(picture, boxes, texts, [data.palette[label] for label in labels], masks)
 
         return panels([("truth", drawn(target)), ("prediction", drawn(sure))])
 

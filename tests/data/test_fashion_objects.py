@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from mobilemamba.data import FashionObjects
@@ -30,3 +31,10 @@ def test_batches() -> None:
         assert len(targets) == 3
         assert "masks" not in targets[0]
     assert len(data.val_dataloader()) == 167
+
+
+@pytest.mark.parametrize(("scenes", "batch_size", "batches"), [(3, 1, 3), (1, 4, 1), (5, 4, 1)])
+def test_pictures_may_come_one_by_one(scenes: int, batch_size: int, batches: int) -> None:
+    data = FashionObjects(img_size=32, batch_size=batch_size, num_workers=0, scenes=scenes)
+    data.setup()
+    assert len([*data.train_dataloader()]) == batches  # the last of several is left out where it would be alone

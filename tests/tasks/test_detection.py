@@ -44,10 +44,11 @@ def make_data(**changes: Any) -> FashionObjects:
 @pytest.mark.parametrize("head", ["ssdlite", "mask_rcnn"])
 def test_a_training_learns_is_evaluated_and_leaves_a_whole_network(tmp_path: Path, head: str) -> None:
     masks = head == "mask_rcnn"
-    task, data, results, plots = make_task(head=head, ema_decay=0.5), make_data(masks=masks), RunResults(tmp_path), []
+    task, data, results = make_task(head=head, ema_decay=0.5, regions=24), make_data(masks=masks), RunResults(tmp_path)
     plots = TrainingPlots()
     callbacks = [*run_checkpoints(tmp_path, task), results, plots, ValidationExamples(2)]
     results.table_img_size = None
+    assert not masks or task.model.region_samples == 24
     before = {name: value.clone() for name, value in task.model.state_dict().items()}
     trainer = make_trainer(tmp_path, enable_checkpointing=True, callbacks=callbacks)
     trainer.fit(task, data)
@@ -102,11 +103,13 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
 
 
 def test_frozen_norms_keep_their_statistics_and_learn_their_weights(tmp_path: Path) -> None:
-    task = make_task(frozen_norms=True)
+    task = make_task(frozen_norms=True, head="retinanet")
     backbone = task.model.backbone
     norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
     before = [(norm.running_mean.clone(), norm.weight.detach().clone()) for norm in norms]
-    make_trainer(tmp_path, limit_val_batches=0).fit(task, make_data())
+    with pytest.warns(UserWarning, match=r"frozen_norms=true without model\.weights: .* set model\.frozen_norms"):
+        # No other norms train, so that one picture at a time is enough.
+        make_trainer(tmp_path, limit_val_batches=0).fit(task, make_data(batch_size=1, scenes=3))
     assert all(torch.equal(norm.running_mean, mean) for norm, (mean, _) in zip(norms, before, strict=True))
     assert any(not torch.equal(norm.weight, weight) for norm, (_, weight) in zip(norms, before, strict=True))
     task.train()
