@@ -19,6 +19,7 @@ from mobilemamba.cpus import usable_cpus
 from mobilemamba.data import DataModule
 from mobilemamba.errors import ConfigError, MobileMambaError
 from mobilemamba.files import check_writable, make_folder
+from mobilemamba.text import printable
 from mobilemamba.training.contract import TaskContract
 
 #: The trainer's numbers that count something which there must be some of.
@@ -113,15 +114,33 @@ def check_num_classes(task: LightningModule, config: Any, data: DataModule) -> N
         )
 
 
+def check_targets(kind: type, data: DataModule, weights: Mapping[str, str]) -> None:
+    """Refuses targets of another task.
+
+    Args:
+        kind: Class of the task.
+        data: What gives them.
+        weights: The files of weights that are named, and the tasks that they are for.
+    """
+    if not issubclass(kind, TaskContract) or isinstance(data.form, kind.form):
+        return
+    source = type(data).__name__
+    given, wanted = (form.__name__.lower() for form in (type(data.form), kind.form))
+    if path := next((path for path, task in weights.items() if task == kind.task), None):
+        raise ConfigError(
+            f"{printable(path)} holds weights for {kind.task}, and {source} gives {given}; give data with "
+            f"{wanted}, or weights of a network for {given}"
+        )
+    raise ConfigError(
+        f"data={source}: its targets are {given}, and a {kind.__name__} learns from {wanted}; choose other data or "
+        "another task"
+    )
+
+
 def check_pictures(task: LightningModule, data: DataModule) -> None:
-    """Refuses targets of another task, and pictures that the network cannot take, by showing it a black one."""
+    """Refuses pictures that the network cannot take, by showing it a black one."""
     if not isinstance(task, TaskContract):
         return
-    if not isinstance(data.form, task.form):
-        raise ConfigError(
-            f"data={type(data).__name__}: its targets are {type(data.form).__name__}, and a {type(task).__name__} "
-            f"learns from {task.form.__name__}; choose other data or another task"
-        )
     network = task.model
     parameter = next(network.parameters(), torch.zeros(()))  # an exported network shows none
     data.check_arguments()

@@ -15,7 +15,14 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
-from mobilemamba.cli.checks import check_norms, check_num_classes, check_pictures, check_report, check_settings
+from mobilemamba.cli.checks import (
+    check_norms,
+    check_num_classes,
+    check_pictures,
+    check_report,
+    check_settings,
+    check_targets,
+)
 from mobilemamba.cli.folder import RunFolder
 from mobilemamba.cli.parser import Parser, given_settings, plain
 from mobilemamba.cli.report import print_evaluation
@@ -27,11 +34,13 @@ from mobilemamba.cli.shorthand import expand_options
 from mobilemamba.cli.stopping import name_the_way_on
 from mobilemamba.cli.trainer_defaults import trainer_callbacks, trainer_options
 from mobilemamba.cli.weights import (
+    cards,
     check_against_card,
     check_checkpoint,
     check_classes,
     fill_classes,
     fill_preprocessing,
+    kind_of,
     misfit_remedy,
     parse_with_card,
     read_evaluated,
@@ -135,7 +144,12 @@ class MobileMambaCLI(LightningCLI):
                 "data": {"class_path": "mobilemamba.data.FashionMNISTSample"},
             }
         )
-        parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+        parser.link_arguments("data", "model.init_args.num_classes", self._count_classes, apply_on="instantiate")
+
+    def _count_classes(self, data: DataModule) -> int:
+        """Those of the data, if these are for the task: a network of so many would not fit weights for another one."""
+        check_targets(kind_of(self.settings), data, {path: card.task for path, card in cards(self.settings)})
+        return data.num_classes
 
     @property
     def command(self) -> str:

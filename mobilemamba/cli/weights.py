@@ -36,7 +36,7 @@ def _arguments(config: Any, section: str) -> Any:
     return config[section].get("init_args", {}) if config.get(section) else {}
 
 
-def _cards(config: Any) -> Iterator[tuple[str, ModelCard]]:
+def cards(config: Any) -> Iterator[tuple[str, ModelCard]]:
     """The files of weights that a command names, with their cards; those without one are left out."""
     weights, checkpoint = _arguments(config, "model").get("weights"), config.get("ckpt_path")
     for path in (weights, checkpoint):
@@ -47,8 +47,8 @@ def _cards(config: Any) -> Iterator[tuple[str, ModelCard]]:
 
 def _card(config: Any) -> ModelCard | None:
     model = _arguments(config, "model")
-    cards = dict(_cards(config)) if model.get("weights") and model.get("name") else {}
-    return cards.get(model.get("weights"))
+    found = dict(cards(config)) if model.get("weights") and model.get("name") else {}
+    return found.get(model.get("weights"))
 
 
 def parse_with_card(parse: Callable[[list[str]], Any], args: list[str]) -> Any:
@@ -62,9 +62,9 @@ def parse_with_card(parse: Callable[[list[str]], Any], args: list[str]) -> Any:
     card = _card(config[args[0]])
     if card is None:
         return config
-    kind, options = _kind(config[args[0]]), start or _task_of(card)  # before the user's own, which win
+    kind, options = kind_of(config[args[0]]), start or _task_of(card)  # before the user's own, which win
     if options and not start:  # of weights that a file names
-        kind = _kind(parse([args[0], *options, *args[1:]])[args[0]])
+        kind = kind_of(parse([args[0], *options, *args[1:]])[args[0]])
     known = init_arguments(kind)
     for name, value in _settings(kind, card).items():
         if value and name in known:
@@ -79,7 +79,7 @@ def _task_of(card: ModelCard | None) -> list[str]:
     return [] if own in (None, ClassificationTask) else ["--model", f"{own.__module__}.{own.__name__}"]
 
 
-def _kind(config: Any) -> type:
+def kind_of(config: Any) -> type:
     """The class of a command's task."""
     return pkgutil.resolve_name(config.model.class_path)
 
@@ -94,7 +94,7 @@ def check_against_card(config: Any) -> None:
     card, model = _card(config), _arguments(config, "model")
     if card is None or model.get("partial_weights"):
         return
-    arch, settings = vars(model["arch"]) if model.get("arch") else {}, _settings(_kind(config), card)
+    arch, settings = vars(model["arch"]) if model.get("arch") else {}, _settings(kind_of(config), card)
     choices = settings.pop("arch", {})
     pairs = [(name, model.get(name), there) for name, there in settings.items()]
     pairs += [(f"arch.{name}", arch.get(name), there) for name, there in choices.items()]
@@ -112,10 +112,10 @@ def fill_preprocessing(config: Any) -> None:
     left_open = [name for name in (*_PREPROCESSING, "upright") if name in data and data[name] is None]
     if not left_open or not model.get("name"):
         return
-    card = next((card for _, card in _cards(config)), None)
+    card = next((card for _, card in cards(config)), None)
     if card is None and not all(name in data for name in _PREPROCESSING):
         return  # pictures of one look, such as the sample's, which have a size of their own
-    if card is not None and card.task != getattr(_kind(config), "task", ""):
+    if card is not None and card.task != getattr(kind_of(config), "task", ""):
         left_open = [name for name in left_open if name in ("mean", "std", "upright")]  # a backbone's; sizes differ
     wanted = card.preprocessing if card is not None else Preprocessing.of_model(model["name"])
     for name in left_open:
@@ -128,14 +128,14 @@ def fill_classes(config: Any) -> None:
     """Has the pictures of an evaluation labelled as the weights name their classes, whichever folders there are."""
     data = _arguments(config, "data")
     if "classes" in data and data["classes"] is None:
-        data["classes"] = next((list(card.class_names) for _, card in _cards(config) if card.class_names), None)
+        data["classes"] = next((list(card.class_names) for _, card in cards(config) if card.class_names), None)
 
 
 def check_classes(config: Any, class_names: tuple[str, ...]) -> None:
     """Refuses pictures of other classes than the weights know: as many of them would pass unnoticed."""
     in_folders = "classes" in _arguments(config, "data")
     remedy = "pictures in folders of the classes' names" if in_folders else "data of the same classes in this order"
-    for path, card in _cards(config):
+    for path, card in cards(config):
         for here, there in zip(class_names, card.class_names, strict=True) if card.class_names else ():
             if here != there:
                 raise ConfigError(
@@ -199,7 +199,7 @@ def read_evaluated(path: str | Path) -> Mapping[str, Any] | None:
 
 def misfit_remedy(subcommand: str, config: Any, fits: str) -> str:
     """What can be done where the weights that were given do not fit the network."""
-    card, kind = read_card(config.model.init_args.weights), _kind(config)
+    card, kind = read_card(config.model.init_args.weights), kind_of(config)
     task = getattr(kind, "task", "")
     filled = card is not None and card.class_names and "classes" in _arguments(config, "data")
     if card is not None and task not in ("", card.task):

@@ -73,7 +73,7 @@ def load_weights(
         )
     if not (partial or report.complete):
         backbone_fits = not new_head and match(model, found, new_head=True).report.complete
-        raise MisfitError(f"{found.where} does not fit: {report}", "backbone" if backbone_fits else "some")
+        raise MisfitError(f"{found.where} does not fit: {report.counts}", "backbone" if backbone_fits else "some")
     if spoilt := [name for name, value in matched.fitting.items() if value.isnan().any()]:
         raise WeightsError(
             f"{found.where}: {len(spoilt)} of its tensors hold NaN, {spoilt[0]} for one; take weights from before that"

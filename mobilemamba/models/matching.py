@@ -37,8 +37,10 @@ class LoadReport:
         """Whether every tensor found its place, those of a fresh head aside."""
         return not (self.missing or self.unexpected or self.wrong_shape)
 
-    def __str__(self) -> str:
-        lines = [f"{self.format}: {len(self.loaded)} tensors loaded", *self.fresh_heads]
+    @property
+    def counts(self) -> str:
+        """How many tensors were loaded, and which were not, in one line."""
+        lines = [f"{len(self.loaded)} tensors loaded", *self.fresh_heads]
         for title, names in (
             ("missing", self.missing),
             ("unexpected", self.unexpected),
@@ -48,6 +50,9 @@ class LoadReport:
                 shown = ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
                 lines.append(f"{len(names)} {title} ({shown})")
         return "; ".join(lines)
+
+    def __str__(self) -> str:
+        return f"{self.format}: {self.counts}"
 
 
 @dataclass(frozen=True)

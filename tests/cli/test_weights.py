@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import timm
@@ -10,10 +9,7 @@ import torch
 from jsonargparse import Namespace
 from PIL import Image
 
-from mobilemamba.cli import checks
 from mobilemamba.cli.weights import check_checkpoint, check_classes, fill_classes
-from mobilemamba.data import FashionMNISTSample
-from mobilemamba.data.batches import Labels
 from mobilemamba.errors import ConfigError, DataError, WeightsError
 from mobilemamba.models import ModelCard, Preprocessing, load_network, save_weights
 from mobilemamba_command import main
@@ -116,12 +112,24 @@ def test_weights_of_another_task_are_named(weights: str) -> None:
         main(["validate", "--weights", "masks.safetensors"])
 
 
-def test_targets_of_another_task_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    task, data = SimpleNamespace(form=Labels), FashionMNISTSample()
-    monkeypatch.setattr(checks, "TaskContract", SimpleNamespace)
-    monkeypatch.setattr(FashionMNISTSample, "form", object())
-    with pytest.raises(ConfigError, match="its targets are object, and a SimpleNamespace learns from"):
-        checks.check_pictures(task, data)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("data", "given"), [("FashionScenes", "masks"), ("FashionObjects", "boxes"), ("FashionMNISTSample", "labels")]
+)
+def test_targets_of_another_task_are_refused_before_the_weights_are_loaded(data: str, given: str) -> None:
+    """By what the file says of itself, as its number of classes is no help."""
+    task, wanted = ("detection", "boxes") if given == "labels" else ("classification", "labels")
+    options = {"task": task, "head": "ssdlite" if task == "detection" else ""}
+    card = ModelCard("mobilemamba_t2", Preprocessing.of_model("mobilemamba_t2"), 3, **options)
+    save_weights(torch.nn.Linear(2, 2), "own.safetensors", card)
+    said = f"own.safetensors holds weights for {task}, and {data} gives {given}; give data with {wanted}, or weights"
+    for command in ("validate", "fit"):
+        with pytest.raises(ConfigError, match=f"^{said} of a network for {given}$"):
+            main([command, "--weights", "own.safetensors", "--data", data])
+
+
+def test_data_and_task_that_are_chosen_fit_each_other() -> None:
+    with pytest.raises(ConfigError, match="data=FashionScenes: its targets are masks, and a ClassificationTask learns"):
+        main(["fit", "--data", "FashionScenes", "--model", "test_efficientnet"])
 
 
 @pytest.mark.parametrize(
