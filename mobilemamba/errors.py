@@ -3,7 +3,9 @@
 The command line prints them as one line and exits with code 2; a library user catches :class:`MobileMambaError`.
 """
 
+import difflib
 import re
+from collections.abc import Collection
 from typing import Literal
 
 
@@ -13,6 +15,18 @@ class MobileMambaError(Exception):
 
 class ConfigError(MobileMambaError, ValueError):
     """An architecture, a training or a sweep setting that cannot work."""
+
+
+def check_choice(name: str, value: str, known: Collection[str]) -> None:
+    """Refuses a value that is none of those known.
+
+    Raises:
+        ConfigError: With all of these, and the one that is likely meant.
+    """
+    if value not in known:
+        near = difflib.get_close_matches(value, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"{name} {value!r}: expected one of: {', '.join(known)}{hint}")
 
 
 class BackendUnavailableError(MobileMambaError, RuntimeError):

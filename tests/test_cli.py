@@ -114,6 +114,9 @@ def test_the_lock_is_released_after_a_run() -> None:
         ("--trainer.max_epochs x", "trainer.max_epochs: expected a whole number, got x"),
         ("--sweep.changed x", "sweep.changed: expected one of stop, rerun, keep, got x"),
         # What may have been meant.
+        ("--model.class_path SegmentationTsk", "got {class_path: SegmentationTsk}; did you mean SegmentationTask?"),
+        ("--data.class_path SegmentationFoldr", "did you mean SegmentationFolder?"),
+        ("--data.class_path Nothing", "COCOFolder, YOLOFolder, COCO, or a class by the path that Python imports it by"),
         ("--model.lrr 3", "did you mean model.lr?"),
         ("--trainer.max_epoch 3", "did you mean trainer.max_epochs?"),
         ("--sweep.onyl x", "did you mean sweep.only?"),

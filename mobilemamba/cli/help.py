@@ -21,11 +21,15 @@ from mobilemamba.cli.options import read_options
 from mobilemamba.cli.tool import ToolParser
 from mobilemamba.data import (
     ADE20K,
+    COCO,
+    COCOFolder,
     FashionMNISTSample,
+    FashionObjects,
     FashionScenes,
     ImageFolder,
     ImageNet,
     SegmentationFolder,
+    YOLOFolder,
 )
 from mobilemamba.errors import ConfigError
 from mobilemamba.sweep import Sweep
@@ -35,7 +39,11 @@ from mobilemamba.training.contract import init_arguments
 #: Of this package, by the group that chooses one; the first is the default. Importing them makes their names known.
 KINDS: dict[str, list[type]] = {
     "model": [*TASKS.values()],
-    "data": [FashionMNISTSample, ImageFolder, ImageNet, FashionScenes, SegmentationFolder, ADE20K],
+    "data": [
+        *(FashionMNISTSample, ImageFolder, ImageNet),
+        *(FashionScenes, SegmentationFolder, ADE20K),
+        *(FashionObjects, COCOFolder, YOLOFolder, COCO),
+    ],
 }
 
 

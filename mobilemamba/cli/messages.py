@@ -17,6 +17,8 @@ _WRITTEN = {"int": "a whole number", "float": "a number", "bool": "true or false
 _WRITTEN |= {"list": _LIST, "tuple": _LIST, "Iterable": _LIST}
 #: How like each other two names are of which one is taken for the other.
 _ALIKE = 0.75
+#: Of classes that are listed; there are as many data sets.
+_MOST_NAMES = 10
 
 
 def mistake(
@@ -54,7 +56,8 @@ def mistake(
     elif expected := _expected(message):
         given = _given(message)
         text = f"{name}expected {' or '.join(expected)}" + ("" if given is None else f", got {given or 'nothing'}")
-        near = "a class" in expected and given and _of_class(given, classes.get(key, ()))
+        named = re.sub(r"^\{'?class_path'?: '?([^',}]+).*", r"\1", given or "")
+        near = "a class" in expected and named and _of_class(named, classes.get(key, ()))
         text += f"; {near or 'give that, or leave it out'}"
     else:
         text = name + re.sub(r'Parser key "[^"]+":?\s*', "", message) + f"; {helps} says what it takes"
@@ -103,7 +106,7 @@ def _of_class(given: str, names: Collection[str]) -> str:
     own = [name for name in names if not name.islower() and not name.startswith("_")]  # no model of timm's
     if near := likely_meant(given, own if "." in given else names):
         return f"did you mean {' or '.join(near)}?"
-    return f"give {', '.join([*own[:6], 'or a class by the path that Python imports it by'])}"
+    return f"give {', '.join([*own[:_MOST_NAMES], 'or a class by the path that Python imports it by'])}"
 
 
 def _unknown_setting(message: str) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from mobilemamba.dense.mask_rcnn import MaskRCNN
 from mobilemamba.dense.pyramid import Pyramid
 from mobilemamba.dense.retinanet import RetinaNet
 from mobilemamba.dense.ssdlite import SSDLite
-from mobilemamba.errors import ConfigError, WeightsError
+from mobilemamba.errors import ConfigError, WeightsError, check_choice
 from mobilemamba.models.card import ModelCard
 from mobilemamba.models.config import ArchOverrides
 
@@ -54,10 +53,7 @@ def create_detector(
     Raises:
         ConfigError: If one of these is unknown or does not fit the others.
     """
-    if head not in DETECTION_HEADS:
-        near = difflib.get_close_matches(head, DETECTION_HEADS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"head {head!r}: expected one of: {', '.join(DETECTION_HEADS)}{hint}")
+    check_choice("head", head, DETECTION_HEADS)
     for name, value, least in (("num_classes", num_classes, 1), ("head_dim", head_dim, 4)):
         if value < least:
             raise ConfigError(f"{name}={value}: expected {least} or more")

@@ -9,7 +9,6 @@ picture (B, in_chans, H, W)
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +23,7 @@ from mobilemamba.dense.pixels import likeliest
 from mobilemamba.dense.pooled import resize
 from mobilemamba.dense.pspnet import PSPNetHead
 from mobilemamba.dense.semantic_fpn import FPN, SemanticFPNHead
-from mobilemamba.errors import ConfigError, WeightsError
+from mobilemamba.errors import ConfigError, WeightsError, check_choice
 from mobilemamba.layers.conv_norm import ConvNorm
 from mobilemamba.models.card import ModelCard
 from mobilemamba.models.config import ArchOverrides
@@ -123,10 +122,7 @@ def create_segmenter(
     Raises:
         ConfigError: If one of these is unknown or does not fit the others.
     """
-    if head not in SEGMENTATION_HEADS:
-        near = difflib.get_close_matches(head, SEGMENTATION_HEADS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"head {head!r}: expected one of: {', '.join(SEGMENTATION_HEADS)}{hint}")
+    check_choice("head", head, SEGMENTATION_HEADS)
     for name, value in (("num_classes", num_classes), ("head_dim", head_dim)):
         if value is not None and value < 1:
             raise ConfigError(f"{name}={value}: expected 1 or more")

@@ -58,9 +58,9 @@ def test_a_weights_file_is_what_its_card_says(tmp_path):
     [
         (["mobilemamba_t3"], {}, r"'mobilemamba_t3'.*did you mean mobilemamba_t"),
         ([], {}, "no model"),
-        (["mobilemamba_t2"], {"dtypes": ["int3"]}, r"dtype 'int3': expected one of float32, bfloat16, float16"),
-        (["mobilemamba_t2"], {"modes": ["fast"]}, r"mode 'fast': expected one of eager, compiled, exported"),
-        (["mobilemamba_t2"], {"layouts": ["last"]}, r"layout 'last': expected one of auto, contiguous, channels_last"),
+        (["mobilemamba_t2"], {"dtypes": ["int3"]}, r"dtype 'int3': expected one of: float32, bfloat16, float16"),
+        (["mobilemamba_t2"], {"modes": ["egaer"]}, r"mode 'egaer': expected one of: eager, .*; did you mean eager\?"),
+        (["mobilemamba_t2"], {"layouts": ["last"]}, r"layout 'last': expected one of: auto, contiguous, channels_last"),
         (["mobilemamba_t2"], {"sizes": [16]}, r"size 16: expected 32 or more"),
         (["mobilemamba_t2"], {"batches": [0]}, r"batch 0: expected 1 or more"),
         (["mobilemamba_t2"], {"batches": [1], "train": True}, r"batch 1: expected 2 or more; a norm"),

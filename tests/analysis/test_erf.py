@@ -236,7 +236,7 @@ def test_what_cannot_be(network: nn.Module) -> None:
         (network, given, {"taps": ["nowhere"]}, "tap 'nowhere': EfficientNet has no such module"),
         (network, given, {"taps": "layers"}, "expected stages, blocks or a list"),
         (network, given, {"taps": ["classifier"]}, "no feature map"),
-        (network, given, {"rule": "square"}, "expected one of relu, absolute, signed"),
+        (network, given, {"rule": "square"}, "expected one of: relu, absolute, signed"),
         (network, given, {"position": (0, 16)}, "column 16 is outside the map"),
         (network, given, {"position": (1.5, 0.5)}, "row 1.5 is outside the picture"),
         (network, [given, pictures(1, 32)], {}, r"\(32, 32\) px after such of \(64, 64\)"),

@@ -12,7 +12,7 @@ import torch
 
 from mobilemamba.analysis.machine import choose_device
 from mobilemamba.dense import HEADS
-from mobilemamba.errors import ConfigError
+from mobilemamba.errors import ConfigError, check_choice
 from mobilemamba.models.card import ModelCard, Preprocessing, read_card
 from mobilemamba.models.checkpoints import check_task
 from mobilemamba.models.config import VARIANTS
@@ -100,8 +100,7 @@ def card_of(model: str) -> ModelCard:
         preprocessing = Preprocessing.of_model(name)
         if not head:
             return ModelCard(name, preprocessing)
-        if head not in HEADS:
-            raise ConfigError(f"head {head!r}: expected one of: {', '.join(HEADS)}")
+        check_choice("head", head, HEADS)
         side = _SIDES.get(head, 512)
         preprocessing = replace(preprocessing, img_size=(side, side))
         return ModelCard(name, preprocessing, num_classes=80 if head in _SIDES else 150, task=HEADS[head], head=head)
@@ -146,8 +145,7 @@ def expand(
         ("layout", layouts, ("auto", *LAYOUTS)),
     ):
         for value in values:
-            if value not in known:
-                raise ConfigError(f"{setting} {value!r}: expected one of {', '.join(known)}")
+            check_choice(setting, value, known)
     sides = [side for size in sizes for side in ((size,) if isinstance(size, int) else size)]
     for setting, numbers, least in (("size", sides, 32), ("batch", batches, 2 if train else 1)):
         for number in numbers:

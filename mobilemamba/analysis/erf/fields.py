@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mobilemamba.analysis.erf.grid import Axis, Grid, find_grids, on_outputs
 from mobilemamba.analysis.erf.numbers import THRESHOLDS, contribution_ratios, superlevel_areas
 from mobilemamba.analysis.erf.taps import backbone_of, find_taps
-from mobilemamba.errors import ConfigError
+from mobilemamba.errors import ConfigError, check_choice
 
 #: Of the feature and of the gradient: what is below zero counts nothing, as it is, or with its sign.
 Rule = Literal["relu", "absolute", "signed"]
@@ -106,8 +106,7 @@ def receptive_fields(
         ConfigError: If the network has no such taps, no gradients or takes no such pictures, a position is outside, or
             there are no pictures with a finite gradient.
     """
-    if rule not in _RECTIFIERS:
-        raise ConfigError(f"rule {rule!r}: expected one of {', '.join(get_args(Rule))}")
+    check_choice("rule", rule, get_args(Rule))
     network = backbone_of(network)
     names = find_taps(network, taps)
     like = next(network.parameters(), torch.empty(()))

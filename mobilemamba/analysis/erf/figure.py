@@ -13,7 +13,7 @@ import numpy as np
 from mobilemamba.analysis.erf.fields import ReceptiveField
 from mobilemamba.analysis.erf.numbers import THRESHOLDS, contribution_sides
 from mobilemamba.analysis.figures import legible
-from mobilemamba.errors import ConfigError
+from mobilemamba.errors import ConfigError, check_choice
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,8 +77,7 @@ def draw_receptive_fields(
     from matplotlib.layout_engine import ConstrainedLayoutEngine  # half a second, which only those pay who draw
 
     for name, value, kinds in (("display", display, get_args(Display)), ("scale", scale, get_args(Scale))):
-        if value not in kinds:
-            raise ConfigError(f"{name} {value!r}: expected one of {', '.join(kinds)}")
+        check_choice(name, value, kinds)
     if not any(row.fields for row in rows):
         raise ConfigError("there are no receptive fields to draw")
     parts = zip(rows, _lines(rows), strict=True)
