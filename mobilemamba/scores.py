@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -33,9 +34,13 @@ class Score:
         """The label with the unit, for the head of a column."""
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
+    def number(self, value: float) -> str:
+        """A value with its digits; ``-`` for a share of nothing, such as that of objects of a size that none has."""
+        return "-" if math.isnan(value) and self.unit == "%" else f"{value:.{self.digits}f}"
+
     def written(self, value: float) -> str:
         """A value with its unit."""
-        return f"{value:.{self.digits}f} {self.unit}".rstrip()
+        return f"{self.number(value)} {self.unit}".rstrip()
 
 
 def score_of(logged: str, scores: Iterable[Score]) -> Score | None:

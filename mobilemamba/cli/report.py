@@ -97,7 +97,7 @@ def print_scores(
         suffix = Comparison.SUFFIXES[network]
         found = [(score, f"{split}/{score.key}{suffix}") for score in shown]
         if found and found[0][1] in metrics:
-            lines.append([label, *(f"{float(metrics[name]):.{score.digits}f}" for score, name in found)])
+            lines.append([label, *(score.number(float(metrics[name])) for score, name in found)])
     header = ["network", *(score.head for score in shown)]
     if not lines:  # another module than a task of ours
         header, lines = ["metric", "value"], [[name, f"{float(value):g}"] for name, value in metrics.items()]

@@ -12,11 +12,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from torch import Tensor
 
-from mobilemamba.scores import score_of
+from mobilemamba.scores import Score, score_of
 from mobilemamba.screen import say
 from mobilemamba.training.contract import scores_of
 
 _READ_SECONDS = 0.3  # from one reading of the loss to the next, for the bar
+_OTHER = Score("", "", unit="")  # what is logged beside the scores
 
 
 class TrainingBar(RichProgressBar):
@@ -142,4 +143,4 @@ def _scores(trainer: Trainer, pl_module: LightningModule) -> list[str]:
     found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
     losses = [f"val {name[4:]} {value:.4f}" for name, value in found.items() if "loss" in name]
     others = {name: score_of(name, scores) for name in found if "loss" not in name}
-    return losses + [f"{name[4:]} {found[name]:.{score.digits if score else 2}f}" for name, score in others.items()]
+    return losses + [f"{name[4:]} {(score or _OTHER).number(found[name])}" for name, score in others.items()]

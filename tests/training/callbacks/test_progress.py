@@ -1,14 +1,19 @@
 """What a training prints, with and without a terminal."""
 
+import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from lightning.pytorch import Callback, Trainer
 
+from mobilemamba.cli.report import print_scores
 from mobilemamba.tasks import ClassificationTask
 from mobilemamba.training.callbacks import EpochLines, TrainingBar, ValidateAtEnd
+from mobilemamba.training.contract import TaskContract
+from mobilemamba.training.detection_metrics import BOX_SCORES
 from tests.training.callbacks.runs import Data
 
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False, "accelerator": "cpu"}
@@ -30,6 +35,19 @@ def test_a_line_for_each_validation(capsys: pytest.CaptureFixture[str]) -> None:
     ]
     pattern = r"train loss \d\.\d{4}, val loss \d\.\d{4}, top1 \d+\.\d\d, top5 100\.00, 0:\d\d:\d\d left"
     assert all(re.search(pattern, line) for line in lines)
+
+
+def test_a_score_of_nothing_is_a_dash(capsys: pytest.CaptureFixture[str]) -> None:
+    """Such as that of large objects where there are none; a loss that is no number is told, as are other metrics."""
+    metrics = {"val/loss": math.nan, "val/map": 12.5, "val/map_large": math.nan, "val/mine": math.nan}
+    trainer = SimpleNamespace(callback_metrics=metrics, state=SimpleNamespace(fn="fit"), sanity_checking=False)
+    trainer.is_global_zero, trainer.max_epochs, trainer.global_step = True, None, 0
+    trainer.fit_loop = SimpleNamespace(epoch_progress=SimpleNamespace(current=SimpleNamespace(started=1)))
+    task = type("Found", (TaskContract,), {"scores": BOX_SCORES})()
+    EpochLines().on_validation_end(trainer, task)  # type: ignore[arg-type]
+    assert "step 0: val loss nan, map 12.50, map_large -, mine nan" in capsys.readouterr().out
+    print_scores(metrics, BOX_SCORES, "val", "a detector", None)
+    assert re.search(r"as trained +│ +12.50 │ +- │ +nan", capsys.readouterr().out)
 
 
 def test_a_line_for_each_epoch_without_a_validation(capsys: pytest.CaptureFixture[str]) -> None:
