@@ -286,7 +286,8 @@ class PairedPictures(PictureFiles, SegmentationDataModule):
         if not pictures:
             raise DataError(f"{printable(images)} holds no pictures ({' '.join(EXTENSIONS)}): add some or remove it")
         if spare := sorted(mask_of.keys() - set(pictures.values())):
-            self.notes.append(f"not used: {len(spare):,} masks in {printable(masks)} without a picture ({few(spare)})")
+            count = f"{len(spare):,} mask{'s' if len(spare) > 1 else ''}"
+            self.notes.append(f"not used: {count} in {printable(masks)} without a picture ({few(spare)})")
         return [(picture, mask_of[stem]) for picture, stem in pictures.items()]
 
 

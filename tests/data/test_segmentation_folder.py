@@ -116,7 +116,7 @@ def test_what_is_not_used_is_told(folder: Path) -> None:
     Image.new("L", (4, 4)).save(folder / "masks" / "spare.png")
     (folder / "images" / "notes.txt").write_text("")
     data = ready(folder)
-    assert any("1 masks in" in note and "without a picture (spare)" in note for note in data.notes)
+    assert any("1 mask in" in note and "without a picture (spare)" in note for note in data.notes)
     assert any("1 file (1 .txt)" in note for note in data.notes)
 
 
