@@ -74,7 +74,7 @@ def test_recipes_train_on_the_sample_and_take_other_data(recipe: str, root: Path
 
 
 def test_a_training_on_own_pictures(folder: Path, root: Path, classifier: str) -> None:
-    recipe = ["--config", str(root / "experiments/detection/finetune.yaml"), "--data.root", str(folder)]
+    recipe = ["--config", str(root / "experiments/detection/finetune.yaml"), "--data", str(folder)]
     cli = main(["fit", *recipe, "--weights", classifier, "--data.img_size", "64", *STEP])
     assert cli.model.hparams["head"] == "retinanet"
     assert len({group["lr"] for group in cli.trainer.optimizers[0].param_groups}) > 3, "by depth"
