@@ -18,6 +18,7 @@ Box = tuple[float, float, float, float]
 _SIZE = 13  # of letters, in pixels
 _LINE = 20
 _GAP = 6
+_LEAST_SIDE, _MOST_SIDE = 256, 2048  # up to which pictures are enlarged, of the shorter and of the longer side
 _BRIGHT = 140  # of 255: on lighter colours letters are black
 
 
@@ -81,6 +82,11 @@ def draw_objects(
         bright = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > _BRIGHT
         draw.text((x + 2, y), text, "black" if bright else "white", _font())
     return drawn
+
+
+def enlargement(size: tuple[int, int]) -> int:
+    """How many times larger a picture of a size is drawn, so that names do not hide a small one."""
+    return max(1, min(-(-_LEAST_SIDE // min(size)), _MOST_SIDE // max(size)))
 
 
 def _place_of_name(box: Sequence[float], width: int, size: tuple[int, int], taken: Sequence[Box]) -> Box:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mobilemamba.dense.detector import Detector
 from mobilemamba.dense.regions import paste_masks
-from mobilemamba.drawing import Colour, distinct_colours, draw_objects
+from mobilemamba.drawing import Colour, distinct_colours, draw_objects, enlargement
 from mobilemamba.models.predictor import MASKS, Predictor, Row, class_names
 
 #: Of a file of answers in COCO's results format.
@@ -111,13 +111,18 @@ class DetectionPredictor(Predictor):
         ]
 
     def draw(self, picture: Image.Image, row: Row) -> Image.Image:
-        """The picture with the boxes, the masks, the names and the scores of its objects."""
+        """The picture with the boxes, the masks, the names and the scores of its objects; a small one is enlarged."""
+        scale, masks_NHW = enlargement(picture.size), row.get(MASKS)
+        if scale > 1:
+            picture = picture.resize((scale * picture.width, scale * picture.height), Image.Resampling.BILINEAR)
+            if masks_NHW is not None:
+                masks_NHW = masks_NHW.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
         return draw_objects(
             picture,
-            [entry["box"] for entry in row["objects"]],
+            [[scale * side for side in entry["box"]] for entry in row["objects"]],
             [f"{entry['name']} {entry['score']:.2f}" for entry in row["objects"]],
             [self.palette[entry["index"]] for entry in row["objects"]],
-            row.get(MASKS),
+            masks_NHW,
         )
 
     def results(self, answers: Sequence[tuple[str, Row]]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from mobilemamba.data.batches import Boxes
 from mobilemamba.dense import Detector, create_detector
 from mobilemamba.dense.mask_rcnn import MaskRCNN
 from mobilemamba.dense.regions import paste_masks
-from mobilemamba.drawing import draw_objects, panels, unnormalised
+from mobilemamba.drawing import draw_objects, enlargement, panels, unnormalised
 from mobilemamba.errors import ConfigError
 from mobilemamba.models.fuse import count_batch_norms
 from mobilemamba.scores import Score
@@ -28,8 +28,6 @@ Head = Literal["mask_rcnn", "retinanet", "ssdlite"]
 
 #: Boxes with a lower score are in the metrics, but not in drawings.
 _DRAWN = 0.3
-#: Of a drawn picture, in pixels.
-_LEAST_SIDE = 256
 
 
 class DetectionTask(DenseTask):
@@ -203,7 +201,7 @@ class DetectionTask(DenseTask):
         target, names = targets[0], data.class_names
         height, width = target["size"].tolist()
         picture = unnormalised(images[0, :, :height, :width].float().cpu(), data.mean, data.std)
-        scale = max(1, math.ceil(_LEAST_SIDE / min(height, width)))  # else names would hide small pictures
+        scale = enlargement((width, height))
         picture = picture.resize((scale * width, scale * height), Image.Resampling.BILINEAR)
         sure = {name: value[found["scores"] >= _DRAWN] for name, value in found.items()}
 
