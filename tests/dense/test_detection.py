@@ -250,6 +250,6 @@ def test_a_narrow_head_hands_on_as_much_as_the_usual_one() -> None:
     gains = []
     for dim in (32, 256):
         head = create_detector("retinanet", "mobilemamba_t2", 3, head_dim=dim).get_submodule("head")
-        weight = head.get_submodule("regression_head.conv.1.0").weight
+        weight = head.get_submodule("regression_head.conv.1.0").weight.detach()
         gains.append(float(weight.std() * weight[0].numel() ** 0.5))
     assert gains == pytest.approx([0.01 * (9 * 256) ** 0.5] * 2, rel=0.05)
