@@ -158,7 +158,7 @@ class COCOFolder(DetectionPictures):
         faults.leave_out(
             ~there,
             lambda n: (
-                f"images[{content.entries[n]}] is {printable(best / names[n])}, which does not exist "
+                f"images[{content.entries[n]}], {printable(best / names[n])}, does not exist "
                 f"({int((~there).sum()):,} of {len(names):,} pictures are missing)"
             ),
         )

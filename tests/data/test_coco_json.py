@@ -62,8 +62,8 @@ IMAGES: list[tuple[dict[str, Any], str]] = [
     ({"file_name": 7}, "has no file_name"),
     ({"height": 0}, "is of 64 x 0 pixels"),
     ({"width": ...}, "is of null x 48 pixels"),
-    ({"file_name": "../9.png"}, r"images\[\d\] is .*9\.png, which does not exist \(1 of 3 pictures are missing\)"),
-    ({"file_name": "no\u202e\n.png"}, "which does not exist"),
+    ({"file_name": "../9.png"}, r"images\[\d\], .*9\.png, does not exist \(1 of 3 pictures are missing\)"),
+    ({"file_name": "no\u202e\n.png"}, "does not exist"),
 ]
 
 
