@@ -90,7 +90,7 @@ def canvas(network: nn.Module, size: tuple[int, int], *, fits: bool) -> tuple[in
 class RuntimeDetector(RuntimeNetwork):
     """A detector of :class:`Candidates` that another program runs; asked as a :class:`Detector` is.
 
-    Pictures stand at the left top of what it takes, with black around them; those of a larger side are scaled down.
+    Pictures stand at the left top of what it takes, with zeros around them; those of a larger side are scaled down.
 
     Args:
         network: The other program's.

@@ -28,8 +28,8 @@ def format_of(target: Path) -> Format:
     if form is None:
         if target.suffix == ".param":
             raise ConfigError(
-                f"{printable(target)}: ncnn has not all operators of the scan, which its converter leaves as they are; "
-                f"choose a name that ends in {' or '.join(FORMATS)}"
+                f"{printable(target)}: ncnn is not among the formats, as it could not load what its converter makes of "
+                f"the scan; choose a name that ends in {' or '.join(FORMATS)}"
             )
         near = difflib.get_close_matches(target.suffix, FORMATS, n=1)
         hint = f"; did you mean {target.stem}{near[0]}?" if near else ""

@@ -244,3 +244,12 @@ def test_other_classes_start_as_they_are_built(tiny_detector: Tiny, head: str) -
     for name, parameter in other.named_parameters():
         source = begin if id(parameter) in of_classes else detector.state_dict()
         assert torch.equal(parameter, source[name]), name
+
+
+def test_a_narrow_head_hands_on_as_much_as_the_usual_one() -> None:
+    gains = []
+    for dim in (32, 256):
+        head = create_detector("retinanet", "mobilemamba_t2", 3, head_dim=dim).get_submodule("head")
+        weight = head.get_submodule("regression_head.conv.1.0").weight.detach()
+        gains.append(float(weight.std() * weight[0].numel() ** 0.5))
+    assert gains == pytest.approx([0.01 * (9 * 256) ** 0.5] * 2, rel=0.05)

@@ -126,7 +126,7 @@ def test_probabilities_stand_for_logits() -> None:
         (
             "x.ncnn.param",
             ConfigError,
-            "x.ncnn.param: ncnn has not all operators of the scan, .*; choose a name",
+            "x.ncnn.param: ncnn is not among the formats, .*; choose a name",
         ),
         ("x", ConfigError, r"x: expected a name that ends in .onnx or "),
         ("no/x.onnx", ConfigError, "the target no/x.onnx: there is no folder no; make it, or choose another"),
