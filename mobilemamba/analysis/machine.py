@@ -66,5 +66,5 @@ def versions(*packages: str) -> str:
     if torch.version.cuda:
         found["CUDA"] = torch.version.cuda
     found["Python"] = platform.python_version()
-    found |= {name: metadata.version(name) for name in packages}
+    found |= {name.replace("_", "-"): metadata.version(name) for name in packages}
     return ", ".join(f"{name} {number}" for name, number in found.items())

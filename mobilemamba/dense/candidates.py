@@ -104,6 +104,11 @@ class RuntimeDetector(RuntimeNetwork):
         content = json.loads(said[KEPT_KEY])
         self.kept = Kept(**{**content, "levels": tuple(content["levels"])})
 
+    def forward(self, x: Tensor) -> Tensor:
+        """The candidates (B, N, 4 + classes), in shares of what the network takes, where pictures have found room."""
+        placed, _ = self._placed(x, [(x.shape[-2], x.shape[-1])] * len(x))
+        return super().forward(placed)
+
     @torch.no_grad()
     def detect(self, images: Tensor, sizes: Sizes | None = None) -> list[dict[str, Tensor]]:
         """See :meth:`Detector.detect`."""
@@ -111,7 +116,7 @@ class RuntimeDetector(RuntimeNetwork):
         placed, shown = self._placed(images, [(int(height), int(width)) for height, width in given])
         return [
             self._objects(candidates, inner, outer)
-            for candidates, inner, outer in zip(self(placed), shown, given, strict=True)
+            for candidates, inner, outer in zip(super().forward(placed), shown, given, strict=True)
         ]
 
     def _placed(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> tuple[Tensor, list[tuple[int, int]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 import torch
@@ -70,7 +70,15 @@ class RuntimeNetwork(nn.Module):
 
 
 class Runtime(Protocol):
-    """Reads files of one format."""
+    """Reads files of one format.
+
+    Attributes:
+        name: Of what runs them, in :data:`RUNNERS`.
+        reads: The packages for that, as they are imported.
+    """
+
+    name: ClassVar[str]
+    reads: ClassVar[tuple[str, ...]]
 
     def metadata(self, path: Path) -> Mapping[str, str]:
         """What a file says of itself.
@@ -88,6 +96,11 @@ class Runtime(Protocol):
 RUNTIMES: dict[str, Runtime] = {}
 #: Runtime's name -> a network as one that runs there; entered as well.
 RUNNERS: dict[str, Callable[[nn.Module], nn.Module]] = {}
+
+
+def packages_of(runner: str) -> tuple[str, ...]:
+    """The packages by which a runtime is called, as they are imported."""
+    return next((runtime.reads for runtime in RUNTIMES.values() if runtime.name == runner), ())
 
 
 def runtime_of(path: str | Path) -> Runtime | None:

@@ -121,8 +121,8 @@ class DetectionTask(DenseTask):
         data = self.data
         if self.finds_masks and isinstance(data, DetectionDataModule) and not data.masks:
             raise ConfigError("data.masks=False: mask_rcnn learns from masks; set data.masks to true")
-        frozen = self.hparams["frozen_norms"] and count_batch_norms(self.model.backbone) > 0
-        if stage == "fit" and frozen and self._weights is None:
+        fresh = stage == "fit" and self._weights is None
+        if fresh and self.hparams["frozen_norms"] and count_batch_norms(self.model.backbone) > 0:
             rank_zero_warn(
                 "model.frozen_norms=true without model.weights: the norms of a backbone that starts from nothing know "
                 "no statistics yet; give --weights, or set model.frozen_norms to false"

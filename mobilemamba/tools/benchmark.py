@@ -64,7 +64,8 @@ def benchmark(
     measured, all of them in turn in each round.
 
     Args:
-        models: timm's names, and weights files of networks (.safetensors, .ckpt).
+        models: timm's names, and files of networks: weights (.safetensors, .ckpt), or exported ones (.onnx, .xml and
+            so on), which run in their own runtime whatever the mode.
         head: What stands on the models: deeplabv3, pspnet, semantic_fpn; or mask_rcnn, retinanet, ssdlite, whose
             time is told by parts; by default on B4 and three rivals at 512 px, 800 px or 320 px, in batches of 1.
         size: Sides of the pictures in pixels, as 512 or 800x1280; by default what each network was made for.

@@ -3,6 +3,7 @@
 import functools
 import sys
 from contextlib import closing
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from mobilemamba.analysis.benchmark.memory import CpuMeter, can_measure_cpu, des
 from mobilemamba.analysis.benchmark.networks import measure
 from mobilemamba.analysis.benchmark.workload import Workshop, create
 from mobilemamba.analysis.rounds import Timings
-from mobilemamba.models.runtime import RUNNERS
+from mobilemamba.models.runtime import RUNNERS, RUNTIMES
 from mobilemamba.version import __version__
 
 TINY = Case("test_efficientnet", 64, 2, layout="contiguous")
@@ -125,6 +126,7 @@ def test_an_exported_network_gives_the_same():
 
 def test_another_runtime_is_given_a_network_once_for_all_batches(small_products, clockwork, monkeypatch):
     given = []
+    monkeypatch.setitem(RUNTIMES, ".npy", SimpleNamespace(name="numpy", reads=("numpy",)))
     monkeypatch.setitem(RUNNERS, "numpy", lambda network: (given.append(network), network)[1])
     cases = [Case("test_resnet", 32, batch, mode="numpy", layout="contiguous") for batch in (1, 2)]
     records = measure(cases, rounds=1, seconds=0.01, memory=False)

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from mobilemamba.data import FashionObjects, FashionScenes
 from mobilemamba.dense.candidates import Candidates, RuntimeDetector, as_candidates
 from mobilemamba.errors import ConfigError
 from mobilemamba.models import ModelCard, Preprocessing, load_network, save_weights
@@ -19,9 +20,10 @@ from mobilemamba.models.checkpoints import build_network
 from mobilemamba.models.predictor import predictor_of
 from mobilemamba.models.runtime import RuntimeNetwork
 from mobilemamba_command import main
-from tests.export.conftest import ARCH, CLASSES, awaken
+from tests.export.conftest import ARCH, awaken
 
-HOW = Preprocessing((64, 96), (0.4,) * 3, (0.3,) * 3, "bilinear", upright=True)
+HOW = Preprocessing((64, 96), FashionScenes.mean, FashionScenes.std, "bilinear", upright=True)
+DATA = {"detection": FashionObjects, "segmentation": FashionScenes}
 CARDS = {
     "ssdlite": ("detection", replace(HOW, img_size=(64, 64), resize="stretch")),
     "retinanet": ("detection", replace(HOW, img_size=(64, 90), resize="fit")),
@@ -32,10 +34,11 @@ CARDS = {
 
 def card_of(head: str) -> ModelCard:
     task, how = CARDS[head]
-    options = {"class_names": CLASSES, "task": task, "head": head, "head_options": {"head_dim": 8}}
+    names = DATA[task].class_names
+    options = {"class_names": names, "task": task, "head": head, "head_options": {"head_dim": 8}}
     if head == "ssdlite":
-        return ModelCard("mobilemamba_t2", how, len(CLASSES), arch=ARCH.given(), **options)
-    return ModelCard("test_resnet", how, len(CLASSES), **options)
+        return ModelCard("mobilemamba_t2", how, len(names), arch=ARCH.given(), **options)
+    return ModelCard("test_resnet", how, len(names), **options)
 
 
 def network_of(head: str) -> nn.Module:
@@ -77,6 +80,16 @@ def exported(tmp_path: Path) -> Callable[[str, str], Path]:
     return export
 
 
+VALIDATE = "--data.num_workers 0 --data.batch_size 4 --trainer.limit_val_batches 1 --trainer.logger false"
+
+
+def scores(weights: Path, data: type, size: int) -> dict[str, float]:
+    """What ``validate`` finds on four pictures."""
+    options = f"--data {data.__name__} --data.img_size {size} --trainer.accelerator cpu {VALIDATE}".split()
+    found = main(["validate", "--weights", str(weights), *options]).trainer.callback_metrics
+    return {name: float(value) for name, value in found.items() if "fused" not in name}
+
+
 @pytest.mark.parametrize(
     ("head", "suffix", "size"),
     [("ssdlite", ".onnx", (150, 100)), ("semantic_fpn", ".xml", (120, 120))],
@@ -101,6 +114,10 @@ def test_a_file_answers_as_the_weights_do(
         out = tmp_path / weights.suffix[1:]
         main(["predict", str(tmp_path / "pictures"), "--weights", str(weights), "--output", str(out)])
         rows.append(answer(*load_network(weights, verbose=False), picture(*size)))
+    data = DATA[CARDS[head][0]]
+    ours, theirs = (scores(weights, data, 64) for weights in (path, tmp_path / "w.safetensors"))
+    assert ours == pytest.approx(theirs, abs=1e-2, nan_ok=True)
+    assert theirs["val/map" if head == "ssdlite" else "val/miou"] > 0.1
     drawn = [np.asarray(Image.open(tmp_path / name / "0001.png")) for name in (suffix[1:], "safetensors")]
     assert (drawn[0] != drawn[1]).mean() < 1e-3, "but for edges that are rounded to another pixel"
     if "objects" in rows[0]:
@@ -131,6 +148,7 @@ def test_pictures_of_any_shape_find_room(size: tuple[int, int]) -> None:
     network, ours = in_runtime("retinanet", (64, 96))
     row = answer(ours, card_of("retinanet"), picture(*size))
     assert row["objects"]
+    assert ours(torch.zeros(2, 3, *size)).shape == ours(torch.zeros(2, 3, 64, 96)).shape
     for entry in row["objects"]:
         left, top, right, bottom = entry["box"]
         assert -0.01 <= left < right <= size[1] + 0.01

@@ -16,7 +16,7 @@ from mobilemamba.errors import ConfigError, check_choice
 from mobilemamba.models.card import ModelCard, Preprocessing, read_card
 from mobilemamba.models.checkpoints import check_task
 from mobilemamba.models.config import VARIANTS
-from mobilemamba.models.runtime import RUNNERS
+from mobilemamba.models.runtime import RUNNERS, runtime_of
 from mobilemamba.ops.selective_scan import BACKENDS
 from mobilemamba.text import printable
 
@@ -64,7 +64,7 @@ class Case:
 
 def is_file(model: str) -> bool:
     """Whether a network is named by a weights file, and not by timm's name of it."""
-    return Path(model).suffix in (".safetensors", ".ckpt", ".pth")
+    return Path(model).suffix in (".safetensors", ".ckpt", ".pth") or runtime_of(model) is not None
 
 
 def under_heads(head: str, backbones: Sequence[str]) -> tuple[str, ...]:
@@ -138,6 +138,8 @@ def expand(
         BackendUnavailableError: If the scan backend cannot.
         WeightsError: If a file cannot be read.
     """
+    exported = {name: runtime.name for name in models if (runtime := runtime_of(name))}
+    asked, modes = modes, tuple(dict.fromkeys((*modes, *exported.values())))
     ours = {name for name in models if card_of(name).model in VARIANTS}
     for setting, values, known in (
         ("dtype", dtypes, tuple(DTYPES)),
@@ -172,18 +174,19 @@ def expand(
         BACKENDS.choose(scan_backend, device, DTYPES[dtype])
     if not models:
         raise ConfigError("no model to measure: expected at least one timm name or weights file")
-    combinations = itertools.product(batches, map(str, chosen), dtypes, modes, layouts, sizes or (None,), models)
+    combinations = itertools.product(batches, map(str, chosen), dtypes, asked, layouts, sizes or (None,), models)
     cases = [
         Case(
             model,
             own_size(model) if size is None else size if isinstance(size, int) else size[1],
-            *(batch, device, dtype, mode, "contiguous" if mode in RUNNERS else layout),
+            *(batch, device, dtype, in_mode, "contiguous" if in_mode in RUNNERS else layout),
             fused=fused and not train,
             train=train,
             scan_backend=scan_backend if model in ours else "auto",
             height=size[0] if isinstance(size, tuple) and size[0] != size[1] else None,
         )
         for batch, device, dtype, mode, layout, size, model in combinations
+        for in_mode in [exported.get(model, mode)]  # an exported file runs where it was exported for
     ]
     return list(dict.fromkeys(cases))
 

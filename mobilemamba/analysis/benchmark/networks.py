@@ -19,7 +19,7 @@ from mobilemamba.analysis.benchmark.workload import Workload, Workshop, create, 
 from mobilemamba.analysis.complexity import complexity
 from mobilemamba.analysis.machine import device_name, rounds_to_tf32, versions
 from mobilemamba.analysis.rounds import WARMUP_SECONDS, Clock, Timings, clock_of, interleave
-from mobilemamba.models.runtime import RUNNERS
+from mobilemamba.models.runtime import RUNNERS, packages_of
 from mobilemamba.ops.selective_scan import BACKENDS
 
 #: What is being done, how much of it is done, and how much there is.
@@ -192,6 +192,6 @@ def _record(candidate: _Candidate, timings: Timings | None, ceiling: float | Non
         threads=torch.get_num_threads(),
         tf32_matmul=tf32_matmul,
         tf32_convolution=tf32_convolution,
-        versions=versions(*([case.mode] if case.mode in RUNNERS else [])),
+        versions=versions(*packages_of(case.mode)),
         error=candidate.error,
     )

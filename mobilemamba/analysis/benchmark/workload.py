@@ -19,11 +19,11 @@ from mobilemamba.analysis.benchmark.cases import DTYPES, LAYOUTS, Case, is_file,
 from mobilemamba.analysis.benchmark.parts import find_some, seconds_of_parts
 from mobilemamba.dense import Detector, Segmenter
 from mobilemamba.layers.kernels import use_scan_backend
-from mobilemamba.models import for_inference, fuse_norms, load_weights
+from mobilemamba.models import for_inference, fuse_norms, load_network, load_weights
 from mobilemamba.models.checkpoints import build_network
 from mobilemamba.models.fuse import count_batch_norms
 from mobilemamba.models.inference.graphs import CudaGraphs
-from mobilemamba.models.runtime import RUNNERS
+from mobilemamba.models.runtime import RUNNERS, runtime_of
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,10 @@ class Workshop:
         run_in = RUNNERS.get(case.mode)
         key = Case(**{**vars(case), "batch": 0, "mode": case.mode if run_in else "", "layout": layout})
         if key not in self._networks:
-            network = run_in(_loaded(case).eval()) if run_in else _for_inference(case, layout)
+            if runtime_of(case.model):
+                network, _ = load_network(case.model)
+            else:
+                network = run_in(_loaded(case).eval()) if run_in else _for_inference(case, layout)
             if isinstance(network, Detector) and not is_file(case.model):
                 find_some(network, pictures)
             self._networks[key] = network
