@@ -1,6 +1,8 @@
 """Which configurations a request stands for, and which are refused."""
 
+import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +12,9 @@ from mobilemamba.analysis.benchmark.paper import NOT_IN_TIMM, TABLE7, family, pu
 from mobilemamba.analysis.benchmark.workload import Workshop
 from mobilemamba.errors import ConfigError, WeightsError
 from mobilemamba.models import ModelCard, Preprocessing, save_weights
+from mobilemamba.models.card import CARD_KEY
 from mobilemamba.models.checkpoints import build_network
+from mobilemamba.models.runtime import RUNTIMES
 
 
 def test_every_combination_once_with_the_models_fastest():
@@ -120,3 +124,15 @@ def test_accuracies_are_those_of_the_published_size():
 )
 def test_families(model, expected):
     assert family(model) == expected
+
+
+def test_an_exported_file_runs_in_its_own_runtime(monkeypatch):
+    card = ModelCard("test_resnet", Preprocessing((64, 64), (0.5,), (0.5,)), 7)
+    said = {CARD_KEY: json.dumps(card.as_dict())}
+    runtime = SimpleNamespace(name="openvino", reads=(), metadata=lambda path: said)
+    monkeypatch.setitem(RUNTIMES, ".own", runtime)
+    cases = expand(["x.own", "test_resnet"], batches=(1,), modes=["eager", "onnxruntime"], layouts=["contiguous"])
+    modes = [("x.own", "openvino"), ("test_resnet", "eager"), ("test_resnet", "onnxruntime")]
+    assert [(case.model, case.mode) for case in cases] == modes
+    with pytest.raises(ConfigError, match="mode 'openvino' with dtype bfloat16"):
+        expand(["x.own"], dtypes=["bfloat16"])
