@@ -131,7 +131,7 @@ def test_a_training_on_own_pictures_and_what_it_leaves(
 
 def test_what_does_not_go_together_is_refused(folder: Path) -> None:
     weights = save("seg.safetensors")
-    with pytest.raises(ConfigError, match=r"data=FashionScenes: its targets are Masks, .*learns from Labels"):
+    with pytest.raises(ConfigError, match=r"data=FashionScenes: its targets are masks, .*learns from labels"):
         main(["fit", "--data", "FashionScenes", "--trainer.max_epochs", "1"])
     with pytest.raises(WeightsError, match=r"wrong shape .*; validate on pictures of as many classes as they know"):
         main(["validate", "--weights", weights, "--data", str(folder), *shlex.split(QUIET)])

@@ -108,9 +108,9 @@ def test_answers_are_read_as_by_the_predictors(tmp_path: Path) -> None:
     found, classes, (labels, shares) = in_node(
         "const values = Float32Array.from(given.values), { shown } = given;"
         "const of = answers.pixels(values.subarray(0, 12), 3);"
-        "const result = [answers.objects(values, 3, given.kept, shown, [96, 64]),"
+        "const result = [answers.objects(values, given.classes, given.kept, shown, [96, 64]),"
         " answers.classes(values.subarray(0, 7), 2, false), [Array.from(of[0]), of[1]]]",
-        {"values": ours(placed).flatten().tolist(), "kept": kept, "shown": shown[0][::-1]},
+        {"values": ours(placed).flatten().tolist(), "kept": kept, "classes": card.num_classes, "shown": shown[0][::-1]},
         tmp_path,
     )
     sure = [entry for entry in found if entry["score"] >= 0.3]

@@ -207,7 +207,7 @@ def test_one_known_name_is_enough_to_refuse_the_order() -> None:
     model = timm.create_model("test_resnet")
     state = strange(model.state_dict())
     state["fc.bias"] = state.pop(list(state)[-1])
-    with pytest.raises(WeightsError, match=r"by name: 1 tensors loaded; \d+ missing"):
+    with pytest.raises(WeightsError, match=r"fit: 1 tensors loaded; \d+ missing"):
         load_weights(model, state)
 
 
