@@ -5,18 +5,19 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import normalize
 
 from mobilemamba.data.detection import DetectionDataModule
 from mobilemamba.data.fashion_mnist import FashionMNISTSample
-from mobilemamba.data.fashion_scenes import FashionScenes, SceneSet
+from mobilemamba.data.fashion_scenes import FashionScenes, Scenes
 from mobilemamba.data.objects import make_target
 
 _VAL_SCENES = 500
 
 
-class ObjectScenes(SceneSet):
-    """The scenes of a :class:`~mobilemamba.data.fashion_scenes.SceneSet` with their articles.
+class ObjectScenes(Scenes, Dataset[tuple[Tensor, dict[str, Tensor]]]):
+    """Scenes with their articles.
 
     Args:
         number: Of scenes in an epoch.
@@ -29,7 +30,7 @@ class ObjectScenes(SceneSet):
         super().__init__(number, size, seed)
         self.with_masks = masks
 
-    def __getitem__(self, key: int) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
+    def __getitem__(self, key: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The picture (3, H, W), normalised, and what :class:`~mobilemamba.data.batches.Boxes` lists."""
         scene = self.scene(key)
         target = make_target(

@@ -15,10 +15,10 @@ _VAL_SCENES = 200
 _VALIDATION = 1  # sets the validation's scenes apart from those of a training with seed 0
 
 
-class SceneSet(Dataset[tuple[Tensor, Tensor]]):
+class Scenes:
     """Scenes of the sample's training or validation pictures, and of no others.
 
-    Indexed by the keys of :mod:`mobilemamba.data.sampling`: every epoch of the training has new scenes, the validation
+    Known by the keys of :mod:`mobilemamba.data.sampling`: every epoch of the training has new scenes, the validation
     always the same, whatever the seed.
 
     Args:
@@ -41,6 +41,10 @@ class SceneSet(Dataset[tuple[Tensor, Tensor]]):
         epoch, index = divmod(key, self.number)
         numbers = (0, epoch, index, _VALIDATION) if self.seed is None else (self.seed, epoch, index)
         return compose(self.pictures_NHW, self.labels_N, self.size, *numbers)
+
+
+class SceneSet(Scenes, Dataset[tuple[Tensor, Tensor]]):
+    """Scenes with the classes of their pixels."""
 
     def __getitem__(self, key: int) -> tuple[Tensor, Tensor]:
         """The picture (3, H, W), normalised, and the classes of its pixels (H, W)."""

@@ -44,7 +44,8 @@ class MLSTM(nn.Module):
         """The xLSTM's start: gates that depend on nothing, inputs near 1, memories of about 20 to 400 tokens."""
         nn.init.zeros_(self.gates.weight)
         with torch.no_grad():
-            bias = self.gates.bias.unflatten(0, (DIRECTIONS, 2, self.heads))  # type: ignore[union-attr]
+            assert self.gates.bias is not None
+            bias = self.gates.bias.unflatten(0, (DIRECTIONS, 2, self.heads))
             nn.init.normal_(bias[:, 0], std=0.1)
             bias[:, 1] = torch.linspace(3.0, 6.0, self.heads)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from mobilemamba.errors import ConfigError, MobileMambaError
 from mobilemamba.files import read_json, write_text_atomic
@@ -140,10 +140,10 @@ class SweepRunner:
         display.say(f"table: {self.root / f'{command}.md'}")
         self._raise_failures()
 
-    def _lock(self) -> FileLock:
+    def _lock(self) -> AcquireReturnProxy:
         self.root.mkdir(parents=True, exist_ok=True)
         try:
-            return FileLock(self.root / ".lock", timeout=0).acquire()  # type: ignore[return-value]
+            return FileLock(self.root / ".lock", timeout=0).acquire()
         except Timeout:
             raise ConfigError(
                 f"this sweep is being run already, in {self.root}; wait for it or stop it first"

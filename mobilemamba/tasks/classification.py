@@ -95,7 +95,7 @@ class ClassificationTask(Task):
         if self.hparams["freeze_backbone"]:
             _freeze_backbone(self.model)
         if self.hparams["compile"] and distillation_head:
-            self.model.forward_heads = torch.compile(self.model.forward_heads)  # type: ignore[assignment, arg-type]
+            self.model.forward_heads = torch.compile(self.model.forward_heads)  # type: ignore[assignment, arg-type]  # for a method
 
     def build_model(self, num_classes: int | None = None, in_chans: int | None = None) -> nn.Module:
         """See :meth:`~mobilemamba.training.contract.TaskContract.build_model`."""

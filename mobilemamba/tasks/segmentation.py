@@ -100,7 +100,7 @@ class SegmentationTask(DenseTask):
         self._closely: tuple[int | None, bool] = (None, False)
         self.use_network(self.build_model())
         if self.hparams["compile"] and auxiliary:
-            self.model.forward_heads = torch.compile(self.model.forward_heads)  # type: ignore[method-assign]
+            self.model.forward_heads = torch.compile(self.model.forward_heads)  # type: ignore[method-assign]  # on purpose
 
     model: Segmenter
 

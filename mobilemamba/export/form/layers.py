@@ -183,7 +183,7 @@ class MixedResidual(nn.Module):
             mixer = mrffi.global_mixer
             known = isinstance(getattr(mixer, "ss2d", mixer), SS2D)
             self.widths.append(width)
-            parts.append(GlobalPart(mixer) if known else nn.Sequential(mixer, nn.ReLU()))  # type: ignore[arg-type]
+            parts.append(GlobalPart(mixer) if known else nn.Sequential(mixer, nn.ReLU()))  # type: ignore[arg-type]  # as it is known
         if local + identity:
             self.widths.append(local + identity)
             parts.append(LocalPart(mrffi.local_mixer, identity) if local else nn.ReLU())

@@ -62,7 +62,7 @@ class CudaGraphs:
         return {"limit": self.limit, "at_once": self.at_once}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+        self.__init__(**state)  # type: ignore[misc]  # as new: what was captured is not kept
 
     def __call__(self, function: Callable[[Tensor], Any], x: Tensor) -> Any:
         """``function(x)``; the function is to be the same in every call, and neither it nor x may want gradients.

@@ -49,7 +49,7 @@ class Floats(nn.Module):
         return self
 
     def __iter__(self) -> Iterator[Tensor]:
-        return iter(self._buffers.values())  # type: ignore[arg-type]
+        return (x for x in self._buffers.values() if x is not None)
 
 
 class InferenceFFN(nn.Module):

@@ -113,7 +113,7 @@ class Scan:
 def _strides(x: Tensor) -> tuple[int, int, int]:
     """Of picture, direction and position; 0 for the direction of a tensor (B, L, D) that all directions share."""
     stride = x.stride()
-    return (stride[0], 0, stride[1]) if x.ndim == 3 else stride[:3]  # type: ignore[return-value]
+    return (stride[0], 0, stride[1]) if x.ndim == 3 else (stride[0], stride[1], stride[2])
 
 
 @cache
