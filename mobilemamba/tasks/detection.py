@@ -224,7 +224,7 @@ class DetectionTask(DenseTask):
             boxes = (scale * objects["boxes"]).tolist()
             return draw_objects(picture, boxes, texts, [data.palette[label] for label in labels], masks)
 
-        return panels([("truth", drawn(target)), ("prediction", drawn(sure))])
+        return panels([("truth", drawn(target)), (f"prediction, scores from {_DRAWN}", drawn(sure))])
 
     def predict_step(self, batch: Any) -> list[dict[str, Tensor]]:
         """What is found in each picture of a batch (B, in_chans, H, W), alone or first in a tuple."""

@@ -51,7 +51,7 @@ def draw_curves(history: list[dict[str, float]], scores: Sequence[Score], path: 
         for axis, (label, shown) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
             for name in shown:
                 points = [(entry["epoch"], entry[name]) for entry in history if name in entry]
-                if points:
+                if any(not math.isnan(value) for _, value in points):  # else of objects that are not there
                     axis.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 40 else None)
             axis.set(xlabel="epoch", ylabel=label)
             axis.xaxis.get_major_locator().set_params(integer=True)

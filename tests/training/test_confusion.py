@@ -102,6 +102,7 @@ def test_scores_of_other_units_have_panels_of_their_own(tmp_path: Path, monkeypa
     figure = Figure()
     monkeypatch.setattr(plots, "png_figure", lambda *_, **__: contextlib.nullcontext(figure))
     known = {"train/loss": 1.0, "val/loss": 1.0, "val/hits_ema": 50.0, "val/off_x": 2.0, "val/off": 50.0, "lr": 0.1}
+    known["val/hits"] = float("nan")  # of nothing: no line and no name
     scores = [Score("hits", "hits"), Score("off_x", "offset", "min", unit="px"), Score("off", "share")]
     plots.draw_curves([{"epoch": 1.0, **known}], scores, tmp_path / "x.png", "two heads")
     assert {axis.get_ylabel(): [line.get_label() for line in axis.lines] for axis in figure.axes} == {
