@@ -42,6 +42,7 @@ class Source:
     softmax: bool = False  # whether it answers with probabilities
     calibration: Calibration | None = None  # pictures to fit int8 by
     answer: str = "logits"  # name of what comes out, in formats that name it
+    free: bool = False  # whether the network's form is for any size, whatever the tracer sees; see ``form.free``
 
     @property
     def example(self) -> Tensor:
@@ -51,7 +52,9 @@ class Source:
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]:
         """Three to try, all the same where it is fixed."""
-        return ((192, 256), (256, 192), (128, 320)) if self.size is None else (self.size,) * 3
+        if self.size is not None:
+            return (self.size,) * 3
+        return (192, 256), (256, 192), (150, 333) if self.free else (128, 320)
 
     @property
     def shape(self) -> tuple[int | None, ...]:
@@ -65,17 +68,19 @@ class Source:
             ConfigError: If the network does not take such pictures, or cannot be followed.
         """
         dynamic: dict[int, Any] = {} if self.batch else {0: Dim("batch", min=1, max=4096)}
-        if self.size is None:
+        if self.size is None and not self.free:
             dynamic |= {2: Dim.AUTO, 3: Dim.AUTO}
         with torch.no_grad():
             try:
                 program = torch.export.export(self.network, (self.example,), dynamic_shapes=(dynamic,))
             except Exception as error:  # whatever a network may raise
-                raise ConfigError(f"the network cannot be followed: {' '.join(str(error).split())[:300]}") from error
+                reason = " ".join(str(error).split())[:300]
+                how = "" if self.size else " for pictures of any size; give --size in pixels"
+                raise ConfigError(f"the network cannot be followed{how}: {reason}") from error
             (name,) = program.graph_signature.user_inputs
             taken = next(node.meta["val"].shape for node in program.graph.nodes if node.name == name)
             for what, free, size in zip(("batch", "channels", "size", "size"), self.shape, taken, strict=True):
-                if free is None and isinstance(size, int):
+                if free is None and isinstance(size, int) and not (self.free and what == "size"):
                     raise ConfigError(f"--{what} dynamic: the network takes {size} alone; give that")
             return without_idle_steps(program.run_decompositions(decompositions()))
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from mobilemamba.errors import ConfigError
+from mobilemamba.export.form.free import with_functions
 from mobilemamba.export.format import INPUT, OUTPUTS_KEY, Format, Source
 from mobilemamba.export.quiet import quiet
 from mobilemamba.models.runtime import RuntimeNetwork
@@ -115,6 +116,8 @@ def to_onnx(source: Source) -> Any:
         _tidy(exported.model)
         model = exported.model_proto
     _strip(model)
+    if source.free:
+        model = with_functions(model, opset)
     _name_sizes(model.graph, source)
     return model
 
@@ -182,6 +185,7 @@ def _name_sizes(graph: Any, source: Source) -> None:
     for dim, size, name in zip(dims, source.shape, ("batch", "channels", "height", "width"), strict=True):
         if size is None:
             names[dim.dim_param] = name
+            dim.dim_param = name  # the tracer's number, where the form is free
     for entry in (*graph.input, *graph.output):
         for dim in entry.type.tensor_type.shape.dim:
             if dim.dim_param:

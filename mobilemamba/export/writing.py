@@ -28,6 +28,7 @@ from mobilemamba.export.verification import Check, check
 from mobilemamba.files import check_writable
 from mobilemamba.layers.ss2d import SS2D
 from mobilemamba.models.card import CARD_KEY, ModelCard
+from mobilemamba.models.mobilemamba import MobileMamba
 from mobilemamba.text import printable
 from mobilemamba.version import __version__
 
@@ -91,10 +92,10 @@ def export_network(
         raise ConfigError(
             f"--dtype int8: {form.suffix} files are fitted by pictures; give a folder of some hundred by --calibration"
         )
-    if any_size and any(isinstance(module, SS2D) for module in network.modules()):
+    free = any_size and isinstance(network, MobileMamba)
+    if any_size and not free and any(isinstance(module, SS2D) for module in network.modules()):
         raise ConfigError(
-            "--size dynamic: the network's scans are written out step by step for one number of pixels; give the size "
-            "in pixels"
+            "--size dynamic: what stands on the network's scans is laid out for one size of pictures; give it in pixels"
         )
     if isinstance(network, Detector) and (any_size or softmax or dtype == "int8"):
         reasons = {
@@ -110,7 +111,9 @@ def export_network(
     network = as_candidates(network.eval())
     answer = "probabilities" if softmax else "candidates" if isinstance(network, Candidates) else "logits"
     source = Source(
-        _in_types(exportable(network), _DTYPES.get(dtype if form.casts else "", torch.float32), softmax=softmax),
+        _in_types(
+            exportable(network, any_size=free), _DTYPES.get(dtype if form.casts else "", torch.float32), softmax=softmax
+        ),
         card.in_chans,
         None if any_size else size,
         None if any_batch else batch or 1,
@@ -119,6 +122,7 @@ def export_network(
         softmax,
         calibration,
         answer,
+        free,
     )
     _try(network, source)
     metadata = {

@@ -181,7 +181,13 @@ def test_softplus_is_exact_far_from_zero() -> None:
     torch.testing.assert_close(softplus(x), nn.functional.softplus(x), rtol=1e-6, atol=1e-7)
 
 
-def test_a_size_that_is_not_known_is_refused_in_words() -> None:
-    stage = exportable(small()).stages[0]  # type: ignore[index]
-    with pytest.raises(ConfigError, match="give the size"):
-        torch.export.export(stage, (torch.rand(2, 32, 4, 6),), dynamic_shapes=({2: torch.export.Dim.AUTO},))
+@pytest.mark.parametrize(
+    ("choices", "reason"),
+    [
+        ({"wavelet": "db2"}, "the wavelet's filters run over the border, which is written out for one size; give"),
+        ({"global_mixer": "attention"}, "Attention in the place of Mamba is laid out for one size of pictures; give"),
+    ],
+)
+def test_layers_of_one_size_are_refused_for_any(choices: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=f"--size dynamic: {reason}"):
+        exportable(small(**choices), any_size=True)

@@ -33,6 +33,18 @@ def test_it_answers_as_the_network_does(exported: Path, network: nn.Module) -> N
             torch.testing.assert_close(in_runtime(x), network(x), rtol=1e-4, atol=1e-5)
 
 
+def test_one_file_answers_pictures_of_any_size(weights: Path, network: nn.Module, tmp_path: Path) -> None:
+    main(["export", str(weights), str(tmp_path / "small.onnx"), "--size", "dynamic"])
+    (pictures,) = onnx.load(tmp_path / "small.onnx").graph.input
+    assert [dim.dim_param for dim in pictures.type.tensor_type.shape.dim] == ["batch", "", "height", "width"]
+    in_runtime, card = load_network(tmp_path / "small.onnx")
+    assert card == CARD
+    for height, width in ((32, 32), (64, 96), (129, 70), (47, 300)):
+        x = torch.randn(2, 3, height, width)
+        with torch.no_grad():
+            torch.testing.assert_close(in_runtime(x), network(x), rtol=1e-4, atol=1e-5)
+
+
 def test_it_names_what_goes_in_and_no_source_files(exported: Path) -> None:
     model = onnx.load(exported)
     sizes = [dim.dim_param or dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]

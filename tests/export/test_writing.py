@@ -137,7 +137,6 @@ def test_probabilities_stand_for_logits() -> None:
             "does not take pictures of 3 channels and 9999999x9999999 pixels: ",
         ),
         ("x.onnx --size big", ConfigError, "--size big: expected pixels"),
-        ("x.onnx --size dynamic", ConfigError, "--size dynamic: the network's scans are written out step by step"),
         ("x.onnx --batch 0", ConfigError, "--batch 0: expected a number of pictures from 1 on, or dynamic"),
         ("x.onnx --opset 9", ConfigError, "--opset 9: expected 18 to 24"),
         ("x.xml --opset 18", ConfigError, "--opset 18: only .onnx files have one; leave it out"),

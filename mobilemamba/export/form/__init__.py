@@ -17,17 +17,25 @@ from mobilemamba.models.fuse import fuse_norms
 __all__ = ["decompositions", "exportable", "without_idle_steps"]
 
 
-def exportable(network: nn.Module) -> nn.Module:
-    """A copy for inference with the same outputs up to rounding, whose operators :func:`decompositions` knows."""
+def exportable(network: nn.Module, *, any_size: bool = False) -> nn.Module:
+    """A copy for inference with the same outputs up to rounding, whose operators :func:`decompositions` knows.
+
+    Args:
+        network: In evaluation mode.
+        any_size: Lay the scans out for maps of any size, which ONNX alone can; see ``free``.
+
+    Raises:
+        ConfigError: If a layer beside the scans takes one size only.
+    """
     copy = reparameterize_model(fuse_norms(network)).eval().requires_grad_(requires_grad=False)
-    _replace_children(copy)
+    _replace_children(copy, any_size=any_size)
     return copy.requires_grad_(requires_grad=False)
 
 
-def _replace_children(module: nn.Module) -> None:
+def _replace_children(module: nn.Module, *, any_size: bool) -> None:
     for name, child in module.named_children():
-        form = replacement(child)
+        form = replacement(child, any_size=any_size)
         if form is None:
-            _replace_children(child)
+            _replace_children(child, any_size=any_size)
         else:
             setattr(module, name, form)

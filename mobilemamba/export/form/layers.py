@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from timm.layers import SelectAdaptivePool2d
 from torch import Tensor, nn
 
+from mobilemamba.errors import ConfigError
+from mobilemamba.export.form import free
 from mobilemamba.export.form.convolution import conv2d
-from mobilemamba.export.form.scan import check_length, recurrence, softplus
+from mobilemamba.export.form.scan import recurrence, softplus
 from mobilemamba.export.form.wavelet import wavelet_form
 from mobilemamba.layers.conv_norm import ConvNorm, ConvReLU
 from mobilemamba.layers.local_conv import MultiKernelConv
@@ -50,7 +52,7 @@ class Scan(nn.Module):
             ("minus_skip_D", -ss2d.D.sum(0)),
         ):
             self.register_buffer(name, value.detach().contiguous())
-        self.norm = ss2d.out_norm
+        self.states, self.norm = ss2d.d_state, ss2d.out_norm
 
     projection_KDC: Tensor
     one_C: Tensor
@@ -59,24 +61,24 @@ class Scan(nn.Module):
     minus_skip_D: Tensor
 
     def forward(self, u_BHWD: Tensor) -> Tensor:
-        check_length(u_BHWD.shape[1] * u_BHWD.shape[2])
         u_BKLD = self.in_steps(u_BHWD)
-        dt_BKLR, B_BKLN, C_BKLN = (u_BKLD @ self.projection_KDC + self.one_C).split(self.widths, 3)
+        dt_BKLR, B_BKLN, C_BKLN = (u_BKLD @ self.projection_KDC + self.one_C).split(self.widths, -1)
         dt_BKLD = softplus((dt_BKLR @ self.expansion_KRD).float())
         A_KND, drive_BKLD = self.A_KND.float(), dt_BKLD * u_BKLD
-        if A_KND.shape[1] == 1:
-            decay, drive = torch.exp(dt_BKLD * A_KND), drive_BKLD * B_BKLN
-            h_BKLD = recurrence(decay.flatten(0, 1), drive.flatten(0, 1)).view_as(u_BKLD)
-            y_BKLD = h_BKLD * C_BKLN
+        if self.states == 1:
+            y_BKLD = self.recur(torch.exp(dt_BKLD * A_KND), drive_BKLD * B_BKLN) * C_BKLN
         else:
-            decay = torch.exp(dt_BKLD.unsqueeze(3) * A_KND[:, None])
-            drive = drive_BKLD.unsqueeze(3) * B_BKLN.unsqueeze(4)
-            h_MLX = recurrence(decay.flatten(3).flatten(0, 1), drive.flatten(3).flatten(0, 1))
-            y_BKLD = (C_BKLN.unsqueeze(3) @ h_MLX.view_as(decay)).squeeze(3)
+            decay = torch.exp(dt_BKLD.unsqueeze(-2) * A_KND.unsqueeze(-3))
+            h_BKLND = self.recur(decay, drive_BKLD.unsqueeze(-2) * B_BKLN.unsqueeze(-1))
+            y_BKLD = (C_BKLN.unsqueeze(-2) @ h_BKLND).squeeze(-2)
         y_BHWD = self.in_place(y_BKLD, u_BHWD)
         # Not ``y + u * D``: ONNX Runtime joins a sum before LayerNorm with it to an operator that takes four times as
         # long.
         return self.norm((y_BHWD - u_BHWD * self.minus_skip_D).to(u_BHWD.dtype))
+
+    def recur(self, decay_BKLX: Tensor, drive_BKLX: Tensor) -> Tensor:
+        """The states after each step; X is D, or N and D."""
+        return recurrence(*(x.flatten(3).flatten(0, 1) for x in (decay_BKLX, drive_BKLX))).view_as(drive_BKLX)
 
     def in_steps(self, u_BHWD: Tensor) -> Tensor:
         """Every direction's sequence."""
@@ -99,6 +101,24 @@ class Scan(nn.Module):
         return y_BLD.view_as(like_BHWD)
 
 
+class FreeScan(Scan):
+    """The same for maps of any size, which stay maps: (B, K, H, W, D) where there are sequences (B, K, L, D)."""
+
+    def __init__(self, ss2d: SS2D):
+        super().__init__(ss2d)
+        for name in ("projection_KDC", "expansion_KRD", "A_KND"):
+            self.register_buffer(name, getattr(self, name).unsqueeze(1))
+
+    def recur(self, decay_BKLX: Tensor, drive_BKLX: Tensor) -> Tensor:
+        return free.recurrence(decay_BKLX, drive_BKLX)
+
+    def in_steps(self, u_BHWD: Tensor) -> Tensor:
+        return u_BHWD.unsqueeze(1)
+
+    def in_place(self, y_BKLD: Tensor, like_BHWD: Tensor) -> Tensor:
+        return y_BKLD.sum(1)
+
+
 def _orders(directions: int, height: int, width: int) -> list[list[int]]:
     """``scan_order`` in numbers that a tracer does not see."""
     rows = list(range(height * width))
@@ -112,9 +132,10 @@ class GlobalPart(nn.Module):
 
     Args:
         mixer: The layer.
+        any_size: Of maps; see ``free``.
     """
 
-    def __init__(self, mixer: WaveletMamba | SS2D):
+    def __init__(self, mixer: WaveletMamba | SS2D, *, any_size: bool = False):
         super().__init__()
         ss2d = mixer.ss2d if isinstance(mixer, WaveletMamba) else mixer
         assert isinstance(ss2d, SS2D)
@@ -122,11 +143,13 @@ class GlobalPart(nn.Module):
         scale_C = mixer.scale.detach().flatten() if isinstance(mixer, WaveletMamba) else torch.ones(len(out[1]))
         # Apart, as halves of one result would have to be copied.
         self.into, self.gate = (conv2d(weight, bias) for weight, bias in zip(*(x.chunk(2) for x in into), strict=True))
-        self.conv, self.scan = ss2d.conv, Scan(ss2d)
+        self.conv, self.scan = ss2d.conv, (FreeScan if any_size else Scan)(ss2d)
         bias_C = out[1] * scale_C
         self.register_buffer("out_DC", (out[0].flatten(1).T * scale_C).contiguous())
         self.register_buffer("bias_C", bias_C)
-        self.wavelet = wavelet_form(mixer.wavelet_conv, bias_C) if isinstance(mixer, WaveletMamba) else None
+        self.wavelet = None
+        if isinstance(mixer, WaveletMamba):
+            self.wavelet = wavelet_form(mixer.wavelet_conv, bias_C, any_size=any_size)
 
     out_DC: Tensor
     bias_C: Tensor
@@ -171,9 +194,17 @@ class LocalPart(nn.Module):
 
 
 class MixedResidual(nn.Module):
-    """x + MRFFI(x): the projection of each part apart, so that none are put together; (B, C, H, W) in and out."""
+    """x + MRFFI(x): the projection of each part apart, so that none are put together; (B, C, H, W) in and out.
 
-    def __init__(self, mrffi: MRFFI):
+    Args:
+        mrffi: The layer.
+        any_size: Of maps; see ``free``.
+
+    Raises:
+        ConfigError: If the global part takes one size only.
+    """
+
+    def __init__(self, mrffi: MRFFI, *, any_size: bool = False):
         super().__init__()
         weight, bias = _numbers(mrffi.proj)
         width, local, identity = mrffi.splits
@@ -182,8 +213,14 @@ class MixedResidual(nn.Module):
         if width:
             mixer = mrffi.global_mixer
             known = isinstance(getattr(mixer, "ss2d", mixer), SS2D)
+            if any_size and not known:
+                raise ConfigError(
+                    f"--size dynamic: {type(getattr(mixer, 'ss2d', mixer)).__name__} in the place of Mamba is laid out "
+                    "for one size of pictures; give it in pixels"
+                )
             self.widths.append(width)
-            parts.append(GlobalPart(mixer) if known else nn.Sequential(mixer, nn.ReLU()))  # type: ignore[arg-type]  # as it is known
+            form = GlobalPart(mixer, any_size=any_size) if known else nn.Sequential(mixer, nn.ReLU())  # type: ignore[arg-type]  # as it is known
+            parts.append(form)
         if local + identity:
             self.widths.append(local + identity)
             parts.append(LocalPart(mrffi.local_mixer, identity) if local else nn.ReLU())
@@ -204,21 +241,26 @@ class MixedResidual(nn.Module):
 class Merging(nn.Module):
     """Patch merging, its average by an operator for pooling."""
 
-    def __init__(self, merging: PatchMerging):
+    def __init__(self, merging: PatchMerging, *, any_size: bool = False):
         super().__init__()
+        self.pool = Pooling(any_size=any_size)
         self.expand, self.dw, self.se, self.project = merging.expand, merging.dw, merging.se, merging.project
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.dw(self.expand(x))
-        gate = self.se.fc2(F.relu(self.se.fc1(F.avg_pool2d(x, x.shape[2:]))))
+        gate = self.se.fc2(F.relu(self.se.fc1(self.pool(x))))
         return self.project(x * torch.sigmoid(gate))
 
 
 class Pooling(nn.Module):
-    """The average over the map by an operator for pooling; (B, C, H, W) to (B, C)."""
+    """The average over the map by an operator for pooling, where its size is known; (B, C, H, W) to (B, C, 1, 1)."""
+
+    def __init__(self, *, any_size: bool = False):
+        super().__init__()
+        self.any_size = any_size
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.avg_pool2d(x, x.shape[2:]).flatten(1)
+        return x.mean((2, 3), keepdim=True) if self.any_size else F.avg_pool2d(x, x.shape[2:])
 
 
 class Stem(nn.Module):
@@ -273,18 +315,18 @@ def _shares(channels: int) -> list[int]:
     return [whole, rest] if whole and rest and (rest <= _BLOCK // 2 or channels % 4) else [channels]
 
 
-def replacement(layer: nn.Module) -> nn.Module | None:
+def replacement(layer: nn.Module, *, any_size: bool = False) -> nn.Module | None:
     """What a runtime is to compute in place of a norm-free layer; None where that is the layer itself."""
     if any(isinstance(part, ConvNorm) for part in layer.modules()):  # its norm is of a class that does not fold
         return None
     if isinstance(layer, Residual) and isinstance(layer.branch, MRFFI):
-        return MixedResidual(layer.branch)
+        return MixedResidual(layer.branch, any_size=any_size)
     if isinstance(layer, PatchMerging):
-        return Merging(layer)
+        return Merging(layer, any_size=any_size)
     if isinstance(layer, PatchEmbed):
         return Stem(layer)
     if isinstance(layer, SelectAdaptivePool2d) and layer.pool_type == "avg" and isinstance(layer.flatten, nn.Flatten):
-        return Pooling()
+        return nn.Sequential(Pooling(any_size=any_size), nn.Flatten())
     return None
 
 

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mobilemamba.errors import ConfigError
 from mobilemamba.ops.scan_order import in_place, in_steps
 from mobilemamba.ops.selective_scan import expand_dt
 
@@ -53,24 +52,9 @@ def scan(
     return (y_BKLD if u.ndim == 4 else y_BKLD.sum(1)).to(u.dtype).contiguous()
 
 
-def check_length(length: int) -> int:
-    """The number of steps.
-
-    Raises:
-        ConfigError: If it is not one number.
-    """
-    if not isinstance(length, int):
-        raise ConfigError("the scan is written out step by step, for one size of the pictures; give the size")
-    return length
-
-
 def recurrence(decay_BLX: Tensor, drive_BLX: Tensor) -> Tensor:
-    """``h_t = decay_t h_{t-1} + drive_t`` from ``h = 0``, of the same shape.
-
-    Raises:
-        ConfigError: If the length is not one number.
-    """
-    length = check_length(decay_BLX.shape[1])
+    """``h_t = decay_t h_{t-1} + drive_t`` from ``h = 0``, of the same shape, for a length that is known."""
+    length = decay_BLX.shape[1]
     steps = math.isqrt(max(length - 1, 0)) + 1
     chunks = -(-length // steps)
     if padding := chunks * steps - length:

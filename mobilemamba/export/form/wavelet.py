@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mobilemamba.errors import ConfigError
+from mobilemamba.export.form import free
 from mobilemamba.export.form.convolution import conv2d
 from mobilemamba.layers.wavelet_mamba import WaveletConv
 
@@ -20,11 +22,22 @@ from mobilemamba.layers.wavelet_mamba import WaveletConv
 _SMALL = 3
 
 
-def wavelet_form(conv: WaveletConv, bias_C: Tensor) -> nn.Module:
-    """What computes ``conv(x) + bias`` in the fewest operators, channels last."""
+def wavelet_form(conv: WaveletConv, bias_C: Tensor, *, any_size: bool = False) -> nn.Module:
+    """What computes ``conv(x) + bias`` in the fewest operators, channels last.
+
+    Raises:
+        ConfigError: If it is to take maps of any size, and the filters run over their borders.
+    """
+    if any_size and conv.dwt_filters.shape[-1] > 2:
+        raise ConfigError(
+            "--size dynamic: the wavelet's filters run over the border, which is written out for one size; give the "
+            "size in pixels"
+        )
     if conv.dwt_filters.shape[-1] > 2:
         return _ChannelsLast(conv, bias_C)
-    return PhaseConv(conv, bias_C) if conv.conv.kernel_size[0] <= _SMALL or not conv.is_haar else BandConv(conv, bias_C)
+    if any_size or conv.conv.kernel_size[0] <= _SMALL or not conv.is_haar:
+        return PhaseConv(conv, bias_C, any_size=any_size)
+    return BandConv(conv, bias_C)
 
 
 class PhaseConv(nn.Module):
@@ -33,10 +46,12 @@ class PhaseConv(nn.Module):
     Args:
         conv: A convolution in the wavelet domain whose filters have two taps.
         bias_C: Is added.
+        any_size: Of maps; see ``free``.
     """
 
-    def __init__(self, conv: WaveletConv, bias_C: Tensor):
+    def __init__(self, conv: WaveletConv, bias_C: Tensor, *, any_size: bool = False):
         super().__init__()
+        self.any_size = any_size
         channels, kernel = len(bias_C), conv.conv.kernel_size[0]
         analysis, synthesis = (f.view(channels, 4, 2, 2).double() for f in (conv.dwt_filters, conv.idwt_filters))
         weight = conv.weight.view(channels, 4, kernel, kernel).double()
@@ -48,9 +63,15 @@ class PhaseConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
-        before = self.padding
-        padded = F.pad(x, (before, before + width % 2, before, before + height % 2))
-        return _join(torch.cat([phase(padded) for phase in self.phases], 1).permute(0, 2, 3, 1), height, width)
+        before, odd = (
+            self.padding,
+            (1, 1) if self.any_size else (width % 2, height % 2),
+        )  # one more changes no even side
+        padded = F.pad(x, (before, before + odd[0], before, before + odd[1]))
+        phases = torch.cat([phase(padded) for phase in self.phases], 1)
+        if self.any_size:
+            return free.join(phases, x).permute(0, 2, 3, 1)
+        return _join(phases.permute(0, 2, 3, 1), height, width)
 
 
 class BandConv(nn.Module):
