@@ -25,8 +25,6 @@ from mobilemamba.text import printable
 INPUT = "pictures"
 #: Under which a file says, beside its card, what it answers with: logits, probabilities or a detector's candidates.
 OUTPUTS_KEY = "outputs"
-#: Under which it says what its arithmetic is in.
-PRECISION_KEY = "precision"
 
 
 @dataclass(frozen=True)

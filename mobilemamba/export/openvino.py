@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from mobilemamba.errors import ConfigError
-from mobilemamba.export.format import INPUT, OUTPUTS_KEY, PRECISION_KEY, Format, Source
+from mobilemamba.export.format import INPUT, OUTPUTS_KEY, Format, Source
+from mobilemamba.export.onnx import to_onnx
 from mobilemamba.export.quiet import quiet
-from mobilemamba.models.runtime import RuntimeNetwork
+from mobilemamba.models.runtime import PRECISION_KEY, RuntimeNetwork
 
 #: Where a file has what we say of it.
 _SECTION = "mobilemamba"
@@ -84,14 +85,17 @@ def in_openvino(model: Any) -> RuntimeNetwork:
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
     sizes = tuple(None if size.is_dynamic else size.get_length() for size in model.inputs[0].partial_shape)
+    # OpenVINO 2026.4 miscounts the states of a loop whose number of steps it knows.
+    loops = any(node.get_type_name() == "TensorIterator" for node in model.get_ops())
 
     @lru_cache(maxsize=_SHAPES)
     def compiled(shape: tuple[int, ...]) -> Any:
-        model.reshape(list(shape))
+        if shape:
+            model.reshape(list(shape))
         return core.compile_model(model, "CPU", options)
 
     def run(batch: np.ndarray) -> np.ndarray:
-        return compiled(batch.shape)(batch)[0]
+        return compiled(() if loops else batch.shape)(batch)[0]
 
     how = f"OpenVINO {openvino.__version__.partition('-')[0]}"
     return RuntimeNetwork(run, sizes, how, probabilities=said.get(OUTPUTS_KEY) == "probabilities")
@@ -105,7 +109,12 @@ def to_openvino(source: Source) -> Any:
     """
     openvino = load_openvino()
     try:
-        model = openvino.convert_model(source.program)
+        # A form for any size has operators of ONNX's.
+        model = (
+            openvino.Core().read_model(to_onnx(source).SerializeToString())
+            if source.free
+            else openvino.convert_model(source.program)
+        )
     except RuntimeError as error:
         raise ConfigError(f"OpenVINO cannot convert the network: {' '.join(str(error).split())[:300]}") from None
     model.reshape([-1 if size is None else size for size in source.shape])  # which the converter leaves open

@@ -21,7 +21,7 @@ from mobilemamba.dense.candidates import KEPT_KEY, Candidates, as_candidates, ca
 from mobilemamba.errors import ConfigError, MobileMambaError, WeightsError
 from mobilemamba.export.calibration import Calibration
 from mobilemamba.export.form import exportable
-from mobilemamba.export.format import OUTPUTS_KEY, PRECISION_KEY, Source
+from mobilemamba.export.format import OUTPUTS_KEY, Source
 from mobilemamba.export.formats import format_of
 from mobilemamba.export.quiet import quiet
 from mobilemamba.export.verification import Check, check
@@ -29,6 +29,7 @@ from mobilemamba.files import check_writable
 from mobilemamba.layers.ss2d import SS2D
 from mobilemamba.models.card import CARD_KEY, ModelCard
 from mobilemamba.models.mobilemamba import MobileMamba
+from mobilemamba.models.runtime import PRECISION_KEY
 from mobilemamba.text import printable
 from mobilemamba.version import __version__
 

@@ -15,6 +15,8 @@ from mobilemamba.errors import ConfigError
 
 #: What a call takes: pictures, channels, height and width; None for any number.
 Shape = tuple[int | None, ...]
+#: Under which a file says, beside its card, what its arithmetic is in.
+PRECISION_KEY = "precision"
 
 
 class RuntimeNetwork(nn.Module):

@@ -1,6 +1,7 @@
 """Measuring: what is run under which conditions. Networks are tiny and nothing depends on speed."""
 
 import functools
+import json
 import sys
 from contextlib import closing
 from types import SimpleNamespace
@@ -18,7 +19,8 @@ from mobilemamba.analysis.benchmark.memory import CpuMeter, can_measure_cpu, des
 from mobilemamba.analysis.benchmark.networks import measure
 from mobilemamba.analysis.benchmark.workload import Workshop, create
 from mobilemamba.analysis.rounds import Timings
-from mobilemamba.models.runtime import RUNNERS, RUNTIMES
+from mobilemamba.models.card import CARD_KEY, ModelCard, Preprocessing
+from mobilemamba.models.runtime import PRECISION_KEY, RUNNERS, RUNTIMES, RuntimeNetwork
 from mobilemamba.version import __version__
 
 TINY = Case("test_efficientnet", 64, 2, layout="contiguous")
@@ -133,6 +135,19 @@ def test_another_runtime_is_given_a_network_once_for_all_batches(small_products,
     assert [record.error for record in records] == ["", ""]
     assert len(given) == 1
     assert all(f"numpy {np.__version__}" in record.versions for record in records)
+
+
+def test_an_exported_file_has_the_precision_that_it_says(small_products, clockwork, monkeypatch):
+    card = ModelCard("test_resnet", Preprocessing((32, 32), (0.5,) * 3, (0.5,) * 3), 3)
+    said = {CARD_KEY: json.dumps(card.as_dict()), PRECISION_KEY: "int8"}
+    network = RuntimeNetwork(lambda x: x.mean((2, 3)), (None, 3, 32, 32), "")
+    runtime = SimpleNamespace(name="numpy", reads=("numpy",), metadata=lambda _: said, load=lambda _: network)
+    monkeypatch.setitem(RUNTIMES, ".own", runtime)
+    monkeypatch.setitem(RUNNERS, "numpy", lambda network: network)
+    cases = [Case(model, 32, 2, mode="numpy", layout="contiguous") for model in ("x.own", "test_resnet")]
+    records = measure(cases, rounds=1, seconds=0.01, memory=False)
+    assert [record.dtype for record in records] == ["int8", "float32"]
+    assert [record.ceiling_gmacs_per_second is None for record in records] == [True, False]
 
 
 def test_compiled_networks_of_one_class_do_not_use_up_each_other_s_cache(monkeypatch):

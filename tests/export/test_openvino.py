@@ -35,6 +35,16 @@ def test_it_answers_as_the_network_does(weights: Path, network: nn.Module, tmp_p
         torch.testing.assert_close(in_runtime(x), network(x), rtol=1e-4, atol=1e-5)
 
 
+def test_one_file_answers_pictures_of_any_size(weights: Path, network: nn.Module, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    main(["export", str(weights), str(tmp_path / "small.xml"), "--size", "dynamic", "--no-verify"])
+    in_runtime, _ = load_network(tmp_path / "small.xml")
+    for height, width in ((64, 96), (129, 70)):
+        x = torch.randn(2, 3, height, width)
+        with torch.no_grad():
+            torch.testing.assert_close(in_runtime(x), network(x), rtol=1e-4, atol=1e-5)
+
+
 def test_int8_is_close_and_smaller_and_compared_on_the_pictures(
     weights: Path, pictures: Path, network: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

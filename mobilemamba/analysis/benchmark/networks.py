@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Hashable, Iterable
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 
 import torch
 
@@ -19,7 +20,7 @@ from mobilemamba.analysis.benchmark.workload import Workload, Workshop, create, 
 from mobilemamba.analysis.complexity import complexity
 from mobilemamba.analysis.machine import device_name, rounds_to_tf32, versions
 from mobilemamba.analysis.rounds import WARMUP_SECONDS, Clock, Timings, clock_of, interleave
-from mobilemamba.models.runtime import RUNNERS, packages_of
+from mobilemamba.models.runtime import PRECISION_KEY, RUNNERS, packages_of, runtime_of
 from mobilemamba.ops.selective_scan import BACKENDS
 
 #: What is being done, how much of it is done, and how much there is.
@@ -161,6 +162,10 @@ def _record(candidate: _Candidate, timings: Timings | None, ceiling: float | Non
     tf32_matmul, tf32_convolution = rounds_to_tf32(device)
     ms, q1_ms, q3_ms = latency(timings)
     conditions = asdict(case)
+    if (runtime := runtime_of(case.model)) and not candidate.error:
+        conditions["dtype"] = runtime.metadata(Path(case.model)).get(PRECISION_KEY, case.dtype)
+        if conditions["dtype"] != case.dtype:
+            ceiling = None  # which was measured in the case's
     chosen = (
         BACKENDS.choose(case.scan_backend, device, DTYPES[case.dtype])
         if case.is_ours and case.mode not in RUNNERS
