@@ -60,7 +60,13 @@ class Source:
 
     @cached_property
     def program(self) -> ExportedProgram:
-        """As a graph of PyTorch's own operators.
+        """As a graph of PyTorch's own operators; raises as :attr:`traced`."""
+        with torch.no_grad():
+            return without_idle_steps(self.traced.run_decompositions(decompositions()))
+
+    @cached_property
+    def traced(self) -> ExportedProgram:
+        """As a graph that may have operators of ours.
 
         Raises:
             ConfigError: If the network does not take such pictures, or cannot be followed.
@@ -80,7 +86,7 @@ class Source:
             for what, free, size in zip(("batch", "channels", "size", "size"), self.shape, taken, strict=True):
                 if free is None and isinstance(size, int) and not (self.free and what == "size"):
                     raise ConfigError(f"--{what} dynamic: the network takes {size} alone; give that")
-            return without_idle_steps(program.run_decompositions(decompositions()))
+            return program
 
 
 class Format(Runtime):
