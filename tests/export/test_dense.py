@@ -172,6 +172,7 @@ def test_of_padded_pictures_their_own_part_is_seen() -> None:
     ("head", "options", "message"),
     [
         ("mask_rcnn", (), "MaskRCNN reads the regions that it has just found, .*; export a retinanet or an ssdlite"),
+        ("ssdlite", ("--size", "dynamic"), "--size dynamic: what stands on the network's scans is laid out for"),
         ("ssdlite", ("--softmax",), "--softmax: not for detectors, which answer with probabilities; leave it out"),
     ],
 )
