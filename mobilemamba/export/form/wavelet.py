@@ -78,8 +78,9 @@ class BandConv(nn.Module):
         height, width = x.shape[2:]
         x = F.pad(x, (0, width % 2, 0, height % 2)) if height % 2 or width % 2 else x
         bands = self.bands(torch.cat([band(x) for band in self.transform], 1))
-        bands_BhwPC = bands.permute(0, 2, 3, 1).unflatten(3, (4, -1))
-        return _join((self.inverse_PP @ bands_BhwPC).flatten(3), height, width)
+        bands_BhwF = bands.permute(0, 2, 3, 1)  # F = 4C
+        bands_MPC = bands_BhwF.flatten(0, 2).unflatten(1, (4, -1))  # M = B * h * w; ncnn has no five dimensions
+        return _join((self.inverse_PP @ bands_MPC).view_as(bands_BhwF), height, width)
 
 
 class _ChannelsLast(nn.Module):
