@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mobilemamba.errors import ConfigError, WeightsError
-from mobilemamba.export import export_network
+from mobilemamba.export import FORMATS, export_network
 from mobilemamba.export.beside import write_note
 from mobilemamba.models import ModelCard, load_network, optimize_for_inference
 from mobilemamba_command import main
@@ -76,7 +76,7 @@ def test_files_of_ncnn_from_elsewhere_are_refused(tmp_path: Path, said: dict[str
     with pytest.raises(
         WeightsError, match=r"^cannot read .*x.param: .*; expected a file that mobilemamba export wrote$"
     ):
-        load_network(path)
+        FORMATS[".param"].load(path)
 
 
 @pytest.mark.slow
