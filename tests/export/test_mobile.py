@@ -44,6 +44,14 @@ def test_it_answers_as_the_network_does(
 
 
 @pytest.mark.slow
+def test_weights_of_eight_bits_run(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for package in ("litert_torch", "ai_edge_litert", "ai_edge_quantizer"):
+        pytest.importorskip(package)
+    main(["export", str(weights), str(tmp_path / "small.tflite"), "--dtype", "int8"])
+    assert "verified: LiteRT is off by" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("choices", [{}, {"directions": 1}, {"directions": 4, "d_state": 2}], ids=str)
 def test_ncnn_takes_every_scan_at_odd_sizes(choices: dict[str, Any]) -> None:
     for package in ("pnnx", "ncnn"):

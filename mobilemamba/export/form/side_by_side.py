@@ -1,4 +1,4 @@
-"""The scan for runtimes that see one picture and gather nothing: every direction and state beside the others."""
+"""The form for runtimes that see one picture, know four dimensions at most and gather nothing."""
 
 from __future__ import annotations
 
@@ -8,16 +8,28 @@ from torch import Tensor, nn
 
 from mobilemamba.export.form.layers import Scan
 from mobilemamba.export.form.scan import recurrence, softplus
+from mobilemamba.export.form.wavelet import Inverse
 
 
 def side_by_side(network: nn.Module) -> nn.Module:
-    """Puts :class:`SideBySide` in place of every scan of a network that ``exportable`` made; gives the network."""
+    """Rewrites what has more dimensions, above all the scans, in a network that ``exportable`` made; and gives it."""
     for name, child in network.named_children():
         if isinstance(child, Scan):
             setattr(network, name, SideBySide(child))
+        elif isinstance(child, Inverse):
+            setattr(network, name, FlatInverse(child.matrix_PP))
         else:
             side_by_side(child)
     return network
+
+
+class FlatInverse(Inverse):
+    """The same of all squares as one list; LiteRT's int8 takes only the other."""
+
+    def forward(self, bands: Tensor) -> Tensor:
+        bands_BhwF = bands.permute(0, 2, 3, 1)  # F = 4C
+        bands_MPC = bands_BhwF.flatten(0, 2).unflatten(1, (4, -1))  # M = B * h * w, P = 4
+        return (self.matrix_PP @ bands_MPC).view_as(bands_BhwF)
 
 
 class SideBySide(nn.Module):
