@@ -87,6 +87,8 @@ def export_network(
         raise ConfigError(f"--opset {opset}: only .onnx files have one; leave it out")
     if (any_size and not form.any_size) or (any_batch and not form.any_batch):
         raise ConfigError(f"{form.suffix} files take no dynamic {'size' if any_size else 'batch'}; give a number")
+    if form.one_picture and batch not in (None, 1):
+        raise ConfigError(f"--batch {batch}: {form.suffix} files take one picture at a time; leave it out")
     if dtype == "int8" and form.calibrates and calibration is None:
         raise ConfigError(
             f"--dtype int8: {form.suffix} files are fitted by pictures; give a folder of some hundred by --calibration"
@@ -184,6 +186,10 @@ def _check_target(target: Path) -> None:
     """Refuses what could not be written, before the work for it is done."""
     if not (target.is_dir() and target.suffix == ".mlpackage"):
         check_writable(target, "the target")
+    for suffix, other in ((".xml", ".param"), (".param", ".xml")):  # the weights of both stand in .bin
+        if target.suffix == suffix and target.with_suffix(other).exists():
+            named, weights = printable(target.with_suffix(other)), target.with_suffix(".bin").name
+            raise ConfigError(f"{printable(target)}: {weights} beside it has the weights of {named}; take another name")
 
 
 @contextmanager

@@ -82,8 +82,9 @@ def benchmark(
         batch: Pictures at a time; by default 1,32, in training 32, for scaling 1.
         device: cpu, cuda or another of torch's; auto takes a GPU where there is one.
         dtype: float32, bfloat16, float16; in training that of the autocast region.
-        mode: eager, compiled (torch.compile), exported (torch.export), graph (a CUDA graph), onnxruntime, openvino;
-            by default eager, and where no models are named on a CPU the last two as well.
+        mode: eager, compiled (torch.compile), exported (torch.export), graph (a CUDA graph), or another runtime:
+            onnxruntime, openvino, litert, executorch, ncnn; by default eager, and where no models are named on a CPU
+            onnxruntime and openvino as well.
         layout: contiguous, channels_last; auto takes for each network the faster of the two.
         fused: Fold norms into weights, in inference.
         train: Time training steps (forward, backward, AdamW) instead of inference.

@@ -35,7 +35,7 @@ def export_network(
     Args:
         weights: The network's weights (.safetensors, .ckpt, .pth); for a page alone also an .onnx file from here.
         out: The file to write; its ending chooses the format: .onnx, .xml (OpenVINO), .tflite (LiteRT), .pte
-            (ExecuTorch) or .mlpackage (Core ML).
+            (ExecuTorch), .mlpackage (Core ML) or .param (ncnn).
         web: A folder, new or of an earlier page, for a page that runs the .onnx file in a browser.
         size: Side of the pictures in pixels, or height and width as 192x256, or dynamic; by default as in training.
         batch: Pictures at a time, or dynamic; by default dynamic where the format can, else 1.
