@@ -98,13 +98,12 @@ def export_network(
             "--size dynamic: the network's scans are written out step by step for one number of pixels; give the size "
             "in pixels"
         )
-    if isinstance(network, Detector) and (any_size or softmax or dtype == "int8"):
+    if isinstance(network, Detector) and (any_size or softmax):
         reasons = {
             "--size dynamic": "a detector's boxes are laid out for one size of pictures; give it in pixels",
             "--softmax": "not for detectors, which answer with probabilities; leave it out",
-            "--dtype int8": "not for detectors; take float16",
         }
-        option = "--size dynamic" if any_size else "--softmax" if softmax else "--dtype int8"
+        option = "--size dynamic" if any_size else "--softmax"
         raise ConfigError(f"{option}: {reasons[option]}")
     _check_target(target)
     any_batch = form.any_batch and batch is None if any_batch is None else any_batch

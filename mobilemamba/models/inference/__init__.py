@@ -107,7 +107,8 @@ def for_inference(
         known = dtype in DTYPES[device.type]
         reason = _why_not(network, device, dtype) if known else f"it is to run in {dtype}"
         if reason is None:
-            laid_out = lay_out(fuse_norms(network).to(device), device, dtype)  # moves a copy
+            there = all(x.device == device for x in network.parameters())
+            laid_out = lay_out(network if there else fuse_norms(network).to(device), device, dtype)  # moves a copy
             if not cuda_graph or device.type != "cuda" or not isinstance(network, MobileMamba):
                 return laid_out, "optimized for inference"
             return with_graphs(laid_out, CudaGraphs(at_once=False)), "optimized for inference, by CUDA graphs"
