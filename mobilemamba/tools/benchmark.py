@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -11,19 +13,25 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from mobilemamba.analysis.benchmark.cases import expand, under_heads
+from mobilemamba.analysis.benchmark.comparison import FASTEST, fastest
 from mobilemamba.analysis.benchmark.networks import Progress as Report
 from mobilemamba.analysis.benchmark.networks import measure
-from mobilemamba.analysis.benchmark.paper import NOT_IN_TIMM, TABLE7, published_top1
+from mobilemamba.analysis.benchmark.paper import FRONT, NOT_IN_TIMM, TABLE7, published_top1
 from mobilemamba.analysis.benchmark.plot import plot as draw
 from mobilemamba.analysis.benchmark.records import write_records
 from mobilemamba.analysis.benchmark.scans import measure_scans
 from mobilemamba.analysis.benchmark.tables import network_notes, network_table, scan_notes, scan_table
+from mobilemamba.analysis.machine import choose_device
 from mobilemamba.errors import ConfigError, MobileMambaError
 from mobilemamba.files import check_writable
 from mobilemamba.models import VARIANTS
+from mobilemamba.models.runtime import packages_of
 from mobilemamba.ops.kernels import describe_kernels
 from mobilemamba.screen import make_console
 
+#: What is measured by default, and in which runtimes beside PyTorch, where they are installed.
+DEFAULT_MODELS = (*TABLE7, *FRONT)
+DEFAULT_RUNTIMES = ("onnxruntime", "openvino")
 #: What --scaling measures by default: each architecture of ours once, and the rival that is as large.
 SCALED_MODELS = ("efficientvit_m5", "mobilemamba_t2", "mobilemamba_t4", "mobilemamba_s6", "mobilemamba_b1")
 #: What --head measures by default.
@@ -44,7 +52,7 @@ def benchmark(
     batch: str | None = None,
     device: str = "auto",
     dtype: str = "float32",
-    mode: str = "eager",
+    mode: str | None = None,
     layout: str = "auto",
     fused: bool = True,
     train: bool = False,
@@ -58,9 +66,11 @@ def benchmark(
     output: Path | None = None,
     plot: Path | None = None,
 ) -> None:
-    """Time networks against each other and the machine's ceiling; by default those of the paper's Table 7.
+    """Time networks against each other and the machine's ceiling.
 
-    Several values of size, batch, device, dtype, mode and layout are separated by commas; every combination is
+    By default those of the paper's Table 7 and the fastest of timm's at the same accuracies, on a CPU in PyTorch and in
+    the runtimes that are installed, of which the table then shows each network's fastest; that takes about half an
+    hour. Several values of size, batch, device, dtype, mode and layout are separated by commas; every combination is
     measured, all of them in turn in each round.
 
     Args:
@@ -72,7 +82,8 @@ def benchmark(
         batch: Pictures at a time; by default 1,32, in training 32, for scaling 1.
         device: cpu, cuda or another of torch's; auto takes a GPU where there is one.
         dtype: float32, bfloat16, float16; in training that of the autocast region.
-        mode: eager, compiled (torch.compile), exported (torch.export), graph (a CUDA graph), onnxruntime, openvino.
+        mode: eager, compiled (torch.compile), exported (torch.export), graph (a CUDA graph), onnxruntime, openvino;
+            by default eager, and where no models are named on a CPU the last two as well.
         layout: contiguous, channels_last; auto takes for each network the faster of the two.
         fused: Fold norms into weights, in inference.
         train: Time training steps (forward, backward, AdamW) instead of inference.
@@ -82,7 +93,8 @@ def benchmark(
         memory: Measure the peak memory as well.
         threads: Of torch on the CPU; by default torch's own choice.
         rounds: How often each is timed, in turn with the others.
-        seconds: About how long each runs in a round; by default 0.5, with ops 0.1.
+        seconds: About how long each runs in a round; by default 0.5, with ops 0.1, and less where that would take
+            over ten minutes.
         output: A .csv or .json file to write.
         plot: A .png file to draw the published accuracy against the throughput into.
 
@@ -95,9 +107,13 @@ def benchmark(
     _check_files(output, plot if not ops else None)
     if ops and (scaling or plot is not None):
         raise ConfigError(f"--ops with --{'scaling' if scaling else 'plot'}: it measures no networks; leave one out")
-    names = models or (tuple(VARIANTS) if ops else SCALED_MODELS if scaling else BACKBONES if head else TABLE7)
+    names = models or (tuple(VARIANTS) if ops else SCALED_MODELS if scaling else BACKBONES if head else DEFAULT_MODELS)
     if head is not None:
         names = under_heads(head, names)
+    of_default = not (models or ops or scaling or head)
+    modes = _words(mode or "eager")
+    if of_default and mode is None and dtype == "float32" and fused and not train:
+        modes += _installed() if choose_device(device).type == "cpu" else []
     usual = ("2" if head else "32") if train else "1" if scaling or head else "1,32"
     cases = expand(
         names,
@@ -105,7 +121,7 @@ def benchmark(
         batches=_numbers("batch", batch or usual),
         devices=_words(device),
         dtypes=_words(dtype),
-        modes=_words(mode),
+        modes=modes,
         layouts=_words(layout),
         fused=fused,
         train=train,
@@ -124,13 +140,14 @@ def benchmark(
                 progress=report,
             )
         else:
-            records = measure(cases, rounds, seconds or 0.5, memory, report)
+            records = measure(cases, rounds, seconds or _seconds(rounds * len(cases)), memory, report)
     found = scans if ops else records
-    console.print(scan_table(scans, console.width) if ops else network_table(records, console.width))
+    shown = fastest(records) if mode is None and len(modes) > 1 else [] if ops else records
+    console.print(scan_table(scans, console.width) if ops else network_table(shown, console.width))
     print(describe_kernels(torch.device(cases[0].device), scan_backend))
     for line in scan_notes(scans) if ops else network_notes(records):
         print(line)
-    if not (models or ops or scaling or head):
+    if of_default:
         print(f"compared by the paper, but timm lacks them, so not measured: {', '.join(NOT_IN_TIMM)}")
     if output is not None:
         write_records(found, output)
@@ -138,8 +155,22 @@ def benchmark(
     if all(record.error for record in found):
         raise NothingMeasuredError("nothing could be measured, see above")
     if plot is not None:
-        draw(records, plot)
+        draw(records if shown is records else [replace(record, mode=FASTEST) for record in shown], plot)
         print(f"wrote {plot}")
+
+
+def _installed() -> list[str]:
+    """The runtimes that can be measured; says what is missing for the others."""
+    found = [name for name in DEFAULT_RUNTIMES if all(map(find_spec, packages_of(name)))]
+    for name in DEFAULT_RUNTIMES:
+        if name not in found:
+            print(f"{name}: not installed, so not measured")
+    return found
+
+
+def _seconds(timings: int) -> float:
+    """Half a second, or what so many timings leave of ten minutes."""
+    return max(0.05, min(0.5, 600 / timings))
 
 
 def _check_options(**values: float | None) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mobilemamba.analysis.benchmark.cases import expand, own_size
-from mobilemamba.analysis.benchmark.paper import NOT_IN_TIMM, TABLE7, family, published_top1
+from mobilemamba.analysis.benchmark.paper import FRONT, NOT_IN_TIMM, PEERS, TABLE7, family, published_top1
 from mobilemamba.analysis.benchmark.workload import Workshop
 from mobilemamba.errors import ConfigError, WeightsError
 from mobilemamba.models import ModelCard, Preprocessing, save_weights
@@ -111,6 +111,13 @@ def test_accuracies_are_those_of_the_published_size():
     assert [published_top1("mobilemamba_t2", size) for size in (192, 224)] == [73.6, None]
     assert [published_top1("efficientvit_m5", size) for size in (224, 192)] == [77.1, None]
     assert [published_top1("emo_5m", size) for size in (224, 256)] == [78.4, None]
+    assert [published_top1("levit_128", 224, best=best) for best in (False, True)] == [None, 78.5]
+    assert [published_top1("mobilemamba_b4", 512, best=best) for best in (False, True)] == [82.5, 83.6]
+
+
+def test_the_front_is_measured_at_the_sizes_of_its_accuracies():
+    assert not PEERS.keys() & FRONT.keys()
+    assert all(published_top1(case.model, case.size, best=True) for case in expand([*PEERS, *FRONT], batches=(1,)))
 
 
 @pytest.mark.parametrize(
@@ -119,6 +126,8 @@ def test_accuracies_are_those_of_the_published_size():
         ("mobilemamba_t2", "mobilemamba"),
         ("efficientvit_m5", "efficientvit"),
         ("emo_1m", "emo"),
+        ("efficientvit_b1", "efficientvit_b"),  # of other authors than efficientvit_m1
+        ("cpubone_b1_bfrobust", "cpubone"),
         ("resnet18", "resnet18"),
     ],
 )

@@ -14,7 +14,17 @@ from PIL import Image
 from rich.console import Console
 
 from mobilemamba.analysis.benchmark import plot as plotting
-from mobilemamba.analysis.benchmark.comparison import at_equal_top1, exponent, exponents, line
+from mobilemamba.analysis.benchmark.cases import own_size
+from mobilemamba.analysis.benchmark.comparison import (
+    FASTEST,
+    against_the_front,
+    at_equal_top1,
+    exponent,
+    exponents,
+    fastest,
+    line,
+    with_fastest,
+)
 from mobilemamba.analysis.benchmark.plot import plot, short_label
 from mobilemamba.analysis.benchmark.records import Record, write_records
 from mobilemamba.analysis.benchmark.tables import network_notes, network_table
@@ -122,6 +132,34 @@ def test_only_equal_conditions_are_compared(records):
     found = at_equal_top1([*records, *others])
     assert {shared[1] for _, shared in found} == {"float32"}
     assert not at_equal_top1([r for r in records if r.model != "efficientvit_m2" and r.model != "efficientvit_m4"])
+
+
+def test_ours_against_the_fastest_that_is_as_accurate():
+    speeds = {"mobilemamba_t2": 150.0, "mobilenetv3_large_100": 200.0, "shvit_s2": 250.0, "lcnet_100": 900.0}
+    found = against_the_front([record(name, speed, size=own_size(name)) for name, speed in speeds.items()])
+    assert {model: value for (model, _), value in found.items()} == {"mobilemamba_t2": (0.6, "shvit_s2")}
+    with_teachers = against_the_front(
+        [record(name, speed, size=own_size(name)) for name, speed in speeds.items()], best=True
+    )
+    assert [*with_teachers.values()] == [(0.75, "mobilenetv3_large_100")]  # 77.2, where ours has 76.9
+    b4 = [record("mobilemamba_b4", 1.0, size=512), record("shvit_s2", 250.0)]
+    assert not against_the_front(b4), "none is as accurate"
+    assert not against_the_front([record("mobilemamba_t2", 1.0, size=224), record("shvit_s2", 250.0)]), "not its size"
+
+
+def test_each_network_in_its_fastest_mode(records):
+    others = [replace(r, mode="onnxruntime", images_per_second=200.0) for r in records]
+    failed = replace(record("lcnet_100"), error="out of memory", **FAILED)
+    best = fastest([*records, *others, failed])
+    assert [(r.model, r.mode) for r in best if r.mode == "eager"] == [
+        ("efficientvit_m2", "eager"),
+        ("efficientvit_m4", "eager"),  # as fast in both
+        ("mobilemamba_t2", "eager"),
+        ("lcnet_100", "eager"),
+    ]
+    assert len(best) == len(records) + 1
+    assert with_fastest(records) == records
+    assert [r.mode for r in with_fastest([*records, *others])].count(FASTEST) == len(records)
 
 
 def test_csv_is_read_back(records, tmp_path: Path):

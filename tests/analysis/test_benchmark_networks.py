@@ -99,12 +99,12 @@ def test_inference_runs_on_what_is_described(layout):
     assert convolution.weight.is_contiguous(memory_format=expected)
 
 
-@pytest.mark.parametrize(("model", "left"), [("efficientvit_m0", False), ("test_efficientnet", True)])
-def test_norms_of_timm_s_networks_are_folded_where_timm_can(model, left):
-    fused = Workshop().build(Case(model, 224), "contiguous")
-    plain = Workshop().build(Case(model, 224, fused=False), "contiguous")
+@pytest.mark.parametrize("model", ["test_efficientnet", "ssdlite+test_resnet"])
+def test_norms_of_timm_s_networks_are_folded(model):
+    fused = Workshop().build(Case(model, 64), "contiguous")
+    plain = Workshop().build(Case(model, 64, fused=False), "contiguous")
     assert plain.batch_norms > 0
-    assert (fused.batch_norms > 0) == left
+    assert fused.batch_norms == 0
 
 
 def test_batches_share_a_network_but_dtypes_do_not():

@@ -126,7 +126,7 @@ def test_answers_are_read_as_by_the_predictors(tmp_path: Path) -> None:
     assert sum(entry["share"] for entry in shares) == pytest.approx(1)
 
 
-#: Drops a picture on the page, and tells what it then says.
+#: Drops a picture on the page, then starts the camera, and tells what it says of the first and that it sees the other.
 DROP = """<iframe src="index.html" width="1000" height="800"></iframe><script type="module">
 const frame = document.querySelector("iframe");
 await new Promise((done) => (frame.onload = done));
@@ -136,7 +136,12 @@ files.items.add(new File([await (await fetch("of.png")).blob()], "of.png"));
 of("file").dispatchEvent(new Event("change"));
 while (!of("time").textContent && !of("status").className) await new Promise((again) => setTimeout(again, 50));
 const said = [...of("answers").children].map((item) => [...item.querySelectorAll("b, span")].map((x) => x.textContent));
-await fetch("said", { method: "POST", body: JSON.stringify([said, of("status").textContent, of("time").textContent]) });
+const told = [of("status").textContent, of("time").textContent], first = of("answers").firstChild;
+of("camera").click();
+const tick = () => new Promise((again) => setTimeout(again, 50));
+while (of("answers").firstChild === first && !of("status").className) await tick();
+const seen = of("status").textContent || of("answers").children.length;
+await fetch("said", { method: "POST", body: JSON.stringify([said, ...told, seen]) });
 </script>"""
 
 
@@ -159,6 +164,7 @@ def in_chromium(folder: Path) -> Any:
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Server, directory=str(folder))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
+        options += ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]  # a camera
         address = f"http://127.0.0.1:{server.server_port}/drop.html"
         with subprocess.Popen([chromium, *options, address], stderr=subprocess.DEVNULL) as browser:
             try:
@@ -190,15 +196,16 @@ def test_the_page_answers_as_the_weights_do(tmp_path: Path, capsys: pytest.Captu
     assert "to see it: python -m http.server --directory " in capsys.readouterr().out
     of = picture(120, 90)
     of.save(tmp_path / "page" / "of.png")
-    said, status, time = in_chromium(tmp_path / "page")
+    said, status, time, seen = in_chromium(tmp_path / "page")
     expected = answer(network, card, of)["classes"]
     assert status == ""
     assert [name for name, _ in said] == [entry["name"] for entry in expected]
     for (_, share), entry in zip(said, expected, strict=True):
         assert float(share.removesuffix(" %")) == pytest.approx(100 * entry["probability"], abs=0.3)
     assert re.fullmatch(r"network [\d.]+ ms · preparing [\d.]+ ms", time)
+    assert seen == len(said), "the camera's picture has its answer"
     (tmp_path / "page" / "of.png").write_text("no picture")
-    said, status, _ = in_chromium(tmp_path / "page")
+    said, status, *_ = in_chromium(tmp_path / "page")
     assert (said, status) == ([], "of.png cannot be read as a picture; choose a JPEG, PNG or WebP file")
 
 

@@ -94,9 +94,24 @@ def test_the_paper_s_table_is_the_default_and_names_what_is_missing(printed, mon
     assert {"efficientvit_m2", "efficientvit_m4", "efficientvit_m5", "mobilemamba_t2", "mobilemamba_b4"} <= set(asked)
 
 
+def test_the_default_is_each_network_in_its_fastest_runtime(
+    printed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    tool = importlib.import_module("mobilemamba.tools.benchmark")
+    monkeypatch.setattr(tool, "DEFAULT_MODELS", ("test_efficientnet",))
+    monkeypatch.setattr(tool, "DEFAULT_RUNTIMES", ("onnxruntime", "openvino"))
+    monkeypatch.setattr(tool, "packages_of", lambda name: (name.replace("openvino", "not_there"),))
+    options = ("--batch", "1", "--layout", "contiguous", *QUICK, "--output", str(tmp_path / "out.csv"))
+    out = printed("benchmark", *options)
+    assert [row["mode"] for row in rows(tmp_path / "out.csv")] == ["eager", "onnxruntime"]
+    assert "openvino: not installed, so not measured" in out
+    assert out.count("│ test_efficientnet") == 1, "its faster mode alone is in the table"
+
+
 def test_missing_networks_are_named(printed, monkeypatch: pytest.MonkeyPatch) -> None:
     tool = importlib.import_module("mobilemamba.tools.benchmark")  # the package has the function by that name
-    monkeypatch.setattr(tool, "TABLE7", ("test_efficientnet",))
+    monkeypatch.setattr(tool, "DEFAULT_MODELS", ("test_efficientnet",))
     assert "timm lacks them, so not measured: LocalVim, Eff" in printed("benchmark", "--batch", "1", *QUICK)
 
 

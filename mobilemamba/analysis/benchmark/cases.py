@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from mobilemamba.analysis.benchmark.paper import FRONT
 from mobilemamba.analysis.machine import choose_device
 from mobilemamba.dense import HEADS
 from mobilemamba.errors import ConfigError, check_choice
@@ -192,5 +193,5 @@ def expand(
 
 
 def own_size(model: str) -> int:
-    """Side of the pictures that a network was made for, in pixels."""
-    return card_of(model).preprocessing.img_size[-1]
+    """Side of the pictures that a network was made for, in pixels: for those of the front, that of its accuracy."""
+    return FRONT[model].size if model in FRONT else card_of(model).preprocessing.img_size[-1]

@@ -6,12 +6,16 @@ import itertools
 import math
 import statistics
 from collections.abc import Iterable, Sequence
+from dataclasses import fields, replace
 
-from mobilemamba.analysis.benchmark.paper import family
+from mobilemamba.analysis.benchmark.cases import Case
+from mobilemamba.analysis.benchmark.paper import family, published_top1
 from mobilemamba.analysis.benchmark.records import Record
 
 #: What two records must share to be compared: device, dtype, mode, training or not, batch.
 Conditions = tuple[str, str, str, bool, int]
+#: In place of a mode: each network's own fastest.
+FASTEST = "each in its fastest mode"
 
 
 def grouped(records: Iterable[Record]) -> dict[Conditions, list[Record]]:
@@ -22,6 +26,27 @@ def grouped(records: Iterable[Record]) -> dict[Conditions, list[Record]]:
             shared = record.device, record.dtype, record.mode, record.train, record.batch
             groups.setdefault(shared, []).append(record)
     return groups
+
+
+def fastest(records: Iterable[Record]) -> list[Record]:
+    """Of each network the one record, among those that differ in the mode alone, with the most pictures a second.
+
+    A network that fails in every mode is there with the first failure.
+    """
+    found: dict[Case, Record] = {}
+    for record in records:
+        case = Case(**{field.name: getattr(record, field.name) for field in fields(Case)})
+        place = replace(case, mode="", layout="", scan_backend="")
+        if place not in found or (record.images_per_second or 0) > (found[place].images_per_second or 0):
+            found[place] = record
+    return list(found.values())
+
+
+def with_fastest(records: Sequence[Record]) -> list[Record]:
+    """And those of :func:`fastest` once more, under a mode of their own, where there are several modes."""
+    if len({record.mode for record in records}) == 1:
+        return list(records)
+    return [*records, *(replace(record, mode=FASTEST) for record in fastest(records))]
 
 
 def exponent(sizes: Sequence[int], seconds: Sequence[float]) -> float:
@@ -83,4 +108,32 @@ def at_equal_top1(
             near = min(accuracies) - reach <= top1 <= max(accuracies) + reach
             if family(record.model) != rival and near:
                 found[record.model, shared] = speed / line(points, top1)
+    return found
+
+
+def against_the_front(
+    records: Iterable[Record], *, best: bool = False
+) -> dict[tuple[str, Conditions], tuple[float, str]]:
+    """How many times as fast each of ours is as the fastest other network that is at least as accurate, and which.
+
+    Networks without a published accuracy at the measured size are left out, and ours that no other is as accurate as.
+
+    Args:
+        records: See :func:`~mobilemamba.analysis.benchmark.networks.measure`.
+        best: Compare the accuracies of the best recipes; else those of trainings without a teacher.
+    """
+    found = {}
+    for shared, group in grouped(records).items():
+        speeds = [
+            (record.model, record.is_ours, top1, record.images_per_second)
+            for record in group
+            if record.images_per_second
+            and record.height is None
+            and (top1 := published_top1(record.model, record.size, best=best)) is not None
+        ]
+        for model, is_ours, top1, speed in speeds:
+            rivals = [(fast, name) for name, theirs, accuracy, fast in speeds if not theirs and accuracy >= top1]
+            if is_ours and rivals:
+                fast, name = max(rivals)
+                found[model, shared] = speed / fast, name
     return found

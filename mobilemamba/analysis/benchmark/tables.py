@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Group
 
-from mobilemamba.analysis.benchmark.comparison import Conditions, at_equal_top1, exponents
+from mobilemamba.analysis.benchmark.comparison import (
+    Conditions,
+    against_the_front,
+    at_equal_top1,
+    exponents,
+    with_fastest,
+)
 from mobilemamba.analysis.benchmark.parts import PARTS
 from mobilemamba.analysis.benchmark.records import Record
 from mobilemamba.analysis.benchmark.scans import ScanRecord
@@ -73,9 +79,14 @@ def network_notes(records: Sequence[Record]) -> list[str]:
         lines.append(
             "rest: boxes, regions, the choice among overlapping ones; where weights are random, of 1,000 candidates"
         )
-    if equal := at_equal_top1(records):
+    compared = with_fastest(records)
+    if equal := at_equal_top1(compared):
         lines.append("times the speed of the line through EfficientViT's points at the same published top-1:")
         lines += _by_conditions(equal)
+    for best, how in ((False, "published top-1 without a teacher"), (True, "top-1 by the best published recipe")):
+        if front := against_the_front(compared, best=best):
+            lines.append(f"times the speed of the fastest other network that is at least as accurate, {how}:")
+            lines += _by_conditions({key: f"{ratio:.2f} ({rival})" for key, (ratio, rival) in front.items()})
     if fits := exponents(records):
         lines.append(f"p in cost = c * pixels^p (linear: at most {LINEAR}):")
         lines += _by_conditions(fits)
@@ -134,10 +145,10 @@ def scan_notes(records: Sequence[ScanRecord]) -> list[str]:
     return lines
 
 
-def _by_conditions(values: dict[tuple[str, Conditions], float]) -> Iterable[str]:
+def _by_conditions(values: Mapping[tuple[str, Conditions], float | str]) -> Iterable[str]:
     groups: dict[Conditions, list[str]] = {}
     for (model, shared), value in values.items():
-        groups.setdefault(shared, []).append(f"{model} {value:.2f}")
+        groups.setdefault(shared, []).append(f"{model} {value if isinstance(value, str) else f'{value:.2f}'}")
     for (device, dtype, mode, _, batch), entries in groups.items():
         yield f"  batch {batch}, {dtype}, {mode}, {device}: {', '.join(entries)}"
 

@@ -16,6 +16,7 @@ from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
 from mobilemamba.analysis.benchmark.cases import DTYPES, LAYOUTS, Case, is_file, own_size
+from mobilemamba.analysis.benchmark.folding import fold_norms
 from mobilemamba.analysis.benchmark.parts import find_some, seconds_of_parts
 from mobilemamba.dense import Detector, Segmenter
 from mobilemamba.layers.kernels import use_scan_backend
@@ -145,8 +146,15 @@ def _for_inference(case: Case, layout: str) -> nn.Module:
     network, device, dtype = _loaded(case).eval(), torch.device(case.device), DTYPES[case.dtype]
     if case.fused and case.is_ours and layout == "channels_last" and case.scan_backend in ("auto", "native", "triton"):
         network, _ = for_inference(network, device, dtype)
+    elif case.fused and case.is_ours:
+        network = fuse_norms(network)
     elif case.fused:
-        network = fuse_norms(network) if case.is_ours else reparameterize_model(network)
+        pictures = torch.randn(1, case.card.in_chans, *case.sides, generator=torch.Generator().manual_seed(0))
+        if isinstance(network, Detector):
+            network = reparameterize_model(network)
+            network.set_submodule("backbone", fold_norms(network.get_submodule("backbone"), pictures))
+        else:
+            network = fold_norms(network, pictures)
     return network.to(device, dtype).to(memory_format=LAYOUTS[layout]).requires_grad_(False)
 
 
