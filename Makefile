@@ -2,9 +2,10 @@
 PYTHON ?= python3
 PYTEST_ARGS ?= -n auto --maxprocesses 8 --dist worksteal
 
-# Where it matters whether the compiled kernels are there: in no test that runs no network, or says which backend runs.
+# Where it matters whether the compiled kernels are there: in no test that runs no network, says which backend runs, needs
+# the kernels, or is about a GPU's.
 WITHOUT_KERNELS := tests/ops tests/layers tests/test_import.py tests/tasks/test_training.py \
-	$(patsubst %,--ignore=tests/ops/test_%.py,mlstm rwkv6 scan_2d scan_order selective_scan ttt_linear) \
+	$(patsubst %,--ignore=tests/ops/test_%.py,inference mlstm native_build rwkv6 scan_2d scan_order selective_scan triton ttt_linear) \
 	$(patsubst %,tests/models/test_%.py,config distilled four_stages fuse global_mixer mobilemamba parity) \
 	$(patsubst %,tests/tools/test_%.py,benchmark inspection prediction) \
 	$(patsubst %,tests/training/%.py,test_provenance callbacks/test_kernels)
@@ -12,7 +13,7 @@ WITHOUT_KERNELS := tests/ops tests/layers tests/test_import.py tests/tasks/test_
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help ablation gpu notebooks test test-lowest lint format clean
+.PHONY: help ablation gpu notebooks test suite test-lowest lint format clean
 
 help:  ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -26,7 +27,10 @@ gpu: .venv/.installed  ## measure everything once on a GPU, in eight minutes; GP
 notebooks: .venv/.installed-notebooks  ## open the notebooks in a browser
 	$(BIN)/jupyter lab notebooks
 
-test: lint  ## run the linters, the type checker and the whole test suite, then once more without kernels what they matter to
+test: .venv/.installed-test  ## run the linters, the type checker and the whole test suite, then once more without kernels what they matter to
+	@$(MAKE) --no-print-directory --jobs 2 lint suite  # side by side: the type checker is one process
+
+suite: .venv/.installed-test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 	MOBILEMAMBA_NATIVE=0 $(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow" $(WITHOUT_KERNELS)
 

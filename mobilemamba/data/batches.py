@@ -3,15 +3,20 @@
 from collections.abc import Sized
 from typing import Any, NamedTuple, Protocol, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils._pytree import tree_map_only
+from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from mobilemamba.data.sampling import IGNORED
 
 #: Class of a pixel that does not count.
 IGNORED_PIXEL = 255
+#: Bytes of a target up to which a worker hands it over by value: torch shares the memory of each tensor by a file, and
+#: where a picture has ten of them that takes 3 ms a picture.
+_BY_VALUE = 2**14
 
 
 class Unreadable(NamedTuple):
@@ -25,8 +30,12 @@ class Batch(NamedTuple):
     """What a worker hands over. Without any readable picture, ``images`` and ``targets`` are None."""
 
     images: Any
-    targets: Any
+    targets: Any  # of a worker's, small tensors are arrays
     unreadable: dict[str, str]  # name -> reason
+
+    def received(self) -> "Batch":
+        """The batch with its arrays as tensors again."""
+        return self._replace(targets=tree_map_only(np.ndarray, torch.from_numpy, self.targets))
 
 
 class Form(Protocol):
@@ -131,6 +140,11 @@ class Boxes:
         return self.collate([(torch.zeros(3, height, width), target)])
 
 
+def _by_value(x: Tensor) -> Tensor | np.ndarray:
+    known = type(x) is Tensor and x.dtype != torch.bfloat16  # which numpy lacks
+    return x.detach().numpy() if known and x.nbytes <= _BY_VALUE else x
+
+
 def _pad(planes: Tensor, height: int, width: int) -> Tensor:
     return F.pad(planes, (0, width - planes.shape[-1], 0, height - planes.shape[-2]))
 
@@ -179,4 +193,8 @@ class Collate:
             repeats_B = repeats_B[kept] if self.marked else repeats_B
             items = self.form.collate([items[number] for number in kept])
         images, targets = items
-        return Batch(images, self.form.ignored(targets, repeats_B) if repeats_B.any() else targets, unreadable)
+        if repeats_B.any():
+            targets = self.form.ignored(targets, repeats_B)
+        if get_worker_info() is not None:
+            targets = tree_map_only(Tensor, _by_value, targets)
+        return Batch(images, targets, unreadable)

@@ -64,7 +64,7 @@ class PictureLoader(DataLoader[Any]):
         self._handed_out = self._begin()
         try:
             for batch in super().__iter__():
-                readable = self._readable(Batch(*batch))
+                readable = self._readable(Batch(*batch).received())
                 self._handed_out += 1
                 yield readable
         except DataError as error:

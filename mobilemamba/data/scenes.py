@@ -91,9 +91,10 @@ def _place(pictures_NHW: Tensor, size: tuple[int, int], generator: Generator) ->
     y_H1, x_W = (((torch.arange(n) + 0.5) / n * 2 - 1) for n in size)
     y_NH1 = (y_H1[:, None] - centre_2N11[0]) * size[0] / side / scale_N11
     x_N1W = (x_W - centre_2N11[1]) * size[1] / side / scale_N11
-    across_NHW = turn_N11.cos() * x_N1W + turn_N11.sin() * y_NH1
-    down_NHW = turn_N11.cos() * y_NH1 - turn_N11.sin() * x_N1W
-    grid_NHW2 = torch.stack([torch.where(mirror_N11, -across_NHW, across_NHW), down_NHW], dim=-1)
+    side_N11 = torch.where(mirror_N11, -1.0, 1.0)
+    grid_NHW2 = torch.empty(count, *size, 2)
+    torch.add(side_N11 * (turn_N11.cos() * x_N1W), side_N11 * (turn_N11.sin() * y_NH1), out=grid_NHW2[..., 0])
+    torch.sub(turn_N11.cos() * y_NH1, turn_N11.sin() * x_N1W, out=grid_NHW2[..., 1])
 
     grey_NHW = pictures_NHW / 255
     article_NHW = (grey_NHW > _BLACK).float()
@@ -102,7 +103,8 @@ def _place(pictures_NHW: Tensor, size: tuple[int, int], generator: Generator) ->
     light_NHW, soft_NHW = F.grid_sample(layers_N2HW, grid_NHW2, align_corners=False).unbind(1)
     # Enlarged, an edge would be as blurred as the picture is coarse.
     enlarged_N11 = (scale_N11 * side / pictures_NHW.shape[-1]).clamp(min=1)
-    return light_NHW / soft_NHW.clamp(min=1e-3), ((soft_NHW - 0.5) * enlarged_N11 + 0.5).clamp(0, 1)
+    light_NHW = light_NHW.div_(soft_NHW.clamp(min=1e-3))
+    return light_NHW, soft_NHW.sub_(0.5).mul_(enlarged_N11).add_(0.5).clamp_(0, 1)
 
 
 def _visible(articles_NHW: Tensor) -> tuple[list[int], Tensor]:

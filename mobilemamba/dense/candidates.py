@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobilemamba.dense.boxes import above, keep_best
 from mobilemamba.dense.detector import Detector, Sizes
 from mobilemamba.dense.single_stage import SingleStageDetector
 from mobilemamba.errors import ConfigError
-from mobilemamba.models.runtime import RuntimeNetwork
+from mobilemamba.models.runtime import RuntimeNetwork, scaled
 
 #: Under which a file says how its candidates become objects.
 KEPT_KEY = "kept"
@@ -87,6 +86,21 @@ def canvas(network: nn.Module, size: tuple[int, int], *, fits: bool) -> tuple[in
     return height, width
 
 
+def put(picture: Tensor, place: Tensor) -> tuple[int, int]:
+    """Writes a picture (1, C, h, w) to the left top of a place (C, H, W), scaled down if it is larger.
+
+    Returns:
+        Its height and width there.
+    """
+    size, room = picture.shape[-2:], place.shape[-2:]
+    factor = min(1.0, *(there / side for there, side in zip(room, size, strict=True)))
+    if factor < 1:
+        picture = scaled(picture, [max(1, int(side * factor + 0.5)) for side in size])
+    height, width = picture.shape[-2:]
+    place[:, :height, :width] = picture[0]
+    return height, width
+
+
 class RuntimeDetector(RuntimeNetwork):
     """A detector of :class:`Candidates` that another program runs; asked as a :class:`Detector` is.
 
@@ -124,13 +138,7 @@ class RuntimeDetector(RuntimeNetwork):
         height, width = (int(side or 0) for side in self.shape[2:])
         placed, shown = images.new_zeros(*images.shape[:2], height, width), []
         for place, image, size in zip(placed, images, sizes, strict=True):
-            picture = image[None, :, : size[0], : size[1]]
-            factor = min(1.0, height / size[0], width / size[1])
-            if factor < 1:
-                scaled = [max(1, int(side * factor + 0.5)) for side in size]
-                picture = F.interpolate(picture, scaled, mode="bilinear", antialias=True)
-            shown.append((picture.shape[-2], picture.shape[-1]))
-            place[:, : shown[-1][0], : shown[-1][1]] = picture[0]
+            shown.append(put(image[None, :, : size[0], : size[1]], place))
         return placed, shown
 
     def _objects(self, candidates: Tensor, shown: tuple[int, int], size: Sequence[int]) -> dict[str, Tensor]:

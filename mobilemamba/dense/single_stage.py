@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -76,18 +77,20 @@ class SingleStageDetector(Detector):
     @torch.no_grad()
     def detect(self, images: Tensor, sizes: Sizes | None = None) -> list[dict[str, Tensor]]:
         logits, codes, grids = self._heads(images)
-        anchors = self.anchors(grids, images.device)
-        lengths = [len(level) for level in anchors]
+        levels = self.anchors(grids, images.device)
+        lengths, anchors = [len(level) for level in levels], torch.cat(levels)
+        starts = [0, *accumulate(lengths[:-1])]
         detections = []
         for picture, size in enumerate(self.sizes(images, sizes)):
-            boxes, scores, labels = [], [], []
-            levels = zip(anchors, logits[picture].split(lengths), codes[picture].split(lengths), strict=True)
-            for level, logit, code in levels:
+            scores, places, labels = [], [], []
+            for start, logit in zip(starts, logits[picture].split(lengths), strict=True):
                 score, at, label = self.best(logit)
-                boxes.append(self.coder.decode_single(code[at].float(), level[at]))
                 scores.append(score)
+                places.append(at + start)
                 labels.append(label)
-            found = torch.cat(boxes), torch.cat(scores), torch.cat(labels)
+            at = torch.cat(places)
+            boxes = self.coder.decode_single(codes[picture, at].float(), anchors[at])
+            found = boxes, torch.cat(scores), torch.cat(labels)
             detections.append(keep_best(*found, size, self.overlap, self.max_boxes))
         return detections
 

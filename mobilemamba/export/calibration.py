@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +10,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from mobilemamba.dense import Detector
+from mobilemamba.dense.candidates import canvas, put
 from mobilemamba.errors import ConfigError, DataError
 from mobilemamba.models.card import ModelCard
+from mobilemamba.models.runtime import scaled
 from mobilemamba.text import printable
 
 #: Most pictures, evenly spread over the folder's; more change little and take long.
 MOST = 512
 _BATCH = 16
+#: Probability from which on a detector's candidate is likely to be told.
+SURE = 0.3
 
 
 @dataclass(frozen=True)
@@ -28,15 +34,22 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How two networks answer the same pictures."""
+    """How an exported network answers pictures, beside the original."""
 
     pictures: int
-    same: float  # share of the pictures, or of their pixels, with the same class, in %
-    top1: tuple[float, float] | None  # the original's and the exported one's, in %, where labels are known
+    same: float | None  # share of the pictures, or of their pixels, with the same class, in %; None of a detector
+    top1: tuple[float, float] | None = None  # the original's and the exported one's, in %, where labels are known
+    pixels: bool = False  # whether it is pixels that have classes
+    off: tuple[float, float] | None = None  # of a detector's probabilities: mean of the sure ones, largest of all
 
 
-def read_calibration(folder: Path, card: ModelCard) -> Calibration:
-    """The pictures in a folder, :data:`MOST` at most, as a card's network takes them.
+def read_calibration(folder: Path, card: ModelCard, network: nn.Module) -> Calibration:
+    """The pictures in a folder, :data:`MOST` at most, as an export of a network takes them.
+
+    Args:
+        folder: Its pictures, and those of its folders.
+        card: How the network's pictures are prepared.
+        network: Those that keep their shape find room as it has it.
 
     Raises:
         ConfigError: If there is no such folder.
@@ -55,7 +68,13 @@ def read_calibration(folder: Path, card: ModelCard) -> Calibration:
         raise DataError(f"{shown}: no pictures in it{f' ({line})' if line else ''}; give some like those to come")
     paths = paths[:: -(-len(paths) // MOST)]
     predictor = predictor_of(nn.Identity(), card, torch.device("cpu"))
-    pictures = torch.stack([predictor.prepare(predictor.read(path)) for path in paths])
+    height, width = canvas(network, card.preprocessing.img_size, fits=card.preprocessing.resize == "fit")
+    pictures = torch.zeros(len(paths), card.in_chans, height, width)
+    for place, path in zip(pictures, paths, strict=True):
+        picture = predictor.prepare(predictor.read(path))[None]
+        if not isinstance(network, Detector):
+            picture = scaled(picture, (height, width))
+        put(picture, place)
     classes = [path.parent.name for path in paths]
     known = {name: index for index, name in enumerate(card.class_names)}
     labelled = known and all(printable(name) in known for name in classes)
@@ -63,16 +82,34 @@ def read_calibration(folder: Path, card: ModelCard) -> Calibration:
 
 
 @torch.no_grad()
-def compare(network: nn.Module, exported: nn.Module, calibration: Calibration) -> Agreement:
-    """How an exported network answers the pictures, beside the original; by classes or by classes of pixels."""
-    theirs, ours = (
-        torch.cat([one(batch).argmax(1) for batch in calibration.pictures.split(_BATCH)]) for one in (network, exported)
-    )
-    labels, top1 = calibration.labels, None
-    if labels is not None and theirs.shape == labels.shape:
-        top1 = _percent(theirs == labels), _percent(ours == labels)
-    return Agreement(len(theirs), _percent(theirs == ours), top1)
+def compare(network: nn.Module, exported: nn.Module, calibration: Calibration, answer: str) -> Agreement:
+    """How an exported network answers the pictures, beside the original.
 
-
-def _percent(of: Tensor) -> float:
-    return 100 * of.float().mean().item()
+    Args:
+        network: The original.
+        exported: What became of it.
+        calibration: The pictures.
+        answer: What both give: ``candidates`` of a detector; else of a picture, or of each pixel, something by class.
+    """
+    pictures = calibration.pictures
+    pairs = ((network(batch), exported(batch)) for batch in pictures.split(_BATCH))
+    if answer == "candidates":
+        sure, total, largest = 0, 0.0, 0.0
+        for theirs, ours in pairs:
+            differences = (ours - theirs)[..., 4:].abs()
+            chosen = differences[theirs[..., 4:] >= SURE]
+            sure, total = sure + len(chosen), total + float(chosen.sum())
+            largest = max(largest, float(differences.max()))
+        return Agreement(len(pictures), None, off=(total / sure if sure else math.nan, largest))
+    same, right, labels = 0.0, torch.zeros(2), calibration.labels
+    pixels = False
+    for batch, (theirs, ours) in enumerate(pairs):
+        answers = theirs.argmax(1), ours.argmax(1)
+        pixels = answers[0].dim() > 1
+        same += float((answers[0] == answers[1]).float().mean()) * len(theirs)
+        if labels is not None and not pixels:
+            expected = labels[batch * _BATCH :][: len(theirs)]
+            right += torch.stack([(answer == expected).sum() for answer in answers])
+    shares = (100 * right / len(pictures)).tolist()
+    top1 = None if labels is None or pixels else (shares[0], shares[1])
+    return Agreement(len(pictures), 100 * same / len(pictures), top1, pixels)

@@ -102,6 +102,7 @@ class Format(Runtime):
         casts: Whether the network itself is to be in another type, and the runtime does not see to that.
         calibrates: Whether int8 is fitted by pictures.
         any_batch: Whether one file takes any number of pictures; and is to by default.
+        one_picture: Whether a file takes one picture at a time alone.
         any_size: Whether one file takes pictures of any size.
     """
 
@@ -114,6 +115,7 @@ class Format(Runtime):
     casts: ClassVar[bool] = True
     calibrates: ClassVar[bool] = False
     any_batch: ClassVar[bool] = False
+    one_picture: ClassVar[bool] = False
     any_size: ClassVar[bool] = False
 
     def write(self, source: Source, metadata: Mapping[str, str], path: Path) -> None:

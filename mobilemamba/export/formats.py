@@ -10,12 +10,15 @@ from mobilemamba.export.coreml import CoreMl
 from mobilemamba.export.executorch import ExecuTorch
 from mobilemamba.export.format import Format
 from mobilemamba.export.litert import LiteRt
+from mobilemamba.export.ncnn import Ncnn
 from mobilemamba.export.onnx import Onnx
 from mobilemamba.export.openvino import OpenVino
 from mobilemamba.text import printable
 
 #: By the ending of their files.
-FORMATS: dict[str, Format] = {form.suffix: form for form in (Onnx(), OpenVino(), LiteRt(), ExecuTorch(), CoreMl())}
+FORMATS: dict[str, Format] = {
+    form.suffix: form for form in (Onnx(), OpenVino(), LiteRt(), ExecuTorch(), CoreMl(), Ncnn())
+}
 
 
 def format_of(target: Path) -> Format:
@@ -26,11 +29,6 @@ def format_of(target: Path) -> Format:
     """
     form = FORMATS.get(target.suffix)
     if form is None:
-        if target.suffix == ".param":
-            raise ConfigError(
-                f"{printable(target)}: ncnn is not among the formats, as it could not load what its converter makes of "
-                f"the scan; choose a name that ends in {' or '.join(FORMATS)}"
-            )
         near = difflib.get_close_matches(target.suffix, FORMATS, n=1)
         hint = f"; did you mean {target.stem}{near[0]}?" if near else ""
         raise ConfigError(f"{printable(target)}: expected a name that ends in {' or '.join(FORMATS)}{hint}")

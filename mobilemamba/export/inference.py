@@ -22,20 +22,20 @@ class InRuntime(nn.Module):
 
     Args:
         network: In float32 on the CPU.
-        make: The other program's network of an exported one.
-        any_batch: Whether that takes any number of pictures.
+        form: Of the other program's files.
     """
 
-    def __init__(self, network: nn.Module, make: Callable[[Source], RuntimeNetwork], *, any_batch: bool = True) -> None:
+    def __init__(self, network: nn.Module, form: Format) -> None:
         super().__init__()
         self._source = exportable(as_candidates(network))
-        self._make, self._made, self._any_batch = make, dict[Shape, RuntimeNetwork](), any_batch
+        self._form, self._made = form, dict[Shape, RuntimeNetwork]()
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
-        shape = (None if self._any_batch else batch, channels, height, width)
+        pictures, channels, height, width = x.shape
+        batch = None if self._form.any_batch else 1 if self._form.one_picture else pictures
+        shape = (batch, channels, height, width)
         if shape not in self._made:
-            self._made[shape] = self._make(Source(self._source, channels, (height, width), shape[0]))
+            self._made[shape] = self._form.in_memory(Source(self._source, channels, (height, width), batch))
         return self._made[shape](x)
 
 
@@ -46,4 +46,4 @@ def runners() -> dict[str, Callable[[nn.Module], nn.Module]]:
 
 def _run_in(form: Format, network: nn.Module) -> nn.Module:
     form.need((*form.writes, *form.reads))
-    return InRuntime(network, form.in_memory, any_batch=form.any_batch)
+    return InRuntime(network, form)

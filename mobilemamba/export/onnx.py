@@ -70,6 +70,7 @@ def _session(model: str | bytes, *, quick: bool = False) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    options.enable_cpu_mem_arena = False  # which would hold the memory of the largest batch, for 2 % of the time
     options.intra_op_num_threads = torch.get_num_threads()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others want the processor as well
     options.log_severity_level = 3

@@ -95,7 +95,10 @@ def in_openvino(model: Any) -> RuntimeNetwork:
         return core.compile_model(model, "CPU", options)
 
     def run(batch: np.ndarray) -> np.ndarray:
-        return compiled(() if loops else batch.shape)(batch)[0]
+        network = compiled(() if loops else batch.shape)
+        answer = network(batch)[0]
+        network.release_memory()  # else it would hold that of every shape
+        return answer
 
     how = f"OpenVINO {openvino.__version__.partition('-')[0]}"
     return RuntimeNetwork(run, sizes, how, probabilities=said.get(OUTPUTS_KEY) == "probabilities")

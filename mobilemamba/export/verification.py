@@ -73,7 +73,7 @@ def check(network: nn.Module, form: Format, path: Path, source: Source) -> Check
                 f"{printable(path.name)} is not written: {exported.how} is off by {difference:.1e} of {unit}, "
                 f"where {TOLERANCES[source.dtype]:.0e} is the most in {source.dtype}"
             )
-    agreement = None if source.calibration is None else compare(network, exported, source.calibration)
+    agreement = None if source.calibration is None else compare(network, exported, source.calibration, source.answer)
     return Check(error, tuple(dict.fromkeys(batches)), exported.how, agreement, unit)
 
 

@@ -89,6 +89,8 @@ def export_network(
         raise ConfigError(f"--opset {opset}: only .onnx files have one; leave it out")
     if (any_size and not form.any_size) or (any_batch and not form.any_batch):
         raise ConfigError(f"{form.suffix} files take no dynamic {'size' if any_size else 'batch'}; give a number")
+    if form.one_picture and batch not in (None, 1):
+        raise ConfigError(f"--batch {batch}: {form.suffix} files take one picture at a time; leave it out")
     if dtype == "int8" and form.calibrates and calibration is None:
         raise ConfigError(
             f"--dtype int8: {form.suffix} files are fitted by pictures; give a folder of some hundred by --calibration"
@@ -98,13 +100,12 @@ def export_network(
         raise ConfigError(
             "--size dynamic: what stands on the network's scans is laid out for one size of pictures; give it in pixels"
         )
-    if isinstance(network, Detector) and (any_size or softmax or dtype == "int8"):
+    if isinstance(network, Detector) and (any_size or softmax):
         reasons = {
             "--size dynamic": "a detector's boxes are laid out for one size of pictures; give it in pixels",
             "--softmax": "not for detectors, which answer with probabilities; leave it out",
-            "--dtype int8": "not for detectors; take float16",
         }
-        option = "--size dynamic" if any_size else "--softmax" if softmax else "--dtype int8"
+        option = "--size dynamic" if any_size else "--softmax"
         raise ConfigError(f"{option}: {reasons[option]}")
     _check_target(target)
     any_batch = form.any_batch and batch is None if any_batch is None else any_batch
@@ -189,6 +190,10 @@ def _check_target(target: Path) -> None:
     """Refuses what could not be written, before the work for it is done."""
     if not (target.is_dir() and target.suffix == ".mlpackage"):
         check_writable(target, "the target")
+    for suffix, other in ((".xml", ".param"), (".param", ".xml")):  # the weights of both stand in .bin
+        if target.suffix == suffix and target.with_suffix(other).exists():
+            named, weights = printable(target.with_suffix(other)), target.with_suffix(".bin").name
+            raise ConfigError(f"{printable(target)}: {weights} beside it has the weights of {named}; take another name")
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -48,8 +48,7 @@ class RuntimeNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         height, width = self.shape[2:]
         if self.scales and height and width and x.shape[2:] != (height, width):
-            scaled = F.interpolate(x, (height, width), mode="bilinear", antialias=True)
-            return F.interpolate(self(scaled), x.shape[2:], mode="bilinear")
+            return F.interpolate(self(scaled(x, (height, width))), x.shape[2:], mode="bilinear")
         wanted = self.shape[1:]
         if any(size not in (None, given) for size, given in zip(wanted, x.shape[1:], strict=True)):
             takes = " x ".join("any" if size is None else str(size) for size in wanted)
@@ -69,6 +68,13 @@ class RuntimeNetwork(nn.Module):
         lacking = 0 if self.shape[0] is None else self.shape[0] - len(pictures)
         filled = np.pad(pictures, ((0, lacking), *[(0, 0)] * 3)) if lacking else pictures
         return self.run(filled)[: len(pictures)]
+
+
+def scaled(pictures: Tensor, size: Sequence[int]) -> Tensor:
+    """Pictures (B, C, H, W) in a height and width, as networks of one size are given them."""
+    if pictures.shape[2:] == tuple(size):
+        return pictures
+    return F.interpolate(pictures, [*size], mode="bilinear", antialias=True)
 
 
 class Runtime(Protocol):

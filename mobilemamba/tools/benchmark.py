@@ -69,9 +69,9 @@ def benchmark(
     """Time networks against each other and the machine's ceiling.
 
     By default those of the paper's Table 7 and the fastest of timm's at the same accuracies, on a CPU in PyTorch and in
-    the runtimes that are installed, of which the table then shows each network's fastest; that takes about half an
-    hour. Several values of size, batch, device, dtype, mode and layout are separated by commas; every combination is
-    measured, all of them in turn in each round.
+    the runtimes that are installed, one after the other, of which the table then shows each network's fastest; that
+    takes about half an hour, and 8 GB of memory. Several values of size, batch, device, dtype, mode and layout are
+    separated by commas; every combination is measured, all of them in turn in each round.
 
     Args:
         models: timm's names, and files of networks: weights (.safetensors, .ckpt), or exported ones (.onnx, .xml and
@@ -82,8 +82,9 @@ def benchmark(
         batch: Pictures at a time; by default 1,32, in training 32, for scaling 1.
         device: cpu, cuda or another of torch's; auto takes a GPU where there is one.
         dtype: float32, bfloat16, float16; in training that of the autocast region.
-        mode: eager, compiled (torch.compile), exported (torch.export), graph (a CUDA graph), onnxruntime, openvino;
-            by default eager, and where no models are named on a CPU the last two as well.
+        mode: eager, compiled (torch.compile), exported (torch.export), graph (a CUDA graph), or another runtime:
+            onnxruntime, openvino, litert, executorch, ncnn; by default eager, and where no models are named on a CPU
+            onnxruntime and openvino as well.
         layout: contiguous, channels_last; auto takes for each network the faster of the two.
         fused: Fold norms into weights, in inference.
         train: Time training steps (forward, backward, AdamW) instead of inference.
@@ -140,7 +141,10 @@ def benchmark(
                 progress=report,
             )
         else:
-            records = measure(cases, rounds, seconds or _seconds(rounds * len(cases)), memory, report)
+            seconds = seconds or _seconds(rounds * len(cases))
+            heats = [[c for c in cases if c.mode == each] for each in modes] if of_default else [cases]
+            # Of so many networks a runtime at a time, or they would need some 15 GB of memory.
+            records = [record for heat in heats if heat for record in measure(heat, rounds, seconds, memory, report)]
     found = scans if ops else records
     shown = fastest(records) if mode is None and len(modes) > 1 else [] if ops else records
     console.print(scan_table(scans, console.width) if ops else network_table(shown, console.width))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from mobilemamba.errors import ConfigError
 from mobilemamba.export import Exported
 from mobilemamba.export import export_network as write
-from mobilemamba.export.calibration import Agreement, read_calibration
+from mobilemamba.export.calibration import SURE, Agreement, read_calibration
 from mobilemamba.export.web import check_page, write_page
 from mobilemamba.models import load_network
 from mobilemamba.models.runtime import RuntimeNetwork
@@ -35,7 +36,7 @@ def export_network(
     Args:
         weights: The network's weights (.safetensors, .ckpt, .pth); for a page alone also an .onnx file from here.
         out: The file to write; its ending chooses the format: .onnx, .xml (OpenVINO), .tflite (LiteRT), .pte
-            (ExecuTorch) or .mlpackage (Core ML).
+            (ExecuTorch), .mlpackage (Core ML) or .param (ncnn).
         web: A folder, new or of an earlier page, for a page that runs the .onnx file in a browser.
         size: Side of the pictures in pixels, or height and width as 192x256, or dynamic; by default as in training.
         batch: Pictures at a time, or dynamic; by default dynamic where the format can, else 1.
@@ -74,7 +75,7 @@ def export_network(
         any_batch=None if batch is None else batch == "dynamic",
         dtype=dtype,
         opset=opset,
-        calibration=None if calibration is None else read_calibration(calibration, card),
+        calibration=None if calibration is None else read_calibration(calibration, card, network),
         softmax=softmax,
         verify=verify,
     )
@@ -119,7 +120,12 @@ def describe(written: Exported) -> list[str]:
 
 
 def _agreement(found: Agreement) -> str:
-    line = f"on {found.pictures:,} pictures of the calibration: {found.same:.1f} % answered as by the original"
+    line = f"on {found.pictures:,} pictures of the calibration: "
+    if found.off is not None:
+        mean, largest = found.off
+        sure = "" if math.isnan(mean) else f", those of {SURE} or more by {mean:.3f} on average"
+        return f"{line}probabilities are off by {largest:.3f} at most{sure}"
+    line += f"{found.same:.1f} % {'of the pixels ' if found.pixels else ''}answered as by the original"
     if found.top1 is None:
         return line
     return f"{line}; top-1 {found.top1[0]:.2f} % before, {found.top1[1]:.2f} % after"

@@ -171,13 +171,14 @@ class _Precision(MeanAveragePrecision):
         Not torchmetrics' way: it rounds COCO's thresholds to float32, by which a recall of 0.1 falls short of 0.1, and
         to tell the classes apart it either copies every overlap or evaluates each class anew.
         """
-        states = {name: getattr(self, name) for name in self._defaults}
         backend: Any = self._coco_backend
-        answers, targets = backend._get_coco_datasets(**states, iou_type=self.iou_type, average="macro")
+        labels = [*self.detection_labels, *self.groundtruth_labels, torch.zeros(0, dtype=torch.int64)]
+        classes = torch.cat(labels).unique()
+        answers, targets = (self._dataset(part, classes.tolist()) for part in ("detection", "groundtruth"))
         precisions: dict[str, Tensor] = {}
         for kind in self.iou_type:
             for answer in answers.dataset["annotations"]:
-                answer["area"] = answer.get(f"area_{kind}", answer["area"])  # that of its box, or of its mask
+                answer["area"] = answer[f"area_{kind}"]
             evaluation = backend.cocoeval(targets, answers, iouType=kind)
             if targets.imgs:
                 with contextlib.redirect_stdout(io.StringIO()):
@@ -186,8 +187,37 @@ class _Precision(MeanAveragePrecision):
                 precisions[kind] = torch.as_tensor(evaluation.eval["precision"][..., -1])
             else:
                 precisions[kind] = torch.zeros(10, 101, 0, 4)
-        labels = [*self.detection_labels, *self.groundtruth_labels, torch.zeros(0, dtype=torch.int64)]
-        return {**precisions, "classes": torch.cat(labels).unique()}
+        return {**precisions, "classes": classes}
+
+    def _dataset(self, part: str, classes: list[int]) -> Any:
+        """All answers (``detection``) or objects (``groundtruth``), as COCO's evaluation reads them.
+
+        torchmetrics' own asks each box for its numbers, one after the other, which takes as long as the evaluation.
+        """
+        backend: Any = self._coco_backend
+        mask_area = backend.mask_utils.area
+        names = {"bbox": "box", "category_id": "labels", "score": "scores", "iscrowd": "crowds", "area": "area"}
+        states = {key: getattr(self, f"{part}_{name}", None) for key, name in names.items()}
+        images: list[dict[str, int]] = []
+        annotations: list[dict[str, Any]] = []
+        for number, masks in zip_longest(range(len(getattr(self, f"{part}_box"))), getattr(self, f"{part}_mask")):
+            columns = {key: state[number].tolist() for key, state in states.items() if state is not None}
+            if masks:
+                columns["segmentation"] = [{"size": size, "counts": counts} for size, counts in masks]
+            images.append({"id": number, **(dict(zip(("height", "width"), masks[0][0], strict=True)) if masks else {})})
+            for row in zip(*columns.values(), strict=True):
+                found: dict[str, Any] = {"id": len(annotations) + 1, "image_id": number, "iscrowd": 0}
+                found |= zip(columns, row, strict=True)
+                found["area_bbox"] = found["bbox"][2] * found["bbox"][3]
+                if masks:
+                    found["area_segm"] = mask_area(found["segmentation"])
+                if found.get("area", 0) <= 0:  # not annotated
+                    found["area"] = found[f"area_{self.iou_type[-1]}"]
+                annotations.append(found)
+        dataset = backend.coco()
+        dataset.dataset = {"images": images, "annotations": annotations, "categories": [{"id": c} for c in classes]}
+        dataset.createIndex()
+        return dataset
 
 
 def _original(masks: Tensor, target: Mapping[str, Tensor]) -> Tensor:
@@ -214,8 +244,9 @@ def _pairs(found: dict[str, Tensor], known: dict[str, Tensor], background: int) 
         if free[answer] and answers[target] == background:
             answers[target] = labels[answer]
             free[answer] = False
-    in_crowd = (_inside(boxes, known["boxes"][crowd]) >= OVERLAPPING).any(1)
-    spare = labels[free & ~in_crowd]
+    if crowd.any():
+        free &= ~(_inside(boxes, known["boxes"][crowd]) >= OVERLAPPING).any(1)
+    spare = labels[free]
     return torch.cat([answers, spare]), torch.cat([targets, torch.full_like(spare, background)])
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -31,27 +32,76 @@ MOBILEMAMBA = shlex.split("--model mobilemamba_t2 --model.arch.embed_dims [16,16
 # Its norms are over the channels of one picture. A batch norm's statistics are those of a process's own pictures, and
 # torch's synchronised ones are for GPUs alone: with batch norms no two numbers of processes train alike on a CPU.
 WITHOUT_BATCH_NORM = ["--model", "test_convnext"]
+EVALUATE = shlex.split(
+    "validate --weights w.safetensors --data own --data.num_workers 0 --trainer.accelerator cpu --trainer.logger false"
+)
+IN_TWO = shlex.split("--trainer.strategy ddp --trainer.devices 2")
+CLASSES = [f"class {number}" for number in range(11)]
+FIT_IN_TWO = ["fit", *OPTIONS, *IN_TWO, "--data.batch_size", "4"]  # pictures of each process
+#: What both processes do, one after the other; the second fit has a callback of which the second process knows nothing.
+TOGETHER = [
+    [*FIT_IN_TWO, "--name", "two", *WITHOUT_BATCH_NORM],
+    [*FIT_IN_TWO, "--name", "mamba", *MOBILEMAMBA, "--trainer.callbacks+=ReceptiveFields"],
+    [*EVALUATE, *IN_TWO, "--per_class", "two.csv"],
+]
 
 
-@pytest.fixture
-def pictures(tmp_path: Path) -> None:
+def paint_classes(folder: Path) -> None:
     """Noise of three brightnesses, near enough to be taken for each other."""
     random = np.random.default_rng(0)
     for part, count in (("train", TRAIN), ("val", VAL)):
         for number in range(count):
-            folder = tmp_path / "pictures" / part / "abc"[number % 3]
-            folder.mkdir(parents=True, exist_ok=True)
+            place = folder / part / "abc"[number % 3]
+            place.mkdir(parents=True, exist_ok=True)
             noise = random.normal(100 + 25 * (number % 3), 60, (40, 36, 3)).clip(0, 255).astype(np.uint8)
-            Image.fromarray(noise).save(folder / f"{number}.png")
+            Image.fromarray(noise).save(place / f"{number}.png")
 
 
-def fit_in_two(name: str, *options: str) -> None:
-    """With 4 pictures a step in each process; from a shell, as Lightning starts the second one by the same command."""
-    two = shlex.split("--trainer.strategy ddp --trainer.devices 2 --data.batch_size 4")
-    command = [sys.executable, "-m", "mobilemamba", "fit", *OPTIONS, *two, "--name", name, *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+def paint_masks(folder: Path) -> None:
+    """Seven pictures of their own sizes."""
+    random = np.random.default_rng(0)
+    for number in range(7):
+        size = 40 + number, 36 + 2 * number
+        mask = np.where(random.random(size) < 0.1, 255, random.integers(0, len(CLASSES), size))
+        for part in ("train", "val"):
+            for kind, pixels in (("images", random.integers(0, 256, (*size, 3))), ("masks", mask)):
+                (folder / kind / part).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / kind / part / f"{part}{number}.png")
+    (folder / "classes.txt").write_text("\n".join(CLASSES))
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
+    """Where two processes have done all that they do in these tests, as to start them takes longer than what they do.
+
+    By a script, as Lightning starts the second process by the command of the first.
+    """
+    folder = tmp_path_factory.mktemp("together")
+    paint_classes(folder / "pictures")
+    paint_masks(folder / "own")
+    segmenter = create_segmenter("semantic_fpn", "mobilemamba_t2", len(CLASSES))
+    look = Preprocessing((32, 32), (0.5,) * 3, (0.2,) * 3, "bilinear")
+    named = {"class_names": tuple(CLASSES), "task": "segmentation", "head": "semantic_fpn"}
+    save_weights(segmenter, folder / "w.safetensors", ModelCard("mobilemamba_t2", look, len(CLASSES), **named))
+    script = folder / "all.py"
+    script.write_text(f"from mobilemamba_command import main\nfor command in {TOGETHER!r}:\n    main(command)\n")
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=250,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "sync_dist" not in done.stderr  # Lightning's advice, needless here as each metric is of all processes
+    return folder
+
+
+@pytest.fixture
+def _there(together: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(together)
 
 
 def results(name: str) -> dict[str, Any]:
@@ -73,11 +123,10 @@ def logged(name: str) -> dict[str, list[float]]:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("pictures")
+@pytest.mark.usefixtures("_there")
 def test_as_many_pictures_a_step_give_the_same_training() -> None:
     """In one batch, in two processes, or in two batches one after the other."""
     main(["fit", *OPTIONS, *WITHOUT_BATCH_NORM, "--name", "one", "--data.batch_size", "8"])
-    fit_in_two("two", *WITHOUT_BATCH_NORM)
     accumulated = shlex.split("--name accumulated --data.batch_size 4 --trainer.accumulate_grad_batches 2")
     main(["fit", *OPTIONS, *WITHOUT_BATCH_NORM, *accumulated])
     one = logged("one")
@@ -100,19 +149,15 @@ def test_as_many_pictures_a_step_give_the_same_training() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("pictures")
+@pytest.mark.usefixtures("_there")
 def test_all_processes_evaluate_the_network_that_is_saved() -> None:
-    """Whatever the batch norms of the other process have seen, in the raw and in the averaged network.
-
-    The first process has something else to do beside that the other one knows nothing of.
-    """
-    fit_in_two("two", *MOBILEMAMBA, "--trainer.callbacks+=ReceptiveFields")
-    assert [snapshot.epoch for snapshot in read_snapshots(Path("runs/two/receptive_fields.npz"))] == [0, 2]
-    checkpoint = ["--ckpt_path", "runs/two/checkpoints/last.ckpt"]
-    alone = shlex.split("--config runs/two/config.yaml --trainer.strategy auto --trainer.devices 1")
+    """Whatever the batch norms of the other process have seen, in the raw and in the averaged network."""
+    assert [snapshot.epoch for snapshot in read_snapshots(Path("runs/mamba/receptive_fields.npz"))] == [0, 2]
+    checkpoint = ["--ckpt_path", "runs/mamba/checkpoints/last.ckpt"]
+    alone = shlex.split("--config runs/mamba/config.yaml --trainer.strategy auto --trainer.devices 1")
     cli = main(["validate", *MOBILEMAMBA, *alone, *checkpoint])
     assert cli is not None
-    found, together = cli.trainer.callback_metrics, logged("two")
+    found, together = cli.trainer.callback_metrics, logged("mamba")
     for metric in ("val/top1", "val/top5", "val/top1_ema", "val/top5_ema"):
         assert found[metric].item() == together[metric][-1]
     for metric in ("val/loss", "val/loss_ema"):
@@ -120,32 +165,11 @@ def test_all_processes_evaluate_the_network_that_is_saved() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_there")
 def test_every_pixel_counts_once_whoever_sees_it() -> None:
     """Of seven pictures of their own sizes: four and three, and one of these a second time, which does not count."""
-    random, names = np.random.default_rng(0), [f"class {number}" for number in range(11)]
-    for number in range(7):
-        size = 40 + number, 36 + 2 * number
-        mask = np.where(random.random(size) < 0.1, 255, random.integers(0, len(names), size))
-        for part in ("train", "val"):
-            for kind, pixels in (("images", random.integers(0, 256, (*size, 3))), ("masks", mask)):
-                (Path("own") / kind / part).mkdir(parents=True, exist_ok=True)
-                Image.fromarray(pixels.astype(np.uint8)).save(Path("own") / kind / part / f"{part}{number}.png")
-    Path("own/classes.txt").write_text("\n".join(names))
-    segmenter = create_segmenter("semantic_fpn", "mobilemamba_t2", len(names))
-    look = Preprocessing((32, 32), (0.5,) * 3, (0.2,) * 3, "bilinear")
-    card = ModelCard(
-        "mobilemamba_t2", look, len(names), class_names=tuple(names), task="segmentation", head="semantic_fpn"
-    )
-    save_weights(segmenter, "w.safetensors", card)
-    options = shlex.split(
-        "--weights w.safetensors --data own --data.num_workers 0 --trainer.accelerator cpu --trainer.logger false"
-    )
-    main(["validate", *options, "--per_class", "one.csv"])
-    two = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--per_class", "two.csv"]
-    command = [sys.executable, "-m", "mobilemamba", "validate", *options, *two]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert Path("one.csv").read_text().count("\n") == 1 + len(names)
+    main([*EVALUATE, "--per_class", "one.csv"])
+    assert Path("one.csv").read_text().count("\n") == 1 + len(CLASSES)
     assert Path("two.csv").read_bytes() == Path("one.csv").read_bytes()
 
 

@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,23 +24,30 @@ OPTIONS = shlex.split(
     "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint --trainer.callbacks.every_n_train_steps=5 "
     "--trainer.callbacks.filename=last --trainer.callbacks.enable_version_counter=false "
 )
+#: Given steps and command lines, it forks a process for each, which is killed before that step: what takes longest, to
+#: import everything, is done once.
 KILLED = """
-import os, signal, sys
+import json, os, signal, sys
 import torch
 from mobilemamba_command import main
 from mobilemamba.tasks import ClassificationTask
 
 step = ClassificationTask.training_step
-
-def training_step(self, batch):
-    if self.global_step == int(sys.argv[1]):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return step(self, batch)
-
-ClassificationTask.training_step = training_step
 torch.set_num_threads(1)  # as in the tests
-main(sys.argv[2:])
+for last, command in json.loads(sys.argv[1]):
+    def training_step(self, batch):
+        if self.global_step == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(self, batch)
+
+    if (process := os.fork()) == 0:
+        ClassificationTask.training_step = training_step
+        main(command)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL, (last, command)
 """
+#: The steps before which the processes are killed, in the first epoch and in the second, and the processes that load.
+STEPS = {8: 0, 17: 1}
 
 
 def options(name: str, workers: int) -> list[str]:
@@ -53,19 +59,17 @@ def options(name: str, workers: int) -> list[str]:
 def test_killed_in_mid_epoch_and_resumed_equals_uninterrupted_bit_for_bit() -> None:
     """In the first epoch and in the second, with a process that loads and without."""
     main(options("straight", 0))
-    for step, workers in ((8, 0), (17, 1)):
-        kill_and_resume(step, f"killed-{step}", workers)
+    commands = [(step, options(f"killed-{step}", workers)) for step, workers in STEPS.items()]
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, json.dumps(commands)], capture_output=True, text=True, check=False
+    )
+    assert killed.returncode == 0, killed.stderr[-2000:]
+    for step, command in commands:
+        last = torch.load(f"runs/killed-{step}/checkpoints/last.ckpt", weights_only=True)
+        assert last["global_step"] == step - step % 5  # so the step is lost, and its batch comes again
+        cli = main([*command, "--ckpt_path", "last"])
+        assert cli.trainer.global_step == 24
         assert_equal("straight", f"killed-{step}")
-
-
-def kill_and_resume(step: int, name: str, workers: int) -> None:
-    command = [sys.executable, "-c", KILLED, str(step), *options(name, workers)]
-    killed = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
-    last = torch.load(f"runs/{name}/checkpoints/last.ckpt", weights_only=True)
-    assert last["global_step"] == step - step % 5  # so the step is lost, and its batch comes again
-    cli = main([*options(name, workers), "--ckpt_path", "last"])
-    assert cli.trainer.global_step == 24
 
 
 def assert_equal(*names: str) -> None:

@@ -1,5 +1,6 @@
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset
@@ -114,6 +115,25 @@ def test_boxes_are_padded_to_the_right_and_below() -> None:
     marked = form.ignored(targets, torch.tensor([True, False]))
     assert [bool(target["counted"]) for target in marked] == [False, True]
     assert targets[0]["counted"]
+
+
+def test_a_worker_hands_small_targets_over_by_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    small, large, odd = torch.tensor([[True, False]]), torch.zeros(3, 80, 80), torch.ones(2, dtype=torch.bfloat16)
+    items = [(torch.zeros(3, 8, 8), {"boxes": small, "masks": large, "own": odd, "counted": torch.tensor(True)})]
+    collate = Collate(Boxes(), whole=False, marked=False)
+    alone = collate(items)
+    monkeypatch.setattr("mobilemamba.data.batches.get_worker_info", lambda: "a worker")
+    handed = collate(items)
+    assert {name: isinstance(x, np.ndarray) for name, x in handed.targets[0].items()} == {
+        "boxes": True,
+        "masks": False,
+        "own": False,
+        "counted": True,
+    }
+    assert isinstance(handed.images, torch.Tensor)
+    for name, received in handed.received().targets[0].items():
+        assert torch.equal(received, alone.targets[0][name])
+        assert received.dtype == alone.targets[0][name].dtype
 
 
 def test_a_blank_of_boxes_does_not_count() -> None:

@@ -38,3 +38,17 @@ def test_pictures_may_come_one_by_one(scenes: int, batch_size: int, batches: int
     data = FashionObjects(img_size=32, batch_size=batch_size, num_workers=0, scenes=scenes)
     data.setup()
     assert len([*data.train_dataloader()]) == batches  # the last of several is left out where it would be alone
+
+
+def test_workers_change_nothing() -> None:
+    (alone, other), (images, targets) = (
+        next(iter(data.val_dataloader()))
+        for data in (FashionObjects(img_size=32, batch_size=3, num_workers=n, masks=True) for n in (0, 1))
+        if data.setup() is None
+    )
+    assert torch.equal(alone, images)
+    for target, expected in zip(targets, other, strict=True):
+        assert target.keys() == expected.keys()
+        for name, value in target.items():
+            assert torch.equal(value, expected[name])
+            assert value.dtype == expected[name].dtype

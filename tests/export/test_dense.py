@@ -1,6 +1,7 @@
 """Segmenters and detectors answer in other runtimes as they do in PyTorch."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import nn
 from mobilemamba.data import FashionObjects, FashionScenes
 from mobilemamba.dense.candidates import Candidates, RuntimeDetector, as_candidates
 from mobilemamba.errors import ConfigError
+from mobilemamba.export.calibration import read_calibration
 from mobilemamba.models import ModelCard, Preprocessing, load_network, save_weights
 from mobilemamba.models.checkpoints import build_network
 from mobilemamba.models.predictor import predictor_of
@@ -125,6 +127,50 @@ def test_a_file_answers_as_the_weights_do(
     else:
         np.testing.assert_array_equal(rows[0]["labels"], rows[1]["labels"])
         assert len(rows[0]["classes"]) > 1
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        ("ssdlite", r"probabilities are off by 0\.(\d+) at most, those of 0\.3 or more by 0\.\d+ on average"),
+        ("semantic_fpn", r"(\d+)\.\d % of the pixels answered as by the original"),
+    ],
+)
+def test_int8_is_fitted_by_pictures_and_says_what_it_costs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], head: str, said: str
+) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    weights, path, pictures = tmp_path / "w.safetensors", tmp_path / "x.onnx", tmp_path / "pictures"
+    save_weights(network_of(head), weights, card_of(head))
+    pictures.mkdir()
+    for number, size in enumerate([(150, 100), (64, 64), (80, 160)]):
+        picture(*size).save(pictures / f"{number}.png")
+    main(["export", str(weights), str(path), "--dtype", "int8", "--calibration", str(pictures)])
+    found = re.search(rf"\non 3 pictures of the calibration: {said}\n", capsys.readouterr().out)
+    assert found is not None
+    assert float(f"0.{found[1]}") < 0.3 if head != "semantic_fpn" else float(found[1]) > 80
+    original, quantized = (load_network(file, verbose=False) for file in (weights, path))
+    rows = [answer(network, card, picture(64, 64)) for network, card in (original, quantized)]
+    if head == "semantic_fpn":
+        assert (np.asarray(rows[0]["labels"]) == np.asarray(rows[1]["labels"])).mean() > 0.8
+    else:
+        scores = [[entry["score"] for entry in row["objects"]][:3] for row in rows]
+        assert scores[0] == pytest.approx(scores[1], abs=0.1)
+        assert scores[0] != pytest.approx(scores[1], abs=1e-5), "quantised"
+
+
+def test_pictures_of_a_calibration_stand_where_those_of_an_answer_do(tmp_path: Path) -> None:
+    network, ours = in_runtime("retinanet", (64, 96))
+    seen: list[np.ndarray] = []
+    run = ours.run
+    ours.run = lambda pictures: (seen.append(pictures), run(pictures))[1]
+    for number, size in enumerate([(128, 192), (192, 128)]):
+        picture(*size).save(tmp_path / f"{number}.png")
+        answer(ours, card_of("retinanet"), picture(*size))
+    pictures = read_calibration(tmp_path, card_of("retinanet"), network).pictures
+    assert torch.equal(pictures, torch.from_numpy(np.concatenate(seen)))
+    assert pictures.shape == (2, 3, 64, 96)
 
 
 class Eager(RuntimeNetwork):

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from mobilemamba.errors import ConfigError
 from mobilemamba.export.form import decompositions, exportable, without_idle_steps
+from mobilemamba.export.form.layers import Scan
 from mobilemamba.export.form.scan import recurrence, softplus
+from mobilemamba.export.form.side_by_side import side_by_side
 from mobilemamba.layers.ss2d import SS2D
 from mobilemamba.models import ArchOverrides, create_model, optimize_for_inference
 from mobilemamba.ops import selective_scan
@@ -80,6 +82,23 @@ def test_it_computes_what_the_network_does(choices: dict[str, Any]) -> None:
     for size in ((96, 176), (48, 32)):  # maps of 6 x 11, 3 x 6, 2 x 3, and of one pixel
         assert_same(form, network, pictures(*size))
     assert kinds(form)["MRFFI"] == 0
+
+
+@pytest.mark.parametrize("directions", [1, 2, 4])
+@pytest.mark.parametrize("states", [1, 3])
+def test_scans_stand_side_by_side_for_runtimes_of_one_picture(directions: int, states: int) -> None:
+    layer = awaken(SS2D(8, directions=directions, d_state=states)).requires_grad_(requires_grad=False)
+    layer.A_log += torch.randn_like(layer.A_log)
+    layer.D += torch.randn_like(layer.D)
+    scan = Scan(layer)
+    form = side_by_side(nn.Sequential(scan))
+    assert kinds(form)["Scan"] == 0
+    for size in ((3, 5), (6, 4), (1, 1)):
+        u_BHWD = torch.randn(2, *size, 16)
+        torch.testing.assert_close(form(u_BHWD), scan(u_BHWD), rtol=1e-4, atol=1e-5)
+    calls = [node for node in torch.export.export(form, (u_BHWD,)).graph.nodes if node.op == "call_function"]
+    assert not any("index" in str(node.target) for node in calls)
+    assert all(node.meta["val"].ndim <= 4 for node in calls if isinstance(node.meta["val"], Tensor))
 
 
 def test_the_published_sizes_keep_nothing_that_runtimes_are_slow_at() -> None:

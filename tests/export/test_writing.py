@@ -123,11 +123,11 @@ def test_probabilities_stand_for_logits() -> None:
     ("options", "error", "message"),
     [
         ("x.onx", ConfigError, r"x.onx: expected a name that ends in .onnx or .*; did you mean x.onnx\?"),
-        (
-            "x.ncnn.param",
-            ConfigError,
-            "x.ncnn.param: ncnn is not among the formats, .*; choose a name",
-        ),
+        ("x.param --batch 2", ConfigError, "--batch 2: .param files take one picture at a time; leave it out"),
+        ("x.param --batch dynamic", ConfigError, ".param files take no dynamic batch; give a number"),
+        ("x.param --dtype int8", ConfigError, "--dtype int8: .param files take float32 or float16"),
+        ("bad/y.param", ConfigError, "bad/y.param: y.bin beside it has the weights of bad/y.xml; take another name"),
+        ("texts/y.xml", ConfigError, "texts/y.xml: y.bin beside it has the weights of texts/y.param; take another"),
         ("x", ConfigError, r"x: expected a name that ends in .onnx or "),
         ("no/x.onnx", ConfigError, "the target no/x.onnx: there is no folder no; make it, or choose another"),
         ("x.onnx --size 0", ConfigError, "--size 0: expected pixels as 224, height and width as 192x256, or dynamic"),
@@ -154,11 +154,15 @@ def test_mistakes_are_one_line(
 ) -> None:
     for package in ("onnx", "openvino"):
         pytest.importorskip(package)
+    for package in ("writes", "reads"):  # which CI does not have
+        monkeypatch.setattr(FORMATS[".param"], package, ())
     monkeypatch.chdir(tmp_path)
     for folder in ("empty", "texts", "bad"):
         Path(folder).mkdir()
     Path("texts/x.txt").touch()
     Path("bad/x.png").write_text("no picture")
+    for other in ("bad/y.xml", "texts/y.param"):
+        Path(other).touch()
     with pytest.raises(error, match=message) as caught:
         main(["export", str(weights), *shlex.split(options)])
     assert "\n" not in str(caught.value)
@@ -258,15 +262,17 @@ def test_a_network_can_be_run_elsewhere_without_a_file(monkeypatch: pytest.Monke
         def write(self, source: Source, metadata: Any, path: Path) -> None:
             made.append(source)
 
-    for any_batch in (True, False):
+    for any_batch, one_picture in ((True, False), (False, False), (False, True)):
         monkeypatch.setattr(Made, "any_batch", any_batch)
+        monkeypatch.setattr(Made, "one_picture", one_picture)
         monkeypatch.setitem(FORMATS, ".made", Made())
         monkeypatch.setattr("mobilemamba.models.inference.RUNNERS", in_runtimes.runners())
         there = optimize_for_inference(timm.create_model("test_resnet").eval(), runtime="numpy")
         for batch, side in ((1, 8), (3, 8), (2, 16), (3, 8)):
             assert there(torch.ones(batch, 3, side, side)).tolist() == [[2, 2, 2]] * batch
     sizes = [(source.batch, source.size) for source in made]
-    assert sizes == [(None, (8, 8)), (None, (16, 16)), (1, (8, 8)), (3, (8, 8)), (2, (16, 16))]
+    of_any, of_fixed = [(None, (8, 8)), (None, (16, 16))], [(1, (8, 8)), (3, (8, 8)), (2, (16, 16))]
+    assert sizes == [*of_any, *of_fixed, (1, (8, 8)), (1, (16, 16))]
     with pytest.raises(ConfigError, match="runtime='tensorrt'; expected onnxruntime or openvino"):
         optimize_for_inference(timm.create_model("test_resnet"), runtime="tensorrt")
     with pytest.raises(ConfigError, match=r"runtime='numpy' with torch.bfloat16 on cpu; expected float32"):

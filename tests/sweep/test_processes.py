@@ -46,20 +46,22 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen[str], se
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_the_rows_and_the_same_command_goes_on(
-    write: Write, start: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+    write: Write, start: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = write({"a": {"model.lr": 0.1}, "slow": {"model.lr": 0.2}, "bb": {"model.lr": 0.3}})
-    sweep = start(FAKED, "fit", *options)
-    wait_for(Path("runs/table/slow/starts").exists, sweep)
-    sweep.send_signal(number)
-    said, _ = sweep.communicate(timeout=60)
-    assert sweep.returncode == 128 + number
-    assert said.strip().endswith("mobilemamba: error: stopped; the same command goes on from here")
-    assert "Traceback" not in said
-    assert "| stopped" in Path("runs/table/results.md").read_text()
-    assert not Path("runs/table/bb/starts").exists()
+    starts = Path("runs/table/slow/starts")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        starts.unlink(missing_ok=True)
+        sweep = start(FAKED, "fit", *options)
+        wait_for(starts.exists, sweep)
+        sweep.send_signal(number)
+        said, _ = sweep.communicate(timeout=60)
+        assert sweep.returncode == 128 + number
+        assert said.strip().endswith("mobilemamba: error: stopped; the same command goes on from here")
+        assert "Traceback" not in said
+        assert "| stopped" in Path("runs/table/results.md").read_text()
+        assert not Path("runs/table/bb/starts").exists()
     Path("runs/go").touch()
     monkeypatch.setattr(row, "_command", fake_command)
     main(["fit", *options])
@@ -87,7 +89,7 @@ def test_a_killed_sweep_is_taken_up_without_running_a_row_twice(
 def test_a_real_row_killed_in_its_training_goes_on_from_its_checkpoint(
     write: Write, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    options = [*write({"a": {"model.lr": 0.01}}), "--trainer.max_epochs", "12", "--table_size", "null"]
+    options = [*write({"a": {"model.lr": 0.01}}), "--trainer.max_epochs", "8", "--table_size", "null"]
     sweep = start("-m", "mobilemamba", "fit", *options)
     wait_for(lambda: read_json(Path("runs/table/a/progress.json")).get("epoch", 0) >= 2, sweep)
     pids = subprocess.run(["pgrep", "-P", str(sweep.pid)], capture_output=True, text=True, check=True).stdout.split()
@@ -97,13 +99,11 @@ def test_a_real_row_killed_in_its_training_goes_on_from_its_checkpoint(
     said, _ = sweep.communicate(timeout=60)
     assert sweep.returncode == 1, said
     assert "a: killed by SIGKILL" in said
-    sweep = start("-m", "mobilemamba", "fit", *options)
-    said, _ = sweep.communicate(timeout=120)
-    assert sweep.returncode == 0, said
+    main(["fit", *options])
     log = Path("runs/table/a/log.txt").read_text()
     assert "Restored all states" in log
     results = read_json(Path("runs/table/a/results.json"))
-    assert (results["epochs"], results["resumes"]) == (12, 1)
+    assert (results["epochs"], results["resumes"]) == (8, 1)
     assert len(list(Path("runs/table/a/csv").iterdir())) == 2, "the metrics from before are kept"
     kept = sorted(path.name for path in Path("runs/table/a/checkpoints").iterdir())
     assert kept == ["best.ckpt", "last.ckpt", "previous.ckpt"]

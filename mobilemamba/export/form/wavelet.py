@@ -91,16 +91,26 @@ class BandConv(nn.Module):
         bias = (analysis.sum((2, 3, 4)) * bias_C).flatten()
         self.transform = nn.ModuleList(conv2d(band, None, stride=2, groups=channels) for band in analysis)
         self.bands = conv2d(weight, bias, padding=kernel // 2, groups=4 * channels)
-        self.register_buffer("inverse_PP", conv.idwt_filters[:4].flatten(1).T.contiguous())
-
-    inverse_PP: Tensor
+        self.inverse = Inverse(conv.idwt_filters[:4].flatten(1).T.contiguous())
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
         x = F.pad(x, (0, width % 2, 0, height % 2)) if height % 2 or width % 2 else x
         bands = self.bands(torch.cat([band(x) for band in self.transform], 1))
-        bands_BhwPC = bands.permute(0, 2, 3, 1).unflatten(3, (4, -1))
-        return _join((self.inverse_PP @ bands_BhwPC).flatten(3), height, width)
+        return _join(self.inverse(bands), height, width)
+
+
+class Inverse(nn.Module):
+    """The pixels of each square from its sub-bands, one after another; (B, 4C, h, w) to (B, h, w, 4C)."""
+
+    def __init__(self, matrix_PP: Tensor):
+        super().__init__()
+        self.register_buffer("matrix_PP", matrix_PP)
+
+    matrix_PP: Tensor
+
+    def forward(self, bands: Tensor) -> Tensor:
+        return (self.matrix_PP @ bands.permute(0, 2, 3, 1).unflatten(3, (4, -1))).flatten(3)
 
 
 class _ChannelsLast(nn.Module):

@@ -56,8 +56,8 @@ def optimize_for_inference(
         cuda_graph: On a GPU, have ``forward`` start all kernels at once, by a CUDA graph that the first batch of each
             size captures; see :class:`~mobilemamba.models.inference.graphs.CudaGraphs`, which is the copy's ``graphs``.
             It pays where the host cannot keep up: small batches, small pictures. Hooks run at the capture alone.
-        runtime: ``onnxruntime``, ``openvino``, ``litert`` or ``executorch``, to run there in float32 on the CPU in
-            place of PyTorch. The result is no copy of the model's class then but
+        runtime: ``onnxruntime``, ``openvino``, ``litert``, ``executorch`` or ``ncnn``, to run there in float32 on the
+            CPU in place of PyTorch. The result is no copy of the model's class then but
             :class:`~mobilemamba.export.inference.InRuntime`, and the first pictures of each size wait half a minute for
             an export.
 
@@ -107,7 +107,8 @@ def for_inference(
         known = dtype in DTYPES[device.type]
         reason = _why_not(network, device, dtype) if known else f"it is to run in {dtype}"
         if reason is None:
-            laid_out = lay_out(fuse_norms(network).to(device), device, dtype)  # moves a copy
+            there = all(x.device == device for x in network.parameters())
+            laid_out = lay_out(network if there else fuse_norms(network).to(device), device, dtype)  # moves a copy
             if not cuda_graph or device.type != "cuda" or not isinstance(network, MobileMamba):
                 return laid_out, "optimized for inference"
             return with_graphs(laid_out, CudaGraphs(at_once=False)), "optimized for inference, by CUDA graphs"

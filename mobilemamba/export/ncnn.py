@@ -1,0 +1,111 @@
+"""ncnn's files, for phones: ``x.param`` and beside it the weights, ``x.bin``; pnnx, its converter, writes them."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from mobilemamba.errors import ConfigError
+from mobilemamba.export.beside import WithJson, write_note
+from mobilemamba.export.form.side_by_side import side_by_side
+from mobilemamba.export.format import OUTPUTS_KEY, Source
+from mobilemamba.export.quiet import quiet
+from mobilemamba.models.runtime import RuntimeNetwork
+
+#: What pnnx calls the pictures and the answer.
+_IN, _OUT = "in0", "out0"
+
+
+class Ncnn(WithJson):
+    """See the module; in float16 the weights alone are stored so."""
+
+    name = "ncnn"
+    suffix = ".param"
+    extra = "ncnn"
+    writes = ("pnnx",)
+    reads = ("ncnn",)
+    dtypes: ClassVar[tuple[str, ...]] = ("float32", "float16")
+    casts = False
+    one_picture = True
+
+    def write(self, source: Source, metadata: Mapping[str, str], path: Path) -> None:
+        import pnnx
+
+        with tempfile.TemporaryDirectory() as folder:  # what else pnnx writes goes with it
+            traced = Path(folder) / "network.pt"
+            torch.jit.save(_traced(source), traced)
+            shape = ",".join(map(str, source.example.shape))
+            files = [f"ncnnparam={path.resolve()}", f"ncnnbin={path.with_suffix('.bin').resolve()}"]
+            command = [pnnx.EXEC_PATH, traced.name, f"inputshape=[{shape}]", f"fp16={int(source.dtype == 'float16')}"]
+            done = subprocess.run([*command, *files], cwd=folder, capture_output=True, text=True, check=False)
+        if done.returncode or not path.exists():
+            raise RuntimeError(f"pnnx fails: {' '.join((done.stderr or done.stdout).split())[-200:]}")
+        _check_layers(path)
+        write_note(path, {**metadata, "shape": "x".join(map(str, source.shape))})
+
+    def load(self, path: Path) -> RuntimeNetwork:
+        self.need(self.reads)
+        said = self.metadata(path)
+        try:
+            with quiet():
+                import ncnn
+
+                net = _read(path)
+            shape = tuple(int(size) for size in said["shape"].split("x"))
+        except Exception as error:  # of its own kinds
+            raise self.unreadable(path, error) from None
+
+        def run(batch: np.ndarray) -> np.ndarray:
+            extractor = net.create_extractor()
+            extractor.input(_IN, ncnn.Mat(batch[0]))
+            failed, answer = extractor.extract(_OUT)
+            if failed:
+                raise RuntimeError(f"ncnn cannot compute {_OUT}")
+            return np.array(answer)[None]
+
+        how = f"ncnn {ncnn.__version__}"
+        return RuntimeNetwork(run, shape, how, probabilities=said.get(OUTPUTS_KEY) == "probabilities")
+
+
+def _traced(source: Source) -> torch.jit.ScriptModule:
+    """The network as pnnx reads it; by way of the exported program, in whose graph sizes are numbers."""
+    graph = replace(source, network=side_by_side(source.network)).program.module()
+    aten = torch.ops.aten
+    for node in graph.graph.nodes:
+        if node.target == aten._unsafe_view.default:
+            node.target = aten.reshape.default
+    graph.recompile()
+    with torch.no_grad():
+        return torch.jit.trace(graph, source.example, check_trace=False)
+
+
+def _check_layers(path: Path) -> None:
+    """Refuses what pnnx leaves in PyTorch's names, as ncnn has no layer for it."""
+    layers = {line.split()[0] for line in path.read_text(encoding="utf-8").splitlines()[2:] if line}
+    if unknown := sorted(layer for layer in layers if not layer.isalnum()):
+        raise ConfigError(f"ncnn has no layer for {', '.join(unknown)} of this network; choose another format")
+
+
+def _read(path: Path) -> Any:
+    import ncnn
+
+    net = ncnn.Net()
+    options = net.opt
+    options.num_threads = torch.get_num_threads()
+    options.use_vulkan_compute = options.use_fp16_packed = options.use_fp16_storage = False
+    options.use_fp16_arithmetic = options.use_bf16_storage = False
+    for read, file in ((net.load_param, path), (net.load_model, path.with_suffix(".bin"))):
+        if not file.exists():
+            raise FileNotFoundError(f"no {file.name}")
+        if read(str(file)):
+            raise ValueError(f"ncnn does not take {file.name}")
+    if list(net.input_names()) != [_IN] or _OUT not in net.output_names():
+        raise ValueError("it takes other things than one batch of pictures")
+    return net
