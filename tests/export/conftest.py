@@ -12,7 +12,7 @@ from torch import nn
 from mobilemamba.models import ArchOverrides, ModelCard, Preprocessing, create_model, save_weights
 
 CLASSES = ("dark", "middling", "bright")
-ARCH = ArchOverrides(embed_dims=(32, 48, 64), depths=(1, 1, 1))
+ARCH = ArchOverrides(embed_dims=(16, 24, 32), depths=(1, 1, 1))
 CARD = ModelCard(
     "mobilemamba_t2",
     Preprocessing((64, 96), (0.4,) * 3, (0.3,) * 3, "bilinear", 0.9),
