@@ -25,3 +25,10 @@ def conv2d(weight: Tensor, bias: Tensor | None = None, stride: int = 1, padding:
     if bias is not None:
         conv.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
     return conv
+
+
+def numbers(conv: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution."""
+    assert isinstance(conv, nn.Conv2d)
+    bias = conv.weight.new_zeros(len(conv.weight)) if conv.bias is None else conv.bias
+    return conv.weight.detach(), bias.detach()

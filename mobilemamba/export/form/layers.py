@@ -13,19 +13,17 @@ from torch import Tensor, nn
 
 from mobilemamba.errors import ConfigError
 from mobilemamba.export.form import free
-from mobilemamba.export.form.convolution import conv2d
+from mobilemamba.export.form.convolution import conv2d, numbers
 from mobilemamba.export.form.scan import recurrence, softplus
+from mobilemamba.export.form.stem import Stem
 from mobilemamba.export.form.wavelet import wavelet_form
-from mobilemamba.layers.conv_norm import ConvNorm, ConvReLU
+from mobilemamba.layers.conv_norm import ConvNorm
 from mobilemamba.layers.local_conv import MultiKernelConv
 from mobilemamba.layers.mrffi import MRFFI
 from mobilemamba.layers.patch import PatchEmbed, PatchMerging
 from mobilemamba.layers.residual import Residual
 from mobilemamba.layers.ss2d import SS2D
 from mobilemamba.layers.wavelet_mamba import WaveletMamba
-
-#: Channels that runtimes store together; what is left over costs as many.
-_BLOCK = 16
 
 
 class Scan(nn.Module):
@@ -139,7 +137,7 @@ class GlobalPart(nn.Module):
         super().__init__()
         ss2d = mixer.ss2d if isinstance(mixer, WaveletMamba) else mixer
         assert isinstance(ss2d, SS2D)
-        into, out = _numbers(ss2d.in_proj), _numbers(ss2d.out_proj)
+        into, out = numbers(ss2d.in_proj), numbers(ss2d.out_proj)
         scale_C = mixer.scale.detach().flatten() if isinstance(mixer, WaveletMamba) else torch.ones(len(out[1]))
         # Apart, as halves of one result would have to be copied.
         self.into, self.gate = (conv2d(weight, bias) for weight, bias in zip(*(x.chunk(2) for x in into), strict=True))
@@ -175,7 +173,7 @@ class LocalPart(nn.Module):
     def __init__(self, mixer: nn.Module, identity: int):
         super().__init__()
         parts = list(mixer.parts) if isinstance(mixer, MultiKernelConv) else []
-        convs, affines = ([_numbers(list(part.children())[i]) for part in parts] for i in (0, 1))
+        convs, affines = ([numbers(list(part.children())[i]) for part in parts] for i in (0, 1))
         if identity:
             ones, zeros = torch.ones(identity, 1, 1, 1), torch.zeros(identity)
             convs, affines = [*convs, (ones, zeros)], [*affines, (ones, zeros)]
@@ -206,7 +204,7 @@ class MixedResidual(nn.Module):
 
     def __init__(self, mrffi: MRFFI, *, any_size: bool = False):
         super().__init__()
-        weight, bias = _numbers(mrffi.proj)
+        weight, bias = numbers(mrffi.proj)
         width, local, identity = mrffi.splits
         self.widths: list[int] = []
         parts: list[nn.Module] = []
@@ -263,58 +261,6 @@ class Pooling(nn.Module):
         return x.mean((2, 3), keepdim=True) if self.any_size else F.avg_pool2d(x, x.shape[2:])
 
 
-class Stem(nn.Module):
-    """The patch embedding, in which channels that would begin a new block are kept apart; see ``_shares``."""
-
-    def __init__(self, embed: PatchEmbed):
-        super().__init__()
-        convs = [conv for conv in embed if isinstance(conv, nn.Conv2d)]
-        between = [_shares(conv.out_channels) for conv in convs[:-1]]
-        widths = [[convs[0].in_channels], *between, [convs[-1].out_channels]]
-        self.steps = nn.ModuleList(map(SharedConv, convs, widths, widths[1:]))
-
-    def forward(self, x: Tensor) -> Tensor:
-        shares = [x]
-        for step in self.steps:
-            shares = step(shares)
-        return shares[0]
-
-
-class SharedConv(nn.Module):
-    """A convolution, and the ReLU that it may have, of channels that come and go in shares."""
-
-    def __init__(self, conv: nn.Conv2d, into: list[int], out: list[int]):
-        super().__init__()
-        weight, bias = _numbers(conv)
-        stride, padding = conv.stride[0], int(conv.padding[0])
-        self.relu = isinstance(conv, ConvReLU)
-        self.sums = nn.ModuleList(
-            nn.ModuleList(
-                conv2d(part, None if place else share_bias, stride, padding)
-                for place, part in enumerate(share.split(into, 1))
-            )
-            for share, share_bias in zip(weight.split(out), bias.split(out), strict=True)
-        )
-
-    def forward(self, shares: list[Tensor]) -> list[Tensor]:
-        outputs = []
-        for convs in self.sums:
-            assert isinstance(convs, nn.ModuleList)
-            first, *others = (conv(share) for conv, share in zip(convs, shares, strict=True))
-            y = sum(others, first)
-            outputs.append(F.relu(y) if self.relu else y)
-        return outputs
-
-
-def _shares(channels: int) -> list[int]:
-    """Whole blocks and the rest, or all together where the rest nearly fills a block.
-
-    ONNX Runtime fills the last block with zeros, and has a slow way alone for numbers that four does not divide.
-    """
-    whole, rest = channels // _BLOCK * _BLOCK, channels % _BLOCK
-    return [whole, rest] if whole and rest and (rest <= _BLOCK // 2 or channels % 4) else [channels]
-
-
 def replacement(layer: nn.Module, *, any_size: bool = False) -> nn.Module | None:
     """What a runtime is to compute in place of a norm-free layer; None where that is the layer itself."""
     if any(isinstance(part, ConvNorm) for part in layer.modules()):  # its norm is of a class that does not fold
@@ -328,10 +274,3 @@ def replacement(layer: nn.Module, *, any_size: bool = False) -> nn.Module | None
     if isinstance(layer, SelectAdaptivePool2d) and layer.pool_type == "avg" and isinstance(layer.flatten, nn.Flatten):
         return nn.Sequential(Pooling(any_size=any_size), nn.Flatten())
     return None
-
-
-def _numbers(conv: nn.Module) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a convolution."""
-    assert isinstance(conv, nn.Conv2d)
-    bias = conv.weight.new_zeros(len(conv.weight)) if conv.bias is None else conv.bias
-    return conv.weight.detach(), bias.detach()

@@ -63,11 +63,10 @@ class PhaseConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
-        before, odd = (
-            self.padding,
-            (1, 1) if self.any_size else (width % 2, height % 2),
-        )  # one more changes no even side
-        padded = F.pad(x, (before, before + odd[0], before, before + odd[1]))
+        before = self.padding
+        # Where any size may come, one more row and column, which change nothing on even sides.
+        odd_height, odd_width = (1, 1) if self.any_size else (height % 2, width % 2)
+        padded = F.pad(x, (before, before + odd_width, before, before + odd_height))
         phases = torch.cat([phase(padded) for phase in self.phases], 1)
         if self.any_size:
             return free.join(phases, x).permute(0, 2, 3, 1)
