@@ -143,6 +143,14 @@ def test_a_network_laid_out_for_the_cpu_exports_as_well() -> None:
     assert_same(program.module(), network, x)
 
 
+@pytest.mark.parametrize("choices", [{}, {"directions": 4, "d_state": 2}], ids=str)
+def test_halves_give_nearly_the_same(choices: dict[str, Any]) -> None:
+    network, x = small(**choices), pictures(64, 96)
+    with torch.no_grad():
+        expected, given = network(x), exportable(network).half()(x.half()).float()
+    assert (given - expected).abs().max() <= 1e-2 * expected.abs().max()
+
+
 @pytest.mark.parametrize(("directions", "precision"), [(2, torch.float32), (4, torch.float16)], ids=str)
 def test_a_graph_with_low_rank_step_sizes_is_expanded(
     directions: int, precision: torch.dtype, monkeypatch: pytest.MonkeyPatch

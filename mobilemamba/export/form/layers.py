@@ -68,7 +68,7 @@ class Scan(nn.Module):
         else:
             decay = torch.exp(dt_BKLD.unsqueeze(-2) * A_KND.unsqueeze(-3))
             h_BKLND = self.recur(decay, drive_BKLD.unsqueeze(-2) * B_BKLN.unsqueeze(-1))
-            y_BKLD = (C_BKLN.unsqueeze(-2) @ h_BKLND).squeeze(-2)
+            y_BKLD = (C_BKLN.unsqueeze(-2).float() @ h_BKLND).squeeze(-2)
         y_BHWD = self.in_place(y_BKLD, u_BHWD)
         # Not ``y + u * D``: ONNX Runtime joins a sum before LayerNorm with it to an operator that takes four times as
         # long.
