@@ -73,7 +73,7 @@ def _session(model: str | bytes, *, quick: bool = False) -> Any:
     options.enable_cpu_mem_arena = False  # which would hold the memory of the largest batch, for 2 % of the time
     options.intra_op_num_threads = torch.get_num_threads()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others want the processor as well
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails is raised as well
     if quick:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
