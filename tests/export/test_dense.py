@@ -17,13 +17,14 @@ from mobilemamba.data import FashionObjects, FashionScenes
 from mobilemamba.dense.candidates import Candidates, RuntimeDetector, as_candidates
 from mobilemamba.errors import ConfigError
 from mobilemamba.export.calibration import read_calibration
-from mobilemamba.models import ModelCard, Preprocessing, load_network, save_weights
+from mobilemamba.models import ArchOverrides, ModelCard, Preprocessing, load_network, save_weights
 from mobilemamba.models.checkpoints import build_network
 from mobilemamba.models.predictor import predictor_of
 from mobilemamba.models.runtime import RuntimeNetwork
 from mobilemamba_command import main
-from tests.export.conftest import ARCH, awaken
+from tests.export.conftest import awaken
 
+ARCH = ArchOverrides(embed_dims=(32, 48, 64), depths=(1, 1, 1))  # wide enough to find several objects
 HOW = Preprocessing((64, 96), FashionScenes.mean, FashionScenes.std, "bilinear", upright=True)
 DATA = {"detection": FashionObjects, "segmentation": FashionScenes}
 CARDS = {
