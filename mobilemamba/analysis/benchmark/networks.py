@@ -175,7 +175,7 @@ def _record(candidate: _Candidate, timings: Timings | None, ceiling: float | Non
     return Record(
         **conditions,
         layout_chosen=candidate.layout_chosen,
-        batch_norms=candidate.workload.batch_norms if candidate.workload else None,
+        batch_norms=candidate.workload.batch_norms if candidate.workload and case.mode not in RUNNERS else None,
         latency_ms=ms,
         latency_q1_ms=q1_ms,
         latency_q3_ms=q3_ms,
