@@ -70,7 +70,7 @@ def benchmark(
 
     By default those of the paper's Table 7 and the fastest of timm's at the same accuracies, on a CPU in PyTorch and in
     the runtimes that are installed, one after the other, of which the table then shows each network's fastest; that
-    takes about half an hour, and 8 GB of memory. Several values of size, batch, device, dtype, mode and layout are
+    takes half an hour or more, and several GB of memory. Several values of size, batch, device, dtype, mode and layout are
     separated by commas; every combination is measured, all of them in turn in each round.
 
     Args:
