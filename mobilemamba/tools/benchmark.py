@@ -70,8 +70,8 @@ def benchmark(
 
     By default those of the paper's Table 7 and the fastest of timm's at the same accuracies, on a CPU in PyTorch and in
     the runtimes that are installed, one after the other, of which the table then shows each network's fastest; that
-    takes half an hour or more, and several GB of memory. Several values of size, batch, device, dtype, mode and layout are
-    separated by commas; every combination is measured, all of them in turn in each round.
+    takes half an hour or more, and several GB of memory. Several values of size, batch, device, dtype, mode and layout
+    are separated by commas; every combination is measured, all of them in turn in each round.
 
     Args:
         models: timm's names, and files of networks: weights (.safetensors, .ckpt), or exported ones (.onnx, .xml and
