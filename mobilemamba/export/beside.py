@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
+
 from mobilemamba.errors import WeightsError
-from mobilemamba.export.format import Format
+from mobilemamba.export.format import OUTPUTS_KEY, Format, Source
+from mobilemamba.export.quiet import quiet
 from mobilemamba.files import write_json
+from mobilemamba.models.runtime import RuntimeNetwork
 from mobilemamba.text import printable
 
 
@@ -29,6 +33,29 @@ class WithJson(Format):
             raise WeightsError(
                 f"cannot read {printable(beside)}: {error}; expected what mobilemamba export wrote"
             ) from None
+
+
+class WithShape(WithJson):
+    """Of those whose files do not even say what shape they take."""
+
+    def note(self, path: Path, metadata: Mapping[str, str], source: Source) -> None:
+        """Writes a file's metadata, and its shape."""
+        write_note(path, {**metadata, "shape": "x".join(map(str, source.shape))})
+
+    def open(self, path: Path) -> tuple[Callable[[np.ndarray], np.ndarray], str]:
+        """What computes the answer to a batch, and what that is in words; raises what the runtime does."""
+        raise NotImplementedError
+
+    def load(self, path: Path) -> RuntimeNetwork:
+        self.need(self.reads)
+        said = self.metadata(path)
+        try:
+            with quiet():
+                run, how = self.open(path)
+            shape = tuple(int(size) for size in said["shape"].split("x"))
+        except Exception as error:  # of its own kinds
+            raise self.unreadable(path, error) from None
+        return RuntimeNetwork(run, shape, how, probabilities=said.get(OUTPUTS_KEY) == "probabilities")
 
 
 def note_of(path: Path) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,17 +13,15 @@ import numpy as np
 import torch
 
 from mobilemamba.errors import ConfigError
-from mobilemamba.export.beside import WithJson, write_note
+from mobilemamba.export.beside import WithShape
 from mobilemamba.export.form.side_by_side import side_by_side
-from mobilemamba.export.format import OUTPUTS_KEY, Source
-from mobilemamba.export.quiet import quiet
-from mobilemamba.models.runtime import RuntimeNetwork
+from mobilemamba.export.format import Source
 
 #: What pnnx calls the pictures and the answer.
 _IN, _OUT = "in0", "out0"
 
 
-class Ncnn(WithJson):
+class Ncnn(WithShape):
     """See the module; in float16 the weights alone are stored so."""
 
     name = "ncnn"
@@ -48,19 +46,12 @@ class Ncnn(WithJson):
         if done.returncode or not path.exists():
             raise RuntimeError(f"pnnx fails: {' '.join((done.stderr or done.stdout).split())[-200:]}")
         _check_layers(path)
-        write_note(path, {**metadata, "shape": "x".join(map(str, source.shape))})
+        self.note(path, metadata, source)
 
-    def load(self, path: Path) -> RuntimeNetwork:
-        self.need(self.reads)
-        said = self.metadata(path)
-        try:
-            with quiet():
-                import ncnn
+    def open(self, path: Path) -> tuple[Callable[[np.ndarray], np.ndarray], str]:
+        import ncnn
 
-                net = _read(path)
-            shape = tuple(int(size) for size in said["shape"].split("x"))
-        except Exception as error:  # of its own kinds
-            raise self.unreadable(path, error) from None
+        net = _read(path)
 
         def run(batch: np.ndarray) -> np.ndarray:
             extractor = net.create_extractor()
@@ -70,8 +61,7 @@ class Ncnn(WithJson):
                 raise RuntimeError(f"ncnn cannot compute {_OUT}")
             return np.array(answer)[None]
 
-        how = f"ncnn {ncnn.__version__}"
-        return RuntimeNetwork(run, shape, how, probabilities=said.get(OUTPUTS_KEY) == "probabilities")
+        return run, f"ncnn {ncnn.__version__}"
 
 
 def _traced(source: Source) -> torch.jit.ScriptModule:
