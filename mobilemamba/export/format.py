@@ -23,7 +23,7 @@ from mobilemamba.text import printable
 
 #: Name of what goes in, in formats that name it.
 INPUT = "pictures"
-#: Under which a file says, beside its card, what it answers with: logits, probabilities or a detector's candidates.
+#: Under which a file says, beside its card, what its first answer is: logits, probabilities or a detector's candidates.
 OUTPUTS_KEY = "outputs"
 
 
@@ -39,7 +39,7 @@ class Source:
     opset: int | None = None  # ONNX's; None for the usual one
     softmax: bool = False  # whether it answers with probabilities
     calibration: Calibration | None = None  # pictures to fit int8 by
-    answer: str = "logits"  # name of what comes out, in formats that name it
+    answers: tuple[str, ...] = ("logits",)  # names of what comes out, in formats that name it
     free: bool = False  # whether the network's form is for any size, whatever the tracer sees; see ``form.free``
 
     @property
@@ -53,6 +53,10 @@ class Source:
         if self.size is not None:
             return (self.size,) * 3
         return (192, 256), (256, 192), (150, 333) if self.free else (128, 320)
+
+    @property
+    def answer(self) -> str:
+        return self.answers[0]
 
     @property
     def shape(self) -> tuple[int | None, ...]:
@@ -104,6 +108,7 @@ class Format(Runtime):
         any_batch: Whether one file takes any number of pictures; and is to by default.
         one_picture: Whether a file takes one picture at a time alone.
         any_size: Whether one file takes pictures of any size.
+        suppresses: Whether a file can choose among a detector's boxes.
     """
 
     name: ClassVar[str]
@@ -117,6 +122,7 @@ class Format(Runtime):
     any_batch: ClassVar[bool] = False
     one_picture: ClassVar[bool] = False
     any_size: ClassVar[bool] = False
+    suppresses: ClassVar[bool] = False
 
     def write(self, source: Source, metadata: Mapping[str, str], path: Path) -> None:
         """Writes the network to ``path``, and what belongs to it beside that by the same name."""
@@ -126,6 +132,10 @@ class Format(Runtime):
         raise NotImplementedError
 
     def load(self, path: Path) -> RuntimeNetwork:
+        raise NotImplementedError
+
+    def load_objects(self, path: Path) -> RuntimeNetwork:
+        """Pictures to a file's second answer, where it ``suppresses``."""
         raise NotImplementedError
 
     def in_memory(self, source: Source) -> RuntimeNetwork:

@@ -31,6 +31,7 @@ class Onnx(Format):
     calibrates = True
     any_batch = True
     any_size = True
+    suppresses = True
 
     def write(self, source: Source, metadata: Mapping[str, str], path: Path) -> None:
         import onnx
@@ -54,6 +55,9 @@ class Onnx(Format):
             reason = f"it takes {[entry.name for entry in inputs]}, and not one batch of pictures alone"
             raise self.unreadable(path, ValueError(reason))
         return _in_onnxruntime(session)
+
+    def load_objects(self, path: Path) -> RuntimeNetwork:
+        return _in_onnxruntime(self._session(path), output=1)
 
     def in_memory(self, source: Source) -> RuntimeNetwork:
         return _in_onnxruntime(_session(to_onnx(source).SerializeToString()))
@@ -79,10 +83,10 @@ def _session(model: str | bytes, *, quick: bool = False) -> Any:
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def _in_onnxruntime(session: Any) -> RuntimeNetwork:
+def _in_onnxruntime(session: Any, *, output: int = 0) -> RuntimeNetwork:
     import onnxruntime
 
-    pictures, answer = session.get_inputs()[0], session.get_outputs()[0]
+    pictures, answer = session.get_inputs()[0], session.get_outputs()[output]
 
     def run(batch: np.ndarray) -> np.ndarray:
         return session.run([answer.name], {pictures.name: batch})[0]
@@ -112,7 +116,7 @@ def to_onnx(source: Source) -> Any:
             verbose=False,
             opset_version=opset,
             input_names=[INPUT],
-            output_names=[source.answer],
+            output_names=list(source.answers),
             optimize=False,
         )
         assert exported is not None

@@ -38,6 +38,7 @@ class OpenVino(Format):
     calibrates = True
     any_batch = True
     any_size = True
+    suppresses = True
 
     def write(self, source: Source, metadata: Mapping[str, str], path: Path) -> None:
         openvino = load_openvino()
@@ -56,6 +57,9 @@ class OpenVino(Format):
         if len(model.inputs) != 1 or model.inputs[0].partial_shape.rank.get_length() != 4:
             raise self.unreadable(path, ValueError("it takes other things than one batch of pictures"))
         return in_openvino(model)
+
+    def load_objects(self, path: Path) -> RuntimeNetwork:
+        return in_openvino(self._read(path), output=1)
 
     def in_memory(self, source: Source) -> RuntimeNetwork:
         return in_openvino(to_openvino(source))
@@ -76,7 +80,7 @@ def load_openvino() -> Any:
     return openvino
 
 
-def in_openvino(model: Any) -> RuntimeNetwork:
+def in_openvino(model: Any, *, output: int = 0) -> RuntimeNetwork:
     """A model of OpenVINO's as a network, compiled for each size of its input: that is twice as fast as a free one."""
     openvino = load_openvino()
     said, core = _said(model), openvino.Core()
@@ -96,7 +100,7 @@ def in_openvino(model: Any) -> RuntimeNetwork:
 
     def run(batch: np.ndarray) -> np.ndarray:
         network = compiled(() if loops else batch.shape)
-        answer = network(batch)[0]
+        answer = network(batch)[output]
         network.release_memory()  # else it would hold that of every shape
         return answer
 
@@ -112,17 +116,18 @@ def to_openvino(source: Source) -> Any:
     """
     openvino = load_openvino()
     try:
-        # A form for any size has operators of ONNX's.
+        # A form for any size has operators of ONNX's, and the choice of objects sizes that only its exporter follows.
         model = (
             openvino.Core().read_model(to_onnx(source).SerializeToString())
-            if source.free
+            if source.free or len(source.answers) > 1
             else openvino.convert_model(source.program)
         )
     except RuntimeError as error:
         raise ConfigError(f"OpenVINO cannot convert the network: {' '.join(str(error).split())[:300]}") from None
     model.reshape([-1 if size is None else size for size in source.shape])  # which the converter leaves open
     model.inputs[0].get_tensor().set_names({INPUT})
-    model.outputs[0].get_tensor().set_names({source.answer})
+    for output, name in zip(model.outputs, source.answers, strict=True):
+        output.get_tensor().set_names({name})
     if source.dtype == "int8":
         assert source.calibration is not None
         return _quantized(model, source.calibration.pictures)

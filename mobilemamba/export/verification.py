@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from mobilemamba.dense.candidates import Kept
+from mobilemamba.dense.suppression import objects_of
 from mobilemamba.errors import WeightsError
 from mobilemamba.export.calibration import Agreement, compare
 from mobilemamba.export.format import Format, Source
@@ -17,6 +20,8 @@ from mobilemamba.text import printable
 #: The largest difference that passes, as a share of the largest logit, by what the weights are in; for int8 the answers
 #: to pictures tell more. A detector's answers are shares of a picture's side and probabilities.
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+#: Share of the objects that may differ, as of two that overlap and are equally probable either may be left.
+_EQUALS = 0.05
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,24 @@ def check(network: nn.Module, form: Format, path: Path, source: Source) -> Check
             )
     agreement = None if source.calibration is None else compare(network, exported, source.calibration, source.answer)
     return Check(error, tuple(dict.fromkeys(batches)), exported.how, agreement, unit)
+
+
+@torch.no_grad()
+def check_objects(form: Format, path: Path, source: Source, kept: Kept) -> None:
+    """Compares a file's objects to those among its own candidates, on the pictures that :func:`check` takes.
+
+    Raises:
+        WeightsError: If they are not the same, but for some among equals.
+    """
+    candidates, objects = form.load(path), form.load_objects(path)
+    for pictures in examples(source):
+        given, expected = objects(pictures), objects_of(candidates(pictures), kept, source.sizes[0])
+        wrong = torch.cdist(given, expected, p=math.inf).amin(-1) > TOLERANCES["float32"]  # in whatever order
+        if (share := float(wrong.sum() / (expected[..., 4] > 0).sum().clamp_min(1))) > _EQUALS:
+            raise WeightsError(
+                f"{printable(path.name)} is not written: {100 * share:.0f} % of the objects that {candidates.how} "
+                "chooses are not those of its candidates"
+            )
 
 
 def examples(source: Source) -> Iterator[Tensor]:

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from mobilemamba.dense import Detector
 from mobilemamba.dense.candidates import KEPT_KEY, Candidates, as_candidates, canvas
+from mobilemamba.dense.suppression import Suppressing
 from mobilemamba.errors import ConfigError, MobileMambaError, WeightsError
 from mobilemamba.export.calibration import Calibration
 from mobilemamba.export.form import exportable
 from mobilemamba.export.format import OUTPUTS_KEY, Source
 from mobilemamba.export.formats import format_of
 from mobilemamba.export.quiet import quiet
-from mobilemamba.export.verification import Check, check
+from mobilemamba.export.verification import Check, check, check_objects
 from mobilemamba.files import check_writable
 from mobilemamba.layers.ss2d import SS2D
 from mobilemamba.models.card import CARD_KEY, ModelCard
@@ -59,6 +60,7 @@ def export_network(
     opset: int | None = None,
     calibration: Calibration | None = None,
     softmax: bool = False,
+    nms: bool = False,
     verify: bool = True,
 ) -> Exported:
     """Writes a network for another program, its card with it.
@@ -74,6 +76,7 @@ def export_network(
         opset: ONNX's.
         calibration: Pictures by whose activations int8 is scaled; and which are answered by both, to compare.
         softmax: Answer with probabilities instead of logits.
+        nms: Have a detector's file answer with the objects as well, chosen by non-maximum suppression.
         verify: Compare the file's answers to the network's, and refuse it if they differ.
 
     Raises:
@@ -107,15 +110,21 @@ def export_network(
         }
         option = "--size dynamic" if any_size else "--softmax"
         raise ConfigError(f"{option}: {reasons[option]}")
+    if nms and not (form.suppresses and isinstance(network, Detector)):
+        who = "detectors answer with boxes" if form.suppresses else ".onnx and .xml files can choose among boxes"
+        raise ConfigError(f"--nms: only {who}; leave it out")
+    if nms and any_batch:
+        raise ConfigError("--nms: each picture's boxes are chosen apart, for a number of pictures; give it by --batch")
     _check_target(target)
-    any_batch = form.any_batch and batch is None if any_batch is None else any_batch
+    any_batch = form.any_batch and not nms and batch is None if any_batch is None else any_batch
     size = canvas(network, card.preprocessing.img_size, fits=card.preprocessing.resize == "fit")
     network = as_candidates(network.eval())
     answer = "probabilities" if softmax else "candidates" if isinstance(network, Candidates) else "logits"
+    kept = network.kept(size, card.in_chans) if isinstance(network, Candidates) else None
+    arithmetic = _DTYPES.get(dtype if form.casts else "", torch.float32)
+    graph = _in_types(exportable(network, any_size=free), arithmetic, softmax=softmax)
     source = Source(
-        _in_types(
-            exportable(network, any_size=free), _DTYPES.get(dtype if form.casts else "", torch.float32), softmax=softmax
-        ),
+        Suppressing(graph, kept).eval() if kept and nms else graph,
         card.in_chans,
         None if any_size else size,
         None if any_batch else batch or 1,
@@ -123,7 +132,7 @@ def export_network(
         opset,
         softmax,
         calibration,
-        answer,
+        (answer, "objects") if nms else (answer,),
         free,
     )
     _try(network, source)
@@ -133,8 +142,8 @@ def export_network(
         PRECISION_KEY: dtype,
         "producer": f"mobilemamba {__version__}",
     }
-    if isinstance(network, Candidates):
-        metadata[KEPT_KEY] = json.dumps(asdict(network.kept(size, card.in_chans)))
+    if kept is not None:
+        metadata[KEPT_KEY] = json.dumps(asdict(kept))
     with _staged(target) as staged:
         try:
             with quiet():
@@ -145,6 +154,8 @@ def export_network(
             reason = " ".join(str(error).split())[:300]
             raise WeightsError(f"cannot write {printable(target)} for {form.name}: {reason}") from error
         found = check(network, form, staged, source) if verify else None
+        if kept is not None and nms and verify:
+            check_objects(form, staged, source, kept)
         written = sum(file.stat().st_size for file in staged.parent.rglob("*") if file.is_file())
     return Exported(target, written, source.size, source.batch, found)
 

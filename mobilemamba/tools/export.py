@@ -27,6 +27,7 @@ def export_network(
     dtype: str = "float32",
     calibration: Path | None = None,
     softmax: bool = False,
+    nms: bool = False,
     verify: bool = True,
     opset: int | None = None,
     model: str | None = None,
@@ -43,6 +44,7 @@ def export_network(
         dtype: float32, float16, bfloat16 or int8, of weights and arithmetic.
         calibration: A folder of pictures to fit int8 by; in folders of their classes, the accuracy is told too.
         softmax: Answer with probabilities instead of logits.
+        nms: Have a detector's .onnx or .xml file choose among overlapping boxes itself, and answer with objects too.
         verify: Compare the answers to the original's, and write nothing if they differ.
         opset: Of ONNX, 18 to 24.
         model: timm's name of the network, for weights that do not say it themselves.
@@ -77,6 +79,7 @@ def export_network(
         opset=opset,
         calibration=None if calibration is None else read_calibration(calibration, card, network),
         softmax=softmax,
+        nms=nms,
         verify=verify,
     )
     for line in describe(written):

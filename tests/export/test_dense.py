@@ -16,6 +16,7 @@ from torch import nn
 from mobilemamba.data import FashionObjects, FashionScenes
 from mobilemamba.dense.candidates import Candidates, RuntimeDetector, as_candidates
 from mobilemamba.errors import ConfigError
+from mobilemamba.export import FORMATS
 from mobilemamba.export.calibration import read_calibration
 from mobilemamba.models import ArchOverrides, ModelCard, Preprocessing, load_network, save_weights
 from mobilemamba.models.checkpoints import build_network
@@ -216,11 +217,36 @@ def test_of_padded_pictures_their_own_part_is_seen() -> None:
 
 
 @pytest.mark.parametrize(
+    ("head", "suffix", "options"),
+    [("ssdlite", ".onnx", ("--batch", "2")), ("retinanet", ".xml", ())],
+)
+def test_a_file_chooses_the_objects_itself(tmp_path: Path, head: str, suffix: str, options: tuple[str, ...]) -> None:
+    for package in ("onnxscript", {".onnx": "onnxruntime", ".xml": "openvino"}[suffix]):
+        pytest.importorskip(package)
+    network, path = network_of(head), tmp_path / f"x{suffix}"
+    save_weights(network, tmp_path / "w.safetensors", card_of(head))
+    main(["export", str(tmp_path / "w.safetensors"), str(path), "--nms", *options])
+    x = 2 * torch.randn(2, 3, 64, 64 if head == "ssdlite" else 96)
+    (objects,) = FORMATS[suffix].load_objects(path)(x)[1:]
+    (expected,) = network.detect(x)[1:]
+    assert objects.shape == (network.max_boxes, 6)
+    assert len(expected["scores"]) > 3
+    theirs = torch.cat([expected["boxes"], expected["scores"][:, None], expected["labels"][:, None]], 1)
+    ours = objects * torch.tensor([x.shape[3], x.shape[2]] * 2 + [1, 1])
+    torch.testing.assert_close(ours[: len(theirs)], theirs, rtol=1e-4, atol=1e-3)
+    assert not ours[len(theirs) :].any()
+    files = path, tmp_path / "w.safetensors"
+    assert_same_objects(*(answer(*load_network(file, verbose=False), picture(128, 2 * x.shape[3])) for file in files))
+
+
+@pytest.mark.parametrize(
     ("head", "options", "message"),
     [
         ("mask_rcnn", (), "MaskRCNN reads the regions that it has just found, .*; export a retinanet or an ssdlite"),
         ("ssdlite", ("--size", "dynamic"), "--size dynamic: what stands on the network's scans is laid out for"),
         ("ssdlite", ("--softmax",), "--softmax: not for detectors, which answer with probabilities; leave it out"),
+        ("semantic_fpn", ("--nms",), "--nms: only detectors answer with boxes; leave it out"),
+        ("ssdlite", ("--nms", "--batch", "dynamic"), "--nms: each picture's boxes are chosen apart, .* by --batch"),
     ],
 )
 def test_what_cannot_be_is_one_line(tmp_path: Path, head: str, options: tuple[str, ...], message: str) -> None:

@@ -1,0 +1,62 @@
+"""Which of a detector's candidates are objects, decided in a graph of fixed shapes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import nms
+
+from mobilemamba.dense.candidates import Kept
+
+#: Where the boxes are put that are none: on each other, so that one is left of them.
+_NOWHERE = (-2.0, -2.0, -1.0, -1.0)
+
+
+class Suppressing(nn.Module):
+    """Pictures (B, in_chans, H, W) to the candidates, (B, N, 4 + classes), and to :func:`objects_of` them.
+
+    Args:
+        candidates: Pictures to what :class:`~mobilemamba.dense.candidates.Candidates` gives.
+        kept: Which of them are objects.
+    """
+
+    def __init__(self, candidates: nn.Module, kept: Kept):
+        super().__init__()
+        self.candidates, self.kept = candidates, kept
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        candidates = self.candidates(images)
+        return candidates, objects_of(candidates, self.kept, (images.shape[-2], images.shape[-1]))
+
+
+def objects_of(candidates: Tensor, kept: Kept, size: tuple[int, int]) -> Tensor:
+    """The objects of each picture, (B, ``kept.max_boxes``, 6), best first; zeros where there are no more.
+
+    Their boxes as the candidates have them, the probability, and the number of the class. What
+    :func:`~mobilemamba.dense.boxes.keep_best` does, without a shape that depends on a value.
+
+    Args:
+        candidates: (B, N, 4 + classes).
+        kept: Which are objects.
+        size: Height and width of the pictures, as boxes overlap in pixels.
+    """
+    return torch.stack([_objects(of_one, kept, size) for of_one in candidates.unbind()])
+
+
+def _objects(candidates_NX: Tensor, kept: Kept, size: tuple[int, int]) -> Tensor:
+    """Of one picture, (K, 6)."""
+    found = []
+    for level in candidates_NX.split(kept.levels):
+        classes = level.shape[1] - 4
+        score_M, at_M = level[:, 4:].flatten().topk(min(kept.candidates, len(level) * classes))
+        label_M = (at_M % classes).to(level.dtype)
+        found.append(torch.cat([level[at_M // classes, :4], score_M[:, None], label_M[:, None]], 1))
+    found_M6 = torch.cat(found)
+    box_M4, score_M, label_M1 = found_M6[:, :4], found_M6[:, 4], found_M6[:, 5:]
+    score_M = score_M * ((box_M4[:, 2:] > box_M4[:, :2]).all(1) & (score_M > kept.score_threshold))
+    pixels_M4 = box_M4 * box_M4.new_tensor([size[1], size[0]] * 2)
+    apart_M4 = pixels_M4 + label_M1 * (max(size) + 1)  # so that no two classes meet
+    apart_M4 = torch.where(score_M[:, None] > 0, apart_M4, apart_M4.new_tensor(_NOWHERE))
+    left_M = torch.zeros_like(score_M).scatter(0, nms(apart_M4, score_M, kept.overlap), 1.0)
+    score_K, at_K = (score_M * left_M).topk(min(kept.max_boxes, len(found_M6)))
+    return found_M6[at_K] * (score_K > 0)[:, None]
