@@ -10,7 +10,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mobilemamba.dense import Detector
 from mobilemamba.dense.candidates import KEPT_KEY, Candidates, as_candidates, canvas
 from mobilemamba.errors import ConfigError, MobileMambaError, WeightsError
-from mobilemamba.export.calibration import Calibration
+from mobilemamba.export.calibration import Calibration, read_calibration
 from mobilemamba.export.form import exportable
 from mobilemamba.export.format import OUTPUTS_KEY, Source
 from mobilemamba.export.formats import format_of
@@ -57,7 +57,7 @@ def export_network(
     any_batch: bool | None = None,
     dtype: str = "float32",
     opset: int | None = None,
-    calibration: Calibration | None = None,
+    calibration: Calibration | Path | None = None,
     softmax: bool = False,
     verify: bool = True,
 ) -> Exported:
@@ -72,12 +72,14 @@ def export_network(
         any_batch: Take any number; without it as the format can.
         dtype: float32, float16, bfloat16 or int8.
         opset: ONNX's.
-        calibration: Pictures by whose activations int8 is scaled; and which are answered by both, to compare.
+        calibration: Pictures by whose activations int8 is scaled; and which are answered by both, to compare. Or a
+            folder, see ``read_calibration``.
         softmax: Answer with probabilities instead of logits.
         verify: Compare the file's answers to the network's, and refuse it if they differ.
 
     Raises:
         ConfigError: If an option cannot work, or a package is missing.
+        DataError: If the pictures for the calibration cannot be read.
         WeightsError: If the file cannot be written, or does not answer as the network does.
     """
     target = Path(target)
@@ -85,8 +87,9 @@ def export_network(
     form.need((*form.writes, *(form.reads if verify else ())))
     if dtype not in form.dtypes:
         raise ConfigError(f"--dtype {dtype}: {form.suffix} files take {' or '.join(form.dtypes)}")
-    if opset is not None and form.suffix != ".onnx":
-        raise ConfigError(f"--opset {opset}: only .onnx files have one; leave it out")
+    if opset is not None and opset not in form.opsets:
+        known = f"expected {form.opsets[0]} to {form.opsets[-1]}" if form.opsets else "only .onnx files have one"
+        raise ConfigError(f"--opset {opset}: {known}; leave it out for the usual one")
     if (any_size and not form.any_size) or (any_batch and not form.any_batch):
         raise ConfigError(f"{form.suffix} files take no dynamic {'size' if any_size else 'batch'}; give a number")
     if form.one_picture and batch not in (None, 1):
@@ -95,10 +98,17 @@ def export_network(
         raise ConfigError(
             f"--dtype int8: {form.suffix} files are fitted by pictures; give a folder of some hundred by --calibration"
         )
+    if calibration is not None and not (dtype == "int8" and form.calibrates) and not (verify and form.reads):
+        shown = f" {printable(calibration)}" if isinstance(calibration, Path) else ""
+        raise ConfigError(f"--calibration{shown}: no scales are fitted here, and no answers compared; leave it out")
     free = any_size and isinstance(network, MobileMamba)
     if any_size and not free and any(isinstance(module, SS2D) for module in network.modules()):
         raise ConfigError(
             "--size dynamic: what stands on the network's scans is laid out for one size of pictures; give it in pixels"
+        )
+    if free and batch is not None and not form.fixes_loops:
+        raise ConfigError(
+            f"--batch {batch} with --size dynamic: {form.suffix} files take any number of pictures then; leave one out"
         )
     if isinstance(network, Detector) and (any_size or softmax):
         reasons = {
@@ -110,7 +120,7 @@ def export_network(
     _check_target(target)
     any_batch = form.any_batch and batch is None if any_batch is None else any_batch
     size = canvas(network, card.preprocessing.img_size, fits=card.preprocessing.resize == "fit")
-    network = as_candidates(network.eval())
+    original, network = network, as_candidates(network.eval())
     answer = "probabilities" if softmax else "candidates" if isinstance(network, Candidates) else "logits"
     source = Source(
         _in_types(
@@ -122,11 +132,13 @@ def export_network(
         dtype,
         opset,
         softmax,
-        calibration,
-        answer,
-        free,
+        answer=answer,
+        free=free,
     )
     _try(network, source)
+    if isinstance(calibration, Path):
+        calibration = read_calibration(calibration, card, original)
+    source = replace(source, calibration=calibration)
     metadata = {
         CARD_KEY: json.dumps(card.as_dict()),
         OUTPUTS_KEY: answer,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mobilemamba.errors import ConfigError, DataError, MobileMambaError, WeightsError
 from mobilemamba.export import FORMATS, export_network
 from mobilemamba.export import inference as in_runtimes
+from mobilemamba.export.calibration import whole_batches
 from mobilemamba.export.format import Format, Source
 from mobilemamba.export.quiet import quiet
 from mobilemamba.models import ModelCard, Preprocessing, load_network, optimize_for_inference, read_card, save_weights
@@ -103,6 +104,12 @@ def test_a_fixed_number_of_pictures_is_filled_up() -> None:
         network(torch.randn(1, 3, 8, 9))
 
 
+def test_scales_are_fitted_by_whole_batches() -> None:
+    pictures = torch.arange(5.0)[:, None, None, None]
+    assert [batch.flatten().tolist() for batch in whole_batches(pictures, 3)] == [[0, 1, 2], [3, 4, 0]]
+    assert [batch.flatten().tolist() for batch in whole_batches(pictures, 7)] == [[0, 1, 2, 3, 4, 0, 1]]
+
+
 def test_maps_of_pixels_have_the_pictures_own_size() -> None:
     network = RuntimeNetwork(lambda x: x[:, :2], (None, 3, 8, 8), "")
     network.scales = True
@@ -139,6 +146,14 @@ def test_probabilities_stand_for_logits() -> None:
         ("x.onnx --size big", ConfigError, "--size big: expected pixels"),
         ("x.onnx --batch 0", ConfigError, "--batch 0: expected a number of pictures from 1 on, or dynamic"),
         ("x.onnx --opset 9", ConfigError, "--opset 9: expected 18 to 24"),
+        (
+            "x.onnx --web d --size dynamic",
+            ConfigError,
+            "--size dynamic with --web d: a page takes one size; give it in pixels",
+        ),
+        ("x.onnx --calibration empty --no-verify", ConfigError, "--calibration empty: no scales are fitted here, and"),
+        ("x.xml --size dynamic --batch 2", ConfigError, "--batch 2 with --size dynamic: .xml files take any number of"),
+        ("x.onnx --dtype int8 --calibration bad --size 999999", ConfigError, "not take pictures of 3 channels and 99"),
         ("x.xml --opset 18", ConfigError, "--opset 18: only .onnx files have one; leave it out"),
         ("x.onnx --dtype int4", ConfigError, "--dtype int4: .onnx files take float32 or float16 or int8"),
         ("x.onnx --dtype int8", ConfigError, "--dtype int8: .onnx files are fitted by pictures; give a folder of some"),
