@@ -144,7 +144,7 @@ def _tidy(model: Any) -> None:
 def quantized(model: Any, pictures: torch.Tensor, path: Path) -> Any:
     """The model with 8-bit products; all else stays float, where 8 bits cost more than they bring."""
     import onnx
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
@@ -161,6 +161,7 @@ def quantized(model: Any, pictures: torch.Tensor, path: Path) -> Any:
             str(path),
             Reader(),
             quant_format=QuantFormat.QDQ,
+            activation_type=QuantType.QUInt8,  # ONNX Runtime makes a mistake where it turns signed ones into these
             per_channel=True,
             op_types_to_quantize=["Conv", "Gemm", "MatMul"],
         )
