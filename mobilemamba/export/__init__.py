@@ -2,10 +2,11 @@
 
 from mobilemamba.export.formats import FORMATS
 from mobilemamba.export.inference import runners
+from mobilemamba.export.options import Options
 from mobilemamba.export.writing import Exported, export_network
 from mobilemamba.models.runtime import RUNNERS, RUNTIMES
 
 RUNTIMES |= FORMATS
 RUNNERS |= runners()
 
-__all__ = ["FORMATS", "Exported", "export_network"]
+__all__ = ["FORMATS", "Exported", "Options", "export_network"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,6 +80,12 @@ def read_calibration(folder: Path, card: ModelCard, network: nn.Module) -> Calib
     known = {name: index for index, name in enumerate(card.class_names)}
     labelled = known and all(printable(name) in known for name in classes)
     return Calibration(pictures, torch.tensor([known[printable(name)] for name in classes]) if labelled else None)
+
+
+def whole_batches(pictures: Tensor, batch: int) -> Iterator[Tensor]:
+    """Pictures so many at a time; the last batch is filled up from the first on."""
+    for start in range(0, len(pictures), batch):
+        yield pictures[torch.arange(start, start + batch) % len(pictures)]
 
 
 @torch.no_grad()

@@ -109,6 +109,8 @@ class Format(Runtime):
         one_picture: Whether a file takes one picture at a time alone.
         any_size: Whether one file takes pictures of any size.
         suppresses: Whether a file can choose among a detector's boxes.
+        fixes_loops: Whether a form for any size is exact for a fixed number of pictures too.
+        opsets: Versions of ONNX's operators that can be asked for.
     """
 
     name: ClassVar[str]
@@ -123,6 +125,8 @@ class Format(Runtime):
     one_picture: ClassVar[bool] = False
     any_size: ClassVar[bool] = False
     suppresses: ClassVar[bool] = False
+    fixes_loops: ClassVar[bool] = True
+    opsets: ClassVar[range] = range(0)
 
     def write(self, source: Source, metadata: Mapping[str, str], path: Path) -> None:
         """Writes the network to ``path``, and what belongs to it beside that by the same name."""

@@ -9,14 +9,14 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from mobilemamba.errors import ConfigError
+from mobilemamba.export.calibration import whole_batches
 from mobilemamba.export.form.free import with_functions
 from mobilemamba.export.format import INPUT, OUTPUTS_KEY, Format, Source
 from mobilemamba.export.quiet import quiet
 from mobilemamba.models.runtime import RuntimeNetwork
 
-#: The newest that older runtimes know as well, and the oldest that the exporter writes.
-_OPSET, _OLDEST, _NEWEST = 20, 18, 24
+#: The newest opset that older runtimes know as well.
+_OPSET = 20
 
 
 class Onnx(Format):
@@ -32,6 +32,7 @@ class Onnx(Format):
     any_batch = True
     any_size = True
     suppresses = True
+    opsets = range(18, 25)  # from the oldest that the exporter writes
 
     def write(self, source: Source, metadata: Mapping[str, str], path: Path) -> None:
         import onnx
@@ -101,11 +102,9 @@ def to_onnx(source: Source) -> Any:
     """The network as ONNX's ``ModelProto``, without the exporter's notes on source files.
 
     Raises:
-        ConfigError: If the network cannot be followed, or ONNX has no such opset.
+        ConfigError: If the network cannot be followed.
     """
     opset = source.opset or _OPSET
-    if not _OLDEST <= opset <= _NEWEST:
-        raise ConfigError(f"--opset {opset}: expected {_OLDEST} to {_NEWEST}")
     with quiet():
         # The exporter has a pass of its own for PyTorch's operators: one for ours alone would cost a third more.
         ours = any("mobilemamba" in str(node.target) for node in source.traced.graph.nodes)
@@ -149,11 +148,12 @@ def _tidy(model: Any) -> None:
 def quantized(model: Any, pictures: torch.Tensor, path: Path) -> Any:
     """The model with 8-bit products; all else stays float, where 8 bits cost more than they bring."""
     import onnx
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
-            self.batches = iter(pictures.split(model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1))
+            batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1
+            self.batches = whole_batches(pictures, batch)
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             batch = next(self.batches, None)
@@ -165,6 +165,7 @@ def quantized(model: Any, pictures: torch.Tensor, path: Path) -> Any:
             str(path),
             Reader(),
             quant_format=QuantFormat.QDQ,
+            activation_type=QuantType.QUInt8,  # ONNX Runtime makes a mistake where it turns signed ones into these
             per_channel=True,
             op_types_to_quantize=["Conv", "Gemm", "MatMul"],
         )

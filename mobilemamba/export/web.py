@@ -94,13 +94,22 @@ def check_page(folder: Path) -> None:
         raise ConfigError(f"{shown}: {error.strerror}; choose another folder") from None
 
 
+def check_shown(card: ModelCard, network: Path) -> None:
+    """Refuses a network of pictures or answers that no page can show.
+
+    Raises:
+        ConfigError: With the reason.
+    """
+    if card.in_chans != 3 or not card.num_classes:
+        raise ConfigError(f"{printable(network)}: a page shows pictures of three colours, and their classes")
+
+
 def _about(network: Path) -> dict[str, Any]:
     """What the page knows of the network."""
     card, runtime = read_card(network), runtime_of(network)
     if card is None or runtime is None:
         raise WeightsError(f"{printable(network)} does not say what it answers; expected what mobilemamba export wrote")
-    if card.in_chans != 3 or not card.num_classes:
-        raise ConfigError(f"{printable(network)}: a page shows pictures of three colours, and their classes")
+    check_shown(card, network)
     said, shape = runtime.metadata(network), runtime.load(network).shape
     size = shape[2:]
     if None in size:

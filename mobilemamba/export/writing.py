@@ -10,26 +10,24 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from mobilemamba.dense import Detector
 from mobilemamba.dense.candidates import KEPT_KEY, Candidates, as_candidates, canvas
 from mobilemamba.dense.suppression import Suppressing
 from mobilemamba.errors import ConfigError, MobileMambaError, WeightsError
-from mobilemamba.export.calibration import Calibration
+from mobilemamba.export.calibration import read_calibration
 from mobilemamba.export.form import exportable
 from mobilemamba.export.format import OUTPUTS_KEY, Source
 from mobilemamba.export.formats import format_of
+from mobilemamba.export.options import Options
 from mobilemamba.export.quiet import quiet
 from mobilemamba.export.verification import Check, check, check_objects
 from mobilemamba.files import check_writable
-from mobilemamba.layers.ss2d import SS2D
 from mobilemamba.models.card import CARD_KEY, ModelCard
-from mobilemamba.models.mobilemamba import MobileMamba
 from mobilemamba.models.runtime import PRECISION_KEY
 from mobilemamba.text import printable
 from mobilemamba.version import __version__
@@ -52,16 +50,7 @@ def export_network(
     network: nn.Module,
     card: ModelCard,
     target: str | Path,
-    *,
-    any_size: bool = False,
-    batch: int | None = None,
-    any_batch: bool | None = None,
-    dtype: str = "float32",
-    opset: int | None = None,
-    calibration: Calibration | None = None,
-    softmax: bool = False,
-    nms: bool = False,
-    verify: bool = True,
+    options: Options | None = None,
 ) -> Exported:
     """Writes a network for another program, its card with it.
 
@@ -69,77 +58,44 @@ def export_network(
         network: In float32 on the CPU.
         card: What it is of, and how its pictures are prepared.
         target: Its ending chooses the format; replaced as a whole.
-        any_size: Take pictures of any size, not the card's alone, where the format and the network can.
-        batch: Pictures at a time; by default any number where the format can, else 1.
-        any_batch: Take any number; without it as the format can.
-        dtype: float32, float16, bfloat16 or int8.
-        opset: ONNX's.
-        calibration: Pictures by whose activations int8 is scaled; and which are answered by both, to compare.
-        softmax: Answer with probabilities instead of logits.
-        nms: Have a detector's file answer with the objects as well, chosen by non-maximum suppression.
-        verify: Compare the file's answers to the network's, and refuse it if they differ.
+        options: How; by default in float32, and checked.
 
     Raises:
         ConfigError: If an option cannot work, or a package is missing.
+        DataError: If the pictures for the calibration cannot be read.
         WeightsError: If the file cannot be written, or does not answer as the network does.
     """
-    target = Path(target)
+    target, options = Path(target), options or Options()
     form = format_of(target)
-    form.need((*form.writes, *(form.reads if verify else ())))
-    if dtype not in form.dtypes:
-        raise ConfigError(f"--dtype {dtype}: {form.suffix} files take {' or '.join(form.dtypes)}")
-    if opset is not None and form.suffix != ".onnx":
-        raise ConfigError(f"--opset {opset}: only .onnx files have one; leave it out")
-    if (any_size and not form.any_size) or (any_batch and not form.any_batch):
-        raise ConfigError(f"{form.suffix} files take no dynamic {'size' if any_size else 'batch'}; give a number")
-    if form.one_picture and batch not in (None, 1):
-        raise ConfigError(f"--batch {batch}: {form.suffix} files take one picture at a time; leave it out")
-    if dtype == "int8" and form.calibrates and calibration is None:
-        raise ConfigError(
-            f"--dtype int8: {form.suffix} files are fitted by pictures; give a folder of some hundred by --calibration"
-        )
-    free = any_size and isinstance(network, MobileMamba)
-    if any_size and not free and any(isinstance(module, SS2D) for module in network.modules()):
-        raise ConfigError(
-            "--size dynamic: what stands on the network's scans is laid out for one size of pictures; give it in pixels"
-        )
-    if isinstance(network, Detector) and (any_size or softmax):
-        reasons = {
-            "--size dynamic": "a detector's boxes are laid out for one size of pictures; give it in pixels",
-            "--softmax": "not for detectors, which answer with probabilities; leave it out",
-        }
-        option = "--size dynamic" if any_size else "--softmax"
-        raise ConfigError(f"{option}: {reasons[option]}")
-    if nms and not (form.suppresses and isinstance(network, Detector)):
-        who = "detectors answer with boxes" if form.suppresses else ".onnx and .xml files can choose among boxes"
-        raise ConfigError(f"--nms: only {who}; leave it out")
-    if nms and any_batch:
-        raise ConfigError("--nms: each picture's boxes are chosen apart, for a number of pictures; give it by --batch")
+    form.need((*form.writes, *(form.reads if options.verify else ())))
+    options.check(form, network)
     _check_target(target)
-    any_batch = form.any_batch and not nms and batch is None if any_batch is None else any_batch
     size = canvas(network, card.preprocessing.img_size, fits=card.preprocessing.resize == "fit")
-    network = as_candidates(network.eval())
-    answer = "probabilities" if softmax else "candidates" if isinstance(network, Candidates) else "logits"
+    original, network = network, as_candidates(network.eval())
     kept = network.kept(size, card.in_chans) if isinstance(network, Candidates) else None
-    arithmetic = _DTYPES.get(dtype if form.casts else "", torch.float32)
-    graph = _in_types(exportable(network, any_size=free), arithmetic, softmax=softmax)
+    answer = "probabilities" if options.softmax else "candidates" if kept else "logits"
+    arithmetic = _DTYPES.get(options.dtype if form.casts else "", torch.float32)
+    graph = _in_types(exportable(network, any_size=options.is_free(network)), arithmetic, softmax=options.softmax)
     source = Source(
-        Suppressing(graph, kept).eval() if kept and nms else graph,
+        Suppressing(graph, kept).eval() if kept and options.nms else graph,
         card.in_chans,
-        None if any_size else size,
-        None if any_batch else batch or 1,
-        dtype,
-        opset,
-        softmax,
-        calibration,
-        (answer, "objects") if nms else (answer,),
-        free,
+        None if options.any_size else size,
+        options.pictures(form),
+        options.dtype,
+        options.opset,
+        options.softmax,
+        answers=(answer, "objects") if options.nms else (answer,),
+        free=options.is_free(network),
     )
     _try(network, source)
+    pictures = options.calibration
+    if isinstance(pictures, Path):
+        pictures = read_calibration(pictures, card, original)
+    source = replace(source, calibration=pictures)
     metadata = {
         CARD_KEY: json.dumps(card.as_dict()),
         OUTPUTS_KEY: answer,
-        PRECISION_KEY: dtype,
+        PRECISION_KEY: options.dtype,
         "producer": f"mobilemamba {__version__}",
     }
     if kept is not None:
@@ -153,8 +109,8 @@ def export_network(
         except Exception as error:  # of the libraries' own kinds, for a full disk as for what they cannot convert
             reason = " ".join(str(error).split())[:300]
             raise WeightsError(f"cannot write {printable(target)} for {form.name}: {reason}") from error
-        found = check(network, form, staged, source) if verify else None
-        if kept is not None and nms and verify:
+        found = check(network, form, staged, source) if options.verify else None
+        if found is not None and kept is not None and options.nms:
             check_objects(form, staged, source, kept)
         written = sum(file.stat().st_size for file in staged.parent.rglob("*") if file.is_file())
     return Exported(target, written, source.size, source.batch, found)

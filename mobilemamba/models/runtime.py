@@ -88,6 +88,13 @@ class Runtime(Protocol):
     name: ClassVar[str]
     reads: ClassVar[tuple[str, ...]]
 
+    def need(self, packages: tuple[str, ...]) -> None:
+        """Refuses where one of the packages is missing.
+
+        Raises:
+            ConfigError: With what installs it.
+        """
+
     def metadata(self, path: Path) -> Mapping[str, str]:
         """What a file says of itself.
 

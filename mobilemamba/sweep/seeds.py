@@ -33,7 +33,7 @@ def over_seeds(records: list[Record]) -> list[Record]:
 def spread(entry: Record, key: str) -> str:
     """`` ± 0.35``, or blank; with the number of seeds where not all rows of the group have a value."""
     deviation = entry.get(f"{key}_sd")
-    if deviation is None:
+    if deviation is None or deviation != deviation:
         return ""
     return f" ± {deviation:.2f}" + (f" ({entry['seeds']})" if entry["seeds"] < entry["runs"] else "")
 

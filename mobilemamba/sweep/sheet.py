@@ -102,7 +102,7 @@ class Sheet:
 
 def cell(value: Any, digits: int | None = None) -> str:
     """A value as a table shows it; blank where it is unknown."""
-    if value is None:
+    if value is None or value != value:  # NaN, as of what no picture shows
         return ""
     if digits is not None and isinstance(value, int | float):
         return f"{value:,.{digits}f}"

@@ -25,7 +25,7 @@ from mobilemamba.analysis.machine import choose_device
 from mobilemamba.errors import ConfigError, MobileMambaError
 from mobilemamba.files import check_writable
 from mobilemamba.models import VARIANTS
-from mobilemamba.models.runtime import packages_of
+from mobilemamba.models.runtime import RUNTIMES, packages_of
 from mobilemamba.ops.kernels import describe_kernels
 from mobilemamba.screen import make_console
 
@@ -128,6 +128,9 @@ def benchmark(
         train=train,
         scan_backend=scan_backend,
     )
+    for runtime in RUNTIMES.values():
+        if any(case.mode == runtime.name for case in cases):
+            runtime.need(runtime.reads)  # not after minutes of measuring
     if plot is not None and not any(published_top1(case.model, case.size) for case in cases):
         raise ConfigError(f"--plot {plot}: none of these networks has a published accuracy at its size; leave it out")
     console = make_console()

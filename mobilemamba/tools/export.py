@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from mobilemamba.errors import ConfigError
-from mobilemamba.export import Exported
+from mobilemamba.export import Exported, Options
 from mobilemamba.export import export_network as write
-from mobilemamba.export.calibration import SURE, Agreement, read_calibration
-from mobilemamba.export.web import check_page, write_page
+from mobilemamba.export.calibration import SURE, Agreement
+from mobilemamba.export.web import check_page, check_shown, write_page
 from mobilemamba.models import load_network
 from mobilemamba.models.runtime import RuntimeNetwork
 from mobilemamba.text import printable
@@ -55,44 +55,47 @@ def export_network(
         WeightsError: If the weights cannot be read, or the file cannot be written or is not exact.
     """
     if out is None:
-        _page_alone(weights, web, size, batch, calibration, opset, model)
+        settings = (size, batch, calibration, opset, model, dtype != "float32", softmax, not verify)
+        _page_alone(weights, web, any(setting not in (None, False) for setting in settings))
         return
     if web is not None:
         if out.suffix != ".onnx":
             raise ConfigError(f"--web {printable(web)}: a page runs .onnx files; call {printable(out)} so")
+        if size == "dynamic":
+            raise ConfigError(f"--size dynamic with --web {printable(web)}: a page takes one size; give it in pixels")
         check_page(web)
     sides = None if size in (None, "dynamic") else _sides(size)
     number = None if batch in (None, "dynamic") else _batch(batch)
     network, card = load_network(weights, model, verbose=False)
     if isinstance(network, RuntimeNetwork):
         raise ConfigError(f"{printable(weights)} is an exported network itself; give the weights that it was made of")
+    if web is not None:
+        check_shown(card, weights)
     if sides is not None:
         card = replace(card, preprocessing=replace(card.preprocessing, img_size=sides))
-    written = write(
-        network,
-        card,
-        out,
+    options = Options(
         any_size=size == "dynamic",
         batch=number,
         any_batch=None if batch is None else batch == "dynamic",
         dtype=dtype,
         opset=opset,
-        calibration=None if calibration is None else read_calibration(calibration, card, network),
+        calibration=calibration,
         softmax=softmax,
         nms=nms,
         verify=verify,
     )
+    written = write(network, card, out, options)
     for line in describe(written):
         print(line)
     if web is not None:
         _page(out, web)
 
 
-def _page_alone(exported: Path, folder: Path | None, *settings: object) -> None:
+def _page_alone(exported: Path, folder: Path | None, has_options: bool) -> None:
     """Of a network that was exported before."""
     if folder is None or exported.suffix != ".onnx":
         raise ConfigError(f"of {printable(exported)} nothing is to be written: add a name such as y.onnx")
-    if any(setting is not None for setting in settings):
+    if has_options:
         raise ConfigError("a page alone has no other options: name the weights and a new .onnx file to have them used")
     _page(exported, folder)
 

@@ -1,6 +1,7 @@
 """The arithmetic on known numbers: exponents, lines at equal accuracy, files, pictures."""
 
 import csv
+import io
 import json
 import math
 from dataclasses import fields, replace
@@ -160,6 +161,18 @@ def test_each_network_in_its_fastest_mode(records):
     assert len(best) == len(records) + 1
     assert with_fastest(records) == records
     assert [r.mode for r in with_fastest([*records, *others])].count(FASTEST) == len(records)
+
+
+def test_a_failure_is_a_word_in_the_table_and_its_reason_a_line_below(records):
+    reason = "ConfigError: OpenVINO cannot convert the network: " + "x" * 80
+    failed = [replace(records[0], batch=batch, error=reason, **FAILED) for batch in (1, 32)]
+    console = Console(width=140, file=io.StringIO())
+    console.print(network_table([*records, *failed], 140))
+    printed = console.file.getvalue()
+    assert sum("failed" in line for line in printed.splitlines() if line.startswith("│")) == 2
+    below = " ".join(printed.rpartition("┘")[2].split())
+    assert below.startswith(f"failed: {reason} (efficientvit_m2, 224 px, batch 1, float32, eager; efficientvit_m2, 224")
+    assert below.count("failed") == 1
 
 
 def test_csv_is_read_back(records, tmp_path: Path):

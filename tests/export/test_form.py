@@ -14,6 +14,7 @@ from mobilemamba.export.form.layers import Scan
 from mobilemamba.export.form.scan import recurrence, softplus
 from mobilemamba.export.form.side_by_side import side_by_side
 from mobilemamba.layers.ss2d import SS2D
+from mobilemamba.layers.wavelet_mamba import WaveletConv
 from mobilemamba.models import ArchOverrides, create_model, optimize_for_inference
 from mobilemamba.ops import selective_scan
 from tests.export.conftest import awaken
@@ -82,6 +83,12 @@ def test_it_computes_what_the_network_does(choices: dict[str, Any]) -> None:
     for size in ((96, 176), (48, 32)):  # maps of 6 x 11, 3 x 6, 2 x 3, and of one pixel
         assert_same(form, network, pictures(*size))
     assert kinds(form)["MRFFI"] == 0
+
+
+def test_a_long_wavelet_has_no_sums_by_index_which_runtimes_lack_in_half_precision() -> None:
+    program = torch.export.export(WaveletConv(4, 3, "db2"), (torch.zeros(1, 4, 6, 7),))
+    calls = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert not any(name in call for call in calls for name in ("index_add", "index_put", "scatter"))
 
 
 @pytest.mark.parametrize("directions", [1, 2, 4])

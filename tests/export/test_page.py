@@ -245,6 +245,8 @@ def test_a_page_replaces_its_former_one_alone(exported: Path, capsys: pytest.Cap
         ("w.safetensors --web page", "of w.safetensors nothing is to be written: add a name such as y.onnx"),
         ("w.safetensors y.xml --web page", "--web page: a page runs .onnx files; call y.xml so"),
         ("x.onnx --web page --size 64", "a page alone has no other options: name the weights and a new .onnx file"),
+        ("x.onnx --web page --dtype float16", "a page alone has no other options: name"),
+        ("x.onnx --web page --no-verify", "a page alone has no other options: name"),
     ],
 )
 def test_mistakes_are_one_line(exported: Path, line: str, message: str) -> None:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from mobilemamba.errors import ConfigError, DataError, MobileMambaError, WeightsError
-from mobilemamba.export import FORMATS, export_network
+from mobilemamba.export import FORMATS, Options, export_network
 from mobilemamba.export import inference as in_runtimes
+from mobilemamba.export.calibration import whole_batches
 from mobilemamba.export.format import Format, Source
 from mobilemamba.export.quiet import quiet
 from mobilemamba.models import ModelCard, Preprocessing, load_network, optimize_for_inference, read_card, save_weights
@@ -80,7 +81,7 @@ def test_what_is_not_exact_is_refused(plain: Plain, tmp_path: Path, kept: bool) 
     with pytest.raises(WeightsError, match=r"^x.plain is not written: NumPy is off by 5.0e-04 of the largest logit, w"):
         export_network(Twice(), SMALL, tmp_path / "x.plain")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"] * kept
-    export_network(Twice(), SMALL, tmp_path / "x.plain", verify=False)
+    export_network(Twice(), SMALL, tmp_path / "x.plain", Options(verify=False))
 
 
 def test_a_full_disk_leaves_nothing(plain: Plain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,6 +102,12 @@ def test_a_fixed_number_of_pictures_is_filled_up() -> None:
     assert seen == [4, 4, 4]
     with pytest.raises(ConfigError, match="pictures of 3 x 8 x 9: the exported network takes 3 x 8 x 8; export"):
         network(torch.randn(1, 3, 8, 9))
+
+
+def test_scales_are_fitted_by_whole_batches() -> None:
+    pictures = torch.arange(5.0)[:, None, None, None]
+    assert [batch.flatten().tolist() for batch in whole_batches(pictures, 3)] == [[0, 1, 2], [3, 4, 0]]
+    assert [batch.flatten().tolist() for batch in whole_batches(pictures, 7)] == [[0, 1, 2, 3, 4, 0, 1]]
 
 
 def test_maps_of_pixels_have_the_pictures_own_size() -> None:
@@ -139,6 +146,14 @@ def test_probabilities_stand_for_logits() -> None:
         ("x.onnx --size big", ConfigError, "--size big: expected pixels"),
         ("x.onnx --batch 0", ConfigError, "--batch 0: expected a number of pictures from 1 on, or dynamic"),
         ("x.onnx --opset 9", ConfigError, "--opset 9: expected 18 to 24"),
+        (
+            "x.onnx --web d --size dynamic",
+            ConfigError,
+            "--size dynamic with --web d: a page takes one size; give it in pixels",
+        ),
+        ("x.onnx --calibration empty --no-verify", ConfigError, "--calibration empty: no scales are fitted here, and"),
+        ("x.xml --size dynamic --batch 2", ConfigError, "--batch 2 with --size dynamic: .xml files take any number of"),
+        ("x.onnx --dtype int8 --calibration bad --size 999999", ConfigError, "not take pictures of 3 channels and 99"),
         ("x.xml --opset 18", ConfigError, "--opset 18: only .onnx files have one; leave it out"),
         ("x.onnx --dtype int4", ConfigError, "--dtype int4: .onnx files take float32 or float16 or int8"),
         ("x.onnx --dtype int8", ConfigError, "--dtype int8: .onnx files are fitted by pictures; give a folder of some"),

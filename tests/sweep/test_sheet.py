@@ -84,6 +84,7 @@ def test_csv_has_the_columns_of_all_rows() -> None:
 
 
 def test_cells() -> None:
+    assert [cell(float("nan")), cell(float("nan"), 2)] == ["", ""]
     assert [cell(None), cell(1234.5, 1), cell([0.8, 0.7]), cell(True), cell("x")] == [
         "",
         "1,234.5",

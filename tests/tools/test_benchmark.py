@@ -14,6 +14,7 @@ from mobilemamba.analysis.benchmark.ceilings import matrix_product, memory_copy
 from mobilemamba.analysis.benchmark.workload import Workshop
 from mobilemamba.cli.tool import switches
 from mobilemamba.errors import BackendUnavailableError, ConfigError, MobileMambaError
+from mobilemamba.models.runtime import RUNTIMES
 from mobilemamba.tools.benchmark import SCALED_MODELS, SCALED_SIZES
 
 QUICK = ("--rounds", "2", "--seconds", "0.001", "--no-memory")
@@ -122,6 +123,12 @@ def test_threads_are_set_and_given_back(printed, tmp_path: Path) -> None:
     )
     assert rows(tmp_path / "o.csv")[0]["threads"] == "2"
     assert torch.get_num_threads() == before
+
+
+def test_a_runtime_that_is_missing_is_named_before_the_measuring(printed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RUNTIMES[".tflite"], "reads", ("not_there",))
+    with pytest.raises(ConfigError, match=r"^.tflite files need not_there: pip install 'mobilemamba\[litert\]'$"):
+        printed("benchmark", "test_efficientnet", "--mode", "eager,litert", *QUICK)
 
 
 @pytest.mark.parametrize(

@@ -23,21 +23,31 @@ LINEAR = 1.05
 
 
 def network_table(records: Sequence[Record], width: int) -> Group:
-    """A line for each record; one that failed has its reason. ``width`` is the screen's, in characters."""
+    """A line for each record, and below why some failed. ``width`` is the screen's, in characters."""
     what = "Training steps" if records[0].train else "Inference"
     header = ["model", "px", "batch", "dtype", "mode", "layout", "ms", "quartiles", "img/s", "of ceiling", "MiB"]
     lines = []
     for record in records:
         start = [record.model, record.px, f"{record.batch}", record.dtype, record.mode, record.layout]
-        lines.append([*start, *(["", record.error, "", "", ""] if record.error else _measured(record))])
+        lines.append([*start, *(["failed", "", "", "", ""] if record.error else _measured(record))])
     return fit_table(
         width,
         header,
         lines,
         title=f"{what}, medians of {records[0].rounds} common rounds",
+        notes=_failures((f"{r.model}, {r.px} px, batch {r.batch}, {r.dtype}, {r.mode}", r.error) for r in records),
         numeric=[1, 2, 6, 7, 8, 9, 10],
         spare=[5, 4, 3, 10, 9],
     )
+
+
+def _failures(records: Iterable[tuple[str, str]]) -> list[str]:
+    """A sentence for each error, from what it befell and the error, which is blank where there is none."""
+    named: dict[str, list[str]] = {}
+    for name, error in records:
+        if error:
+            named.setdefault(error, []).append(name)
+    return [f"failed: {error} ({'; '.join(dict.fromkeys(names))})" for error, names in named.items()]
 
 
 def _measured(record: Record) -> list[str]:
@@ -94,7 +104,10 @@ def network_notes(records: Sequence[Record]) -> list[str]:
 
 
 def scan_table(records: Sequence[ScanRecord], width: int) -> Group:
-    """A line for each backend and shape, the shares of the ceilings beside the rates, for a screen of ``width``."""
+    """A line for each backend and shape, the shares of the ceilings beside the rates, and below why some failed.
+
+    ``width`` is the screen's, in characters.
+    """
     what = "forward and backward" if records[0].train else "forward"
     header = ["B", "K", "D", "N", "H x W", "in", "backend", "ms", "quartiles", "GB/s", "of copy", "GFLOP/s", "of mm"]
     lines: list[list[str]] = []
@@ -107,13 +120,14 @@ def scan_table(records: Sequence[ScanRecord], width: int) -> Group:
         if shape and own != shape:
             sections.append(len(lines) - 1)
         shape = own
-        measured = ["", record.error, "", "", "", ""] if record.error else _rates(record)
+        measured = ["failed", "", "", "", "", ""] if record.error else _rates(record)
         lines.append([*start, record.backend, *measured])
     return fit_table(
         width,
         header,
         lines,
         title=f"Selective scan, {what}, {records[0].dtype}",
+        notes=_failures((f"{r.backend}, {r.height}x{r.map_width}, batch {r.batch}", r.error) for r in records),
         numeric=[0, 1, 2, 3, 4, *range(7, 13)],
         spare=[5, 11, 9, 12, 10],
         sections=sections,

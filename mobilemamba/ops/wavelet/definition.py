@@ -90,14 +90,13 @@ def idwt2d(y_BChw: Tensor, filters: Tensor, size: tuple[int, int]) -> Tensor:
     Returns:
         (B, C, H, W).
     """
-    channels, taps = filters.shape[0] // 4, filters.shape[-1]
-    x = F.conv_transpose2d(y_BChw, filters, stride=2, groups=channels)
-    if taps > 2:  # what runs over the border comes in again at the beginning
+    channels, before = filters.shape[0] // 4, filters.shape[-1] // 2 - 1
+    if before:  # what runs over the border comes in again at the beginning
         for dim in (2, 3):
-            side = 2 * y_BChw.shape[dim]
-            wrapped = x.new_zeros(*x.shape[:dim], side, *x.shape[dim + 1 :])
-            x = wrapped.index_add(dim, torch.arange(x.shape[dim], device=x.device) % side, x)
-    return x[:, :, : size[0], : size[1]]
+            side = y_BChw.shape[dim]
+            y_BChw = y_BChw.index_select(dim, torch.arange(-before, side, device=y_BChw.device) % side)
+    x = F.conv_transpose2d(y_BChw, filters, stride=2, groups=channels)
+    return x[:, :, 2 * before : 2 * before + size[0], 2 * before : 2 * before + size[1]]
 
 
 def wavelet_conv(x_BCHW: Tensor, weight: Tensor, dwt_filters: Tensor, idwt_filters: Tensor) -> Tensor:

@@ -1,0 +1,110 @@
+"""What can be asked of an export, and whether it can be done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from mobilemamba.dense import Detector
+from mobilemamba.errors import ConfigError
+from mobilemamba.export.calibration import Calibration
+from mobilemamba.export.format import Format
+from mobilemamba.layers.ss2d import SS2D
+from mobilemamba.models.mobilemamba import MobileMamba
+from mobilemamba.text import printable
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a network is to be written.
+
+    Attributes:
+        any_size: Take pictures of any size, not the card's alone, where the format and the network can.
+        batch: Pictures at a time; by default any number where the format can, else 1.
+        any_batch: Take any number; without it as the format can.
+        dtype: float32, float16, bfloat16 or int8.
+        opset: ONNX's.
+        calibration: Pictures by whose activations int8 is scaled; and which are answered by both, to compare. Or a
+            folder, see ``read_calibration``.
+        softmax: Answer with probabilities instead of logits.
+        nms: Have a detector's file answer with the objects as well, chosen by non-maximum suppression.
+        verify: Compare the file's answers to the network's, and refuse it if they differ.
+    """
+
+    any_size: bool = False
+    batch: int | None = None
+    any_batch: bool | None = None
+    dtype: str = "float32"
+    opset: int | None = None
+    calibration: Calibration | Path | None = None
+    softmax: bool = False
+    nms: bool = False
+    verify: bool = True
+
+    def pictures(self, form: Format) -> int | None:
+        """How many a file takes at a time; None for any number."""
+        free = form.any_batch and not self.nms and self.batch is None if self.any_batch is None else self.any_batch
+        return None if free else self.batch or 1
+
+    def is_free(self, network: nn.Module) -> bool:
+        """Whether the network takes the form for any size, of ``form.free``."""
+        return self.any_size and isinstance(network, MobileMamba)
+
+    def check(self, form: Format, network: nn.Module) -> None:
+        """Refuses what cannot be done, or would do nothing, before the work for it.
+
+        Raises:
+            ConfigError: If an option does not go with the format, the network or another option.
+        """
+        self._check_form(form)
+        self._check_network(form, network)
+
+    def _check_form(self, form: Format) -> None:
+        suffix = form.suffix
+        if self.dtype not in form.dtypes:
+            raise ConfigError(f"--dtype {self.dtype}: {suffix} files take {' or '.join(form.dtypes)}")
+        if self.opset is not None and self.opset not in form.opsets:
+            known = f"expected {form.opsets[0]} to {form.opsets[-1]}" if form.opsets else "only .onnx files have one"
+            raise ConfigError(f"--opset {self.opset}: {known}; leave it out for the usual one")
+        for free, can, what in ((self.any_size, form.any_size, "size"), (self.any_batch, form.any_batch, "batch")):
+            if free and not can:
+                raise ConfigError(f"{suffix} files take no dynamic {what}; give a number")
+        if form.one_picture and self.batch not in (None, 1):
+            raise ConfigError(f"--batch {self.batch}: {suffix} files take one picture at a time; leave it out")
+        if self.nms and not form.suppresses:
+            raise ConfigError("--nms: only .onnx and .xml files can choose among boxes; leave it out")
+        if self.nms and self.any_batch:
+            raise ConfigError(
+                "--nms: each picture's boxes are chosen apart, of a number of pictures; give it by --batch"
+            )
+        fits = self.dtype == "int8" and form.calibrates
+        if fits and self.calibration is None:
+            raise ConfigError(
+                f"--dtype int8: {suffix} files are fitted by pictures; give a folder of some hundred by --calibration"
+            )
+        if self.calibration is not None and not fits and not (self.verify and form.reads):
+            shown = f" {printable(self.calibration)}" if isinstance(self.calibration, Path) else ""
+            raise ConfigError(f"--calibration{shown}: no scales are fitted here, and no answers compared; leave it out")
+
+    def _check_network(self, form: Format, network: nn.Module) -> None:
+        detects, free = isinstance(network, Detector), self.is_free(network)
+        if self.any_size and not free and any(isinstance(module, SS2D) for module in network.modules()):
+            raise ConfigError(
+                "--size dynamic: what stands on the network's scans is laid out for one size of pictures; "
+                "give it in pixels"
+            )
+        if free and self.batch is not None and not form.fixes_loops:
+            raise ConfigError(
+                f"--batch {self.batch} with --size dynamic: {form.suffix} files take any number of pictures then; "
+                "leave one out"
+            )
+        if detects and self.any_size:
+            raise ConfigError(
+                "--size dynamic: a detector's boxes are laid out for one size of pictures; give it in pixels"
+            )
+        if detects and self.softmax:
+            raise ConfigError("--softmax: not for detectors, which answer with probabilities; leave it out")
+        if self.nms and not detects:
+            raise ConfigError("--nms: only detectors answer with boxes; leave it out")
