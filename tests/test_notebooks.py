@@ -29,6 +29,7 @@ SHORTER = {
     "ablation": {
         "limit_train_batches: 25, limit_val_batches: 8": "limit_train_batches: 2, limit_val_batches: 1",
         "    no_mixer: {model.arch.global_mixer: identity}\n": "",
+        "seed_everything: [0, 1]": "seed_everything: [1]",
         "--sweep.dry_run true": "--sweep.dry_run true --sweep.only xi_876_mu_223",
     },
     "detection": {
