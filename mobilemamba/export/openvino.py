@@ -125,18 +125,22 @@ def to_openvino(source: Source) -> Any:
     model.outputs[0].get_tensor().set_names({source.answer})
     if source.dtype == "int8":
         assert source.calibration is not None
-        return _quantized(model, source.calibration.pictures)
+        return _quantized(model, source.calibration.pictures, source.batch or 1)
     return model
 
 
-def _quantized(model: Any, pictures: torch.Tensor) -> Any:
+def _quantized(model: Any, pictures: torch.Tensor, batch: int) -> Any:
     load_openvino()
     import nncf
 
     nncf.set_log_level(40)
-    data = nncf.Dataset([picture[None].numpy() for picture in pictures])
+    missing = pictures[:1].expand(-len(pictures) % batch, *pictures.shape[1:])  # from whole batches
+    batches = [some.numpy() for some in torch.cat([pictures, missing]).split(batch)]
     return nncf.quantize(
-        model, data, subset_size=len(pictures), ignored_scope=nncf.IgnoredScope(types=_STAY_FLOAT, validate=False)
+        model,
+        nncf.Dataset(batches),
+        subset_size=len(batches),
+        ignored_scope=nncf.IgnoredScope(types=_STAY_FLOAT, validate=False),
     )
 
 
