@@ -36,6 +36,10 @@ SHORTER = {
         "limit_train_batches 8 --trainer.limit_val_batches 2": "limit_train_batches 2 --trainer.limit_val_batches 1"
     },
     "erf": {"img_size=224, batch_size=20": "img_size=128, batch_size=8"},
+    "export": {  # of four pictures at a time, as a graph of any number of them takes much longer to follow
+        "{WEIGHTS} exported.onnx": "{WEIGHTS} exported.onnx --batch 4",
+        "--dtype int8": "--dtype int8 --batch 4",
+    },
     "finetune_and_predict": {"max_epochs 4": "max_epochs 2", "of_shelf[:30]": "of_shelf[:10]"},
 }
 
