@@ -29,12 +29,17 @@ SHORTER = {
     "ablation": {
         "limit_train_batches: 25, limit_val_batches: 8": "limit_train_batches: 2, limit_val_batches: 1",
         "    no_mixer: {model.arch.global_mixer: identity}\n": "",
+        "seed_everything: [0, 1]": "seed_everything: [1]",
         "--sweep.dry_run true": "--sweep.dry_run true --sweep.only xi_876_mu_223",
     },
     "detection": {
         "limit_train_batches 8 --trainer.limit_val_batches 2": "limit_train_batches 2 --trainer.limit_val_batches 1"
     },
     "erf": {"img_size=224, batch_size=20": "img_size=128, batch_size=8"},
+    "export": {  # of four pictures at a time, as a graph of any number of them takes much longer to follow
+        "{WEIGHTS} exported.onnx": "{WEIGHTS} exported.onnx --batch 4",
+        "--dtype int8": "--dtype int8 --batch 4",
+    },
     "finetune_and_predict": {"max_epochs 4": "max_epochs 2", "of_shelf[:30]": "of_shelf[:10]"},
 }
 

@@ -21,7 +21,7 @@ from mobilemamba.models.release_names import ours_to_release
 from mobilemamba.sweep import row
 from mobilemamba_command import main
 from tests.ops.scans import needs_native
-from tests.sweep.run_faked import fake_command
+from tests.sweep.conftest import fake_command
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

@@ -76,9 +76,7 @@ class Options:
         if self.nms and not form.suppresses:
             raise ConfigError("--nms: only .onnx and .xml files can choose among boxes; leave it out")
         if self.nms and self.any_batch:
-            raise ConfigError(
-                "--nms: each picture's boxes are chosen apart, of a number of pictures; give it by --batch"
-            )
+            raise ConfigError("--nms: each picture's boxes are chosen apart; give the number of pictures by --batch")
         fits = self.dtype == "int8" and form.calibrates
         if fits and self.calibration is None:
             raise ConfigError(

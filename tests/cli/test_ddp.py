@@ -20,6 +20,7 @@ from mobilemamba.dense import create_segmenter
 from mobilemamba.models import ModelCard, Preprocessing, save_weights
 from mobilemamba.training.callbacks.receptive_fields import read_snapshots
 from mobilemamba_command import main
+from tests.cli.test_validate import save_known_classifier, table
 
 # 24 pictures are three steps of 8. The 13 for validation are no equal shares: one is evaluated twice, and counts once.
 TRAIN, VAL = 24, 13
@@ -35,14 +36,23 @@ WITHOUT_BATCH_NORM = ["--model", "test_convnext"]
 EVALUATE = shlex.split(
     "validate --weights w.safetensors --data own --data.num_workers 0 --trainer.accelerator cpu --trainer.logger false"
 )
+#: 2,000 pictures, which are not whole batches of 111 in either case.
+EVALUATE_SAMPLE = shlex.split(
+    "validate --weights classifier.safetensors --data.img_size 32 --data.num_workers 0 --data.batch_size 111 "
+    "--trainer.accelerator cpu --trainer.logger false"
+)
+RECEPTIVE_FIELDS = shlex.split(
+    "--trainer.callbacks+=ReceptiveFields --trainer.callbacks.pictures=1 --trainer.callbacks.size=64"
+)
 IN_TWO = shlex.split("--trainer.strategy ddp --trainer.devices 2")
 CLASSES = [f"class {number}" for number in range(11)]
 FIT_IN_TWO = ["fit", *OPTIONS, *IN_TWO, "--data.batch_size", "4"]  # pictures of each process
 #: What both processes do, one after the other; the second fit has a callback of which the second process knows nothing.
 TOGETHER = [
     [*FIT_IN_TWO, "--name", "two", *WITHOUT_BATCH_NORM],
-    [*FIT_IN_TWO, "--name", "mamba", *MOBILEMAMBA, "--trainer.callbacks+=ReceptiveFields"],
+    [*FIT_IN_TWO, "--name", "mamba", *MOBILEMAMBA, *RECEPTIVE_FIELDS],
     [*EVALUATE, *IN_TWO, "--per_class", "two.csv"],
+    [*EVALUATE_SAMPLE, *IN_TWO],  # the last, as its table is the last that is printed
 ]
 
 
@@ -83,6 +93,7 @@ def together(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
     look = Preprocessing((32, 32), (0.5,) * 3, (0.2,) * 3, "bilinear")
     named = {"class_names": tuple(CLASSES), "task": "segmentation", "head": "semantic_fpn"}
     save_weights(segmenter, folder / "w.safetensors", ModelCard("mobilemamba_t2", look, len(CLASSES), **named))
+    save_known_classifier(folder / "classifier.safetensors")
     script = folder / "all.py"
     script.write_text(f"from mobilemamba_command import main\nfor command in {TOGETHER!r}:\n    main(command)\n")
     done = subprocess.run(
@@ -95,6 +106,7 @@ def together(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
         timeout=250,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+    (folder / "said.txt").write_text(done.stdout)
     assert "sync_dist" not in done.stderr  # Lightning's advice, needless here as each metric is of all processes
     return folder
 
@@ -171,6 +183,16 @@ def test_every_pixel_counts_once_whoever_sees_it() -> None:
     main([*EVALUATE, "--per_class", "one.csv"])
     assert Path("one.csv").read_text().count("\n") == 1 + len(CLASSES)
     assert Path("two.csv").read_bytes() == Path("one.csv").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_there")
+def test_every_picture_of_the_sample_counts_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """In the printed table, of the network as it was trained."""
+    main(EVALUATE_SAMPLE)
+    one, two = (table(text)["as trained"] for text in (capsys.readouterr().out, Path("said.txt").read_text()))
+    assert one[:2] == two[:2]
+    assert float(one[2]) == pytest.approx(float(two[2]), abs=2e-4)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +14,7 @@ import torch
 
 from mobilemamba.cli.messages import mistake
 from mobilemamba.errors import ConfigError, DataError, MobileMambaError, user_error
-from mobilemamba_command import main
+from mobilemamba_command import main, run
 
 TINY = shlex.split(
     "--trainer.max_epochs 1 --trainer.limit_train_batches 2 --trainer.limit_val_batches 1 --trainer.accelerator cpu "
@@ -244,7 +245,7 @@ def test_a_bug_keeps_its_traceback(place: str, monkeypatch: pytest.MonkeyPatch) 
     assert not isinstance(caught.value, MobileMambaError)
 
 
-@pytest.mark.parametrize("command", ["", "nonsense", "fit --trainer.accelerator mps --name x"])
+@pytest.mark.parametrize("command", ["", "nonsense"])
 def test_the_process_says_one_line_and_exits_with_2(command: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "mobilemamba_command", *command.split()], capture_output=True, text=True, check=False
@@ -257,6 +258,19 @@ def test_the_process_says_one_line_and_exits_with_2(command: str) -> None:
     assert "Traceback" not in done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("mobilemamba: error: ")
+
+
+def test_so_it_does_of_what_needs_a_network(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["mobilemamba", *shlex.split("fit --trainer.accelerator mps --name x")])
+    monkeypatch.setattr("mobilemamba.cli.exits.keep_freed_memory", lambda: None)  # for the rest of a process
+    with warnings.catch_warnings(), pytest.raises(SystemExit) as ended:
+        run()
+    assert ended.value.code == 2
+    said = capsys.readouterr()
+    assert "Traceback" not in said.out + said.err
+    assert said.err.strip().splitlines()[-1].startswith("mobilemamba: error: ")
 
 
 def test_errors_from_data_workers_are_one_line() -> None:

@@ -10,6 +10,12 @@ from mobilemamba.sweep import row
 from mobilemamba_command import main
 
 Sweeper = Callable[..., Any]
+FAKE = Path(__file__).with_name("fake_child.py")
+
+
+def fake_command(run_dir: Path) -> list[str]:
+    """For a row that takes no time."""
+    return [sys.executable, str(FAKE), str(run_dir)]
 
 
 @pytest.fixture
@@ -41,8 +47,7 @@ def write(tiny: dict[str, Any], tmp_path: Path) -> Callable[..., list[str]]:
 @pytest.fixture
 def sweep_faked(write: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch) -> Sweeper:
     """Runs a sweep of rows, by default one for each name with a learning rate of its own, with fake children."""
-    fake = Path(__file__).with_name("fake_child.py")
-    monkeypatch.setattr(row, "_command", lambda run_dir: [sys.executable, str(fake), str(run_dir)])
+    monkeypatch.setattr(row, "_command", fake_command)
     monkeypatch.setattr("mobilemamba.sweep.saved.plot", lambda _, __, path, ___: path.touch())  # has tests of its own
 
     def sweep(*names: str, options: tuple[str, ...] = (), **settings: Any) -> Any:

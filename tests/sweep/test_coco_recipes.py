@@ -1,5 +1,6 @@
 """The recipes and tables of the paper's detectors: each row counts as printed, or says why not, and takes a step."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ COCO_FILES = sorted((Path(__file__).resolve().parents[2] / "experiments/coco").g
 TABLES = [path for path in COCO_FILES if path.stem.startswith("table")]
 
 
+@cache
 def rows_of(path: Path) -> list[Row]:
     return plan(["--config", str(path), "--data.root", "coco"])
 

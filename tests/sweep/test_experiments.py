@@ -35,7 +35,7 @@ XI = ROOT / "experiments/ablation_xi.yaml"
 STEP = shlex.split(
     """--trainer.max_steps 1 --trainer.max_epochs 1 --trainer.limit_train_batches 1 --trainer.limit_val_batches 1
 --trainer.accelerator cpu --data.img_size 32 --data.batch_size 2 --table_size null --trainer.logger false
---trainer.enable_checkpointing false --trainer.enable_model_summary false"""
+--trainer.enable_checkpointing false --trainer.enable_model_summary false --trainer.num_sanity_val_steps 0"""
 )
 
 
@@ -203,7 +203,7 @@ def test_recipes_take_two_steps_on_real_pictures(name: str, sample_as_imagenet: 
     options = shlex.split(
         "--trainer.max_epochs 1 --trainer.limit_train_batches 2 --trainer.limit_val_batches 1 --trainer.precision 32 "
         "--trainer.accelerator cpu --data.img_size 32 --data.batch_size 4 --data.num_workers 0 --table_size null "
-        "--trainer.logger false --trainer.enable_checkpointing false"
+        "--trainer.logger false --trainer.enable_checkpointing false --trainer.num_sanity_val_steps 0"
     )
     if taught:  # a small teacher in the place of the large one
         save_weights(
