@@ -8,9 +8,8 @@ import timm
 import torch
 from torch import nn
 
-from mobilemamba.errors import ConfigError, WeightsError
-from mobilemamba.export import FORMATS, export_network
-from mobilemamba.export.beside import write_note
+from mobilemamba.errors import ConfigError
+from mobilemamba.export import export_network
 from mobilemamba.models import ModelCard, load_network, optimize_for_inference
 from mobilemamba_command import main
 from tests.export.conftest import CARD
@@ -71,20 +70,6 @@ def test_ncnn_says_what_it_cannot_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^ncnn has no layer for Tensor.reshape of this network; choose another fo"):
         export_network(network, ModelCard("efficientvit_m0", CARD.preprocessing), tmp_path / "x.param")
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("said", [None, {}, {"shape": "1x3x8x8"}])
-def test_files_of_ncnn_from_elsewhere_are_refused(tmp_path: Path, said: dict[str, str] | None) -> None:
-    pytest.importorskip("ncnn")
-    path = tmp_path / "x.param"
-    path.write_text("7767517\n1 1\nInput data 0 1 data\n" if said else "text")
-    path.with_suffix(".bin").touch()
-    if said is not None:
-        write_note(path, said)
-    with pytest.raises(
-        WeightsError, match=r"^cannot read .*x.param: .*; expected a file that mobilemamba export wrote$"
-    ):
-        FORMATS[".param"].load(path)
 
 
 @pytest.mark.slow
