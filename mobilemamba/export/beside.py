@@ -20,8 +20,8 @@ from mobilemamba.text import printable
 class WithJson(Format):
     """Of formats whose files hold a network and no more.
 
-    The runtimes trust their files, and what is only a part of one may end the whole process. So none is opened but that
-    which its JSON was written for.
+    The runtimes trust them: of spoilt weights, or by another file's JSON, they may make an answer all the same, or fail
+    in ways of their own. So none is opened but that which its JSON was written for.
     """
 
     def note(self, path: Path, metadata: Mapping[str, str], source: Source) -> None:
