@@ -20,10 +20,13 @@ class BoxCoder(_utils.BoxCoder):
     """torchvision's, which bounds how much larger a box is than its anchor; here, also how much smaller."""
 
     def decode_single(self, rel_codes: Tensor, boxes: Tensor) -> Tensor:
-        """Boxes (n, 4) of codes (n, 4) and as many anchors."""
-        lowest = rel_codes.new_tensor([-self.bbox_xform_clip * weight for weight in self.weights[2:]])
-        codes = torch.cat((rel_codes[:, :2], rel_codes[:, 2:].maximum(lowest)), 1)
-        return super().decode_single(codes, boxes)
+        """Boxes (n, 4) of codes (n, 4) and as many anchors; in pairs of columns, as exported graphs have them best."""
+        start, end = boxes.chunk(2, 1)
+        sides = end - start
+        shift, growth = (rel_codes / rel_codes.new_tensor(self.weights)).chunk(2, 1)
+        centre = shift * sides + (start + 0.5 * sides)
+        half = 0.5 * (growth.clamp(-self.bbox_xform_clip, self.bbox_xform_clip).exp() * sides)
+        return torch.cat((centre - half, centre + half), 1)
 
 
 def wanted(target: Mapping[str, Any], num_classes: int) -> tuple[Tensor, Tensor, Tensor]:

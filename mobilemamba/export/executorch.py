@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mobilemamba.export.beside import WithShape
+from mobilemamba.export.beside import WithJson
 from mobilemamba.export.format import Source
 
 
-class ExecuTorch(WithShape):
+class ExecuTorch(WithJson):
     """See the module."""
 
     name = "executorch"

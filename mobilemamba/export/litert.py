@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import torch
 
-from mobilemamba.export.beside import WithJson, write_note
-from mobilemamba.export.format import OUTPUTS_KEY, Source
-from mobilemamba.export.quiet import quiet
-from mobilemamba.models.runtime import RuntimeNetwork
+from mobilemamba.export.beside import WithJson
+from mobilemamba.export.format import Source
 
 
 class LiteRt(WithJson):
@@ -30,29 +28,33 @@ class LiteRt(WithJson):
 
         litert_torch.convert(source.program.module(), (source.example,)).export(str(path))
         if source.dtype == "int8":
-            from ai_edge_quantizer import quantizer, recipe
+            _quantize(path)
+        self.note(path, metadata, source)
 
-            fitted = quantizer.Quantizer(str(path), recipe.dynamic_wi8_afp32()).quantize()
-            fitted.export_model(str(path), overwrite=True)
-        write_note(path, metadata)
+    def open(self, path: Path) -> tuple[Callable[[np.ndarray], np.ndarray], str]:
+        from ai_edge_litert.interpreter import Interpreter
 
-    def load(self, path: Path) -> RuntimeNetwork:
-        self.need(self.reads)
-        try:
-            with quiet():
-                from ai_edge_litert.interpreter import Interpreter
-
-                interpreter = Interpreter(str(path), num_threads=torch.get_num_threads())
-                interpreter.allocate_tensors()
-            (pictures,), answer = interpreter.get_input_details(), interpreter.get_output_details()[0]
-        except Exception as error:  # of its own kinds
-            raise self.unreadable(path, error) from None
+        interpreter = Interpreter(str(path), num_threads=torch.get_num_threads())
+        interpreter.allocate_tensors()
+        pictures, answer = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
 
         def run(batch: np.ndarray) -> np.ndarray:
             interpreter.set_tensor(pictures["index"], batch)
             interpreter.invoke()
             return interpreter.get_tensor(answer["index"])
 
-        shape = tuple(int(size) for size in pictures["shape"])
-        probabilities = self.metadata(path).get(OUTPUTS_KEY) == "probabilities"
-        return RuntimeNetwork(run, shape, "LiteRT", probabilities=probabilities)
+        return run, "LiteRT"
+
+
+def _quantize(path: Path) -> None:
+    """Stores a file's weights in 8 bits, but for factors of matrix products in batches.
+
+    LiteRT takes a constant on the left of one, such as an inverse wavelet transform, in float alone. The others are the
+    scans' small projections, which in 8 bits would spare 3 % of the size.
+    """
+    from ai_edge_quantizer import algorithm_manager, qtyping, quantizer, recipe
+
+    model = quantizer.Quantizer(str(path), recipe.dynamic_wi8_afp32())
+    product, as_it_is = qtyping.TFLOperationName.BATCH_MATMUL, algorithm_manager.AlgorithmName.NO_QUANTIZE
+    model.update_quantization_recipe(".*", product, algorithm_key=as_it_is)
+    model.quantize().export_model(str(path), overwrite=True)

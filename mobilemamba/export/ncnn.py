@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from mobilemamba.errors import ConfigError
-from mobilemamba.export.beside import WithShape
+from mobilemamba.export.beside import WithJson
 from mobilemamba.export.form.side_by_side import side_by_side
 from mobilemamba.export.format import Source
 
@@ -21,7 +21,7 @@ from mobilemamba.export.format import Source
 _IN, _OUT = "in0", "out0"
 
 
-class Ncnn(WithShape):
+class Ncnn(WithJson):
     """See the module; in float16 the weights alone are stored so."""
 
     name = "ncnn"
@@ -48,10 +48,13 @@ class Ncnn(WithShape):
         _check_layers(path)
         self.note(path, metadata, source)
 
+    def files(self, path: Path) -> tuple[Path, ...]:
+        return path, path.with_suffix(".bin")
+
     def open(self, path: Path) -> tuple[Callable[[np.ndarray], np.ndarray], str]:
         import ncnn
 
-        net = _read(path)
+        net = _read(*self.files(path))
 
         def run(batch: np.ndarray) -> np.ndarray:
             extractor = net.create_extractor()
@@ -83,7 +86,7 @@ def _check_layers(path: Path) -> None:
         raise ConfigError(f"ncnn has no layer for {', '.join(unknown)} of this network; choose another format")
 
 
-def _read(path: Path) -> Any:
+def _read(layers: Path, weights: Path) -> Any:
     import ncnn
 
     net = ncnn.Net()
@@ -91,11 +94,7 @@ def _read(path: Path) -> Any:
     options.num_threads = torch.get_num_threads()
     options.use_vulkan_compute = options.use_fp16_packed = options.use_fp16_storage = False
     options.use_fp16_arithmetic = options.use_bf16_storage = False
-    for read, file in ((net.load_param, path), (net.load_model, path.with_suffix(".bin"))):
-        if not file.exists():
-            raise FileNotFoundError(f"no {file.name}")
+    for read, file in ((net.load_param, layers), (net.load_model, weights)):
         if read(str(file)):
             raise ValueError(f"ncnn does not take {file.name}")
-    if list(net.input_names()) != [_IN] or _OUT not in net.output_names():
-        raise ValueError("it takes other things than one batch of pictures")
     return net

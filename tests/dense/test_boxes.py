@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.models.detection import _utils
 from torchvision.ops import roi_align
 
 from mobilemamba.dense.boxes import BACKGROUND, IGNORED, BoxCoder, above, assign, keep_best
@@ -42,6 +43,9 @@ def test_codes_are_bounded_on_both_sides() -> None:
     assert torch.allclose(decoded, boxes([8 - 500, 8 - 0.128, 8 + 500, 8 + 0.128]))
     expected = boxes([1, 2, 9, 30], [5, 5, 6, 6])
     assert torch.allclose(coder.decode_single(coder.encode_single(expected, anchors), anchors), expected, atol=1e-5)
+    codes, anchors = torch.randn(50, 4), expected[:1] + 3 * torch.arange(50.0)[:, None]
+    theirs = _utils.BoxCoder(coder.weights).decode_single(codes, anchors)
+    torch.testing.assert_close(coder.decode_single(codes, anchors), theirs)
 
 
 def test_what_is_above_and_what_is_kept() -> None:
