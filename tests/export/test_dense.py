@@ -250,7 +250,7 @@ def test_a_file_chooses_the_objects_itself(tmp_path: Path, head: str, suffix: st
         (
             "ssdlite",
             ("--nms", "--batch", "dynamic"),
-            "--nms: each picture's boxes are chosen apart; give the number of",
+            "--nms: each picture.s boxes are chosen apart; give the number",
         ),
     ],
 )
