@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +18,8 @@ from mobilemamba.models.runtime import RuntimeNetwork
 
 #: The newest that older runtimes know as well, and the oldest that the exporter writes.
 _OPSET, _OLDEST, _NEWEST = 20, 18, 24
+#: Convolutions of fewer weights stay float in int8: to convert what they read takes longer than they do.
+_FEW_WEIGHTS = 1024
 
 
 class Onnx(Format):
@@ -65,8 +68,12 @@ class Onnx(Format):
             raise self.unreadable(path, error) from None
 
 
-def _session(model: str | bytes, *, quick: bool = False) -> Any:
-    """ONNX Runtime's session of a file or its content; a quick one is not to be run."""
+def _session(model: str | bytes, *, quick: bool = False, folded: Path | None = None) -> Any:
+    """ONNX Runtime's session of a file or its content; a quick one is not to be run.
+
+    Args:
+        folded: Where to write the model after the rewrites that are right for every processor; no others are done then.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -76,6 +83,9 @@ def _session(model: str | bytes, *, quick: bool = False) -> Any:
     options.log_severity_level = 4  # what fails is raised as well
     if quick:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if folded is not None:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = str(folded)
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
@@ -143,9 +153,14 @@ def _tidy(model: Any) -> None:
 
 
 def quantized(model: Any, pictures: torch.Tensor, path: Path) -> Any:
-    """The model with 8-bit products; all else stays float, where 8 bits cost more than they bring."""
+    """The model with 8-bit products; all else stays float, where 8 bits cost more than they bring.
+
+    Activations are unsigned: of signed ones that several operators read, ONNX Runtime converts one side of a
+    convolution alone to what its kernels take, and then computes it as floats between conversions. A ReLU between two
+    products is in the conversion, which clips: the quantizer removes it where it is told of it.
+    """
     import onnx
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
@@ -155,6 +170,9 @@ def quantized(model: Any, pictures: torch.Tensor, path: Path) -> Any:
             batch = next(self.batches, None)
             return None if batch is None else {INPUT: batch.numpy()}
 
+    # What folds only there, as some norms, would else stand between a convolution and the conversion of its answer.
+    _session(model.SerializeToString(), folded=path)
+    model = onnx.load(path)
     with quiet():
         quantize_static(
             model,
@@ -162,9 +180,24 @@ def quantized(model: Any, pictures: torch.Tensor, path: Path) -> Any:
             Reader(),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
-            op_types_to_quantize=["Conv", "Gemm", "MatMul"],
+            activation_type=QuantType.QUInt8,
+            op_types_to_quantize=["Conv", "Gemm", "MatMul", "Relu", "Clip"],
+            nodes_to_exclude=_stay_float(model.graph),
         )
     return onnx.load(path)
+
+
+def _stay_float(graph: Any) -> list[str]:
+    """Names of the products that eight bits make no faster: of few weights, and of matrices that are not weights."""
+    shapes = {weights.name: tuple(weights.dims) for weights in graph.initializer}
+    names = []
+    for node in graph.node:
+        shape = shapes.get(node.input[1], ()) if len(node.input) > 1 else ()
+        group = next((entry.i for entry in node.attribute if entry.name == "group"), 1)
+        few = node.op_type == "Conv" and group == 1 and math.prod(shape) < _FEW_WEIGHTS
+        if few or (node.op_type == "MatMul" and len(shape) != 2):
+            names.append(node.name)
+    return names
 
 
 def _strip(model: Any) -> None:
