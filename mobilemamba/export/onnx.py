@@ -188,14 +188,22 @@ def quantized(model: Any, pictures: torch.Tensor, path: Path) -> Any:
 
 
 def _stay_float(graph: Any) -> list[str]:
-    """Names of the products that eight bits make no faster: of few weights, and of matrices that are not weights."""
+    """Names of the products that eight bits make no faster.
+
+    Convolutions of few weights; depthwise ones whose answer is multiplied, as SiLU and gates do, which is as floats and
+    so takes a conversion on either side of little work; and products of matrices that are not weights.
+    """
     shapes = {weights.name: tuple(weights.dims) for weights in graph.initializer}
+    multiplied = {name for node in graph.node if node.op_type == "Mul" for name in node.input}
     names = []
     for node in graph.node:
         shape = shapes.get(node.input[1], ()) if len(node.input) > 1 else ()
-        group = next((entry.i for entry in node.attribute if entry.name == "group"), 1)
-        few = node.op_type == "Conv" and group == 1 and math.prod(shape) < _FEW_WEIGHTS
-        if few or (node.op_type == "MatMul" and len(shape) != 2):
+        if node.op_type == "Conv":
+            apart = any(entry.name == "group" and entry.i > 1 for entry in node.attribute)
+            stays = node.output[0] in multiplied if apart else math.prod(shape) < _FEW_WEIGHTS
+        else:
+            stays = node.op_type == "MatMul" and len(shape) != 2
+        if stays:
             names.append(node.name)
     return names
 

@@ -92,7 +92,7 @@ def test_int8_is_close_and_whole_in_the_runtime(exported: Path, network: nn.Modu
 @pytest.mark.parametrize("norm", [True, False])
 def test_int8_takes_products_that_gain(norm: bool, tmp_path: Path) -> None:
     helper, array = onnx.helper, onnx.numpy_helper.from_array
-    shapes = {"few": (16, 3, 3, 3), "many": (64, 16, 1, 1), "apart": (64, 1, 3, 3)}
+    shapes = {"few": (16, 3, 3, 3), "many": (64, 16, 1, 1), "apart": (64, 1, 3, 3), "gated": (64, 1, 3, 3)}
     random = np.random.default_rng(0)
     weights = {name: random.standard_normal(shape, np.float32) for name, shape in shapes.items()}
     weights |= {"matrix": random.standard_normal((8, 8), np.float32), "stack": np.ones((64, 8, 8), np.float32)}
@@ -103,7 +103,10 @@ def test_int8_takes_products_that_gain(norm: bool, tmp_path: Path) -> None:
         helper.make_node("BatchNormalization", ["b", *ones], ["c"]) if norm else helper.make_node("Relu", ["b"], ["c"]),
         helper.make_node("Relu", ["c"], ["d"]),
         helper.make_node("Conv", ["d", "apart"], ["e"], "apart", group=64, pads=[1] * 4),
-        helper.make_node("MatMul", ["e", "matrix"], ["f"], "matrix"),
+        helper.make_node("Conv", ["e", "gated"], ["x"], "gated", group=64, pads=[1] * 4),
+        helper.make_node("Sigmoid", ["x"], ["y"]),
+        helper.make_node("Mul", ["x", "y"], ["z"]),
+        helper.make_node("MatMul", ["z", "matrix"], ["f"], "matrix"),
         helper.make_node("MatMul", ["f", "stack"], ["g"], "stack"),
         helper.make_node("MatMul", ["g", "f"], ["h"], "attention"),
     ]
