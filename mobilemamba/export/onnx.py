@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -73,14 +74,21 @@ class Onnx(Format):
             raise self.unreadable(path, error) from None
 
 
+def load_onnxruntime() -> Any:
+    """The package, which reports its use to Microsoft, and keeps a number for this machine, unless told otherwise."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # which it reads as it is imported
+    import onnxruntime
+
+    return onnxruntime
+
+
 def _session(model: str | bytes, *, quick: bool = False, folded: Path | None = None) -> Any:
     """ONNX Runtime's session of a file or its content; a quick one is not to be run.
 
     Args:
         folded: Where to write the model after the rewrites that are right for every processor; no others are done then.
     """
-    import onnxruntime
-
+    onnxruntime = load_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.enable_cpu_mem_arena = False  # which would hold the memory of the largest batch, for 2 % of the time
     options.intra_op_num_threads = torch.get_num_threads()
@@ -95,8 +103,6 @@ def _session(model: str | bytes, *, quick: bool = False, folded: Path | None = N
 
 
 def _in_onnxruntime(session: Any, *, output: int = 0) -> RuntimeNetwork:
-    import onnxruntime
-
     pictures, answer = session.get_inputs()[0], session.get_outputs()[output]
 
     def run(batch: np.ndarray) -> np.ndarray:
@@ -104,7 +110,7 @@ def _in_onnxruntime(session: Any, *, output: int = 0) -> RuntimeNetwork:
 
     shape = tuple(size if isinstance(size, int) else None for size in pictures.shape)
     outputs = session.get_modelmeta().custom_metadata_map.get(OUTPUTS_KEY)
-    how = f"ONNX Runtime {onnxruntime.__version__}"
+    how = f"ONNX Runtime {load_onnxruntime().__version__}"
     return RuntimeNetwork(run, shape, how, probabilities=outputs == "probabilities")
 
 
@@ -163,6 +169,8 @@ def quantized(model: Any, pictures: torch.Tensor, path: Path) -> Any:
     products is in the conversion, which clips: the quantizer removes it where it is told of it.
     """
     import onnx
+
+    load_onnxruntime()
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):

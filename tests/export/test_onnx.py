@@ -1,6 +1,7 @@
 """What is written for ONNX Runtime answers as the network does, and says all that is needed to ask it."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from mobilemamba.export.onnx import quantized
+from mobilemamba.export.onnx import load_onnxruntime, quantized
 from mobilemamba.models import load_network, read_card
 from mobilemamba_command import main
 from tests.export.conftest import CARD
@@ -24,6 +25,12 @@ def exported(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("onnx") / "small.onnx"
     main(["export", str(weights), str(path)])
     return path
+
+
+def test_it_reports_nothing_to_its_makers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    load_onnxruntime()
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
 
 
 def test_it_answers_as_the_network_does(exported: Path, network: nn.Module) -> None:
