@@ -8,6 +8,16 @@ import re
 from collections.abc import Collection
 from typing import Literal
 
+#: How torch and the other runtimes say that memory does not do.
+_NO_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "Storage size calculation overflowed",
+    "Failed to allocate memory",
+    "bad_alloc",
+)
+
 
 class MobileMambaError(Exception):
     """A mistake the user can mend, as opposed to a bug in the package."""
@@ -76,6 +86,18 @@ class StoppedError(MobileMambaError, RuntimeError):
     """The user stopped a command; what it had done by then is kept."""
 
     exit_code = 130
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an exception, or one that it stems from, says that memory ran out, a GPU's or the machine's."""
+    import torch  # not above: whoever imports errors alone need not wait for it
+
+    while error is not None:
+        said = isinstance(error, Exception) and any(words in str(error) for words in _NO_MEMORY)
+        if said or isinstance(error, torch.OutOfMemoryError | MemoryError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def user_error(error: BaseException | None) -> MobileMambaError | None:

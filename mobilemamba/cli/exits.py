@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mobilemamba.allocator import keep_freed_memory
-from mobilemamba.errors import MobileMambaError, user_error
+from mobilemamba.errors import MobileMambaError, is_out_of_memory, user_error
 from mobilemamba.signals import stop_on_signals
 
 
@@ -49,6 +49,10 @@ def console() -> Iterator[None]:
         if error.errno in (errno.EACCES, errno.EROFS):
             remedy = "choose a folder that you may write to, or have its permissions changed"
         _fail(f"{error.strerror}: {error.filename or Path.cwd()}; {remedy}", 1)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        _fail("out of memory; give smaller pictures, fewer of them at a time, or a smaller network", 2)
 
 
 def end_without_reader() -> NoReturn:

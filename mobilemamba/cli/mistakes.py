@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import mobilemamba
 from mobilemamba.cli.options import read_options
-from mobilemamba.errors import ConfigError, MobileMambaError, user_error
+from mobilemamba.errors import ConfigError, MobileMambaError, is_out_of_memory, user_error
 from mobilemamba.text import of_names
 from mobilemamba.training.callbacks.others import complaint
 
@@ -29,8 +29,6 @@ _PACKAGE = Path(mobilemamba.__file__).parent
 _CALLBACKS = Path(lightning.__file__).parent / "pytorch" / "callbacks"
 #: What the system says of a path that cannot be.
 _OF_PATHS = {errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL}
-#: How torch says that a CPU's memory does not do.
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
 #: How torch says that a signal stopped a worker -> the code of a command that it stopped.
 _STOPS = {"Interrupt": 130, "Terminated": 143, "Hangup": 129}
 #: Where libraries lie, Python's own among them.
@@ -69,7 +67,7 @@ def as_user_errors(options: list[str]) -> Iterator[None]:
 
 def _is_mistake(error: Exception) -> bool:
     root = _root(error)
-    if isinstance(root, MisconfigurationException) or _is_out_of_memory(root):
+    if isinstance(root, MisconfigurationException) or is_out_of_memory(root):
         return True
     frames = [frame.filename for frame in traceback.extract_tb(root.__traceback__)]
     raised_in = [Path(file) for file in frames if not file.startswith("<")][-1:]  # importlib's are <frozen ...>
@@ -83,12 +81,6 @@ def _is_mistake(error: Exception) -> bool:
 
 def _is_of_library(file: Path) -> bool:
     return not file.is_relative_to(_PACKAGE) and any(file.is_relative_to(folder) for folder in _LIBRARIES)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
 
 def _is_of_checkpoint(error: Exception) -> bool:
@@ -107,7 +99,7 @@ def _root(error: BaseException) -> BaseException:
 
 def _line(error: Exception, options: list[str]) -> str:
     text, root = _said(error), _root(error)
-    if _is_out_of_memory(root):
+    if is_out_of_memory(root):
         wanted = re.search(r"[Tt]ried to allocate [\d.]+ \w+", text)
         found = wanted[0].lower() if wanted else text.partition(". ")[0]
         return f"out of memory ({found}); try a smaller data.batch_size, data.img_size or network"

@@ -1,4 +1,4 @@
-"""What ``predict`` found: as a CSV or JSON file that is whole at any moment, or as a table on the screen."""
+"""What ``predict`` found: as a CSV or JSON file that is whole at any moment, as drawings, or as a table on screen."""
 
 from __future__ import annotations
 
@@ -6,19 +6,23 @@ import csv
 import io
 import json
 import os
+import re
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from rich.console import Console
 from rich.table import Table
 
 from mobilemamba.errors import ConfigError
-from mobilemamba.files import check_writable, write_text_atomic
+from mobilemamba.files import check_writable, make_folder, write_atomic, write_text_atomic
 from mobilemamba.models.predictor import Predictor
 from mobilemamba.screen import on_screen
-from mobilemamba.text import writable
+from mobilemamba.text import printable, writable
 
 #: ``picture``, and a predictor's row of it, or ``error``.
 Answer = dict[str, Any]
@@ -27,6 +31,7 @@ Answer = dict[str, Any]
 FORMATS = (".csv", ".json")
 _SECONDS = 5.0  # of work that a kill may lose
 _UNLIMITED = 10_000  # columns
+_MARK = ("Software", "mobilemamba predict")  # in the text of drawings
 
 
 class AnswerFile:
@@ -62,6 +67,64 @@ class AnswerFile:
         write_text_atomic(self.path, json.dumps(answers, indent=2) + "\n" if as_json else to_csv(answers, predictor))
         took = time.monotonic() - began
         self._due = began + took + max(_SECONDS, 20 * took)  # a long list takes little of the time
+
+
+class Drawings:
+    """A folder of drawings, called by the number of their picture.
+
+    Each says in itself that it is one, so that those of an earlier run, which would be taken for this one's, can go at
+    its end, and no other picture ever does.
+
+    Args:
+        folder: Made if it is not there.
+        name: What messages call it, e.g. the option.
+
+    Raises:
+        ConfigError: If the folder cannot be made, or has pictures of others under such names.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        make_folder(folder, name)
+        self.folder, self._written = folder, set[str]()
+        self._earlier = [path for path in folder.iterdir() if re.fullmatch(r"\d{4,}(_labels)?\.png", path.name)]
+        for path in self._earlier:
+            if not _is_drawing(path):
+                raise ConfigError(
+                    f"{name} {printable(folder)}: {path.name} in it was not drawn by predict and would be lost; "
+                    "choose another folder"
+                )
+
+    def save(self, number: int, drawings: Mapping[str, Image.Image]) -> None:
+        """Writes what was drawn of a picture.
+
+        Args:
+            number: Of the picture, from 1 on.
+            drawings: What to add to the name -> the drawing.
+
+        Raises:
+            OSError: If it cannot be written; no part of it is left then.
+        """
+        for added, drawing in drawings.items():
+            text, content = PngInfo(), io.BytesIO()
+            text.add_text(*_MARK)
+            drawing.save(content, "png", pnginfo=text)
+            path = self.folder / f"{number:04d}{added}.png"
+            write_atomic(path, content.getbuffer())
+            self._written.add(path.name)
+
+    def end(self) -> None:
+        """Removes the drawings of an earlier run that no new one has replaced."""
+        for path in self._earlier:
+            if path.name not in self._written:
+                path.unlink(missing_ok=True)
+
+
+def _is_drawing(path: Path) -> bool:
+    try:
+        with Image.open(path) as picture:
+            return picture.info.get(_MARK[0]) == _MARK[1]
+    except OSError:
+        return False
 
 
 def to_csv(answers: list[Answer], predictor: Predictor) -> str:

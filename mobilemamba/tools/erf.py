@@ -38,7 +38,7 @@ from mobilemamba.analysis.erf import (
 from mobilemamba.analysis.figures import png_figure
 from mobilemamba.analysis.machine import choose_device
 from mobilemamba.data.draw import draw_pictures
-from mobilemamba.errors import ConfigError
+from mobilemamba.errors import ConfigError, is_out_of_memory
 from mobilemamba.files import check_writable, write_atomic, write_text_atomic
 from mobilemamba.models import ModelCard, Preprocessing, load_network
 from mobilemamba.models.checkpoints import BUILDERS
@@ -145,12 +145,14 @@ class _Subject:
     def row(self, batches: Iterator[Tensor], taps: Any, rule: Rule, position: Any, device: torch.device) -> Row:
         try:
             fields = receptive_fields(self.network.to(device), batches, taps, rule, position)
-        except torch.OutOfMemoryError:
+        except ConfigError as error:
+            raise ConfigError(f"{self.name}: {error}") from None
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             raise ConfigError(
                 f"{self.name}: the batch is too large for the memory of {device}; lower --batch_size"
             ) from None
-        except ConfigError as error:
-            raise ConfigError(f"{self.name}: {error}") from None
         finally:
             self.network.cpu()
         return Row(printable(self.name), printable(self.weights), fields)

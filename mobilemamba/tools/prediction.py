@@ -17,12 +17,12 @@ from torch import Tensor
 
 from mobilemamba.analysis.machine import choose_device
 from mobilemamba.data.folders import describe_left_out, few, list_pictures
-from mobilemamba.errors import ConfigError, DataError, StoppedError, UnreadablePicturesError
+from mobilemamba.errors import ConfigError, DataError, StoppedError, UnreadablePicturesError, is_out_of_memory
 from mobilemamba.files import make_folder, write_text_atomic
 from mobilemamba.models import load_network
 from mobilemamba.models.predictor import Predictor, Row, predictor_of
 from mobilemamba.text import printable
-from mobilemamba.tools.answers import FORMATS, Answer, AnswerFile, print_table
+from mobilemamba.tools.answers import FORMATS, Answer, AnswerFile, Drawings, print_table
 
 
 def predict(
@@ -51,7 +51,7 @@ def predict(
         topk: Number of classes to name; by default 5, of a segmentation all.
         output: A .csv or .json file to write; nothing is printed then but what could not be read. Or a folder that
             takes the table as answers.csv, what --draw gives and, of a detection, coco_results.json.
-        draw: A folder that takes each picture with its answer, as 0001.png and so on.
+        draw: A folder that takes each picture with its answer, as 0001.png and so on; those of an earlier run go.
         score: Of a detection, what an object needs to be told, 0 to 1; by default 0.3.
         batch_size: Pictures at a time; by default 32, for a segmentation or a detection 1.
         window: Side in pixels of the windows that a segmenter sees of a picture, their logits averaged where they
@@ -77,8 +77,7 @@ def predict(
         make_folder(output, "--output")
         draw, folder, output = draw or output, output, output / "answers.csv"
     file = None if output is None else AnswerFile(output)
-    if draw is not None:
-        make_folder(draw, "--draw")
+    drawings = None if draw is None else Drawings(draw, "--output" if draw == folder else "--draw")
     chosen = choose_device(device)
     left_out: Counter[str] = Counter()
     paths = list(find_pictures(pictures, left_out))
@@ -104,7 +103,7 @@ def predict(
     done: list[Answer] = []
     try:
         for found in track(
-            answer(paths, predictor, batch_size, draw),
+            answer(paths, predictor, batch_size, drawings),
             "predicting",
             total=len(paths),
             console=Console(stderr=True),
@@ -116,10 +115,12 @@ def predict(
                 file.keep(done, predictor)
     except KeyboardInterrupt:
         raise StoppedError(f"stopped after {len(done):,} of {len(paths):,} pictures") from None
-    except torch.OutOfMemoryError:
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         raise ConfigError(f"--batch_size {batch_size}: too many for the memory of {chosen}; give fewer") from None
     finally:
-        _hand_over(done, predictor, file, folder)
+        _hand_over(done, predictor, file, folder, drawings)
     failed = [found for found in done if "error" in found]
     for found in failed:
         print(f"skipped: {found['error']}", file=sys.stderr)
@@ -127,9 +128,17 @@ def predict(
         raise UnreadablePicturesError(f"{len(failed)} of {len(done)} pictures could not be read, see above")
 
 
-def _hand_over(answers: list[Answer], predictor: Predictor, file: AnswerFile | None, folder: Path | None) -> None:
+def _hand_over(
+    answers: list[Answer],
+    predictor: Predictor,
+    file: AnswerFile | None,
+    folder: Path | None,
+    drawings: Drawings | None,
+) -> None:
     if not answers:
         return
+    if drawings is not None:
+        drawings.end()
     if file is None:
         print_table(answers, predictor)
         return
@@ -174,14 +183,14 @@ def _listed() -> list[str]:
     return [os.fsdecode(line) for line in lines if line.strip()]
 
 
-def answer(paths: list[Path], predictor: Predictor, batch_size: int, drawn: Path | None = None) -> Iterator[Answer]:
+def answer(paths: list[Path], predictor: Predictor, batch_size: int, drawn: Drawings | None = None) -> Iterator[Answer]:
     """What a network makes of each picture, in order.
 
     Args:
         paths: Pictures.
         predictor: Asks it.
         batch_size: Pictures at a time.
-        drawn: Folder that takes each picture with its answer, by its place in ``paths``.
+        drawn: Takes each picture with its answer, by its place in ``paths``.
     """
 
     def prepare(path: Path) -> tuple[Tensor, tuple[int, int]] | str:
@@ -208,8 +217,7 @@ def answer(paths: list[Path], predictor: Predictor, batch_size: int, drawn: Path
                     continue
                 row = next(rows)
                 if drawn is not None:
-                    for name, drawing in predictor.drawings(predictor.read(path), row).items():
-                        drawing.save(drawn / f"{number:04d}{name}.png")
+                    drawn.save(number, predictor.drawings(predictor.read(path), row))
                 yield {"picture": str(path), **{name: row[name] for name in row if name not in predictor.drawn_only}}
 
 

@@ -15,10 +15,11 @@ from mobilemamba.analysis import complexity
 from mobilemamba.analysis.benchmark import networks
 from mobilemamba.analysis.benchmark.cases import Case
 from mobilemamba.analysis.benchmark.ceilings import matrix_product
-from mobilemamba.analysis.benchmark.memory import CpuMeter, can_measure_cpu, describe, is_too_large
+from mobilemamba.analysis.benchmark.memory import CpuMeter, can_measure_cpu, describe
 from mobilemamba.analysis.benchmark.networks import measure
 from mobilemamba.analysis.benchmark.workload import Workshop, create
 from mobilemamba.analysis.rounds import Timings
+from mobilemamba.errors import is_out_of_memory
 from mobilemamba.models.card import CARD_KEY, ModelCard, Preprocessing
 from mobilemamba.models.runtime import PRECISION_KEY, RUNNERS, RUNTIMES, RuntimeNetwork
 from mobilemamba.version import __version__
@@ -220,4 +221,4 @@ def test_peak_memory_of_known_tensors():
 )
 def test_errors_in_one_line(error, line):
     assert describe(error) == line
-    assert is_too_large(error) == (line == "out of memory")
+    assert is_out_of_memory(error) == (line == "out of memory")

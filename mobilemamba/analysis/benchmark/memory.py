@@ -26,6 +26,7 @@ from mobilemamba.allocator import has_choice, return_freed_memory
 from mobilemamba.analysis.benchmark.cases import Case
 from mobilemamba.analysis.benchmark.workload import Workload, Workshop, silently
 from mobilemamba.analysis.resident import can_forget_peak, forget_peak, peak_resident_bytes, resident_bytes
+from mobilemamba.errors import is_out_of_memory
 
 _TOO_LARGE = "out of memory"
 
@@ -82,15 +83,9 @@ def cuda_peak(workload: Workload, device: torch.device) -> int:
     return workload.held_bytes + torch.cuda.max_memory_allocated(device) - before
 
 
-def is_too_large(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out."""
-    said = any(text in str(error) for text in (_TOO_LARGE, "can't allocate memory"))
-    return said or isinstance(error, torch.OutOfMemoryError | MemoryError)
-
-
 def describe(error: BaseException) -> str:
     """An exception in one short line."""
-    if is_too_large(error):
+    if is_out_of_memory(error):
         return _TOO_LARGE
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}"[:160]

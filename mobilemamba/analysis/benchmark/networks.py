@@ -13,13 +13,14 @@ import torch
 
 from mobilemamba.analysis.benchmark.cases import DTYPES, LAYOUTS, Case
 from mobilemamba.analysis.benchmark.ceilings import matrix_product
-from mobilemamba.analysis.benchmark.memory import CpuMeter, can_measure_cpu, cuda_peak, describe, is_too_large
+from mobilemamba.analysis.benchmark.memory import CpuMeter, can_measure_cpu, cuda_peak, describe
 from mobilemamba.analysis.benchmark.paper import published_top1
 from mobilemamba.analysis.benchmark.records import Record
 from mobilemamba.analysis.benchmark.workload import Workload, Workshop, create, silently
 from mobilemamba.analysis.complexity import complexity
 from mobilemamba.analysis.machine import device_name, rounds_to_tf32, versions
 from mobilemamba.analysis.rounds import WARMUP_SECONDS, Clock, Timings, clock_of, interleave
+from mobilemamba.errors import is_out_of_memory
 from mobilemamba.models.runtime import PRECISION_KEY, RUNNERS, packages_of, runtime_of
 from mobilemamba.ops.selective_scan import BACKENDS
 
@@ -127,7 +128,7 @@ def _prepare(
         candidate.workload = workload
     except Exception as error:  # whatever a network may raise; it is reported in its row
         candidate.error = describe(error)
-        if device.type == "cuda" and is_too_large(error):
+        if device.type == "cuda" and is_out_of_memory(error):
             torch.cuda.empty_cache()
 
 
