@@ -132,6 +132,13 @@ def make_folder(path: Path, name: str) -> None:
         raise ConfigError(f"{name} {printable(path)}: {error.strerror}; choose another folder") from None
 
 
+def why_not_written(error: OSError) -> str:
+    """The system's words for what could not be written, and the remedy."""
+    reason = error.strerror or " ".join(str(error).split())
+    hint = "make room on the disk" if error.errno == errno.ENOSPC else "choose a folder that exists and has room"
+    return f"{reason}; {hint}"
+
+
 def link_atomic(source: Path, target: Path) -> None:
     """Lets ``target`` be another name of the file ``source``, in place of what it was; a copy where links are unknown.
 

@@ -17,6 +17,7 @@ from mobilemamba.dense.candidates import KEPT_KEY
 from mobilemamba.drawing import distinct_colours
 from mobilemamba.errors import ConfigError, WeightsError
 from mobilemamba.export.format import OUTPUTS_KEY
+from mobilemamba.files import why_not_written
 from mobilemamba.models import read_card
 from mobilemamba.models.card import ModelCard
 from mobilemamba.models.predictor import class_names
@@ -66,7 +67,7 @@ def write_page(network: Path, folder: Path) -> int:
         os.replace(staged, folder)  # noqa: PTH105
         shutil.rmtree(former, ignore_errors=True)
     except OSError as error:
-        raise WeightsError(f"cannot write {printable(folder)}: {error.strerror or error}; choose another") from None
+        raise WeightsError(f"cannot write {printable(folder)}: {why_not_written(error)}") from None
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return written
@@ -141,15 +142,15 @@ def _described(card: ModelCard) -> str:
 def _fetch(folder: Path) -> None:
     """Puts what runs the network into a folder, from npm's cache or registry."""
     with tempfile.TemporaryDirectory() as scratch:
-        command = ["npm", "pack", _PACKAGE, "--silent", "--prefer-offline", "--pack-destination", scratch]
+        command = ["npm", "pack", _PACKAGE, "--loglevel", "error", "--prefer-offline", "--pack-destination", scratch]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False, cwd=scratch)
-            reason = done.stderr.strip() or f"it ended with {done.returncode}"
+            failed, reason = done.returncode != 0, done.stderr.strip() or f"it ended with {done.returncode}"
         except subprocess.TimeoutExpired:
-            reason = f"no answer within {_TIMEOUT} s"
+            failed, reason = True, f"no answer within {_TIMEOUT} s"
         archive = next(Path(scratch).glob("*.tgz"), None)
-        if archive is None:
-            line = " ".join(reason.split())[:200]
+        if failed or archive is None:  # of a full disk it may leave a part
+            line = " ".join(reason.replace("npm error", "").split())[:200]
             raise ConfigError(f"npm cannot fetch {_PACKAGE}: {line}; see that it reaches its registry")
         with tarfile.open(archive) as packed:
             for name, here in _BUILD.items():

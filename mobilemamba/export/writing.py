@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
@@ -16,9 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from mobilemamba.data.pictures import MAX_PIXELS
 from mobilemamba.dense.candidates import KEPT_KEY, Candidates, as_candidates, canvas
 from mobilemamba.dense.suppression import Suppressing
-from mobilemamba.errors import ConfigError, MobileMambaError, WeightsError
+from mobilemamba.errors import ConfigError, MobileMambaError, WeightsError, is_out_of_memory
 from mobilemamba.export.calibration import read_calibration
 from mobilemamba.export.form import exportable
 from mobilemamba.export.format import OUTPUTS_KEY, Source
@@ -26,13 +26,15 @@ from mobilemamba.export.formats import format_of
 from mobilemamba.export.options import Options
 from mobilemamba.export.quiet import quiet
 from mobilemamba.export.verification import Check, check, check_objects
-from mobilemamba.files import check_writable
+from mobilemamba.files import check_writable, why_not_written
 from mobilemamba.models.card import CARD_KEY, ModelCard
 from mobilemamba.models.runtime import PRECISION_KEY
 from mobilemamba.text import printable
 from mobilemamba.version import __version__
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+#: Bytes for which there is no room on a disk that a library has filled: it may have left the rest of a buffer.
+_ROOM = 2**20
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ def export_network(
     options.check(form, network)
     _check_target(target)
     size = canvas(network, card.preprocessing.img_size, fits=card.preprocessing.resize == "fit")
+    _check_pixels(options.pictures(form) or 1, *size)
     original, network = network, as_candidates(network.eval())
     kept = network.kept(size, card.in_chans) if isinstance(network, Candidates) else None
     answer = "probabilities" if options.softmax else "candidates" if kept else "logits"
@@ -87,32 +90,34 @@ def export_network(
         answers=(answer, "objects") if options.nms else (answer,),
         free=options.is_free(network),
     )
-    _try(network, source)
-    pictures = options.calibration
-    if isinstance(pictures, Path):
-        pictures = read_calibration(pictures, card, original)
-    source = replace(source, calibration=pictures)
-    metadata = {
-        CARD_KEY: json.dumps(card.as_dict()),
-        OUTPUTS_KEY: answer,
-        PRECISION_KEY: options.dtype,
-        "producer": f"mobilemamba {__version__}",
-    }
-    if kept is not None:
-        metadata[KEPT_KEY] = json.dumps(asdict(kept))
-    with _staged(target) as staged:
-        try:
-            with quiet():
-                form.write(source, metadata, staged)
-        except (MobileMambaError, OSError):
-            raise
-        except Exception as error:  # of the libraries' own kinds, for a full disk as for what they cannot convert
-            reason = " ".join(str(error).split())[:300]
-            raise WeightsError(f"cannot write {printable(target)} for {form.name}: {reason}") from error
-        found = check(network, form, staged, source) if options.verify else None
-        if found is not None and kept is not None and options.nms:
-            check_objects(form, staged, source, kept)
-        written = sum(file.stat().st_size for file in staged.parent.rglob("*") if file.is_file())
+    with _in_memory(source):
+        _try(network, source)
+        pictures = options.calibration
+        if isinstance(pictures, Path):
+            pictures = read_calibration(pictures, card, original)
+        source = replace(source, calibration=pictures)
+        metadata = {
+            CARD_KEY: json.dumps(card.as_dict()),
+            OUTPUTS_KEY: answer,
+            PRECISION_KEY: options.dtype,
+            "producer": f"mobilemamba {__version__}",
+        }
+        if kept is not None:
+            metadata[KEPT_KEY] = json.dumps(asdict(kept))
+        with _staged(target) as staged:
+            try:
+                with quiet():
+                    form.write(source, metadata, staged)
+            except (MobileMambaError, OSError):
+                raise
+            except Exception as error:  # of the libraries' own kinds, for a full disk as for what they cannot convert
+                (staged.parent / "more").write_bytes(bytes(_ROOM))  # a full disk is said in the system's words
+                reason = " ".join(str(error).split())[:300]
+                raise WeightsError(f"cannot write {printable(target)} for {form.name}: {reason}") from error
+            found = check(network, form, staged, source) if options.verify else None
+            if found is not None and kept is not None and options.nms:
+                check_objects(form, staged, source, kept)
+            written = sum(file.stat().st_size for file in staged.parent.rglob("*") if file.is_file())
     return Exported(target, written, source.size, source.batch, found)
 
 
@@ -163,6 +168,30 @@ def _check_target(target: Path) -> None:
             raise ConfigError(f"{printable(target)}: {weights} beside it has the weights of {named}; take another name")
 
 
+def _check_pixels(batch: int, height: int, width: int) -> None:
+    """Refuses what no machine holds the activations of: the system may end a process that tries."""
+    if batch * height * width > MAX_PIXELS:
+        raise ConfigError(
+            f"--size {height}x{width}, {batch:,} at a time: expected {MAX_PIXELS:,} pixels at most; give a smaller "
+            "--size or --batch"
+        )
+
+
+@contextmanager
+def _in_memory(source: Source) -> Iterator[None]:
+    """Says of what there was too much, where memory ran out."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        height, width = source.sizes[0]
+        raise ConfigError(
+            f"out of memory with pictures of {height}x{width} pixels, {source.batch or 1:,} at a time; give a smaller "
+            "--size or --batch"
+        ) from None
+
+
 @contextmanager
 def _staged(target: Path) -> Iterator[Path]:
     """A path of the target's name in a folder beside it, from which all files move to their places at the end.
@@ -187,9 +216,7 @@ def _staged(target: Path) -> Iterator[Path]:
         for file in (*others, staged):
             os.replace(file, target.with_name(file.name))  # noqa: PTH105
     except OSError as error:
-        reason = error.strerror or " ".join(str(error).split())
-        hint = "make room on the disk" if error.errno == errno.ENOSPC else "choose a folder that exists and has room"
-        raise WeightsError(f"cannot write {printable(target)}: {reason}; {hint}") from None
+        raise WeightsError(f"cannot write {printable(target)}: {why_not_written(error)}") from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

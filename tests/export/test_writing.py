@@ -94,6 +94,38 @@ def test_a_full_disk_leaves_nothing(plain: Plain, tmp_path: Path, monkeypatch: p
     assert not list(tmp_path.iterdir())
 
 
+def test_a_library_that_fills_the_disk_is_no_riddle(
+    plain: Plain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(*_: object) -> None:
+        raise RuntimeError("iostream error")
+
+    monkeypatch.setattr(Plain, "write", write)
+    with pytest.raises(WeightsError, match=r"cannot write .*x.plain for numpy: iostream error$"):
+        export_network(Twice(), SMALL, tmp_path / "x.plain")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(WeightsError, match=r"cannot write .*x.plain: No space left on device; make room on the disk$"):
+        export_network(Twice(), SMALL, tmp_path / "x.plain")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError()])
+def test_a_lack_of_memory_is_said_as_such(
+    plain: Plain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object) -> Tensor:
+        raise error
+
+    monkeypatch.setattr(Twice, "forward", fail)
+    message = "^out of memory with pictures of 8x8 pixels, 3 at a time; give a smaller --size or --batch$"
+    with pytest.raises(ConfigError, match=message):
+        export_network(Twice(), SMALL, tmp_path / "x.plain", Options(batch=3))
+
+
 def test_a_fixed_number_of_pictures_is_filled_up() -> None:
     seen = []
     network = RuntimeNetwork(lambda x: (seen.append(len(x)), x.sum((2, 3)))[1], (4, 3, 8, 8), "")
@@ -141,8 +173,9 @@ def test_probabilities_stand_for_logits() -> None:
         (
             "x.onnx --size 9999999",
             ConfigError,
-            "does not take pictures of 3 channels and 9999999x9999999 pixels: ",
+            "--size 9999999x9999999, 1 at a time: expected 89,478,485 pixels at most; give a smaller --size or --batch",
         ),
+        ("x.xml --batch 100000", ConfigError, "--size 64x96, 100,000 at a time: expected 89,478,485 pixels at most; g"),
         ("x.onnx --size big", ConfigError, "--size big: expected pixels"),
         ("x.onnx --batch 0", ConfigError, "--batch 0: expected a number of pictures from 1 on, or dynamic"),
         ("x.onnx --opset 9", ConfigError, "--opset 9: expected 18 to 24"),
@@ -153,7 +186,7 @@ def test_probabilities_stand_for_logits() -> None:
         ),
         ("x.onnx --calibration empty --no-verify", ConfigError, "--calibration empty: no scales are fitted here, and"),
         ("x.xml --size dynamic --batch 2", ConfigError, "--batch 2 with --size dynamic: .xml files take any number of"),
-        ("x.onnx --dtype int8 --calibration bad --size 999999", ConfigError, "not take pictures of 3 channels and 99"),
+        ("x.onnx --dtype int8 --calibration bad --size 999999", ConfigError, "--size 999999x999999, 1 at a time: ex"),
         ("x.xml --opset 18", ConfigError, "--opset 18: only .onnx files have one; leave it out"),
         ("x.onnx --dtype int4", ConfigError, "--dtype int4: .onnx files take float32 or float16 or int8"),
         ("x.onnx --dtype int8", ConfigError, "--dtype int8: .onnx files are fitted by pictures; give a folder of some"),
