@@ -8,9 +8,18 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 #: Standard output and error, by which their native parts go around Python.
 _DESCRIPTORS = (1, 2)
+
+
+def load_onnxruntime() -> Any:
+    """The package, which reports its use to Microsoft, and keeps a number for this machine, unless told otherwise."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # which it reads as it is imported
+    import onnxruntime
+
+    return onnxruntime
 
 
 @contextlib.contextmanager

@@ -55,7 +55,7 @@ def export_network(
         WeightsError: If the weights cannot be read, or the file cannot be written or is not exact.
     """
     if out is None:
-        settings = (size, batch, calibration, opset, model, dtype != "float32", softmax, not verify)
+        settings = (size, batch, calibration, opset, model, dtype != "float32", softmax, nms, not verify)
         _page_alone(weights, web, any(setting not in (None, False) for setting in settings))
         return
     if web is not None:

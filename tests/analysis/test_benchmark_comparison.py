@@ -273,3 +273,10 @@ def test_a_failed_row_says_why(records):
     assert "out of" in text
     assert "memory" in text
     assert "not shown on 80 columns: mode eager in all, layout" in text, "the same in all rows, and so the first to go"
+
+
+def test_what_is_left_out_of_a_heads_time_is_said() -> None:
+    timed = [record("pspnet+mobilemamba_t2", mode=mode) for mode in ("eager", "onnxruntime", "openvino")]
+    line = "in onnxruntime, openvino: networks alone; eager ones choose boxes, or each pixel's class, as well"
+    assert line in network_notes(timed)
+    assert line not in network_notes([timed[0], record(mode="onnxruntime")])

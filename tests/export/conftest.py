@@ -10,6 +10,7 @@ from PIL import Image
 from torch import nn
 
 from mobilemamba.models import ArchOverrides, ModelCard, Preprocessing, create_model, save_weights
+from mobilemamba_command import main
 
 CLASSES = ("dark", "middling", "bright")
 ARCH = ArchOverrides(embed_dims=(16, 24, 32), depths=(1, 1, 1))
@@ -44,6 +45,14 @@ def network() -> nn.Module:
 def weights(network: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "small.safetensors"
     save_weights(network, path, CARD)
+    return path
+
+
+@pytest.fixture(scope="session")
+def exported(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The network for ONNX Runtime."""
+    path = tmp_path_factory.mktemp("onnx") / "small.onnx"
+    main(["export", str(weights), str(path)])
     return path
 
 

@@ -192,6 +192,7 @@ def test_a_detectors_time_by_parts(printed, tmp_path: Path) -> None:
     given = ("benchmark", "mobilemamba_t2", "--head", "ssdlite", "--size", "64x96", *QUICK, "--output", str(out))
     text = printed(*given)
     assert "ssdlite+mobilemamba_t2 at 64x96 px" in " ".join(text.split())
+    assert "networks alone" not in text
     (row,) = rows(out)
     times = [float(row[f"{part}_ms"]) for part in ("backbone", "neck", "head", "rest")]
     assert all(time > 0 for time in times)

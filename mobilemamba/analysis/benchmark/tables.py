@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Group
 
+from mobilemamba.analysis.benchmark.cases import card_of
 from mobilemamba.analysis.benchmark.comparison import (
     Conditions,
     against_the_front,
@@ -89,6 +90,8 @@ def network_notes(records: Sequence[Record]) -> list[str]:
         lines.append(
             "rest: boxes, regions, the choice among overlapping ones; where weights are random, of 1,000 candidates"
         )
+    if alone := dict.fromkeys(r.mode for r in records if not r.error and r.mode != "eager" and card_of(r.model).head):
+        lines.append(f"in {', '.join(alone)}: networks alone; eager ones choose boxes, or each pixel's class, as well")
     compared = with_fastest(records)
     if equal := at_equal_top1(compared):
         lines.append("times the speed of the line through EfficientViT's points at the same published top-1:")
