@@ -7,7 +7,7 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from mobilemamba.dense.suppression import Suppressing
 from mobilemamba.errors import ConfigError, MobileMambaError, WeightsError, is_out_of_memory
 from mobilemamba.export.calibration import read_calibration
 from mobilemamba.export.form import exportable
-from mobilemamba.export.format import OUTPUTS_KEY, Source
+from mobilemamba.export.format import OUTPUTS_KEY, Format, Source
 from mobilemamba.export.formats import format_of
 from mobilemamba.export.options import Options
 from mobilemamba.export.quiet import quiet
@@ -105,20 +105,25 @@ def export_network(
         if kept is not None:
             metadata[KEPT_KEY] = json.dumps(asdict(kept))
         with _staged(target) as staged:
-            try:
-                with quiet():
-                    form.write(source, metadata, staged)
-            except (MobileMambaError, OSError):
-                raise
-            except Exception as error:  # of the libraries' own kinds, for a full disk as for what they cannot convert
-                (staged.parent / "more").write_bytes(bytes(_ROOM))  # a full disk is said in the system's words
-                reason = " ".join(str(error).split())[:300]
-                raise WeightsError(f"cannot write {printable(target)} for {form.name}: {reason}") from error
+            _write(form, source, metadata, staged)
             found = check(network, form, staged, source) if options.verify else None
             if found is not None and kept is not None and options.nms:
                 check_objects(form, staged, source, kept)
             written = sum(file.stat().st_size for file in staged.parent.rglob("*") if file.is_file())
     return Exported(target, written, source.size, source.batch, found)
+
+
+def _write(form: Format, source: Source, metadata: Mapping[str, str], path: Path) -> None:
+    """Has a format write, and says what keeps it from that in one line."""
+    try:
+        with quiet():
+            form.write(source, metadata, path)
+    except (MobileMambaError, OSError):
+        raise
+    except Exception as error:  # of the libraries' own kinds, for a full disk as for what they cannot convert
+        (path.parent / "more").write_bytes(bytes(_ROOM))  # a full disk is said in the system's words
+        reason = " ".join(str(error).split())[:300]
+        raise WeightsError(f"cannot write {printable(path.name)} for {form.name}: {reason}") from error
 
 
 class _InTypes(nn.Module):
