@@ -108,8 +108,8 @@ def check_shown(card: ModelCard, network: Path) -> None:
 def _about(network: Path) -> dict[str, Any]:
     """What the page knows of the network."""
     card, runtime = read_card(network), runtime_of(network)
-    if card is None or runtime is None:
-        raise WeightsError(f"{printable(network)} does not say what it answers; expected what mobilemamba export wrote")
+    assert card is not None  # else it would have been refused
+    assert runtime is not None
     check_shown(card, network)
     said, shape = runtime.metadata(network), runtime.load(network).shape
     size = shape[2:]

@@ -158,16 +158,22 @@ def read_card(path: str | Path) -> ModelCard | None:
 
     Raises:
         ConfigError: If it is an exported network, and what reads it is not installed.
-        WeightsError: If the file cannot be read, or its card is of another version of this package.
+        WeightsError: If the file cannot be read, is another program's, or its card is of another version of this
+            package.
     """
     path = Path(path)
     content: Any = None
     runtime = runtime_of(path)
-    said = None if runtime is None else runtime.metadata(path).get(CARD_KEY)
+    said = "" if runtime is None else runtime.metadata(path).get(CARD_KEY, "")
+    if runtime is not None and not said:
+        raise WeightsError(
+            f"{printable(path)} is of another program: it does not say what it answers; expected a file that "
+            "mobilemamba export wrote"
+        )
     try:
         readable = path.is_file() and os.access(path, os.R_OK)
         if runtime is not None:
-            content = json.loads(said) if said else None
+            content = json.loads(said)
         elif path.suffix == ".safetensors" and readable:
             with safe_open(path, "pt") as file:
                 text = (file.metadata() or {}).get(CARD_KEY)

@@ -121,11 +121,7 @@ def load_network(
     """
     if runtime := runtime_of(path):
         card = read_card(path)
-        if card is None:
-            raise WeightsError(
-                f"{printable(path)} is of another program: it does not say what it answers; expected a file that "
-                "mobilemamba export wrote"
-            )
+        assert card is not None  # else it would have been refused
         _check_name(model, card, printable(path), option)
         in_runtime = runtime.load(Path(path))
         in_runtime.scales = card.task == "segmentation"
