@@ -10,8 +10,13 @@ from pathlib import Path
 import lightning.pytorch  # noqa: F401
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from mobilemamba.ops.backends import forget_choices
+
+# Others may have the processor: how long an example takes says nothing.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 ROOT = Path(__file__).resolve().parents[1]
 

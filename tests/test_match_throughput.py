@@ -48,7 +48,7 @@ def test_what_is_equal_already_stays() -> None:
     assert len(clock.asked) == 1
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.floats(0.5, 3), st.floats(64, 2048), st.integers(8, 100))
 @example(power=0.5, target=77.0, first=64)
 def test_it_comes_as_near_as_the_channels_allow(power: float, target: float, first: int) -> None:

@@ -79,7 +79,7 @@ def test_statistics_are_those_of_the_training_pictures() -> None:
     assert FashionMNISTSample.std[0] == pytest.approx(train.std().item(), abs=1e-4)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(size=st.one_of(st.integers(1, 80), st.tuples(st.integers(1, 80), st.integers(1, 80))))
 def test_any_size(size: int | tuple[int, int]) -> None:
     data = ready(img_size=size, batch_size=3)

@@ -64,7 +64,7 @@ def assert_equal_to_double(x: Tensor, weight: Tensor, bias: Tensor, unit: float 
         assert (error <= unit * condition * scale + 1e-12).all(), name
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 5), st.integers(1, 70), st.integers(1, 9), st.integers(1, 9), st.booleans())
 def test_any_shape(batch: int, channels: int, height: int, width: int, relu: bool) -> None:
     if batch * height * width > 1:

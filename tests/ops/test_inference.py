@@ -159,7 +159,7 @@ def test_mix_channels(
     assert_near(y, mixed(x, branch, *parts), tolerance(dtype))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     *(st.integers(low, high) for low, high in ((0, 2), (1, 9), (1, 9), (1, 50), (1, 40), (0, 20))),
     st.sampled_from([1, 3, 5, 7, 9]),

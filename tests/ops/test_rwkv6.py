@@ -48,7 +48,7 @@ def test_chunked_equals_the_loop(length: int) -> None:
     assert_same(rwkv6, rwkv6_reference, make_inputs(2, 2, 3, length, 4))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(*(st.integers(1, high) for high in (3, 2, 3, 40, 5)), st.floats(0.1, 3))
 def test_chunked_equals_the_loop_for_any_shape(b: int, k: int, n: int, length: int, width: int, spread: float) -> None:
     assert_same(rwkv6, rwkv6_reference, make_inputs(b, k, n, length, width, spread))

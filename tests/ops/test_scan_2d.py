@@ -82,7 +82,7 @@ def test_double_precision(backend: str) -> None:
     assert_rounds_to(scan(backend, (3, 5)), definition((3, 5)), make_map_inputs(2, 4, 3, 2, (3, 5)), 1e-12)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     *(st.integers(low, high) for low, high in ((0, 3), (1, 40), (1, 5), (1, 9), (1, 9))),
     st.sampled_from([1, 2, 4]),

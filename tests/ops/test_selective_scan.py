@@ -92,7 +92,7 @@ def test_chunked_equals_reference(shape: tuple[int, int, int, int], length: int)
     assert_same(chunked_scan, make_inputs(*shape, length))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(*(st.integers(low, high) for low, high in ((0, 3), (1, 4), (1, 5), (1, 4), (1, 40))), st.booleans())
 def test_chunked_equals_reference_for_any_shape(
     batch: int, directions: int, width: int, d_state: int, length: int, wide: bool
@@ -152,7 +152,7 @@ def test_native_equals_reference(shape: tuple[int, int, int, int], length: int, 
 
 
 @needs_native
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     *(st.integers(low, high) for low, high in ((0, 3), (1, 5), (1, 70), (1, 6), (1, 40))),
     st.sampled_from([torch.float32, torch.bfloat16]),

@@ -68,7 +68,7 @@ def test_dual_form_equals_the_loop(length: int) -> None:
     assert_same(ttt_linear, ttt_linear_reference, make_inputs(2, 2, 2, length, 4))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(*(st.integers(1, high) for high in (3, 2, 3, 40)), st.integers(2, 5), st.integers(1, 20))
 def test_dual_form_equals_the_loop_for_any_shape(
     b: int, k: int, n: int, length: int, width: int, mini_batch: int
