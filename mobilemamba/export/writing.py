@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mobilemamba.data.pictures import MAX_PIXELS
 from mobilemamba.dense.candidates import KEPT_KEY, Candidates, as_candidates, canvas
 from mobilemamba.dense.suppression import Suppressing
 from mobilemamba.errors import ConfigError, MobileMambaError, WeightsError, is_out_of_memory
@@ -175,6 +174,8 @@ def _check_target(target: Path) -> None:
 
 def _check_pixels(batch: int, height: int, width: int) -> None:
     """Refuses what no machine holds the activations of: the system may end a process that tries."""
+    from mobilemamba.data.pictures import MAX_PIXELS  # loads what reads pictures
+
     if batch * height * width > MAX_PIXELS:
         raise ConfigError(
             f"--size {height}x{width}, {batch:,} at a time: expected {MAX_PIXELS:,} pixels at most; give a smaller "

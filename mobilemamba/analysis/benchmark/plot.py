@@ -18,7 +18,7 @@ PANEL = (6.4, 4.6)  # inches
 DPI = 120
 _NAMES = {"mobilemamba": "MobileMamba", "efficientvit": "EfficientViT", "emo": "EMO"}
 _COLOURS = {"mobilemamba": "#c1272d", "efficientvit": "#1f5fa8"}
-_OTHERS = ("#5b8c2a", "#8a5aa8", "#b07a1e", "#3f8f8f", "#7a7a7a")
+_OTHERS = ("#5b8c2a", "#8a5aa8", "#b07a1e", "#3f8f8f", "#7a7a7a", "#d0609a", "#1a1a1a", "#6b4226")
 
 
 def plot(records: list[Record], path: Path) -> None:
