@@ -84,10 +84,12 @@ def test_what_is_not_exact_is_refused(plain: Plain, tmp_path: Path, kept: bool) 
     export_network(Twice(), SMALL, tmp_path / "x.plain", Options(verify=False))
 
 
-def test_a_full_disk_leaves_nothing(plain: Plain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def full(*_: object) -> None:
+    """As a disk without room is."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+
+def test_a_full_disk_leaves_nothing(plain: Plain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(WeightsError, match=r"cannot write .*x.plain: No space left on device; make room on the disk$"):
         export_network(Twice(), SMALL, tmp_path / "x.plain")
@@ -103,10 +105,6 @@ def test_a_library_that_fills_the_disk_is_no_riddle(
     monkeypatch.setattr(Plain, "write", write)
     with pytest.raises(WeightsError, match=r"cannot write .*x.plain for numpy: iostream error$"):
         export_network(Twice(), SMALL, tmp_path / "x.plain")
-
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(WeightsError, match=r"cannot write .*x.plain: No space left on device; make room on the disk$"):
         export_network(Twice(), SMALL, tmp_path / "x.plain")
