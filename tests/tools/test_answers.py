@@ -1,16 +1,35 @@
-"""Drawings are whole, and of one run."""
+"""Files of answers are whole at any moment, and drawings of one run."""
 
 import errno
+import json
 import os
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from mobilemamba.errors import ConfigError
-from mobilemamba.tools.answers import Drawings
+from mobilemamba.models import ModelCard, Preprocessing
+from mobilemamba.models.predictor import ClassificationPredictor
+from mobilemamba.tools import answers
+from mobilemamba.tools.answers import AnswerFile, Drawings
 
 RED, BLUE = (Image.new("RGB", (6, 5), colour) for colour in ("red", "blue"))
+
+
+def test_what_was_done_is_kept_when_it_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is written while the work goes on, whole each time."""
+    monkeypatch.setattr(answers, "_SECONDS", 0.0)
+    file = AnswerFile(tmp_path / "x.json")
+    card = ModelCard("x", Preprocessing((32, 32), (0.5,) * 3, (0.5,) * 3), 1)
+    predictor = ClassificationPredictor(torch.nn.Identity(), card, torch.device("cpu"))
+    file.keep([{"picture": "a", "error": ""}], predictor)
+    assert len(json.loads((tmp_path / "x.json").read_text())) == 1
+    monkeypatch.setattr(answers, "_SECONDS", 1e6)
+    file.write([], predictor)
+    file.keep([{"picture": "a", "error": ""}], predictor)
+    assert json.loads((tmp_path / "x.json").read_text()) == []
 
 
 def test_drawings_of_an_earlier_run_go_and_no_other_picture(tmp_path: Path) -> None:

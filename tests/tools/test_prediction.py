@@ -19,9 +19,8 @@ from mobilemamba.errors import ConfigError, DataError, StoppedError, UnreadableP
 from mobilemamba.models import ModelCard, Preprocessing, for_inference, load_network, save_weights
 from mobilemamba.models.predictor import ClassificationPredictor, class_names
 from mobilemamba.ops.backends import forget_choices
-from mobilemamba.tools import answers as output_module
 from mobilemamba.tools import prediction
-from mobilemamba.tools.answers import AnswerFile, print_table
+from mobilemamba.tools.answers import print_table
 from mobilemamba.tools.prediction import answer, find_pictures
 from mobilemamba_command import main
 from tests.ops.scans import needs_native
@@ -219,19 +218,6 @@ def test_what_was_done_is_kept_when_the_user_stops(
         assert caught.value.exit_code == 130
     assert len(json.loads((tmp_path / "x.json").read_text())) == 2
     assert "red.png" in capsys.readouterr().out
-
-
-def test_what_was_done_is_kept_when_it_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file is written while the work goes on, whole each time."""
-    monkeypatch.setattr(output_module, "_SECONDS", 0.0)
-    file = AnswerFile(tmp_path / "x.json")
-    predictor = predictor_of(ModelCard("x", Preprocessing((32, 32), (0.5,) * 3, (0.5,) * 3), 1))
-    file.keep([{"picture": "a", "error": ""}], predictor)
-    assert len(json.loads((tmp_path / "x.json").read_text())) == 1
-    monkeypatch.setattr(output_module, "_SECONDS", 1e6)
-    file.write([], predictor)
-    file.keep([{"picture": "a", "error": ""}], predictor)
-    assert json.loads((tmp_path / "x.json").read_text()) == []
 
 
 def test_pictures_are_turned_as_the_weights_say(folder: Path, tmp_path: Path) -> None:
