@@ -33,6 +33,13 @@ def padded(size: int) -> int:
     return 1 << max(size - 1, 0).bit_length()
 
 
+def dot_type(dtype: torch.dtype) -> Any:
+    """Triton's type of the factors of a matrix product, for tensors of a dtype; its interpreter has no bfloat16."""
+    triton, language = import_module("triton"), import_module("triton.language")
+    interpreted = dtype == torch.bfloat16 and triton.knobs.runtime.interpret
+    return language.float32 if interpreted else getattr(language, _name(dtype))
+
+
 def why_not_on(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the kernels cannot run there, or None if they can."""
     if find_spec("triton") is None:
