@@ -41,7 +41,7 @@ def valid_arguments(dims: random.Random) -> dict[str, list[Any]]:
         "haar_conv_weight": [r(B, H, W, D), r(B, H, W, D), r(4 * D, 1, k, k)],
         "scan_norm_gate": [*fused, r(K, D), r(K, D), r(D), r(D), 1e-5],
         "mix_channels": [r(B, H, W, D), r(B, H, W, G), r(4, k, k, G), [r(k, k, D - G), *(r(D - G) for _ in range(3))]],
-        "depthwise_conv": [r(B, H, W, D), r(k, k, D), r(D), "swish"],
+        "depthwise_conv": [r(B, H, W, D), r(k, k, D), r(D), "swish", 2],
         "batch_norm": [maps, *of_channels, 1e-5, True],
         "batch_norm_backward": [maps.clone(), maps, *of_channels, r(D), r(D).abs(), False],
     }
@@ -146,6 +146,7 @@ def test_on_shapes_alone_the_same_is_refused(name: str) -> None:
         ("haar_conv", 0, torch.ones(1, 4, 4, 3, dtype=torch.int32), "x is of torch.int32; expected real numbers"),
         ("haar_conv", 1, torch.ones(4, 1, 2, 2), r"kernel size 2; expected an odd one|weight has shape"),
         ("depthwise_conv", 3, "gelu", "activation 'gelu'; expected one of none, relu, swish, sigmoid"),
+        ("depthwise_conv", 4, 0, "stride=0; expected 1 to 2147483647"),
         ("batch_norm", 0, torch.ones(1, 3, 1, 1), "two pixels|weight has shape"),
         ("batch_norm", 1, torch.ones(3, dtype=torch.int64), "weight is of torch.int64; expected real numbers"),
     ],

@@ -1,6 +1,7 @@
 """The fused operators of inference against plain PyTorch in fp64."""
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
@@ -200,8 +201,8 @@ def test_mix_channels_of_nothing() -> None:
 # The depthwise convolution
 
 
-def convolved(x: Tensor, weight: Tensor, bias: Tensor, act: Activation) -> Tensor:
-    return depthwise.definition(x.double(), weight, bias, act)
+def convolved(x: Tensor, weight: Tensor, bias: Tensor, act: Activation, stride: int = 1) -> Tensor:
+    return depthwise.definition(x.double(), weight, bias, act, stride)
 
 
 @DTYPES
@@ -211,11 +212,11 @@ def convolved(x: Tensor, weight: Tensor, bias: Tensor, act: Activation) -> Tenso
 def test_depthwise(size: tuple[int, int], kernel: int, channels: int, dtype: torch.dtype) -> None:
     x, bias = torch.randn(2, *size, channels).to(dtype), torch.randn(channels)
     weight = torch.randn(kernel, kernel, channels)
-    for act in ACTIVATIONS:
+    for act, stride in product(ACTIVATIONS, (1, 2, 3)):
         with poisoned_memory():
-            y = depthwise_conv(x, weight, bias, act)
+            y = depthwise_conv(x, weight, bias, act, stride)
         assert y.dtype == dtype
-        assert_near(y, convolved(x, weight, bias, act), tolerance(dtype))
+        assert_near(y, convolved(x, weight, bias, act, stride), tolerance(dtype))
 
 
 @DTYPES

@@ -123,10 +123,11 @@ def wavelets(dtype: torch.dtype, side: int, channels: int, kernel: int) -> list[
 
 
 def depthwises(dtype: torch.dtype, side: int, channels: int, kernel: int) -> list[Kernel]:
-    """What is called for a network's depthwise convolution."""
-    x, bias = (torch.empty(*shape, channels, dtype=dtype, device="meta") for shape in ((2, side, side), ()))
+    """What is called for a network's depthwise convolution, for large maps."""
+    x, bias = (torch.empty(*shape, channels, dtype=dtype, device="meta") for shape in ((512, side, side), ()))
     with kernels_called() as calls:
-        depthwise.depthwise_conv(x, x.new_empty(kernel, kernel, channels), bias, "swish")
+        for stride in (1, 2):
+            depthwise.depthwise_conv(x, x.new_empty(kernel, kernel, channels), bias, "swish", stride)
         depthwise.convolve(RELU_AFFINE, x, x, x.new_empty(kernel, kernel, channels), *3 * [bias])
     return calls
 
@@ -171,8 +172,8 @@ def resources(cubin: bytes, folder: Path) -> dict[str, int]:
         pytest.param(partial(scans, torch.bfloat16, 4, 544, 16, 32), 192, id="large scan"),
         pytest.param(partial(wavelets, torch.float16, 14, 160, 7), 128, id="wavelet of S6"),
         pytest.param(partial(wavelets, torch.float32, 3, 224, 3), 128, id="wavelet of T2"),
-        pytest.param(partial(depthwises, torch.float16, 14, 320, 3), 96, id="depthwise of S6"),
-        pytest.param(partial(depthwises, torch.float32, 12, 48, 7), 96, id="depthwise of T2"),
+        pytest.param(partial(depthwises, torch.float16, 14, 320, 3), 168, id="depthwise of S6"),
+        pytest.param(partial(depthwises, torch.float32, 12, 48, 7), 224, id="depthwise of T2"),
         pytest.param(partial(wavelets, torch.bfloat16, 33, 115, 5), 192, id="odd wavelet"),
     ],
 )

@@ -287,14 +287,23 @@ def test_wavelet_conv_adds_cuts_off_and_writes_beside_others() -> None:
     in_precisions(((1, 1), 1, 1), ((5, 7), 3, 33), others=[((3, 4), 7, 5)]),
     ids=str,
 )
-def test_depthwise(size: tuple[int, int], kernel: int, channels: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_depthwise(size: tuple[int, int], kernel: int, channels: int, stride: int, dtype: torch.dtype) -> None:
     x, bias = torch.randn(2, *size, channels).to(dtype), torch.randn(channels)
     weight = torch.randn(kernel, kernel, channels)
     for act in ACTIVATIONS:
         with poisoned_memory():
-            y = depthwise.depthwise_conv(x, weight, bias, act)
+            y = depthwise.depthwise_conv(x, weight, bias, act, stride)
         assert y.dtype == dtype
-        assert_near(y, depthwise_definition(x.double(), weight, bias, act), TOLERANCES[dtype])
+        assert_near(y, depthwise_definition(x.double(), weight, bias, act, stride), TOLERANCES[dtype])
+
+
+def test_depthwise_of_many_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As large maps are cut up."""
+    monkeypatch.setattr(depthwise, "_ENOUGH", 0)
+    x, weight, bias = torch.randn(2, 5, 7, 9).half(), torch.randn(3, 3, 9).half(), torch.randn(9).half()
+    y = depthwise.depthwise_conv(x, weight, bias, "swish", 2)
+    assert_near(y, depthwise_definition(x.double(), weight, bias, "swish", 2), TOLERANCES[torch.float16])
 
 
 @ARRANGEMENTS
@@ -345,7 +354,8 @@ def test_a_network_laid_out_for_a_gpu(dtype: torch.dtype, tolerance: float, monk
     monkeypatch.setattr(layers, "scan_norm_gate", Backends("1", norm_gate.compute, jit.backend(norm_gate.compute)))
     monkeypatch.setattr(layers, "mix_channels", Backends("2", mix.mix_channels, jit.backend(mix.mix_channels)))
     monkeypatch.setattr(packed, "depthwise_conv", depthwise.depthwise_conv)
-    monkeypatch.setattr(packed, "by_pytorch", lambda x: True)
+    for module in (packed, layers):
+        monkeypatch.setattr(module, "on_gpu", lambda x: True)
     model = timm.create_model("mobilemamba_s6", embed_dims=(16, 24, 32), depths=(1, 1, 1), num_classes=7)
     randomize(model)
     optimized, pictures = lay_out(model, torch.device("cuda"), dtype), torch.randn(1, 3, 64, 64)

@@ -20,7 +20,7 @@ from mobilemamba.layers.patch import PatchEmbed, PatchMerging
 from mobilemamba.layers.residual import Residual
 from mobilemamba.layers.ss2d import SS2D
 from mobilemamba.layers.wavelet_mamba import WaveletMamba
-from mobilemamba.models.inference.packed import PackedConv, PackedLinear, by_pytorch, first, floats, last
+from mobilemamba.models.inference.packed import PackedConv, PackedLinear, by_pytorch, first, floats, last, on_gpu
 from mobilemamba.models.inference.winograd import WIDE, WinogradConv
 from mobilemamba.ops.backends import Backends
 from mobilemamba.ops.mix_channels import mix_channels
@@ -159,7 +159,8 @@ class InferenceMRFFI(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = last(x)
-        mixed = self.ss2d(x[..., : self.global_dim].contiguous())
+        part = x[..., : self.global_dim]
+        mixed = self.ss2d(part if on_gpu(x) else part.contiguous())
         wavelet_weight = next(iter(self.wavelet), None)
         return first(self.proj(mix_channels(x, mixed, wavelet_weight, list(self.local)), add=x))
 

@@ -26,9 +26,14 @@ def is_traced() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing() or standard_only()
 
 
+def on_gpu(x: Tensor) -> bool:
+    """Whether it is computed by the layout for a GPU."""
+    return not x.is_cpu
+
+
 def by_pytorch(x: Tensor) -> bool:
     """Whether PyTorch's own operators are to compute it, for ``is_traced`` or as oneDNN is for CPUs alone."""
-    return not x.is_cpu or is_traced()
+    return on_gpu(x) or is_traced()
 
 
 class _Packed(nn.Module):
@@ -93,7 +98,7 @@ class PackedConv(_Packed):
     ):
         super().__init__(weight, weight.new_zeros(len(weight)) if bias is None else bias, act)
         self.geometry: onednn.Geometry = [weight.shape[-1] // 2] * 2, [stride] * 2, [1, 1], groups
-        self.is_depthwise = groups == len(weight) and weight.shape[1] == stride == 1 and weight.shape[-1] % 2 == 1
+        self.is_depthwise = groups == len(weight) and weight.shape[1] == 1 and weight.shape[-1] % 2 == 1
 
     @classmethod
     def of(cls, conv: nn.Module) -> PackedConv:
@@ -103,14 +108,16 @@ class PackedConv(_Packed):
         return cls(conv.weight, conv.bias, conv.stride[0], conv.groups, act)
 
     def forward(self, x: Tensor) -> Tensor:
-        ours = self.is_depthwise and not is_traced() and (not x.is_cpu or x.numel() <= _SMALL)
-        if by_pytorch(x) and not ours:
-            padding, stride, dilation, groups = self.geometry
-            weight = self.weight if is_traced() else self.fitting(x)
-            return ACTIVATIONS[self.act](F.conv2d(x, weight, self.bias, stride, padding, dilation, groups))
-        if ours:
+        padding, stride, dilation, groups = self.geometry
+        if is_traced():
+            return ACTIVATIONS[self.act](F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups))
+        if self.is_depthwise and (on_gpu(x) or (stride == [1, 1] and x.numel() <= _SMALL)):
             kernel = self.laid_out(x, "kkC", lambda weight: floats(weight[:, 0].permute(1, 2, 0)))
-            return first(depthwise_conv(last(x), kernel, self.bias, self.act))
+            return first(depthwise_conv(last(x), kernel, self.bias, self.act, stride[0]))
+        if on_gpu(x):  # bias and activation in one pass, where PyTorch has one for each
+            y = F.conv2d(x, self.fitting(x), None, stride, padding, dilation, groups)
+            one = self.laid_out(x, "one", lambda weight: weight.new_ones(1, 1, len(weight), dtype=torch.float32))
+            return first(depthwise_conv(last(y), one, self.bias, self.act))
         size = x.shape[2:]
         packed = self.laid_out(x, size, lambda weight: onednn.pack_convolution(weight, self.geometry, size))
         return onednn.convolution(x, packed, self.bias, self.geometry, self.act)
@@ -132,13 +139,19 @@ class PackedLinear(_Packed):
         return cls(conv.weight.flatten(1), conv.bias, "relu" if isinstance(conv, ConvReLU) else act)
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
-        if by_pytorch(x):
-            weight = self.weight if is_traced() else self.fitting(x)
-            if self.act == "relu" and self.bias is not None and not is_traced():  # in one pass, where cuBLAS can
-                y = torch._addmm_activation(self.bias, x.flatten(0, -2), weight.t())
-                return y.unflatten(0, x.shape[:-1])
-            y = F.linear(x, weight, self.bias)
+        if is_traced():
+            y = F.linear(x, self.weight, self.bias)
             return ACTIVATIONS[self.act](y) if add is None else y + add
+        if on_gpu(x):  # as matrices, which may be columns of a wider one
+            rows, weight = x.flatten(0, -2), self.fitting(x).t()
+            if self.bias is None:
+                y = rows @ weight
+            elif self.act == "relu":  # in one pass, where cuBLAS can
+                y = torch._addmm_activation(self.bias, rows, weight)
+            else:
+                y = ACTIVATIONS[self.act](torch.addmm(self.bias, rows, weight))
+            y = y.unflatten(0, x.shape[:-1])
+            return y if add is None else y + add
         return onednn.linear(x, self.laid_out(x, None, onednn.pack_linear), self.bias, self.act, add)
 
 

@@ -1,4 +1,4 @@
-"""A depthwise convolution of stride 1 with zeros around, and an activation, in inference.
+"""A depthwise convolution with zeros around, and an activation, in inference.
 
 Shape letters: B batch, H and W sides, C channels, k side of a kernel.
 """
@@ -26,7 +26,7 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 }
 
 
-def definition(x_BHWC: Tensor, weight_kkC: Tensor, bias: Tensor, act: Activation = "none") -> Tensor:
+def definition(x_BHWC: Tensor, weight_kkC: Tensor, bias: Tensor, act: Activation = "none", stride: int = 1) -> Tensor:
     """By PyTorch's convolution.
 
     Args:
@@ -34,12 +34,13 @@ def definition(x_BHWC: Tensor, weight_kkC: Tensor, bias: Tensor, act: Activation
         weight_kkC: float32, with an odd number of rows and columns.
         bias: (C,) float32.
         act: Activation of the result.
+        stride: Rows and columns from one of the result to the next.
 
     Returns:
-        (B, H, W, C), of x's dtype.
+        (B, H, W, C) with sides divided by the stride and rounded up, of x's dtype.
     """
     weight, bias = weight_kkC.permute(2, 0, 1).unsqueeze(1).to(x_BHWC.dtype), bias.to(x_BHWC.dtype)
-    y = F.conv2d(x_BHWC.permute(0, 3, 1, 2), weight, bias, padding=len(weight_kkC) // 2, groups=len(bias))
+    y = F.conv2d(x_BHWC.permute(0, 3, 1, 2), weight, bias, stride, len(weight_kkC) // 2, groups=len(bias))
     return ACTIVATIONS[act](y).permute(0, 2, 3, 1)
 
 

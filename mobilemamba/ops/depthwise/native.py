@@ -18,7 +18,7 @@ RELU_AFFINE = 4  # another one: ReLU, then scale and shift
 _LAYOUT = {"x": "BHWC", "weight": "kkC", "bias": "C"}
 
 
-def call_depthwise(act: int, x: Tensor, y: Tensor, *numbers: Tensor) -> None:
+def call_depthwise(act: int, x: Tensor, y: Tensor, *numbers: Tensor, stride: int = 1) -> None:
     """Calls the function of depthwise.c; maps are (B, H, W, C) of one dtype.
 
     Args:
@@ -26,9 +26,12 @@ def call_depthwise(act: int, x: Tensor, y: Tensor, *numbers: Tensor) -> None:
         x: Input.
         y: Where the output is written.
         numbers: Weight (kernel, kernel, C) and bias (C,); with ``RELU_AFFINE`` scale and shift (C,) too.
+        stride: Rows and columns of x from one of y to the next.
     """
     weight, bias, *affine = (number.float().contiguous() for number in numbers)
-    args = DepthwiseArgs(*x.shape, weight.shape[0], DTYPE_CODES[x.dtype], torch.get_num_threads(), act)
+    args = DepthwiseArgs(
+        *x.shape, *y.shape[1:3], weight.shape[0], stride, DTYPE_CODES[x.dtype], torch.get_num_threads(), act
+    )
     args.x, args.y, args.weight, args.bias = x.data_ptr(), y.data_ptr(), weight.data_ptr(), bias.data_ptr()
     args.x_stride[:], args.y_stride[:] = x.stride()[:3], y.stride()[:3]
     if affine:
@@ -36,17 +39,25 @@ def call_depthwise(act: int, x: Tensor, y: Tensor, *numbers: Tensor) -> None:
     library.call("mobilemamba_depthwise", args)
 
 
-def check_arguments(x: Tensor, weight: Tensor, bias: Tensor, act: str = "none") -> None:
+def check_arguments(x: Tensor, weight: Tensor, bias: Tensor, act: str = "none", stride: int = 1) -> None:
     """Of the operator, on any device."""
     check_kernel("depthwise_conv", check("depthwise_conv", _LAYOUT, (x, weight, bias))["k"])
     if act not in ACTS:
         raise ConfigError(f"depthwise_conv: activation {act!r}; expected one of {', '.join(ACTS)}")
+    if not 1 <= stride < 2**31:
+        raise ConfigError(f"depthwise_conv: stride={stride}; expected 1 to {2**31 - 1}")
 
 
-@inference_operator(check_arguments)
-def depthwise_conv(x_BHWC: Tensor, weight_kkC: Tensor, bias: Tensor, act: str = "none") -> Tensor:
+def result_shape(x: Tensor, weight: Tensor, bias: Tensor, act: str = "none", stride: int = 1) -> list[int]:
+    """Of the operator: with zeros around, the sides are divided by the stride and rounded up."""
+    batch, height, width, channels = x.shape
+    return [batch, (height + stride - 1) // stride, (width + stride - 1) // stride, channels]
+
+
+@inference_operator(check_arguments, result_shape)
+def depthwise_conv(x_BHWC: Tensor, weight_kkC: Tensor, bias: Tensor, act: str = "none", stride: int = 1) -> Tensor:
     """The convolution; x is computed in float32 or bfloat16."""
     x = lay_out(x_BHWC, kernel_dtype(x_BHWC.dtype))
-    y = x.new_empty(x.shape)
-    call_depthwise(ACTS[act], x, y, weight_kkC, bias)
+    y = x.new_empty(result_shape(x, weight_kkC, bias, act, stride))
+    call_depthwise(ACTS[act], x, y, weight_kkC, bias, stride=stride)
     return y.to(x_BHWC.dtype)

@@ -1,7 +1,7 @@
 """The depthwise convolution as a Triton kernel, channels-last, with what follows it in the same pass; no gradients.
 
-Shape letters: B batch, H and W sides, C channels, k side of a kernel. In a kernel ``y_pc`` is of a tile of positions
-and of channels.
+Shape letters: B batch, H and W sides, C channels, k side of a kernel. In a kernel ``y_pc`` is of some places and
+channels.
 """
 
 # The kernel's arguments have no annotations, as Triton would read them.
@@ -21,64 +21,81 @@ from mobilemamba.ops.operator import implement_on_cuda
 tl: Any = None  # triton.language, once the kernel is asked for
 constexpr = Any  # Triton goes by the annotation's name
 
-#: Positions and channels of a program's tile; four warps. Sixteen positions share a weight that was read.
-_TILE = (16, 32)
+#: Neighbouring columns, a strip, that share what is read; and channels of a program.
+_COLUMNS, _BLOCK_C = 4, 32
+#: Strips of a program and its warps; the smaller where there would not be programs enough for all processors.
+_LARGE, _SMALL, _ENOUGH = (32, 4), (8, 1), 512
 
 
 def _relu(x):
     return tl.where(x < 0, 0.0, x)  # which keeps a NaN
 
 
+def _numbers(x, c, has_c):
+    return tl.load(x + c, has_c, 0.0).to(tl.float32)[None, :]
+
+
 def _depthwise(
     x, y, weight, bias, scale, shift,
     x_stride_b, x_stride_h, x_stride_w, y_stride_b, y_stride_h, y_stride_w,
-    pictures, height, width, channels,
-    KERNEL: constexpr, ACT: constexpr, BLOCK_P: constexpr, BLOCK_C: constexpr,
+    pictures, height, width, y_height, y_width, channels,
+    KERNEL: constexpr, STRIDE: constexpr, ACT: constexpr, COLUMNS: constexpr, BLOCK_P: constexpr, BLOCK_C: constexpr,
 ):  # fmt: skip
-    """``y = act(weight * x + bias)``; activations are numbered as in ``native``."""
+    """``y = act(weight * x + bias)``; activations are numbered as in ``native``. A program has strips of columns."""
     p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    picture = (p // (height * width)).to(tl.int64)  # tensors may have 2^31 elements and more
-    h, w = (p // width % height).to(tl.int64), (p % width).to(tl.int64)
+    strips = tl.cdiv(y_width, COLUMNS)
+    picture = (p // (y_height * strips)).to(tl.int64)  # tensors may have 2^31 elements and more
+    h, w = (p // strips % y_height).to(tl.int64), (p % strips * COLUMNS).to(tl.int64)
     has_p, has_c = picture < pictures, c < channels
     x += (picture * x_stride_b)[:, None] + c[None, :]
-    y_pc = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    bias_pc = tl.broadcast_to(_numbers(bias, c, has_c), (BLOCK_P, BLOCK_C))
+    y_pc = tl.tuple(())  # a tile for each column of a strip
+    for _ in tl.static_range(COLUMNS):
+        y_pc += (bias_pc,)
     for i in range(KERNEL):
-        row = h + (i - KERNEL // 2)
+        row = h * STRIDE + (i - KERNEL // 2)
         has_row = has_p & (row >= 0) & (row < height)
-        for j in tl.static_range(KERNEL):
-            column = w + (j - KERNEL // 2)
-            has_pc = (has_row & (column >= 0) & (column < width))[:, None] & has_c[None, :]
-            x_pc = tl.load(x + (row * x_stride_h + column * x_stride_w)[:, None], has_pc, 0.0).to(tl.float32)
-            y_pc += x_pc * tl.load(weight + (i * KERNEL + j) * channels + c, has_c, 0.0)[None, :]
-    y_pc += tl.load(bias + c, has_c, 0.0)[None, :]
-    if ACT == 1:
-        y_pc = _relu(y_pc)
-    elif ACT == 2:
-        y_pc = y_pc / (1 + tl.exp(-y_pc))
-    elif ACT == 3:
-        y_pc = 1 / (1 + tl.exp(-y_pc))
-    elif ACT == 4:
-        scale_c, shift_c = tl.load(scale + c, has_c, 0.0), tl.load(shift + c, has_c, 0.0)
-        y_pc = _relu(_relu(y_pc) * scale_c[None, :] + shift_c[None, :])
-    y += (picture * y_stride_b + h * y_stride_h + w * y_stride_w)[:, None] + c[None, :]
-    tl.store(y, y_pc, has_p[:, None] & has_c[None, :])
+        sums = tl.tuple(())
+        for column in tl.static_range(COLUMNS):
+            y_column_pc = y_pc[column]
+            for j in tl.static_range(KERNEL):
+                at = w * STRIDE + (column * STRIDE + j - KERNEL // 2)
+                has_pc = (has_row & (at >= 0) & (at < width))[:, None] & has_c[None, :]
+                x_pc = tl.load(x + (row * x_stride_h + at * x_stride_w)[:, None], has_pc, 0.0).to(tl.float32)
+                y_column_pc += x_pc * _numbers(weight + (i * KERNEL + j) * channels, c, has_c)
+            sums += (y_column_pc,)
+        y_pc = sums
+    y += (picture * y_stride_b + h * y_stride_h)[:, None] + c[None, :]
+    for column in tl.static_range(COLUMNS):
+        z_pc = y_pc[column]
+        if ACT == 1:
+            z_pc = _relu(z_pc)
+        elif ACT == 2:
+            z_pc = z_pc / (1 + tl.exp(-z_pc))
+        elif ACT == 3:
+            z_pc = 1 / (1 + tl.exp(-z_pc))
+        elif ACT == 4:
+            z_pc = _relu(_relu(z_pc) * _numbers(scale, c, has_c) + _numbers(shift, c, has_c))
+        has_pc = (has_p & (w + column < y_width))[:, None] & has_c[None, :]
+        tl.store(y + ((w + column) * y_stride_w)[:, None], z_pc, has_pc)
 
 
 @cache
 def _kernels() -> list[Any]:
-    return jit.compiled(globals(), _depthwise, _relu)
+    return jit.compiled(globals(), _depthwise, _relu, _numbers)
 
 
-def convolve(act: int, x_BHWC: Tensor, y_BHWC: Tensor, *numbers: Tensor) -> None:
+def convolve(act: int, x_BHWC: Tensor, y_BHWC: Tensor, *numbers: Tensor, stride: int = 1) -> None:
     """As ``native.call_depthwise``, but x may have any strides and dtype; y's channels lie side by side."""
     x = x_BHWC if x_BHWC.stride(-1) == 1 else x_BHWC.contiguous()
-    weight, bias, *affine = (number.float().contiguous() for number in numbers)
+    weight, bias, *affine = (number.contiguous() for number in numbers)
     scale, shift = affine or (bias, bias)
-    batch, height, width, channels = x.shape
-    grid = (-(-batch * height * width // _TILE[0]), -(-channels // _TILE[1]))
+    batch, height, width, channels = y_BHWC.shape
+    strips, blocks = batch * height * -(-width // _COLUMNS), -(-channels // _BLOCK_C)
+    block_p, warps = _LARGE if strips * blocks >= _LARGE[0] * _ENOUGH else _SMALL
     with torch.cuda.device_of(x):
-        _kernels()[0][grid](
+        _kernels()[0][-(-strips // block_p), blocks](
             x,
             y_BHWC,
             weight,
@@ -87,22 +104,24 @@ def convolve(act: int, x_BHWC: Tensor, y_BHWC: Tensor, *numbers: Tensor) -> None
             shift,
             *x.stride()[:3],
             *y_BHWC.stride()[:3],
-            batch,
+            *x.shape[:3],
             height,
             width,
             channels,
             KERNEL=weight.shape[0],
+            STRIDE=stride,
             ACT=act,
-            BLOCK_P=_TILE[0],
-            BLOCK_C=_TILE[1],
-            num_warps=4,
+            COLUMNS=_COLUMNS,
+            BLOCK_P=block_p,
+            BLOCK_C=_BLOCK_C,
+            num_warps=warps,
         )
 
 
-def depthwise_conv(x_BHWC: Tensor, weight_kkC: Tensor, bias: Tensor, act: str = "none") -> Tensor:
+def depthwise_conv(x_BHWC: Tensor, weight_kkC: Tensor, bias: Tensor, act: str = "none", stride: int = 1) -> Tensor:
     """Arguments and result as in the package's function."""
-    y = x_BHWC.new_empty(x_BHWC.shape)
-    convolve(native.ACTS[act], x_BHWC, y, weight_kkC, bias)
+    y = x_BHWC.new_empty(native.result_shape(x_BHWC, weight_kkC, bias, act, stride))
+    convolve(native.ACTS[act], x_BHWC, y, weight_kkC, bias, stride=stride)
     return y
 
 

@@ -43,7 +43,8 @@ class DepthwiseArgs(ctypes.Structure):
     """Of depthwise.c."""
 
     _fields_ = [
-        *((name, I64) for name in ("batch", "height", "width", "channels", "kernel", "type", "threads", "act")),
+        *((name, I64) for name in ("batch", "height", "width", "channels", "y_height", "y_width", "kernel", "stride")),
+        *((name, I64) for name in ("type", "threads", "act")),
         *((name, POINTER) for name in ("x", "y")),
         *((name, I64 * 3) for name in ("x_stride", "y_stride")),
         *((name, POINTER) for name in ("weight", "bias", "scale", "shift")),
