@@ -17,6 +17,8 @@ from mobilemamba.errors import BackendUnavailableError, ConfigError, MobileMamba
 from mobilemamba.models.runtime import RUNTIMES
 from mobilemamba.tools.benchmark import SCALED_MODELS, SCALED_SIZES
 
+pytestmark = pytest.mark.kernels
+
 QUICK = ("--rounds", "2", "--seconds", "0.001", "--no-memory")
 
 
