@@ -176,7 +176,7 @@ def test_after_a_fault_of_the_gpu_the_other_parts_run_in_a_new_process(
     monkeypatch.setattr(subprocess, "run", lambda command, **_: started.append(command))
     printed("gpu", "--device", "cpu", "--quick", "--output", str(tmp_path / "gpu.json"), "--minutes", "2")
     (command,) = started
-    assert command[1:4] == ["-m", "mobilemamba", "gpu"]
+    assert command[1:4] == ["-m", "mobilemamba_command", "gpu"]
     assert {"--device=cpu", "--quick=true", "--parts=networks,compiled", "--minutes=2.0"} <= set(command)
 
 
