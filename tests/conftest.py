@@ -82,6 +82,21 @@ def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"mobilemamba.training.callbacks.plots.{draw}", lambda _, __, path, *___: path.touch())
 
 
+@pytest.fixture
+def short_benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Benchmarks that time a call a round after a first one, beside the limits of a small machine."""
+    from mobilemamba.analysis import rounds
+    from mobilemamba.analysis.benchmark import ceilings
+
+    def one_call(clock: rounds.Clock, *_: float) -> int:
+        clock(1)
+        return 1
+
+    monkeypatch.setattr(rounds, "calls_per_round", one_call)
+    monkeypatch.setattr(ceilings, "MATRIX_SIDE", {"cpu": 16})
+    monkeypatch.setattr(ceilings, "COPIED_BYTES", {"cpu": 4096})
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The repository."""
