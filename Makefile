@@ -2,18 +2,6 @@
 PYTHON ?= python3
 PYTEST_ARGS ?= -n auto --maxprocesses 8 --dist worksteal
 
-# Where it matters whether the compiled kernels are there: in no test that runs no network, says which backend runs, needs
-# the kernels, or is about a GPU's; nor where a network has no numbers, but is counted or plays one on a GPU.
-WITHOUT_KERNELS := tests/ops tests/layers tests/test_import.py tests/tasks/test_training.py \
-	$(patsubst %,--ignore=tests/ops/test_%.py,inference mlstm native_build rwkv6 scan_2d scan_order selective_scan triton ttt_linear) \
-	$(patsubst %,tests/models/test_%.py,config distilled four_stages fuse global_mixer mobilemamba parity) \
-	$(patsubst %,tests/tools/test_%.py,benchmark inspection prediction) \
-	$(patsubst %,tests/training/%.py,test_provenance callbacks/test_kernels) \
-	$(patsubst %,--deselect=tests/ops/test_backends.py::test_%,a_gpu_is_never_waited_for nor_in_a_training_step \
-	nothing_is_copied_from_host_to_device no_backend_of_the_scan_makes_a_tensor_elsewhere) \
-	$(patsubst %,--deselect=tests/models/test_%,four_stages.py::test_counts global_mixer.py::test_counts_of_s6) \
-	--deselect=tests/tasks/test_training.py::test_compiled_gives_the_same_loss
-
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
@@ -31,12 +19,12 @@ gpu: .venv/.installed  ## measure everything once on a GPU, in eight minutes; GP
 notebooks: .venv/.installed-notebooks  ## open the notebooks in a browser
 	$(BIN)/jupyter lab notebooks
 
-test: .venv/.installed-test  ## run the linters, the type checker and the whole test suite, then once more without kernels what they matter to
+test: .venv/.installed-test  ## run the linters, the type checker and the whole test suite, then what is marked `kernels` once more without them
 	@$(MAKE) --no-print-directory --jobs 2 lint suite  # side by side: the type checker is one process
 
 suite: .venv/.installed-test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
-	MOBILEMAMBA_NATIVE=0 $(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow" $(WITHOUT_KERNELS)
+	MOBILEMAMBA_NATIVE=0 $(BIN)/python -m pytest $(PYTEST_ARGS) -m "kernels and not slow"
 
 test-lowest:  ## run the quick tests with the lowest versions of all dependencies, in .venv-lowest (downloads gigabytes)
 	$(PYTHON) -m venv .venv-lowest

@@ -7,8 +7,10 @@ that ``mobilemamba --help`` should not take.
 from __future__ import annotations
 
 import difflib
+import gc
 import re
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -65,6 +67,7 @@ def run() -> None:
             main(args)
             sys.stdout.flush()
             return
+        gc.disable()  # what is imported is no garbage: to look through it again and again is a third of a short run
         from mobilemamba.cli.exits import console
     except KeyboardInterrupt:
         sys.exit(130)
@@ -73,6 +76,9 @@ def run() -> None:
 
         end_without_reader()
     with console():
+        import_module((COMMANDS[args[0]].function or "mobilemamba.cli.lightning_cli").partition(":")[0])
+        gc.freeze()
+        gc.enable()
         main(args)
 
 

@@ -5,14 +5,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-# Before whatever else a test imports: if some other module asks typing for Optional[Union[float, int]] first, its cache
-# gives Lightning that for Optional[Union[int, float]], and a command line's `1` batch becomes `1.0`, all of them.
-import lightning.pytorch  # noqa: F401
 import pytest
-import torch
 from hypothesis import HealthCheck, settings
-
-from mobilemamba.ops.backends import forget_choices
 
 # Others may have the processor: how long an example takes says nothing.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -24,8 +18,18 @@ ROOT = Path(__file__).resolve().parents[1]
 def pytest_configure() -> None:
     gc.disable()
     # The suite runs on all cores already (pytest-xdist); more threads would only make results wait for each other.
+    os.environ["OMP_NUM_THREADS"] = "1"  # torch's, and those of the processes that tests start
+
+
+def pytest_collectstart() -> None:
+    """Imports torch only where tests are collected: pytest-xdist's first process hands them out, and runs none."""
+    # Before whatever else a test imports: if some other module asks typing for Optional[Union[float, int]] first, its
+    # cache gives Lightning that for Optional[Union[int, float]], and a command line's `1` batch becomes `1.0`, all of
+    # them.
+    import lightning.pytorch  # noqa: F401
+    import torch
+
     torch.set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"  # and in the processes that tests start
 
 
 @pytest.hookimpl(trylast=True)
@@ -43,12 +47,16 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
+    import torch
+
     torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
 def _same_process_for_the_next_test() -> Iterator[None]:
     """Other threads change bits, and a process group makes every later training one of several processes."""
+    import torch
+
     environment = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
     yield
     for name in os.environ.keys() - environment.keys() - {"PYTEST_CURRENT_TEST"}:
@@ -61,6 +69,8 @@ def _same_process_for_the_next_test() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _forget_the_automatic_backend() -> Iterator[None]:
     """A test that plays a machine without some backend must not choose for those after it."""
+    from mobilemamba.ops.backends import forget_choices
+
     yield
     forget_choices()
 
@@ -70,6 +80,21 @@ def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trainings leave empty pictures: to draw them takes longer than a tiny training, and has tests of its own."""
     for draw in ("draw_curves", "draw_confusion"):
         monkeypatch.setattr(f"mobilemamba.training.callbacks.plots.{draw}", lambda _, __, path, *___: path.touch())
+
+
+@pytest.fixture
+def short_benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Benchmarks that time a call a round after a first one, beside the limits of a small machine."""
+    from mobilemamba.analysis import rounds
+    from mobilemamba.analysis.benchmark import ceilings
+
+    def one_call(clock: rounds.Clock, *_: float) -> int:
+        clock(1)
+        return 1
+
+    monkeypatch.setattr(rounds, "calls_per_round", one_call)
+    monkeypatch.setattr(ceilings, "MATRIX_SIDE", {"cpu": 16})
+    monkeypatch.setattr(ceilings, "COPIED_BYTES", {"cpu": 4096})
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,10 @@
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.kernels
+
 CODE = """
 import sys, warnings
 import timm, torch

@@ -66,6 +66,7 @@ def test_a_network_that_is_always_too_slow_ends_at_the_narrowest() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("short_benchmarks")
 def test_the_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "rows.yaml"
     path.write_text(CONFIG)

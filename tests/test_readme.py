@@ -125,6 +125,7 @@ def shortened(command: str) -> list[str]:
     return [size, *SHORT_BENCHMARK]
 
 
+@pytest.mark.usefixtures("short_benchmarks")
 @pytest.mark.parametrize("command", [pytest.param(c, marks=pytest.mark.slow) if "benchmark" in c else c for c in TOOLS])
 def test_tools(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(folder)

@@ -147,7 +147,7 @@ def _evaluate(
     if run is not None:
         ending = _run_logged_here(run, arguments, run_dir / "log.txt", command)
     else:
-        arguments = [sys.executable, "-m", "mobilemamba", *arguments]
+        arguments = [sys.executable, "-m", "mobilemamba_command", *arguments]
         ending = run_logged(arguments, run_dir / "log.txt", command, environment, stop or threading.Event())
     return None if target.exists() else ending
 

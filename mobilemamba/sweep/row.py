@@ -138,7 +138,7 @@ def run_logged(
 
 
 def _command(run_dir: Path) -> list[str]:
-    command = [sys.executable, "-m", "mobilemamba", "fit", "--config", str(run_dir / "run.yaml")]
+    command = [sys.executable, "-m", "mobilemamba_command", "fit", "--config", str(run_dir / "run.yaml")]
     command += ["--trainer.default_root_dir", str(run_dir)]  # the file's is where the sweep was when it started
     return [*command, "--ckpt_path", "last"] if can_resume(run_dir) else command
 

@@ -83,7 +83,7 @@ def gpu(
         options |= {"batch_size": batch_size, "quick": str(quick).lower(), "parts": ",".join(p.name for p in left)}
         options |= {} if data is None else {"data": data}
         given = [f"--{name}={value}" for name, value in options.items()]
-        subprocess.run([sys.executable, "-m", "mobilemamba", "gpu", *given], check=True)
+        subprocess.run([sys.executable, "-m", "mobilemamba_command", "gpu", *given], check=True)
         return
     console = make_console()
     console.print(table(run.parts, min(console.width, 120)))

@@ -14,7 +14,6 @@ from torch import nn
 from mobilemamba.analysis import complexity
 from mobilemamba.analysis.benchmark import networks
 from mobilemamba.analysis.benchmark.cases import Case
-from mobilemamba.analysis.benchmark.ceilings import matrix_product
 from mobilemamba.analysis.benchmark.memory import CpuMeter, can_measure_cpu, describe
 from mobilemamba.analysis.benchmark.networks import measure
 from mobilemamba.analysis.benchmark.workload import Workshop, create
@@ -25,11 +24,6 @@ from mobilemamba.models.runtime import PRECISION_KEY, RUNNERS, RUNTIMES, Runtime
 from mobilemamba.version import __version__
 
 TINY = Case("test_efficientnet", 64, 2, layout="contiguous")
-
-
-@pytest.fixture
-def small_products(monkeypatch):
-    monkeypatch.setattr(networks, "matrix_product", lambda device, dtype: matrix_product(device, dtype, side=16))
 
 
 @pytest.fixture
@@ -48,7 +42,7 @@ def clockwork(monkeypatch):
     monkeypatch.setattr(networks, "interleave", interleave)
 
 
-def test_rates_and_the_share_of_the_ceiling(small_products, clockwork):
+def test_rates_and_the_share_of_the_ceiling(short_benchmarks, clockwork):
     (found,) = measure([TINY], rounds=3, memory=False)
     macs = complexity(create(TINY), 64).macs
     assert (found.latency_ms, found.latency_q1_ms, found.latency_q3_ms) == pytest.approx((4, 4, 4))
@@ -61,14 +55,14 @@ def test_rates_and_the_share_of_the_ceiling(small_products, clockwork):
     assert found.versions.startswith(f"mobilemamba {__version__}, torch {torch.__version__}, ")
 
 
-def test_training_counts_three_forward_passes(small_products, clockwork):
+def test_training_counts_three_forward_passes(short_benchmarks, clockwork):
     case = Case("test_efficientnet", 64, 2, layout="contiguous", fused=False, train=True)
     (found,) = measure([case], rounds=1, memory=False)
     assert found.macs == 3 * complexity(create(case), 64).macs
     assert found.batch_norms > 0
 
 
-def test_one_that_fails_is_recorded_and_the_others_go_on(small_products, clockwork, monkeypatch):
+def test_one_that_fails_is_recorded_and_the_others_go_on(short_benchmarks, clockwork, monkeypatch):
     build = Workshop.build
 
     def out_of_memory(self, case, layout):
@@ -83,7 +77,7 @@ def test_one_that_fails_is_recorded_and_the_others_go_on(small_products, clockwo
     assert found[1].images_per_second
 
 
-def test_auto_measures_both_layouts_and_keeps_one(small_products, clockwork):
+def test_auto_measures_both_layouts_and_keeps_one(short_benchmarks, clockwork):
     (found,) = measure([Case("test_efficientnet", 64, 2)], rounds=1, memory=False)
     assert found.layout in ("contiguous", "channels_last")
     assert found.layout_chosen
@@ -127,7 +121,7 @@ def test_an_exported_network_gives_the_same():
     torch.testing.assert_close(exported, eager, atol=1e-5, rtol=1e-5)
 
 
-def test_another_runtime_is_given_a_network_once_for_all_batches(small_products, clockwork, monkeypatch):
+def test_another_runtime_is_given_a_network_once_for_all_batches(short_benchmarks, clockwork, monkeypatch):
     given = []
     monkeypatch.setitem(RUNTIMES, ".npy", SimpleNamespace(name="numpy", reads=("numpy",)))
     monkeypatch.setitem(RUNNERS, "numpy", lambda network: (given.append(network), network)[1])
@@ -138,7 +132,7 @@ def test_another_runtime_is_given_a_network_once_for_all_batches(small_products,
     assert all(f"numpy {np.__version__}" in record.versions for record in records)
 
 
-def test_an_exported_file_has_the_precision_that_it_says(small_products, clockwork, monkeypatch):
+def test_an_exported_file_has_the_precision_that_it_says(short_benchmarks, clockwork, monkeypatch):
     card = ModelCard("test_resnet", Preprocessing((32, 32), (0.5,) * 3, (0.5,) * 3), 3)
     said = {CARD_KEY: json.dumps(card.as_dict()), PRECISION_KEY: "int8"}
     network = RuntimeNetwork(lambda x: x.mean((2, 3)), (None, 3, 32, 32), "")

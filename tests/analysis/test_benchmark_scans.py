@@ -4,18 +4,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from mobilemamba.analysis.benchmark import scans
 from mobilemamba.analysis.benchmark.cases import expand
-from mobilemamba.analysis.benchmark.ceilings import matrix_product, memory_copy
 from mobilemamba.analysis.benchmark.scans import ScanShape, measure_scans, scan_cost, scan_inputs, scan_shapes
 from mobilemamba.analysis.benchmark.tables import scan_notes, scan_table
 from mobilemamba.errors import ConfigError
-
-
-@pytest.fixture
-def small_ceilings(monkeypatch):
-    monkeypatch.setattr(scans, "memory_copy", lambda device: memory_copy(device, 4096))
-    monkeypatch.setattr(scans, "matrix_product", lambda device, dtype: matrix_product(device, dtype, 16))
 
 
 def test_shapes_are_those_of_the_networks():
@@ -56,7 +48,7 @@ def test_inputs_are_of_the_network_s_dtype_but_for_the_state_matrix():
 
 
 @pytest.mark.parametrize("train", [False, True])
-def test_every_backend_that_runs_is_measured(small_ceilings, train):
+def test_every_backend_that_runs_is_measured(short_benchmarks, train):
     cases = expand(["mobilemamba_t2"], sizes=(64,), batches=(2,), train=train)
     found = measure_scans(cases, rounds=2, seconds=0.001)
     assert "chunked" in {record.backend for record in found}
@@ -74,7 +66,7 @@ def test_every_backend_that_runs_is_measured(small_ceilings, train):
     assert "ceilings in the same rounds" in scan_notes(found)[0]
 
 
-def test_one_backend_by_name(small_ceilings):
+def test_one_backend_by_name(short_benchmarks):
     cases = expand(["mobilemamba_t2"], sizes=(64,), batches=(1,))
     assert {r.backend for r in measure_scans(cases, 1, 0.001, ["chunked"])} == {"chunked"}
     with pytest.raises(ConfigError, match="magic"):

@@ -7,21 +7,23 @@ import sys
 import pytest
 import torch
 
+from mobilemamba.analysis import resident
 from mobilemamba.analysis.resident import can_forget_peak, peak_resident_bytes
 
 _SIZE = 2**20 * 200
 
-# In a process of its own: the heap of this one has been shaped by the tests before, and may keep what it frees.
+# In a process of its own: the heap of this one has been shaped by the tests before, and may keep what it frees. Of the
+# package it has the module alone, as to import all takes longer than the rest.
 _SIZES_AROUND_A_BLOCK = f"""
-import json, torch
-from mobilemamba.analysis.resident import forget_peak, peak_resident_bytes, resident_bytes
-before = resident_bytes()
+import json, runpy, torch
+resident = runpy.run_path({resident.__file__!r})
+before = resident["resident_bytes"]()
 block = torch.ones({_SIZE // 4})
-held = resident_bytes()
+held = resident["resident_bytes"]()
 del block
-peak = peak_resident_bytes()
-forget_peak()
-print(json.dumps([before, held, peak, peak_resident_bytes()]))
+peak = resident["peak_resident_bytes"]()
+resident["forget_peak"]()
+print(json.dumps([before, held, peak, resident["peak_resident_bytes"]()]))
 """
 
 

@@ -55,6 +55,18 @@ TOGETHER = [
     [*EVALUATE_SAMPLE, *IN_TWO],  # the last, as its table is the last that is printed
 ]
 
+#: With no garbage collected while all is imported, as in the command itself.
+SCRIPT = """
+import gc
+gc.disable()
+import mobilemamba.cli.lightning_cli
+from mobilemamba_command import main
+gc.freeze()
+gc.enable()
+for command in {commands!r}:
+    main(command)
+"""
+
 
 def paint_classes(folder: Path) -> None:
     """Noise of three brightnesses, near enough to be taken for each other."""
@@ -95,7 +107,7 @@ def together(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
     save_weights(segmenter, folder / "w.safetensors", ModelCard("mobilemamba_t2", look, len(CLASSES), **named))
     save_known_classifier(folder / "classifier.safetensors")
     script = folder / "all.py"
-    script.write_text(f"from mobilemamba_command import main\nfor command in {TOGETHER!r}:\n    main(command)\n")
+    script.write_text(SCRIPT.format(commands=TOGETHER))
     done = subprocess.run(
         [sys.executable, str(script)],
         cwd=folder,

@@ -1,5 +1,6 @@
 """What the command says of a mistake: one line, and 2 for its exit."""
 
+import gc
 import re
 import shlex
 import subprocess
@@ -268,6 +269,7 @@ def test_so_it_does_of_what_needs_a_network(
     with warnings.catch_warnings(), pytest.raises(SystemExit) as ended:
         run()
     assert ended.value.code == 2
+    assert gc.isenabled()  # as it is not while all is imported
     said = capsys.readouterr()
     assert "Traceback" not in said.out + said.err
     assert said.err.strip().splitlines()[-1].startswith("mobilemamba: error: ")

@@ -27,10 +27,14 @@ OPTIONS = shlex.split(
 #: Given steps and command lines, it forks a process for each, which is killed before that step: what takes longest, to
 #: import everything, is done once.
 KILLED = """
-import json, os, signal, sys
+import gc, json, os, signal, sys
+gc.disable()  # what is imported is no garbage
+import mobilemamba.cli.lightning_cli
 import torch
 from mobilemamba_command import main
 from mobilemamba.tasks import ClassificationTask
+gc.freeze()
+gc.enable()
 
 step = ClassificationTask.training_step
 torch.set_num_threads(1)  # as in the tests

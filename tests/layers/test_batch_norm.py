@@ -10,6 +10,8 @@ from mobilemamba.layers.batch_norm import BatchNorm2d
 from mobilemamba.ops.batch_norm import native
 from mobilemamba.ops.native import library
 
+pytestmark = pytest.mark.kernels
+
 needs_kernels = pytest.mark.skipif(
     library.why_not() is not None, reason=f"needs the compiled kernels ({library.why_not()})"
 )

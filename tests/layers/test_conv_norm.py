@@ -9,6 +9,8 @@ from torch import nn
 
 from mobilemamba.layers.conv_norm import ConvNorm, ConvReLU, NormLinear, fuse_conv_norm
 
+pytestmark = pytest.mark.kernels
+
 
 def trained(module: nn.Module) -> nn.Module:
     """In evaluation mode, its norms as after training; fp64, where folding leaves no doubt."""

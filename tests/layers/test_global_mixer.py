@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from mobilemamba.errors import ConfigError
 from mobilemamba.layers.global_mixer import GLOBAL_MIXERS
 
+pytestmark = pytest.mark.kernels
+
 LEARNED = [name for name in GLOBAL_MIXERS if name != "identity"]
 SIZES = [(1, 1), (1, 7), (5, 3), (7, 7), (14, 14), (17, 17)]
 

@@ -12,6 +12,8 @@ from mobilemamba.layers.ss2d import SS2D
 from mobilemamba.layers.wavelet_mamba import WaveletConv
 from tests.ops.scans import needs_native
 
+pytestmark = pytest.mark.kernels
+
 CPU = torch.device("cpu")
 
 

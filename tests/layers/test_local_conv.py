@@ -5,6 +5,8 @@ import torch
 
 from mobilemamba.layers.local_conv import MultiKernelConv
 
+pytestmark = pytest.mark.kernels
+
 
 @pytest.mark.parametrize(
     ("dim", "kernels", "dims"),

@@ -6,6 +6,8 @@ from torch import Tensor, nn
 
 from mobilemamba.layers.mrffi import MRFFI
 
+pytestmark = pytest.mark.kernels
+
 
 class Times(nn.Module):
     def __init__(self, factor: float):

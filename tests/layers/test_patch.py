@@ -5,6 +5,8 @@ import torch
 
 from mobilemamba.layers.patch import PatchEmbed, PatchMerging
 
+pytestmark = pytest.mark.kernels
+
 
 @pytest.mark.parametrize(("side", "expected"), [(224, 14), (192, 12), (512, 32), (33, 3), (32, 2)])
 def test_stem_has_stride_16(side: int, expected: int) -> None:

@@ -8,6 +8,8 @@ from mobilemamba.layers.conv_norm import ConvNorm
 from mobilemamba.layers.ffn import FFN
 from mobilemamba.layers.residual import Residual
 
+pytestmark = pytest.mark.kernels
+
 
 class Double(nn.Module):
     def forward(self, x: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ import torch
 
 from mobilemamba.layers.sequences import HeadNorm, both_ways, from_heads, to_heads, to_map
 
+pytestmark = pytest.mark.kernels
+
 SIZES = [(1, 1), (2, 3), (7, 5), (1, 6)]
 
 

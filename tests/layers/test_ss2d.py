@@ -9,6 +9,8 @@ import torch.nn.functional as F
 
 from mobilemamba.layers.ss2d import SS2D
 
+pytestmark = pytest.mark.kernels
+
 
 @pytest.mark.parametrize("directions", [1, 2, 4])
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ from torch import nn
 from mobilemamba.layers.ss2d import SS2D
 from mobilemamba.layers.wavelet_mamba import WaveletConv, WaveletMamba
 
+pytestmark = pytest.mark.kernels
+
 
 @pytest.mark.parametrize("kernel_size", [1, 3, 7])
 def test_number_of_parameters(kernel_size: int) -> None:

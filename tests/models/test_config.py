@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from mobilemamba.errors import ConfigError
 from mobilemamba.models import VARIANTS, ArchOverrides, MobileMambaConfig, split_channels
 
+pytestmark = pytest.mark.kernels
+
 S6, STANDARD = (192, 384, 448), ((0.8, 0.7, 0.6), (0.2, 0.2, 0.3))
 # (embed_dims, global_ratio, local_ratio): channels a stage.
 SPLITS = {

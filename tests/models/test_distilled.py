@@ -12,6 +12,8 @@ from mobilemamba.analysis import complexity
 from mobilemamba.errors import ConfigError
 from mobilemamba.models import MobileMamba, fuse_norms
 
+pytestmark = pytest.mark.kernels
+
 Build = Callable[..., MobileMamba]
 
 

@@ -42,6 +42,7 @@ def test_counts(embed_dims: tuple[int, ...], stages: tuple[StageKind, ...] | Non
     assert (f"{counts.flops / 1e6:.0f}", f"{counts.params / 1e6:.2f}") == (flops, params)
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("stages", [CNN_FIRST, None], ids=["cnn first", "all mobilemamba"])
 def test_features(stages: tuple[StageKind, ...] | None) -> None:
     choices = {**FOUR, "embed_dims": (24, 32, 48, 64), "stages": stages}
@@ -55,6 +56,7 @@ def test_features(stages: tuple[StageKind, ...] | None) -> None:
     assert some.feature_info.reduction() == [8, 32]
 
 
+@pytest.mark.kernels
 def test_a_cnn_block_is_the_block_without_its_mixer() -> None:
     model = build((24, 32, 48, 64), CNN_FIRST)
     names = [[name for name, _ in stage.blocks[0].branch.named_children()] for stage in model.stages]
@@ -64,6 +66,7 @@ def test_a_cnn_block_is_the_block_without_its_mixer() -> None:
     assert torch.equal(model.stages[0].blocks[0](x), 2 * x)  # like every fresh block
 
 
+@pytest.mark.kernels
 def test_every_kind_of_stage_trains_and_folds() -> None:
     model = build((24, 32, 48, 64), ("cnn", "mobilemamba", "cnn", "mobilemamba"), num_classes=5)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)

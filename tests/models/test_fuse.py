@@ -10,6 +10,8 @@ from torch import nn
 
 from mobilemamba.models import VARIANTS, MobileMamba, fuse_norms
 
+pytestmark = pytest.mark.kernels
+
 Build = Callable[..., MobileMamba]
 FUSED_PARAMS = {
     "t2": 8_809_444,

@@ -52,6 +52,7 @@ def test_the_choice_reaches_every_block(mixer: str) -> None:
     assert [type(module) for module in chosen] == [GLOBAL_MIXERS[mixer]] * 5
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("wavelet", ["db1", "none"])
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_a_training_step_reaches_every_parameter(tiny: Build, mixer: str, wavelet: str) -> None:
@@ -65,6 +66,7 @@ def test_a_training_step_reaches_every_parameter(tiny: Build, mixer: str, wavele
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_norms_fold_and_channels_last_is_kept(tiny: Build, mixer: str) -> None:
     model, pictures = tiny(global_mixer=mixer), torch.randn(2, 3, 80, 112)
@@ -77,6 +79,7 @@ def test_norms_fold_and_channels_last_is_kept(tiny: Build, mixer: str) -> None:
     assert all(feature.is_contiguous(memory_format=torch.channels_last) for feature in maps)
 
 
+@pytest.mark.kernels
 def test_without_the_wavelet_branch_the_identity_leaves_the_channels() -> None:
     model = timm.create_model("mobilemamba_t2", global_mixer="identity", wavelet="none")
     mixer = model.stages[0].blocks[0].branch.mixer.branch

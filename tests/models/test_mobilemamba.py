@@ -14,6 +14,8 @@ from mobilemamba.errors import BackendUnavailableError, ConfigError
 from mobilemamba.models import VARIANTS, MobileMamba
 from mobilemamba.models.mobilemamba import MobileMambaStage
 
+pytestmark = pytest.mark.kernels
+
 Build = Callable[..., MobileMamba]
 SIX = list(VARIANTS)
 DIMS = {

@@ -16,6 +16,8 @@ from torch import nn
 from mobilemamba.models import load_weights
 from mobilemamba.models.release_names import ours_to_release
 
+pytestmark = pytest.mark.kernels
+
 CASES = ("t2", "t2_odd")
 close = partial(pytest.approx, rel=1e-4)
 

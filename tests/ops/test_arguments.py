@@ -18,6 +18,8 @@ from mobilemamba.ops.rwkv6 import rwkv6
 from mobilemamba.ops.ttt_linear import ttt_linear
 from tests.ops.scans import needs_native
 
+pytestmark = pytest.mark.kernels
+
 OPERATORS = torch.ops.mobilemamba
 
 

@@ -40,6 +40,7 @@ def t2(**choices: Any) -> MobileMamba:
 # By name
 
 
+@pytest.mark.kernels
 @TABLES
 def test_a_name_is_taken_at_its_word_or_refused(table: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "why_not", lambda: "switched off")
@@ -75,6 +76,7 @@ def test_the_reference_calls_no_kernel_anywhere(backend: str, monkeypatch: pytes
     assert bool(called) == (backend == "auto")
 
 
+@pytest.mark.kernels
 def test_a_network_s_choice_reaches_its_layers() -> None:
     assert {m.backend for m in t2(scan_backend="reference").modules() if hasattr(m, "backend")} == {"reference"}
     chunked = {type(m).__name__: m.backend for m in t2(scan_backend="chunked").modules() if hasattr(m, "backend")}

@@ -13,6 +13,8 @@ from mobilemamba.ops.native import library
 from mobilemamba.ops.selective_scan import mamba_ssm
 from tests.ops.scans import needs_native
 
+pytestmark = pytest.mark.kernels
+
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 

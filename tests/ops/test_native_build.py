@@ -262,8 +262,11 @@ def test_structures_that_are_not_c_s(monkeypatch: pytest.MonkeyPatch) -> None:
 
 #: Runs the tests with each of the libraries in one process: to import everything takes as long as the tests.
 RERUN = """
+import gc
 import sys
 from pathlib import Path
+
+gc.disable()  # what is imported is no garbage; the tests enable it
 
 import pytest
 

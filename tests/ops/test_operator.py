@@ -7,6 +7,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mobilemamba.ops.operator import as_operator
 
+pytestmark = pytest.mark.kernels
+
 dtypes_seen: list[torch.dtype] = []
 
 

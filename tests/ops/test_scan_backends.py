@@ -21,6 +21,8 @@ from tests.ops.scans import (
     needs_native,
 )
 
+pytestmark = pytest.mark.kernels
+
 # Choosing a backend
 
 

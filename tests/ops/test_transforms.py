@@ -19,6 +19,8 @@ from mobilemamba.ops.ttt_linear import ttt_linear
 from tests.ops.scans import make_inputs, make_map_inputs, needs_native
 from tests.ops.test_haar_conv import haar_conv
 
+pytestmark = pytest.mark.kernels
+
 Function = Callable[[Tensor], Tensor]
 
 

@@ -9,6 +9,8 @@ from torch import Tensor
 from mobilemamba.errors import ConfigError
 from mobilemamba.ops.wavelet.definition import HAAR, dwt2d, idwt2d, wavelet_filters
 
+pytestmark = pytest.mark.kernels
+
 WAVELETS = ["db1", "db2", "sym4", "coif1"]
 
 

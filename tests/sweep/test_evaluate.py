@@ -64,7 +64,7 @@ def test_validate_goes_over_the_finished_rows(
     main(["validate", *options, "--data.batch_size", "8"])
     assert len(commands) == 2
     for name, command in zip(("a", "bb"), commands, strict=True):
-        assert command[2:6] == ["mobilemamba", "validate", "--config", str(ROOT / name / "run.yaml")]
+        assert command[2:6] == ["mobilemamba_command", "validate", "--config", str(ROOT / name / "run.yaml")]
         assert command[6:10] == ["--data.batch_size", "8", "--model.weights", str(ROOT / name / "best.safetensors")]
         assert read_json(ROOT / name / "validate.json")["top1"] == 80.0
     assert lines("validate.csv")["bb"] == {

@@ -17,7 +17,10 @@ from mobilemamba.training.mixing import Mixing
 from tests.states import assert_same_state
 from tests.tasks.test_classification import CLASSES, make_task, make_trainer, pictures
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::UserWarning:torch")
+pytestmark = [
+    pytest.mark.kernels,
+    pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::UserWarning:torch"),
+]
 
 TINY = {"name": "mobilemamba_t2", "arch": ArchOverrides(embed_dims=(16, 16, 16), depths=(1, 1, 1))}
 

@@ -9,28 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
-from mobilemamba.analysis.benchmark import networks, scans
-from mobilemamba.analysis.benchmark.ceilings import matrix_product, memory_copy
+from mobilemamba.analysis.benchmark import networks
 from mobilemamba.analysis.benchmark.workload import Workshop
 from mobilemamba.cli.tool import switches
 from mobilemamba.errors import BackendUnavailableError, ConfigError, MobileMambaError
 from mobilemamba.models.runtime import RUNTIMES
 from mobilemamba.tools.benchmark import SCALED_MODELS, SCALED_SIZES
 
+pytestmark = [pytest.mark.kernels, pytest.mark.usefixtures("short_benchmarks")]
+
 QUICK = ("--rounds", "2", "--seconds", "0.001", "--no-memory")
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    common = networks.interleave
-
-    def interleave(clocks, rounds, seconds, warmup=0.001, advance=lambda: None):
-        return common(clocks, rounds, seconds, warmup, advance)
-
-    monkeypatch.setattr(networks, "interleave", interleave)
-    monkeypatch.setattr(networks, "matrix_product", lambda device, dtype: matrix_product(device, dtype, 16))
-    monkeypatch.setattr(scans, "matrix_product", lambda device, dtype: matrix_product(device, dtype, 16))
-    monkeypatch.setattr(scans, "memory_copy", lambda device: memory_copy(device, 4096))
 
 
 def rows(path: Path) -> list[dict[str, str]]:

@@ -10,9 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mobilemamba.analysis.benchmark import networks, scans
 from mobilemamba.analysis.benchmark.cases import Case
-from mobilemamba.analysis.benchmark.ceilings import matrix_product, memory_copy
 from mobilemamba.analysis.benchmark.scans import ScanShape
 from mobilemamba.analysis.benchmark.workload import Workload
 from mobilemamba.analysis.gpu import correct, speed, training
@@ -27,13 +25,6 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(networks, "matrix_product", lambda device, dtype: matrix_product(device, dtype, 16))
-    monkeypatch.setattr(scans, "matrix_product", lambda device, dtype: matrix_product(device, dtype, 16))
-    monkeypatch.setattr(scans, "memory_copy", lambda device: memory_copy(device, 4096))
-
-
-@pytest.fixture
 def playing(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     """A CPU with CUDA graphs."""
     fake = FakeCuda()
@@ -43,7 +34,7 @@ def playing(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("small")
+@pytest.mark.usefixtures("short_benchmarks")
 def test_the_whole_run(
     printed, playing: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -176,7 +167,7 @@ def test_after_a_fault_of_the_gpu_the_other_parts_run_in_a_new_process(
     monkeypatch.setattr(subprocess, "run", lambda command, **_: started.append(command))
     printed("gpu", "--device", "cpu", "--quick", "--output", str(tmp_path / "gpu.json"), "--minutes", "2")
     (command,) = started
-    assert command[1:4] == ["-m", "mobilemamba", "gpu"]
+    assert command[1:4] == ["-m", "mobilemamba_command", "gpu"]
     assert {"--device=cpu", "--quick=true", "--parts=networks,compiled", "--minutes=2.0"} <= set(command)
 
 

@@ -13,6 +13,8 @@ from mobilemamba.models.checkpoints import build_network
 from mobilemamba.ops.native import library
 from mobilemamba.ops.selective_scan import BACKENDS
 
+pytestmark = pytest.mark.kernels
+
 
 def test_backends_say_what_runs_and_why_not(printed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -25,6 +25,8 @@ from mobilemamba.tools.prediction import answer, find_pictures
 from mobilemamba_command import main
 from tests.ops.scans import needs_native
 
+pytestmark = pytest.mark.kernels
+
 COLOURS = {"red": (220, 0, 0), "green": (0, 220, 0), "blue": (0, 0, 220)}
 
 

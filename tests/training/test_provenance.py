@@ -14,6 +14,8 @@ from mobilemamba.ops.native import library
 from mobilemamba.tasks import ClassificationTask
 from mobilemamba.training import provenance
 
+pytestmark = pytest.mark.kernels
+
 
 @pytest.mark.parametrize(
     ("name", "arch", "norms_left"),

@@ -196,7 +196,7 @@ def compiled(run: Run) -> None:
             "--rounds",
             str(run.sizes.rounds),
         ]
-        command = [sys.executable, "-m", "mobilemamba", "benchmark", *run.sizes.pairs[0], *options]
+        command = [sys.executable, "-m", "mobilemamba_command", "benchmark", *run.sizes.pairs[0], *options]
         try:
             subprocess.run([*command, "--output", str(output)], timeout=seconds, capture_output=True, check=False)
         except subprocess.TimeoutExpired:

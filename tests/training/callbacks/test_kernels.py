@@ -10,6 +10,8 @@ from mobilemamba.layers.ss2d import SS2D
 from mobilemamba.ops.native import library
 from mobilemamba.training.callbacks import SayKernels
 
+pytestmark = pytest.mark.kernels
+
 
 class Module(LightningModule):
     def __init__(self, layer: nn.Module):
