@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import secrets
+import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from mobilemamba.errors import ConfigError
 from mobilemamba.text import printable
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
 
 _KINDS: dict[Callable[[int], bool], str] = {
     stat.S_ISDIR: "a folder",
@@ -51,19 +59,17 @@ def write_atomic(path: str | Path, content: bytes | memoryview, before: Callable
             it was.
     """
     path = Path(path)
-    temporary = _temporary(path)
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if before is not None:
-            before()
-        temporary.replace(path)
+        with temporary_beside(path) as temporary:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            if before is not None:
+                before()
+            temporary.replace(path)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None  # a full disk's names no file
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_text_atomic(path: str | Path, text: str) -> None:
@@ -73,6 +79,67 @@ def write_text_atomic(path: str | Path, text: str) -> None:
         OSError: As there.
     """
     write_atomic(path, text.encode())
+
+
+@contextmanager
+def temporary_beside(path: Path, *, folder: bool = False) -> Iterator[Path]:
+    """A new file or folder beside ``path`` for what is to take its place; what is left of it at the end is removed.
+
+    It is locked, by which :func:`remove_unfinished` knows it from what a killed process has left.
+
+    Raises:
+        OSError: If the folder that ``path`` is in is missing or cannot be written.
+    """
+    while True:
+        temporary = _temporary(path)
+        temporary.mkdir() if folder else temporary.touch(exist_ok=False)
+        lock = _locked(temporary, wait=True)
+        if temporary.exists():  # not taken, before it was locked, for a killed process's
+            break
+        _unlock(lock)
+    try:
+        yield temporary
+    finally:
+        _remove(temporary)
+        _unlock(lock)
+
+
+def remove_unfinished(path: Path) -> None:
+    """Removes what killed processes have left of their writing ``path``, whose name may be a pattern.
+
+    What a living one writes stays, and so does all where the file system has no locks, as NFS has none of folders.
+    """
+    for left in path.parent.glob(f".{path.name}.{'[0-9a-f]' * 8}.tmp"):
+        if (lock := _locked(left, wait=False)) is not None:
+            with suppress(OSError):  # in a folder where only its owner may remove it
+                _remove(left)
+            _unlock(lock)
+
+
+def _locked(path: Path, *, wait: bool) -> int | None:
+    """The descriptor of a file or folder that no other process locks now; None where it is locked, or cannot be."""
+    if fcntl is None:
+        return None
+    with suppress(OSError):
+        lock = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            return lock
+        except OSError:
+            os.close(lock)
+    return None
+
+
+def _unlock(lock: int | None) -> None:
+    if lock is not None:
+        os.close(lock)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -104,9 +171,9 @@ def check_writable(path: Path, name: str) -> None:
         ConfigError: With the reason.
     """
     try:
-        beside = _temporary(path)
-        beside.touch()
-        beside.unlink()
+        with temporary_beside(path):
+            pass
+        remove_unfinished(path.with_name(glob.escape(path.name)))
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     except (OSError, ValueError) as error:

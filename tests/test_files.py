@@ -1,10 +1,13 @@
 """Atomic writing: whole, replacing, and harmless when it fails."""
 
 import os
+import subprocess
+import sys
+import threading
 
 import pytest
 
-from mobilemamba.files import link_atomic, write_atomic, write_text_atomic
+from mobilemamba.files import check_writable, link_atomic, remove_unfinished, write_atomic, write_text_atomic
 
 
 def test_writes_utf8_and_replaces(tmp_path):
@@ -65,3 +68,60 @@ def test_a_second_name_keeps_the_content_when_the_first_gets_another(tmp_path, m
     write_atomic(path, b"two", before=lambda: link_atomic(path, former))
     assert (path.read_text(), former.read_text()) == ("two", "one")
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_killed_processes_have_left_is_removed_and_what_living_ones_write_is_not(tmp_path):
+    writes = """
+import sys, time
+from pathlib import Path
+from mobilemamba.files import temporary_beside
+with temporary_beside(Path("x"), folder=True) as folder, temporary_beside(Path("x")) as file:
+    (folder / "part").touch()
+    print(folder, file, flush=True)
+    sys.stdin.read()
+"""
+    start = [sys.executable, "-c", writes]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with (
+        subprocess.Popen(start, cwd=tmp_path, **pipes) as dead,
+        subprocess.Popen(start, cwd=tmp_path, **pipes) as alive,
+    ):
+        killed, used = (process.stdout.readline().split() for process in (dead, alive))
+        dead.kill()
+        dead.wait()
+        (tmp_path / ".x.y.tmp").touch()  # of another program
+        assert {path.name for path in tmp_path.iterdir()} == {".x.y.tmp", *killed, *used}
+        check_writable(tmp_path / "x", "x")
+        assert {path.name for path in tmp_path.iterdir()} == {".x.y.tmp", *used}
+        alive.stdin.close()
+        assert alive.wait() == 0
+    assert [path.name for path in tmp_path.iterdir()] == [".x.y.tmp"]
+
+
+def test_names_are_no_patterns(tmp_path):
+    for name in (".a.01234567.tmp", ".[a].01234567.tmp"):
+        (tmp_path / name).touch()
+    check_writable(tmp_path / "[a]", "x")
+    assert [path.name for path in tmp_path.iterdir()] == [".a.01234567.tmp"]
+
+
+def test_nothing_is_lost_between_its_making_and_its_lock(tmp_path):
+    """Others look for what was left all the time."""
+    ended = threading.Event()
+
+    def look():
+        while not ended.is_set():
+            remove_unfinished(tmp_path / "*")
+
+    others = [threading.Thread(target=look) for _ in range(2)]
+    for other in others:
+        other.start()
+    try:
+        for number in range(300):
+            write_text_atomic(tmp_path / "x", str(number))
+            assert (tmp_path / "x").read_text() == str(number)
+    finally:
+        ended.set()
+        for other in others:
+            other.join()
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mobilemamba.files import write_atomic
 from mobilemamba.text import printable
 
@@ -20,11 +22,21 @@ if TYPE_CHECKING:
 
 
 _OWN_FONT = "DejaVu Sans"
-#: Where a label may stand: right or left of its point, and how many points above.
-_PLACES = [(side, height) for step in range(8) for height in (11 * step, -11 * step) for side in (1, -1)]
-_GAP = 7  # points between a point and its label
-#: Left, bottom, right and top in pixels.
-_Box = tuple[float, float, float, float]
+_LABEL = 8  # size of labels in points
+#: Where the middle of a label's nearer end may be, in points right of and above its own point.
+_PLACES = np.array(
+    [
+        (side * (7 + 10 * out), sign * 11 * up)
+        for up in range(8)
+        for out in range(4 if up else 1)
+        for sign in ((1, -1) if up else (1,))
+        for side in (1, -1)
+    ],
+    dtype=float,
+)
+#: What it costs a label to cover another, a point or a piece of a line, to leave the axis, and to be 10 points away.
+_COSTS = {"label": 20.0, "point": 6.0, "line": 0.6, "outside": 20.0, "away": 1.0}
+_ROUNDS = 4  # in which each label may move, after all have a place
 
 
 def legible(text: object) -> str:
@@ -90,33 +102,47 @@ def png_figure(path: Path, texts: Iterable[str] = (), pdf: Path | None = None, *
 def label_points(
     axis: Any, points: Sequence[tuple[float, float, str, str]], lines: Iterable[Sequence[tuple[float, float]]] = ()
 ) -> None:
-    """Writes names beside points, each where it covers least of the others and of lines; fixes the axis's scales.
+    """Writes names beside points, each near its own where it covers least of the others, of points and of lines.
 
     Args:
-        axis: All else is drawn on it.
+        axis: All else of its figure is there, so that its place and scales are final.
         points: x, y, name and colour of each.
         lines: The corners of each.
     """
-    axis.figure.canvas.draw()
+    from matplotlib.patheffects import withStroke
+
+    if not points:
+        return
+    axis.figure.draw_without_rendering()
     pixels = axis.figure.dpi / 72
-    taken: list[_Box] = [(x, y, x, y) for line in lines for x, y in _dots(axis.transData.transform(line))]
-    for x, y, name, colour in sorted(points, key=lambda point: -point[1]):
-        centre, size = axis.transData.transform((x, y)), (4.8 * len(name) * pixels, 10.0 * pixels)
-        boxes = {place: _box(centre, place, size, pixels) for place in _PLACES}
-        covered = {place: sum(_overlap(box, other) for other in taken) for place, box in boxes.items()}
-        side, height = min(covered, key=covered.__getitem__)
-        taken.append(boxes[side, height])
+    centres = axis.transData.transform([point[:2] for point in points])
+    of_lines = [dot for line in lines for dot in _dots(axis.transData.transform(line))]
+    dots = np.array(of_lines).reshape(-1, 2)
+    boxes = np.stack([_boxes(x, _size(axis, point[2]), pixels) for x, point in zip(centres, points, strict=True)])
+    edge = axis.bbox.extents + np.array([2, 2, -2, -2]) * pixels
+    outside = (boxes[..., :2] < edge[:2]).any(-1) | (boxes[..., 2:] > edge[2:]).any(-1)
+    costs = _COSTS["point"] * _covered(boxes, np.hstack([centres - 4 * pixels, centres + 4 * pixels]))
+    costs += _COSTS["line"] * _covered(boxes, np.hstack([dots, dots]))
+    costs += _COSTS["outside"] * outside + _COSTS["away"] * np.hypot(*_PLACES.T) / 10
+    chosen = costs.argmin(1)
+    for _ in range(_ROUNDS):
+        for own in range(len(points)):
+            taken = boxes[np.arange(len(points)), chosen]
+            others = np.delete(taken, own, 0)
+            chosen[own] = (costs[own] + _COSTS["label"] * _covered(boxes[own], others)).argmin()
+    for (x, y, name, colour), (right, up) in zip(points, _PLACES[chosen], strict=True):
         axis.annotate(
             name,
             (x, y),
-            xytext=(side * _GAP, height),
+            xytext=(right, up),
             textcoords="offset points",
-            ha="left" if side > 0 else "right",
+            ha="left" if right > 0 else "right",
             va="center",
-            fontsize=8,
+            fontsize=_LABEL,
             color=colour,
-            arrowprops={"arrowstyle": "-", "lw": 0.4, "color": colour} if height else None,
-        )
+            path_effects=[withStroke(linewidth=2, foreground="white")],
+            arrowprops={"arrowstyle": "-", "lw": 0.4, "color": colour} if up else None,
+        ).set_in_layout(False)
 
 
 def _dots(corners: Any) -> Iterator[tuple[float, float]]:
@@ -126,12 +152,22 @@ def _dots(corners: Any) -> Iterator[tuple[float, float]]:
         yield from ((x0 + (x1 - x0) * i / steps, y0 + (y1 - y0) * i / steps) for i in range(steps + 1))
 
 
-def _box(centre: Any, place: tuple[int, int], size: tuple[float, float], pixels: float) -> _Box:
-    side, height = place
-    left = centre[0] + side * _GAP * pixels - (size[0] if side < 0 else 0)
-    middle = centre[1] + height * pixels
-    return left, middle - size[1] / 2, left + size[0], middle + size[1] / 2
+def _size(axis: Any, name: str) -> tuple[float, float]:
+    """Width and height of a label in pixels."""
+    text = axis.text(0, 0, name, fontsize=_LABEL)
+    extent = text.get_window_extent()
+    text.remove()
+    return extent.width, extent.height
 
 
-def _overlap(box: _Box, other: _Box) -> bool:
-    return box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]
+def _boxes(centre: Any, size: tuple[float, float], pixels: float) -> Any:
+    """Left, bottom, right and top of a label in pixels, at each of its places."""
+    (width, height), (x, y) = size, (centre + _PLACES * pixels).T
+    left = np.where(_PLACES[:, 0] > 0, x, x - width)
+    return np.stack([left, y - height / 2, left + width, y + height / 2], axis=1)
+
+
+def _covered(boxes: Any, others: Any) -> Any:
+    """How many of the others each box overlaps."""
+    boxes = boxes[..., None, :]
+    return ((boxes[..., :2] < others[:, 2:]) & (others[:, :2] < boxes[..., 2:])).all(-1).sum(-1)

@@ -85,7 +85,8 @@ def check_config(value: str) -> None:
     except yaml.YAMLError as error:
         raise ConfigError(f"{shown}: {error}; expected YAML") from None
     if not isinstance(content, dict):
-        found = "nothing" if content is None else f"a {type(content).__name__}"
+        kinds = {type(None): "nothing", str: "text", list: "a list"}
+        found = kinds.get(type(content), f"a {type(content).__name__}")
         raise ConfigError(f"{shown} holds {found}; expected settings, such as trainer: {{max_epochs: 5}}")
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 import shutil
 import subprocess
 import tarfile
@@ -15,9 +13,10 @@ from typing import Any
 
 from mobilemamba.dense.candidates import KEPT_KEY
 from mobilemamba.drawing import distinct_colours
-from mobilemamba.errors import ConfigError, WeightsError
+from mobilemamba.errors import ConfigError
 from mobilemamba.export.format import OUTPUTS_KEY
-from mobilemamba.files import why_not_written
+from mobilemamba.export.staging import staged
+from mobilemamba.files import temporary_beside
 from mobilemamba.models import read_card
 from mobilemamba.models.card import ModelCard
 from mobilemamba.models.predictor import class_names
@@ -52,25 +51,14 @@ def write_page(network: Path, folder: Path) -> int:
     """
     about = _about(network)
     check_page(folder)
-    staged = folder.absolute().with_name(f".{folder.absolute().name}.{secrets.token_hex(4)}.tmp")
-    try:
-        staged.mkdir()
-        _fetch(staged)
+    with staged(folder.absolute()) as page:
+        page.mkdir()
+        _fetch(page)
         for file in _PAGE.iterdir():
-            shutil.copyfile(file, staged / file.name)
-        shutil.copyfile(network, staged / _NETWORK)
-        (staged / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
-        written = sum(file.stat().st_size for file in staged.iterdir())
-        former = staged.with_suffix(".old")
-        if folder.exists():
-            os.replace(folder, former)  # noqa: PTH105
-        os.replace(staged, folder)  # noqa: PTH105
-        shutil.rmtree(former, ignore_errors=True)
-    except OSError as error:
-        raise WeightsError(f"cannot write {printable(folder)}: {why_not_written(error)}") from None
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
-    return written
+            shutil.copyfile(file, page / file.name)
+        shutil.copyfile(network, page / _NETWORK)
+        (page / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
+        return sum(file.stat().st_size for file in page.iterdir())
 
 
 def check_page(folder: Path) -> None:
@@ -88,9 +76,8 @@ def check_page(folder: Path) -> None:
             folder.parent.mkdir(parents=True, exist_ok=True)
         elif others := sorted({file.name for file in folder.iterdir()} - ours):
             raise ConfigError(f"{shown}: it holds other files, {printable(others[0])} for one; give a new folder")
-        beside = folder.absolute().with_name(f".{folder.absolute().name}.{secrets.token_hex(4)}.tmp")
-        beside.mkdir()
-        beside.rmdir()
+        with temporary_beside(folder.absolute(), folder=True):
+            pass
     except OSError as error:
         raise ConfigError(f"{shown}: {error.strerror}; choose another folder") from None
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import secrets
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -24,8 +21,9 @@ from mobilemamba.export.format import OUTPUTS_KEY, Format, Source
 from mobilemamba.export.formats import format_of
 from mobilemamba.export.options import Options
 from mobilemamba.export.quiet import quiet
+from mobilemamba.export.staging import staged
 from mobilemamba.export.verification import Check, check, check_objects
-from mobilemamba.files import check_writable, why_not_written
+from mobilemamba.files import check_writable
 from mobilemamba.models.card import CARD_KEY, ModelCard
 from mobilemamba.models.runtime import PRECISION_KEY
 from mobilemamba.text import printable
@@ -103,12 +101,12 @@ def export_network(
         }
         if kept is not None:
             metadata[KEPT_KEY] = json.dumps(asdict(kept))
-        with _staged(target) as staged:
-            _write(form, source, metadata, staged)
-            found = check(network, form, staged, source) if options.verify else None
+        with staged(target) as path:
+            _write(form, source, metadata, path)
+            found = check(network, form, path, source) if options.verify else None
             if found is not None and kept is not None and options.nms:
-                check_objects(form, staged, source, kept)
-            written = sum(file.stat().st_size for file in staged.parent.rglob("*") if file.is_file())
+                check_objects(form, path, source, kept)
+            written = sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file())
     return Exported(target, written, source.size, source.batch, found)
 
 
@@ -196,44 +194,3 @@ def _in_memory(source: Source) -> Iterator[None]:
             f"out of memory with pictures of {height}x{width} pixels, {source.batch or 1:,} at a time; give a smaller "
             "--size or --batch"
         ) from None
-
-
-@contextmanager
-def _staged(target: Path) -> Iterator[Path]:
-    """A path of the target's name in a folder beside it, from which all files move to their places at the end.
-
-    The one that is named comes last, and is away while the others change: under its name stands the old or the new
-    export, or none, but never a part.
-
-    Raises:
-        WeightsError: If they cannot be written.
-    """
-    folder = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        folder.mkdir()
-        staged = folder / target.name
-        yield staged
-        others = [file for file in folder.iterdir() if file != staged]
-        for file in folder.rglob("*"):
-            if file.is_file():
-                _reach_disk(file)
-        if others or staged.is_dir():
-            _remove(target)
-        for file in (*others, staged):
-            os.replace(file, target.with_name(file.name))  # noqa: PTH105
-    except OSError as error:
-        raise WeightsError(f"cannot write {printable(target)}: {why_not_written(error)}") from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _reach_disk(file: Path) -> None:
-    with file.open("rb") as opened:
-        os.fsync(opened.fileno())
-
-
-def _remove(target: Path) -> None:
-    if target.is_dir():
-        shutil.rmtree(target)
-    else:
-        target.unlink(missing_ok=True)

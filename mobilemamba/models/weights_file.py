@@ -24,6 +24,7 @@ from mobilemamba.text import printable
 
 _CONTAINER_KEYS = ("net", "state_dict", "model", "state_dict_ema", "model_ema", "ema")
 _WRAPPERS = re.compile(r"(?:(?:module|model|net|network|ema|_orig_mod)\.)+")
+_NO_FILE_OF_TORCH = "it is no file of torch's, or a damaged one"
 #: What every message about an unreadable file ends with.
 EXPECTED = "expected a .safetensors file or a .pth state dict of plain tensors"
 #: Share of a network's tensors that has to stand behind a prefix, where a network of another kind has few by accident.
@@ -100,14 +101,15 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> Mapping[str, Any
         raise WeightsError(f"no weights at {printable(path)}: expected a .safetensors, .pth or .ckpt file") from None
     except pickle.UnpicklingError as error:  # of which torch's words are: advice to let the file run its code
         found = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it holds more than tensors ({found[1]})" if found else "it is no file of torch's, or a damaged one"
+        reason = f"it holds more than tensors ({found[1]})" if found else _NO_FILE_OF_TORCH
         raise WeightsError(f"cannot read {printable(path)}: {reason}; {EXPECTED}") from None
     except OSError as error:
         raise WeightsError(f"cannot read {printable(path)}: {error.strerror or error}; {EXPECTED}") from None
     except Exception as error:  # torch's reader takes any file for a pickle, and fails in as many ways
-        reason = (
-            "it is damaged, or only the begin of a file" if "PytorchStreamReader" in str(error) else first_line(error)
-        )
+        words = first_line(error)  # a text's is a number or a letter of it
+        reason = words if " " in words else _NO_FILE_OF_TORCH
+        if "PytorchStreamReader" in str(error):
+            reason = "it is damaged, or only the beginning of a file"
         raise WeightsError(f"cannot read {printable(path)}: {reason}; {EXPECTED}") from None
     if not isinstance(content, Mapping):
         raise WeightsError(f"{printable(path)} holds a {type(content).__name__}; expected a state dict")

@@ -48,17 +48,18 @@ def _draw(figure: Any, title: str, shown: list[Record], paper_note: str, subtitl
     speed = " / ".join(dict.fromkeys(str(entry["device"]) for entry in measured if entry["throughput"]))
     if (ways := len(condition_marks(measured))) > 1:
         speed += f"; in {ways} ways, which do not compare"
+    labels: list[tuple[Any, list[tuple[float, float, str, str]]]] = []
     for axis, (key, label) in zip(axes[0], panels[0].items(), strict=False):
         points = [entry for entry in measured if entry[key] is not None]
         for entry in points:
             look = {"fmt": "none", "ecolor": colours[entry["run"]], "alpha": 0.3}
             axis.errorbar(entry[key], entry[score.key], _bar(entry, score), **look)
-        _scatter(axis, points, key, score.key, colours, "o")  # after the bars, whose scale keeps labels apart
+        labels.append((axis, _scatter(axis, points, key, score.key, colours, "o")))
         xlabel = f"{label}, {speed}" if key == "throughput" and speed else label
         axis.set(xlabel=xlabel, ylabel=f"{score.head}, {data}")
     for axis, (key, label) in zip(axes[1], panels[1].items(), strict=False) if paper else []:
         known = [entry for entry in paper if entry[f"paper_{key}"] is not None]
-        _scatter(axis, known, f"paper_{key}", f"paper_{score.key}", colours, "D")
+        labels.append((axis, _scatter(axis, known, f"paper_{key}", f"paper_{score.key}", colours, "D")))
         axis.set(xlabel=label, ylabel=f"paper's {score.head}", title=f"paper: {paper_note}", facecolor="#f4f4f4")
         axis.title.set_fontsize(9)
     for row, drawn in zip(axes, panels, strict=True):
@@ -66,6 +67,8 @@ def _draw(figure: Any, title: str, shown: list[Record], paper_note: str, subtitl
             axis.remove()
     figure.suptitle(f"{title}\n", fontweight="bold")
     figure.text(0.5, 0.965 if paper else 0.945, subtitle, ha="center", va="top", fontsize=8)
+    for axis, names in labels:  # after all that takes room
+        label_points(axis, names)
     _add_grid(figure)
 
 
@@ -150,7 +153,10 @@ def _add_grid(figure: Any) -> None:
         axis.grid(alpha=0.3)
 
 
-def _scatter(axis: Any, points: list[Record], x: str, y: str, colours: dict[str, str], marker: str) -> None:
+def _scatter(
+    axis: Any, points: list[Record], x: str, y: str, colours: dict[str, str], marker: str
+) -> list[tuple[float, float, str, str]]:
+    """Draws the points, and gives their names for :func:`label_points`."""
     hollow = {"facecolors": "none"} if marker == "D" else {}
     for entry in points:
         axis.scatter(
@@ -161,7 +167,7 @@ def _scatter(axis: Any, points: list[Record], x: str, y: str, colours: dict[str,
             **(hollow or {"c": colours[entry["run"]]}),
         )
     axis.margins(0.3, 0.18)
-    label_points(axis, [(entry[x], entry[y], entry["run"], colours[entry["run"]]) for entry in points])
+    return [(entry[x], entry[y], entry["run"], colours[entry["run"]]) for entry in points]
 
 
 def _bar(entry: Record, score: Score) -> float:

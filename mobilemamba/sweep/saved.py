@@ -13,6 +13,7 @@ from mobilemamba.sweep.plan import Row
 from mobilemamba.sweep.plot import plot, plot_receptive_fields
 from mobilemamba.sweep.seeds import Record
 from mobilemamba.sweep.table import record, to_csv, to_sheet
+from mobilemamba.text import printable
 from mobilemamba.training.callbacks.receptive_fields import PICTURE_FILE
 from mobilemamba.training.contract import scores_of
 
@@ -59,7 +60,7 @@ def load_sweep(root: Path) -> SavedSweep:
         root: A sweep's folder, or a run's with ``results.json``.
 
     Raises:
-        ConfigError: If the folder holds neither.
+        ConfigError: If there is no such folder, or it holds neither.
     """
     plan, single = read_json(root / PLAN_FILE), read_json(root / "results.json")
     if plan:
@@ -81,6 +82,8 @@ def load_sweep(root: Path) -> SavedSweep:
         size = measured.get("img_size")
         row = Row(root.name, root, {"table_size": size}, scores=_scores(single.get("scores")))
         return SavedSweep(root.name, [], "", [record(row, counts)])
+    if not root.is_dir():
+        raise ConfigError(f"no such folder: {printable(root)}; give that of a sweep or a run, below runs/")
     raise ConfigError(
         f"{root} holds no sweep that was started and no finished run; give the folders under runs/, after "
         "mobilemamba fit (which also writes the plan of an older sweep anew, without training a finished row)"

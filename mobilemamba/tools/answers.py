@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mobilemamba.errors import ConfigError
-from mobilemamba.files import check_writable, make_folder, write_atomic, write_text_atomic
+from mobilemamba.files import check_writable, make_folder, remove_unfinished, write_atomic, write_text_atomic
 from mobilemamba.models.predictor import Predictor
 from mobilemamba.screen import on_screen
 from mobilemamba.text import printable, writable
@@ -85,6 +85,7 @@ class Drawings:
 
     def __init__(self, folder: Path, name: str) -> None:
         make_folder(folder, name)
+        remove_unfinished(folder / "*.png")
         self.folder, self._written = folder, set[str]()
         self._earlier = [path for path in folder.iterdir() if re.fullmatch(r"\d{4,}(_labels)?\.png", path.name)]
         for path in self._earlier:

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from mobilemamba.analysis.benchmark.cases import expand, under_heads
+from mobilemamba.analysis.benchmark.cases import MODES, expand, under_heads
 from mobilemamba.analysis.benchmark.comparison import FASTEST, fastest
 from mobilemamba.analysis.benchmark.networks import Progress as Report
 from mobilemamba.analysis.benchmark.networks import measure
@@ -151,7 +151,8 @@ def benchmark(
     found = scans if ops else records
     shown = fastest(records) if mode is None and len(modes) > 1 else [] if ops else records
     console.print(scan_table(scans, console.width) if ops else network_table(shown, console.width))
-    print(describe_kernels(torch.device(cases[0].device), scan_backend))
+    if (in_torch := next((case for case in cases if case.mode in MODES), None)) is not None:
+        print(describe_kernels(torch.device(in_torch.device), scan_backend))
     for line in scan_notes(scans) if ops else network_notes(records):
         print(line)
     if of_default:

@@ -77,7 +77,8 @@ def report(*folders: str, output: str = "runs/report") -> None:
     write_text_atomic(root / "report.tex", "% Needs \\usepackage{booktabs}.\n" + "\n".join(tables))
     write_text_atomic(root / "report.html", _page(title, "\n".join(_section(*part) for part in parts)))
     finished = sum(entry["status"] == "finished" for entry in records)
-    print(f"{len(sweeps)} sweeps or runs, {finished} of {len(records)} rows finished: {root / 'report.html'}")
+    read = "1 sweep or run" if len(sweeps) == 1 else f"{len(sweeps)} sweeps or runs"
+    print(f"{read}, {finished} of {len(records)} rows finished: {root / 'report.html'}")
 
 
 def _with_distinct_titles(sweeps: list[SavedSweep], folders: list[str]) -> list[SavedSweep]:

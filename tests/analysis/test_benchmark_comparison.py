@@ -5,12 +5,14 @@ import io
 import json
 import math
 from dataclasses import fields, replace
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 from rich.console import Console
 
@@ -26,10 +28,12 @@ from mobilemamba.analysis.benchmark.comparison import (
     line,
     with_fastest,
 )
+from mobilemamba.analysis.benchmark.paper import FRONT, PEERS
 from mobilemamba.analysis.benchmark.plot import plot, short_label
 from mobilemamba.analysis.benchmark.records import Record, write_records
 from mobilemamba.analysis.benchmark.tables import network_notes, network_table
 from mobilemamba.errors import ConfigError
+from mobilemamba.models import VARIANTS
 
 SPEEDS = {
     "efficientvit_m2": (70.8, 300.0),
@@ -216,17 +220,54 @@ def test_the_plot_is_a_picture_of_its_size_with_its_labels(records, tmp_path: Pa
     axes = figures[0].axes
     assert [axis.get_title() for axis in axes] == ["batch 32, float32, eager", "batch 1, float32, eager"]
     for axis in axes:
-        assert {line.get_label() for line in axis.get_lines()} == {"MobileMamba", "EfficientViT"}
-        assert {text.get_text() for text in axis.texts} == {short_label(record(model)) for model in SPEEDS}
+        assert {line.get_label() for line in axis.get_lines()} == {"MobileMamba", "EfficientViT-M"}
+        assert {text.get_text() for text in axis.texts} == {"M2", "M4", "M5", "T2", "S6", "B4"}
         assert axis.get_xlabel() == "throughput (img/s, log scale), a processor, 2 threads"
         ours = next(line for line in axis.get_lines() if line.get_label() == "MobileMamba")
         assert list(zip(ours.get_xdata(), ours.get_ydata(), strict=True)) == [(250, 73.6), (90, 78.0), (10, 82.5)]
 
 
+def test_labels_of_many_networks_stand_apart_and_inside(tmp_path: Path, figures):
+    known = [(name, found.plain, found.size) for name, found in (PEERS | FRONT).items() if found.plain]
+    known += [(name, own.paper_top1, own.img_size) for name, own in VARIANTS.items()]
+    assert len(known) > 25
+    plot(
+        [
+            record(name, batch * 60 * 1.35 ** (78 - top1) * (1 + 7 * i % 5 / 8), top1, size=size, batch=batch)
+            for batch in (1, 32)
+            for i, (name, top1, size) in enumerate(known)
+        ],
+        tmp_path / "out.png",
+    )
+    (figure,) = figures
+    assert len(figure.axes) == 2
+    for axis in figure.axes:
+        boxes = [Text.get_window_extent(text) for text in axis.texts]  # without their lines
+        assert len(boxes) == len(known)
+        assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+        assert all(axis.bbox.x0 <= box.x0 and box.x1 <= axis.bbox.x1 for box in boxes)
+
+
+@pytest.mark.parametrize(
+    ("model", "side", "label"),
+    [
+        ("mobilemamba_t2", 192, "T2 (192)"),
+        ("efficientvit_b1.r224_in1k", 224, "B1"),
+        ("cpubone_b0_bfrobust", 256, "B0 (256)"),
+        ("mobilenetv3_large_100", 224, "LARGE"),
+        ("lcnet_100", 224, "LCNet"),
+        ("repvit_m0_9", 224, "M0.9"),
+        ("levit_128s", 224, "128S"),
+    ],
+)
+def test_labels_are_a_networks_size_in_its_family(model: str, side: int, label: str) -> None:
+    assert short_label(record(model, size=side), 224) == label
+
+
 def test_one_legend_outside_of_the_panels(records, tmp_path: Path, figures):
     plot([*records, *(replace(r, batch=1) for r in records)], tmp_path / "out.png")
     (legend,) = figures[0].legends
-    assert sorted(text.get_text() for text in legend.get_texts()) == ["EfficientViT", "MobileMamba"]
+    assert sorted(text.get_text() for text in legend.get_texts()) == ["EfficientViT-M", "MobileMamba"]
     box = legend.get_window_extent()
     for axis in figures[0].axes:
         assert axis.get_legend() is None

@@ -160,6 +160,7 @@ TINY = shlex.split(
         ("--config x.yaml --config bad.yaml", "bad.yaml: trainer.max_epochs: expected a whole number, got x"),
         ("--config empty.yaml", "--config empty.yaml holds nothing; expected settings"),
         ("--config list.yaml", "--config list.yaml holds a list; expected settings"),
+        ("--config words.yaml", "--config words.yaml holds text; expected settings"),
         ("--config latin.yaml", "--config latin.yaml: expected text in UTF-8, and byte 6 is none; save"),
         ("--config utf16.yaml", "--config utf16.yaml: expected text in UTF-8"),
         (f"--name {'x' * 300}", "File name too long"),
@@ -176,6 +177,7 @@ def test_mistakes_are_one_line_with_the_setting(options: str, message: str) -> N
     Path("empty.yaml").touch()
     Path("null.yaml").write_text("trainer: null")
     Path("list.yaml").write_text("- a")
+    Path("words.yaml").write_text("just words")
     Path("latin.yaml").write_bytes("name: Ä".encode("latin-1"))
     Path("utf16.yaml").write_text("name: x", encoding="utf-16")
     with pytest.raises(MobileMambaError) as caught:

@@ -151,7 +151,8 @@ class Payload:
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (write_garbage, "cannot read .*expected a .safetensors file or a .pth"),
+        (write_garbage, "cannot read .*: it is no file of torch's, or a damaged one; expected a .safetensors file or"),
+        (lambda path: path.write_text("hi\n"), "cannot read .*: it is no file of torch's, or a damaged one; expected"),
         (Path.touch, "cannot read"),
         (write_half, "cannot read"),
         (lambda path: torch.save([torch.zeros(1)], path), "holds a list; expected a state dict"),
@@ -160,7 +161,7 @@ class Payload:
         (Path.mkdir, "is a folder; give"),
         (lambda path: None, "no weights at"),
     ],
-    ids=["garbage", "empty", "cut-off", "list", "code", "pickled-code", "folder", "absent"],
+    ids=["garbage", "text", "empty", "cut-off", "list", "code", "pickled-code", "folder", "absent"],
 )
 @pytest.mark.parametrize("mmap", [False, True], ids=["read", "mapped"])
 def test_unusable_files(write: Callable, message: str, tmp_path: Path, mmap: bool) -> None:

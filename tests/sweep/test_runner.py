@@ -46,8 +46,11 @@ def test_a_finished_sweep_leaves_its_files_and_is_not_run_again(
     text = (ROOT / "results.md").read_text()
     assert "toys, best epoch of 2, 8,000 training and 2,000 validation pictures" in text
     assert "ImageNet-1k, L40S" in text
+    left = ROOT / ".results.csv.01234567.tmp"  # by a process that was killed
+    left.touch()
     sweep_faked("a", "bb", paper=paper, paper_note="ImageNet-1k, L40S")
     assert starts("a") == starts("bb") == 1
+    assert not left.exists()
 
 
 def test_numbers_of_the_paper_are_of_costs_and_the_tasks_scores(sweep_faked: Sweeper) -> None:

@@ -53,3 +53,5 @@ def test_a_single_run_is_a_table_of_one_row(sweep_faked: Sweeper) -> None:
 def test_a_folder_without_runs(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"holds no sweep that was started and no finished run"):
         load_sweep(tmp_path)
+    with pytest.raises(ConfigError, match=r"^no such folder: .*nowhere; give that of a sweep or a run"):
+        load_sweep(tmp_path / "nowhere")

@@ -37,7 +37,7 @@ def test_drawings_of_an_earlier_run_go_and_no_other_picture(tmp_path: Path) -> N
     first.save(1, {"": RED, "_labels": RED})
     first.save(2, {"": RED})
     first.end()
-    for other in ("mine.png", "0003.txt"):
+    for other in ("mine.png", "0003.txt", ".0002.png.01234567.tmp"):
         (tmp_path / other).touch()
     second = Drawings(tmp_path, "--draw")
     second.save(1, {"": BLUE})

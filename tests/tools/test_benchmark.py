@@ -98,6 +98,14 @@ def test_the_default_is_each_network_in_its_fastest_runtime(
     assert out.count("│ test_efficientnet") == 1, "its faster mode alone is in the table"
 
 
+def test_kernels_are_told_only_where_a_row_runs_in_pytorch(printed) -> None:
+    pytest.importorskip("onnxruntime")
+    for modes, told in (("onnxruntime", False), ("onnxruntime,eager", True)):
+        out = printed("benchmark", "test_efficientnet", "--size", "32", "--batch", "1", "--mode", modes, *QUICK)
+        assert "│ onnxruntime │" in out
+        assert ("\nkernels: " in out) == told
+
+
 def test_missing_networks_are_named(printed, monkeypatch: pytest.MonkeyPatch) -> None:
     tool = importlib.import_module("mobilemamba.tools.benchmark")  # the package has the function by that name
     monkeypatch.setattr(tool, "DEFAULT_MODELS", ("test_efficientnet",))

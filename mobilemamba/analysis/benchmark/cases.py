@@ -22,6 +22,7 @@ from mobilemamba.ops.selective_scan import BACKENDS
 from mobilemamba.text import printable
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+#: In PyTorch; the others are runtimes.
 MODES = ("eager", "compiled", "exported", "graph")
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 

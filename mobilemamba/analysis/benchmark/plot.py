@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,21 @@ from mobilemamba.errors import ConfigError
 
 PANEL = (6.4, 4.6)  # inches
 DPI = 120
-_NAMES = {"mobilemamba": "MobileMamba", "efficientvit": "EfficientViT", "emo": "EMO"}
+#: As their papers call them; two are called EfficientViT, and their sizes begin with M and B.
+_NAMES = {
+    "mobilemamba": "MobileMamba",
+    "efficientvit": "EfficientViT-M",
+    "efficientvit_b": "EfficientViT-B",
+    "emo": "EMO",
+    "cpubone": "CPUBone",
+    "lcnet": "LCNet",
+    "levit": "LeViT",
+    "mobilenetv3": "MobileNetV3",
+    "mobilenetv4": "MobileNetV4",
+    "repvit": "RepViT",
+    "shvit": "SHViT",
+    "starnet": "StarNet",
+}
 _COLOURS = {"mobilemamba": "#c1272d", "efficientvit": "#1f5fa8"}
 _OTHERS = ("#5b8c2a", "#8a5aa8", "#b07a1e", "#3f8f8f", "#7a7a7a", "#d0609a", "#1a1a1a", "#6b4226")
 
@@ -41,22 +57,29 @@ def plot(records: list[Record], path: Path) -> None:
         raise ConfigError("nothing to plot: none of the networks measured has a published accuracy known here")
     columns = min(len(groups), 2)
     rows = math.ceil(len(groups) / columns)
+    side = Counter(record.size for group in groups.values() for record in group).most_common(1)[0][0]
     with png_figure(path, figsize=(PANEL[0] * columns, PANEL[1] * rows), dpi=DPI) as figure:
         axes = figure.subplots(rows, columns, squeeze=False)
         families = list(dict.fromkeys(family(record.model) for group in groups.values() for record in group))
         others = [name for name in families if name not in _COLOURS]
-        colours = _COLOURS | {name: _OTHERS[index % len(_OTHERS)] for index, name in enumerate(others)}
+        looks = {name: (colour, "o" if name == "mobilemamba" else "s") for name, colour in _COLOURS.items()}
+        for index, name in enumerate(others):
+            looks[name] = _OTHERS[index % len(_OTHERS)], "sD^v"[index // len(_OTHERS) % 4]
         for axis, (shared, group) in zip(axes.flat, groups.items(), strict=False):
-            _panel(axis, shared, group, colours)
+            _panel(axis, shared, group, looks)
         for axis in list(axes.flat)[len(groups) :]:
             axis.remove()
         lines = {str(line.get_label()): line for axis in figure.axes for line in axis.lines}
-        figure.legend(
-            list(lines.values()), list(lines), frameon=False, loc="outside lower center", ncols=min(len(lines), 5)
-        )
+        title = f"size in its family; pictures of {side} px where no other side is given"
+        look: dict[str, Any] = {"frameon": False, "ncols": min(len(lines), 5), "title": title}
+        figure.legend(list(lines.values()), list(lines), loc="outside lower center", **look)
+        for axis, group in zip(figure.axes, groups.values(), strict=True):  # after all that takes room
+            names = [(*_point(record), short_label(record, side), looks[family(record.model)][0]) for record in group]
+            corners: list[Any] = [line.get_xydata() for line in axis.lines]
+            label_points(axis, names, corners)
 
 
-def _panel(axis: Any, shared: Conditions, group: list[Record], colours: dict[str, str]) -> None:
+def _panel(axis: Any, shared: Conditions, group: list[Record], looks: dict[str, tuple[str, str]]) -> None:
     device, dtype, mode, train, batch = shared
     place = "" if device == "cpu" else f", {device}"
     axis.set(
@@ -65,25 +88,29 @@ def _panel(axis: Any, shared: Conditions, group: list[Record], colours: dict[str
         ylabel="published ImageNet-1k top-1 (%)",
         title=f"batch {batch}, {dtype}, {mode}{', training' if train else ''}{place}",
     )
-    axis.margins(0.18, 0.12)
+    axis.margins(0.12, 0.12)
     axis.grid(alpha=0.3)
-    lines: list[Any] = []
-    labels: list[Any] = []
     for name in dict.fromkeys(family(record.model) for record in group):
         own = sorted((r for r in group if family(r.model) == name), key=lambda r: (r.paper_top1, r.images_per_second))
-        points = [(record.images_per_second, record.paper_top1) for record in own]
-        style = {"marker": "o" if name == "mobilemamba" else "s", "markersize": 6, "linewidth": 1.8}
-        axis.plot(*zip(*points, strict=True), color=colours[name], label=_NAMES.get(name, name), **style)
-        lines.append(points)
-        labels += [(*point, short_label(record), colours[name]) for point, record in zip(points, own, strict=True)]
+        colour, marker = looks[name]
+        ours = name == "mobilemamba"
+        style = {"linewidth": 2.0 if ours else 1.2, "zorder": 3 if ours else 2, "markersize": 6 if ours else 5}
+        points = zip(*map(_point, own), strict=True)
+        axis.plot(*points, color=colour, marker=marker, label=_NAMES.get(name, name), **style)
     slowest, fastest = axis.get_xlim()
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if fastest > 5 * slowest else MaxNLocator(5))
+    subs = (1, 2, 5) if fastest < 100 * slowest else (1, 3)
+    axis.xaxis.set_major_locator(LogLocator(subs=subs) if fastest > 5 * slowest else MaxNLocator(5))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.xaxis.set_minor_locator(NullLocator())
-    label_points(axis, labels, lines)
 
 
-def short_label(record: Record) -> str:
-    """A network's size in its family, in capitals, with the picture's side."""
-    size = record.model.removeprefix(f"{family(record.model)}_")
-    return f"{size.upper()} ({record.size})"
+def _point(record: Record) -> tuple[Any, Any]:
+    return record.images_per_second, record.paper_top1
+
+
+def short_label(record: Record, side: int) -> str:
+    """A network's size in its family, in capitals, with the picture's side if it is another than ``side``."""
+    model = record.model.partition(".")[0].removesuffix("_bfrobust").removesuffix("_100")
+    size = re.sub(r"(\d)_(?=\d)", r"\1.", model.partition("_")[2]).replace("_", " ").upper()
+    label = size or _NAMES.get(model, model)
+    return label if record.size == side else f"{label} ({record.size})"

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
 from mobilemamba.errors import WeightsError
+from mobilemamba.files import remove_unfinished
 from mobilemamba.models.weights_file import read_checkpoint
 from mobilemamba.training.callbacks.others import check_destination
 from mobilemamba.training.callbacks.storage import AtomicCheckpointIO
@@ -200,8 +201,7 @@ class LastCheckpoint(_RunCheckpoint):
             folder = Path(str(self.dirpath))
             names = [(folder, f"*{self.FILE_EXTENSION}"), *((folder.parent, name) for name in _OF_A_TRAINING)]
             for where, name in names:
-                for unfinished in where.glob(f".{name}.*.tmp"):
-                    unfinished.unlink(missing_ok=True)
+                remove_unfinished(where / name)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves, unless the epoch ends here, which saves too, or gradients are summed up, which no checkpoint keeps."""
