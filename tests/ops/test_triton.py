@@ -151,16 +151,29 @@ def compiled(call: Kernel, capability: int) -> dict[str, Any]:
     return triton.compile(source, GPUTarget("cuda", capability, 32), {"num_warps": call.num_warps}).asm
 
 
-def resources(cubin: bytes, folder: Path) -> dict[str, int]:
-    """Registers a thread, and the bytes of stack and local memory that stand for more of them."""
+def read_code(cubin: bytes, folder: Path, option: str) -> str:
     import triton
 
     file, reader = folder / "kernel.cubin", Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     if not reader.is_file():
         pytest.skip("this Triton has no cuobjdump")
     file.write_bytes(cubin)
-    usage = subprocess.run([reader, "-res-usage", file], capture_output=True, text=True, check=True).stdout
+    return subprocess.run([reader, option, file], capture_output=True, text=True, check=True).stdout
+
+
+def resources(cubin: bytes, folder: Path) -> dict[str, int]:
+    """Registers a thread, and the bytes of stack and local memory that stand for more of them."""
+    usage = read_code(cubin, folder, "-res-usage")
     return {name: int(number) for name, number in re.findall(r"\b([A-Z]+):(\d+)", usage)}
+
+
+def loops(cubin: bytes, folder: Path) -> list[int]:
+    """How many instructions lie between a jump back and where it goes; a few are where a program ends."""
+    code = re.findall(r"/\*([0-9a-f]{4,})\*/ +(.*?);", read_code(cubin, folder, "-sass"))
+    at = {int(address, 16): i for i, (address, _) in enumerate(code)}
+    jumps = [(i, re.search(r"\bBRA .*?0x([0-9a-f]+)", instruction)) for i, (_, instruction) in enumerate(code)]
+    lengths = [i + 1 - at[int(jump[1], 16)] for i, jump in jumps if jump is not None]
+    return [length for length in lengths if length > 8]
 
 
 @pytest.mark.parametrize("capability", [80, 90])
@@ -193,6 +206,23 @@ def test_the_kernels_compile_without_spills_or_atomics(
         assert used["STACK"] == used["LOCAL"] == 0, call.kernel
         # The scan's gradients take all that a thread can have.
         assert 0 < used["REG"] <= (255 if call.kernel.__name__ == "_backward" else registers), call.kernel
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_what_a_scan_s_position_costs(capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Instructions for a channel and position, of S6's in half precision: they bound its speed, not the memory."""
+    pytest.importorskip("triton", reason="Triton is for Linux")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    found = {}
+    for call in scans(torch.float16, directions=2, width=320, d_state=1, side=14):
+        if call.constants.get("R"):
+            a_thread_s = call.constants["BLOCK_T"] * call.constants["BLOCK_D"] / (32 * call.num_warps)
+            of_loops = loops(compiled(call, capability)["cubin"], tmp_path)
+            assert len(of_loops) == (2 if call.kernel.__name__ == "_forward" else 4)  # for both directions
+            found[call.kernel.__name__] = sum(of_loops) / 2 / a_thread_s
+    assert found.keys() == {"_forward", "_backward"}
+    assert 20 < found["_forward"] <= 40
+    assert 100 < found["_backward"] <= 190
 
 
 # Where it runs
