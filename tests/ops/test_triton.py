@@ -181,8 +181,8 @@ def loops(cubin: bytes, folder: Path) -> list[int]:
     ("calls", "registers"),
     [
         pytest.param(partial(scans, torch.float16, 2, 320, 1, 14), 192, id="scan of S6"),
-        pytest.param(partial(scans, torch.float32, 2, 448, 1, 3), 208, id="scan of T2"),
-        pytest.param(partial(scans, torch.bfloat16, 4, 544, 16, 32), 192, id="large scan"),
+        pytest.param(partial(scans, torch.float32, 4, 448, 1, 3), 208, id="scan of T2 in four directions"),
+        pytest.param(partial(scans, torch.bfloat16, 2, 544, 16, 32), 192, id="large scan"),
         pytest.param(partial(wavelets, torch.float16, 14, 160, 7), 128, id="wavelet of S6"),
         pytest.param(partial(wavelets, torch.float32, 3, 224, 3), 128, id="wavelet of T2"),
         pytest.param(partial(depthwises, torch.float16, 14, 320, 3), 168, id="depthwise of S6"),

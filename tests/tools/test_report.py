@@ -148,7 +148,7 @@ def test_mistakes() -> None:
     root = finished("runs/one", {"a": 70.0})
     with pytest.raises(ConfigError, match=r"report of what\? Give the folders"):
         main(["report"])
-    with pytest.raises(ConfigError, match="nowhere holds no sweep"):
+    with pytest.raises(ConfigError, match="no such folder: nowhere"):
         main(["report", "nowhere"])
     with pytest.raises(ConfigError, match="given twice"):
         main(["report", root, root])
