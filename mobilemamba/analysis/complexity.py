@@ -32,7 +32,7 @@ def complexity(model: nn.Module, example: int | tuple[int, int] | Tensor = 224) 
         model: Any network of pictures; the conventions for norms and pooling are applied to its modules.
         example: Side of the square picture, or (height, width), in pixels; or a batch of pictures (1, C, H, W).
     """
-    shadow = copy.deepcopy(model).to("meta").eval().requires_grad_(False)
+    shadow = _without_numbers(model)
     extra = _CountedModules(shadow)
     picture = example_pictures(shadow, example, 1).to("meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -43,6 +43,13 @@ def complexity(model: nn.Module, example: int | tuple[int, int] | Tensor = 224) 
         flops=macs + extra.norms_and_pooling - extra.wavelet_convs,
         macs=macs,
     )
+
+
+def _without_numbers(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode on the meta device, for which no weight is copied."""
+    shapes: dict[int, Any] = {id(x): nn.Parameter(x.to("meta"), requires_grad=False) for x in model.parameters()}
+    shapes |= {id(x): x.to("meta") for x in model.buffers()}
+    return copy.deepcopy(model, shapes).to("meta").eval()
 
 
 def example_pictures(model: nn.Module, example: int | tuple[int, int] | Tensor, batch: int) -> Tensor:
