@@ -222,7 +222,7 @@ def test_what_a_scan_s_position_costs(capability: int, tmp_path: Path, monkeypat
             found[call.kernel.__name__] = sum(of_loops) / 2 / a_thread_s
     assert found.keys() == {"_forward", "_backward"}
     assert 20 < found["_forward"] <= 40
-    assert 100 < found["_backward"] <= 190
+    assert 100 < found["_backward"] <= 205  # the latter with Triton 3.6
 
 
 # Where it runs
