@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from difflib import SequenceMatcher
+from difflib import SequenceMatcher, get_close_matches
 
 from mobilemamba.cli.options import read_options
 from mobilemamba.errors import ConfigError
@@ -74,6 +74,9 @@ def unknown(name: str, known: Collection[str], helps: str) -> ConfigError:
     parts = name.split(".")
     above = [".".join(parts[: end + 1]) for end in range(len(parts))]  # sweep.row.a.model.lr: it is sweep.row
     first = next((wrong for wrong in above if not any(f"{other}.".startswith(f"{wrong}.") for other in known)), name)
+    sections = {other.partition(".")[0] for other in known if "." in other}
+    if "." not in first and (near := get_close_matches(first, sections, 1, _ALIKE)):
+        return ConfigError(f"unknown setting {first}; did you mean {near[0]}?")
     for wrong in dict.fromkeys((first, name)):
         if near := likely_meant(wrong, [other for other in known if other != wrong]):  # weights is none of a file's
             return ConfigError(f"unknown setting {wrong}; did you mean {' or '.join(near)}?")

@@ -63,6 +63,7 @@ TINY = shlex.split(
         ("--trainer.callbacks nosuch.C", "trainer.callbacks: no such class: nosuch.C (No module named 'nosuch')"),
         ("--trainer.lr 1", "unknown setting trainer.lr; did you mean model.lr?"),
         ("--lr 1", "unknown setting lr; did you mean model.lr?"),
+        ("--modle.lr 1", "unknown setting modle; did you mean model?"),
         ("--max-epochs 3", "unknown setting max-epochs; did you mean trainer.max_epochs?"),
         ("--seed 3", "unknown setting seed; did you mean data.seed or seed_everything?"),
         ("--batch_size 3", "unknown setting batch_size; did you mean data.batch_size?"),
