@@ -59,10 +59,3 @@ def compile_library(target: Path = LIBRARY, flags: tuple[str, ...] = ()) -> Path
             if result.returncode == 0:
                 return built.replace(target)
     raise CompilationError((result.stderr.strip().splitlines() or ["the compiler failed"])[-1])
-
-
-if __name__ == "__main__":
-    try:
-        print(compile_library())  # noqa: T201
-    except (CompilationError, OSError) as error:  # OSError: the folder cannot be written
-        sys.exit(f"mobilemamba's CPU kernels were not built: {error}")

@@ -15,7 +15,7 @@ from mobilemamba.ops.backends import Backend
 from mobilemamba.ops.native.build import LIBRARY, fingerprint
 from mobilemamba.ops.native.structures import STRUCTURES
 
-_REBUILD = "python -m mobilemamba.ops.native.build"
+_REBUILD = "python -m mobilemamba.ops.native"
 _REMEDY = f"install gcc or clang, then: {_REBUILD}"
 
 
