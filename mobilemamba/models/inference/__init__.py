@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import cache, partial
+from itertools import pairwise
 from typing import Any, TypeVar, cast
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from mobilemamba.errors import ConfigError
 from mobilemamba.models.fuse import fuse_norms
 from mobilemamba.models.inference.graphs import CudaGraphs
-from mobilemamba.models.inference.layers import replacement
+from mobilemamba.models.inference.layers import InferenceFFN, replacement
+from mobilemamba.models.inference.packed import PackedConv
 from mobilemamba.models.mobilemamba import MobileMamba
 from mobilemamba.models.runtime import RUNNERS, RuntimeNetwork
 from mobilemamba.ops.backends import Backends
@@ -221,3 +223,7 @@ def _replace_children(module: nn.Module, device: torch.device, dtype: torch.dtyp
             _replace_children(child, device, dtype)
         else:
             setattr(module, name, fast)
+    if device.type != "cpu" and isinstance(module, nn.Sequential):
+        for before, layer in pairwise(module):
+            if isinstance(before, PackedConv) and before.act == "none" and isinstance(layer, InferenceFFN):
+                layer.write_over(before)

@@ -20,7 +20,16 @@ from mobilemamba.layers.patch import PatchEmbed, PatchMerging
 from mobilemamba.layers.residual import Residual
 from mobilemamba.layers.ss2d import SS2D
 from mobilemamba.layers.wavelet_mamba import WaveletMamba
-from mobilemamba.models.inference.packed import PackedConv, PackedLinear, by_pytorch, first, floats, last, on_gpu
+from mobilemamba.models.inference.packed import (
+    PackedConv,
+    PackedLinear,
+    by_pytorch,
+    first,
+    floats,
+    is_traced,
+    last,
+    on_gpu,
+)
 from mobilemamba.models.inference.winograd import WIDE, WinogradConv
 from mobilemamba.ops.backends import Backends
 from mobilemamba.ops.mix_channels import mix_channels
@@ -59,9 +68,25 @@ class InferenceFFN(nn.Module):
         super().__init__()
         self.pw1, self.pw2 = PackedLinear.of(ffn.pw1), PackedLinear.of(ffn.pw2)
 
+    def write_over(self, conv: PackedConv) -> None:
+        """On a GPU, has the sum written over x, which a convolution makes for it alone: a product adds in place there.
+
+        It adds no bias beside: the convolution has done so before, and ``pw1`` takes it off x again.
+        """
+        bias = self.pw2.bias
+        if bias is None:  # done already
+            return
+        assert self.pw1.bias is not None
+        assert conv.bias is not None
+        self.pw1.bias.sub_(self.pw1.weight.float() @ bias.float())
+        conv.bias.add_(bias)
+        self.pw2.bias = None
+
     def forward(self, x: Tensor) -> Tensor:
         x = last(x)
-        return first(self.pw2(self.pw1(x), add=x))
+        hidden = self.pw1(x)
+        in_place = self.pw2.bias is None and on_gpu(x) and not is_traced()
+        return first(self.pw2.add_to(x, hidden) if in_place else self.pw2(hidden, add=x))
 
 
 class InferencePatchEmbed(nn.Sequential):

@@ -154,6 +154,11 @@ class PackedLinear(_Packed):
             return y if add is None else y + add
         return onednn.linear(x, self.laid_out(x, None, onednn.pack_linear), self.bias, self.act, add)
 
+    def add_to(self, y: Tensor, x: Tensor) -> Tensor:
+        """y plus the product with x, in y's memory; for a layer without bias and activation, on a GPU."""
+        rows = y.flatten(0, -2).addmm_(x.flatten(0, -2), self.fitting(x).t())
+        return rows.unflatten(0, y.shape[:-1])
+
 
 def floats(x: Tensor | None) -> Tensor:
     """The numbers apart from any graph, in float32, as the compiled kernels read them."""

@@ -9,12 +9,13 @@ import torch
 from torch import nn
 
 from mobilemamba.errors import ConfigError
+from mobilemamba.layers.ffn import FFN
 from mobilemamba.layers.kernels import use_scan_backend
 from mobilemamba.models import MobileMamba, ModelCard, Preprocessing, for_inference
 from mobilemamba.models import inference as optimize_module
-from mobilemamba.models.inference import lay_out
+from mobilemamba.models.inference import lay_out, packed
 from mobilemamba.models.inference import layers as inference_layers
-from mobilemamba.models.inference.layers import InferenceMixer, InferenceMRFFI
+from mobilemamba.models.inference.layers import InferenceFFN, InferenceMixer, InferenceMRFFI
 from mobilemamba.models.inference.packed import PackedConv
 from mobilemamba.models.predictor import ClassificationPredictor
 from mobilemamba.ops.backends import Backend, Backends, standard_operators
@@ -102,3 +103,25 @@ def test_ours_is_chosen_on_a_gpu_where_its_kernels_run(tiny: Build, monkeypatch:
     assert predictor.how == "optimized for inference, by CUDA graphs"
     assert not predictor.network.graphs.at_once
     assert for_inference(nn.Sequential(model), gpu, cuda_graph=True)[1] == "optimized for inference"
+
+
+@pytest.mark.parametrize("size", [(64, 96), (72, 40)], ids=str)
+def test_sums_are_written_over_what_a_convolution_made_for_them(
+    trained: Build, for_gpu: Any, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
+) -> None:
+    """By the calls for a GPU, on a CPU."""
+    for module in (packed, inference_layers):
+        monkeypatch.setattr(module, "on_gpu", lambda _: True)
+    model = trained("mobilemamba_t2")
+    optimized = for_gpu(model)
+    written_over = [m for m in optimized.modules() if isinstance(m, InferenceFFN) and m.pw2.bias is None]
+    assert len(written_over) == sum(isinstance(module, FFN) for module in model.modules()) == 14
+    assert_same_output(model, optimized, size)
+    assert_same_output(model, for_gpu(optimized), size)  # once more: nothing is added twice
+    pictures = torch.randn(2, 3, *size)
+    kept = pictures.clone()
+    maps = optimized.forward_intermediates(pictures, intermediates_only=True)
+    expected = model.forward_intermediates(pictures, intermediates_only=True)
+    assert pictures.equal(kept)
+    for found, wanted in zip(maps, expected, strict=True):
+        assert (found - wanted).norm() < 1e-5 * wanted.norm()
