@@ -91,6 +91,11 @@ class FakeCuda:
         self, graph: FakeGraph, pool: int, stream: FakeStream, capture_error_mode: str = "global"
     ) -> Iterator[None]:
         assert capture_error_mode == "thread_local"
-        with self.stream(stream), Noting(graph):
-            yield
+        before, self.current = self.current, stream
+        try:
+            with Noting(graph):
+                yield
+        except RuntimeError:  # as the end of the capture then does, before the stream is the former one again
+            raise RuntimeError("operation failed due to a previous error during capture\nmore lines") from None
+        self.current = before
         self.captured.append(graph)

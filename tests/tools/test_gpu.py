@@ -5,6 +5,7 @@ import math
 import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -157,6 +158,43 @@ def test_a_part_that_fails_does_not_take_the_others_along(tmp_path: Path, monkey
     assert table(run.parts, 80)
     monkeypatch.setattr(Run, "_is_useless", lambda self: True)
     assert [part.name for part in run.do(parts)] == ["good"]
+
+
+def test_a_fault_that_leaves_the_gpu_useless_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then every call fails, that which frees memory too."""
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def bad(run: Run) -> None:
+        run.add(before=1)
+        fails()
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", fails)
+    monkeypatch.setattr(torch, "ones", fails)
+    run = new_run(tmp_path)
+    run.device = torch.device("cuda")
+    left = run.do([Part("bad", "Bad", bad, 5), Part("good", "Good", fails, 5)])
+    assert [part.name for part in left] == ["good"]
+    found = json.loads((tmp_path / "run.json").read_text())["parts"]["bad"]
+    assert found["records"] == [{"before": 1}]
+    assert "illegal memory access" in found["error"]
+
+
+def test_a_run_that_is_killed_leaves_what_it_has_found(tmp_path: Path) -> None:
+    left: list[dict[str, Any]] = []
+
+    def part(run: Run) -> None:
+        left.append(json.loads((tmp_path / "run.json").read_text())["parts"]["part"])
+        run.add(number=1)
+        assert run.has_time(1, "second")
+        left.append(json.loads((tmp_path / "run.json").read_text())["parts"]["part"])
+
+    run = new_run(tmp_path)
+    run.do([Part("part", "Part", part, 60)])
+    assert [found["records"] for found in left] == [[], [{"number": 1}]]
+    assert {found["error"] for found in left} == {"the process ended within it"}
+    assert run.parts["part"]["error"] == ""
 
 
 def test_after_a_fault_of_the_gpu_the_other_parts_run_in_a_new_process(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from mobilemamba.analysis.gpu.sizes import Sizes
 from mobilemamba.analysis.rounds import synchronize
 from mobilemamba.files import read_json, write_json
 from mobilemamba.screen import fit_table, say
+
+_ENDED = "the process ended within it"  # until the part has
 
 
 class Part(NamedTuple):
@@ -60,7 +63,11 @@ class Run:
         return self._deadline - time.monotonic()
 
     def has_time(self, seconds: float, what: str) -> bool:
-        """Whether the part has so many seconds left; else ``what`` is said to be skipped."""
+        """Whether the part has so many seconds left; else ``what`` is said to be skipped.
+
+        What was found until then goes to the disk, for whoever is ended in what follows.
+        """
+        self._write()
         if self.left_of_part >= seconds:
             return True
         self._part["skipped"].append(what)
@@ -84,28 +91,31 @@ class Run:
             The parts that are left where a failure has made the device useless for this process.
         """
         for number, part in enumerate(parts):
-            self._part = self.parts[part.name] = {"records": [], "findings": [], "skipped": [], "error": ""}
+            self._part = self.parts[part.name] = {"records": [], "findings": [], "skipped": [], "error": _ENDED}
             seconds = part.seconds if part.beyond else min(part.seconds, self.left)
             if seconds < 1:
                 say(f"{part.title}: skipped, the {self.seconds:.0f} s are spent")
-                self._part["skipped"].append("all")
+                self._part |= {"skipped": ["all"], "error": ""}
                 self._write()
                 continue
             say(f"{part.title} (at most {seconds:.0f} s)")
             began = time.monotonic()
             self._deadline = began + seconds
+            self._write()
             try:
                 part.function(self)
                 synchronize(self.device)
+                self._part["error"] = ""
             except Exception as error:  # whatever a kernel may raise; the other parts are to be measured all the same
                 self._part["error"] = describe(error)
                 say(f"  FAILED: {self._part['error']}")
             self._part["seconds"] = round(time.monotonic() - began, 2)
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
             self._write()
             if self._part["error"] and self._is_useless():
                 return list(parts[number + 1 :])
+            if self.device.type == "cuda":
+                gc.collect()
+                torch.cuda.empty_cache()
         return []
 
     def _is_useless(self) -> bool:

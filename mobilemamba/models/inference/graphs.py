@@ -101,7 +101,8 @@ class CudaGraphs:
                 self._kept.popitem(last=False)
             self._kept[key] = self._capture(function, x)
         except RuntimeError as error:  # also torch.OutOfMemoryError
-            reason = str(error).strip().splitlines()[0]
+            cause = error.__context__ or error  # the end of a capture that failed raises once more
+            reason = str(cause).strip().splitlines()[0]
             if self.at_once:
                 raise ConfigError(
                     f"a batch {tuple(x.shape)} cannot be captured as a CUDA graph: {reason}; leave cuda_graph out"
@@ -123,7 +124,7 @@ class CudaGraphs:
             for _ in range(_WARMUPS):
                 function(inputs)
         stream.wait_stream(self._beside)
-        # In other threads, loaders may go on to pin memory.
-        with cuda.graph(graph, pool=self._pool, stream=self._beside, capture_error_mode="thread_local"):
+        # In other threads, loaders may go on to pin memory. What fails leaves the side stream the current one.
+        with cuda.stream(stream), cuda.graph(graph, self._pool, self._beside, capture_error_mode="thread_local"):
             outputs = function(inputs)
         return _Captured(graph, inputs, outputs)

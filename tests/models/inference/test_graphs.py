@@ -130,6 +130,7 @@ def test_by_itself_it_captures_the_second_of_two_alike_or_says_why_not(gpu: Fake
         answers = [graphs(waits, torch.full((2,), -1.0)).tolist() for _ in range(4)]
     assert answers == [[1, 1]] * 4
     assert len(warned) == 1
+    assert gpu.current.name == "main"  # where the caller's work goes on
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda graphs: pickle.loads(pickle.dumps(graphs))])
