@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
+from inspect import signature
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mobilemamba.ops.backends import Backend
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+#: Arguments that only count: Triton would compile a kernel anew where one is 1 or a multiple of 16, and gain nothing.
+_COUNTS = {"pictures", "height", "width", "y_height", "y_width", "length"}
+#: Where launches are noted instead of done, within ``noting_launches``.
+_noted: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] | None = None
 
 
 def compiled(namespace: dict[str, Any], *functions: Callable[..., object]) -> list[Any]:
@@ -23,9 +30,68 @@ def compiled(namespace: dict[str, Any], *functions: Callable[..., object]) -> li
         functions: Of Triton's language.
     """
     triton, language = import_module("triton"), import_module("triton.language")
-    kernels = {function.__name__: triton.jit(function) for function in functions}
+    kernels = {f.__name__: triton.jit(f, do_not_specialize=_counts(f)) for f in functions}
     namespace.update(kernels, tl=language, constexpr=language.constexpr)
     return list(kernels.values())
+
+
+def _counts(function: Callable[..., object]) -> list[str]:
+    return [name for name in signature(function).parameters if name in _COUNTS]
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+    """Starts a kernel on the device of its first argument, a tensor."""
+    if _noted is not None:
+        _noted.append((kernel, tuple(map(_by_kind, arguments)), constants))
+        return
+    with torch.cuda.device_of(arguments[0]):
+        kernel[grid](*arguments, **constants)
+
+
+class _Pointer:
+    """What the compiler is to know of a tensor, without keeping it."""
+
+    def __init__(self, x: Tensor):
+        self.dtype, self.place = x.dtype, x.data_ptr() % 16
+
+    def data_ptr(self) -> int:
+        return self.place
+
+
+def _by_kind(value: Any) -> Any:
+    return _Pointer(value) if isinstance(value, Tensor) else value
+
+
+@contextmanager
+def noting_launches() -> Iterator[dict[object, Callable[[], Any]]]:
+    """Within it kernels are not started, and what they would write is left as it is.
+
+    Yields:
+        What at the end has a function for each kernel and kind of arguments: it compiles it, for the current device and
+        in whatever thread.
+    """
+    global _noted
+    compilations = dict[object, Callable[[], Any]]()
+    noted = list[tuple[Any, tuple[Any, ...], dict[str, Any]]]()
+    _noted = noted
+    try:
+        yield compilations
+    finally:
+        _noted = None
+    for kernel, arguments, constants in noted:
+        kind = _kind(kernel, arguments, constants)
+        compilations[kind] = partial(kernel.warmup, *arguments, grid=(1,), **constants)
+
+
+def _kind(kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any]) -> tuple[object, ...]:
+    """What a kernel is compiled anew for."""
+    kinds: list[object] = [kernel, *constants.values()]
+    for name, value in zip(kernel.arg_names, arguments, strict=False):
+        if isinstance(value, _Pointer):
+            kinds.append((value.dtype, value.place))
+        elif isinstance(value, int) and name not in _COUNTS:
+            kinds.append((value == 1, value % 16 == 0))
+    return tuple(kinds)
 
 
 def padded(size: int) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from mobilemamba.analysis.gpu import correct, curves, machine, speed, training
+from mobilemamba.analysis.gpu import ahead, correct, curves, machine, speed, training
 from mobilemamba.analysis.gpu.run import Part, Run, table
 from mobilemamba.analysis.gpu.sizes import QUICK, Sizes
 from mobilemamba.analysis.machine import choose_device
@@ -22,14 +22,15 @@ from mobilemamba.screen import make_console, say
 #: What makes the others worthless if it is wrong comes first, the slowest last.
 PARTS = (
     Part("machine", "The machine", machine.machine, 20),
-    Part("scans", "The scan and its gradients against float64", correct.scans, 80),
+    Part("ahead", "Kernels compiled, side by side", ahead.kernels_ahead, 80),
+    Part("scans", "The scan and its gradients against float64", correct.scans, 60),
     Part("right", "Networks against the CPU", correct.networks, 50),
     Part("steps", "Training steps", training.steps, 40),
     Part("bits", "Gradients twice", training.same_bits, 15),
     Part("memory", "Memory against pixels", training.memory, 20),
-    Part("kernels", "Where the time goes", speed.kernels, 15),
     Part("operators", "Operators against a copy", speed.operators, 50),
-    Part("networks", "Networks against EfficientViT", speed.networks, 180),
+    Part("networks", "Networks against EfficientViT", speed.networks, 150),
+    Part("kernels", "Where the time goes", speed.kernels, 15),  # after which a profiler's hooks slow every launch
     Part("compiled", "torch.compile", speed.compiled, 90),
 )
 

@@ -142,6 +142,8 @@ def compiled(call: Kernel, capability: int) -> dict[str, Any]:
     signature, constants, attributes = {}, dict(call.constants), {}
     for i, (name, value) in enumerate(zip(call.kernel.arg_names, call.arguments, strict=False)):
         signature[name] = pointers[value.dtype] if isinstance(value, torch.Tensor) else types[type(value)]
+        if name in call.kernel.do_not_specialize:
+            continue
         if isinstance(value, int) and value == 1:
             constants[name] = value
         elif isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):

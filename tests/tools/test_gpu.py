@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ import torch
 from PIL import Image
 
 from mobilemamba.analysis.benchmark.cases import Case
+from mobilemamba.analysis.benchmark.ceilings import matrix_product
 from mobilemamba.analysis.benchmark.scans import ScanShape
-from mobilemamba.analysis.benchmark.workload import Workload
-from mobilemamba.analysis.gpu import correct, speed, training
+from mobilemamba.analysis.benchmark.workload import Workload, Workshop
+from mobilemamba.analysis.gpu import ahead, correct, speed, training
 from mobilemamba.analysis.gpu.run import Part, Run, table
 from mobilemamba.analysis.gpu.sizes import QUICK, Sizes
 from mobilemamba.errors import ConfigError, DataError
 from mobilemamba.models.inference import graphs
+from mobilemamba.ops.depthwise.triton import _kernels as kernels
+from mobilemamba.ops.depthwise.triton import depthwise_conv
 from mobilemamba.tools.gpu import PARTS
 from tests.models.fake_cuda import FakeCuda
 
@@ -59,7 +63,10 @@ def test_the_whole_run(
 
     errors = found["scans"]["records"]
     assert {(r["height"] * r["map_width"], r["dtype"]) for r in errors} >= {(6, "float32"), (1, "bfloat16")}
-    assert all(set(r["errors"]) == {"y", "u", "dt", "A", "B", "C", "D", "dt_bias"} and r["same_bits"] for r in errors)
+    assert all(
+        set(r["errors"]) == {"y", "u", "dt", "A", "B", "C", "D", "dt_bias", "dt_weight"} and r["same_bits"]
+        for r in errors
+    )
     right = found["right"]["records"]
     assert all(len(r["errors"]) == 3 for r in right)  # as it is, laid out, by a CUDA graph
     named = {record["operator"].split()[0] for record in found["operators"]["records"] if "operator" in record}
@@ -206,18 +213,18 @@ def test_after_a_fault_of_the_gpu_the_other_parts_run_in_a_new_process(
     printed("gpu", "--device", "cpu", "--quick", "--output", str(tmp_path / "gpu.json"), "--minutes", "2")
     (command,) = started
     assert command[1:4] == ["-m", "mobilemamba_command", "gpu"]
-    assert {"--device=cpu", "--quick=true", "--parts=networks,compiled", "--minutes=2.0"} <= set(command)
+    assert {"--device=cpu", "--quick=true", "--parts=kernels,compiled", "--minutes=2.0"} <= set(command)
 
 
 def test_a_wrong_kernel_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(*args: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        y = correct.definition.forward(correct.ScanInputs(*args), size).clone()
+    def wrong(size: tuple[int, int], *args: torch.Tensor) -> torch.Tensor:
+        y = correct._by_definition(size, *args).clone()
         y[:, -1] = torch.empty_like(y[:, -1])  # forgotten
         return y
 
     shape = ScanShape(1, 2, 3, 1, 2, 3)
     assert max(correct.check_scan(shape)[0].values()) < 1e-5
-    monkeypatch.setattr(correct, "selective_scan_2d", wrong)
+    monkeypatch.setattr(correct, "_scan", wrong)
     errors, same = correct.check_scan(shape)
     assert math.isinf(errors["y"])
     assert not same  # NaN is unequal to itself
@@ -294,13 +301,14 @@ def test_memory_against_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("ends", [True, False])
 def test_compilation_is_ended_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: bool) -> None:
-    def run_process(command: list[str], timeout: float, **_: object) -> None:
+    def run_process(command: list[str], timeout: float, **_: object) -> subprocess.CompletedProcess[str]:
         assert 20 < timeout < 60
         assert {"compiled", "mobilemamba_t2"} <= set(command)
         if not ends:
             raise subprocess.TimeoutExpired(command, timeout)
         rows = [{"model": "mobilemamba_t2", "error": "", "images_per_second": 1234.5}]
         Path(command[-1]).write_text(json.dumps(rows))
+        return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(speed.subprocess, "run", run_process)
     run = new_run(tmp_path, sizes=replace(QUICK, compiled=True))
@@ -308,3 +316,87 @@ def test_compilation_is_ended_in_time(tmp_path: Path, monkeypatch: pytest.Monkey
     (finding,) = run.parts["compiled"]["findings"]
     assert finding["found"] == ("1,234 img/s" if ends else finding["found"])
     assert ends or finding["found"].startswith("not done in 5")
+
+
+def test_a_compilation_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_process(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, 1, "", "Traceback\nImportError: no such thing\n")
+
+    monkeypatch.setattr(speed.subprocess, "run", run_process)
+    run = new_run(tmp_path, sizes=replace(QUICK, compiled=True))
+    run.do([Part("compiled", "Compiled", speed.compiled, 60)])
+    (finding,) = run.parts["compiled"]["findings"]
+    assert finding["found"] == "failed with code 1: ImportError: no such thing"
+
+
+def test_a_wrong_gradient_of_the_wavelet_branch_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = new_run(tmp_path)
+    assert correct.check_wavelet(run, "float32", 3) < 1e-6
+    right = correct.wavelet_conv
+
+    def wrong(x: torch.Tensor, weight: torch.Tensor, *others: Any) -> torch.Tensor:
+        return right(x, weight, *others) + (0 if others[-1] == "reference" else 1e-3) * (weight - weight.detach()).sum()
+
+    monkeypatch.setattr(correct, "wavelet_conv", wrong)
+    assert correct.check_wavelet(run, "float32", 3) > 1e-5
+
+
+def test_what_a_gpu_measures_is_made_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU takes a second for the matrices of each product, and longer for the pictures of all networks."""
+    asked = list[object]()
+
+    class AskedError(Exception):
+        pass
+
+    def generator(device: object = "cpu") -> None:
+        asked.append(device)
+        raise AskedError
+
+    monkeypatch.setattr(torch, "Generator", generator)
+    with pytest.raises(AskedError):
+        matrix_product("cuda", "float16", 64)
+    with pytest.raises(AskedError):
+        Workshop().build(Case("mobilemamba_t2", 64, device="cuda"), "channels_last")
+    assert asked == ["cuda", "cuda"]
+
+
+class NoDriver:
+    """An H100 for Triton's compiler, without a driver."""
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 90, 32)
+
+
+def test_kernels_are_compiled_ahead_and_none_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By Triton itself, as at a launch; another number or size of pictures needs no other code."""
+    pytest.importorskip("triton", reason="Triton is for Linux")
+    from triton.runtime.driver import driver
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(driver, "_active", NoDriver())
+    (kernel,) = [x for x in kernels() if x.__name__ == "_depthwise"]
+    monkeypatch.setattr(kernel, "device_caches", kernel.device_caches.copy())
+    x, weight, bias = torch.zeros(33, 5, 7, 16), torch.zeros(3, 3, 16), torch.zeros(16)
+    maps = [x, x[:32], x[:1], x[:, :1], x[:, :, :3].clone(), x.half()]
+    calls: list[Any] = [partial(depthwise_conv, v, weight, bias) for v in maps]
+    count, errors = ahead.compile_all(iter([*calls, lambda: 1 / 0]))
+    assert (count, [type(error) for error in errors]) == (2, [ZeroDivisionError])
+    cache, *_ = kernel.device_caches[0]
+    assert len(cache) == 2
+    assert list(tmp_path.rglob("*.cubin"))
+
+
+@pytest.mark.slow
+def test_what_is_compiled_ahead_are_scans_and_networks_in_all_forms(tmp_path: Path) -> None:
+    calls = [*ahead.workloads(new_run(tmp_path))]
+    assert len(calls) == len(correct.scan_shapes(new_run(tmp_path))) + 2 * (1 + 2) + 3
+    for call in calls:
+        call()

@@ -67,9 +67,9 @@ class Workshop:
             case: Its own layout is not looked at.
             layout: ``"contiguous"`` or ``"channels_last"``.
         """
-        generator = torch.Generator().manual_seed(0)
-        pictures = torch.randn(case.batch, case.card.in_chans, *case.sides, generator=generator)
-        pictures = pictures.to(case.device, memory_format=LAYOUTS[layout])
+        generator = torch.Generator(case.device).manual_seed(0)
+        pictures = torch.randn(case.batch, case.card.in_chans, *case.sides, generator=generator, device=case.device)
+        pictures = pictures.contiguous(memory_format=LAYOUTS[layout])
         if case.train:
             return _training(case, layout, pictures, generator)
         pictures = pictures.to(DTYPES[case.dtype])
@@ -175,7 +175,8 @@ def _compiled(network: nn.Module) -> Callable[[Tensor], Any]:
 def _training(case: Case, layout: str, pictures: Tensor, generator: torch.Generator) -> Workload:
     network = _loaded(case).to(case.device).to(memory_format=LAYOUTS[layout]).train()
     of_pixels = case.sides if case.card.task == "segmentation" else ()
-    labels = torch.randint(case.card.num_classes, (case.batch, *of_pixels), generator=generator).to(case.device)
+    shape = case.batch, *of_pixels
+    labels = torch.randint(case.card.num_classes, shape, generator=generator, device=case.device)
     fused = True if pictures.device.type == "cpu" else None  # as ``mobilemamba fit`` trains
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=0.05, fused=fused)
     dtype = DTYPES[case.dtype]

@@ -20,18 +20,21 @@ from mobilemamba.analysis.gpu.machine import rounded_to_tf32
 from mobilemamba.analysis.gpu.run import Run
 from mobilemamba.models import for_inference
 from mobilemamba.models.inference.graphs import CudaGraphs
-from mobilemamba.ops.selective_scan import BACKENDS, definition, selective_scan_2d
+from mobilemamba.ops.selective_scan import BACKENDS, definition, expand_dt, selective_scan_2d
 from mobilemamba.ops.selective_scan.definition import ScanInputs
+from mobilemamba.ops.wavelet import wavelet_conv
+from mobilemamba.ops.wavelet.definition import haar_filters
 
 #: |y - y'| / |y| at most, of one operation and of a network; in half precision twice that with norms as trained.
 OPERATION = {"float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}
 NETWORK = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 _AS_IT_IS = "as it is"
-_NAMES = ("y", "u", "dt", "A", "B", "C", "D", "dt_bias")
+_NAMES = ("y", "u", "dt", "A", "B", "C", "D", "dt_bias", "dt_weight")
 
 
+@rounded_to_tf32(on=False)
 def scans(run: Run) -> None:
-    """Outputs and all seven gradients of the scan over shapes and dtypes, twice, into poisoned memory."""
+    """Outputs and all gradients of the scan over shapes and dtypes, twice, into poisoned memory."""
     shapes, worst, failed = scan_shapes(run), dict[str, float](), list[str]()
     for number, shape in enumerate(shapes):
         if not run.has_time(2, f"{len(shapes) - number} of {len(shapes)} shapes of the scan"):
@@ -55,13 +58,14 @@ def scans(run: Run) -> None:
 
 
 def scan_shapes(run: Run) -> list[ScanShape]:
-    """Every length in every dtype, the other sizes in turn; then every combination of these at one length."""
+    """Every length in every dtype as the networks have them, other widths in turn; then every other combination."""
     sizes, found = run.sizes, list[tuple[int, int, int, int, str]]()
     for dtype in sizes.dtypes:
         for number, length in enumerate(sizes.lengths):
-            k, d, n = (values[number % len(values)] for values in (sizes.directions, sizes.widths, sizes.states))
-            found.append((k, d, n, length, dtype))
+            width = sizes.widths[number % len(sizes.widths)]
+            found.append((sizes.directions[0], width, sizes.states[0], length, dtype))
     length = sizes.lengths[min(1, len(sizes.lengths) - 1)]
+    found += [(max(sizes.directions), sizes.widths[0], max(sizes.states), length, dtype) for dtype in sizes.dtypes]
     found += [(k, d, n, length, "float32") for k in sizes.directions for d in sizes.widths for n in sizes.states]
     return [
         ScanShape(2, k, d, n, *_sides(length), str(run.device), dtype)
@@ -80,17 +84,49 @@ def _short(shape: ScanShape) -> str:
 
 def check_scan(shape: ScanShape) -> tuple[dict[str, float], bool]:
     """Relative errors of the output and the gradients against the definition in fp64; whether a second run is equal."""
-    inputs, size = scan_inputs(shape), (shape.height, shape.map_width)
-    grad = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(1)).to(inputs[0])
+    inputs, size = check_inputs(shape), (shape.height, shape.map_width)
+    grad = _alike(inputs[0])
     with poisoned():
-        first, second = (_with_gradients(partial(selective_scan_2d, size=size), inputs, grad) for _ in range(2))
+        first, second = (with_gradients(partial(_scan, size), inputs, grad) for _ in range(2))
     exact = [x.double() for x in inputs]
-    expected = _with_gradients(lambda *x: definition.forward(ScanInputs(*x), size), exact, grad.double())
-    errors = {name: error_of(x, y) for name, x, y in zip(_NAMES, first, expected, strict=True)}
+    expected = with_gradients(partial(_by_definition, size), exact, grad.double())
+    errors = {name: error_of(x, y) for name, x, y in zip(_NAMES, first, expected, strict=False)}
     return errors, all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
 
 
-def _with_gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
+def check_inputs(shape: ScanShape) -> list[Tensor]:
+    """Inputs of a scan; with one state, as the networks have it, low-rank step sizes and their weight come with it."""
+    inputs = scan_inputs(shape)
+    if shape.d_state > 1:
+        return inputs
+    rank, generator = -(-shape.width // 32), torch.Generator().manual_seed(2)
+    weight = torch.randn(shape.directions, rank, shape.width, generator=generator) / rank**0.5
+    inputs[1] = inputs[1][..., :rank].contiguous()
+    return [*inputs, weight.to(inputs[1])]
+
+
+def run_scan(shape: ScanShape) -> None:
+    """The scan of ``check_scan`` once, with its gradients."""
+    inputs = check_inputs(shape)
+    with_gradients(partial(_scan, (shape.height, shape.map_width)), inputs, _alike(inputs[0]))
+
+
+def _alike(x: Tensor) -> Tensor:
+    return torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x)
+
+
+def _scan(size: tuple[int, int], *inputs: Tensor) -> Tensor:
+    u, dt, A, B, C, D, dt_bias, *dt_weight = inputs
+    return selective_scan_2d(u, dt, A, B, C, D, dt_bias, size, "auto", *dt_weight)
+
+
+def _by_definition(size: tuple[int, int], *inputs: Tensor) -> Tensor:
+    u, dt, A, B, C, D, dt_bias, *dt_weight = inputs
+    return definition.forward(ScanInputs(u, expand_dt(dt, *dt_weight) if dt_weight else dt, A, B, C, D, dt_bias), size)
+
+
+def with_gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
+    """A function's output, then its gradients by all inputs."""
     leaves = [x.clone().requires_grad_() for x in inputs]
     y = function(*leaves)
     return [y.detach(), *torch.autograd.grad(y, leaves, grad)]
@@ -120,7 +156,15 @@ def poisoned() -> Iterator[None]:
 
 @rounded_to_tf32(on=False)
 def networks(run: Run) -> None:
-    """Whole networks against the same on the CPU in float32: as they are, laid out, and by CUDA graphs."""
+    """Whole networks against the same on the CPU in float32: as they are, laid out, and by CUDA graphs.
+
+    Before them their wavelet branch in training, whose gradients are a small part of a network's.
+    """
+    for dtype in run.sizes.dtypes:
+        error = max(check_wavelet(run, dtype, kernel) for kernel in (3, 5, 7))
+        run.find(
+            f"wavelet and gradients, {dtype}", f"{error:.1e}", f"<= {OPERATION[dtype]:g}", error <= OPERATION[dtype]
+        )
     for name in run.sizes.ours:
         if not run.has_time(8, f"{name} against the CPU"):
             continue
@@ -144,6 +188,22 @@ def networks(run: Run) -> None:
         name = run.sizes.ours[0]
         error = _gradients_against_cpu(run, name)
         run.find(f"{name} gradients float32", f"{error:.1e}", "<= 0.001", error <= 1e-3)
+
+
+def check_wavelet(run: Run, dtype: str, kernel: int) -> float:
+    """The worst of the errors of the convolution in Haar's wavelet domain, and of its two gradients."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 40, 7, 10, generator=generator).to(run.device, DTYPES[dtype], memory_format=torch.channels_last)
+    weight = torch.randn(160, 1, kernel, kernel, generator=generator).to(x) / kernel
+
+    def convolve(x: Tensor, weight: Tensor, backend: str = "auto") -> Tensor:
+        filters = haar_filters(x.shape[1], x)
+        return wavelet_conv(x, weight, filters, filters, backend)
+
+    with poisoned():
+        found = with_gradients(convolve, [x, weight], _alike(x))
+    exact = with_gradients(partial(convolve, backend="reference"), [x.double(), weight.double()], _alike(x).double())
+    return max(map(error_of, found, exact))
 
 
 def _forms(run: Run, network: nn.Module, dtype: torch.dtype) -> dict[str, Callable[[Tensor], Any]]:

@@ -198,10 +198,14 @@ def compiled(run: Run) -> None:
         ]
         command = [sys.executable, "-m", "mobilemamba_command", "benchmark", *run.sizes.pairs[0], *options]
         try:
-            subprocess.run([*command, "--output", str(output)], timeout=seconds, capture_output=True, check=False)
+            command += ["--output", str(output)]
+            done = subprocess.run(command, timeout=seconds, capture_output=True, text=True, check=False)
         except subprocess.TimeoutExpired:
             run.find("compile", f"not done in {seconds:.0f} s")
             return
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or ["it says nothing"]
+            run.find("compile", f"failed with code {done.returncode}: {lines[-1][:160]}", ok=False)
         for record in json.loads(output.read_text()) if output.exists() else []:
             run.add(**record)
             speed = record["error"] or f"{record['images_per_second']:,.0f} img/s"

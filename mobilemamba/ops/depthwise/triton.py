@@ -11,7 +11,6 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mobilemamba.ops import jit
@@ -94,28 +93,29 @@ def convolve(act: int, x_BHWC: Tensor, y_BHWC: Tensor, *numbers: Tensor, stride:
     batch, height, width, channels = y_BHWC.shape
     strips, blocks = batch * height * -(-width // _COLUMNS), -(-channels // _BLOCK_C)
     block_p, warps = _LARGE if strips * blocks >= _LARGE[0] * _ENOUGH else _SMALL
-    with torch.cuda.device_of(x):
-        _kernels()[0][-(-strips // block_p), blocks](
-            x,
-            y_BHWC,
-            weight,
-            bias,
-            scale,
-            shift,
-            *x.stride()[:3],
-            *y_BHWC.stride()[:3],
-            *x.shape[:3],
-            height,
-            width,
-            channels,
-            KERNEL=weight.shape[0],
-            STRIDE=stride,
-            ACT=act,
-            COLUMNS=_COLUMNS,
-            BLOCK_P=block_p,
-            BLOCK_C=_BLOCK_C,
-            num_warps=warps,
-        )
+    jit.launch(
+        _kernels()[0],
+        (-(-strips // block_p), blocks),
+        x,
+        y_BHWC,
+        weight,
+        bias,
+        scale,
+        shift,
+        *x.stride()[:3],
+        *y_BHWC.stride()[:3],
+        *x.shape[:3],
+        height,
+        width,
+        channels,
+        KERNEL=weight.shape[0],
+        STRIDE=stride,
+        ACT=act,
+        COLUMNS=_COLUMNS,
+        BLOCK_P=block_p,
+        BLOCK_C=_BLOCK_C,
+        num_warps=warps,
+    )
 
 
 def depthwise_conv(x_BHWC: Tensor, weight_kkC: Tensor, bias: Tensor, act: str = "none", stride: int = 1) -> Tensor:

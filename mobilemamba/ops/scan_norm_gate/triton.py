@@ -10,7 +10,6 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mobilemamba.ops import jit
@@ -64,20 +63,21 @@ def compute(
     gate, y = gate_BHWD.flatten(1, 2), u_BHWD.new_empty(u_BHWD.shape)
     weight, bias = (v.float().contiguous() for v in (norm_weight, norm_bias))
     block = jit.padded(width)
-    with torch.cuda.device_of(y):
-        _kernels()[0][(batch * length,)](
-            scanned_BLD,
-            gate,
-            weight,
-            bias,
-            norm_eps,
-            y,
-            length,
-            width,
-            *gate.stride(),
-            BLOCK=block,
-            num_warps=min(max(block // 1024, 1), 32),  # one, as far as it goes, has no need of others' sums
-        )
+    jit.launch(
+        _kernels()[0],
+        (batch * length,),
+        scanned_BLD,
+        gate,
+        weight,
+        bias,
+        norm_eps,
+        y,
+        length,
+        width,
+        *gate.stride(),
+        BLOCK=block,
+        num_warps=min(max(block // 1024, 1), 32),  # one, as far as it goes, has no need of others' sums
+    )
     return y
 
 

@@ -47,8 +47,8 @@ def _launch(backwards: bool, x: ScanInputs, dt_weight: Tensor | None, size: Sequ
     constants["WIDE"] = any(_is_wide(v) for v in (*tensors, *others) if isinstance(v, Tensor))
     constants |= {f"BLOCK_{letter}": block for letter, block in blocks.items()}
     warps = min(blocks["D"] * blocks["N"] // 32, 8)
-    with torch.cuda.device_of(x.u):
-        kernel[batch, _blocks(D, N)](*tensors, *strides, weight, *numbers, *others, **constants, num_warps=warps)
+    grid = batch, _blocks(D, N)
+    jit.launch(kernel, grid, *tensors, *strides, weight, *numbers, *others, **constants, num_warps=warps)
 
 
 def _is_wide(x: Tensor) -> bool:

@@ -176,8 +176,7 @@ def _launch(kernel: Any, maps: list[Tensor], tensors: list[Tensor], tiles: int, 
     strides = [stride for x in maps for stride in x.stride()[:3]]
     grid = (-(-positions // (_TILE[0] * tiles)), -(-channels // _TILE[1]), *more)
     constants |= {"BLOCK_P": _TILE[0], "BLOCK_C": _TILE[1]}
-    with torch.cuda.device_of(maps[0]):
-        kernel[grid](*tensors, *strides, batch, height, width, channels, **constants, num_warps=4)
+    jit.launch(kernel, grid, *tensors, *strides, batch, height, width, channels, **constants, num_warps=4)
 
 
 def convolve(

@@ -1,0 +1,103 @@
+"""The kernels of a run compiled before it, side by side on all processors: one after the other takes most of its time.
+
+That is done by a process of its own, which may fail or be ended: what it has compiled lies in Triton's cache. Run as a
+module, it is given the device.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mobilemamba.analysis.benchmark.cases import DTYPES, Case
+from mobilemamba.analysis.benchmark.workload import Workload, Workshop, create, silently
+from mobilemamba.analysis.gpu.correct import run_scan, scan_shapes
+from mobilemamba.analysis.gpu.run import Run
+from mobilemamba.analysis.gpu.sizes import Sizes
+from mobilemamba.ops import jit
+
+
+def kernels_ahead(run: Run) -> None:
+    """Has the kernels of the parts that follow compiled."""
+    if run.device.type != "cuda":
+        run.find("kernels compiled", f"none on {run.device}")
+        return
+    command = [sys.executable, "-m", "mobilemamba.analysis.gpu.ahead", str(run.device)]
+    try:
+        done = subprocess.run(command, timeout=run.left_of_part, capture_output=True, text=True, check=False)
+    except subprocess.TimeoutExpired:
+        run.find("kernels compiled", "not all in this time; the others are when they are first called")
+        return
+    lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines() or [f"code {done.returncode}"]
+    run.find("kernels compiled", lines[-1][:160], "all", done.returncode == 0)
+
+
+def workloads(run: Run) -> Iterator[Callable[[], object]]:
+    """What calls all kernels of a run; the sooner they are needed, the earlier."""
+    for shape in scan_shapes(run):
+        yield partial(run_scan, shape)
+    sizes, workshop = run.sizes, Workshop()
+    cases = [Case(name, sizes.size_of(name), 4, str(run.device), layout="channels_last") for name in sizes.ours]
+    for case in cases:
+        for dtype in sizes.dtypes:
+            yield partial(_as_it_is, replace(case, dtype=dtype))
+            for batch in dict.fromkeys((4, *sizes.batches)):
+                yield partial(_workload, workshop, replace(case, dtype=dtype, batch=batch))
+    training = [replace(case, dtype="bfloat16") for case in cases[: len(sizes.pairs)]]
+    for case in (*training, replace(cases[0], dtype="float16"), cases[0]):
+        yield partial(_workload, workshop, replace(case, fused=False, train=True))
+
+
+def _workload(workshop: Workshop, case: Case) -> None:
+    workload: Workload = silently(partial(workshop.build, case, case.layout))
+    workload.run()
+
+
+def _as_it_is(case: Case) -> None:
+    network: nn.Module = silently(partial(create, case)).eval().to(case.device, DTYPES[case.dtype])
+    pictures = torch.zeros(case.batch, 3, *case.sides, device=case.device, dtype=DTYPES[case.dtype])
+    with torch.inference_mode():
+        network.to(memory_format=torch.channels_last)(pictures.contiguous(memory_format=torch.channels_last))
+
+
+def compile_all(calls: Iterator[Callable[[], object]]) -> tuple[int, list[BaseException]]:
+    """Compiles what calls would start, and nothing twice.
+
+    Returns:
+        How many kernels, and what went wrong with some.
+    """
+    futures = dict[object, Future[Any]]()
+    errors = list[BaseException]()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for call in calls:
+            with jit.noting_launches() as compilations:
+                try:
+                    call()
+                except Exception as error:  # the run will meet it too, and say where
+                    errors.append(error)
+            for kind, compilation in compilations.items():
+                if kind not in futures:
+                    futures[kind] = pool.submit(compilation)
+    errors += filter(None, (future.exception() for future in futures.values()))
+    return len(futures), errors
+
+
+def main(device: str) -> None:
+    """Prints one line in the end."""
+    run = Run(torch.device(device), Sizes(), Path(os.devnull), 0)
+    count, errors = compile_all(workloads(run))
+    sys.stdout.write(f"{count}, {len(errors)} failed: {type(errors[0]).__name__}\n" if errors else f"{count}\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
