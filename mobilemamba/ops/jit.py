@@ -125,7 +125,7 @@ def _why_no_driver() -> str | None:
     try:
         import_module("triton.runtime").driver.active.get_current_device()
     except Exception as error:  # whatever it is, e.g. no GPU, no compiler, no Python.h
-        return f"Triton cannot reach a GPU ({str(error).strip().splitlines()[-1]})"
+        return f"Triton cannot reach a GPU ({(str(error).strip() or type(error).__name__).splitlines()[-1]})"
     return None
 
 

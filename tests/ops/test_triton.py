@@ -259,6 +259,14 @@ def test_without_a_gpu_it_says_so_in_one_line() -> None:
     assert "\n" not in str(e.value)
 
 
+def test_a_driver_that_fails_without_a_word_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(name: str) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(jit, "import_module", fails)
+    assert jit._why_no_driver.__wrapped__() == "Triton cannot reach a GPU (AssertionError)"
+
+
 def test_without_triton_the_scan_is_plain_pytorch_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jit, "find_spec", lambda name: None)
     forget_choices()

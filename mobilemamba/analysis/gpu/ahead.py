@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from mobilemamba.analysis.benchmark.cases import DTYPES, Case
+from mobilemamba.analysis.benchmark.scans import ScanShape
 from mobilemamba.analysis.benchmark.workload import Workload, Workshop, create, silently
 from mobilemamba.analysis.gpu.correct import run_scan, scan_shapes
 from mobilemamba.analysis.gpu.run import Run
@@ -44,9 +45,13 @@ def kernels_ahead(run: Run) -> None:
 
 def workloads(run: Run) -> Iterator[Callable[[], object]]:
     """What calls all kernels of a run; the sooner they are needed, the earlier."""
-    for shape in scan_shapes(run):
-        yield partial(run_scan, shape)
     sizes, workshop = run.sizes, Workshop()
+    others = list[ScanShape]()
+    for shape in scan_shapes(run):
+        if (shape.directions, shape.d_state) == (sizes.directions[0], sizes.states[0]):
+            yield partial(run_scan, shape)
+        else:  # which networks do not have, and take the longest
+            others.append(shape)
     cases = [Case(name, sizes.size_of(name), 4, str(run.device), layout="channels_last") for name in sizes.ours]
     for case in cases:
         for dtype in sizes.dtypes:
@@ -56,6 +61,7 @@ def workloads(run: Run) -> Iterator[Callable[[], object]]:
     training = [replace(case, dtype="bfloat16") for case in cases[: len(sizes.pairs)]]
     for case in (*training, replace(cases[0], dtype="float16"), cases[0]):
         yield partial(_workload, workshop, replace(case, fused=False, train=True))
+    yield from (partial(run_scan, shape) for shape in others)
 
 
 def _workload(workshop: Workshop, case: Case) -> None:
