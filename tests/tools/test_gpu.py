@@ -400,3 +400,35 @@ def test_what_is_compiled_ahead_are_scans_and_networks_in_all_forms(tmp_path: Pa
     assert len(calls) == len(correct.scan_shapes(new_run(tmp_path))) + 2 * (1 + 2) + 3
     for call in calls:
         call()
+
+
+@pytest.mark.parametrize(
+    ("code", "out", "err", "found"),
+    [
+        (0, "151\n", "a warning\n", ("151", True)),
+        (1, "150, 1 failed: KeyError: x\n", "", ("150, 1 failed: KeyError: x", False)),
+        (-11, "", "", ("code -11", False)),
+        (None, "", "", ("not all in this time; the others are when they are first called", None)),
+    ],
+)
+def test_compiling_ahead_may_fail_or_be_ended(
+    code: int | None,
+    out: str,
+    err: str,
+    found: tuple[str, bool | None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run_process(command: list[str], timeout: float, **_: object) -> subprocess.CompletedProcess[str]:
+        assert command[1:] == ["-m", "mobilemamba.analysis.gpu.ahead", "cuda"]
+        if code is None:
+            raise subprocess.TimeoutExpired(command, timeout)
+        return subprocess.CompletedProcess(command, code, out, err)
+
+    monkeypatch.setattr(ahead.subprocess, "run", run_process)
+    monkeypatch.setattr("mobilemamba.analysis.gpu.run.synchronize", lambda device: None)
+    run = new_run(tmp_path)
+    run.device = torch.device("cuda")
+    run.do([Part("ahead", "Ahead", ahead.kernels_ahead, 60)])
+    (finding,) = run.parts["ahead"]["findings"]
+    assert (finding["found"], finding["ok"]) == found

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from mobilemamba.analysis.benchmark.cases import DTYPES, Case
+from mobilemamba.analysis.benchmark.memory import describe
 from mobilemamba.analysis.benchmark.scans import ScanShape
 from mobilemamba.analysis.benchmark.workload import Workload, Workshop, create, silently
 from mobilemamba.analysis.gpu.correct import run_scan, scan_shapes
@@ -39,7 +40,7 @@ def kernels_ahead(run: Run) -> None:
     except subprocess.TimeoutExpired:
         run.find("kernels compiled", "not all in this time; the others are when they are first called")
         return
-    lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines() or [f"code {done.returncode}"]
+    lines = (done.stdout or done.stderr).strip().splitlines() or [f"code {done.returncode}"]
     run.find("kernels compiled", lines[-1][:160], "all", done.returncode == 0)
 
 
@@ -99,10 +100,11 @@ def compile_all(calls: Iterator[Callable[[], object]]) -> tuple[int, list[BaseEx
 
 
 def main(device: str) -> None:
-    """Prints one line in the end."""
+    """Prints one line in the end; exits with 1 if something went wrong."""
     run = Run(torch.device(device), Sizes(), Path(os.devnull), 0)
     count, errors = compile_all(workloads(run))
-    sys.stdout.write(f"{count}, {len(errors)} failed: {type(errors[0]).__name__}\n" if errors else f"{count}\n")
+    sys.stdout.write(f"{count}, {len(errors)} failed: {describe(errors[0])}\n" if errors else f"{count}\n")
+    sys.exit(bool(errors))
 
 
 if __name__ == "__main__":
