@@ -1,12 +1,14 @@
 """What a detector says of pictures: objects in the pixels of the picture as it was read, drawings, COCO's results."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools.coco import COCO as Reference  # noqa: N811
 from torch import Tensor
 
 from mobilemamba.data.coco_masks import mask_library
@@ -100,7 +102,7 @@ def test_masks_are_drawn_and_written_as_coco_s_runs(picture: Image.Image) -> Non
     assert predictor.draw(large, {"objects": []}).size == large.size
 
 
-def test_results_are_coco_s(picture: Image.Image) -> None:
+def test_results_are_coco_s(picture: Image.Image, tmp_path: Path) -> None:
     predictor = asked(masks=True)
     row = {name: value for name, value in row_of(predictor, picture).items() if name != MASKS}
     files = predictor.results([("a/000000000139.jpg", row), ("b/street.jpg", row)])
@@ -109,4 +111,12 @@ def test_results_are_coco_s(picture: Image.Image) -> None:
     assert rows[0]["bbox"] == [20.0, 40.0, 40.0, 80.0]
     assert rows[0]["category_id"] == 13
     assert rows[0]["segmentation"]["size"] == [200, 100]
+    reference = Reference()
+    images = [{"id": number, "height": 200, "width": 100} for number in (139, 2)]
+    reference.dataset = {"images": images, "annotations": [], "categories": []}
+    reference.createIndex()
+    (tmp_path / RESULTS_FILE).write_text(files[RESULTS_FILE])
+    read = reference.loadRes(str(tmp_path / RESULTS_FILE))
+    assert [row["bbox"] for row in read.dataset["annotations"]] == [row["bbox"] for row in rows]
+    assert read.annToMask(read.anns[1]).sum() == 40 * 80
     assert json.loads(predictor.results([("c.png", {"objects": []})])[RESULTS_FILE]) == []
