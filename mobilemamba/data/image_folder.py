@@ -56,11 +56,6 @@ class ImageFolder(PictureDataModule):
         return tuple(map(printable, classes))
 
     @cached_property
-    def name(self) -> str:  # type: ignore[override]  # found when asked for
-        """The folder's name with the number of training and validation pictures, and of test pictures, if any."""
-        return f"{Path(self.root).resolve().name} ({self.sources.counts()})"
-
-    @cached_property
     def layout(self) -> Layout:
         """The folders of the parts.
 

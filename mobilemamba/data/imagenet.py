@@ -51,6 +51,7 @@ class ImageNet(PictureDataModule):
         wnids: The WordNet ids of the classes, in the order of the labels.
     """
 
+    title: ClassVar[str] = "ImageNet-1k"
     upright = False
     LIMITS: ClassVar[dict[str, tuple[float, float, str]]] = {
         **PictureDataModule.LIMITS,
@@ -69,11 +70,6 @@ class ImageNet(PictureDataModule):
         self.val_labels = val_labels
         self.shard_window = shard_window
         self.wnids, self.class_names = imagenet_classes()
-
-    @cached_property
-    def name(self) -> str:  # type: ignore[override]  # found when asked for
-        """The data set's name with the number of training and validation pictures."""
-        return f"ImageNet-1k ({self.sources.counts()})"
 
     @cached_property
     def sources(self) -> Sources:

@@ -25,11 +25,6 @@ class Sources(NamedTuple):
     val: Source | None
     test: Source | None = None
 
-    def counts(self) -> str:
-        """Number of training and validation pictures, and of test pictures where there are any."""
-        numbers = [0 if source is None else len(source.labels) for source in self]
-        return "/".join(f"{number:,}" for number in numbers[: 3 if numbers[2] else 2])
-
 
 class PictureDataModule(PictureFiles, ImageDataModule):
     """Base of data modules that list their pictures in :attr:`sources`.
@@ -95,6 +90,11 @@ class PictureDataModule(PictureFiles, ImageDataModule):
             DataError: If ``root`` does not hold such a data set.
         """
         raise NotImplementedError
+
+    @cached_property
+    def name(self) -> str:  # type: ignore[override]  # found when asked for
+        """See :meth:`named`."""
+        return self.named([0 if source is None else len(source.labels) for source in self.sources])
 
     @property
     def classes_present(self) -> dict[str, int]:
