@@ -14,7 +14,7 @@ import numpy as np
 from mobilemamba.data.coco_json import ROUNDING, CocoFile, Faults, read_coco
 from mobilemamba.data.detection_pictures import DetectionPictures
 from mobilemamba.data.folders import few
-from mobilemamba.data.layout import PART_NAMES, find_parts, require_folder
+from mobilemamba.data.layout import PART_NAMES, PART_OF, find_parts, require_folder
 from mobilemamba.data.objects import Objects
 from mobilemamba.errors import DataError
 from mobilemamba.text import printable
@@ -28,7 +28,6 @@ pizza, donut, cake, chair, couch, potted plant, bed, dining table, toilet, tv, l
 phone, microwave, oven, toaster, sink, refrigerator, book, clock, vase, scissors, teddy bear, hair drier, toothbrush
 """
 _GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)  # ids of no category
-_PART_OF = {name: part for part, names in PART_NAMES.items() for name in names}
 _WORDS = re.compile(r"[a-z]+")
 
 
@@ -233,7 +232,7 @@ def _agreeing(content: CocoFile, file: Path, other_file: str, categories: dict[i
 def _part_of(file: Path, root: Path) -> str | None:
     """The part that a file's name says, or its folder's."""
     for name in (file.stem, *(() if file.parent == root else (file.parent.name,))):
-        parts = {_PART_OF[word] for word in _WORDS.findall(name.lower()) if word in _PART_OF}
+        parts = {PART_OF[word] for word in _WORDS.findall(name.lower()) if word in PART_OF}
         if len(parts) == 1:
             return parts.pop()
     return None

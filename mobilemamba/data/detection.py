@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 from mobilemamba.data.base import DataModule
 from mobilemamba.data.batches import Boxes
 from mobilemamba.data.detection_transforms import Resize
-from mobilemamba.data.segmentation import Colour, distinct_colours
+from mobilemamba.drawing import Colour, distinct_colours
 
 _LONGER = 1333 / 800  # the longer side's limit, times the shorter one's, if a number alone is given
 _DIVISOR = 32

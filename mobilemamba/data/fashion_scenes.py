@@ -9,7 +9,8 @@ from torchvision.transforms.v2.functional import normalize
 
 from mobilemamba.data.fashion_mnist import FashionMNISTSample, read_sample, split_mask
 from mobilemamba.data.scenes import Scene, compose
-from mobilemamba.data.segmentation import SegmentationDataModule, distinct_colours
+from mobilemamba.data.segmentation import SegmentationDataModule
+from mobilemamba.drawing import distinct_colours
 
 _VAL_SCENES = 200
 _VALIDATION = 1  # sets the validation's scenes apart from those of a training with seed 0

@@ -11,9 +11,9 @@ from mobilemamba.text import printable
 
 #: The names of each part's folder, in any case.
 PART_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
-_PART_OF = {name: part for part, names in PART_NAMES.items() for name in names}
+PART_OF = {name: part for part, names in PART_NAMES.items() for name in names}
 _LOOKED_INTO = 100
-_LIKE_A_PART = re.compile(rf"(^|[^a-z])({'|'.join(_PART_OF)}|trn|tst|dev|eval|evaluation|holdout)(set)?([^a-z]|$)")
+_LIKE_A_PART = re.compile(rf"(^|[^a-z])({'|'.join(PART_OF)}|trn|tst|dev|eval|evaluation|holdout)(set)?([^a-z]|$)")
 _UNDERSTOOD = "name the parts train, val and test, with a folder for each class in them"
 #: Share of all inner names that folders have on average, from which on these are the classes and those the parts.
 _ALIKE = 0.75
@@ -58,7 +58,7 @@ def find_parts(root: Path) -> dict[str, Path]:
     """
     parts: dict[str, Path] = {}
     for folder in map(Path, scan_folder(root)[1]):
-        part = _PART_OF.get(folder.name.lower())
+        part = PART_OF.get(folder.name.lower())
         if part is not None and parts.setdefault(part, folder) != folder:
             raise DataError(
                 f"{printable(root)} holds both {parts[part].name}/ and {folder.name}/: which of them is the "

@@ -22,8 +22,9 @@ from mobilemamba.data.picture_files import LIMITS_OF_CHANGES, PictureFiles
 from mobilemamba.data.picture_set import Texts
 from mobilemamba.data.pictures import EXTENSIONS, decode_picture
 from mobilemamba.data.sampling import seeded
-from mobilemamba.data.segmentation import Colour, SegmentationDataModule, distinct_colours
+from mobilemamba.data.segmentation import SegmentationDataModule
 from mobilemamba.data.segmentation_transforms import SegmentationAugmentation, eval_transform, train_transform
+from mobilemamba.drawing import Colour, distinct_colours
 from mobilemamba.errors import ConfigError, DataError
 from mobilemamba.text import printable
 

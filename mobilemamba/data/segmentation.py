@@ -4,9 +4,7 @@ from typing import Any
 
 from mobilemamba.data.base import DataModule
 from mobilemamba.data.batches import Masks
-from mobilemamba.drawing import Colour, distinct_colours
-
-__all__ = ["Colour", "SegmentationDataModule", "distinct_colours"]
+from mobilemamba.drawing import Colour
 
 
 class SegmentationDataModule(DataModule):

@@ -36,9 +36,6 @@ class YOLOFolder(DetectionPictures):
         **options: Of :class:`~mobilemamba.data.detection_pictures.DetectionPictures`.
     """
 
-    def __init__(self, root: str, **options: Any) -> None:
-        super().__init__(root, **options)
-
     @classmethod
     def is_root(cls, root: Path) -> bool:
         """Whether a folder looks like a ``root``: with ``labels`` beside ``images`` somewhere, and such a YAML."""

@@ -19,9 +19,7 @@ from mobilemamba.sweep.plan import Row
 from mobilemamba.sweep.settings import Config, lookup
 from mobilemamba.sweep.table import paper_columns
 from mobilemamba.training.contract import TaskContract, scores_of
-
-#: FLOPs, parameters and throughput of a table are for pictures in colours, as in the paper.
-TABLE_CHANNELS = 3
+from mobilemamba.training.provenance import TABLE_CHANNELS
 
 
 def network_kwargs(config: Config) -> dict[str, Any] | None:

@@ -1,7 +1,7 @@
 import torch
 
 from mobilemamba.data.batches import IGNORED_PIXEL, Masks
-from mobilemamba.data.segmentation import distinct_colours
+from mobilemamba.drawing import distinct_colours
 
 
 def test_masks_that_do_not_count() -> None:
