@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ from torch import Tensor
 
 from mobilemamba.dense.detector import Detector
 from mobilemamba.dense.regions import paste_masks
-from mobilemamba.drawing import Colour, distinct_colours, draw_objects, enlargement
-from mobilemamba.models.predictor import MASKS, Predictor, Row, class_names
+from mobilemamba.drawing import draw_objects, enlargement
+from mobilemamba.models.predictor import MASKS, Predictor, Row
 
 #: Of a file of answers in COCO's results format.
 RESULTS_FILE = "coco_results.json"
@@ -39,16 +38,6 @@ class DetectionPredictor(Predictor):
     default_topk = None
     least_score = 0.3
     network: Detector
-
-    @cached_property
-    def names(self) -> tuple[str, ...]:
-        """Those of the classes."""
-        return class_names(self.card)
-
-    @cached_property
-    def palette(self) -> tuple[Colour, ...]:
-        """A colour for each class."""
-        return self.card.palette or distinct_colours(self.card.num_classes)
 
     def preparation(self, how: dict[str, Any]) -> Callable[[Image.Image], Tensor]:
         """Of whole pictures, scaled as the detector was trained."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,9 +12,9 @@ from torch import Tensor
 from mobilemamba.dense.inference import look_closely
 from mobilemamba.dense.pixels import likeliest
 from mobilemamba.dense.segmenter import Segmenter
-from mobilemamba.drawing import Colour, distinct_colours, drawable, legend, overlay, panels
+from mobilemamba.drawing import drawable, legend, overlay, panels
 from mobilemamba.errors import ConfigError
-from mobilemamba.models.predictor import LABELS, Predictor, Row, class_names
+from mobilemamba.models.predictor import LABELS, Predictor, Row
 
 _BYTE = 256  # classes that the pixels of a palette's picture can name
 
@@ -36,16 +35,6 @@ class SegmentationPredictor(Predictor):
     columns = ("rank", "index", "class", "pixels", "share")
     batch_size = 1
     default_topk = None
-
-    @cached_property
-    def names(self) -> tuple[str, ...]:
-        """Those of the classes."""
-        return class_names(self.card)
-
-    @cached_property
-    def palette(self) -> tuple[Colour, ...]:
-        """A colour for each class."""
-        return self.card.palette or distinct_colours(self.card.num_classes)
 
     def preparation(self, how: dict[str, Any]) -> Callable[[Image.Image], Tensor]:
         """Of whole pictures, scaled to the shorter side of the card's size."""

@@ -15,7 +15,7 @@ from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
 from mobilemamba.data.pictures import eval_transform, read_picture
-from mobilemamba.drawing import captioned, drawable
+from mobilemamba.drawing import Colour, captioned, distinct_colours, drawable
 from mobilemamba.errors import ConfigError
 from mobilemamba.models.card import ModelCard
 from mobilemamba.models.checkpoints import PREDICTORS
@@ -74,6 +74,16 @@ class Predictor:
         how = {name: value for name, value in asdict(card.preprocessing).items() if value is not None}
         self._upright = how.pop("upright", True)  # so where the weights do not say
         self._transform = self.preparation(how)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The classes' names, in the order of the outputs."""
+        return class_names(self.card)
+
+    @cached_property
+    def palette(self) -> tuple[Colour, ...]:
+        """A colour for each class."""
+        return self.card.palette or distinct_colours(self.card.num_classes)
 
     def preparation(self, how: dict[str, Any]) -> Callable[[Image.Image], Tensor]:
         """What prepares a picture.
@@ -166,11 +176,6 @@ class ClassificationPredictor(Predictor):
     """Names the likeliest classes: rows ``{"classes": [{"index", "name", "probability"}, ...]}``."""
 
     columns = ("rank", "index", "class", "probability")
-
-    @cached_property
-    def names(self) -> tuple[str, ...]:
-        """Those of the classes."""
-        return class_names(self.card)
 
     def check(self) -> None:
         """See :meth:`Predictor.check`; refuses one without a classifier, too."""
