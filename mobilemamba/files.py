@@ -195,8 +195,9 @@ def make_folder(path: Path, name: str) -> None:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{name} {printable(path)}: {error.strerror}; choose another folder") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{name} {printable(path)}: {reason}; choose another folder") from None
 
 
 def why_not_written(error: OSError) -> str:

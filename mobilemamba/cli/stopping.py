@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mobilemamba.cli.options import read_options
+from mobilemamba.training.checkpoint_files import FOLDER, LAST
 
 
 class EndOnSecondInterrupt(Callback):
@@ -45,7 +46,7 @@ def way_on(cli: Any) -> str:
     if command != "fit":
         return ""
     root = Path(cli.config.fit.trainer.default_root_dir or "")
-    if not (root / "checkpoints" / "last.ckpt").exists():
+    if not (root / FOLDER / LAST).exists():
         return "no epoch was finished, so the same command starts again"
     kept = [arg for option in read_options(options) if option.name != "--ckpt_path" for arg in option.given]
     return f"go on with: {shlex.join(['mobilemamba', 'fit', *kept, '--ckpt_path', 'last'])}"

@@ -22,9 +22,9 @@ def around(x: float, y: float, width: float, height: float) -> Box:
     return x - width / 2, y - height / 2, x + width / 2, y + height / 2
 
 
-def boxes_of_ratios(sizes: Sequence[float], ratios: Sequence[float] = (0.5, 1.0, 2.0)) -> list[Box]:
-    """Boxes about a cell's corner, of an area of each size squared, for each ratio of height to width."""
-    return [around(0, 0, size / ratio**0.5, size * ratio**0.5) for ratio in ratios for size in sizes]
+def boxes_of_ratios(sizes: Sequence[float]) -> list[Box]:
+    """Boxes about a cell's corner, of an area of each size squared, with height to width as 1/2, 1 and 2."""
+    return [around(0, 0, size / ratio**0.5, size * ratio**0.5) for ratio in (0.5, 1.0, 2.0) for size in sizes]
 
 
 def default_boxes(stride: float, low: float, high: float) -> list[Box]:

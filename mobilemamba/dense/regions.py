@@ -51,8 +51,10 @@ def cut_masks(masks: Tensor, of: Tensor, boxes: Tensor, side: int) -> Tensor:
     return (parts[:, 0] >= 0.5).to(boxes.dtype)
 
 
-def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> Tensor:
+def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """The masks of boxes as masks of the picture, (n, height, width) of bool; bilinear between the centres of cells.
+
+    A pixel belongs to a mask from a probability of 0.5 on.
 
     torchvision's ``paste_masks_in_image`` rounds boxes to whole pixels.
 
@@ -60,7 +62,6 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: 
         masks: Probabilities (n, m, m) within the boxes.
         boxes: (n, 4), in pixels of the picture, wherever it is to be seen: at its own size, say.
         size: Height and width of the picture.
-        threshold: Probability from which a pixel belongs to the mask.
     """
     height, width = size
     pasted = torch.zeros(len(masks), height, width, dtype=torch.bool, device=masks.device)
@@ -74,5 +75,5 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: 
         sides = box[2:] - box[:2]
         x, y = (x + left - box[0]) / sides[0] * 2 - 1, (y + top - box[1]) / sides[1] * 2 - 1
         grid = torch.stack((x.expand(len(y), -1), y[:, None].expand(-1, len(x))), -1)
-        part.copy_(F.grid_sample(mask[None, None], grid[None], align_corners=False)[0, 0] >= threshold)
+        part.copy_(F.grid_sample(mask[None, None], grid[None], align_corners=False)[0, 0] >= 0.5)
     return pasted

@@ -19,11 +19,11 @@ NETWORK: tuple[Backends, ...] = (selective_scan.BACKENDS, wavelet.BACKENDS, batc
 INFERENCE: tuple[Backends, ...] = (scan_norm_gate, mix_channels, depthwise_conv, CONVOLUTION)
 
 
-def all_kernels(device: torch.device, dtype: torch.dtype = torch.float32) -> list[Kernel]:
-    """One for each operation there is."""
+def all_kernels(device: torch.device) -> list[Kernel]:
+    """One for each operation there is, in float32."""
     # The token mixers that can stand in the scan's place have no kernels of their own.
     others = [Kernel(op, "PyTorch") for op in ("mlstm", "rwkv6", "ttt", "attention")]
-    return [*(table.explain("auto", device, dtype) for table in (*NETWORK, *INFERENCE)), *others]
+    return [*(table.explain("auto", device, torch.float32) for table in (*NETWORK, *INFERENCE)), *others]
 
 
 def describe_kernels(device: torch.device, scan_backend: str = "auto") -> str:

@@ -39,7 +39,7 @@ from mobilemamba.analysis.figures import png_figure
 from mobilemamba.analysis.machine import choose_device
 from mobilemamba.data.draw import draw_pictures
 from mobilemamba.errors import ConfigError, is_out_of_memory
-from mobilemamba.files import check_writable, write_atomic, write_text_atomic
+from mobilemamba.files import check_writable, make_folder, write_atomic, write_text_atomic
 from mobilemamba.models import ModelCard, Preprocessing, load_network
 from mobilemamba.models.checkpoints import BUILDERS
 from mobilemamba.screen import fit_table, make_console, say
@@ -159,11 +159,7 @@ class _Subject:
 
 
 def _files(output: Path) -> dict[str, Path]:
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"--output {printable(output)}: {reason}; choose another folder") from None
+    make_folder(output, "--output")
     files = {ending: output / f"erf.{ending}" for ending in ("png", "pdf", "csv", "npz")}
     for path in files.values():
         check_writable(path, "--output")

@@ -16,6 +16,9 @@ from mobilemamba.analysis.benchmark.records import Record
 Conditions = tuple[str, str, str, bool, int]
 #: In place of a mode: each network's own fastest.
 FASTEST = "each in its fastest mode"
+#: Whose points a line is drawn through, see :func:`~mobilemamba.analysis.benchmark.paper.family`; and how far it is
+#: drawn on beyond its ends, in points of top-1.
+_RIVAL, _REACH = "efficientvit", 1.0
 
 
 def grouped(records: Iterable[Record]) -> dict[Conditions, list[Record]]:
@@ -86,27 +89,24 @@ def line(points: Sequence[tuple[float, float]], top1: float) -> float:
     return math.exp(math.log(slow) + share * (math.log(fast) - math.log(slow)))
 
 
-def at_equal_top1(
-    records: Iterable[Record], rival: str = "efficientvit", reach: float = 1.0
-) -> dict[tuple[str, Conditions], float]:
-    """How many times as fast each other model is as the line through a rival family, at its published top-1.
+def at_equal_top1(records: Iterable[Record]) -> dict[tuple[str, Conditions], float]:
+    """How many times as fast each other model is as the line through EfficientViT's points, at its published top-1.
+
+    Models more than a point of top-1 beyond the line's ends are left out.
 
     Args:
-        records: Those of the rival family too.
-        rival: See :func:`~mobilemamba.analysis.benchmark.paper.family`.
-        reach: How far, in points of top-1, the line is drawn on beyond the family's ends; models further off are
-            left out.
+        records: Those of EfficientViT, the paper's main rival, too.
     """
     found = {}
     for shared, group in grouped(records).items():
         known = [(r, r.paper_top1, r.images_per_second) for r in group if r.paper_top1 and r.images_per_second]
-        points = [(top1, speed) for record, top1, speed in known if family(record.model) == rival]
+        points = [(top1, speed) for record, top1, speed in known if family(record.model) == _RIVAL]
         accuracies = {top1 for top1, _ in points}
         if len(accuracies) < 2:
             continue
         for record, top1, speed in known:
-            near = min(accuracies) - reach <= top1 <= max(accuracies) + reach
-            if family(record.model) != rival and near:
+            near = min(accuracies) - _REACH <= top1 <= max(accuracies) + _REACH
+            if family(record.model) != _RIVAL and near:
                 found[record.model, shared] = speed / line(points, top1)
     return found
 
