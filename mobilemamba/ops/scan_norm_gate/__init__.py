@@ -45,15 +45,13 @@ def definition(
     Returns:
         (B, H, W, D), of u's dtype.
     """
-    directions, rank, width = dt_weight_KRD.shape
-    d_state, size = A_KDN.shape[-1], (u_BHWD.shape[1], u_BHWD.shape[2])
+    size = u_BHWD.shape[1], u_BHWD.shape[2]
     backend = "auto" if standard_only() else "reference"  # a loop over all positions is too much for an export
     exact = torch.promote_types(u_BHWD.dtype, torch.float32)
     u, projected, gate = (x.to(exact) for x in (u_BHWD, projected_BHWC, gate_BHWD))
-    parts = projected.flatten(1, 2).unflatten(2, (directions, -1)).transpose(1, 2)
-    dt, B, C = parts.split([rank, d_state, d_state], 3)
+    dt, B, C = native.split_projected(projected, dt_weight_KRD, A_KDN)
     y = selective_scan_2d(u.flatten(1, 2), dt @ dt_weight_KRD, A_KDN, B, C, D_KD, dt_bias_KD, size, backend)
-    normed = F.layer_norm(y.unflatten(1, size), (width,), norm_weight, norm_bias, norm_eps)
+    normed = F.layer_norm(y.unflatten(1, size), norm_weight.shape, norm_weight, norm_bias, norm_eps)
     return (normed * F.silu(gate)).to(u_BHWD.dtype)
 
 

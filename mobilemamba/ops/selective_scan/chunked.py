@@ -82,9 +82,7 @@ def _advance(decay_MSX: Tensor, drive_MSX: Tensor, reverse: bool, overwrite: boo
 
 def _discretise(x: ScanInputs, size: Sequence[int]) -> _Discretised:
     dtype = torch.promote_types(x.u.dtype, torch.float32)
-    u_LBKD, dt_LBKD, B_LBKN, C_LBKN = (
-        in_steps(s.to(dtype), len(x.A), size).contiguous() for s in (x.u, x.dt, x.B, x.C)
-    )
+    u_LBKD, dt_LBKD, B_LBKN, C_LBKN = (s.to(dtype).contiguous() for s in x.in_steps(size))
     dt_raw_LBKD = dt_LBKD + x.dt_bias.to(dtype)
     dt_LBKD = F.softplus(dt_raw_LBKD)
     decay = torch.exp(dt_LBKD[..., None] * x.A.to(dtype))
