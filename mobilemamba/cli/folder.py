@@ -16,7 +16,6 @@ from mobilemamba.cli.run_folder import (
     config_files,
     go_on,
     holds_run,
-    is_finished,
     is_run,
     runs_named,
     start_anew,
@@ -24,6 +23,7 @@ from mobilemamba.cli.run_folder import (
 )
 from mobilemamba.errors import ConfigError
 from mobilemamba.sweep import Config
+from mobilemamba.sweep.row import is_finished
 
 #: How long a run waits for its folder: a process that ends may hold it a little longer than its parent waited.
 LOCK_SECONDS = 5.0

@@ -1,6 +1,6 @@
 """Where a run writes, and what it goes on from.
 
-A run is finished if and only if its folder holds ``results.json``. Runs of one name are numbered: ``base``, ``base-2``.
+Runs of one name are numbered: ``base``, ``base-2``.
 Nothing is written here, so that a resume that is refused leaves every run as it was; what is refused is a ConfigError.
 """
 
@@ -24,6 +24,7 @@ from mobilemamba.errors import ConfigError, MobileMambaError
 from mobilemamba.files import read_json
 from mobilemamba.models.weights_file import read_checkpoint
 from mobilemamba.sweep import PLAN_FILE, Config
+from mobilemamba.sweep.row import is_finished
 from mobilemamba.training.checkpoint_files import FOLDER, checkpoints_newest_first
 
 #: Reads the ``config.yaml`` that a run saved, or its text, in the form of the command's own settings.
@@ -98,11 +99,6 @@ def config_files(config: Any) -> list[Path]:
 def is_run(folder: Path) -> bool:
     """Whether a single run has begun here."""
     return not (folder / PLAN_FILE).exists() and ((folder / "config.yaml").exists() or holds_run(folder))
-
-
-def is_finished(folder: Path) -> bool:
-    """Whether the run here came to its end."""
-    return (folder / "results.json").exists()
 
 
 def free_folder(folder: Path) -> Path:

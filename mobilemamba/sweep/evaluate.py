@@ -28,6 +28,7 @@ from mobilemamba.sweep.row import FitRow, run_logged
 from mobilemamba.sweep.settings import Config, lookup
 from mobilemamba.sweep.sheet import Sheet, cell
 from mobilemamba.sweep.table import labels
+from mobilemamba.training.callbacks.checkpoints import EXPORTED
 from mobilemamba.training.provenance import pictures_used
 
 Command = Literal["validate", "test"]
@@ -134,7 +135,7 @@ def _evaluate(
     None if the metrics are in ``file`` there, otherwise the reason in one line. It takes a process, unless ``run`` does
     it in this one.
     """
-    target, weights = run_dir / file, run_dir / "best.safetensors"
+    target, weights = run_dir / file, run_dir / EXPORTED
     if not weights.exists():
         return f"no {weights}: this row exported no weights (its trainer.enable_checkpointing was off?)"
     target.unlink(missing_ok=True)

@@ -39,7 +39,7 @@ _FOREIGN_VARIABLES = {
 
 
 def is_finished(run_dir: Path) -> bool:
-    """Whether the row has its result."""
+    """Whether the row, or any other run in this folder, came to its end."""
     return bool(read_json(run_dir / "results.json"))
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mobilemamba.scores import Score, score_of
 from mobilemamba.screen import say
+from mobilemamba.training.callbacks.validation import epochs_begun
 from mobilemamba.training.contract import scores_of
 
 _READ_SECONDS = 0.3  # from one reading of the loss to the next, for the bar
@@ -122,8 +123,7 @@ class EpochLines(Callback):
         parts = [f"train loss {float(self._sum) / count:.4f}"] if count else []
         self._sum, self._count = 0.0, 0
         if trainer.is_global_zero:
-            epochs: Any = trainer.fit_loop.epoch_progress.current  # trainer.current_epoch is the next one at the end
-            place = f"epoch {epochs.started}{_of_epochs(trainer)}, step {trainer.global_step:,}"
+            place = f"epoch {epochs_begun(trainer)}{_of_epochs(trainer)}, step {trainer.global_step:,}"
             say(f"{place}: {', '.join([*parts, *scores, *self._left(trainer)])}")
 
     def _left(self, trainer: Trainer) -> list[str]:

@@ -29,7 +29,7 @@ from mobilemamba.data.sampling import make_generator, seeded
 from mobilemamba.errors import ConfigError
 from mobilemamba.files import write_atomic
 from mobilemamba.training.callbacks.others import AtEnd
-from mobilemamba.training.callbacks.validation import counts
+from mobilemamba.training.callbacks.validation import counts, epochs_begun
 
 #: The maps of a run, in its folder; a picture of them lies beside it.
 MAPS_FILE = "receptive_fields.npz"
@@ -110,7 +110,7 @@ class ReceptiveFields(AtEnd):
             self._look(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if _epochs(trainer) % self.every_n_epochs == 0:
+        if epochs_begun(trainer) % self.every_n_epochs == 0:
             self._look(trainer, pl_module)
 
     def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -129,7 +129,7 @@ class ReceptiveFields(AtEnd):
             # As they are kept, so that a training that goes on draws the same.
             fields = [replace(field, map=field.map.astype(np.float32)) for field in fields]
             name = "the validation set" if data is None else data.name
-            snapshot = Snapshot(_epochs(trainer), trainer.global_step, name, fields)
+            snapshot = Snapshot(epochs_begun(trainer), trainer.global_step, name, fields)
             self.snapshots = [known for known in self.snapshots if known.step < snapshot.step]
             self.snapshots.append(snapshot)
             folder = Path(trainer.default_root_dir)
@@ -183,11 +183,6 @@ def read_snapshots(path: Path) -> list[Snapshot]:
         raise
     except Exception as error:  # whatever else there may be
         raise ValueError(f"{path} holds no receptive fields") from error
-
-
-def _epochs(trainer: Trainer) -> int:
-    progress: Any = trainer.fit_loop.epoch_progress.current  # trainer.current_epoch is one more once an epoch has ended
-    return int(progress.started)
 
 
 def _pack(snapshots: Sequence[Snapshot]) -> tuple[str, dict[str, np.ndarray]]:

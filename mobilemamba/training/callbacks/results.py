@@ -20,7 +20,14 @@ from mobilemamba.scores import Score
 from mobilemamba.training.callbacks.checkpoints import best_checkpoint
 from mobilemamba.training.callbacks.others import AtEnd
 from mobilemamba.training.callbacks.seed import global_seed
-from mobilemamba.training.callbacks.validation import Validation, callbacks_of, counts, is_trial, validation_now
+from mobilemamba.training.callbacks.validation import (
+    Validation,
+    callbacks_of,
+    counts,
+    epochs_begun,
+    is_trial,
+    validation_now,
+)
 from mobilemamba.training.contract import TaskContract, monitor_of, scores_of
 from mobilemamba.training.provenance import (
     git_revision,
@@ -125,7 +132,6 @@ class RunResults(AtEnd):
         best = best_validation(trainer, pl_module)
         last = self.history[-1] if self.history else {}
         scores, (monitor, mode) = scores_of(pl_module), monitor_of(pl_module)
-        epochs: Any = trainer.fit_loop.epoch_progress.current
         memory, memory_of = peak_memory_gib(trainer.strategy.root_device)
         return {
             **{score.key: _of(best, score.key) for score in scores},
@@ -140,7 +146,7 @@ class RunResults(AtEnd):
             "monitor": monitor,
             "monitor_mode": mode,
             "score": best.get(monitor),
-            "epochs": epochs.started,  # the others lack the last one where a resume had no step left
+            "epochs": epochs_begun(trainer),
             "hours": self._seconds() / 3600,
             "peak_mem_gib": memory,
             "peak_mem_of": memory_of,

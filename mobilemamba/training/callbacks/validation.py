@@ -41,8 +41,16 @@ def validation_now(trainer: Trainer, monitor: str | None) -> Validation:
         for name, value in trainer.callback_metrics.items()
         if (name.startswith("val") or name == monitor) and math.isfinite(value)
     }
-    epochs: Any = trainer.fit_loop.epoch_progress.current  # trainer.current_epoch is one more once an epoch has ended
-    return {"epoch": epochs.started, "step": trainer.global_step, **metrics}
+    return {"epoch": epochs_begun(trainer), "step": trainer.global_step, **metrics}
+
+
+def epochs_begun(trainer: Trainer) -> int:
+    """The number of the present epoch, from 1; of the last one when the training is over, or goes on with none left.
+
+    Not ``trainer.current_epoch``, which is that of the next one as soon as an epoch has ended.
+    """
+    progress: Any = trainer.fit_loop.epoch_progress.current
+    return int(progress.started)
 
 
 def is_of_epochs(trainer: Trainer, metric: str) -> bool:
