@@ -1,12 +1,15 @@
 """Networks for dense prediction: backbones of timm's with necks and heads."""
 
+from functools import partial
+
 from mobilemamba.dense.backbone import create_backbone, load_backbone
 from mobilemamba.dense.candidates import RuntimeDetector
-from mobilemamba.dense.detection import DETECTION_HEADS, build_detector, create_detector
+from mobilemamba.dense.detection import DETECTION_HEADS, DETECTION_OPTIONS, create_detector
 from mobilemamba.dense.detector import Detector
+from mobilemamba.dense.from_card import from_card
 from mobilemamba.dense.inference import SlidingWindow, Views, look_closely
 from mobilemamba.dense.release_cards import card_of_release
-from mobilemamba.dense.segmenter import SEGMENTATION_HEADS, Segmenter, build_segmenter, create_segmenter
+from mobilemamba.dense.segmenter import SEGMENTATION_HEADS, SEGMENTATION_OPTIONS, Segmenter, create_segmenter
 from mobilemamba.models.checkpoints import BUILDERS, IN_RUNTIME, PREDICTORS, TELLERS
 
 __all__ = [
@@ -27,7 +30,10 @@ __all__ = [
 #: Head -> the task that it is for, as cards name both.
 HEADS = dict.fromkeys(SEGMENTATION_HEADS, "segmentation") | dict.fromkeys(DETECTION_HEADS, "detection")
 
-BUILDERS |= {"detection": build_detector, "segmentation": build_segmenter}
+BUILDERS |= {
+    "detection": partial(from_card, create_detector, DETECTION_OPTIONS),
+    "segmentation": partial(from_card, create_segmenter, SEGMENTATION_OPTIONS),
+}
 IN_RUNTIME["detection"] = RuntimeDetector
 TELLERS.append(card_of_release)
 PREDICTORS |= {

@@ -12,13 +12,12 @@ from mobilemamba.dense.mask_rcnn import MaskRCNN
 from mobilemamba.dense.pyramid import Pyramid
 from mobilemamba.dense.retinanet import RetinaNet
 from mobilemamba.dense.ssdlite import SSDLite
-from mobilemamba.errors import ConfigError, WeightsError, check_choice
-from mobilemamba.models.card import ModelCard
+from mobilemamba.errors import ConfigError, check_choice
 from mobilemamba.models.config import ArchOverrides
 
 DETECTION_HEADS = ("mask_rcnn", "retinanet", "ssdlite")
 #: Choices of a detector that a card keeps, as :func:`create_detector` takes them.
-HEAD_OPTIONS = ("head_dim", "prune")
+DETECTION_OPTIONS: dict[str, type] = {"head_dim": int, "prune": bool}
 #: A pyramid has this many levels; the finest is of the first stride in RetinaNet, of the second in Mask R-CNN.
 _LEVELS, _FINEST, _FINEST_WITH_MASKS = 5, 8, 4
 
@@ -75,22 +74,6 @@ def create_detector(
     levels = [finest * 2**i for i in range(_LEVELS)]
     kind = MaskRCNN if with_masks else RetinaNet
     return kind(extractor, neck, levels, num_classes, head_dim, frozen_norms=frozen_norms)
-
-
-def build_detector(card: ModelCard) -> Detector:
-    """The detector of a card, freshly initialised.
-
-    Raises:
-        WeightsError: If there is none such.
-    """
-    options = card.head_options
-    if unknown := sorted(options.keys() - HEAD_OPTIONS):
-        raise WeightsError(f"head_options has {unknown[0]!r}: expected {', '.join(HEAD_OPTIONS)}")
-    chosen = {"arch": card.overrides if card.arch else None, "in_chans": card.in_chans, **options}
-    try:
-        return create_detector(card.head, card.model, card.num_classes, **chosen)
-    except ConfigError as error:
-        raise WeightsError(f"what the weights say of their network cannot be: {error}") from error
 
 
 def _places(strides: Sequence[int], wanted: Sequence[int], head: str, backbone: str) -> list[int]:

@@ -23,16 +23,15 @@ from mobilemamba.dense.pixels import likeliest
 from mobilemamba.dense.pooled import resize
 from mobilemamba.dense.pspnet import PSPNetHead
 from mobilemamba.dense.semantic_fpn import FPN, SemanticFPNHead
-from mobilemamba.errors import ConfigError, WeightsError, check_choice
+from mobilemamba.errors import ConfigError, check_choice
 from mobilemamba.layers.conv_norm import ConvNorm
-from mobilemamba.models.card import ModelCard
 from mobilemamba.models.config import ArchOverrides
 from mobilemamba.models.inference.packed import is_traced
 
 _ON_LAST_MAP: dict[str, Callable[..., nn.Module]] = {"deeplabv3": DeepLabV3Head, "pspnet": PSPNetHead}
 SEGMENTATION_HEADS = (*_ON_LAST_MAP, "semantic_fpn")
 #: Choices of a head that a card keeps, as :func:`create_segmenter` takes them.
-HEAD_OPTIONS: dict[str, type] = {"auxiliary": bool, "head_dim": int, "output_stride": int}
+SEGMENTATION_OPTIONS: dict[str, type] = {"auxiliary": bool, "head_dim": int, "output_stride": int}
 #: A pyramid has this many levels at most, none of a stride below this, all of this many channels.
 _LEVELS, _FINEST, _NECK_DIM = 4, 4, 256
 
@@ -149,22 +148,3 @@ def create_segmenter(
         if isinstance(module, ConvNorm):
             nn.init.kaiming_normal_(module.conv.weight, mode="fan_out", nonlinearity="relu")
     return segmenter
-
-
-def build_segmenter(card: ModelCard) -> Segmenter:
-    """The segmenter of a card, freshly initialised.
-
-    Raises:
-        WeightsError: If there is none such.
-    """
-    options = card.head_options
-    for name, value in options.items():
-        if name not in HEAD_OPTIONS:
-            raise WeightsError(f"head_options has {name!r}: expected {', '.join(HEAD_OPTIONS)}")
-        if type(value) is not HEAD_OPTIONS[name]:
-            raise WeightsError(f"head_options has {name!r} = {value!r}: expected {HEAD_OPTIONS[name].__name__}")
-    chosen = {"arch": card.overrides if card.arch else None, "in_chans": card.in_chans, **options}
-    try:
-        return create_segmenter(card.head, card.model, card.num_classes, **chosen)
-    except ConfigError as error:
-        raise WeightsError(f"what the weights say of their network cannot be: {error}") from error

@@ -1,0 +1,33 @@
+"""Segmenters and detectors from their cards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import nn
+
+from mobilemamba.errors import ConfigError, WeightsError
+from mobilemamba.models.card import ModelCard
+
+
+def from_card(create: Callable[..., nn.Module], options: Mapping[str, type], card: ModelCard) -> nn.Module:
+    """The network of a card, freshly initialised.
+
+    Args:
+        create: Builds it from a head, a backbone's name, a number of classes and options.
+        options: Those of them that a card's ``head_options`` may hold, with their types.
+        card: Of the task that ``create`` is for.
+
+    Raises:
+        WeightsError: If the card has other options, or there is no such network.
+    """
+    for name, value in card.head_options.items():
+        if name not in options:
+            raise WeightsError(f"head_options has {name!r}: expected {', '.join(options)}")
+        if type(value) is not options[name]:
+            raise WeightsError(f"head_options has {name!r} = {value!r}: expected {options[name].__name__}")
+    chosen = {"arch": card.overrides, "in_chans": card.in_chans, **card.head_options}
+    try:
+        return create(card.head, card.model, card.num_classes, **chosen)
+    except ConfigError as error:
+        raise WeightsError(f"what the weights say of their network cannot be: {error}") from error
