@@ -9,8 +9,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from mobilemamba.models import convert, read_card
 from mobilemamba.models.weights_file import first_line
+from mobilemamba.training.callbacks.at_end import AtEnd
 from mobilemamba.training.callbacks.checkpoints import EXPORTED, best_checkpoint
-from mobilemamba.training.callbacks.others import AtEnd
 
 
 class ExportBest(AtEnd):

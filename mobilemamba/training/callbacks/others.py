@@ -1,4 +1,4 @@
-"""Callbacks and loggers that are not ours: none of them costs a training its results, and each is named if it fails."""
+"""Callbacks and loggers of others: which one an exception comes from, and what to tell the user of it."""
 
 from __future__ import annotations
 
@@ -10,46 +10,20 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.loops.utilities import _is_max_limit_reached
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mobilemamba.errors import ConfigError
 from mobilemamba.files import check_writable
 from mobilemamba.text import of_names
-from mobilemamba.training.callbacks.validation import ValidateAtEnd, callbacks_of, counts
 
 _PACKAGE, _FOLDER = __name__.partition(".")[0], Path(__file__).parents[2]
 #: Lightning's variables for what it is just calling.
 _CALLED = ("callback", "logger")
 #: What the system says of a full disk, which is nobody's mistake.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-class AtEnd(Callback):
-    """Does something when a training has ended, even if another callback, or a logger, fails after its last step."""
-
-    _begun = False
-
-    def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What is to be done, once."""
-        raise NotImplementedError
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.interrupted:
-            self._once(trainer, pl_module)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Does it, if all else of the training is done: it was not one of ours that failed."""
-        if isinstance(exception, Exception) and not _is_ours(culprit(exception)) and _is_over(trainer):
-            self._once(trainer, pl_module)
-
-    def _once(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._begun and counts(trainer):
-            self._begun = True
-            self.finish(trainer, pl_module)
 
 
 def culprit(error: BaseException) -> Callback | Logger | None:
@@ -68,7 +42,7 @@ def complaint(error: Exception) -> str | None:
     While a network trains, only those of Lightning's own are spoken of: in a class of one's own, it may be a bug.
     """
     found, frames = culprit(error), traceback.extract_tb(error.__traceback__)
-    if found is None or _is_ours(found) or Path(frames[-1].filename).is_relative_to(_FOLDER):
+    if found is None or is_ours(found) or Path(frames[-1].filename).is_relative_to(_FOLDER):
         return None
     of_lightning = type(found).__module__.startswith("lightning.")
     if not of_lightning and any(frame.name == "_run_stage" for frame in frames):
@@ -112,19 +86,6 @@ def check_destination(checkpoint: Any, trainer: Trainer) -> None:
     check_writable(Path(path), f"trainer.callbacks: {name} cannot write")
 
 
-def _is_ours(found: Callback | Logger | None) -> bool:
+def is_ours(found: Callback | Logger | None) -> bool:
+    """Whether a callback or logger is one of this package's."""
     return type(found).__module__.startswith(f"{_PACKAGE}.")
-
-
-def _is_over(trainer: Trainer) -> bool:
-    """Whether the last step is taken and validated. As Lightning's ``fit_loop.done``, which also says so each time."""
-    loop: Any = trainer.fit_loop
-    ended = (
-        _is_max_limit_reached(trainer.global_step, trainer.max_steps)
-        or _is_max_limit_reached(loop.epoch_progress.current.processed, loop.max_epochs)
-        or (trainer.should_stop and loop._can_stop_early)
-    )
-    if trainer.global_step == 0 or not ended or not counts(trainer):
-        return False
-    validations = callbacks_of(trainer, ValidateAtEnd)
-    return not trainer.enable_validation or any(one.validated_step == trainer.global_step for one in validations)

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from mobilemamba.data.base import data_of
-from mobilemamba.training.callbacks.others import AtEnd
+from mobilemamba.training.callbacks.at_end import AtEnd
 from mobilemamba.training.callbacks.results import best_of, best_validation, keep_best
 from mobilemamba.training.callbacks.validation import counts
 from mobilemamba.training.contract import TaskContract, scores_of

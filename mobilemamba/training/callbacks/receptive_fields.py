@@ -28,7 +28,7 @@ from mobilemamba.data.base import data_of
 from mobilemamba.data.sampling import make_generator, seeded
 from mobilemamba.errors import ConfigError
 from mobilemamba.files import write_atomic
-from mobilemamba.training.callbacks.others import AtEnd
+from mobilemamba.training.callbacks.at_end import AtEnd
 from mobilemamba.training.callbacks.validation import counts, epochs_begun
 
 #: The maps of a run, in its folder; a picture of them lies beside it.

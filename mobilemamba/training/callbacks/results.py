@@ -17,8 +17,8 @@ from mobilemamba.analysis.throughput import device_name
 from mobilemamba.data.base import data_of
 from mobilemamba.files import read_json, write_json
 from mobilemamba.scores import Score
+from mobilemamba.training.callbacks.at_end import AtEnd
 from mobilemamba.training.callbacks.checkpoints import best_checkpoint
-from mobilemamba.training.callbacks.others import AtEnd
 from mobilemamba.training.callbacks.seed import global_seed
 from mobilemamba.training.callbacks.validation import (
     Validation,
