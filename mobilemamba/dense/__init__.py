@@ -10,7 +10,7 @@ from mobilemamba.dense.from_card import from_card
 from mobilemamba.dense.inference import SlidingWindow, Views, look_closely
 from mobilemamba.dense.release_cards import card_of_release
 from mobilemamba.dense.segmenter import SEGMENTATION_HEADS, SEGMENTATION_OPTIONS, Segmenter, create_segmenter
-from mobilemamba.models.checkpoints import BUILDERS, IN_RUNTIME, PREDICTORS, TELLERS
+from mobilemamba.models.checkpoints import BUILDERS, IN_RUNTIME, PREDICTORS, RECOGNISERS
 
 __all__ = [
     "DETECTION_HEADS",
@@ -35,7 +35,7 @@ BUILDERS |= {
     "segmentation": partial(from_card, create_segmenter, SEGMENTATION_OPTIONS),
 }
 IN_RUNTIME["detection"] = RuntimeDetector
-TELLERS.append(card_of_release)
+RECOGNISERS.append(card_of_release)
 PREDICTORS |= {
     "detection": "mobilemamba.dense.detection_predictor.DetectionPredictor",
     "segmentation": "mobilemamba.dense.segmentation_predictor.SegmentationPredictor",

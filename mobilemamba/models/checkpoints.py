@@ -199,7 +199,7 @@ def _load(path: str | Path, name: str | None, option: str, *, verbose: bool) -> 
     with torch.random.fork_rng(devices=[]):
         if card is None:
             assert name is not None
-            card = _told_by_tensors(path, name)
+            card = _card_of_tensors(path, name)
         network = build_network(card, shown)
     try:
         report = load_weights(network, path, verbose=verbose)
@@ -254,14 +254,14 @@ IN_RUNTIME: dict[str, Callable[[RuntimeNetwork, Mapping[str, str]], RuntimeNetwo
 #: Task, as cards name it, -> import path of the class that asks its networks, which is loaded when it first does.
 PREDICTORS: dict[str, str] = {"classification": "mobilemamba.models.predictor.ClassificationPredictor"}
 
-#: Each tells the card of a file without one by its tensors, given the model's name; or None.
-TELLERS: list[Callable[[StateDict, str], ModelCard | None]] = []
+#: (tensors of a file without a card, timm's name of the network or its backbone) -> card; None for other files.
+RECOGNISERS: list[Callable[[StateDict, str], ModelCard | None]] = []
 
 
-def _told_by_tensors(path: str | Path, name: str) -> ModelCard:
+def _card_of_tensors(path: str | Path, name: str) -> ModelCard:
     state = find_tensors(path, ()).state
-    for teller in TELLERS:
-        if card := teller(state, name):
+    for recognise in RECOGNISERS:
+        if card := recognise(state, name):
             return card
     card = ModelCard(name, Preprocessing.of_model(name))
     probe = create_model(name)

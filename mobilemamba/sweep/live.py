@@ -13,7 +13,7 @@ from mobilemamba.scores import Score
 from mobilemamba.screen import fit_table, make_console, say
 from mobilemamba.sweep.seeds import Record, conditions
 from mobilemamba.sweep.sheet import cell
-from mobilemamba.sweep.table import condition_marks, labels, scores_of
+from mobilemamba.sweep.table import all_scores, condition_marks, labels
 
 _COLOURS = {"finished": "green", "running": "yellow", "failed": "red", "stopped": "red"}
 #: Of the rows, when the screen is too low for all.
@@ -71,7 +71,7 @@ class Display:
             counted = ", ".join(f"{count} {status}" for status, count in hidden.items())
             notes.append(f"not shown on {height} lines: {counted}")
         swept = list(labels(self.swept).values())
-        header = ["row", *swept, "FLOPs (M)", "Params (M)", "img/s", "epoch", scores_of(records)[0].head, "status"]
+        header = ["row", *swept, "FLOPs (M)", "Params (M)", "img/s", "epoch", all_scores(records)[0].head, "status"]
         costs = list(range(1 + len(swept), 4 + len(swept)))
         return fit_table(
             self.console.width,

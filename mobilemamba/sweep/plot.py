@@ -11,7 +11,7 @@ from mobilemamba.analysis.figures import label_points, legible, png_figure
 from mobilemamba.scores import Score
 from mobilemamba.screen import say
 from mobilemamba.sweep.seeds import Record, over_seeds
-from mobilemamba.sweep.table import condition_marks, describe, scores_of
+from mobilemamba.sweep.table import all_scores, condition_marks, describe
 from mobilemamba.training.callbacks.receptive_fields import MAPS_FILE, Snapshot, read_snapshots
 
 _AXES = {"flops_m": "FLOPs (M), paper's convention", "throughput": "throughput (img/s)"}
@@ -31,14 +31,14 @@ def plot(records: list[Record], title: str, path: Path, paper_note: str) -> None
         for place, entry in enumerate(over_seeds(records), 1)
     ]
     title, conditions = legible(title), "\n".join(map(legible, describe(records))) or "nothing measured yet"
-    tall = any(entry.get(f"paper_{scores_of(shown)[0].key}") is not None for entry in shown)
+    tall = any(entry.get(f"paper_{all_scores(shown)[0].key}") is not None for entry in shown)
     texts = [title, conditions, *(entry["run"] for entry in shown)]
     with png_figure(path, texts, figsize=(12, 8.4 if tall else 5.2)) as figure:
         _draw(figure, title, shown, paper_note, conditions)
 
 
 def _draw(figure: Any, title: str, shown: list[Record], paper_note: str, subtitle: str) -> None:
-    score = scores_of(shown)[0]
+    score = all_scores(shown)[0]
     measured = [entry for entry in shown if entry.get(score.key) is not None]
     paper = [entry for entry in shown if entry.get(f"paper_{score.key}") is not None]
     colours = {entry["run"]: f"C{index % 10}" for index, entry in enumerate(shown)}
@@ -84,7 +84,7 @@ def plot_together(sweeps: dict[str, list[Record]], path: Path) -> None:
         OSError: If the file cannot be written.
     """
     merged = {title: over_seeds(records) for title, records in sweeps.items()}
-    scores = {title: scores_of(records)[0] for title, records in merged.items()}
+    scores = {title: all_scores(records)[0] for title, records in merged.items()}
     merged = {title: [e for e in records if e[scores[title].key] is not None] for title, records in merged.items()}
     lines = {(entry["data"], scores[title]): None for title, records in merged.items() for entry in records}
     with png_figure(path, figsize=(12, 4.5 * max(1, len(lines)))) as figure:

@@ -87,7 +87,7 @@ def paper_columns(scores: Iterable[Score]) -> list[str]:
     return [*PAPER_COSTS, *(score.key for score in scores)]
 
 
-def scores_of(records: list[Record]) -> list[Score]:
+def all_scores(records: list[Record]) -> list[Score]:
     """The scores of all rows, the headline first."""
     return list(dict.fromkeys(score for entry in records for score in entry["scores"]))
 
@@ -128,7 +128,7 @@ def to_sheet(title: str, records: list[Record], swept: list[str], paper_note: st
     # What every row of a longer table sets alike is a note and no column.
     alike = [key for key in swept if len(shown) > 1 and all(entry[key] == shown[0][key] for entry in shown)]
     swept = [key for key in swept if key not in alike]
-    scores = scores_of(shown)
+    scores = all_scores(shown)
     paper = [key for key in paper_columns(scores) if any(entry.get(f"paper_{key}") is not None for entry in shown)]
     heads = {"flops_m": "FLOPs (M)", "params_m": "Params (M)", "throughput": "img/s"}
     header = ["row", *labels(swept).values(), *heads.values(), *(score.head for score in scores), "epochs"]
@@ -187,7 +187,7 @@ def side_by_side(sweeps: dict[str, list[Record]]) -> Sheet | None:
     if not common:
         return None
     columns = {title: rows for title, rows in merged.items() if not rows.keys().isdisjoint(common)}
-    of = {title: scores_of(sweeps[title])[0] for title in columns}
+    of = {title: all_scores(sweeps[title])[0] for title in columns}
     lines = [
         [name, *(score_cell(rows[name], of[title]) if name in rows else "" for title, rows in columns.items())]
         for name in common
