@@ -1,4 +1,4 @@
-"""What is known of pictures, drawn: colours over their pixels, legends, and panels side by side."""
+"""Drawing on pictures: the colours of classes, boxes with names, legends, and panels side by side."""
 
 from __future__ import annotations
 

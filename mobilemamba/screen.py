@@ -1,4 +1,4 @@
-"""What is printed: text from outside as it stands, and tables of which a narrow screen cuts nothing."""
+"""Printing: text from outside without its markup and control characters, and tables that fit a narrow screen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Segmenters asked with more care: window by window, and by several views of a picture."""
+"""Sliding windows and test-time augmentation for segmenters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of a detector's candidates are objects, decided in a graph of fixed shapes."""
+"""Non-maximum suppression of a detector's candidates in a graph of fixed shapes."""
 
 from __future__ import annotations
 

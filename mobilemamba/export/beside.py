@@ -1,4 +1,4 @@
-"""What a file cannot say of itself stands beside it, in ``x.tflite.json`` for ``x.tflite``."""
+"""Formats whose files hold no metadata keep it in a JSON beside the file: ``x.tflite.json`` for ``x.tflite``."""
 
 from __future__ import annotations
 

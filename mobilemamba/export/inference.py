@@ -1,4 +1,4 @@
-"""Networks of PyTorch's that are run by another program in its place."""
+"""PyTorch networks that another runtime computes, without a file of one's own."""
 
 from __future__ import annotations
 

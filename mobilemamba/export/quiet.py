@@ -1,4 +1,4 @@
-"""Converters and runtimes without their talk."""
+"""Keeps converters and runtimes quiet: their progress, warnings and reports to their makers."""
 
 from __future__ import annotations
 

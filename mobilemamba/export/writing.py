@@ -1,4 +1,4 @@
-"""A network into a file of another program, checked before it takes its name."""
+"""Exports a network to a file of another program, and checks it before it is saved under its name."""
 
 from __future__ import annotations
 

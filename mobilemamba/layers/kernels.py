@@ -1,4 +1,4 @@
-"""Which kernels a network's layers are to run by, and do."""
+"""Chooses the kernels of a network's layers, and says which ones run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a trained network says of pictures: prepared as its card asks for, answered in batches, told in rows, drawn."""
+"""Predictors: they prepare pictures as a card says, run the network, and give its answers as rows and drawings."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ _LEAST_DRAWN = 224
 
 
 class Predictor:
-    """Asks a network about pictures; one subclass for each task.
+    """Answers pictures with a network; one subclass for each task.
 
     Attributes:
-        columns: The names of what :meth:`lines` gives.
-        drawn_only: What of a row is for its drawings alone, and no JSON.
-        batch_size: Pictures at a time, if nobody says.
-        default_topk: Most answers to give of a picture, if nobody says; None for all.
-        least_score: That answers need to be given; None for a task whose answers are no matter of a score.
-        network: The one that is asked.
+        columns: The names of the values in each of :meth:`lines`.
+        drawn_only: Entries of a row that serve its drawings alone, and are not written as JSON.
+        batch_size: Pictures at a time, by default.
+        default_topk: How many answers a picture gets at most, by default; None for all.
+        least_score: Answers with a lower score are left out; None for a task whose answers have no such score.
+        network: A copy of the network, laid out for inference.
         how: What was done to it to make it fast, in words.
     """
 
@@ -66,7 +66,7 @@ class Predictor:
             card: What it is of.
             device: Where it is to run.
             dtype: Of its weights and pictures.
-            topk: Most answers to give of a picture; None for what is usual for the task.
+            topk: How many answers a picture gets at most; None for ``default_topk``.
         """
         self.card, self.device, self.dtype = card, device, dtype
         self.topk = self.default_topk if topk is None else topk
@@ -86,19 +86,19 @@ class Predictor:
         return self.card.palette or distinct_colours(self.card.num_classes)
 
     def preparation(self, how: dict[str, Any]) -> Callable[[Image.Image], Tensor]:
-        """What prepares a picture.
+        """The transform from a picture to a tensor (C, H, W).
 
         Args:
-            how: The card's preprocessing, but for ``upright``.
+            how: The card's preprocessing, without ``upright``.
         """
         del how["antialias"]  # which Pillow always does
         return eval_transform(**how)
 
     def check(self) -> None:
-        """Refuses a network that has no answer for pictures.
+        """Refuses a network that cannot answer pictures.
 
         Raises:
-            ConfigError: If it takes other ones than of three colours, or is for a task of which no answers are known.
+            ConfigError: If it takes other pictures than RGB, or there is no predictor for its task.
         """
         if self.card.task not in PREDICTORS:
             raise ConfigError(
@@ -108,11 +108,11 @@ class Predictor:
             raise ConfigError(f"the network takes {self.card.in_chans} channels; pictures are given to it in RGB")
 
     def look_closely(self, window: int | None, tta: bool) -> None:
-        """Asks in windows of a picture, or of several views of it, from now on.
+        """From now on, shows the network windows of a picture, or several views of it.
 
         Args:
-            window: Their side in pixels; None for whole pictures.
-            tta: Whether to average over views of other sizes and mirrored ones.
+            window: The windows' side in pixels; None for whole pictures.
+            tta: Whether to average over views of other sizes and mirrored ones (test-time augmentation).
 
         Raises:
             ConfigError: If the network is for a task that has neither, or the window is too small.
@@ -121,7 +121,7 @@ class Predictor:
             raise ConfigError(f"--{'tta' if window is None else 'window'} is for segmentation, not {self.card.task}")
 
     def read(self, path: Path) -> Image.Image:
-        """A picture in RGB, turned as the network was trained on such ones.
+        """A picture in RGB, turned by its EXIF orientation if the training pictures were.
 
         Raises:
             DataError: If it cannot be read.
@@ -129,16 +129,16 @@ class Predictor:
         return read_picture(path, upright=self._upright)
 
     def prepare(self, picture: Image.Image) -> Tensor:
-        """What the network is given of a picture, (C, H, W) float32."""
+        """A picture as the network takes it, (C, H, W) float32."""
         return self._transform(picture)
 
     @torch.inference_mode()
     def forward(self, pictures: Tensor) -> Any:
-        """What the network makes of prepared pictures (B, C, H, W), for :meth:`rows`."""
+        """The network's outputs for prepared pictures (B, C, H, W), as :meth:`rows` takes them."""
         return self.ask(pictures.to(self.device, self.dtype, memory_format=torch.channels_last))
 
     def ask(self, x: Tensor) -> Any:
-        """The same of pictures on the network's device."""
+        """:meth:`forward` for pictures that are on the network's device, in its dtype."""
         return self.network(x)
 
     def rows(self, outputs: Any, sizes: Sequence[tuple[int, int]] | None = None) -> list[Row]:
@@ -146,8 +146,8 @@ class Predictor:
 
         Args:
             outputs: Of :meth:`forward`.
-            sizes: Height and width of each picture as it was read, for answers that are of its own size; None for such
-                as it was prepared in.
+            sizes: Height and width of each picture as it was read, to give answers in its own pixels; None gives them
+                in those of the prepared picture.
         """
         raise NotImplementedError
 
@@ -160,14 +160,14 @@ class Predictor:
         raise NotImplementedError
 
     def drawings(self, picture: Image.Image, row: Row) -> dict[str, Image.Image]:
-        """All that can be drawn of an answer: what to add to a file's name -> the drawing, for one :meth:`draw`."""
+        """All drawings of an answer: suffix for the file's name -> drawing; that of :meth:`draw` has no suffix."""
         return {"": self.draw(picture, row)}
 
     def results(self, answers: Sequence[tuple[str, Row]]) -> dict[str, str]:
-        """Answers as others write them, for a folder of them: a file's name -> what it holds.
+        """The answers in formats of other programs: file name -> content.
 
         Args:
-            answers: Each picture's path and row, without what is only drawn.
+            answers: Each picture's path and row, without ``drawn_only``.
         """
         return {}
 
@@ -220,7 +220,10 @@ def class_names(card: ModelCard) -> tuple[str, ...]:
 
 
 def predictor_of(network: nn.Module, card: ModelCard, *args: Any, **options: Any) -> Predictor:
-    """Who asks a network of a card, with what :class:`Predictor` takes; of an unknown task, one without answers."""
+    """The predictor for a card's task, with the arguments of :class:`Predictor`.
+
+    For an unknown task it is one that only knows how to refuse, by :meth:`Predictor.check`.
+    """
     kind = pkgutil.resolve_name(PREDICTORS[card.task]) if card.task in PREDICTORS else Predictor
     predictor: Predictor = kind(network, card, *args, **options)
     return predictor

@@ -1,4 +1,4 @@
-"""Networks in files that other programs than PyTorch run, by whom ``load_network`` and ``read_card`` have them read."""
+"""Exported networks: how ``load_network`` and ``read_card`` read files that other programs than PyTorch run."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ PRECISION_KEY = "precision"
 
 
 class RuntimeNetwork(nn.Module):
-    """Pictures (B, C, H, W) to what the network makes of them, by another program, on the CPU.
+    """Pictures (B, C, H, W) to the network's answer, computed by another program on the CPU.
 
-    It has no weights to train, and copies of it are itself.
+    It has no weights to train; a copy of it is the same object.
 
     Attributes:
-        scales: Whether pictures of another size than it takes are scaled to that, and the answer's maps back: for
-            networks that answer for each pixel, which see pictures of all sizes.
+        scales: Whether pictures of another size than it takes are scaled to that size, and the answer's maps back:
+            for segmenters, which are given pictures of all sizes.
 
     Args:
-        run: A batch as float32 to the answer.
-        shape: What ``run`` takes; of a fixed number of pictures it is given as many as needed at a time.
+        run: From a float32 batch to the answer.
+        shape: What ``run`` takes; if the number of pictures is fixed, batches are passed in parts of that number.
         how: What runs it, in words.
-        probabilities: Whether it answers with probabilities, of which the logarithms are given for logits.
+        probabilities: Whether it answers with probabilities; their logarithms then stand in for logits.
     """
 
     def __init__(
@@ -64,14 +64,14 @@ class RuntimeNetwork(nn.Module):
         return [pictures] if batch is None else np.split(pictures, range(batch, len(pictures), batch))
 
     def _at_once(self, pictures: np.ndarray) -> np.ndarray:
-        """The answer to as many pictures as are taken, or to fewer, beside which black ones stand."""
+        """The answer to at most as many pictures as ``run`` takes; black ones fill up the rest."""
         lacking = 0 if self.shape[0] is None else self.shape[0] - len(pictures)
         filled = np.pad(pictures, ((0, lacking), *[(0, 0)] * 3)) if lacking else pictures
         return self.run(filled)[: len(pictures)]
 
 
 def scaled(pictures: Tensor, size: Sequence[int]) -> Tensor:
-    """Pictures (B, C, H, W) in a height and width, as networks of one size are given them."""
+    """Pictures (B, C, H, W) scaled to a height and width, as networks of one size are given them."""
     if pictures.shape[2:] == tuple(size):
         return pictures
     return F.interpolate(pictures, [*size], mode="bilinear", antialias=True)

@@ -1,4 +1,4 @@
-"""What every operator asks of its arguments by itself: traced and exported networks call operators and nothing else."""
+"""Checks of arguments inside the operators, as traced and exported networks call these without their wrappers."""
 
 from __future__ import annotations
 

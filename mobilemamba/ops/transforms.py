@@ -1,4 +1,4 @@
-"""Derivatives that operators cannot give: they raise, where torch would go past an operator and take them for zero."""
+"""Refuses derivatives that our operators do not have, and that torch would silently take for zero."""
 
 from __future__ import annotations
 

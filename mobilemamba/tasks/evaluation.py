@@ -1,4 +1,4 @@
-"""A network that is asked: what it sees, what is known of it, and how it is evaluated."""
+"""The evaluating half of a task: how a network sees pictures, what its card says, and how it is validated."""
 
 from __future__ import annotations
 

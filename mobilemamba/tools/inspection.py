@@ -1,4 +1,4 @@
-"""What there is: kernels on this machine, and the networks' parameters and operations."""
+"""The commands ``backends`` and ``summary``: this machine's kernels, and the networks' parameters and operations."""
 
 from __future__ import annotations
 

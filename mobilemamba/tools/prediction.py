@@ -1,4 +1,4 @@
-"""What is on pictures: files, folders or a list of them in, a table, CSV, JSON or drawings out."""
+"""The command ``predict``: from files, folders or a list of pictures to a table, CSV, JSON or drawings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a task owes to those who train, record and evaluate it, and what stands in its place for other modules."""
+"""The interface of a task for callbacks, sweeps and the command line, and what takes its place for other modules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lightning callbacks: reproducible steps, steps better not taken, what computes a run and what it leaves behind."""
+"""Lightning callbacks: reproducible random numbers, skipped steps, checkpoints, results, plots and progress."""
 
 from mobilemamba.training.callbacks.checkpoints import BestCheckpoint, LastCheckpoint, run_checkpoints
 from mobilemamba.training.callbacks.examples import ValidationExamples

@@ -1,4 +1,4 @@
-"""What computes a run: the slow path is never silent."""
+"""Says which kernels a run uses, so that the slow path is never silent."""
 
 from __future__ import annotations
 

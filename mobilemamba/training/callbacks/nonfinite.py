@@ -1,4 +1,4 @@
-"""Steps that are better not taken: a loss or a gradient that is infinite or not a number."""
+"""Skips optimiser steps whose loss or gradients are infinite or not a number."""
 
 from __future__ import annotations
 

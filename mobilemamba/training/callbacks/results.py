@@ -1,4 +1,4 @@
-"""What a run leaves for its table."""
+"""The results that a run writes into its folder, from which tables are made."""
 
 from __future__ import annotations
 
