@@ -23,14 +23,14 @@ from mobilemamba.cli.checks import (
     check_settings,
     check_targets,
 )
-from mobilemamba.cli.folder import RunFolder
 from mobilemamba.cli.parser import Parser, given_settings, plain
 from mobilemamba.cli.report import print_evaluation
 from mobilemamba.cli.resume import check_fits
 from mobilemamba.cli.rows import passed_on, read_rows
-from mobilemamba.cli.run_folder import is_run
+from mobilemamba.cli.run_folder import RunFolder
 from mobilemamba.cli.save_config import SaveFitConfig
 from mobilemamba.cli.shorthand import expand_options
+from mobilemamba.cli.start import is_run
 from mobilemamba.cli.stopping import name_the_way_on
 from mobilemamba.cli.trainer_defaults import trainer_callbacks, trainer_options
 from mobilemamba.cli.weights import (

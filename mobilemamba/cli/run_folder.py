@@ -1,192 +1,103 @@
-"""Where a run writes, and what it goes on from.
-
-Runs of one name are numbered: ``base``, ``base-2``.
-Nothing is written here, so that a resume that is refused leaves every run as it was; what is refused is a ConfigError.
-"""
+"""The folder of one command: its name from the options, which run in it is meant, and its lock."""
 
 from __future__ import annotations
 
 import contextlib
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from mobilemamba.cli.resume import (
-    RUN_CONFIG,
-    changed_settings,
-    check_kept_settings,
-    newest_readable_checkpoint,
-    read_resumed,
+from filelock import FileLock, Timeout
+
+from mobilemamba.cli.start import (
+    SavedConfig,
+    Start,
+    config_files,
+    go_on,
+    holds_run,
+    is_run,
+    runs_named,
+    start_anew,
+    start_from_file,
 )
-from mobilemamba.errors import ConfigError, MobileMambaError
-from mobilemamba.files import read_json
-from mobilemamba.models.weights_file import read_checkpoint
-from mobilemamba.sweep import PLAN_FILE, Config
+from mobilemamba.errors import ConfigError
+from mobilemamba.sweep import Config
 from mobilemamba.sweep.row import is_finished
-from mobilemamba.training.checkpoint_files import FOLDER, checkpoints_newest_first
 
-#: Reads the ``config.yaml`` that a run saved, or its text, in the form of the command's own settings.
-SavedConfig = Callable[[Path | str], Config]
-
-
-@dataclass
-class Start:
-    """How a training starts.
-
-    Attributes:
-        folder: Where it writes.
-        checkpoint_path: What it goes on from; None for a start from nothing.
-        checkpoint: What is in it.
-        said: The same in words.
-    """
-
-    folder: Path
-    checkpoint_path: Path | None = None
-    checkpoint: Mapping[str, Any] | None = None
-    said: str = ""
+#: How long a run waits for its folder: a process that ends may hold it a little longer than its parent waited.
+LOCK_SECONDS = 5.0
 
 
-def start_anew(folder: Path, numbered: bool, checkpoint: tuple[Path, Mapping[str, Any]] | None = None) -> Start:
-    """A new run, from nothing or from a checkpoint of another run; in ``folder-2`` and so on, if ``numbered``."""
-    if not numbered and holds_run(folder):
-        raise ConfigError(
-            f"{folder} holds a run already; go on with it by --ckpt_path last, or choose another --name or "
-            "--trainer.default_root_dir"
-        )
-    said = _hint_of_unfinished(folder)
-    folder = free_folder(folder)
-    if checkpoint is None:
-        return Start(folder, said=f"run folder: {folder}{said}")
-    return Start(folder, *checkpoint, f"run folder: {folder}, from {checkpoint[0]} on, {_steps(checkpoint[1])}")
+class RunFolder:
+    """Where a command writes; it stands in ``trainer.default_root_dir`` of its settings."""
 
-
-def go_on(folder: Path, runs: Sequence[Path], config: Config, saved: SavedConfig) -> Start:
-    """The newest unfinished run of exactly this configuration, from its newest checkpoint that can be read.
-
-    ``runs`` are those that the command may mean, the newest first.
-    """
-    run = _run_to_go_on_with(folder, runs, config, saved)
-    path, checkpoint = newest_readable_checkpoint(run)
-    said = f"run folder: {run}, going on from {path.name}, {_steps(checkpoint)}"
-    return Start(run, path, checkpoint, said + _further_on(run, config, checkpoint["global_step"]))
-
-
-def start_from_file(path: Path, folder: Path, numbered: bool, config: Config, saved: SavedConfig) -> Start:
-    """From one checkpoint: the newest of an unfinished run of this configuration goes on there, others in a new run."""
-    run, checkpoint = path.parent.parent, read_resumed(path)
-    file = run / "config.yaml"
-    text = file if file.exists() else checkpoint.get(RUN_CONFIG)
-    of_run = saved(text) if text else None
-    newest = path in checkpoints_newest_first(run)[:1] and not is_finished(run)
-    if newest and of_run is not None and not changed_settings(of_run, config):
-        return go_on(folder, [run], config, saved)
-    check_kept_settings(path, checkpoint, of_run, config)
-    return start_anew(folder, numbered, (path, checkpoint))
-
-
-def holds_run(folder: Path) -> bool:
-    """Whether there is something here that is not to be written over: results, a training's state, or a sweep."""
-    return is_finished(folder) or (folder / PLAN_FILE).exists() or bool(checkpoints_newest_first(folder))
-
-
-def config_files(config: Any) -> list[Path]:
-    """The files that a command's ``--config`` names."""
-    return [Path(str(path)) for path in config.config or [] if path is not None]
-
-
-def is_run(folder: Path) -> bool:
-    """Whether a single run has begun here."""
-    return not (folder / PLAN_FILE).exists() and ((folder / "config.yaml").exists() or holds_run(folder))
-
-
-def free_folder(folder: Path) -> Path:
-    """The first of ``base``, ``base-2``, ... that holds no run."""
-    candidates = (folder.with_name(f"{folder.name}-{number}") if number > 1 else folder for number in range(1, 10**6))
-    return next(candidate for candidate in candidates if not holds_run(candidate))
-
-
-def runs_named(folder: Path) -> list[Path]:
-    """The runs in ``base``, ``base-2``, ..., the one last written first."""
-    if not folder.parent.is_dir():
-        return []
-    of_name = re.compile(re.escape(folder.name) + r"(-\d+)?")
-    return _newest_first(path for path in folder.parent.iterdir() if of_name.fullmatch(path.name) and is_run(path))
-
-
-def _run_to_go_on_with(folder: Path, runs: Sequence[Path], config: Config, saved: SavedConfig) -> Path:
-    found: list[str] = []
-    for run in runs:
-        if is_finished(run):
-            found.append(f"{run} is finished")
-        elif not checkpoints_newest_first(run):
-            found.append(f"{run} was stopped before its first checkpoint{_further_on(run, config, 0)}")
+    def __init__(self, config: Any, given: Collection[str], single: bool) -> None:
+        """Names the folder in the settings, before it is known which runs there are; ``given`` are options."""
+        self.config, self.given = config, given
+        if "name" in given and "trainer.default_root_dir" in given:
+            raise ConfigError(f"--name {config.name} with --trainer.default_root_dir: both name the folder; give one")
+        if config.name is not None and (
+            Path(config.name).is_absolute() or {"", ".", ".."} & set(config.name.split("/"))
+        ):
+            raise ConfigError(f"name={config.name!r}: expected the name of a folder below runs/, e.g. base")
+        if "name" in given and config.name is not None:
+            config.trainer.default_root_dir = None  # a file's, such as that of the run that saved it
+        self.is_given = config.trainer.default_root_dir is not None
+        if self.is_given:
+            config.name = config.name if not single else None
         else:
-            try:
-                changed = changed_settings(saved(run / "config.yaml"), config)
-            except (OSError, MobileMambaError) as error:
-                found.append(f"{run} has no configuration that can be read ({error})")
-                continue
-            if not changed:
-                return run
-            found.append(f"{run} ({_progress(run)}) has other settings: {_some(changed, ', ')}")
-    found = found or [f"there is no run in {folder}"]
-    raise ConfigError(
-        f"ckpt_path=last finds no unfinished run of this configuration: {_some(found, '; ')}; {_remedy(folder, runs)}"
-    )
+            name = config.name or "-".join(file.stem for file in config_files(config)) or "default"
+            config.trainer.default_root_dir = str(Path("runs", name))
+            config.name = config.name if not single else name
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return Path(self.config.trainer.default_root_dir)
+
+    def choose(self, resolved: Config, saved: SavedConfig) -> Start:
+        """Decides between a new run and one that is gone on with."""
+        config, numbered = self.config, not self.is_given
+        path = config.ckpt_path
+        if path == "last":
+            start = go_on(self.path, self._candidates(), resolved, saved)
+        elif path is not None and Path(path).exists():
+            start = start_from_file(Path(path), self.path, numbered, resolved, saved)
+        else:
+            start = start_anew(self.path, numbered)
+        config.trainer.default_root_dir = str(start.folder)
+        if start.checkpoint_path is not None:
+            config.ckpt_path = str(start.checkpoint_path)
+        return start
+
+    def take(self, resources: contextlib.ExitStack) -> None:
+        """Locks it until ``resources`` end, so that two processes never train in one folder; one left unused goes."""
+        is_new = not self.path.exists()
+        self.path.mkdir(parents=True, exist_ok=True)
+        if is_new:
+            resources.callback(_remove_unused, self.path)
+        try:
+            resources.enter_context(FileLock(self.path / ".lock", timeout=LOCK_SECONDS))
+        except Timeout:
+            raise ConfigError(
+                f"another process is training in {self.path}; wait for it or choose another --name"
+            ) from None
+        if is_finished(self.path):
+            raise ConfigError(f"{self.path} was finished by another process meanwhile; give the command once more")
+
+    def _candidates(self) -> list[Path]:
+        """The runs that ``--ckpt_path last`` may mean."""
+        files = config_files(self.config)
+        named = {"name", "trainer.default_root_dir"} & set(self.given)
+        if len(files) == 1 and holds_run(files[0].parent) and not named:
+            return [files[0].parent]  # the configuration that a run saved, wherever its folder is by now
+        if self.is_given:
+            return [self.path] if holds_run(self.path) else []
+        return runs_named(self.path)
 
 
-def _remedy(folder: Path, runs: Sequence[Path]) -> str:
-    if any(not is_finished(run) and not checkpoints_newest_first(run) for run in runs):
-        return "leave --ckpt_path out to start it again"
-    afresh = "leave --ckpt_path out for a new run"
-    if unfinished := _unfinished(runs) or _unfinished(_newest_first(folder.parent.glob("*/"))):
-        return f"go on with {unfinished[0]} by --config {unfinished[0] / 'config.yaml'} --ckpt_path last, or {afresh}"
-    if finished := [run for run in runs if is_finished(run) and checkpoints_newest_first(run)]:
-        return f"train further in a new run by --ckpt_path {checkpoints_newest_first(finished[0])[0]}, or {afresh}"
-    return afresh
-
-
-def _hint_of_unfinished(folder: Path) -> str:
-    """For the first line of a new run: the newest run of the name, if it could be gone on with; else blank."""
-    if unfinished := _unfinished(runs_named(folder)):
-        return f"; {unfinished[0]} ({_progress(unfinished[0])}) is not finished, --ckpt_path last would go on with it"
-    return ""
-
-
-def _unfinished(runs: Sequence[Path]) -> list[Path]:
-    return [run for run in runs if not is_finished(run) and checkpoints_newest_first(run)]
-
-
-def _further_on(run: Path, config: Config, steps: int) -> str:
-    """Names the newest checkpoint that a callback has written outside the run's folder, if it has more steps."""
-    chosen = [callback.get("init_args") or {} for callback in config["trainer"].get("callbacks") or []]
-    folders = {Path(options["dirpath"]).resolve() for options in chosen if options.get("dirpath")}
-    outside = [path for folder in folders if not folder.is_relative_to(run.resolve()) for path in folder.glob("*.ckpt")]
-    for path in sorted(outside, key=lambda path: path.stat().st_mtime)[-1:]:
-        with contextlib.suppress(MobileMambaError, OSError):
-            content = read_checkpoint(path, mmap=True)
-            if "optimizer_states" in content and content.get("global_step", 0) > steps:
-                return f"; {path} has {_steps(content)}: give it by --ckpt_path, if it is of this run"
-    return ""
-
-
-def _steps(checkpoint: Mapping[str, Any]) -> str:
-    return f"{checkpoint['global_step']:,} steps done"
-
-
-def _some(parts: list[str], separator: str, most: int = 4) -> str:
-    return separator.join(parts[:most]) + (f"{separator}and {len(parts) - most} more" if len(parts) > most else "")
-
-
-def _progress(run: Path) -> str:
-    progress = read_json(run / "progress.json")
-    return f"epoch {progress['epoch']} of {progress['max_epochs']}" if progress else "begun"
-
-
-def _newest_first(runs: Iterable[Path]) -> list[Path]:
-    def written(run: Path) -> float:
-        return max(path.stat().st_mtime for path in (run, *(run / FOLDER).glob("*.ckpt")))
-
-    return sorted(runs, key=written, reverse=True)
+def _remove_unused(folder: Path) -> None:
+    """Removes a folder that the command made, if no training has begun in it: there is a lock, and empty logs."""
+    if not is_run(folder):
+        shutil.rmtree(folder, ignore_errors=True)

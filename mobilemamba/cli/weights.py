@@ -16,7 +16,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 
 from mobilemamba.cli.options import read_options
-from mobilemamba.cli.run_folder import config_files, holds_run
+from mobilemamba.cli.start import config_files, holds_run
 from mobilemamba.errors import ConfigError
 from mobilemamba.models import ModelCard, Preprocessing, read_card
 from mobilemamba.models.checkpoints import NOT_AS_IT_SAYS

@@ -66,7 +66,7 @@ def test_last_is_written_in_epochs_that_are_not_the_best_beside_a_checkpoint_of_
 
 def test_a_run_folder_in_use_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("runs/x").mkdir(parents=True)
-    monkeypatch.setattr("mobilemamba.cli.folder.LOCK_SECONDS", 0.1)
+    monkeypatch.setattr("mobilemamba.cli.run_folder.LOCK_SECONDS", 0.1)
     with FileLock("runs/x/.lock"), pytest.raises(ConfigError, match="another process is training in runs/x"):
         main(["fit", *TINY, "--name", "x"])
 
