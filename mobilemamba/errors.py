@@ -48,12 +48,12 @@ class WeightsError(MobileMambaError, RuntimeError):
 
 
 class MisfitError(WeightsError):
-    """Weights are of another network than the one that is to take them; what helps, each command says in its words.
+    """Weights do not fit the network that they are loaded into; a command replaces the remedy by one of its own.
 
     Args:
         reason: The file, and what does not fit.
-        fits: What does.
-        remedy: In the words of Python, if not given.
+        fits: What fits.
+        remedy: What to do; by default for a user of Python.
     """
 
     def __init__(self, reason: str, fits: Literal["nothing", "some", "backbone"], remedy: str | None = None) -> None:

@@ -111,25 +111,25 @@ class MobileMambaCLI(LightningCLI):
             "--worst_first",
             type=bool,
             default=False,
-            help="Of validate and test of a segmentation or detection: the classes in the order of their scores.",
+            help="For validate and test of a segmentation or detection: list the worst classes first.",
         )
         parser.add_argument(
             "--plots",
             type=str | None,
             default=None,
-            help="Folder for validate and test: a confusion matrix and, of a detection, precision over recall.",
+            help="Folder for validate and test: a confusion matrix and, for a detection, precision over recall.",
         )
         parser.add_argument(
             "--window",
             type=int | None,
             default=None,
-            help="Of validate and test of a segmentation: side in pixels of the windows that pictures are seen in.",
+            help="For validate and test of a segmentation: side in pixels of the windows to go over pictures with.",
         )
         parser.add_argument(
             "--tta",
             type=bool,
             default=False,
-            help="Of validate and test of a segmentation: average over pictures flipped and at 0.5 to 1.75 their size.",
+            help="For validate and test of a segmentation: average over flipped pictures and sizes 0.5 to 1.75.",
         )
         parser.add_argument(
             "--sweep", type=Sweep | None, default=None, sub_configs=True, help="Rows of a table; null: a single run."

@@ -38,7 +38,7 @@ class Task(EvaluatedTask):
     as trained on), ``train/loss_step`` and, before any factor of a head or a layer, ``lr`` (each step).
 
     Attributes:
-        accepted: What weights may lack, as :func:`~mobilemamba.models.load_weights` takes it.
+        accepted: Arguments of :func:`~mobilemamba.models.load_weights` that say what the weights may lack.
     """
 
     #: Least and greatest value of the arguments that are numbers.
@@ -86,9 +86,9 @@ class Task(EvaluatedTask):
             ema_decay: Keep an exponential moving average of weights and statistics, updated each step by this decay
                 (release: 0.9998), and evaluate it too; null for none.
             lr: Peak learning rate at ``reference_batch_size``; the one used is in proportion to the real batch size.
-            reference_batch_size: Pictures an optimiser step that ``lr`` is meant for.
-            schedule: After the warm-up, a ``cosine`` over the whole training; or the peak for its first half and a
-                cosine over the second, which goes on in every step (``half_cosine``) or once an epoch
+            reference_batch_size: Pictures per optimiser step that ``lr`` is meant for.
+            schedule: After the warm-up, a ``cosine`` over the whole training; or the peak in its first half and a
+                cosine over the second, which changes the rate at every step (``half_cosine``) or once an epoch
                 (``half_cosine_by_epoch``).
             min_lr_ratio: Final over peak learning rate.
             warmup_lr_ratio: First over peak learning rate.

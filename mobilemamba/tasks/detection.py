@@ -70,17 +70,17 @@ class DetectionTask(DenseTask):
 
         Args:
             name: Backbone: any timm model that gives maps; mobilemamba_t2, _t4, _s6, _b1, _b2 or _b4.
-            head: What stands on it. Of ``mask_rcnn`` the data have to give masks.
+            head: The kind of detector; ``mask_rcnn`` needs data with masks.
             num_classes: Classes of objects.
             head_dim: Width of neck and head.
-            prune: Leave out the stages that no head reads, of ``ssdlite`` what is coarser than stride 32.
+            prune: Leave out the stages that no head reads: for ``ssdlite`` those coarser than stride 32.
             frozen_norms: Keep the running statistics of the backbone's BatchNorms in training, as the paper's trainings
                 do; for a backbone that was trained before.
-            regions: Of a training picture, boxes that ``mask_rcnn`` proposes and learns from at a time.
+            regions: How many of the boxes that ``mask_rcnn`` proposes in a training picture it learns from.
             lr: Peak learning rate at ``reference_batch_size``; the one used is in proportion to the real batch size.
-            reference_batch_size: Pictures an optimiser step that ``lr`` is meant for.
-            schedule: After the warm-up, a ``cosine`` over the whole training; or the peak for its first half and a
-                cosine over the second, which goes on in every step (``half_cosine``) or once an epoch
+            reference_batch_size: Pictures per optimiser step that ``lr`` is meant for.
+            schedule: After the warm-up, a ``cosine`` over the whole training; or the peak in its first half and a
+                cosine over the second, which changes the rate at every step (``half_cosine``) or once an epoch
                 (``half_cosine_by_epoch``).
             **training: Weights to start from, of a classifier for the backbone alone or of a detector; the rest of
                 optimiser and schedule, average and layout, as :class:`~mobilemamba.tasks.base.Task` takes them.

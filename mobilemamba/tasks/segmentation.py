@@ -72,7 +72,7 @@ class SegmentationTask(DenseTask):
 
         Args:
             name: Backbone: any timm model that gives maps; mobilemamba_t2, _t4, _s6, _b1, _b2 or _b4.
-            head: What stands on it.
+            head: The kind of head.
             num_classes: Outputs of the network.
             head_dim: Width of the head; null for the paper's, 256, and 128 of semantic_fpn.
             output_stride: Stride of the coarsest map, for backbones whose last stages can be dilated instead.
@@ -83,9 +83,9 @@ class SegmentationTask(DenseTask):
             sync_heads: Share the statistics of the heads' norms among GPUs; the backbone's are each GPU's own.
             head_lr_ratio: Factor on the learning rate of the head; not of a neck or the second head.
             lr: Peak learning rate at ``reference_batch_size``; the one used is in proportion to the real batch size.
-            reference_batch_size: Pictures an optimiser step that ``lr`` is meant for.
-            schedule: After the warm-up, a ``cosine`` over the whole training; or the peak for its first half and a
-                cosine over the second, which goes on in every step (``half_cosine``) or once an epoch
+            reference_batch_size: Pictures per optimiser step that ``lr`` is meant for.
+            schedule: After the warm-up, a ``cosine`` over the whole training; or the peak in its first half and a
+                cosine over the second, which changes the rate at every step (``half_cosine``) or once an epoch
                 (``half_cosine_by_epoch``).
             **training: Weights to start from, of a classifier for the backbone alone or of a segmenter; the rest of
                 optimiser and schedule, average and layout, as :class:`~mobilemamba.tasks.base.Task` takes them.

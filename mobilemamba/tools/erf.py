@@ -78,21 +78,23 @@ def erf(
     """Show what networks see: effective receptive fields of their stages, as a figure, a table and files.
 
     Args:
-        models: timm's names; weights that say themselves which network they are of need none.
-        weights: A file for each model (.safetensors, .ckpt, .pth); - for none, the network is then untrained.
-        data: A folder of pictures, or of folders of such; a part named val in it is taken. By default the sample.
-        pictures: How many of them to take, drawn by the seed.
+        models: timm's names; not needed for weights files that say which network they belong to.
+        weights: A file for each model (.safetensors, .ckpt, .pth); - leaves the network untrained.
+        data: A folder of pictures, or of folders of pictures; if one is named val, only that is used. By default the
+            sample.
+        pictures: How many pictures to draw from it at random, by the seed.
         size: Side in pixels that each picture is scaled to, up to 2048; by default what each network was made for.
-        blocks: Every block instead of every stage.
+        blocks: Look at every block instead of every stage.
         position: Row and column of the cell, as shares of the picture; by default the cell in the middle.
-        rule: What counts of feature and gradient: above zero (relu), absolute or signed.
-        display: How shares of the maximum are shown: log, raw, power.
-        scale: Colours of each map over its own maximum, or of a common one over the largest.
-        compare: Before each network with weights the same one untrained.
+        rule: Which values of feature and gradient count: those above zero (relu), all by magnitude (absolute), or all
+            with their signs (signed).
+        display: How shares of the maximum become colours: log, raw, power.
+        scale: Whether the colours are relative to each map's own maximum (own) or to the largest of all (common).
+        compare: Show the same network untrained before each network with weights.
         as_in_replknet: Add RepLKNet's numbers, of log10(x + 1), which change with the scale of the gradients.
-        output: A folder, which takes erf.png, erf.pdf, erf.csv and the maps, erf.npz.
-        batch_size: Pictures at a time; by default as many as have a million pixels.
-        seed: Of the pictures that are drawn and of untrained weights.
+        output: A folder for erf.png, erf.pdf, erf.csv and the maps, erf.npz.
+        batch_size: Pictures at a time; by default as many as have a million pixels together.
+        seed: For drawing pictures and for untrained weights.
         device: cpu, cuda or another of torch's; auto takes a GPU where there is one.
 
     Raises:

@@ -48,14 +48,14 @@ def predict(
         pictures: Files and folders (searched to their depths); ``-`` reads a list of them from standard input.
         weights: The network's weights (.safetensors, .ckpt, .pth).
         model: timm's name of the network, for weights that do not say it themselves.
-        topk: Number of classes to name; by default 5, of a segmentation all.
-        output: A .csv or .json file to write; nothing is printed then but what could not be read. Or a folder that
-            takes the table as answers.csv, what --draw gives and, of a detection, coco_results.json.
-        draw: A folder that takes each picture with its answer, as 0001.png and so on; those of an earlier run go.
-        score: Of a detection, what an object needs to be told, 0 to 1; by default 0.3.
+        topk: Number of classes to name; by default 5, for a segmentation all.
+        output: A .csv or .json file to write in place of the table on the screen. Or a folder, for the table as
+            answers.csv, the drawings of --draw and, for a detection, coco_results.json.
+        draw: A folder for each picture with its answer, as 0001.png and so on; those of an earlier run are removed.
+        score: For a detection: leave out objects with a lower score than this, 0 to 1; by default 0.3.
         batch_size: Pictures at a time; by default 32, for a segmentation or a detection 1.
-        window: Side in pixels of the windows that a segmenter sees of a picture, their logits averaged where they
-            overlap; by default it sees it whole.
+        window: Side in pixels of the windows of a picture that a segmenter sees at a time; their logits are averaged
+            where they overlap. By default it sees the whole picture.
         tta: Average a segmenter's answers over the picture flipped and at 0.5 to 1.75 times its size.
         device: cpu, cuda or another of torch's; auto takes a GPU where there is one.
 
