@@ -19,7 +19,7 @@ from mobilemamba.errors import ConfigError
 from mobilemamba.files import check_writable
 from mobilemamba.screen import make_console, say
 
-#: What makes the others worthless if it is wrong comes first, the slowest last.
+#: Parts that make the others worthless if they fail come first, the slowest last.
 PARTS = (
     Part("machine", "The machine", machine.machine, 20),
     Part("ahead", "Kernels compiled, side by side", ahead.kernels_ahead, 80),
@@ -30,7 +30,7 @@ PARTS = (
     Part("memory", "Memory against pixels", training.memory, 20),
     Part("operators", "Operators against a copy", speed.operators, 50),
     Part("networks", "Networks against EfficientViT", speed.networks, 150),
-    Part("kernels", "Where the time goes", speed.kernels, 15),  # after which a profiler's hooks slow every launch
+    Part("kernels", "Where the time goes", speed.kernels, 15),  # late, as the profiler's hooks may slow later launches
     Part("compiled", "torch.compile", speed.compiled, 90),
 )
 

@@ -1,7 +1,7 @@
-"""The kernels of a run compiled before it, side by side on all processors: one after the other takes most of its time.
+"""Compiles the kernels of a run beforehand, in parallel on all processors: one by one would take most of its time.
 
-That is done by a process of its own, which may fail or be ended: what it has compiled lies in Triton's cache. Run as a
-module, it is given the device.
+A separate process does it, run as ``python -m`` this module with the device as its argument. It may fail or be ended:
+what it has compiled until then is in Triton's cache.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mobilemamba.ops import jit
 
 
 def kernels_ahead(run: Run) -> None:
-    """Has the kernels of the parts that follow compiled."""
+    """Compiles the kernels of the parts that follow."""
     if run.device.type != "cuda":
         run.find("kernels compiled", f"none on {run.device}")
         return
@@ -45,13 +45,13 @@ def kernels_ahead(run: Run) -> None:
 
 
 def workloads(run: Run) -> Iterator[Callable[[], object]]:
-    """What calls all kernels of a run; the sooner they are needed, the earlier."""
+    """Yields functions that together launch all kernels of a run, those that are needed first at the beginning."""
     sizes, workshop = run.sizes, Workshop()
     others = list[ScanShape]()
     for shape in scan_shapes(run):
         if (shape.directions, shape.d_state) == (sizes.directions[0], sizes.states[0]):
             yield partial(run_scan, shape)
-        else:  # which networks do not have, and take the longest
+        else:  # no network has these, and they take the longest
             others.append(shape)
     cases = [Case(name, sizes.size_of(name), 4, str(run.device), layout="channels_last") for name in sizes.ours]
     for case in cases:
@@ -78,7 +78,7 @@ def _as_it_is(case: Case) -> None:
 
 
 def compile_all(calls: Iterator[Callable[[], object]]) -> tuple[int, list[BaseException]]:
-    """Compiles what calls would start, and nothing twice.
+    """Compiles each kernel that the calls would launch, once.
 
     Returns:
         How many kernels, and what went wrong with some.
@@ -100,7 +100,7 @@ def compile_all(calls: Iterator[Callable[[], object]]) -> tuple[int, list[BaseEx
 
 
 def main(device: str) -> None:
-    """Prints one line in the end; exits with 1 if something went wrong."""
+    """Prints one line at the end, and exits with code 1 if a call or a compilation failed."""
     run = Run(torch.device(device), Sizes(), Path(os.devnull), 0)
     count, errors = compile_all(workloads(run))
     sys.stdout.write(f"{count}, {len(errors)} failed: {describe(errors[0])}\n" if errors else f"{count}\n")

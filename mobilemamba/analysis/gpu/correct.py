@@ -1,4 +1,4 @@
-"""Whether kernels and networks compute on a GPU what their definitions compute in double precision and on a CPU."""
+"""Compares kernels with their definitions in double precision, and networks on a GPU with the same on a CPU."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mobilemamba.ops.selective_scan.definition import ScanInputs
 from mobilemamba.ops.wavelet import wavelet_conv
 from mobilemamba.ops.wavelet.definition import haar_filters
 
-#: |y - y'| / |y| at most, of one operation and of a network; in half precision twice that with norms as trained.
+#: Largest |y - y'| / |y| of one operation and of a network; in half precision twice that with norms as trained.
 OPERATION = {"float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}
 NETWORK = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 _AS_IT_IS = "as it is"
@@ -34,7 +34,7 @@ _NAMES = ("y", "u", "dt", "A", "B", "C", "D", "dt_bias", "dt_weight")
 
 @rounded_to_tf32(on=False)
 def scans(run: Run) -> None:
-    """Outputs and all gradients of the scan over shapes and dtypes, twice, into poisoned memory."""
+    """Checks the output and all gradients of the scan over shapes and dtypes, twice, in poisoned memory."""
     shapes, worst, failed = scan_shapes(run), dict[str, float](), list[str]()
     for number, shape in enumerate(shapes):
         if not run.has_time(2, f"{len(shapes) - number} of {len(shapes)} shapes of the scan"):
@@ -58,7 +58,7 @@ def scans(run: Run) -> None:
 
 
 def scan_shapes(run: Run) -> list[ScanShape]:
-    """Every length in every dtype as the networks have them, other widths in turn; then every other combination."""
+    """Returns every length in every dtype with the networks' settings, widths in turn, then all other combinations."""
     sizes, found = run.sizes, list[tuple[int, int, int, int, str]]()
     for dtype in sizes.dtypes:
         for number, length in enumerate(sizes.lengths):
@@ -83,7 +83,7 @@ def _short(shape: ScanShape) -> str:
 
 
 def check_scan(shape: ScanShape) -> tuple[dict[str, float], bool]:
-    """Relative errors of the output and the gradients against the definition in fp64; whether a second run is equal."""
+    """Returns relative errors of output and gradients against the float64 definition, and whether a rerun is equal."""
     inputs, size = check_inputs(shape), (shape.height, shape.map_width)
     grad = _alike(inputs[0])
     with poisoned():
@@ -95,7 +95,7 @@ def check_scan(shape: ScanShape) -> tuple[dict[str, float], bool]:
 
 
 def check_inputs(shape: ScanShape) -> list[Tensor]:
-    """Inputs of a scan; with one state, as the networks have it, low-rank step sizes and their weight come with it."""
+    """Returns the inputs of a scan; with one state, as in the networks, low-rank step sizes and their weight too."""
     inputs = scan_inputs(shape)
     if shape.d_state > 1:
         return inputs
@@ -106,7 +106,7 @@ def check_inputs(shape: ScanShape) -> list[Tensor]:
 
 
 def run_scan(shape: ScanShape) -> None:
-    """The scan of ``check_scan`` once, with its gradients."""
+    """Runs the scan of ``check_scan`` once, with its gradients."""
     inputs = check_inputs(shape)
     with_gradients(partial(_scan, (shape.height, shape.map_width)), inputs, _alike(inputs[0]))
 
@@ -126,14 +126,14 @@ def _by_definition(size: tuple[int, int], *inputs: Tensor) -> Tensor:
 
 
 def with_gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
-    """A function's output, then its gradients by all inputs."""
+    """Returns a function's output, then its gradients by all inputs."""
     leaves = [x.clone().requires_grad_() for x in inputs]
     y = function(*leaves)
     return [y.detach(), *torch.autograd.grad(y, leaves, grad)]
 
 
 def error_of(found: Tensor, expected: Tensor) -> float:
-    """|found - expected| / |expected|; infinite if it is not finite."""
+    """Returns |found - expected| / |expected|, infinity if that is not finite."""
     found, expected = found.double(), expected.double()
     error = float((found - expected).norm() / expected.norm().clamp(min=1e-30))
     return error if math.isfinite(error) else math.inf
@@ -141,7 +141,7 @@ def error_of(found: Tensor, expected: Tensor) -> float:
 
 @contextmanager
 def poisoned() -> Iterator[None]:
-    """Within it memory that an operation is to fill is NaN before, so that what it leaves out shows."""
+    """Fills new memory with NaN in this context, so that elements an operation fails to write show."""
     filling: Any = torch.utils.deterministic
     before, fills = torch.are_deterministic_algorithms_enabled(), filling.fill_uninitialized_memory
     warns = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -156,7 +156,7 @@ def poisoned() -> Iterator[None]:
 
 @rounded_to_tf32(on=False)
 def networks(run: Run) -> None:
-    """Whole networks against the same on the CPU in float32: as they are, laid out, and by CUDA graphs.
+    """Compares whole networks with the same on the CPU in float32: as they are, laid out, and by CUDA graphs.
 
     Before them their wavelet branch in training, whose gradients are a small part of a network's.
     """
@@ -191,7 +191,7 @@ def networks(run: Run) -> None:
 
 
 def check_wavelet(run: Run, dtype: str, kernel: int) -> float:
-    """The worst of the errors of the convolution in Haar's wavelet domain, and of its two gradients."""
+    """Returns the largest error of the convolution in Haar's wavelet domain and of its two gradients."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 40, 7, 10, generator=generator).to(run.device, DTYPES[dtype], memory_format=torch.channels_last)
     weight = torch.randn(160, 1, kernel, kernel, generator=generator).to(x) / kernel
@@ -225,7 +225,7 @@ def _gradients_against_cpu(run: Run, name: str) -> float:
 
 
 def gradients(network: nn.Module, pictures: Tensor) -> list[Tensor]:
-    """Of a loss by all weights that have one, in a training step's forward and backward pass."""
+    """Returns the gradients of a training step's loss by all weights that have one."""
     weights = [weight for weight in network.parameters() if weight.requires_grad]
     outputs = network(pictures)
     labels = torch.arange(len(pictures), device=pictures.device) % outputs.shape[-1]
@@ -234,7 +234,7 @@ def gradients(network: nn.Module, pictures: Tensor) -> list[Tensor]:
 
 @torch.no_grad()
 def as_if_trained(network: nn.Module, size: int) -> nn.Module:
-    """The network in evaluation mode with norms away from their start, where residual branches are nothing."""
+    """Returns the network in evaluation mode, its norms as if trained: freshly made ones silence residual branches."""
     generator = torch.Generator().manual_seed(0)
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:

@@ -1,4 +1,4 @@
-"""Two networks trained by one recipe for a few minutes each on a folder of pictures, and their curves."""
+"""Trains two networks by one recipe for a few minutes each on a folder of pictures, and draws their curves."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from mobilemamba.analysis.gpu.run import Run
 from mobilemamba.models import create_model
 
 _EVALUATIONS = 6
-_WARMUP = 0.05  # of the time
+_WARMUP = 0.05  # share of the time
 #: At 256 pictures a step.
 _LR, _DECAY, _SMOOTHING = 1e-3, 0.05, 0.1
-_POINTS = 60  # of the loss
+_POINTS = 60  # points of the loss curve
 
 
 def curves(run: Run, folder: Path, seconds: float, batch: int) -> None:
-    """Loss and top-1 of the first pair, each trained for half the time from the same seed on the same batches.
+    """Measures loss and top-1 of the first pair, each trained for half the time from the same seed on the same batches.
 
     AdamW, label smoothing, warm-up and a cosine over the time, bfloat16 on a GPU. The curves go to the file, and as
     a picture beside it.
@@ -112,7 +112,7 @@ def _batches(data: Any) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _schedule(done: float) -> float:
-    """Share of the peak learning rate."""
+    """Returns the learning rate as a share of its peak."""
     if done < _WARMUP:
         return max(done / _WARMUP, 0.01)
     return max(0.01, (1 + math.cos(math.pi * (done - _WARMUP) / (1 - _WARMUP))) / 2)
@@ -120,7 +120,7 @@ def _schedule(done: float) -> float:
 
 @torch.inference_mode()
 def evaluate(network: nn.Module, data: Any, device: torch.device) -> float:
-    """Top-1 in percent on the validation pictures; the network trains on afterwards."""
+    """Returns top-1 in percent on the validation pictures, and leaves the network in training mode."""
     network.eval()
     right, pictures = torch.zeros((), device=device, dtype=torch.int64), 0
     for images, targets in data.val_dataloader():
@@ -136,7 +136,7 @@ def _to(images: Tensor, device: torch.device) -> Tensor:
 
 
 def draw(found: dict[str, dict[str, Any]], path: Path, title: str) -> None:
-    """Loss and top-1 over the time, and over the steps.
+    """Draws loss and top-1 over time and over steps.
 
     Args:
         found: Network -> what :func:`train` gives.

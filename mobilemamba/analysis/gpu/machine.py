@@ -1,4 +1,4 @@
-"""What the GPU is, and what it can do at most."""
+"""Tells what the GPU is, and measures its limits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mobilemamba.ops.kernels import describe_kernels
 
 @contextmanager
 def rounded_to_tf32(*, on: bool) -> Iterator[None]:
-    """Within it CUDA rounds float32 matrix products and convolutions to TF32, or does not."""
+    """Lets CUDA round float32 matrix products and convolutions to TF32 in this context, or forbids it."""
     settings = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]  # not in its stubs
     before = [setting.fp32_precision for setting in settings]
     for setting in settings:
@@ -31,7 +31,7 @@ def rounded_to_tf32(*, on: bool) -> Iterator[None]:
 
 
 def machine(run: Run) -> None:
-    """Versions, what computes the operations, and the speed of a copy and of matrix products."""
+    """Reports versions, the backends of the operations, and the speed of a copy and of matrix products."""
     run.find("device", device_name(run.device))
     run.find("versions", f"{versions()}, triton {_version('triton')}, mamba_ssm {_version('mamba_ssm')}")
     run.find("kernels", describe_kernels(run.device).removeprefix("kernels: "))

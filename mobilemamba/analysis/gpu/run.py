@@ -1,4 +1,4 @@
-"""The parts of a run, one after the other within their time: each line at once, each part's results on the disk."""
+"""Runs the parts of a run one by one within their time, printing each line at once and keeping results on disk."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from mobilemamba.analysis.rounds import synchronize
 from mobilemamba.files import read_json, write_json
 from mobilemamba.screen import fit_table, say
 
-_ENDED = "the process ended within it"  # until the part has
+_ENDED = "the process ended within it"  # error of a part until it is done
 
 
 class Part(NamedTuple):
-    """One question to the GPU, with the time that its answer may take."""
+    """One question to the GPU, and the time that the answer may take."""
 
     name: str  # on the command line and in the file
     title: str  # on the screen
     function: Callable[[Run], None]
-    seconds: float  # at most
-    beyond: bool = False  # whether it has these seconds beside those of the run
+    seconds: float  # the most it may take
+    beyond: bool = False  # whether these seconds are not counted in those of the run
 
 
 class Run:
-    """What the parts share, and where they report to.
+    """State that the parts share, and their reports.
 
     Args:
         device: Where it runs.
@@ -49,21 +49,21 @@ class Run:
 
     @property
     def has_graphs(self) -> bool:
-        """Whether there are CUDA graphs."""
+        """Whether the device has CUDA graphs."""
         return self.device.type == "cuda"
 
     @property
     def left(self) -> float:
-        """Seconds that are left of the run."""
+        """Seconds left of the run."""
         return self._end - time.monotonic()
 
     @property
     def left_of_part(self) -> float:
-        """Seconds that are left of what is being done."""
+        """Seconds left of the current part."""
         return self._deadline - time.monotonic()
 
     def has_time(self, seconds: float, what: str) -> bool:
-        """Whether the part has so many seconds left; else ``what`` is said to be skipped.
+        """Returns whether the part has that many seconds left; if not, reports ``what`` as skipped.
 
         What was found until then goes to the disk, for whoever is ended in what follows.
         """
@@ -75,11 +75,11 @@ class Run:
         return False
 
     def add(self, **record: Any) -> None:
-        """Keeps a result in full; plain JSON types."""
+        """Keeps a full result, of plain JSON types, in the file."""
         self._part["records"].append(record)
 
     def find(self, what: str, found: str, goal: str = "", ok: bool | None = None) -> None:
-        """Says what was found, for the table too; and what it was to be, and whether it is."""
+        """Reports a finding, also for the table; if it has a goal, the goal and whether it is reached."""
         self._part["findings"].append({"what": what, "found": found, "goal": goal, "ok": ok})
         verdict = "" if ok is None else f" ({goal}: {'yes' if ok else 'NO'})"
         say(f"  {what}: {found}{verdict}")
@@ -130,7 +130,7 @@ class Run:
 
 
 def table(parts: dict[str, dict[str, Any]], width: int) -> Group:
-    """The findings that had a goal, for a screen of that many characters; and what failed or was left out."""
+    """Returns a table of the findings with a goal, and what failed or was skipped, for a screen of that width."""
     lines, sections, notes = list[list[str]](), list[int](), list[str]()
     for name, part in parts.items():
         judged = [finding for finding in part["findings"] if finding["ok"] is not None]

@@ -1,4 +1,4 @@
-"""How much of everything a run on a GPU measures: all of it, or enough to try the run itself anywhere."""
+"""Sizes of a run on a GPU: all of it, or just enough to try the run itself on any machine."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ class Sizes:
     widths: tuple[int, ...] = (320, 544, 224, 30)  # D
     directions: tuple[int, ...] = (2, 4, 1)  # K
     states: tuple[int, ...] = (1, 16)  # N
-    #: Ours, and EfficientViT of its class.
+    #: Networks of ours, each with the EfficientViT of its class.
     pairs: tuple[tuple[str, str], ...] = (
         ("mobilemamba_s6", "efficientvit_m5"),
         ("mobilemamba_t4", "efficientvit_m4"),
         ("mobilemamba_t2", "efficientvit_m2"),
     )
     others: tuple[str, ...] = ("mobilemamba_b1", "shvit_s2")
-    img_size: int | None = None  # in pixels; none: each network's own
+    img_size: int | None = None  # pixels; None for each network's own
     batches: tuple[int, ...] = (256, 1)
     kernel_batches: tuple[int, ...] = (256, 32, 1)
     train_batch: int = 256
     memory_batch: int = 16
     memory_sizes: tuple[int, ...] = (256, 512, 768, 1024)
     rounds: int = 5
-    seconds: float = 0.05  # of each in a round
+    seconds: float = 0.05  # per configuration in a round
     warmup: float = 0.2  # seconds
     matrix_side: int = 8192
     copied_bytes: int = 2**30

@@ -1,4 +1,4 @@
-"""How fast operators and networks are on a GPU: against a copy, and against EfficientViT of their class."""
+"""Measures operators on a GPU against a copy, and networks against the EfficientViT of their class."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _KERNELS_SHOWN, _OPERATORS_SHOWN = 15, 6
 
 
 def operators(run: Run) -> None:
-    """The bytes a second of every operator of ours as the first network calls it, and of the scan's backends."""
+    """Measures the bytes a second of our operators as the first network calls them, and of the scan's backends."""
     for train in (False, True):
         for batch in run.sizes.kernel_batches:
             what = f"{'training' if train else 'inference'}, batch {batch}"
@@ -74,12 +74,12 @@ def _operators(run: Run, batch: int, train: bool, what: str) -> None:
 
 
 def operator_calls(workload: Workload) -> dict[str, tuple[Callable[[], object], int, int]]:
-    """Every different call of an operator of ours within a workload.
+    """Collects every different call of our operators in a workload.
 
     Returns:
         Name and shape of the first tensor -> the call, the bytes of its inputs and outputs, and how often it occurs.
     """
-    workload.run()  # what is only computed once
+    workload.run()  # so that what is computed only once is not counted
     noted: dict[str, tuple[Callable[[], object], int, int]] = {}
 
     class Noting(TorchDispatchMode):
@@ -118,7 +118,7 @@ def _scans(run: Run, batch: int, train: bool, what: str) -> None:
 
 
 def networks(run: Run) -> None:
-    """Ours against EfficientViT: eager and by CUDA graphs, in every precision, large batches and single pictures."""
+    """Compares ours with EfficientViT: eager and by CUDA graphs, in every precision, in large batches and singly."""
     sizes = run.sizes
     names = [*dict.fromkeys([name for pair in sizes.pairs for name in pair] + [*sizes.others])]
     modes = ("graph", "eager") if run.has_graphs else ("eager",)
@@ -161,7 +161,7 @@ def _compare(run: Run, records: list[Record], precision: str, batch: int) -> Non
 
 
 def kernels(run: Run) -> None:
-    """The kernels that the first network's inference spends its time in."""
+    """Lists the kernels in which the first network's inference spends its time."""
     case = _case(run, run.sizes.ours[0], run.sizes.batches[0], run.sizes.dtypes[0])
     workload: Workload = silently(lambda: Workshop().build(case, "channels_last"))
     workload.run()
@@ -181,7 +181,7 @@ def kernels(run: Run) -> None:
 
 
 def compiled(run: Run) -> None:
-    """torch.compile of the first network and its peer, in a process of its own that may be ended."""
+    """Measures torch.compile of the first network and its peer, in a separate process that can be ended."""
     seconds = run.left_of_part - 2
     if not run.sizes.compiled or not run.has_time(20, "compile"):
         return
@@ -213,6 +213,6 @@ def compiled(run: Run) -> None:
 
 
 def _case(run: Run, name: str, batch: int, dtype: str, mode: str = "eager", *, train: bool = False) -> Case:
-    dtype = dtype if run.device.type == "cuda" or dtype != "float16" else "float32"  # of which a CPU has no kernels
+    dtype = dtype if run.device.type == "cuda" or dtype != "float16" else "float32"  # a CPU lacks kernels for float16
     size = run.sizes.size_of(name)
     return Case(name, size, batch, str(run.device), dtype, mode, "channels_last", fused=not train, train=train)

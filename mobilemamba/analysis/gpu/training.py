@@ -1,4 +1,4 @@
-"""Training on a GPU: the time and the memory of a step, the same bits twice, and memory against pixels."""
+"""Measures training on a GPU: time and memory of a step, equal bits in two runs, and memory against pixels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mobilemamba.analysis.gpu.run import Run
 
 
 def steps(run: Run) -> None:
-    """A training step in bfloat16 of each of ours against its peer's: milliseconds and peak memory."""
+    """Compares a training step in bfloat16 of each of ours with its peer's: milliseconds and peak memory."""
     for ours, peer in run.sizes.pairs:
         if not run.has_time(8, f"training step of {ours}"):
             continue
@@ -41,7 +41,7 @@ def steps(run: Run) -> None:
 
 
 def same_bits(run: Run) -> None:
-    """The gradients of one batch twice, with PyTorch's own kernels as they are and in their deterministic form."""
+    """Computes the gradients of one batch twice, with PyTorch's kernels as they are and in deterministic form."""
     name = run.sizes.ours[0]
     size, batch = run.sizes.size_of(name), run.sizes.train_batch
     network = as_if_trained(silently(lambda: create(Case(name, size))), size)
@@ -65,7 +65,7 @@ def same_bits(run: Run) -> None:
 
 
 def memory(run: Run) -> None:
-    """The peak of a training step against the pixels of a picture; linear is an exponent of 1."""
+    """Measures peak memory of a training step against the pixels of a picture; an exponent of 1 is linear."""
     if run.device.type != "cuda":
         run.find("memory against pixels", f"not counted on {run.device}")
         return
@@ -85,7 +85,7 @@ def memory(run: Run) -> None:
 
 
 def growth(peaks: Mapping[int, int]) -> float:
-    """p of bytes = c pixels^p, between the two largest sides."""
+    """Returns p in bytes = c pixels^p, from the two largest sides."""
     (small, less), (large, more) = sorted(peaks.items())[-2:]
     return math.log(more / less) / (2 * math.log(large / small))
 
