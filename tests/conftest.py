@@ -19,6 +19,7 @@ def pytest_configure() -> None:
     gc.disable()
     # The suite runs on all cores already (pytest-xdist); more threads would only make results wait for each other.
     os.environ["OMP_NUM_THREADS"] = "1"  # torch's, and those of the processes that tests start
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # else processes that first import torch
 
 
 def pytest_collectstart() -> None:

@@ -132,6 +132,14 @@ def depthwises(dtype: torch.dtype, side: int, channels: int, kernel: int) -> lis
     return calls
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What Triton has compiled for one of these tests, and for nothing else, the others find."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+        yield
+
+
 def compiled(call: Kernel, capability: int) -> dict[str, Any]:
     """The code for a GPU in the compiler's forms, specialised as a launch there does."""
     import triton
@@ -178,6 +186,7 @@ def loops(cubin: bytes, folder: Path) -> list[int]:
     return [length for length in lengths if length > 8]
 
 
+@pytest.mark.usefixtures("cache")
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize(
     ("calls", "registers"),
@@ -193,14 +202,9 @@ def loops(cubin: bytes, folder: Path) -> list[int]:
     ],
 )
 def test_the_kernels_compile_without_spills_or_atomics(
-    calls: Callable[[], list[Kernel]],
-    registers: int,
-    capability: int,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    calls: Callable[[], list[Kernel]], registers: int, capability: int, tmp_path: Path
 ) -> None:
     pytest.importorskip("triton", reason="Triton is for Linux")
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
     for call in calls():
         code = compiled(call, capability)
         assert not re.search(r"\b(atom|red)\.", code["ptx"]), call.kernel  # the same bits in every run
@@ -210,11 +214,11 @@ def test_the_kernels_compile_without_spills_or_atomics(
         assert 0 < used["REG"] <= (255 if call.kernel.__name__ == "_backward" else registers), call.kernel
 
 
+@pytest.mark.usefixtures("cache")
 @pytest.mark.parametrize("capability", [80, 90])
-def test_what_a_scan_s_position_costs(capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_scan_s_position_costs(capability: int, tmp_path: Path) -> None:
     """Instructions for a channel and position, of S6's in half precision: they bound its speed, not the memory."""
     pytest.importorskip("triton", reason="Triton is for Linux")
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
     found = {}
     for call in scans(torch.float16, directions=2, width=320, d_state=1, side=14):
         if call.constants.get("R"):

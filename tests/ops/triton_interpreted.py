@@ -1,6 +1,7 @@
 """The Triton scan by Triton's interpreter, which must be on before it is imported: a process of its own runs this."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from triton.runtime.interpreter import ScanOps
+from triton.runtime.interpreter import InterpretedFunction, ScanOps, interpreter_builder
 
 from mobilemamba.models.inference import lay_out, layers, packed
 from mobilemamba.ops import jit
@@ -57,7 +58,17 @@ def scan_by_rows(ops: Any, inputs: tuple[Any, ...]) -> list[Any]:
     return [ops.to_tensor(np.stack(y, ops.axis), x.dtype) for y, x in zip(found, inputs, strict=True)]
 
 
+def call_from_a_kernel(function: InterpretedFunction, *args: Any, **kwargs: Any) -> Any:
+    """Triton's interpreter puts its own in the language's place for each call; for our functions the kernel's has."""
+    if "tl" in function.fn.__globals__:
+        return function.rewrite()(*args, **kwargs)
+    return call_of_triton(function, *args, **kwargs)
+
+
 ScanOps.generic_scan = scan_by_rows
+call_of_triton, InterpretedFunction.__call__ = InterpretedFunction.__call__, call_from_a_kernel
+# Sums of integers are computed once more to see whether they overflow; what is found goes nowhere without `debug`.
+interpreter_builder.options = replace(interpreter_builder.options, sanitize_overflow=False)
 
 
 def in_precisions(*shapes: tuple[object, ...], others: Sequence[tuple[object, ...]] = ()) -> list[tuple[object, ...]]:
