@@ -36,18 +36,20 @@ CARDS = {
 }
 
 
-def card_of(head: str) -> ModelCard:
+def card_of(head: str, backbone: str = "") -> ModelCard:
+    """By default, an ssdlite stands on a MobileMamba, which is long to follow, and every other head on a ResNet."""
+    backbone = backbone or ("mobilemamba_t2" if head == "ssdlite" else "test_resnet")
     task, how = CARDS[head]
     names = DATA[task].class_names
     options = {"class_names": names, "task": task, "head": head, "head_options": {"head_dim": 8}}
-    if head == "ssdlite":
-        return ModelCard("mobilemamba_t2", how, len(names), arch=ARCH.given(), **options)
-    return ModelCard("test_resnet", how, len(names), **options)
+    if backbone == "mobilemamba_t2":
+        options["arch"] = ARCH.given()
+    return ModelCard(backbone, how, len(names), **options)
 
 
-def network_of(head: str) -> nn.Module:
+def network_of(head: str, backbone: str = "") -> nn.Module:
     torch.manual_seed(0)
-    network = awaken(build_network(card_of(head)))
+    network = awaken(build_network(card_of(head, backbone)))
     for module in network.head.modules() if head in ("ssdlite", "retinanet") else ():
         if isinstance(module, nn.Conv2d):  # which begin where nothing is found
             nn.init.kaiming_normal_(module.weight)
@@ -144,7 +146,7 @@ def test_int8_is_fitted_by_pictures_and_says_what_it_costs(
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     weights, path, pictures = tmp_path / "w.safetensors", tmp_path / "x.onnx", tmp_path / "pictures"
-    save_weights(network_of(head), weights, card_of(head))
+    save_weights(network_of(head, "test_resnet"), weights, card_of(head, "test_resnet"))
     pictures.mkdir()
     for number, size in enumerate([(150, 100), (64, 64), (80, 160)]):
         picture(*size).save(pictures / f"{number}.png")
@@ -224,8 +226,8 @@ def test_of_padded_pictures_their_own_part_is_seen() -> None:
 def test_a_file_chooses_the_objects_itself(tmp_path: Path, head: str, suffix: str, options: tuple[str, ...]) -> None:
     for package in ("onnxscript", {".onnx": "onnxruntime", ".xml": "openvino"}[suffix]):
         pytest.importorskip(package)
-    network, path = network_of(head), tmp_path / f"x{suffix}"
-    save_weights(network, tmp_path / "w.safetensors", card_of(head))
+    network, path = network_of(head, "test_resnet"), tmp_path / f"x{suffix}"
+    save_weights(network, tmp_path / "w.safetensors", card_of(head, "test_resnet"))
     main(["export", str(tmp_path / "w.safetensors"), str(path), "--nms", *options])
     x = 2 * torch.randn(2, 3, 64, 64 if head == "ssdlite" else 96)
     (objects,) = FORMATS[suffix].load_objects(path)(x)[1:]

@@ -145,11 +145,14 @@ await fetch("said", { method: "POST", body: JSON.stringify([said, ...told, seen]
 </script>"""
 
 
-def in_chromium(folder: Path) -> Any:
+@pytest.fixture
+def chromium() -> str:
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    return found or pytest.skip("chromium is not installed")
+
+
+def in_chromium(chromium: str, folder: Path) -> Any:
     """What the page of a folder says of its ``of.png``."""
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if chromium is None:
-        pytest.skip("chromium is not installed")
     (folder / "drop.html").write_text(DROP)
     said = queue.Queue[Any]()
 
@@ -185,7 +188,7 @@ def page_of(weights: Path, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_page_answers_as_the_weights_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_answers_as_the_weights_do(chromium: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     torch.manual_seed(0)
@@ -193,10 +196,9 @@ def test_the_page_answers_as_the_weights_do(tmp_path: Path, capsys: pytest.Captu
     card = ModelCard("test_resnet", replace(HOW, img_size=(64, 64)), 9, class_names=tuple("abcdefghi"))
     save_weights(network, tmp_path / "w.safetensors", card)
     page_of(tmp_path / "w.safetensors", tmp_path / "page")
-    assert "to see it: python -m http.server --directory " in capsys.readouterr().out
     of = picture(120, 90)
     of.save(tmp_path / "page" / "of.png")
-    said, status, time, seen = in_chromium(tmp_path / "page")
+    said, status, time, seen = in_chromium(chromium, tmp_path / "page")
     expected = answer(network, card, of)["classes"]
     assert status == ""
     assert [name for name, _ in said] == [entry["name"] for entry in expected]
@@ -205,7 +207,7 @@ def test_the_page_answers_as_the_weights_do(tmp_path: Path, capsys: pytest.Captu
     assert re.fullmatch(r"network [\d.]+ ms · preparing [\d.]+ ms", time)
     assert seen == len(said), "the camera's picture has its answer"
     (tmp_path / "page" / "of.png").write_text("no picture")
-    said, status, *_ = in_chromium(tmp_path / "page")
+    said, status, *_ = in_chromium(chromium, tmp_path / "page")
     assert (said, status) == ([], "of.png cannot be read as a picture; choose a JPEG, PNG or WebP file")
 
 
@@ -227,6 +229,7 @@ def test_a_page_replaces_its_former_one_alone(exported: Path, capsys: pytest.Cap
         exported.write_text("second")
         main(["export", "x.onnx", "--web", folder])
         assert Path(folder, "network.onnx").read_text() == "second"
+        assert f"to see it: python -m http.server --directory {folder}" in capsys.readouterr().out
         assert {file.name for file in PAGE.iterdir()} < {file.name for file in Path(folder).iterdir()}
     assert sorted(path.name for path in Path().iterdir()) == ["empty", "new", "x.onnx"]
     assert [path.name for path in Path("new").iterdir()] == ["page"]

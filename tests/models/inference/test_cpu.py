@@ -213,9 +213,11 @@ def test_the_compiler_leaves_it_alone(tiny: Build) -> None:
 @pytest.mark.slow
 def test_its_layers_compile(tiny: Build) -> None:
     optimized = optimize_for_inference(tiny())
+    stages = optimized.stages[:2]  # the third has none but theirs, and takes as long
+    assert {type(layer) for layer in optimized.stages[2].modules()} <= {type(layer) for layer in stages.modules()}
     with torch.inference_mode():
         x = optimized.patch_embed(torch.randn(2, 3, 64, 64))
-        torch.testing.assert_close(torch.compile(optimized.stages)(x), optimized.stages(x), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(torch.compile(stages)(x), stages(x), rtol=1e-3, atol=1e-3)
 
 
 def test_exports(tiny: Build) -> None:
