@@ -15,12 +15,14 @@ import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
 from mobilemamba.cli.help import class_settings, known_classes
+from mobilemamba.cli.messages import unknown
 from mobilemamba.cli.options import config_values, read_options
 from mobilemamba.cli.shorthand import MODE
 from mobilemamba.cli.tool import ToolParser
 from mobilemamba.errors import ConfigError
 from mobilemamba.files import why_no_plain_file
 from mobilemamba.sweep import Config, flatten
+from mobilemamba.sweep.settings import lookup
 from mobilemamba.text import printable
 
 
@@ -34,23 +36,32 @@ class Parser(ToolParser, LightningArgumentParser):
 
     def parse(self, args: list[str]) -> jsonargparse.Namespace:
         """As ever; a mistake in a configuration file names the file."""
-        values = config_values(args)
-        for value in values:
-            check_config(value)
         try:
-            return super().parse(args)
+            return self._parse(args)
         except ConfigError as error:
-            for file in filter(os.path.isfile, values):
+            for file in filter(os.path.isfile, config_values(args)):
                 if Path(file).name not in str(error) and self._complaint([args[0], "--config", file]) == str(error):
                     raise ConfigError(f"{file}: {error}") from error
             raise
 
     def _complaint(self, args: list[str]) -> str | None:
         try:
-            super().parse(args)
+            self._parse(args)
         except ConfigError as error:
             return str(error)
         return None
+
+    def _parse(self, args: list[str]) -> jsonargparse.Namespace:
+        """With an error for empty sections that there are not, which jsonargparse drops."""
+        contents = [read_config(value) for value in config_values(args)]
+        contents += [{name[2:]: {}} for name, value, _ in read_options(args) if name[:2] == "--" and value == "{}"]
+        config = super().parse(args)
+        parsed = config[args[0]].as_dict()
+        for name in (name for content in contents for name, value in flatten(content).items() if value == {}):
+            setting = ".".join(name.split(".")[:2]) if name.startswith("sweep.") else name  # below are names of rows
+            if lookup(parsed, setting) is None and setting not in (known := self.settings()):
+                raise unknown(setting, known, self.helps)
+        return config
 
     def settings(self) -> list[str]:
         """With the short options, and the arguments of a sweep and of our tasks and data sets."""
@@ -62,8 +73,12 @@ class Parser(ToolParser, LightningArgumentParser):
         return names | {"model": [*names["model"], *timm.list_models()]}
 
 
-def check_config(value: str) -> None:
-    """Refuses a value of ``--config`` that is no file and no text with settings."""
+def read_config(value: str) -> dict[str, Any]:
+    """What ``--config`` is given, by a file or as text, as YAML has it.
+
+    Raises:
+        ConfigError: If it is neither, or holds no settings.
+    """
     shown = f"--config {printable(value[:200])}"
     is_text = re.search(r"\{|:\s", value) and not os.path.isfile(value)  # noqa: PTH113 - Path's raises for a long text
     try:
@@ -88,6 +103,7 @@ def check_config(value: str) -> None:
         kinds = {type(None): "nothing", str: "text", list: "a list"}
         found = kinds.get(type(content), f"a {type(content).__name__}")
         raise ConfigError(f"{shown} holds {found}; expected settings, such as trainer: {{max_epochs: 5}}")
+    return content
 
 
 def plain(parser: LightningArgumentParser, config: jsonargparse.Namespace) -> Config:

@@ -158,6 +158,11 @@ TINY = shlex.split(
         ("--model.lr .inf", "lr=inf: expected"),
         # Files that are none.
         ("--config typo.yaml --config tab.yaml", "--config tab.yaml: line 2, column 1: found character '\\t' that"),
+        ("--config hollow.yaml", "hollow.yaml: unknown setting modle; did you mean model?"),
+        ("--config '{model: {arch: {depths: [1,1,1], ssm: {}}}}'", "unknown setting model.arch.ssm"),
+        ("--model.mixng {}", "unknown setting model.mixng; did you mean model.mixing?"),
+        ("--config '{sweep: {rows: {a: {modle: {}}}}}'", "row 'a': unknown setting modle; did you mean model?"),
+        ("--config '{sweep: {ros: {}, rows: {a: {}}}}'", "unknown setting sweep.ros; did you mean sweep.rows?"),
         ("--config x.yaml --config bad.yaml", "bad.yaml: trainer.max_epochs: expected a whole number, got x"),
         ("--config empty.yaml", "--config empty.yaml holds nothing; expected settings"),
         ("--config list.yaml", "--config list.yaml holds a list; expected settings"),
@@ -175,6 +180,7 @@ def test_mistakes_are_one_line_with_the_setting(options: str, message: str) -> N
     Path("tab.yaml").write_text("model:\n\tlr: 1")
     Path("x.yaml").write_text("name: x")
     Path("bad.yaml").write_text("trainer: {max_epochs: x}")
+    Path("hollow.yaml").write_text("modle: {}")
     Path("empty.yaml").touch()
     Path("null.yaml").write_text("trainer: null")
     Path("list.yaml").write_text("- a")
