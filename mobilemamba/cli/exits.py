@@ -23,6 +23,7 @@ from mobilemamba.signals import stop_on_signals
 def console() -> Iterator[None]:
     """What a command runs in, as a program of its own: a mistake is one line and exit code 2."""
     silence_advertising()
+    warnings.showwarning = _show_warning
     keep_freed_memory()
     try:
         with stop_on_signals():
@@ -66,6 +67,11 @@ def silence_advertising() -> None:
     warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     logger.addFilter(lambda record: not re.search(r"\b(litlogger|litmodels)\b", record.getMessage()))
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """A warning as one line; the place in the code that Python puts around it says nothing to a user."""
+    sys.stderr.write(f"warning: {' '.join(str(message).split())}\n")
 
 
 def _has_no_reader() -> bool:

@@ -13,6 +13,7 @@ import jsonargparse
 import pytest
 import torch
 
+from mobilemamba.cli.exits import console
 from mobilemamba.cli.messages import mistake
 from mobilemamba.errors import ConfigError, DataError, MobileMambaError, user_error
 from mobilemamba_command import main, run
@@ -282,6 +283,16 @@ def test_so_it_does_of_what_needs_a_network(
     said = capsys.readouterr()
     assert "Traceback" not in said.out + said.err
     assert said.err.strip().splitlines()[-1].startswith("mobilemamba: error: ")
+
+
+def test_a_warning_is_one_line_without_its_place_in_the_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("mobilemamba.cli.exits.keep_freed_memory", lambda: None)
+    with warnings.catch_warnings(), console():
+        warnings.simplefilter("always")
+        warnings.warn("a.png cannot be read\n and is skipped", stacklevel=1)
+    assert capsys.readouterr().err == "warning: a.png cannot be read and is skipped\n"
 
 
 def test_errors_from_data_workers_are_one_line() -> None:
