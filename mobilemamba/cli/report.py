@@ -14,6 +14,7 @@ from torch import Tensor
 from mobilemamba.data import DataModule
 from mobilemamba.errors import ConfigError
 from mobilemamba.files import write_text_atomic
+from mobilemamba.models.runtime import RuntimeNetwork
 from mobilemamba.scores import LOSS, Score
 from mobilemamba.screen import fit_table, make_console, say
 from mobilemamba.sweep.sheet import csv_text
@@ -24,7 +25,7 @@ from mobilemamba.training.contract import TaskContract, scores_of
 from mobilemamba.training.metrics import Comparison
 from mobilemamba.training.provenance import pictures_used
 
-_NETWORKS = {"raw": "as trained", "ema": "averaged (EMA)", "fused": "norms folded"}
+_NETWORKS = {"raw": "", "ema": "averaged (EMA)", "fused": "norms folded"}
 
 #: Lines of classes on the screen.
 _WORST = 10
@@ -56,7 +57,8 @@ def print_evaluation(trainer: Trainer, module: LightningModule, data: DataModule
     counts = None if task is None else task.confusion.get("raw")
     counted = "pictures" if task is None else task.counted
     total = pictures if counts is None or counted == "pictures" else int(counts[:, 2].sum())
-    print_scores(trainer.callback_metrics, scores_of(module), split, title, total, counted)
+    raw = "as exported" if task is not None and isinstance(task.model, RuntimeNetwork) else "as trained"
+    print_scores(trainer.callback_metrics, scores_of(module), split, title, total, counted, raw)
     if task is None or counts is None:
         if settings.per_class is not None:
             raise ConfigError(f"per_class={settings.per_class}: the task counts no classes; leave it out")
@@ -79,6 +81,7 @@ def print_scores(
     title: str,
     total: int | None,
     counted: str = "pictures",
+    raw: str = "as trained",
 ) -> None:
     """A table of every network that was evaluated, and whether folding the norms changed an answer.
 
@@ -89,11 +92,12 @@ def print_scores(
         title: Above it.
         total: How much was answered, if that is known.
         counted: What these are.
+        raw: What the network is called that nothing was done to.
     """
     console = make_console()
     say(title, console)
     shown, lines = [score for score in (*scores, LOSS) if f"{split}/{score.key}" in metrics], []
-    for network, label in _NETWORKS.items():
+    for network, label in (_NETWORKS | {"raw": raw}).items():
         suffix = Comparison.SUFFIXES[network]
         found = [(score, f"{split}/{score.key}{suffix}") for score in shown]
         if found and found[0][1] in metrics:

@@ -33,6 +33,7 @@ class Check:
     runtime: str  # that answered, or why it could not
     agreement: Agreement | None = None  # on the pictures that were given
     unit: str = ""  # what differences are a share of, in words
+    limit: float | None = None  # the most that passes of ``error``; None where all does
 
 
 @torch.no_grad()
@@ -79,7 +80,8 @@ def check(network: nn.Module, form: Format, path: Path, source: Source) -> Check
                 f"where {TOLERANCES[source.dtype]:.0e} is the most in {source.dtype}"
             )
     agreement = None if source.calibration is None else compare(network, exported, source.calibration, source.answer)
-    return Check(error, tuple(dict.fromkeys(batches)), exported.how, agreement, unit)
+    batches = list(dict.fromkeys(batches))
+    return Check(error, tuple(batches), exported.how, agreement, unit, TOLERANCES.get(source.dtype))
 
 
 @torch.no_grad()

@@ -114,9 +114,8 @@ def describe(written: Exported) -> list[str]:
             lines.append(f"not verified: {found.runtime}")
         else:
             tried = ", ".join(map(str, found.batches))
-            lines.append(
-                f"verified: {found.runtime} is off by {found.error:.1e} of {found.unit}, on batches of {tried}"
-            )
+            held = "verified" if found.limit is not None else "runs, and no limit holds in 8 bits"
+            lines.append(f"{held}: {found.runtime} is off by {found.error:.1e} of {found.unit}, on batches of {tried}")
         if found.agreement is not None:
             lines.append(_agreement(found.agreement))
     size = "any size" if written.size is None else "{}x{} px".format(*written.size)

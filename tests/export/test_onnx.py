@@ -71,3 +71,6 @@ def test_predict_and_validate_take_it(
     cli = main(["validate", "--weights", str(exported), "--data", str(pictures), "--data.val_fraction", "0.999"])
     assert cli is not None
     assert 0 < cli.trainer.callback_metrics["val/top1"].item() == pytest.approx(100 * sum(right) / 12)
+    said = capsys.readouterr().out
+    assert "as exported" in said
+    assert "as trained" not in said
