@@ -62,9 +62,26 @@ class Anchors:
 
     def within(self, grids: Sequence[tuple[int, int]], size: tuple[int, int], device: torch.device) -> Tensor:
         """Which anchors are of cells that a part (height, width) of the picture reaches into, from its left top."""
-        levels = []
-        for grid, stride in zip(grids, self.strides, strict=True):
-            inside = torch.zeros(*grid, self.per_cell, dtype=torch.bool, device=device)
-            inside[: math.ceil(size[0] / stride), : math.ceil(size[1] / stride)] = True
-            levels.append(inside.flatten())
-        return torch.cat(levels)
+        return torch.cat(
+            [
+                within(grid, stride, self.per_cell, size, device)
+                for grid, stride in zip(grids, self.strides, strict=True)
+            ]
+        )
+
+
+def within(
+    grid: tuple[int, int], stride: int, per_cell: int, size: tuple[int, int], device: torch.device | None = None
+) -> Tensor:
+    """Which anchors (h * w * per_cell,) of a level's grid (h, w) are of cells that a part of the picture reaches into.
+
+    Args:
+        grid: Rows and columns of the level.
+        stride: Pixels between its cells.
+        per_cell: Anchors of each.
+        size: Height and width of the part, from the picture's left top.
+        device: Of the answer.
+    """
+    inside = torch.zeros(*grid, per_cell, dtype=torch.bool, device=device)
+    inside[: math.ceil(size[0] / stride), : math.ceil(size[1] / stride)] = True
+    return inside.flatten()

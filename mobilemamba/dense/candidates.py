@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mobilemamba.dense.anchors import within
 from mobilemamba.dense.boxes import above, keep_best
-from mobilemamba.dense.detector import Detector, Sizes
+from mobilemamba.dense.detector import Detector, Sizes, padded
 from mobilemamba.dense.single_stage import SingleStageDetector
 from mobilemamba.errors import ConfigError
 from mobilemamba.models.runtime import RuntimeNetwork, scaled
@@ -28,6 +29,23 @@ class Kept:
     candidates: int
     max_boxes: int
     overlap: float
+    #: Rows, columns and stride in pixels of each level's cells; empty in files that do not say it.
+    cells: tuple[tuple[int, int, int], ...] = ()
+    divisor: int = 1  # of the sides that pictures are padded to
+
+    def within(self, shown: tuple[int, int]) -> list[Tensor]:
+        """Which candidates of each level are of cells that a picture, padded by itself, reaches into.
+
+        Args:
+            shown: Its height and width, at the left top of what the network takes.
+        """
+        if not self.cells:
+            return [torch.ones(length, dtype=torch.bool) for length in self.levels]
+        part = padded(shown, self.divisor)
+        return [
+            within((rows, columns), stride, length // (rows * columns), part)
+            for length, (rows, columns, stride) in zip(self.levels, self.cells, strict=True)
+        ]
 
 
 class Candidates(nn.Module):
@@ -52,9 +70,11 @@ class Candidates(nn.Module):
         detector = self.detector
         with torch.no_grad():
             levels = detector.levels(torch.zeros(1, channels, *size))
-        lengths = tuple(x.shape[-2] * x.shape[-1] * detector.anchors.per_cell for x in levels)
+        strides = detector.anchors.strides
+        cells = tuple((x.shape[-2], x.shape[-1], stride) for x, stride in zip(levels, strides, strict=True))
+        lengths = tuple(rows * columns * detector.anchors.per_cell for rows, columns, _ in cells)
         rules = detector.score_threshold, detector.candidates, detector.max_boxes, detector.overlap
-        return Kept(lengths, *rules)
+        return Kept(lengths, *rules, cells, detector.divisor)
 
 
 def as_candidates(network: nn.Module) -> nn.Module:
@@ -81,9 +101,7 @@ def canvas(network: nn.Module, size: tuple[int, int], *, fits: bool) -> tuple[in
         size: As the card says it.
         fits: Whether pictures keep their shape, so that sides are padded as :class:`Detector` has it.
     """
-    divisor = network.divisor if isinstance(network, Detector) and fits else 1
-    height, width = (-(-side // divisor) * divisor for side in size)
-    return height, width
+    return padded(size, network.divisor if isinstance(network, Detector) and fits else 1)
 
 
 def put(picture: Tensor, place: Tensor) -> tuple[int, int]:
@@ -116,7 +134,8 @@ class RuntimeDetector(RuntimeNetwork):
     def __init__(self, network: RuntimeNetwork, said: Mapping[str, str]) -> None:
         super().__init__(network.run, network.shape, network.how)
         content = json.loads(said[KEPT_KEY])
-        self.kept = Kept(**{**content, "levels": tuple(content["levels"])})
+        cells = tuple(map(tuple, content.get("cells", ())))
+        self.kept = Kept(**{**content, "levels": tuple(content["levels"]), "cells": cells})
 
     def forward(self, x: Tensor) -> Tensor:
         """The candidates (B, N, 4 + classes), in shares of what the network takes, where pictures have found room."""
@@ -145,7 +164,8 @@ class RuntimeDetector(RuntimeNetwork):
         """Of one picture's candidates (N, 4 + classes), in pixels of a size where they were found in ``shown``."""
         height, width = (int(side or 0) for side in self.shape[2:])
         kept, boxes, scores, labels = self.kept, list[Tensor](), list[Tensor](), list[Tensor]()
-        for level in candidates.split(kept.levels):
+        for level, inside in zip(candidates.split(kept.levels), kept.within(shown), strict=True):
+            level = level[inside]
             score, at, label = above(level[:, 4:], kept.score_threshold, kept.candidates)
             boxes.append(level[at, :4] * level.new_tensor([width, height] * 2))
             scores.append(score)

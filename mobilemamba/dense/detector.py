@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -102,8 +101,7 @@ class Detector(DenseNetwork):
         """Height and width of a target's picture, padded by itself."""
         if "size" not in target:
             return images.shape[-2], images.shape[-1]
-        height, width = (math.ceil(int(side) / self.divisor) * self.divisor for side in target["size"])
-        return height, width
+        return padded(target["size"], self.divisor)
 
     def get_classifier(self) -> tuple[nn.Module, ...]:
         """The layers that have outputs for each class; timm's name for what a new number of classes replaces."""
@@ -111,3 +109,9 @@ class Detector(DenseNetwork):
 
     def start_afresh(self, classifier: nn.Module) -> None:
         """Leaves what other classes take the place of as it was built: a focal loss begins at rare boxes, not at 0."""
+
+
+def padded(size: Sequence[int], divisor: int) -> tuple[int, int]:
+    """The next height and width that a divisor divides."""
+    height, width = (-(-int(side) // divisor) * divisor for side in size)
+    return height, width

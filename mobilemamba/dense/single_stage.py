@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mobilemamba.dense.anchors import Anchors
 from mobilemamba.dense.boxes import IGNORED, BoxCoder, above, keep_best, wanted
-from mobilemamba.dense.detector import Detector, Sizes
+from mobilemamba.dense.detector import Detector, Sizes, padded
 
 
 class SingleStageDetector(Detector):
@@ -82,11 +82,14 @@ class SingleStageDetector(Detector):
         starts = [0, *accumulate(lengths[:-1])]
         detections = []
         for picture, size in enumerate(self.sizes(images, sizes)):
+            # What lies beyond a picture, between larger ones, says nothing, as it was never trained.
+            inside = self.anchors.within(grids, padded(size, self.divisor), images.device)
             scores, places, labels = [], [], []
-            for start, logit in zip(starts, logits[picture].split(lengths), strict=True):
-                score, at, label = self.best(logit)
+            for start, logit, own in zip(starts, logits[picture].split(lengths), inside.split(lengths), strict=True):
+                seen = own.nonzero().squeeze(1)
+                score, at, label = self.best(logit if len(seen) == len(own) else logit[seen])
                 scores.append(score)
-                places.append(at + start)
+                places.append(seen[at] + start)
                 labels.append(label)
             at = torch.cat(places)
             boxes = self.coder.decode_single(codes[picture, at].float(), anchors[at])

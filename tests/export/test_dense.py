@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import nn
 
 from mobilemamba.data import FashionObjects, FashionScenes
 from mobilemamba.dense.candidates import Candidates, RuntimeDetector, as_candidates
+from mobilemamba.dense.single_stage import SingleStageDetector
 from mobilemamba.errors import ConfigError
 from mobilemamba.export import FORMATS
 from mobilemamba.export.calibration import read_calibration
@@ -206,6 +207,25 @@ def test_pictures_of_any_shape_find_room(size: tuple[int, int]) -> None:
         assert -0.01 <= top < bottom <= size[0] + 0.01
     if size == (128, 192):  # which fills it
         assert_same_objects(row, answer(network, card_of("retinanet"), picture(*size)))
+
+
+def test_cells_beyond_a_picture_say_nothing() -> None:
+    network, ours = in_runtime("retinanet", (64, 128))
+    assert isinstance(network, SingleStageDetector)
+    images, run = torch.randn(1, 3, 64, 60), ours.run
+    grids = [(x.shape[-2], x.shape[-1]) for x in network.levels(torch.zeros(1, 3, 64, 128))]
+    inside = network.anchors.within(grids, (64, 64), torch.device("cpu")).numpy()
+    for sure, found in ((~inside, False), (inside, True)):
+
+        def answers(pictures: np.ndarray, sure: np.ndarray = sure) -> np.ndarray:
+            candidates = run(pictures)
+            candidates[..., 4:] = sure[:, None]
+            return candidates
+
+        ours.run = answers
+        assert (len(ours.detect(images)[0]["boxes"]) > 0) == found
+    older = {key: value for key, value in asdict(ours.kept).items() if key not in ("cells", "divisor")}
+    assert all(level.all() for level in RuntimeDetector(ours, {"kept": json.dumps(older)}).kept.within((64, 60)))
 
 
 def test_of_padded_pictures_their_own_part_is_seen() -> None:

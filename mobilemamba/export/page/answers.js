@@ -34,14 +34,19 @@ function overlap(a, b) {
 /* Objects of candidates (N, 4 + classes), best first: [{index, score, box}], sides as shares of the shown part. */
 export function objects(values, count, kept, shown, canvas) {
   const width = 4 + count, share = [canvas[0] / shown[0], canvas[1] / shown[1]];
+  // What lies beyond the picture says nothing, as it was never trained.
+  const part = shown.map((side) => Math.ceil(side / (kept.divisor ?? 1)) * (kept.divisor ?? 1));
   let first = 0;
-  const found = kept.levels.flatMap((length) => {
-    const of = [];
-    for (let n = first; n < first + length; n++)
+  const found = kept.levels.flatMap((length, level) => {
+    const of = [], [rows, columns, stride] = kept.cells?.[level] ?? [1, 1, 0];
+    for (let n = first; n < first + length; n++) {
+      const cell = Math.floor((n - first) / (length / (rows * columns)));
+      if ((cell % columns) * stride >= part[0] || Math.floor(cell / columns) * stride >= part[1]) continue;
       for (let index = 0; index < count; index++) {
         const score = values[n * width + 4 + index];
         if (score > kept.score_threshold) of.push({ index, score, at: n });
       }
+    }
     first += length;
     return of.sort((a, b) => b.score - a.score).slice(0, kept.candidates);
   });
