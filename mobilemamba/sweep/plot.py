@@ -65,7 +65,7 @@ def _draw(figure: Any, title: str, shown: list[Record], paper_note: str, subtitl
     for row, drawn in zip(axes, panels, strict=True):
         for axis in row[len(drawn) :]:
             axis.remove()
-    figure.suptitle(f"{title}\n", fontweight="bold")
+    figure.suptitle(title + "\n" * (1 + subtitle.count("\n")), fontweight="bold")  # with room for the subtitle
     figure.text(0.5, 0.965 if paper else 0.945, subtitle, ha="center", va="top", fontsize=8)
     for axis, names in labels:  # after all that takes room
         label_points(axis, names)

@@ -212,8 +212,8 @@ def _speed(entry: Record, ways: dict[str, str]) -> str:
 
 
 def describe(records: list[Record]) -> list[str]:
-    """What the accuracies were measured on: a line for each data set and schedule in the table."""
-    seeds: dict[str, list[str]] = {}
+    """What the accuracies were measured on: a line for each data set and schedule, of several with its rows."""
+    alike: dict[str, list[Record]] = {}
     for entry in records:
         if named := " and ".join(score.label for score in entry["scores"] if entry[score.key] is not None):
             line = (
@@ -221,11 +221,14 @@ def describe(records: list[Record]) -> list[str]:
                 f"{cell(entry['train_pictures'], 0)} training and {cell(entry['val_pictures'], 0)} validation "
                 f"pictures, {cell(entry['img_size'])} px"
             )
-            seeds.setdefault(line, []).append(cell(entry["seed"]))
-    return [
-        f"{line}, seed{'s' if len(set(used)) > 1 else ''} {', '.join(dict.fromkeys(used))}."
-        for line, used in seeds.items()
-    ]
+            alike.setdefault(line, []).append(entry)
+    lines = []
+    for line, entries in alike.items():
+        seeds = list(dict.fromkeys(cell(entry["seed"]) for entry in entries))
+        rows = list(dict.fromkeys(entry["group"] for entry in entries)) if len(alike) > 1 else []
+        of_rows = f": {', '.join(rows)}" if rows else ""
+        lines.append(f"{line}, seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}{of_rows}.")
+    return lines
 
 
 def condition_marks(records: list[Record]) -> dict[str, str]:

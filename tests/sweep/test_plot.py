@@ -50,6 +50,17 @@ def test_labels_of_rows_closer_than_their_bars_stand_apart(drawn: list[Figure], 
         assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
 
 
+def test_conditions_that_differ_are_said_with_their_rows_above_the_panels(drawn: list[Figure], tmp_path: Path) -> None:
+    rows = [row(name, 80.0, img_size=size) for name, size in (("a", 32), ("b", 48), ("c", 48), ("d", 64))]
+    module.plot(rows, "sweep", tmp_path / "plot.png", "")
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    (text,) = [text for text in figure.texts if "px" in text.get_text()]
+    endings = [line.partition(" px, ")[2] for line in text.get_text().splitlines()]
+    assert endings == ["seed 0: a.", "seed 0: b, c.", "seed 0: d."]
+    assert not any(text.get_window_extent().overlaps(axis.get_window_extent()) for axis in figure.axes)
+
+
 def test_the_common_plot_tells_many_sweeps_apart(drawn: list[Figure], tmp_path: Path) -> None:
     sweeps = {f"sweep_{i}": [row("a", 80.0 + i, throughput=None if i else 100.0)] for i in range(12)}
     module.plot_together({**sweeps, "unfinished": [row("a", None)]}, tmp_path / "plot.png")
