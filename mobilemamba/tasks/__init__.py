@@ -1,4 +1,4 @@
-"""What is trained: LightningModules that put a network, its losses, metrics and optimiser together."""
+"""Training tasks: LightningModules that combine a network with its losses, metrics and optimiser."""
 
 from mobilemamba.tasks.base import Task
 from mobilemamba.tasks.classification import ClassificationTask
@@ -7,5 +7,5 @@ from mobilemamba.tasks.segmentation import SegmentationTask
 
 __all__ = ["TASKS", "ClassificationTask", "DetectionTask", "SegmentationTask"]
 
-#: By their names in cards.
+#: Name in model cards -> task.
 TASKS: dict[str, type[Task]] = {kind.task: kind for kind in (ClassificationTask, DetectionTask, SegmentationTask)}

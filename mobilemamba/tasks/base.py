@@ -1,4 +1,4 @@
-"""What all tasks have in common in training: the weights to start from, the optimiser and its schedule, the average."""
+"""The base class of all tasks: initial weights, optimiser, learning rate schedule and weight average (EMA)."""
 
 from __future__ import annotations
 
@@ -31,17 +31,19 @@ from mobilemamba.training.schedule import Schedule, rate_of, set_rates_of_now
 
 
 class Task(EvaluatedTask):
-    """Trains, evaluates and describes a network on batches ``(images, targets)``; a subclass says what they are.
+    """Base class of tasks, which train, evaluate and describe a network on batches ``(images, targets)``.
 
-    It builds its network and hands it to :meth:`use_network`; its :meth:`training_loss` is learned from, and
-    :meth:`new_metrics` are evaluated. Besides what an evaluation logs, there are ``train/loss`` (mean over the epoch,
-    as trained on), ``train/loss_step`` and, before any factor of a head or a layer, ``lr`` (each step).
+    A subclass defines what images and targets are. It builds its network and passes it to :meth:`use_network`,
+    computes the loss in :meth:`training_loss` and creates its metrics in :meth:`new_metrics`. Besides the metrics of
+    evaluations, training logs ``train/loss`` (mean over the epoch of the loss trained on) and, each step,
+    ``train/loss_step`` and ``lr``, the learning rate before any factor for a head or a layer.
 
     Attributes:
-        accepted: Arguments of :func:`~mobilemamba.models.load_weights` that say what the weights may lack.
+        accepted: How weights may differ from the network: keyword arguments of
+            :func:`~mobilemamba.models.load_weights`.
     """
 
-    #: Least and greatest value of the arguments that are numbers.
+    #: Smallest and largest allowed value of each numeric argument.
     LIMITS: ClassVar[dict[str, tuple[float, float]]] = {
         "ema_decay": (0, 1),
         "lr": (0, math.inf),
@@ -74,32 +76,32 @@ class Task(EvaluatedTask):
         layer_decay: float | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
     ) -> None:
-        """The optimiser's defaults are those of the ImageNet training that the paper's models were released from.
+        """Stores the settings; the optimiser's defaults are those that the paper's ImageNet models were trained with.
 
         Args:
-            weights: Checkpoint (.safetensors, .pth, .ckpt) to start from; to evaluate, an exported network too.
-            partial_weights: Accept ``weights`` that lack some tensors or have them in another shape; what is not loaded
-                stays as initialised, and is reported.
-            new_head: Start with a fresh classifier where that of ``weights`` is for another number of classes.
-            channels_last: Keep weights and pictures in channels-last layout, the faster one for convolutions.
-            compile: Train through torch.compile.
-            ema_decay: Keep an exponential moving average of weights and statistics, updated each step by this decay
-                (release: 0.9998), and evaluate it too; null for none.
-            lr: Peak learning rate at ``reference_batch_size``; the one used is in proportion to the real batch size.
-            reference_batch_size: Pictures per optimiser step that ``lr`` is meant for.
-            schedule: After the warm-up, a ``cosine`` over the whole training; or the peak in its first half and a
-                cosine over the second, which changes the rate at every step (``half_cosine``) or once an epoch
-                (``half_cosine_by_epoch``).
-            min_lr_ratio: Final over peak learning rate.
-            warmup_lr_ratio: First over peak learning rate.
-            warmup_epochs: Length of the linear warm-up.
-            warmup_steps: The same in optimiser steps, in place of ``warmup_epochs``; null for these.
-            weight_decay: Of AdamW.
-            weight_decay_rule: What decays: all but vectors, as in the ``release``; all but LayerNorms, as in its
-                ``downstream`` trainings, detectors and segmenters; or a ``clean`` choice that spares, beside vectors,
-                biases, scales and logarithms stored as matrices.
-            layer_decay: Factor on the learning rate from one layer to the layer before it, e.g. 0.75 for fine-tuning.
-            betas: Of AdamW.
+            weights: Checkpoint (.safetensors, .pth, .ckpt) to start from; for evaluation, also an exported network.
+            partial_weights: Accept ``weights`` in which some tensors are missing or have another shape; these tensors
+                keep their initial values, and are reported.
+            new_head: Initialise the classifier anew if that of ``weights`` has another number of classes.
+            channels_last: Keep weights and pictures in channels-last layout, which is faster for convolutions.
+            compile: Train with torch.compile.
+            ema_decay: Also keep and evaluate an exponential moving average of weights and statistics, updated each
+                step with this decay (release: 0.9998); null for no average.
+            lr: Peak learning rate for a batch of ``reference_batch_size``; scaled in proportion to the real batch size.
+            reference_batch_size: Pictures per optimiser step for which ``lr`` is given.
+            schedule: Learning rate after the warm-up: ``cosine`` decay over the whole training; or the peak rate for
+                the first half of it and cosine decay over the second half, updated every step (``half_cosine``) or
+                every epoch (``half_cosine_by_epoch``).
+            min_lr_ratio: Ratio of the final to the peak learning rate.
+            warmup_lr_ratio: Ratio of the first to the peak learning rate.
+            warmup_epochs: Length of the linear warm-up in epochs.
+            warmup_steps: Length of the warm-up in optimiser steps, instead of ``warmup_epochs``; null to use those.
+            weight_decay: Weight decay of AdamW.
+            weight_decay_rule: Parameters that decay: ``release``, all but vectors, as in the release; ``downstream``,
+                all but LayerNorms, as in the release's detectors and segmenters; ``clean``, all but vectors and the
+                biases, scales and logarithms that are stored as matrices.
+            layer_decay: Factor on the learning rate from each layer to the one before it, e.g. 0.75 for fine-tuning.
+            betas: Coefficients of AdamW's running averages.
 
         Raises:
             ConfigError: If a value is out of range.
@@ -119,35 +121,35 @@ class Task(EvaluatedTask):
         self.save_hyperparameters({**self.hparams, **plain_settings(given, self.LIMITS)})
 
     def use_network(self, model: nn.Module) -> None:
-        """Takes a network as the one to train: its weights, its layout, its average, the compiler.
+        """Sets the network to train: loads its weights, and sets up memory layout, average, compilation and metrics.
 
         Raises:
-            WeightsError: If the weights that were given cannot be read or do not fit.
+            WeightsError: If the given weights cannot be read or do not fit.
         """
         if self._weights is not None and runtime_of(self._weights):
-            model, _ = load_network(self._weights)  # to evaluate what was exported
+            model, _ = load_network(self._weights)  # an exported network, to be evaluated
         elif self._weights is not None:
             self.load(model, self._weights)
         if self.hparams["channels_last"]:
-            # Not by `to`, as a scale (1, C, 1, 1) and its gradient would then differ in strides, of which DDP warns.
+            # Not with `to`: the strides of a scale (1, C, 1, 1) and its gradient would then differ, and DDP would warn.
             model = nn.utils.convert_conv2d_weight_memory_format(model, torch.channels_last)
         self.model = model
         if self.hparams["ema_decay"] is not None:
             self.ema = ModelEmaV3(self.model, decay=self.hparams["ema_decay"]).requires_grad_(False)
-            # Only evaluated, but Lightning warns of every module that is not in training mode; train() of a detector
-            # leaves frozen norms out.
+            # The average is only evaluated, but Lightning warns about every module that is not in training mode. Set
+            # here, as the train() of a detector skips frozen norms.
             for module in self.ema.modules():
                 module.training = True
         if self.hparams["compile"]:
             self.model.compile()
         self.comparison = Comparison(self.new_metrics, self.scores[0])
         self.mean_train_loss = DeviceMean()
-        self.mean_train_loss.persistent(True)  # so that a resumed epoch's mean is over all of it
+        self.mean_train_loss.persistent(True)  # so that the mean of a resumed epoch covers the whole epoch
 
-    # What a subclass says.
+    # Methods for subclasses to override.
 
     def load(self, model: nn.Module, weights: str) -> None:
-        """Loads the file that a training starts from, as ``partial_weights`` and ``new_head`` allow.
+        """Loads the initial weights from a file, as ``partial_weights`` and ``new_head`` allow.
 
         Raises:
             WeightsError: If it cannot be read or does not fit.
@@ -155,23 +157,23 @@ class Task(EvaluatedTask):
         load_weights(model, weights, **self.accepted)
 
     def training_loss(self, images: Any, targets: Any) -> Tensor:
-        """What a batch is learned by: a number."""
+        """Returns the loss of a batch, a scalar."""
         raise NotImplementedError
 
     def new_metrics(self) -> Metrics:
-        """The metrics of one network, for :attr:`scores` and the loss."""
+        """Returns new metrics for one network, which compute :attr:`scores` and the loss."""
         raise NotImplementedError
 
     # Training.
 
     def on_train_start(self) -> None:
-        """Sets the first step's learning rate: a checkpoint brings that of its own training's length."""
+        """Sets the first step's learning rate, as that in a checkpoint is for the length of its own training."""
         schedule = self.lr_schedulers()
-        if isinstance(schedule, LambdaLR):  # and not a callback's that looks for a rate
+        if isinstance(schedule, LambdaLR):  # not the schedule of a callback that searches for a learning rate
             set_rates_of_now(schedule)
 
     def on_train_epoch_start(self) -> None:
-        """Starts the epoch's mean; not where an epoch goes on after a resume."""
+        """Resets the epoch's mean loss; Lightning skips this if a resumed run continues within an epoch."""
         self.mean_train_loss.reset()
 
     def training_step(self, batch: tuple[Any, Any]) -> Tensor:
@@ -180,7 +182,7 @@ class Task(EvaluatedTask):
         self.mean_train_loss.update(loss.detach().masked_fill(~loss.isfinite(), torch.nan), len(images))
         self.log("train/loss_step", loss, prog_bar=True)
         rate = torch.tensor(rate_to_show(self.trainer.optimizers) or 0.0)
-        self.log("lr", rate)  # on the CPU: Lightning would copy a number to the device, and wait for it
+        self.log("lr", rate)  # a CPU tensor, as Lightning would copy a float to the device and wait for it
         return loss
 
     def on_train_epoch_end(self) -> None:
@@ -192,16 +194,16 @@ class Task(EvaluatedTask):
             self.ema.update(self.model)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The optimiser's groups, without their learning rates; a resume is checked against them."""
+        """Returns the optimiser's parameter groups without learning rates; a resumed run is checked against them."""
         hparams = self.hparams
         decay = hparams["weight_decay"], hparams["weight_decay_rule"], hparams["layer_decay"]
         return parameter_groups(self.model, *decay)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with warm-up and the schedule, set every step.
+        """Returns AdamW and a schedule with warm-up that sets the learning rate every step.
 
         Raises:
-            ConfigError: If the training has no end to which the cosine could lead, or no epochs for the warm-up.
+            ConfigError: If the training has no end for the cosine decay, or no epochs for the warm-up.
         """
         hparams = self.hparams
         warmup = hparams["warmup_epochs"], hparams["warmup_steps"]
@@ -216,11 +218,11 @@ class Task(EvaluatedTask):
 
     @property
     def total_batch_size(self) -> int:
-        """Pictures an optimiser step sees, over all devices and accumulated batches."""
+        """Pictures per optimiser step, over all devices and accumulated batches."""
         return pictures_a_step(self.trainer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the card, and which network was the better one; keeps the settings that the class is built from."""
+        """Adds the model card and which network was better; keeps only the settings that ``__init__`` takes."""
         kept = checkpoint.get("hyper_parameters", {})
         checkpoint["hyper_parameters"] = {name: kept[name] for name in init_arguments(type(self)) if name in kept}
         checkpoint[CARD_KEY] = self.model_card.as_dict()

@@ -24,11 +24,11 @@ from mobilemamba.training.optimizer import freeze_backbone as _freeze_backbone
 class ClassificationTask(Task):
     """Trains and tests a classifier on batches of pictures (B, ``in_chans``, H, W) with class indices (B,) int64.
 
-    Logs for validation and test ``val/loss`` (without label smoothing), ``val/top1`` and ``val/top5`` in percent, 0 to
-    100, over all pictures whatever the batches' sizes. The averaged network's have the suffix ``_ema``;
-    ``val/top1_max`` is the better of both, as the paper reports it. Outside a training the network with folded norms is
-    evaluated beside the raw one (suffix ``_fused``; ``val/fused_changed`` counts the pictures that it puts into another
-    class).
+    Logs ``val/loss`` (without label smoothing), ``val/top1`` and ``val/top5`` in percent, 0 to 100, over all pictures
+    whatever the batch sizes; in tests with the prefix ``test/``. The suffix ``_ema`` marks those of the averaged
+    network; ``val/top1_max`` is the better of both, as the paper reports it. Outside of training, the network with
+    folded norms is also evaluated (suffix ``_fused``); ``val/fused_changed`` counts the pictures that it assigns to
+    another class.
     """
 
     task: ClassVar[str] = "classification"
@@ -59,20 +59,20 @@ class ClassificationTask(Task):
         """Builds the network.
 
         Args:
-            name: Any timm model; mobilemamba_t2, _t4, _s6, _b1, _b2 or _b4.
-            arch: Architecture choices laid over a mobilemamba model; not for others.
-            num_classes: Outputs of the network.
+            name: Name of any timm model, or mobilemamba_t2, _t4, _s6, _b1, _b2 or _b4.
+            arch: Changes to the architecture of a mobilemamba model; not for other models.
+            num_classes: Number of classes.
             in_chans: Channels of a picture.
-            drop_path_rate: Share of residual branches dropped in training; null for what the model was released with:
-                0.03 for mobilemamba_b1, _b2 and _b4, none for others.
-            distillation_head: A second classifier that learns from the teacher alone; the network's answer is the mean
+            drop_path_rate: Fraction of residual branches dropped in training; null for the value that the model was
+                released with: 0.03 for mobilemamba_b1, _b2 and _b4, none for others.
+            distillation_head: Add a second classifier that learns only from the teacher; the network returns the mean
                 of both. For mobilemamba models.
-            freeze_backbone: Train the classifier alone; the norms before it keep their statistics.
-            label_smoothing: Share of the training target spread over all classes.
+            freeze_backbone: Train only the classifier; the norms before it keep their statistics.
+            label_smoothing: Fraction of the training target that is spread over all classes.
             mixing: Mixup and CutMix; null for none.
-            distillation: A teacher to learn from; null for none.
-            **training: Weights to start from, optimiser, schedule, average and layout, as
-                :class:`~mobilemamba.tasks.base.Task` takes them.
+            distillation: Teacher to learn from; null for none.
+            **training: Initial weights, optimiser, schedule, average and layout: arguments of
+                :class:`~mobilemamba.tasks.base.Task`.
 
         Raises:
             ConfigError: If the model is unknown or a value is out of range.
@@ -80,14 +80,14 @@ class ClassificationTask(Task):
         """
         given = dict(locals())
         super().__init__(**training)
-        # Dicts, as a checkpoint keeps them.
+        # A checkpoint stores them as dicts.
         self.mixing = Mixing(**mixing) if isinstance(mixing, dict) else mixing
         self.distillation = Distillation(**distillation) if isinstance(distillation, dict) else distillation
         given |= network_settings(name, arch, drop_path_rate)
         given |= {"mixing": self.mixing and asdict(self.mixing)}
         given |= {"distillation": self.distillation and asdict(self.distillation)}
         self.keep_settings(given)
-        #: Networks that are no part of this one: not trained, moved or saved with it.
+        #: Networks that are not submodules: not trained, moved or saved with this module.
         self._beside: dict[str, nn.Module] = {}
         self.train_loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         self.mix = self.mixing.build(num_classes) if self.mixing else None
@@ -128,7 +128,7 @@ class ClassificationTask(Task):
             )
 
     def train(self, mode: bool = True) -> ClassificationTask:
-        """As for any module, except that a frozen backbone's norms and dropout stay in evaluation."""
+        """Sets training mode as for any module, but keeps a frozen backbone's norms and dropout in evaluation mode."""
         super().train(mode)
         if self.hparams["freeze_backbone"]:
             self.model.eval()
@@ -141,12 +141,12 @@ class ClassificationTask(Task):
             self._beside["teacher"].to(self.device)
 
     def on_train_start(self) -> None:
-        """Sets a frozen backbone's mode; not before, as Lightning warns of what it then finds in evaluation."""
+        """Puts a frozen backbone into evaluation mode; if this happened earlier, Lightning would warn about it."""
         self.train()
         super().on_train_start()
 
     def training_loss(self, images: Tensor, targets: Tensor) -> Tensor:
-        """Cross entropy of mixed pictures, and the distance to the teacher where there is one."""
+        """Returns the cross entropy on the (mixed) pictures, plus the weighted distillation loss if there is one."""
         if self.mix is not None:
             images, targets = self.mix(images, targets)
         if self.distillation is None:
@@ -163,10 +163,10 @@ class ClassificationTask(Task):
         return task + self.distillation.weight * learned
 
     def predict_step(self, batch: Any) -> dict[str, Tensor]:
-        """What the network makes of a batch of pictures (B, in_chans, H, W), alone or first in a tuple.
+        """Classifies a batch of pictures (B, in_chans, H, W), given alone or as the first item of a tuple.
 
         Returns:
-            ``probabilities`` (B, num_classes) float32, and the k <= 5 likeliest classes first to last:
+            ``probabilities`` (B, num_classes) float32, and the k <= 5 most probable classes in descending order:
             ``top_probabilities`` (B, k) float32 and ``top_indices`` (B, k) int64.
         """
         x = batch[0] if isinstance(batch, list | tuple) else batch

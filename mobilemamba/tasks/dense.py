@@ -1,4 +1,4 @@
-"""What tasks have in common whose network is a head on a backbone."""
+"""The base class of tasks whose network is a head on a backbone."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from mobilemamba.training.optimizer import DecayRule
 
 
 class DenseTask(Task):
-    """Trains and tests a head on MobileMamba or on any other timm model that gives maps; a subclass says which.
+    """Base class of tasks that train and test a head on MobileMamba or on any other timm model with feature maps.
 
     Attributes:
-        head_options: Arguments that choose a head, and what stands for those that a card does not have.
+        head_options: Arguments that configure the head -> values assumed if a model card does not have them.
     """
 
     head_options: ClassVar[dict[str, Any]]
@@ -43,22 +43,23 @@ class DenseTask(Task):
         weight_decay_rule: DecayRule = "downstream",
         **training: Any,
     ) -> None:
-        """The defaults of the optimiser are what the paper's trainings on ADE20K and COCO share.
+        """Stores the settings; the optimiser's defaults are those common to the paper's ADE20K and COCO trainings.
 
         Args:
-            name: Backbone: any timm model that gives maps; mobilemamba_t2, _t4, _s6, _b1, _b2 or _b4.
-            arch: Architecture choices laid over a mobilemamba model; not for others.
+            name: Backbone: any timm model with feature maps, or mobilemamba_t2, _t4, _s6, _b1, _b2 or _b4.
+            arch: Changes to the architecture of a mobilemamba model; not for other models.
             in_chans: Channels of a picture.
-            drop_path_rate: Share of residual branches dropped in training; null for what the model was released with:
-                0.03 for mobilemamba_b1, _b2 and _b4, none for others.
-            min_lr_ratio: Final over peak learning rate.
-            warmup_lr_ratio: First over peak learning rate.
-            warmup_steps: Length of the linear warm-up in optimiser steps; null for ``warmup_epochs``.
-            weight_decay_rule: What decays: all but LayerNorms, as in the release's ``downstream`` trainings; all but
-                vectors, as in its classifiers' (``release``); or a ``clean`` choice that spares, beside vectors,
-                biases, scales and logarithms stored as matrices.
-            **training: Weights to start from, of a classifier for the backbone alone or of the whole network; the rest
-                of optimiser and schedule, average and layout, as :class:`~mobilemamba.tasks.base.Task` takes them.
+            drop_path_rate: Fraction of residual branches dropped in training; null for the value that the model was
+                released with: 0.03 for mobilemamba_b1, _b2 and _b4, none for others.
+            min_lr_ratio: Ratio of the final to the peak learning rate.
+            warmup_lr_ratio: Ratio of the first to the peak learning rate.
+            warmup_steps: Length of the linear warm-up in optimiser steps; null to use ``warmup_epochs``.
+            weight_decay_rule: Parameters that decay: ``downstream``, all but LayerNorms, as in the release's detectors
+                and segmenters; ``release``, all but vectors, as in its classifiers; ``clean``, all but vectors and the
+                biases, scales and logarithms that are stored as matrices.
+            **training: Initial weights, of a classifier for the backbone alone or of the whole network; the remaining
+                settings of optimiser, schedule, average and layout: arguments of
+                :class:`~mobilemamba.tasks.base.Task`.
 
         Raises:
             ConfigError: If a value is out of range.
@@ -68,7 +69,7 @@ class DenseTask(Task):
         self.keep_settings(given | network_settings(name, arch, drop_path_rate))
 
     def network_arguments(self, num_classes: int | None, in_chans: int | None) -> dict[str, Any]:
-        """What the network of any head is built by; the arguments are those of :meth:`build_model`."""
+        """Returns the arguments to build a network with any head; takes the arguments of :meth:`build_model`."""
         hparams = self.hparams
         return {
             "head": hparams["head"],
@@ -81,9 +82,9 @@ class DenseTask(Task):
         }
 
     def load(self, model: nn.Module, weights: str) -> None:
-        """A file of such a network as a whole; a classifier's into the backbone."""
+        """Loads weights of a whole network, or those of a classifier into the backbone alone."""
         card = read_card(weights)
-        if card is None:  # then the names tell: those of a classifier are the backbone's
+        if card is None:  # then the tensors' names tell, as those of a classifier match the backbone only
             found = match(model, find_tensors(weights, *spellings(model))).report.loaded
             whole = not all(name.startswith("backbone.") for name in found)
         else:
@@ -103,7 +104,7 @@ class DenseTask(Task):
 
     @property
     def model_card(self) -> ModelCard:
-        """With the head, and what the data say of their classes besides the names."""
+        """The model card, with the head and its options, and the palette and category ids of the data's classes."""
         hparams, data = self.hparams, self.data
         return replace(
             super().model_card,
@@ -115,5 +116,5 @@ class DenseTask(Task):
 
     @property
     def class_names(self) -> list[str]:
-        """Those of the data, or their numbers."""
+        """Class names of the data, or class numbers if there is no data module."""
         return [*map(str, range(self.hparams["num_classes"]) if self.data is None else self.data.class_names)]

@@ -1,4 +1,4 @@
-"""Object detection: a detector on MobileMamba or on any other timm model that gives maps."""
+"""Object detection with MobileMamba or any other timm model with feature maps as the backbone."""
 
 from __future__ import annotations
 
@@ -26,17 +26,18 @@ from mobilemamba.training.schedule import Schedule
 
 Head = Literal["mask_rcnn", "retinanet", "ssdlite"]
 
-#: Boxes with a lower score are in the metrics, but not in drawings.
+#: Boxes with a lower score count in the metrics, but are not drawn.
 _DRAWN = 0.3
 
 
 class DetectionTask(DenseTask):
     """Trains and tests a detector on pictures (B, ``in_chans``, H, W) with objects, see :class:`Boxes`.
 
-    Logs for validation and test COCO's average precisions in percent, 0 to 100: ``val/map`` (over IoU 0.5 to 0.95),
-    ``val/map50``, ``val/map75`` and those of small, medium and large objects; of ``mask_rcnn`` also those of masks,
-    ``val/mask_map`` the first of them, which is its headline. The averaged network's have the suffix ``_ema``, and
-    ``val/map_max`` is the better of both. In training each part of the loss is ``train/loss_PART_step``.
+    Logs COCO's average precisions in percent, 0 to 100: ``val/map`` (over IoU 0.5 to 0.95), ``val/map50``,
+    ``val/map75`` and those of small, medium and large objects; in tests with the prefix ``test/``. For ``mask_rcnn``
+    the same are logged for masks, the first of which, ``val/mask_map``, is its headline. The suffix ``_ema`` marks
+    those of the averaged network, and ``val/map_max`` is the better of both. In training, each part of the loss is
+    logged as ``train/loss_PART_step``.
     """
 
     task: ClassVar[str] = "detection"
@@ -44,7 +45,7 @@ class DetectionTask(DenseTask):
     counted: ClassVar[str] = "objects"
     table_classes: ClassVar[int] = 80
     head_options: ClassVar[dict[str, Any]] = {"head_dim": 256, "prune": False}
-    scores: tuple[Score, ...] = BOX_SCORES  # type: ignore[misc]  # of a network with masks, more
+    scores: tuple[Score, ...] = BOX_SCORES  # type: ignore[misc]  # more in an instance with masks
     LIMITS: ClassVar[dict[str, tuple[float, float]]] = {
         "num_classes": (1, math.inf),
         "head_dim": (4, math.inf),
@@ -66,24 +67,25 @@ class DetectionTask(DenseTask):
         schedule: Schedule = "half_cosine_by_epoch",
         **training: Any,
     ) -> None:
-        """Builds the network. The defaults of the optimiser are those of the paper's trainings on COCO.
+        """Builds the network. The optimiser's defaults are those of the paper's COCO trainings.
 
         Args:
-            name: Backbone: any timm model that gives maps; mobilemamba_t2, _t4, _s6, _b1, _b2 or _b4.
-            head: The kind of detector; ``mask_rcnn`` needs data with masks.
-            num_classes: Classes of objects.
-            head_dim: Width of neck and head.
-            prune: Leave out the stages that no head reads: for ``ssdlite`` those coarser than stride 32.
-            frozen_norms: Keep the running statistics of the backbone's BatchNorms in training, as the paper's trainings
-                do; for a backbone that was trained before.
-            regions: How many of the boxes that ``mask_rcnn`` proposes in a training picture it learns from.
-            lr: Peak learning rate at ``reference_batch_size``; the one used is in proportion to the real batch size.
-            reference_batch_size: Pictures per optimiser step that ``lr`` is meant for.
-            schedule: After the warm-up, a ``cosine`` over the whole training; or the peak in its first half and a
-                cosine over the second, which changes the rate at every step (``half_cosine``) or once an epoch
-                (``half_cosine_by_epoch``).
-            **training: Weights to start from, of a classifier for the backbone alone or of a detector; the rest of
-                optimiser and schedule, average and layout, as :class:`~mobilemamba.tasks.base.Task` takes them.
+            name: Backbone: any timm model with feature maps, or mobilemamba_t2, _t4, _s6, _b1, _b2 or _b4.
+            head: Detection head on the backbone; ``mask_rcnn`` needs data with masks.
+            num_classes: Number of classes of objects.
+            head_dim: Channels of neck and head.
+            prune: Leave out the stages that no head reads: for ``ssdlite``, those coarser than stride 32.
+            frozen_norms: Keep the running statistics of the backbone's BatchNorms fixed in training, as in the paper's
+                trainings; for a pretrained backbone.
+            regions: Number of proposed boxes per training picture from which ``mask_rcnn`` learns.
+            lr: Peak learning rate for a batch of ``reference_batch_size``; scaled in proportion to the real batch size.
+            reference_batch_size: Pictures per optimiser step for which ``lr`` is given.
+            schedule: Learning rate after the warm-up: ``cosine`` decay over the whole training; or the peak rate for
+                the first half of it and cosine decay over the second half, updated every step (``half_cosine``) or
+                every epoch (``half_cosine_by_epoch``).
+            **training: Initial weights, of a classifier for the backbone alone or of a whole detector; the remaining
+                settings of optimiser, schedule, average and layout: arguments of
+                :class:`~mobilemamba.tasks.base.Task`.
 
         Raises:
             ConfigError: If the model is unknown or a value is out of range, or if faster-coco-eval is not installed.
@@ -99,7 +101,7 @@ class DetectionTask(DenseTask):
 
     @classmethod
     def scores_with(cls, settings: Mapping[str, Any]) -> tuple[Score, ...]:
-        """With those of masks, where it finds masks."""
+        """Returns the scores of boxes, preceded by those of masks if the head finds masks."""
         return (*MASK_SCORES, *BOX_SCORES) if settings.get("head") == "mask_rcnn" else BOX_SCORES
 
     @property
@@ -131,19 +133,19 @@ class DetectionTask(DenseTask):
     # Training.
 
     def train(self, mode: bool = True) -> DetectionTask:
-        """As for any module, except that frozen norms stay in evaluation."""
+        """Sets training mode as for any module, but keeps frozen norms in evaluation mode."""
         super().train(mode)
         if hasattr(self, "model"):
             self.model.train(mode)
         return self
 
     def on_train_start(self) -> None:
-        """Sets the frozen norms' mode; not before, as Lightning warns of what it then finds in evaluation."""
+        """Puts frozen norms into evaluation mode; if this happened earlier, Lightning would warn about it."""
         self.train()
         super().on_train_start()
 
     def training_loss(self, images: Tensor, targets: list[dict[str, Tensor]]) -> Tensor:
-        """The sum of the network's losses."""
+        """Returns the sum of the network's losses."""
         losses = self.model.losses(self.in_layout(images), targets)
         self.log_dict({f"train/loss_{name}_step": loss for name, loss in losses.items()})
         return torch.stack([*losses.values()]).sum()
@@ -156,7 +158,7 @@ class DetectionTask(DenseTask):
         self.comparison.update(outputs, targets)
 
     def detect(self, network: Any, images: Tensor, targets: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-        """What a network finds in the pictures of a batch; masks (n, H, W) bool are of the original pictures."""
+        """Returns the objects found in each picture of a batch; masks (n, H, W) bool have its original size."""
         found = network.detect(self.in_layout(images), torch.stack([target["size"] for target in targets]))
         if self.finds_masks:
             for of_picture, target in zip(found, targets, strict=True):
@@ -167,7 +169,7 @@ class DetectionTask(DenseTask):
 
     @property
     def precision(self) -> ClassPrecision | None:
-        """Of each class, of the better network in the last evaluation; None if there was none."""
+        """Precision of each class, for the better network in the last evaluation; None if there was none."""
         metrics = self.comparison.metrics[self.better]
         assert isinstance(metrics, DetectionMetrics)
         return metrics.classes.get("mask_" if self.finds_masks else "")
@@ -178,14 +180,14 @@ class DetectionTask(DenseTask):
 
     @property
     def of_classes(self) -> dict[str, float]:
-        """Class's name -> its average precision in percent, of the better network in the last evaluation."""
+        """Class name -> average precision in percent, for the better network in the last evaluation."""
         if (found := self.precision) is None:
             return {}
         pairs = zip(self.class_names, found.ap_C.tolist(), strict=True)
         return {name: round(ap, 4) for name, ap in pairs if not math.isnan(ap)}
 
     def class_rows(self, *, worst_first: bool) -> list[dict[str, Any]] | None:
-        """Of each class that there are objects of: average precision over all IoU and at 0.5."""
+        """Returns a row per class that has objects: average precision over all IoU thresholds, and at 0.5."""
         if (found := self.precision) is None:
             return None
         of_50 = dict(zip(self.class_names, found.ap50_C.tolist(), strict=True))
@@ -213,7 +215,7 @@ class DetectionTask(DenseTask):
             texts = [names[label] + score for label, score in zip(labels, scores, strict=True)]
             masks = None
             if self.finds_masks:
-                masks = objects["masks"]  # of the original picture; or of the batch, padded
+                masks = objects["masks"]  # in the size of the original picture, or of the padded batch
                 if masks.shape[1:] != (*target["original_size"].tolist(),):
                     masks = masks[:, :height, :width]
                 rows, columns = (
@@ -227,6 +229,6 @@ class DetectionTask(DenseTask):
         return panels([("truth", drawn(target)), (f"prediction, scores from {_DRAWN}", drawn(sure))])
 
     def predict_step(self, batch: Any) -> list[dict[str, Tensor]]:
-        """What is found in each picture of a batch (B, in_chans, H, W), alone or first in a tuple."""
+        """Returns the objects found in each picture of a batch (B, in_chans, H, W), alone or first in a tuple."""
         x = batch[0] if isinstance(batch, list | tuple) else batch
         return self.model.detect(self.in_layout(x))

@@ -1,4 +1,4 @@
-"""The evaluating half of a task: how a network sees pictures, what its card says, and how it is validated."""
+"""The inference half of a task: the network's input, its model card, and its evaluation."""
 
 from __future__ import annotations
 
@@ -18,51 +18,50 @@ from mobilemamba.models.predictor import Predictor, predictor_of
 from mobilemamba.training.contract import TaskContract
 from mobilemamba.training.metrics import Comparison
 
-#: For the log of a number that all processes have computed together; Lightning would warn of it otherwise.
+#: Arguments of ``log`` for a value that is already the same in all processes; without them Lightning would warn.
 SAME_EVERYWHERE: dict[str, Any] = {"sync_dist": True, "reduce_fx": "max"}
 
 
 class EvaluatedTask(TaskContract, LightningModule):
     """Evaluates and describes a network.
 
-    The network is evaluated, and its average if there is one. Outside a training the network as ``predict`` runs it,
-    with folded norms, is evaluated beside the raw one. See :class:`~mobilemamba.training.metrics.Comparison` for what
-    is logged.
+    The network is evaluated, and its average if there is one. Outside of training, the network as ``predict`` runs it,
+    with folded norms, is evaluated too. See :class:`~mobilemamba.training.metrics.Comparison` for what is logged.
 
     Attributes:
         ema: The network's exponential moving average, None for none.
-        comparison: The metrics of all of them.
+        comparison: The metrics of all these networks.
     """
 
     ema: ModelEmaV3 | None
     comparison: Comparison
 
-    # What the network sees.
+    # The network's input.
 
     def forward(self, x: Tensor) -> Any:
-        """What the network makes of pictures (B, in_chans, H, W)."""
+        """Returns the network's output for pictures (B, in_chans, H, W)."""
         return self.model(self.in_layout(x))
 
     def in_layout(self, x: Tensor) -> Tensor:
-        """Pictures (B, in_chans, H, W) in the network's memory layout."""
+        """Returns pictures (B, in_chans, H, W) in the network's memory layout."""
         return x.contiguous(memory_format=torch.channels_last) if self.hparams["channels_last"] else x
 
     @property
     def data(self) -> DataModule | None:
-        """The data module that the trainer was given, if it is one of ours."""
+        """The trainer's data module, if it is a :class:`DataModule`."""
         return data_of(self._trainer) if self._trainer is not None else None
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How the pictures are prepared: as the data module says, or else as the network's name says."""
+        """Preprocessing of pictures: that of the data module, or if there is none, that of the named model."""
         data = self.data
         return Preprocessing.of_model(self.hparams["name"]) if data is None else Preprocessing(**data.preprocessing)
 
-    # What is known of it.
+    # Model card and predictor.
 
     @property
     def model_card(self) -> ModelCard:
-        """Of the network by its name, with its settings, and the classes and pictures of the data."""
+        """The model card: the network's name and settings, and the classes and preprocessing of the data."""
         hparams, data = self.hparams, self.data
         return ModelCard(
             model=hparams["name"],
@@ -76,24 +75,24 @@ class EvaluatedTask(TaskContract, LightningModule):
         )
 
     def predictor(self) -> Predictor:
-        """Asks the network about pictures as ``predict`` does, on this device; of a copy that is fast in inference."""
+        """Returns a predictor, as ``predict`` uses it, with a copy of the network optimised for this device."""
         return predictor_of(self.model, self.model_card, self.device)
 
     # Evaluation.
 
     def evaluate(self, network: nn.Module, images: Any) -> Any:
-        """What a network makes of pictures in an evaluation, for the metrics: one by one, say, where sizes differ."""
+        """Returns a network's output for the metrics; pictures of different sizes, for example, go one by one."""
         return network(self.in_layout(images))
 
     @property
     def monitor(self) -> str:
-        """The metric that the best epoch is chosen by: of the network, or the better one of it and its average."""
+        """Name of the metric that selects the best epoch: the network's, or the better of it and its average."""
         headline = self.scores[0]
         return f"val/{headline.key}" + ("" if self.ema is None else f"_{headline.direction}")
 
     @property
     def better(self) -> str:
-        """The network that won the last validation: ``raw``, or ``ema`` for its average."""
+        """Name of the network with the better score in the last validation: ``raw``, or ``ema`` for the average."""
         return "ema" if self.average_is_better(self.trainer.callback_metrics) else "raw"
 
     @property
@@ -102,7 +101,7 @@ class EvaluatedTask(TaskContract, LightningModule):
 
     @property
     def confusion(self) -> dict[str, Tensor]:
-        """Network's name (``raw``, ``ema``, ``fused``) -> (n, 3): class, answer, how often; of the last evaluation."""
+        """Confusion counts of the last evaluation: ``raw``, ``ema``, ``fused`` -> (n, 3): class, prediction, count."""
         return self.comparison.counts
 
     def on_validation_epoch_start(self) -> None:
@@ -110,10 +109,10 @@ class EvaluatedTask(TaskContract, LightningModule):
         if self.ema is not None:
             self._evaluated["ema"] = self.ema.module
         if self.trainer.state.fn != TrainerFn.FITTING:
-            # As predict runs it; under autocast its layers for oneDNN would be given another type than theirs.
+            # As predict runs it, but not under autocast, where its oneDNN layers would get inputs of another dtype.
             exact = self.trainer.precision == "32-true"
             fused = self.predictor().network if exact else fuse_norms(self.model)
-            if count_batch_norms(fused) < count_batch_norms(self.model):  # else it is none of ours
+            if count_batch_norms(fused) < count_batch_norms(self.model):  # otherwise it has none that can be folded
                 self._evaluated["fused"] = fused
 
     def validation_step(self, batch: tuple[Any, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Semantic segmentation: a head on MobileMamba or on any other timm model that gives maps."""
+"""Semantic segmentation with MobileMamba or any other timm model with feature maps as the backbone."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ Head = Literal["deeplabv3", "pspnet", "semantic_fpn"]
 class SegmentationTask(DenseTask):
     """Trains and tests a segmenter on pictures (B, ``in_chans``, H, W) and the classes of their pixels (B, H, W) int64.
 
-    Pixels that are ``IGNORED_PIXEL`` do not count. In an evaluation targets may be of another size than their picture;
-    answers are scaled to it. Logs for validation and test ``val/miou`` (the mean of the classes' intersections over
-    unions), ``val/aacc`` (accuracy of all pixels) and ``val/macc`` (mean of the classes' accuracies) in percent, 0 to
-    100, over the whole set, and ``val/loss``, the mean over the pixels that count. The averaged network's have the
-    suffix ``_ema``, and ``val/miou_max`` is the better of both; ``val/fused_changed`` counts the pixels that the
-    network with folded norms puts into another class.
+    Pixels that are ``IGNORED_PIXEL`` do not count. In evaluations, targets may differ in size from their pictures;
+    predictions are then scaled to the target's size. Logs ``val/miou`` (mean IoU of the classes), ``val/aacc``
+    (accuracy over all pixels) and ``val/macc`` (mean accuracy of the classes) in percent, 0 to 100, over the whole set,
+    and ``val/loss``, the mean over the pixels that count; in tests with the prefix ``test/``. The suffix ``_ema`` marks
+    those of the averaged network, and ``val/miou_max`` is the better of both; ``val/fused_changed`` counts the pixels
+    that the network with folded norms assigns to another class.
     """
 
     task: ClassVar[str] = "segmentation"
     form: ClassVar[type] = Masks
     counted: ClassVar[str] = "pixels"
     table_classes: ClassVar[int] = 150
-    table_batch: ClassVar[int] = 1  # whose logits are 150 MB at 512 px
+    table_batch: ClassVar[int] = 1  # as the logits of one picture take 150 MB at 512 px
     scores: ClassVar[tuple[Score, ...]] = SegmentationMetrics.SCORES
     head_options: ClassVar[dict[str, Any]] = {"auxiliary": False, "head_dim": None, "output_stride": None}
     LIMITS: ClassVar[dict[str, tuple[float, float]]] = {
@@ -68,27 +68,28 @@ class SegmentationTask(DenseTask):
         schedule: Schedule = "half_cosine",
         **training: Any,
     ) -> None:
-        """Builds the network. The defaults of the optimiser are those of the paper's trainings on ADE20K.
+        """Builds the network. The optimiser's defaults are those of the paper's ADE20K trainings.
 
         Args:
-            name: Backbone: any timm model that gives maps; mobilemamba_t2, _t4, _s6, _b1, _b2 or _b4.
-            head: The kind of head.
-            num_classes: Outputs of the network.
-            head_dim: Width of the head; null for the paper's, 256, and 128 of semantic_fpn.
+            name: Backbone: any timm model with feature maps, or mobilemamba_t2, _t4, _s6, _b1, _b2 or _b4.
+            head: Segmentation head on the backbone.
+            num_classes: Number of classes.
+            head_dim: Channels of the head; null for the paper's: 128 for semantic_fpn, 256 for the others.
             output_stride: Stride of the coarsest map, for backbones whose last stages can be dilated instead.
-            auxiliary: A second head on the last map but one, for a second loss in training.
-            auxiliary_weight: Of that loss.
-            loss_over: What the cross entropy is the mean over: ``all`` pixels, so that those that do not count add
-                nothing, as in the release; or those that are ``counted``.
-            sync_heads: Share the statistics of the heads' norms among GPUs; the backbone's are each GPU's own.
-            head_lr_ratio: Factor on the learning rate of the head; not of a neck or the second head.
-            lr: Peak learning rate at ``reference_batch_size``; the one used is in proportion to the real batch size.
-            reference_batch_size: Pictures per optimiser step that ``lr`` is meant for.
-            schedule: After the warm-up, a ``cosine`` over the whole training; or the peak in its first half and a
-                cosine over the second, which changes the rate at every step (``half_cosine``) or once an epoch
-                (``half_cosine_by_epoch``).
-            **training: Weights to start from, of a classifier for the backbone alone or of a segmenter; the rest of
-                optimiser and schedule, average and layout, as :class:`~mobilemamba.tasks.base.Task` takes them.
+            auxiliary: Add a second head on the last map but one, for an auxiliary loss in training.
+            auxiliary_weight: Weight of the auxiliary loss.
+            loss_over: Pixels over which the cross entropy is averaged: ``all``, where ignored pixels add zero, as in
+                the release; or only those ``counted``.
+            sync_heads: Synchronise the statistics of the heads' norms across GPUs; the backbone's stay separate.
+            head_lr_ratio: Factor on the learning rate of the head; not of the neck or the second head.
+            lr: Peak learning rate for a batch of ``reference_batch_size``; scaled in proportion to the real batch size.
+            reference_batch_size: Pictures per optimiser step for which ``lr`` is given.
+            schedule: Learning rate after the warm-up: ``cosine`` decay over the whole training; or the peak rate for
+                the first half of it and cosine decay over the second half, updated every step (``half_cosine``) or
+                every epoch (``half_cosine_by_epoch``).
+            **training: Initial weights, of a classifier for the backbone alone or of a whole segmenter; the remaining
+                settings of optimiser, schedule, average and layout: arguments of
+                :class:`~mobilemamba.tasks.base.Task`.
 
         Raises:
             ConfigError: If the model is unknown or a value is out of range.
@@ -108,7 +109,7 @@ class SegmentationTask(DenseTask):
         """See :meth:`~mobilemamba.training.contract.TaskContract.build_model`."""
         return create_segmenter(
             **self.network_arguments(num_classes, in_chans),
-            auxiliary=self.hparams["auxiliary"] and num_classes is None,  # as the paper counts
+            auxiliary=self.hparams["auxiliary"] and num_classes is None,  # not in tables, as in the paper's counts
             output_stride=self.hparams["output_stride"],
         )
 
@@ -117,18 +118,18 @@ class SegmentationTask(DenseTask):
 
     @property
     def of_classes(self) -> dict[str, float]:
-        """Class's name -> its IoU in percent, of the better network in the last evaluation."""
+        """Class name -> IoU in percent, for the better network in the last evaluation."""
         if not (counts := self.confusion):
             return {}
         names = self.class_names
         return {names[score.label]: round(100 * score.iou, 4) for score in class_scores(counts[self.better])}
 
     def look_closely(self, window: int | None, tta: bool) -> None:
-        look_closely(self.model, window)  # refuses what cannot be
+        look_closely(self.model, window)  # raises an error if the window is impossible
         self._closely = window, tta
 
     def evaluate(self, network: nn.Module, images: Tensor) -> Tensor:
-        """In windows and in several views, where that is asked for."""
+        """Evaluates in windows and in several views of a picture, if :meth:`look_closely` asked for it."""
         return super().evaluate(look_closely(network, *self._closely, self.preprocessing.antialias), images)
 
     def draw_example(self, images: Tensor, targets: Tensor) -> Image.Image | None:
@@ -141,11 +142,11 @@ class SegmentationTask(DenseTask):
 
     def setup(self, stage: str) -> None:
         shared = stage == "fit" and self.hparams["sync_heads"] and self.trainer.world_size > 1
-        if shared and isinstance(self.trainer.accelerator, CUDAAccelerator):  # torch can do so on GPUs alone
+        if shared and isinstance(self.trainer.accelerator, CUDAAccelerator):  # SyncBatchNorm needs GPUs
             sync_heads(self.model)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """With the head in groups of its own, if its rate is another one."""
+        """Returns the optimiser's groups, with the head in separate groups if its learning rate differs."""
         groups, ratio = super().parameter_groups(), self.hparams["head_lr_ratio"]
         if ratio == 1:
             return groups
@@ -159,7 +160,7 @@ class SegmentationTask(DenseTask):
         return parts
 
     def training_loss(self, images: Tensor, targets: Tensor) -> Tensor:
-        """Cross entropy of the head's answer, and in part that of the second head's where there is one."""
+        """Returns the cross entropy of the head, plus the weighted cross entropy of the second head if there is one."""
         if not self.hparams["auxiliary"]:
             return self.cross_entropy(self(images), targets)
         of_head, of_auxiliary = self.model.forward_heads(self.in_layout(images))
@@ -169,20 +170,20 @@ class SegmentationTask(DenseTask):
         return head + auxiliary
 
     def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The mean over pixels as ``loss_over`` says; of logits (B, classes, H, W) and classes (B, H, W)."""
+        """Returns the cross entropy of logits (B, classes, H, W) and classes (B, H, W), averaged by ``loss_over``."""
         total = F.cross_entropy(logits.float(), targets, ignore_index=IGNORED_PIXEL, reduction="sum")
         if self.hparams["loss_over"] == "all":
             return total / targets.numel()
         return total / (targets != IGNORED_PIXEL).sum().clamp(min=1)
 
     def predict_step(self, batch: Any) -> Tensor:
-        """The classes of pixels (B, H, W) int64; of pictures (B, in_chans, H, W), alone or first in a tuple."""
+        """Returns the pixels' classes (B, H, W) int64 of pictures (B, in_chans, H, W), alone or first in a tuple."""
         x = batch[0] if isinstance(batch, list | tuple) else batch
         return likeliest(self(x), (x.shape[-2], x.shape[-1]))
 
 
 def sync_heads(model: Segmenter) -> None:
-    """Has the norms of the heads share their statistics among processes; in place, and with their parameters."""
+    """Makes the norms of the heads share their statistics among processes; in place, keeping their parameters."""
     for name in ("head", "auxiliary_head"):
         if (head := getattr(model, name)) is not None:
             setattr(model, name, nn.SyncBatchNorm.convert_sync_batchnorm(head))
