@@ -1,1 +1,1 @@
-"""How a network is trained: optimiser groups, learning-rate schedule, and what a run keeps and reports."""
+"""Training: optimiser groups, learning rate schedule, losses, metrics, callbacks, and what a run stores and reports."""

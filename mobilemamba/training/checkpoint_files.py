@@ -1,4 +1,4 @@
-"""The checkpoints in a run's folder, and which of them a training can go on from."""
+"""The checkpoints in a run's folder, and which of them a training can resume from."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from mobilemamba.errors import ConfigError, WeightsError
 from mobilemamba.models.weights_file import read_checkpoint
 
-#: Below a run's folder, and the files in it: the weights of the best validation, the newest state of the training, and
-#: the state before that one, for the case that the newest cannot be read.
+#: Subfolder of a run's folder, and its files: the weights of the best validation, the newest state of the training, and
+#: the state before that one, in case the newest cannot be read.
 FOLDER = "checkpoints"
 BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
-#: What Lightning restores a training from, and what is ours; the latter may be absent.
+#: Entries of a checkpoint from which Lightning restores a training, and entries of our own, which may be absent.
 _ENTRIES: dict[str, type | tuple[type, ...]] = {
     "state_dict": Mapping,
     "optimizer_states": list,
@@ -26,33 +26,33 @@ _ENTRIES: dict[str, type | tuple[type, ...]] = {
     "pytorch-lightning_version": str,
 }
 _OWN_ENTRIES: dict[str, type | tuple[type, ...]] = {"hyper_parameters": Mapping, "run_config": str}
-#: Under which a checkpoint says when it was written, in seconds since 1970: a copy of the folder has other dates.
+#: Entry with the time a checkpoint was written, in seconds since 1970, as a copy of the file has another date.
 SAVED_AT = "saved_at"
 
 
 def checkpoints_newest_first(run_dir: Path) -> list[Path]:
-    """Every checkpoint of a run's folder that a training can go on from, whoever wrote it.
+    """Lists every checkpoint in a run's folder from which a training can resume, whoever wrote it.
 
-    Those of weights alone are left out. A file that cannot be read stands where its date puts it: whoever goes on from
-    the first of them that can be read knows of the newer ones that could not.
+    Checkpoints with weights only are left out. A file that cannot be read is listed by its date, so that the caller,
+    who resumes from the first readable one, knows that newer ones were unreadable.
 
     Args:
-        run_dir: The folder that holds ``checkpoints/``.
+        run_dir: The folder that contains ``checkpoints/``.
     """
     paths = sorted((run_dir / FOLDER).rglob("*.ckpt"), key=lambda path: (not path.is_symlink(), path))
-    by_file = {path.resolve(): path for path in paths if path.name != BEST}  # not by its other name, a link
+    by_file = {path.resolve(): path for path in paths if path.name != BEST}  # a file rather than a link to it
     written = {path: when for path in by_file.values() if (when := _written(path)) is not None}
     return sorted(written, key=written.__getitem__, reverse=True)
 
 
 def read_training_checkpoint(path: Path) -> Mapping[str, Any]:
-    """The content of a checkpoint that a training can go on from.
+    """Reads a checkpoint from which a training can resume.
 
     Raises:
         WeightsError: If it cannot be read, or is not as Lightning writes it.
-        ConfigError: If it holds weights alone.
+        ConfigError: If it contains only weights.
     """
-    checkpoint = read_checkpoint(path)  # all of it: a damaged tensor shows in no directory
+    checkpoint = read_checkpoint(path)  # with all tensors, as only reading one shows that it is damaged
     if "optimizer_states" not in checkpoint or "loops" not in checkpoint:
         raise ConfigError(
             f"ckpt_path={path} holds weights, not the state of a training; start from them by --weights {path}, or go "
@@ -75,7 +75,7 @@ def read_training_checkpoint(path: Path) -> Mapping[str, Any]:
 
 
 def _has_counts(loop: Any) -> bool:
-    """Whether the state of Lightning's training loop has its counts, each of them a number."""
+    """Whether the state of Lightning's training loop contains its counts, and all of them are numbers."""
 
     def are_numbers(counts: Any) -> bool:
         if isinstance(counts, Mapping):
@@ -89,7 +89,7 @@ def _has_counts(loop: Any) -> bool:
 
 
 def can_resume(run_dir: Path) -> bool:
-    """Whether a training can go on from any of a run's checkpoints."""
+    """Whether a training can resume from any of a run's checkpoints."""
     for path in checkpoints_newest_first(run_dir):
         with contextlib.suppress(ConfigError, WeightsError):
             read_training_checkpoint(path)
@@ -98,7 +98,7 @@ def can_resume(run_dir: Path) -> bool:
 
 
 def _written(path: Path) -> float | None:
-    """When a checkpoint was written, in seconds since 1970; None if it is of weights alone, or gone by now."""
+    """Returns when a checkpoint was written, in seconds since 1970; None if it has only weights or no longer exists."""
     try:
         when = path.stat().st_mtime
         content = read_checkpoint(path, mmap=True)

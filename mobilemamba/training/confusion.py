@@ -1,4 +1,4 @@
-"""Which classes are taken for which: counts that take no more memory than there are pictures, and what they say."""
+"""Confusion of classes: counts whose memory grows with the pictures, not with the classes squared, and class scores."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torchmetrics.utilities import dim_zero_cat
 
 
 class ConfusionCounts(Metric):
-    """Counts of the pairs of classes (target, answer) that occur, over all processes.
+    """Counts the pairs of classes (target, prediction) that occur, over all processes.
 
-    Not torchmetrics' confusion matrix: with deterministic algorithms, which a run has by default, that one compares
-    every picture with all C * C cells, which is gigabytes for 1,000 classes.
+    Used instead of torchmetrics' confusion matrix, which under deterministic algorithms, a run's default, compares
+    every picture with all C * C cells: gigabytes for 1,000 classes.
 
     Args:
-        num_classes: Outputs of the network.
+        num_classes: Number of classes.
     """
 
     full_state_update = False
@@ -31,11 +31,11 @@ class ConfusionCounts(Metric):
         self.add_state("pairs", default=[], dist_reduce_fx="cat")
 
     def update(self, answer: Tensor, target: Tensor) -> None:
-        """Adds a batch: class indices (B,) int64 of both; targets below 0 do not count."""
+        """Adds a batch, both as class indices (B,) int64; targets below 0 do not count."""
         self.pairs.append((target * self.num_classes + answer).masked_fill(target < 0, -1))
 
     def compute(self) -> Tensor:
-        """(n, 3) int64 on the CPU: target, answer and how often, in ascending order."""
+        """Returns (n, 3) int64 on the CPU: target, prediction and count, in ascending order."""
         if not len(self.pairs):
             return torch.zeros(0, 3, dtype=torch.int64)
         pairs = dim_zero_cat(self.pairs).cpu()
@@ -44,31 +44,31 @@ class ConfusionCounts(Metric):
 
 
 class ClassScore(NamedTuple):
-    """How well one class is known."""
+    """How well a network recognises one class."""
 
     label: int  # index of the class
-    total: int  # pictures of it, or pixels
-    correct: int  # of these
-    taken_for: int | None  # index of the class it is most often taken for; None if for none
-    mistaken: int  # how often it is
-    answers: int  # how often anything is taken for it
+    total: int  # number of its pictures or pixels
+    correct: int  # how many of these are classified correctly
+    taken_for: int | None  # index of the class that it is most often mistaken for; None if there is none
+    mistaken: int  # how often it is mistaken for that class
+    answers: int  # how often this class is predicted
 
     @property
     def accuracy(self) -> float:
-        """Share of the class that is known; NaN if there is nothing of it."""
+        """Fraction of the class that is classified correctly; NaN if the class does not occur."""
         return self.correct / self.total if self.total else math.nan
 
     @property
     def iou(self) -> float:
-        """Intersection over union of what is of the class and what is taken for it."""
+        """Intersection over union of what belongs to the class and what is predicted to."""
         return self.correct / (self.total + self.answers - self.correct)
 
 
 def class_scores(counts: Tensor) -> list[ClassScore]:
-    """Every class that occurs, as itself or as an answer, in the order of the indices.
+    """Returns the scores of every class that occurs as a target or a prediction, in the order of the indices.
 
     Args:
-        counts: As :meth:`ConfusionCounts.compute` gives them.
+        counts: Result of :meth:`ConfusionCounts.compute`.
     """
     classes: dict[int, dict[int, int]] = {}
     answered: Counter[int] = Counter()

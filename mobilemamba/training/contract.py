@@ -17,25 +17,25 @@ from mobilemamba.errors import ConfigError
 from mobilemamba.models import VARIANTS, ArchOverrides, ModelCard
 from mobilemamba.scores import Score
 
-#: What a module is chosen by that does not say it.
+#: Metric that selects the best validation of a module without a ``monitor``.
 _USUAL = "val/top1"
-#: What is better the smaller it is, where a module does not say so by ``monitor_mode``.
+#: Metrics of which smaller is better, if a module has no ``monitor_mode``.
 _LESS_IS_BETTER = re.compile(r"loss|err|mae|mse|perplexity", re.IGNORECASE)
 
-#: Arguments of an ``__init__`` that say where the weights come from, which a checkpoint has no need of; Python's own.
+#: Arguments of an ``__init__`` that a checkpoint does not need: where the weights come from, and Python's own names.
 _NOT_KEPT = {"self", "__class__", "weights", "partial_weights", "new_head", "training"}
 
 
 class TaskContract:
-    """What callbacks, sweeps and the command line ask of a task; of any other LightningModule they ask nothing.
+    """What callbacks, sweeps and the command line use of a task; they need none of it of other LightningModules.
 
     Attributes:
-        task: Its name in model cards; blank for any.
-        form: What makes the batches that it learns from, a class of :mod:`mobilemamba.data.batches`.
-        counted: What :attr:`confusion` counts; of ``objects`` there is one more class, the background.
-        table_classes: Classes of the network that a table's counts and throughput are for, as in the paper.
-        table_batch: Pictures at a time of that throughput; None for the usual number.
-        scores: What its evaluations log as ``val/KEY`` and ``test/KEY``; the first is the headline.
+        task: Name of the task in model cards; empty for any.
+        form: Class of :mod:`mobilemamba.data.batches` that makes the batches to learn from.
+        counted: What :attr:`confusion` counts; ``objects`` have an additional class, the background.
+        table_classes: Number of classes for the counts and throughput in tables, as in the paper.
+        table_batch: Batch size for that throughput; None for the usual one.
+        scores: Scores that evaluations log as ``val/KEY`` and ``test/KEY``; the first is the headline.
         model: The network that is trained.
     """
 
@@ -49,19 +49,19 @@ class TaskContract:
 
     @classmethod
     def scores_with(cls, settings: Mapping[str, Any]) -> tuple[Score, ...]:
-        """The scores of a task that is built with these arguments."""
+        """Returns the scores of a task that is built with these arguments."""
         return cls.scores
 
     @property
     def monitor(self) -> str:
-        """The logged metric that the best validation is chosen by."""
+        """Name of the logged metric that selects the best validation."""
         return f"val/{self.scores[0].key}"
 
     def average_is_better(self, metrics: Mapping[str, Tensor]) -> bool:
-        """Whether the averaged network won a validation.
+        """Whether the averaged network is better than the raw one in a validation.
 
         Args:
-            metrics: What it logged.
+            metrics: Metrics that the validation logged.
         """
         headline = self.scores[0]
         raw, averaged = metrics.get(f"val/{headline.key}"), metrics.get(f"val/{headline.key}_ema")
@@ -71,78 +71,78 @@ class TaskContract:
 
     @property
     def confusion(self) -> dict[str, Tensor]:
-        """Network's name -> (n, 3): class, answer, how often; of the last evaluation. Empty where there are none."""
+        """Confusion counts of the last evaluation: network's name -> (n, 3): class, prediction, count; may be empty."""
         return {}
 
     def look_closely(self, window: int | None, tta: bool) -> None:
-        """Has evaluations see pictures in windows, or in several views, from now on.
+        """Makes later evaluations use sliding windows or test-time augmentation.
 
         Args:
             window: Side of the windows in pixels; None for whole pictures.
-            tta: Whether to average over views of other sizes and mirrored ones.
+            tta: Whether to average over scaled and mirrored views of a picture.
 
         Raises:
-            ConfigError: If the task has neither, or the window is too small.
+            ConfigError: If the task supports neither, or the window is too small.
         """
         if window is not None or tta:
             raise ConfigError(f"--{'tta' if window is None else 'window'} is for segmentation, not {self.task}")
 
     def draw_example(self, images: Any, targets: Any) -> Image.Image | None:
-        """A validation picture, what is known of it and what the network makes of it; None for a task without drawings.
+        """Draws a validation picture with its target and the network's prediction; None for a task without drawings.
 
         Args:
-            images: A batch of one.
-            targets: Likewise.
+            images: A batch of one picture.
+            targets: Its target, as a batch of one.
         """
         return None
 
     @property
     def of_classes(self) -> dict[str, float]:
-        """Class's name -> its part in the headline, of the better network; empty where that is no mean over classes."""
+        """Class name -> its headline score, for the better network; empty if the headline is no mean over classes."""
         return {}
 
     def class_rows(self, *, worst_first: bool) -> list[dict[str, Any]] | None:
-        """What ``validate`` tells of each class, as lines of a table; None where :attr:`confusion` tells it.
+        """Returns the rows of the table of classes that ``validate`` prints; None to make it from :attr:`confusion`.
 
         Args:
-            worst_first: Else in the order of the labels.
+            worst_first: Whether to sort from worst to best, rather than by label.
         """
         return None
 
     @property
     def curves(self) -> dict[str, Tensor]:
-        """Precision over recall, as :class:`~mobilemamba.training.detection_metrics.ClassPrecision`; empty for none."""
+        """Fields of :class:`~mobilemamba.training.detection_metrics.ClassPrecision`; empty if there are no curves."""
         return {}
 
     @classmethod
     def settings_of(cls, card: ModelCard) -> dict[str, Any]:
-        """The arguments that the network of a card is built by, or what of them its weights can be loaded into."""
+        """Returns the arguments that build a network for the weights of a card, or for as many of them as fit."""
         return {"name": card.model, "in_chans": card.in_chans, "arch": card.arch}
 
     @property
     def total_batch_size(self) -> int:
-        """Pictures an optimiser step sees, over all devices and accumulated batches."""
+        """Pictures per optimiser step, over all devices and accumulated batches."""
         raise NotImplementedError
 
     def build_model(self, num_classes: int | None = None, in_chans: int | None = None) -> nn.Module:
-        """A freshly initialised network of this task's architecture.
+        """Returns a newly initialised network of this task's architecture.
 
         Args:
-            num_classes: In place of the task's own, e.g. the 1000 that a table's counts are for.
-            in_chans: Likewise.
+            num_classes: Number of classes instead of the task's own, e.g. the 1000 of the counts in tables.
+            in_chans: Channels of a picture instead of the task's own.
         """
         raise NotImplementedError
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The optimiser's groups, without their learning rates."""
+        """Returns the optimiser's parameter groups, without learning rates."""
         raise NotImplementedError
 
 
 def monitor_of(module: Any) -> tuple[str, str]:
-    """The metric that a module's best validation is chosen by, and whether the ``"max"`` or the ``"min"`` is the best.
+    """Returns the metric that selects a module's best validation, and whether its ``"max"`` or ``"min"`` is best.
 
-    Of a task, its first score; of another module, the attributes ``monitor`` and ``monitor_mode``; without them
-    ``val/top1``, and for losses and errors the least.
+    For a task it is the first score. Another module may have the attributes ``monitor`` (default ``val/top1``) and
+    ``monitor_mode`` (default ``"min"`` for losses and errors, else ``"max"``).
     """
     named = getattr(module, "monitor", None)
     monitor = named if isinstance(named, str) else _USUAL
@@ -153,7 +153,7 @@ def monitor_of(module: Any) -> tuple[str, str]:
 
 
 def scores_of(module: Any) -> tuple[Score, ...]:
-    """A task's scores; of another module, or its class, the metric that its best validation is chosen by."""
+    """Returns a task's scores; for another module, or its class, the metric that selects its best validation."""
     if isinstance(module, TaskContract) or (isinstance(module, type) and issubclass(module, TaskContract)):
         return module.scores
     monitor, mode = monitor_of(module)
@@ -162,16 +162,16 @@ def scores_of(module: Any) -> tuple[Score, ...]:
 
 
 def plain_settings(given: Mapping[str, Any], limits: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
-    """The arguments of an ``__init__`` that a checkpoint keeps, as plain values: it has to load with ``weights_only``.
+    """Returns the arguments of an ``__init__`` for a checkpoint, as plain values that ``weights_only`` can load.
 
     Args:
-        given: All of them; the real values, as what the command line links is not in its own record.
-        limits: Least and greatest value of those that are numbers.
+        given: All arguments with their actual values, as the command line does not record the values that it links.
+        limits: Smallest and largest allowed value of each numeric argument.
 
     Raises:
         ConfigError: If a value is out of range.
     """
-    # Through JSON: lists for tuples, so that hparams.yaml is plain YAML.
+    # JSON turns tuples into lists, so that hparams.yaml is plain YAML.
     kept: dict[str, Any] = json.loads(json.dumps({key: given[key] for key in given if key not in _NOT_KEPT}))
     for name, (low, high) in limits.items():
         value = kept.get(name)
@@ -186,12 +186,12 @@ def plain_settings(given: Mapping[str, Any], limits: Mapping[str, tuple[float, f
 def network_settings(
     name: str, arch: ArchOverrides | Mapping[str, Any], drop_path_rate: float | None
 ) -> dict[str, Any]:
-    """The choices of a network as a checkpoint keeps them.
+    """Returns the settings of a network as a checkpoint stores them.
 
     Args:
-        name: Of the model.
-        arch: Laid over it; from a checkpoint, as it keeps them.
-        drop_path_rate: None for what the model was released with.
+        name: Name of the model.
+        arch: Changes to its architecture; as a mapping if they come from a checkpoint.
+        drop_path_rate: None for the value that the model was released with.
     """
     chosen = ArchOverrides(**arch) if isinstance(arch, Mapping) else arch
     if drop_path_rate is None:
@@ -200,7 +200,7 @@ def network_settings(
 
 
 def init_arguments(kind: type) -> dict[str, Any]:
-    """The arguments of a class with their types, those included that it passes on to its base by ``**``."""
+    """Returns the arguments of a class with their types, including those that it passes to its base class by ``**``."""
     found: dict[str, Any] = {}
     for owner in kind.__mro__:
         init = vars(owner).get("__init__")

@@ -1,4 +1,4 @@
-"""What an evaluation of a detector counts: COCO's average precision, and which objects were taken for which."""
+"""Detection metrics: COCO's average precision, and confusion counts of the objects' classes."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ _SCORES = {
 }
 BOX_SCORES = tuple(Score(key, label) for key, label in _SCORES.items())
 MASK_SCORES = tuple(Score(f"mask_{key}", f"mask {label}") for key, label in _SCORES.items())
-#: Which thresholds (IoU 0.5, 0.55 to 0.95) and areas (any, small, medium, large) a score is of.
+#: Indices of the IoU thresholds (0.5, 0.55 to 0.95) and of the area (any, small, medium, large) of each score.
 _ALL = slice(None)
 _PLACES = [(_ALL, 0), (slice(0, 1), 0), (slice(5, 6), 0), (_ALL, 1), (_ALL, 2), (_ALL, 3)]
 _PARTS = dict(zip(_SCORES, _PLACES, strict=True))
 _KINDS: dict[str, Literal["bbox", "segm"]] = {"": "bbox", "mask_": "segm"}
-#: Of the confusion: from which score on an answer counts, and from which overlap (IoU) on it is of an object.
+#: For confusion counts: minimal score of a prediction, and minimal IoU at which it matches an object.
 CONFIDENT, OVERLAPPING = 0.25, 0.5
-_MASK_FROM = 0.5  # probability of a mask's pixels
+_MASK_FROM = 0.5  # probability above which a pixel belongs to a mask
 
 
 class ClassPrecision(NamedTuple):
-    """How well the C classes are found, NaN for those without objects.
+    """Average precision and precision-recall curves of the C classes; NaN for classes without objects.
 
     Attributes:
         ap_C: Average precision in percent, over IoU 0.5 to 0.95.
         ap50_C: Average precision in percent at IoU 0.5.
-        recall_R: Where the curves are known, 0 to 1.
-        precision_CR: Precision at IoU 0.5 by recall, 0 to 1.
+        recall_R: The R recall values of the curves, 0 to 1.
+        precision_CR: Precision at IoU 0.5 for each recall, 0 to 1.
     """
 
     ap_C: Tensor
@@ -57,23 +57,23 @@ class ClassPrecision(NamedTuple):
 
 
 class DetectionMetrics(Metrics):
-    """COCO's average precision of boxes, and of masks, in percent; NaN where there are no objects of a size.
+    """COCO's average precision of boxes, and of masks, in percent; NaN for a size that no object has.
 
-    Over IoU 0.5 to 0.95 (``map``), at 0.5 and 0.75, and of small, medium and large objects, by the annotated areas; at
-    most 100 answers a class and picture. What is found in a crowd does not count, nor do pictures that are not
-    ``counted``. All is measured in the original picture's pixels. Of each picture there are kept boxes and masks as
-    runs of pixels, on the CPU.
+    Computed over IoU 0.5 to 0.95 (``map``), at 0.5 and 0.75, and for small, medium and large objects by annotated area,
+    with at most 100 predictions per class and picture. Predictions in a crowd do not count, nor do pictures that are
+    not ``counted``. Sizes are in pixels of the original picture. Boxes and run-length encoded masks of all pictures are
+    kept on the CPU.
 
-    The counts of classes taken for classes are of answers with a score of 0.25 or more, each with the object that it
-    overlaps most, one with one, at IoU 0.5 or more; beside them stand answers without an object and objects without an
-    answer, as class ``num_classes``, the background.
+    The confusion counts are of predictions with a score of 0.25 or more, matched one to one with the objects that they
+    overlap most, at IoU 0.5 or more. Predictions without an object and objects without a prediction are counted as
+    pairs with class ``num_classes``, the background.
 
     Args:
-        num_classes: Classes, no background among them.
-        masks: Whether masks are found, too.
+        num_classes: Number of classes without the background.
+        masks: Whether the detector also finds masks.
 
     Attributes:
-        classes: ``""`` and ``"mask_"``, if masks are found, to what the last result says of each class.
+        classes: ``""`` (boxes) and, if there are masks, ``"mask_"`` -> precision of each class in the last result.
 
     Raises:
         ConfigError: If faster-coco-eval is not installed.
@@ -86,7 +86,7 @@ class DetectionMetrics(Metrics):
         mask_library()
         self.num_classes = num_classes
         self.kinds = {prefix: kind for prefix, kind in _KINDS.items() if masks or not prefix}
-        with torch.device("cpu"):  # its thresholds are computed, which a sweep's check on no device could not
+        with torch.device("cpu"):  # its __init__ computes thresholds, which fails on the meta device of a sweep's check
             self.precision = _Precision(iou_type=tuple(self.kinds.values()), backend="faster_coco_eval")
         self.confusion = ConfusionCounts(num_classes + 1)
         self.classes: dict[str, ClassPrecision] = {}
@@ -96,22 +96,22 @@ class DetectionMetrics(Metrics):
 
         Args:
             outputs: For each picture ``boxes`` (n, 4), left, top, right and bottom in pixels of the prepared picture,
-                ``scores`` (n,) and ``labels`` (n,) from 0; for masks ``masks`` (n, h, w), bool or probabilities, of the
-                original picture, or else of the prepared one, perhaps padded.
-            targets: As :class:`~mobilemamba.data.batches.Boxes` lists them.
+                ``scores`` (n,) and ``labels`` (n,) from 0; with masks also ``masks`` (n, h, w), bool or probabilities,
+                in the size of the original picture or of the prepared one, which may be padded.
+            targets: Targets as described in :class:`~mobilemamba.data.batches.Boxes`.
         """
         counted = [pair for pair in zip(outputs, targets, strict=True) if pair[1]["counted"]]
         found = [self._measured(output, target) for output, target in counted]
         known = [self._measured(target, target) for _, target in counted]
         self.precision.update(found, known)
-        none = torch.zeros(0, dtype=torch.int64)  # so that all processes have some to gather
+        none = torch.zeros(0, dtype=torch.int64)  # so that every process has a tensor to gather
         of_pictures = (_pairs(*pair, self.num_classes) for pair in zip(found, known, strict=True))
         answers, of_classes = map(torch.cat, zip((none, none), *of_pictures, strict=True))
-        # Unlike the other states, these are gathered as tensors of the processes' own devices.
+        # Unlike the other states, this one is gathered as tensors on the processes' own devices.
         self.confusion.update(answers.to(self.confusion.device), of_classes.to(self.confusion.device))
 
     def compute(self) -> dict[str, Tensor]:
-        """The scores by their keys, over all processes; then starts anew."""
+        """Returns the scores by their keys, over all processes; then resets."""
         found = self.precision.compute()
         self.counts = self.confusion.compute()
         self.precision.reset()
@@ -121,13 +121,13 @@ class DetectionMetrics(Metrics):
             precision_TRCA = found[kind]
             for key, (thresholds, area) in _PARTS.items():
                 part = precision_TRCA[thresholds, :, :, area]
-                mean = part[part >= 0].mean().float()  # NaN of none
+                mean = part[part >= 0].mean().float()  # NaN if there are none
                 values[prefix + key] = 100 * mean.to(self.confusion.device)
             self.classes[prefix] = self._by_class(precision_TRCA[..., 0], found["classes"].view(-1))
         return values
 
     def _measured(self, objects: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What torchmetrics reads of objects, in the original picture's pixels, on the CPU; those that are finite."""
+        """Returns finite objects as torchmetrics reads them, in pixels of the original picture, on the CPU."""
         height, width = (target["original_size"] / target["size"].double()).tolist()
         taken = {"boxes", "labels", "scores", "iscrowd", "area"} & set(objects)
         measured = {name: objects[name].detach().cpu() for name in taken}
@@ -142,7 +142,7 @@ class DetectionMetrics(Metrics):
         return measured if finite.all() else {name: value[finite] for name, value in measured.items()}
 
     def _by_class(self, precision_TRC: Tensor, known: Tensor) -> ClassPrecision:
-        """Of all classes, by the precision of those that there are."""
+        """Returns the precision of all classes, given that of the ``known`` classes, which occur."""
         precision_TRA = torch.full((*precision_TRC.shape[:2], self.num_classes), torch.nan)
         precision_TRA[:, :, known] = torch.where(precision_TRC < 0, torch.nan, precision_TRC).float()
         ap_C, ap50_C = 100 * precision_TRA.mean((0, 1)), 100 * precision_TRA[0].mean(0)
@@ -150,9 +150,9 @@ class DetectionMetrics(Metrics):
 
 
 class _Precision(MeanAveragePrecision):
-    """torchmetrics' metric, whatever number of pictures each process has; its own waits for ever if they differ.
+    """torchmetrics' metric for any number of pictures per process; torchmetrics itself hangs if the numbers differ.
 
-    They do where pictures are skipped or do not count. Pictures come in the order of a single process.
+    They differ if pictures are skipped or do not count. Gathered pictures have the order of a single process.
     """
 
     warn_on_many_detections = False
@@ -166,10 +166,10 @@ class _Precision(MeanAveragePrecision):
             setattr(self, name, [of_picture for of_picture in rounds if of_picture is not None])
 
     def compute(self) -> dict[str, Tensor]:
-        """``bbox`` and ``segm``: precision by IoU, recall, class and area, (T, R, K, A), -1 where unknown; ``classes``.
+        """Returns ``bbox`` and ``segm``: precision (T, R, K, A) by IoU, recall, class, area, or -1; and ``classes``.
 
-        Not torchmetrics' way: it rounds COCO's thresholds to float32, by which a recall of 0.1 falls short of 0.1, and
-        to tell the classes apart it either copies every overlap or evaluates each class anew.
+        Replaces torchmetrics' method, which rounds COCO's thresholds to float32, so that a recall of 0.1 is below the
+        threshold 0.1, and which for results per class either copies every overlap or evaluates each class separately.
         """
         backend: Any = self._coco_backend
         labels = [*self.detection_labels, *self.groundtruth_labels, torch.zeros(0, dtype=torch.int64)]
@@ -190,9 +190,9 @@ class _Precision(MeanAveragePrecision):
         return {**precisions, "classes": classes}
 
     def _dataset(self, part: str, classes: list[int]) -> Any:
-        """All answers (``detection``) or objects (``groundtruth``), as COCO's evaluation reads them.
+        """Returns all predictions (``detection``) or objects (``groundtruth``) as COCO's evaluation reads them.
 
-        torchmetrics' own asks each box for its numbers, one after the other, which takes as long as the evaluation.
+        torchmetrics' own method reads the numbers of each box one by one, which takes as long as the evaluation.
         """
         backend: Any = self._coco_backend
         mask_area = backend.mask_utils.area
@@ -221,7 +221,7 @@ class _Precision(MeanAveragePrecision):
 
 
 def _original(masks: Tensor, target: Mapping[str, Tensor]) -> Tensor:
-    """Masks (N, H, W) bool of the original picture, of such or of masks of the prepared picture, perhaps padded."""
+    """Returns masks (N, H, W) bool in the original picture's size, given masks of that or of the prepared picture."""
     original, prepared = (tuple(target[name].tolist()) for name in ("original_size", "size"))
     if masks.shape[1:] != original:
         masks = masks[:, : prepared[0], : prepared[1]]
@@ -231,7 +231,7 @@ def _original(masks: Tensor, target: Mapping[str, Tensor]) -> Tensor:
 
 
 def _pairs(found: dict[str, Tensor], known: dict[str, Tensor], background: int) -> tuple[Tensor, Tensor]:
-    """The classes of answers and of the objects they are of, of those that are of none, and of objects without one."""
+    """Matches predictions with objects and returns their classes; those without a partner get the background."""
     confident = found["scores"] >= CONFIDENT
     boxes, labels = found["boxes"][confident], found["labels"][confident]
     crowd = known["iscrowd"].bool()
@@ -251,7 +251,7 @@ def _pairs(found: dict[str, Tensor], known: dict[str, Tensor], background: int) 
 
 
 def _inside(boxes: Tensor, others: Tensor) -> Tensor:
-    """Which share of each box lies in each other one, (N, M)."""
+    """Returns the fraction of each of N boxes that lies in each of M others, (N, M)."""
     low = torch.maximum(boxes[:, None, :2], others[None, :, :2])
     high = torch.minimum(boxes[:, None, 2:], others[None, :, 2:])
     return (high - low).clamp(min=0).prod(2) / box_area(boxes).clamp(min=1e-9)[:, None]

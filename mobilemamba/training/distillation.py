@@ -1,4 +1,4 @@
-"""Knowledge distillation (Hinton et al., 2015): a frozen teacher for any student's batches, and the loss."""
+"""Knowledge distillation (Hinton et al., 2015): a frozen teacher, and the loss."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from mobilemamba.models.create import check_model_name
 
 @dataclass
 class Distillation:
-    """Learning from a teacher; the defaults are those of the paper's models with a dagger, but for the teacher itself.
+    """Settings of distillation; except for the teacher, the defaults are those of the paper's models with a dagger.
 
-    Their loss is the task's plus 5 times the soft distillation loss; their teacher is ``tresnet_v2_l``.
+    Their loss is that of the task plus 5 times the soft distillation loss; their teacher is ``tresnet_v2_l``.
 
     Attributes:
-        teacher: Any timm model; by default what the card in ``weights`` says.
-        weights: The teacher's checkpoint (.safetensors, .ckpt, .pth); by default timm's, which are downloaded.
-        kind: Compare with the teacher's probabilities (``soft``) or with its likeliest class (``hard``).
-        weight: Of the distillation loss, beside the task's own of weight 1.
+        teacher: Name of any timm model; by default the one named in the model card of ``weights``.
+        weights: The teacher's checkpoint (.safetensors, .ckpt, .pth); by default timm's, which is downloaded.
+        kind: Compare with the teacher's probabilities (``soft``) or with its most probable class (``hard``).
+        weight: Weight of the distillation loss; that of the task's own loss is 1.
         tau: Temperature of the soft loss.
-        img_size: Side in pixels of the teacher's pictures; by default the teacher's own.
-        mean: Per channel, of pictures in 0..1; by default the teacher's own.
-        std: Per channel, of pictures in 0..1; by default the teacher's own.
-        interpolation: Of the scaling where the student's pictures have another size.
-        antialias: Low-pass filter before scaling down. The paper's training had none, as torchvision 0.16 had none by
-            default for tensors.
+        img_size: Side in pixels of the teacher's input; by default the teacher's own.
+        mean: Mean per channel of the teacher's input, for pictures in 0..1; by default the teacher's own.
+        std: Standard deviation per channel, for pictures in 0..1; by default the teacher's own.
+        interpolation: Interpolation if the student's pictures have another size.
+        antialias: Apply a low-pass filter before scaling down. The paper's training did not, as torchvision 0.16 does
+            not by default for tensors.
 
     Raises:
         ConfigError: If neither a teacher nor weights are given, or a value is out of range.
@@ -70,10 +70,10 @@ class Distillation:
 
 
 class Teacher(nn.Module):
-    """A frozen network that answers a student's batches, prepared as it wants them itself.
+    """A frozen network with its own preprocessing of a student's batches.
 
-    (B, C, H, W), normalised for the student and mixed or erased as the student sees them, to logits (B, classes)
-    float32, under the caller's autocast and without gradients. It stays in evaluation mode, whatever ``train`` says.
+    Maps the student's input (B, C, H, W), normalised for the student and possibly mixed or erased, to logits (B,
+    classes) float32, under the caller's autocast and without gradients. It always stays in evaluation mode.
     """
 
     mean: Tensor
@@ -81,23 +81,23 @@ class Teacher(nn.Module):
     student_mean: Tensor
     student_std: Tensor
 
-    # timm.task's DistillationTeacher would serve for the normalisation alone: it neither resizes nor freezes nor stays
-    # in evaluation, and has no file of its own names or classes to check; older timm versions lack it.
+    # timm.task's DistillationTeacher would only help with the normalisation: it does not resize, freeze, stay in
+    # evaluation mode, load a checkpoint of ours or check its classes. Older versions of timm lack it.
 
     def __init__(
         self, config: Distillation, num_classes: int, student_mean: Sequence[float], student_std: Sequence[float]
     ) -> None:
-        """Loads the teacher; the random state stays as it was.
+        """Loads the teacher; does not change the random state.
 
         Args:
-            config: Which teacher, and how its pictures are prepared.
-            num_classes: The student's.
-            student_mean: Per channel, by which the student's pictures are normalised.
-            student_std: Likewise.
+            config: The teacher and its preprocessing.
+            num_classes: Number of classes of the student.
+            student_mean: Mean per channel by which the student's pictures are normalised.
+            student_std: Standard deviation per channel by which they are normalised.
 
         Raises:
-            ConfigError: If there is no such teacher, its weights cannot be downloaded, or it has other classes or
-                channels than the student.
+            ConfigError: If there is no such teacher, its weights cannot be downloaded, or its number of classes or
+                channels differs from the student's.
             WeightsError: If its checkpoint cannot be read or does not fit.
         """
         super().__init__()
@@ -128,25 +128,25 @@ class Teacher(nn.Module):
         return self.network(self.prepare(pictures)).float()
 
     def prepare(self, pictures: Tensor) -> Tensor:
-        """The student's pictures as the teacher wants them: colours back to 0..1, scaled, then normalised anew."""
+        """Prepares the student's pictures for the teacher: back to colours in 0..1, scaled, then normalised anew."""
         x = pictures.to(self.mean.dtype) * self.student_std + self.student_mean
         if x.shape[-2:] != self.size:
             x = F.interpolate(x, self.size, mode=self.interpolation, antialias=self.antialias)
         return ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     def train(self, mode: bool = True) -> Teacher:
-        """Evaluation mode, whatever ``mode``."""
+        """Stays in evaluation mode, whatever ``mode`` is."""
         return super().train(False)
 
 
 def distillation_loss(
     student_logits: Tensor, teacher_logits: Tensor, kind: Literal["soft", "hard"] = "soft", tau: float = 1.0
 ) -> Tensor:
-    """How far a student is from its teacher, a mean over the batch, in fp32 or better.
+    """Returns the distance of a student from its teacher, averaged over the batch, in fp32 or better.
 
     ``soft``: ``tau^2 KL(softmax(teacher / tau) || softmax(student / tau))``, summed over the classes, as the paper's
-    models were trained. (DeiT's code divides by the number of classes, too.) ``hard``: the cross entropy to the class
-    that the teacher finds likeliest.
+    models were trained. (DeiT's code also divides by the number of classes.) ``hard``: the cross entropy with the
+    teacher's most probable class as the target.
 
     Args:
         student_logits: (B, classes).
@@ -171,7 +171,7 @@ def _load(config: Distillation) -> tuple[nn.Module, ModelCard]:
     try:
         with torch.random.fork_rng(devices=[]):
             network = timm.create_model(config.teacher, pretrained=True)
-    except Exception as error:  # the hub's client has many, and not all of them have a base in common
+    except Exception as error:  # the errors of the hub's client have no common base class
         reason = str(error).splitlines()[0].rstrip(".")
         raise ConfigError(
             f"no pretrained weights for distillation.teacher={config.teacher} ({reason}); set distillation.weights to "

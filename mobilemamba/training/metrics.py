@@ -1,4 +1,4 @@
-"""What an evaluation counts over all pictures, exact whatever the batches and however many processes share them."""
+"""Metrics over all pictures of an evaluation, exact for any batch size and any number of processes."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from mobilemamba.training.confusion import ConfusionCounts
 
 
 class DeviceMean(MeanMetric):
-    """A weighted mean without what is NaN, as torchmetrics' own, which waits for the device at each update."""
+    """Weighted mean that ignores NaN; unlike torchmetrics' own, it does not wait for the device at each update."""
 
     def update(self, value: Tensor, weight: Tensor | float = 1.0) -> None:  # type: ignore[override]  # no numbers
-        """Adds numbers of any shape, whose weights have the same shape or are one number."""
+        """Adds values of any shape, with weights of the same shape or a single weight."""
         counted = ~value.isnan() * weight
         self.mean_value += (value.to(self.dtype) * counted).masked_fill(counted == 0, 0).sum()
         self.weight += counted.sum()
 
 
 class Metrics(nn.Module):
-    """The scores of one network.
+    """Base class for the metrics of one network.
 
     Attributes:
-        counts: Which classes it took for which in the last result, as :meth:`ConfusionCounts.compute` gives them; None
-            for what has no classes.
+        counts: Confusion counts of the last result, as :meth:`ConfusionCounts.compute` returns them; None if there are
+            no classes.
     """
 
     counts: Tensor | None = None
 
     def update(self, outputs: Any, targets: Any) -> None:
-        """Adds a batch: what the network makes of it, and what would have been right."""
+        """Adds a batch of network outputs and their targets."""
         raise NotImplementedError
 
     def compute(self) -> dict[str, Tensor]:
-        """The task's scores and ``loss`` by their keys, over all processes; then starts anew."""
+        """Returns the task's scores and ``loss`` by their keys, over all processes; then resets."""
         raise NotImplementedError
 
     def changed(self, outputs: Any, others: Any, targets: Any) -> Tensor | None:
-        """For how many pictures of a batch two networks answer differently, those that do not count left out.
+        """Counts the items of a batch for which two networks predict different classes; ignored items do not count.
 
-        None where an answer is a measure, of which every other value is a little different.
+        Returns None if predictions are continuous values, which always differ slightly.
         """
         return None
 
@@ -54,8 +54,8 @@ class Metrics(nn.Module):
 class ClassificationMetrics(Metrics):
     """Top-1 and top-5 accuracy in percent, and the mean cross entropy without label smoothing.
 
-    Pictures labelled ``IGNORED`` do not count: the repeats that fill up the processes' equal shares. With fewer than 5
-    classes top-5 counts all of them.
+    Pictures labelled ``IGNORED``, which are repeated to give all processes equal shares, do not count. With fewer than
+    5 classes, top-5 accepts any of them.
     """
 
     SCORES: ClassVar[tuple[Score, ...]] = (Score("top1", "top-1", share=True), Score("top5", "top-5", share=True))
@@ -73,10 +73,10 @@ class ClassificationMetrics(Metrics):
         self.top1.update((answer == targets).float(), counted)
         self.top5.update(among.float(), counted)
         self.loss.update(F.cross_entropy(logits, targets, reduction="none", ignore_index=IGNORED), counted)
-        self.confusion.update(answer, targets)  # also of none, so that all processes have some to gather
+        self.confusion.update(answer, targets)  # also if no picture counts, so that all processes can gather
 
     def compute(self) -> dict[str, Tensor]:
-        """``top1`` and ``top5`` in percent, and ``loss``, over all processes; then starts anew."""
+        """Returns ``top1`` and ``top5`` in percent, and ``loss``, over all processes; then resets."""
         values = {"top1": 100 * self.top1.compute(), "top5": 100 * self.top5.compute(), "loss": self.loss.compute()}
         self.counts = self.confusion.compute()
         for metric in (self.top1, self.top5, self.loss, self.confusion):
@@ -84,16 +84,16 @@ class ClassificationMetrics(Metrics):
         return values
 
     def changed(self, outputs: Tensor, others: Tensor, targets: Tensor) -> Tensor:
-        """How many pictures of a batch are put into another class; logits and targets as for :meth:`update`."""
+        """Counts the pictures of a batch that two networks classify differently; arguments as for :meth:`update`."""
         return ((outputs.argmax(1) != others.argmax(1)) & (targets != IGNORED)).sum()
 
 
 class Comparison(nn.Module):
-    """Metrics of several networks on the same pictures: the raw one, its average (``ema``), its fused form.
+    """Metrics of several networks on the same pictures: the raw one, its average (``ema``) and its fused form.
 
     Args:
-        metrics: Makes those of one network.
-        headline: The score that the better of raw and averaged is chosen by.
+        metrics: Creates the metrics of one network.
+        headline: Score that decides between the raw and the averaged network.
     """
 
     SUFFIXES: ClassVar[dict[str, str]] = {"raw": "", "ema": "_ema", "fused": "_fused"}
@@ -109,15 +109,15 @@ class Comparison(nn.Module):
 
     @property
     def counts(self) -> dict[str, Tensor]:
-        """Network's name -> which classes it took for which, in the last result."""
+        """Network's name -> confusion counts of the last result."""
         return {name: metrics.counts for name, metrics in self.metrics.items() if metrics.counts is not None}
 
     def update(self, outputs: dict[str, Any], targets: Any) -> None:
         """Adds a batch.
 
         Args:
-            outputs: Network's name -> what it makes of the batch.
-            targets: As the task's :class:`Metrics` take them.
+            outputs: Network's name -> its output for the batch.
+            targets: Targets as the task's :class:`Metrics` take them.
         """
         for name, of_network in outputs.items():
             self.metrics[name].update(of_network, targets)
@@ -127,17 +127,16 @@ class Comparison(nn.Module):
                 self.changed.update(changed)
 
     def compute(self, names: Iterable[str], prefix: str) -> dict[str, Tensor]:
-        """The metrics of these networks over all processes; then starts anew.
+        """Returns the metrics of these networks over all processes; then resets.
 
         Args:
             names: The networks that were given to :meth:`update`.
             prefix: ``"val"`` or ``"test"``.
 
         Returns:
-            ``val/KEY`` of every score and ``val/loss``, each with the network's suffix; ``val/top1_max`` (for a score
-            that is better the smaller it is, ``_min``), the better headline of raw and average, where there is an
-            average; ``val/fused_changed``, the number of pictures that the fused network answers differently, where
-            there is one.
+            ``val/KEY`` of every score and ``val/loss``, each with the network's suffix; if there is an average,
+            ``val/top1_max`` (or ``_min`` if smaller is better), the better headline of raw and average; if there is a
+            fused network, ``val/fused_changed``, the number of items that it classifies differently.
         """
         found: dict[str, Tensor] = {}
         names = list(names)

@@ -1,4 +1,4 @@
-"""Mixup and CutMix, timm's, as a configuration."""
+"""Configuration of timm's Mixup and CutMix."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from mobilemamba.errors import ConfigError
 
 @dataclass
 class Mixing:
-    """Mixup (Zhang et al., 2018) and CutMix (Yun et al., 2019); the defaults are the ImageNet recipe's.
+    """Settings of Mixup (Zhang et al., 2018) and CutMix (Yun et al., 2019); the defaults are the ImageNet recipe's.
 
     Attributes:
-        mixup_alpha: Of Mixup's Beta distribution; 0 leaves Mixup out.
-        cutmix_alpha: Of CutMix's; 0 leaves CutMix out.
-        prob: Probability that a batch (or a picture, by ``mode``) is mixed at all.
-        switch_prob: Probability of CutMix rather than Mixup where both are on.
-        mode: Draw once for a ``batch``, for each ``pair`` of pictures, or for each picture (``elem``).
+        mixup_alpha: Alpha of Mixup's Beta distribution; 0 for no Mixup.
+        cutmix_alpha: Alpha of CutMix's Beta distribution; 0 for no CutMix.
+        prob: Probability that a batch (or pair or picture, see ``mode``) is mixed at all.
+        switch_prob: Probability of CutMix rather than Mixup if both are on.
+        mode: Draw random numbers once per ``batch``, per ``pair`` of pictures, or per picture (``elem``).
 
     Raises:
         ConfigError: If a value is out of range.
@@ -45,16 +45,16 @@ class Mixing:
                 raise ConfigError(f"mixing.{name}={getattr(self, name)}: a probability is 0 to 1")
 
     def build(self, num_classes: int) -> MixBatch:
-        """The function on batches."""
-        # Smoothing is left to the loss, which treats soft targets alike.
+        """Returns the function that mixes batches."""
+        # The loss does the label smoothing, for soft targets too.
         return MixBatch(Mixup(**asdict(self), label_smoothing=0.0, num_classes=num_classes))
 
 
 class MixBatch:
     """Mixes pictures (B, C, H, W) and class indices (B,) into pictures and soft targets (B, num_classes).
 
-    A batch is mixed with itself in reverse order, so its size has to be even: of an odd one the last picture is left
-    out. The pictures are changed in place. Draws from numpy's global generator.
+    A batch is mixed with itself in reverse order, so its size must be even: the last picture of an odd batch is
+    dropped. The pictures are changed in place. Draws from numpy's global generator.
     """
 
     def __init__(self, mixup: Mixup) -> None:

@@ -1,4 +1,4 @@
-"""What the optimiser is given: parameter groups and the learning rate for the batch size at hand."""
+"""Arguments of the optimiser: parameter groups, and the learning rate scaled to the batch size."""
 
 from __future__ import annotations
 
@@ -18,22 +18,24 @@ DecayRule = Literal["release", "downstream", "clean"]
 def parameter_groups(
     model: nn.Module, weight_decay: float, rule: DecayRule = "release", layer_decay: float | None = None
 ) -> list[dict[str, Any]]:
-    """Sorts the trainable parameters into those that decay and those that do not, and by depth if asked for.
+    """Groups the trainable parameters by whether they decay, and by depth if ``layer_decay`` is given.
 
-    By the release's rule all but vectors (norms, biases, skip terms) decay, in MobileMamba also the scan's ``A_log``
-    and ``dt_bias`` and the learned scales. The clean rule spares also what the model names in ``no_weight_decay()``:
-    matrices that are biases, scales or logarithms in substance. By the rule of the release's detectors and segmenters
-    all decays but LayerNorms, batch norms and biases too. Frozen parameters are in no group.
+    With ``release``, all but vectors (norms, biases, skip terms) decay; in MobileMamba, the scan's ``A_log`` and
+    ``dt_bias`` and the learned scales decay too. ``clean`` also exempts the parameters that the model names in
+    ``no_weight_decay()``: biases, scales and logarithms that are stored as matrices. With ``downstream``, the rule of
+    the release's detectors and segmenters, all but LayerNorms decay, even batch norms and biases. Frozen parameters
+    are in no group.
 
     Args:
         model: The network itself, not a wrapper: the names of ``no_weight_decay()`` are relative to it.
-        weight_decay: For the weights that decay.
-        rule: See above.
-        layer_decay: Factor from one layer to the layer before it, by timm's ``group_matcher``, for fine-tuning.
+        weight_decay: Weight decay of the parameters that decay.
+        rule: Which parameters decay, see above.
+        layer_decay: Factor on the learning rate from each layer to the one before it, by timm's ``group_matcher``; for
+            fine-tuning.
 
     Returns:
-        Groups for a torch optimiser, each trainable parameter in exactly one; with ``layer_decay`` a group's
-        ``lr_scale`` is what its learning rate is to be multiplied by.
+        Groups for a torch optimiser, each trainable parameter in exactly one; with ``layer_decay``, a group's
+        ``lr_scale`` is the factor on its learning rate.
     """
     exempt = _named_by_model(model) if rule == "clean" else _flat_in_release(model)
     if layer_decay is None:
@@ -44,16 +46,16 @@ def parameter_groups(
 
 
 def set_learning_rates(groups: list[dict[str, Any]], lr: float) -> None:
-    """Gives each group its learning rate: ``lr`` times its ``lr_scale``."""
+    """Sets the learning rate of each group to ``lr`` times its ``lr_scale``."""
     for group in groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
 def rate_to_show(optimizers: Iterable[Optimizer]) -> float | None:
-    """The learning rate of the schedule, as of a group that is neither slowed by its depth nor sped up as a head.
+    """Returns the learning rate of the schedule: that of a group without a factor for its depth or for a head.
 
     Args:
-        optimizers: Of a training; where several of their groups have no factor, the largest rate counts.
+        optimizers: The optimisers of a training; if several of their groups have no factor, the largest rate counts.
     """
     groups = (group for optimizer in optimizers for group in optimizer.param_groups if "lr" in group)
     scaled = [(group.get("lr_scale", 1.0), group["lr"]) for group in groups]
@@ -62,18 +64,18 @@ def rate_to_show(optimizers: Iterable[Optimizer]) -> float | None:
 
 
 def scale_lr(lr: float, batch_size: int, reference_batch_size: int) -> float:
-    """The learning rate for a batch size, in proportion to the one that ``lr`` was chosen for.
+    """Scales a learning rate in proportion to the batch size.
 
     Args:
-        lr: Peak learning rate at ``reference_batch_size``; the release's is 3e-3 at 1024 pictures a step.
-        batch_size: Pictures an optimiser step sees, over all devices and accumulated batches.
-        reference_batch_size: See ``lr``.
+        lr: Peak learning rate for ``reference_batch_size``; the release's is 3e-3 for 1024 pictures per step.
+        batch_size: Pictures per optimiser step, over all devices and accumulated batches.
+        reference_batch_size: Batch size for which ``lr`` is given.
     """
     return lr * batch_size / reference_batch_size
 
 
 def freeze_backbone(model: nn.Module) -> None:
-    """Leaves only the classifier trainable: the parameters outside ``get_classifier()`` and its norm get no gradient.
+    """Makes only the classifier and its norm trainable: all other parameters get no gradient.
 
     Args:
         model: A timm model.
@@ -84,12 +86,12 @@ def freeze_backbone(model: nn.Module) -> None:
 
 
 def classifier_modules(model: nn.Module) -> list[nn.Module]:
-    """The modules that map pooled features to logits: timm's classifiers, each of a MobileMamba with its norm."""
+    """Returns the modules that map pooled features to logits: timm's classifiers, for MobileMamba with their norms."""
     return [model.get_submodule(name) for name in head_names(model)]
 
 
 def _flat_in_release(model: nn.Module) -> set[str]:
-    # The skip weights are (K, D) here and flat in the release, where vectors do not decay.
+    # The skip weights have the shape (K, D) here but are vectors in the release, where vectors do not decay.
     return {name for name, _ in model.named_parameters() if name.rpartition(".")[2] == "D"}
 
 
@@ -99,7 +101,7 @@ def _named_by_model(model: nn.Module) -> set[str]:
 
 
 def _all_but_layer_norms(model: nn.Module, groups: list[dict[str, Any]], weight_decay: float) -> list[dict[str, Any]]:
-    """The same groups by their ``lr_scale``, in which timm's choice of what decays is put aside."""
+    """Regroups parameters, keeping their ``lr_scale``, so that all but LayerNorms decay."""
     norms = (module for module in model.modules() if isinstance(module, nn.LayerNorm))
     spared = {id(parameter) for norm in norms for parameter in norm.parameters()}
     sorted_anew: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -114,15 +116,15 @@ def _all_but_layer_norms(model: nn.Module, groups: list[dict[str, Any]], weight_
 
 
 def can_be_fused(device: torch.device, precision: str, clips: bool) -> bool:
-    """Whether AdamW may do all tensors in one kernel.
+    """Whether AdamW can use its fused implementation, one kernel for all tensors.
 
-    Else PyTorch goes through them one by one on a CPU, and on a GPU the host has to wait to know whether gradients are
-    finite. Lightning refuses it with AMP and clipping.
+    Without it, PyTorch updates the tensors one by one on a CPU, and on a GPU the host has to wait to know whether
+    gradients are finite. Lightning does not allow it together with AMP and gradient clipping.
 
     Args:
-        device: Of the weights.
-        precision: The trainer's.
-        clips: Whether it clips gradients.
+        device: Device of the weights.
+        precision: The trainer's precision.
+        clips: Whether the trainer clips gradients.
     """
     on_gpu = device.type == "cuda"
     return (precision == "32-true" and (on_gpu or device.type == "cpu")) or (

@@ -1,4 +1,4 @@
-"""A training as pictures: its curves, and which classes are taken for which."""
+"""Plots of a training: learning curves, confusion of classes, and precision over recall."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from mobilemamba.text import printable
 if TYPE_CHECKING:
     from mobilemamba.training.detection_metrics import ClassPrecision
 
-#: Most classes that a matrix names legibly, and most whose cells hold their numbers.
+#: Most classes for which a matrix has legible names, and most for which its cells show numbers.
 _MOST_NAMED, _MOST_NUMBERED = 40, 15
-#: Most classes whose curves have colours and names.
+#: Most classes for which curves have colours and names.
 _MOST_CURVES = 15
-#: Pairs shown where there are more classes.
+#: Number of confused pairs shown if there are too many classes for a matrix.
 _PAIRS = 30
 
 
 def draw_curves(history: list[dict[str, float]], scores: Sequence[Score], path: Path, title: str) -> None:
-    """Losses, scores and the learning rate over the epochs; scores of one unit share a panel.
+    """Plots losses, scores and the learning rate over the epochs; scores with the same unit share a panel.
 
     Args:
-        history: Entries with ``epoch``, a fraction of one included, and what was known then: ``train/loss``, ``lr``,
-            and the validation's losses and scores as ``val/...``.
-        scores: Those that are logged.
-        path: PNG file.
-        title: Above them.
+        history: Entries with ``epoch``, which may be fractional, and the values known then: ``train/loss``, ``lr``, and
+            the validation's losses and scores as ``val/...``.
+        scores: Scores that are logged.
+        path: PNG file to write.
+        title: Title of the figure.
 
     Raises:
         OSError: If the file cannot be written.
@@ -51,7 +51,7 @@ def draw_curves(history: list[dict[str, float]], scores: Sequence[Score], path: 
         for axis, (label, shown) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
             for name in shown:
                 points = [(entry["epoch"], entry[name]) for entry in history if name in entry]
-                if any(not math.isnan(value) for _, value in points):  # else of objects that are not there
+                if any(not math.isnan(value) for _, value in points):  # all NaN if there are no such objects
                     axis.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 40 else None)
             axis.set(xlabel="epoch", ylabel=label)
             axis.xaxis.get_major_locator().set_params(integer=True)
@@ -61,14 +61,14 @@ def draw_curves(history: list[dict[str, float]], scores: Sequence[Score], path: 
 
 
 def draw_confusion(counts: Tensor, class_names: list[str], path: Path, title: str, counted: str = "pictures") -> None:
-    """A matrix of few classes; of many, the pairs that are most often confused.
+    """Plots a confusion matrix; if there are many classes, a bar chart of the most often confused pairs instead.
 
     Args:
-        counts: As :meth:`~mobilemamba.training.confusion.ConfusionCounts.compute` gives them.
-        class_names: In the order of the indices, which stand for names in letters that no font here has.
-        path: PNG file.
-        title: Above it.
-        counted: What the counts are of; of anything else than pictures, cells hold shares.
+        counts: Result of :meth:`~mobilemamba.training.confusion.ConfusionCounts.compute`.
+        class_names: In the order of the indices; a name that no installed font can show is replaced by its index.
+        path: PNG file to write.
+        title: Title of the figure.
+        counted: What is counted; unless it is pictures, cells show fractions.
 
     Raises:
         OSError: If the file cannot be written.
@@ -84,13 +84,13 @@ def draw_confusion(counts: Tensor, class_names: list[str], path: Path, title: st
 
 
 def draw_precision_recall(found: ClassPrecision, class_names: Sequence[str], path: Path, title: str) -> None:
-    """Precision over recall at IoU 0.5: of each class, with its AP50 where they are few, and the mean of all.
+    """Plots precision over recall at IoU 0.5 for each class and their mean; with AP50 of each if classes are few.
 
     Args:
-        found: Of the classes.
+        found: Precision of the classes.
         class_names: In the order of the indices.
-        path: PNG file.
-        title: Above it.
+        path: PNG file to write.
+        title: Title of the figure.
 
     Raises:
         OSError: If the file cannot be written.
@@ -147,5 +147,5 @@ def _label(index: int, name: str) -> str:
 
 
 def _shorten(name: str, most: int = 30) -> str:
-    """Without its middle: names that begin alike often end differently."""
+    """Cuts out the middle of a long name, as names that begin alike often end differently."""
     return name if len(name) <= most else f"{name[: most // 2]}…{name[1 - most // 2 :]}"

@@ -1,4 +1,4 @@
-"""Under which conditions a run got its numbers: how many pictures, the network's counts and speed, memory, source."""
+"""The conditions of a run's results: number of pictures, size and speed of the network, memory, source revision."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mobilemamba.errors import ConfigError
 from mobilemamba.models import for_inference
 from mobilemamba.training.contract import TaskContract
 
-#: Channels of the network that a table's counts and throughput are for, as in the paper.
+#: Input channels of the network for the counts and throughput in tables, as in the paper.
 TABLE_CHANNELS = 3
 
 
@@ -33,23 +33,23 @@ def measure_network(
     num_classes: int = TaskContract.table_classes,
     batch_size: int | None = None,
 ) -> dict[str, Any]:
-    """Counts and times a network as the paper's tables do, whatever data it is trained on.
+    """Measures size and speed of a network as in the paper's tables, independently of the training data.
 
-    Counted as trained; timed in eval mode in the form in which it is deployed where the model is one of ours: laid out
-    for inference on a CPU that can, else with the norms folded, as the paper timed it. The text says which. Leaves the
-    random state as it was.
+    Parameters and FLOPs are those of the network as trained. The throughput is that of the network in evaluation mode;
+    a network of ours is timed in the form in which it is deployed: laid out for inference on CPUs that support this,
+    otherwise with folded norms, as in the paper. The text names the form. Does not change the random state.
 
     Args:
-        build_model: Called with ``num_classes`` and ``in_chans``, gives a new network.
+        build_model: Returns a new network, given ``num_classes`` and ``in_chans``.
         img_size: Side of the square pictures in pixels.
-        device: Where to time it.
-        budget_s: About how long the timing may take, in seconds.
-        num_classes: Outputs, as the paper's tables have them.
-        batch_size: As for :func:`~mobilemamba.analysis.throughput.measure_throughput`.
+        device: Device on which to time it.
+        budget_s: Approximate duration of the timing in seconds.
+        num_classes: Number of classes, as in the paper's tables.
+        batch_size: See :func:`~mobilemamba.analysis.throughput.measure_throughput`.
 
     Returns:
         ``img_size``, ``num_classes``, ``params``, ``flops``, ``macs``, and ``throughput`` with the fields of
-        :class:`~mobilemamba.analysis.throughput.Throughput` and the same in words as ``text``. JSON types only.
+        :class:`~mobilemamba.analysis.throughput.Throughput` and their description as ``text``. JSON types only.
     """
     with torch.random.fork_rng(devices=[]):
         model = build_model(num_classes=num_classes, in_chans=TABLE_CHANNELS)
@@ -67,7 +67,7 @@ def measure_network(
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Makes :func:`peak_memory_gib` count from now on, where the system can (CUDA, Linux)."""
+    """Makes :func:`peak_memory_gib` measure from now on, if the system supports this (CUDA, Linux)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):
@@ -75,7 +75,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory_gib(device: torch.device) -> tuple[float | None, str]:
-    """Peak memory in GiB and what it is the peak of: the tensors on a GPU, or else this whole process."""
+    """Returns the peak memory in GiB and a description: that of the tensors on a GPU, else that of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30, "tensors on one GPU"
     peak = peak_resident_bytes()
@@ -85,15 +85,15 @@ def peak_memory_gib(device: torch.device) -> tuple[float | None, str]:
 
 
 def pictures_used(loaders: Any, batches: float | Sequence[float], devices: int) -> int | None:
-    """How many pictures the first batches of a loader hold, over all processes.
+    """Counts the pictures in the first batches of a loader, over all processes.
 
     Args:
         loaders: A torch DataLoader, or several in a sequence or a mapping.
-        batches: How many each process takes, of each loader; ``inf`` for all of one without an end.
+        batches: Number of batches that each process takes from each loader; ``inf`` for a loader without an end.
         devices: Number of processes.
 
     Returns:
-        The sum over the loaders; repeats that fill the processes' equal shares do not count. None if it is not known.
+        The sum over the loaders, without pictures repeated to give all processes equal shares; None if it is unknown.
     """
     if isinstance(loaders, Mapping | list | tuple):
         each = list(loaders.values()) if isinstance(loaders, Mapping) else list(loaders)
@@ -114,10 +114,10 @@ def pictures_used(loaders: Any, batches: float | Sequence[float], devices: int) 
 
 
 def pictures_a_step(trainer: Any) -> int:
-    """Pictures that the first optimiser step of a training sees, over all devices and accumulated batches.
+    """Returns the number of pictures in the first optimiser step, over all devices and accumulated batches.
 
     Raises:
-        ConfigError: If the training loader does not tell its batch size.
+        ConfigError: If the training loader has no known batch size.
     """
     loader, batches = trainer.train_dataloader, min(trainer.accumulate_grad_batches, trainer.num_training_batches)
     pictures = pictures_used(loader, batches, trainer.world_size)
@@ -130,7 +130,7 @@ def pictures_a_step(trainer: Any) -> int:
 
 
 def git_revision() -> str | None:
-    """Short commit of the package's own source tree, ``-dirty`` if changed; None if it is not a git checkout."""
+    """Returns the short commit of the package's source, with ``-dirty`` if changed; None if it is no git checkout."""
     source = Path(__file__).resolve()
 
     def git(*arguments: str) -> str:
@@ -138,7 +138,7 @@ def git_revision() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", source.name)  # not some repository that the package is installed inside
+        git("ls-files", "--error-unmatch", source.name)  # fails in another repository that contains the installation
         return git("describe", "--always", "--dirty", "--exclude", "*")
     except (OSError, subprocess.SubprocessError):
         return None

@@ -1,4 +1,4 @@
-"""The learning rate over the steps of a training: linear warm-up, then a cosine over all of it or its second half."""
+"""Learning rate schedules: linear warm-up, then cosine decay over the whole training or over its second half."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ Schedule = Literal["cosine", "half_cosine", "half_cosine_by_epoch"]
 def warmup_cosine(
     step: int, total_steps: int, warmup_steps: int, min_ratio: float = 0.01, warmup_ratio: float = 0.001
 ) -> float:
-    """The learning rate of one step as a fraction of its peak.
+    """Returns the learning rate of one step as a fraction of its peak.
 
-    The cosine counts from step 0, not from the end of the warm-up; so the rate falls a little where they meet (from
-    3.000e-3 to 2.967e-3 in the released ImageNet logs, all of whose values this reproduces).
+    The cosine starts at step 0, not at the end of the warm-up, so the rate falls a little where they meet (from
+    3.000e-3 to 2.967e-3 in the released ImageNet logs, all of whose values this function reproduces).
 
     Args:
         step: Number of optimiser steps already taken; after ``total_steps`` the rate stays at its minimum.
         total_steps: Optimiser steps of the whole training, warm-up included.
         warmup_steps: Optimiser steps of the linear warm-up; 0 for none.
-        min_ratio: What the cosine ends at.
-        warmup_ratio: What the warm-up starts from.
+        min_ratio: Value at the end of the cosine.
+        warmup_ratio: Value at the start of the warm-up.
     """
     if step < warmup_steps:
         return warmup_ratio + (1 - warmup_ratio) * step / warmup_steps
@@ -43,18 +43,18 @@ def warmup_half_cosine(
     warmup_ratio: float = 1e-5,
     steps_an_epoch: int = 1,
 ) -> float:
-    """The learning rate of one step as a fraction of its peak: constant in the first half, then a cosine.
+    """Returns the learning rate of one step as a fraction of its peak: constant in the first half, then a cosine.
 
-    Reproduces the logged values of the released trainings for segmentation, whose cosine goes on in every step, and
-    for detection, where it does once an epoch. The warm-up reaches the peak with its last step.
+    Reproduces the logs of the released trainings for segmentation, whose cosine is updated every step, and for
+    detection, whose cosine is updated every epoch. The warm-up reaches the peak at its last step.
 
     Args:
         step: Number of optimiser steps already taken; after ``total_steps`` the rate stays at its minimum.
         total_steps: Optimiser steps of the whole training, warm-up included.
         warmup_steps: Optimiser steps of the linear warm-up; 0 for none.
-        min_ratio: What the cosine ends at.
-        warmup_ratio: What the warm-up starts from.
-        steps_an_epoch: Optimiser steps from one point of the cosine to the next.
+        min_ratio: Value at the end of the cosine.
+        warmup_ratio: Value at the start of the warm-up.
+        steps_an_epoch: Optimiser steps between two updates of the cosine.
     """
     if step < warmup_steps:
         return warmup_ratio + (1 - warmup_ratio) * step / max(1, warmup_steps - 1)
@@ -66,18 +66,18 @@ def warmup_half_cosine(
 def rate_of(
     schedule: Schedule, trainer: Any, warmup_epochs: float, warmup_steps: int | None, min_ratio: float, ratio: float
 ) -> Callable[[int], float]:
-    """The learning rate of each step of a training as a fraction of its peak.
+    """Returns a function from the step of a training to its learning rate as a fraction of the peak.
 
     Args:
-        schedule: Which of the above.
-        trainer: As for :func:`steps_of`, like the next two.
-        warmup_epochs: Length of the warm-up.
-        warmup_steps: The same in steps.
-        min_ratio: What the cosine ends at.
-        ratio: What the warm-up starts from.
+        schedule: Name of the schedule.
+        trainer: Lightning's trainer.
+        warmup_epochs: Length of the warm-up in epochs.
+        warmup_steps: Length of the warm-up in steps, instead of ``warmup_epochs``; None to use those.
+        min_ratio: Value at the end of the cosine.
+        ratio: Value at the start of the warm-up.
 
     Raises:
-        ConfigError: As :func:`steps_of`; or if it goes by epochs, and these have no end.
+        ConfigError: In the cases of :func:`steps_of`; or if the schedule goes by epochs and their length is unknown.
     """
     length = *steps_of(trainer, warmup_epochs, warmup_steps), min_ratio, ratio
     if schedule == "cosine":
@@ -94,23 +94,23 @@ def rate_of(
 
 
 def set_rates_of_now(schedule: LambdaLR) -> None:
-    """Gives the optimiser's groups the rates of the step that their schedule is at, whatever a checkpoint brought."""
+    """Sets the optimiser's learning rates to those of the schedule's current step, replacing those of a checkpoint."""
     for group, peak, ratio in zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
         group["lr"] = peak * ratio(schedule.last_epoch)
 
 
 def steps_of(trainer: Any, warmup_epochs: float, warmup_steps: int | None) -> tuple[int, int]:
-    """Optimiser steps of a training, and of its warm-up; warns if these are no fewer.
+    """Returns the optimiser steps of a training and of its warm-up; warns if the warm-up is no shorter.
 
     Args:
-        trainer: Lightning's.
-        warmup_epochs: Length of the warm-up.
-        warmup_steps: The same in steps, in place of ``warmup_epochs``; None for these.
+        trainer: Lightning's trainer.
+        warmup_epochs: Length of the warm-up in epochs.
+        warmup_steps: Length of the warm-up in steps, instead of ``warmup_epochs``; None to use those.
 
     Raises:
-        ConfigError: If the training has no end to which the cosine could lead, or no epochs for the warm-up.
+        ConfigError: If the training has no end for the cosine decay, or no epochs for the warm-up.
     """
-    trainer.fit_loop.setup_data()  # Lightning does so only where it needs the length of an epoch itself
+    trainer.fit_loop.setup_data()  # Lightning does this only if it needs the length of an epoch itself
     total, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
     if not 0 < total < math.inf:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""What an evaluation of a segmentation counts: every pixel of a set in one matrix, of which all scores are made."""
+"""Segmentation metrics: all scores are computed from one confusion matrix of all pixels of a data set."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from mobilemamba.training.metrics import DeviceMean, Metrics
 
 
 class ConfusionMatrix(Metric):
-    """How many pixels of each class were taken for each, over all processes.
+    """Confusion matrix of pixels, over all processes.
 
-    Not torchmetrics', which with deterministic algorithms compares every pixel with all of the cells, and without them
-    waits for the device at each update.
+    Used instead of torchmetrics' confusion matrix, which compares every pixel with every cell under deterministic
+    algorithms, and otherwise waits for the device at each update.
 
     Args:
-        num_classes: Outputs of the network.
+        num_classes: Number of classes.
     """
 
     full_state_update = False
@@ -34,24 +34,24 @@ class ConfusionMatrix(Metric):
         self.add_state("matrix_CC", default=empty, dist_reduce_fx="sum")
 
     def update(self, answers: Tensor, targets: Tensor) -> None:
-        """Adds pixels: class indices (B, H, W) int64 of both; targets that are ``IGNORED_PIXEL`` do not count."""
+        """Adds pixels, both as class indices (B, H, W) int64; targets that are ``IGNORED_PIXEL`` do not count."""
         cells = self.num_classes**2
         pairs = (targets * self.num_classes + answers).masked_fill(targets == IGNORED_PIXEL, cells).flatten()
         counts = pairs.new_zeros(cells + 1).scatter_add_(0, pairs, torch.ones_like(pairs))
         self.matrix_CC += counts[:cells].view_as(self.matrix_CC)
 
     def compute(self) -> Tensor:
-        """(C, C) int64: pixels of a class in a row, those taken for a class in a column."""
+        """Returns the pixel counts (C, C) int64: a row per true class, a column per predicted class."""
         return self.matrix_CC
 
 
 class SegmentationMetrics(Metrics):
     """mIoU, accuracy of all pixels and mean accuracy of the classes, in percent, and the mean cross entropy of pixels.
 
-    As mmsegmentation has them: of the whole set, not of pictures; a class without a pixel that is of it or was taken
-    for it has no IoU, one without a pixel of it no accuracy, and means leave it out. Pixels that are ``IGNORED_PIXEL``
-    do not count, nor therefore the repeats that fill up the processes' equal shares. Answers are scaled to the size of
-    their targets before a pixel's class is chosen.
+    Defined as in mmsegmentation: over the whole set, not averaged over pictures. Means leave out classes whose score is
+    undefined: the IoU of a class that is neither present nor predicted, the accuracy of a class that is not present.
+    ``IGNORED_PIXEL`` pixels do not count; so neither do pictures repeated to give all processes equal shares. Logits
+    are scaled to the size of their targets before a pixel's class is chosen.
     """
 
     SCORES: ClassVar[tuple[Score, ...]] = (Score("miou", "mIoU"), Score("aacc", "aAcc"), Score("macc", "mAcc"))
@@ -67,7 +67,7 @@ class SegmentationMetrics(Metrics):
         self.loss.update(cross_entropies(outputs, targets), targets != IGNORED_PIXEL)
 
     def compute(self) -> dict[str, Tensor]:
-        """``miou``, ``aacc`` and ``macc`` in percent, and ``loss``, over all processes; then starts anew."""
+        """Returns ``miou``, ``aacc`` and ``macc`` in percent, and ``loss``, over all processes; then resets."""
         matrix_CC = self.confusion.compute()
         right_C, of_C, taken_C = matrix_CC.diagonal().double(), matrix_CC.sum(1), matrix_CC.sum(0)
         values = {
@@ -83,6 +83,6 @@ class SegmentationMetrics(Metrics):
         return {key: value.float() for key, value in values.items()}
 
     def changed(self, outputs: Tensor, others: Tensor, targets: Tensor) -> Tensor:
-        """How many pixels of a batch are put into another class; logits and targets as for :meth:`update`."""
+        """Counts the pixels of a batch that two networks classify differently; arguments as for :meth:`update`."""
         size = targets.shape[-2], targets.shape[-1]
         return ((likeliest(outputs, size) != likeliest(others, size)) & (targets != IGNORED_PIXEL)).sum()

@@ -1,4 +1,4 @@
-"""The base of callbacks that do something when a training has ended."""
+"""The base class of callbacks that act when a training has ended."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mobilemamba.training.callbacks.validation import ValidateAtEnd, callbacks_o
 
 
 class AtEnd(Callback):
-    """Does something when a training has ended, even if another callback, or a logger, fails after its last step."""
+    """Base class of callbacks that act once a training has ended, even if a user's callback or logger fails then."""
 
     _begun = False
 
     def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What is to be done, once."""
+        """Acts at the end of the training; called once."""
         raise NotImplementedError
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -25,7 +25,7 @@ class AtEnd(Callback):
             self._once(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Does it, if all else of the training is done: it was not one of ours that failed."""
+        """Calls :meth:`finish` if the training itself is complete and no callback of ours has failed."""
         if isinstance(exception, Exception) and not is_ours(culprit(exception)) and _is_over(trainer):
             self._once(trainer, pl_module)
 
@@ -36,7 +36,7 @@ class AtEnd(Callback):
 
 
 def _is_over(trainer: Trainer) -> bool:
-    """Whether the last step is taken and validated. As Lightning's ``fit_loop.done``, which also says so each time."""
+    """Whether the last step is done and validated; like Lightning's ``fit_loop.done``, but without its log messages."""
     loop: Any = trainer.fit_loop
     ended = (
         _is_max_limit_reached(trainer.global_step, trainer.max_steps)

@@ -1,4 +1,4 @@
-"""The two checkpoints of a run: the weights of its best validation, and the newest state of its training."""
+"""The two checkpoints of a run: the weights of its best validation, and the latest state of its training."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from mobilemamba.training.callbacks.validation import (
 from mobilemamba.training.checkpoint_files import BEST, FOLDER, LAST, PREVIOUS
 from mobilemamba.training.contract import monitor_of
 
-#: The best weights once more, for use elsewhere, beside the folder of the checkpoints.
+#: The exported best weights, for use elsewhere; beside the folder of the checkpoints.
 EXPORTED = "best.safetensors"
-#: What a training, and nothing beside it, writes into a run's folder.
+#: Files in a run's folder that only a training writes.
 _OF_A_TRAINING = (EXPORTED, "config.yaml", "measure.json", "progress.json", "results.json")
 
 
 def run_checkpoints(root: str | Path, module: Any) -> list[ModelCheckpoint]:
-    """The callbacks that keep ``best.ckpt`` and ``last.ckpt`` of a run, for the front of a trainer's list.
+    """Returns the callbacks that write ``best.ckpt`` and ``last.ckpt`` of a run; they come first in a trainer's list.
 
     Args:
         root: The run's folder.
-        module: What is trained; see :func:`~mobilemamba.training.contract.monitor_of`.
+        module: The module that is trained; see :func:`~mobilemamba.training.contract.monitor_of`.
     """
     folder = str(Path(root) / FOLDER)
     monitor, mode = monitor_of(module)
@@ -52,19 +52,19 @@ def run_checkpoints(root: str | Path, module: Any) -> list[ModelCheckpoint]:
 
 
 class _RunCheckpoint(ModelCheckpoint):
-    """One file under one name, whatever stood there; written whole or not at all, unless the user stores otherwise."""
+    """Base class that writes one file of a fixed name, replacing it atomically unless the user sets a checkpoint IO."""
 
     def __init__(self, folder: str, filename: str, **options: Any) -> None:
         super().__init__(folder, filename, enable_version_counter=False, **options)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        with warnings.catch_warnings():  # the folder is not empty in a run that goes on
+        with warnings.catch_warnings():  # the folder of a resumed run is not empty
             warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
             super().setup(trainer, pl_module, stage)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
 
-    # When to save, the derived classes say.
+    # The derived classes decide when to save.
     def on_train_batch_end(self, *_: Any, **__: Any) -> None: ...
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None: ...
@@ -77,26 +77,29 @@ class _RunCheckpoint(ModelCheckpoint):
 
 
 class BestCheckpoint(_RunCheckpoint):
-    """Keeps the weights of the best validation so far in ``best.ckpt``, whichever of an epoch's it was.
+    """Keeps the weights of the best validation so far in ``best.ckpt``; an epoch may have several validations.
 
-    Where the metric is one of the training's epochs, these are judged in place of the validations.
+    If the metric is logged per training epoch, epochs are compared instead of validations.
 
-    After a resume, the best is the one whose weights this folder's ``best.ckpt`` holds, wherever the folder was before;
-    if it holds others or is gone, the next validation is the best so far. So score and weights always belong together.
+    After a resume, the best validation is the one whose weights are in this folder's ``best.ckpt``, even if the folder
+    was moved; if the file has other weights or is missing, the next validation becomes the best so far. So score and
+    weights always belong together.
 
     Attributes:
-        validation: The best so far, None before the first.
+        validation: Record of the best validation so far, None before the first.
     """
 
     validation: Validation | None = None
-    _found: Validation | None = None  # by the last one
+    _found: Validation | None = None  # record of the last validation
     _restorable = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Has the end validated if the best is not known, and ModelCheckpoints of the user's own leave us our names.
+        """Requests a final validation if the best is unknown, and renames files of the user's own ModelCheckpoints.
+
+        Those files would otherwise overwrite ours.
 
         Raises:
-            ConfigError: If one of these could never write its file.
+            ConfigError: If one of the user's callbacks could never write its file.
         """
         for at_end in callbacks_of(trainer, ValidateAtEnd) if self.validation is None else []:
             at_end.validated_step = -1
@@ -106,7 +109,7 @@ class BestCheckpoint(_RunCheckpoint):
             check_destination(other, trainer)
             if not isinstance(other, ModelCheckpoint) or os.path.realpath(str(other.dirpath)) != self.dirpath:
                 continue
-            # As Lightning names a file whose name is taken.
+            # Lightning's own suffix for a file name that is already taken.
             if Path(LAST).stem == other.CHECKPOINT_NAME_LAST:
                 other.CHECKPOINT_NAME_LAST += "-v1"
             taken = [BEST, PREVIOUS, *([LAST] if other.save_weights_only else [])]
@@ -119,7 +122,7 @@ class BestCheckpoint(_RunCheckpoint):
             return
         found = validation_now(trainer, self.monitor)
         if self.validation is not None and self.validation["step"] == found["step"]:
-            self.validation = self.validation | found  # of the last epoch, validated after it had been judged
+            self.validation = self.validation | found  # the last epoch, validated after the comparison of epochs
         self._found = found
         self._judge(trainer, found)
 
@@ -132,7 +135,7 @@ class BestCheckpoint(_RunCheckpoint):
         if math.isfinite(score):
             found = validation_now(trainer, None)
             if self._found is None or self._found["step"] != found["step"]:
-                found = {key: found[key] for key in ("epoch", "step")}  # the rest is of other weights
+                found = {key: found[key] for key in ("epoch", "step")}  # the metrics belong to earlier weights
             self._judge(trainer, {**found, self.monitor: score})
 
     def _judge(self, trainer: Trainer, validation: Validation) -> None:
@@ -144,7 +147,7 @@ class BestCheckpoint(_RunCheckpoint):
             self._update_best_and_save(score, trainer, self._monitor_candidates(trainer))
 
     def best_with(self, validation: Validation) -> Validation | None:
-        """Which is the best once this one has been considered, as :meth:`on_validation_end` will do."""
+        """Returns the best validation including this one, as :meth:`on_validation_end` will decide."""
         assert self.monitor is not None
         score, best = validation.get(self.monitor), (self.validation or {}).get(self.monitor)
         if score is None or (best is not None and not (score > best if self.mode == "max" else score < best)):
@@ -152,11 +155,11 @@ class BestCheckpoint(_RunCheckpoint):
         return validation
 
     def settle(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves the last weights where no validation tells the best; for the end of a training, in all processes."""
+        """Saves the last weights if no validation determined the best; called in all processes at the end."""
         known = self.validation or {}
         if self.monitor in known or known.get("step", 0) == trainer.global_step:
             return
-        if trainer.interrupted and trainer.world_size > 1:  # by what failed in one process: the others would wait
+        if trainer.interrupted and trainer.world_size > 1:  # by an error in one process, which would wait for the rest
             return
         self.validation, self.best_model_path = validation_now(trainer, self.monitor), self.path
         self._save_checkpoint(trainer, self.path)
@@ -166,13 +169,13 @@ class BestCheckpoint(_RunCheckpoint):
         return super().state_dict() | {"validation": self.validation}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Finds out, for all processes alike, whether the file is still the one that the state speaks of."""
+        """Checks, for all processes alike, whether ``best.ckpt`` is still the file that the state describes."""
         validation = checkpoint["callbacks"].get(self.state_key, {}).get("validation")
         step = _step(self.path) if trainer.is_global_zero and validation else None
         self._restorable = trainer.strategy.broadcast(step is not None and step == validation["step"])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from a checkpoint of this folder, wherever it was then."""
+        """Restores the state with the paths of this folder, which may have been moved."""
         if not self._restorable:
             return
         score = state_dict["best_model_score"]
@@ -183,19 +186,19 @@ class BestCheckpoint(_RunCheckpoint):
         self.validation = state_dict["validation"]
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        if trainer.is_global_zero:  # it is of the best before
+        if trainer.is_global_zero:  # the exported file is of the previous best
             (Path(trainer.default_root_dir) / EXPORTED).unlink(missing_ok=True)
         super()._save_checkpoint(trainer, filepath)
 
 
 class LastCheckpoint(_RunCheckpoint):
-    """Keeps the newest state of the training in ``last.ckpt``: of each epoch's end and each validation within one.
+    """Saves the state of the training to ``last.ckpt`` at the end of each epoch and at each validation within one.
 
-    But for those between the batches of one optimiser step.
+    Validations between the accumulated batches of one optimiser step are left out.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes away what a killed run left half written."""
+        """Removes files that a killed run has not finished writing."""
         super().on_train_start(trainer, pl_module)
         if trainer.is_global_zero:
             folder = Path(str(self.dirpath))
@@ -204,7 +207,7 @@ class LastCheckpoint(_RunCheckpoint):
                 remove_unfinished(where / name)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves, unless the epoch ends here, which saves too, or gradients are summed up, which no checkpoint keeps."""
+        """Saves, unless the epoch ends here, which saves too, or gradients are accumulating, which are not stored."""
         loop = trainer.fit_loop.epoch_loop
         epochs: Any = trainer.fit_loop.epoch_progress.current
         within = epochs.processed < epochs.started
@@ -216,10 +219,10 @@ class LastCheckpoint(_RunCheckpoint):
             self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Lets a training that has ended within an epoch go on there, if it is gone on with for more steps.
+        """Lets a training that has ended within an epoch resume there, if it is continued for more steps.
 
-        Lightning counts such an epoch as done. Here the loops' state is what it was after the last batch. Without the
-        sum of gradients of a step half done, there is no going on within the epoch.
+        Lightning counts such an epoch as completed; this restores the loops' state after the last batch. It is not
+        possible in the middle of gradient accumulation, as the accumulated gradients are not stored.
         """
         loop, state = trainer.fit_loop.epoch_loop, checkpoint["loops"]["fit_loop"]
         epochs, batches = state["epoch_progress"], state["epoch_loop.batch_progress"]
@@ -233,17 +236,17 @@ class LastCheckpoint(_RunCheckpoint):
         checkpoint["epoch"] = epochs["current"]["completed"]
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the file's name is all."""
+        """Returns nothing, as the file's name is fixed."""
         return {}
 
 
 def best_checkpoint(trainer: Trainer) -> BestCheckpoint | None:
-    """The trainer's, if it has one."""
+    """Returns the trainer's :class:`BestCheckpoint`, if it has one."""
     return next(iter(callbacks_of(trainer, BestCheckpoint)), None)
 
 
 def _step(path: str) -> int | None:
-    """After how many steps a checkpoint was written; None if it cannot be read."""
+    """Returns the step at which a checkpoint was written; None if it cannot be read."""
     try:
         return read_checkpoint(path, mmap=True).get("global_step")
     except WeightsError:

@@ -1,4 +1,4 @@
-"""What a network makes of a few validation pictures, drawn after each validation of its training."""
+"""Drawings of a network's predictions on a few validation pictures, after each validation of its training."""
 
 from __future__ import annotations
 
@@ -22,24 +22,23 @@ from mobilemamba.files import write_atomic
 from mobilemamba.training.callbacks.validation import counts
 from mobilemamba.training.contract import TaskContract
 
-#: In the folder of a run.
+#: File in the folder of a run.
 EXAMPLES_FILE = "validation_examples.png"
 _GAP = 6  # pixels
 
 
 class ValidationExamples(Callback):
-    """Draws a few validation pictures, the same ones each time, as the task draws them beside what is known of them.
+    """Draws the targets and predictions of a few validation pictures, the same ones each time.
 
-    ``validation_examples.png`` in the run's folder is of the last validation; TensorBoard keeps those of all. Of a task
-    that draws nothing there is neither. The training is the same with and without it, and never fails for it: what
-    hinders it is a warning.
+    ``validation_examples.png`` in the run's folder shows the last validation; TensorBoard keeps all. Tasks without
+    drawings write nothing. The callback does not change the training; if it fails, a warning says so.
     """
 
     def __init__(self, pictures: int = 4) -> None:
-        """Sets what to draw.
+        """Sets how many pictures to draw.
 
         Args:
-            pictures: How many of the validation pictures, evenly from the first on; 0 for none.
+            pictures: Number of validation pictures, evenly spaced from the first; 0 for none.
 
         Raises:
             ConfigError: If it is below 0.
@@ -49,7 +48,7 @@ class ValidationExamples(Callback):
         self.pictures = pictures
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        alone = trainer.world_size == 1 or type(trainer.strategy) is DDPStrategy  # else others would be waited for
+        alone = trainer.world_size == 1 or type(trainer.strategy) is DDPStrategy  # others would wait for all processes
         if not (counts(trainer) and trainer.is_global_zero and alone and self.pictures):
             return
         if not isinstance(pl_module, TaskContract):
@@ -67,7 +66,7 @@ class ValidationExamples(Callback):
                     logger.experiment.add_image(
                         "val/examples", np.asarray(sheet), trainer.global_step, dataformats="HWC"
                     )
-        except Exception as error:  # whatever it is, the training itself is well
+        except Exception as error:  # any error at all, as it does not affect the training itself
             rank_zero_warn(f"no drawings of validation pictures: {type(error).__name__}: {error}")
 
     def _draw(self, trainer: Trainer, task: Any) -> list[Image.Image]:
@@ -77,10 +76,10 @@ class ValidationExamples(Callback):
             return []
         number = len(loader.dataset)  # type: ignore[arg-type]  # a map-style one
         chosen = sorted({index * number // self.pictures for index in range(self.pictures)})
-        # One by one, as their sizes may differ. A data set may draw at random, which the training must not notice.
+        # One by one, as their sizes may differ. Random numbers that the data set draws must not affect the training.
         options: dict[str, Any] = {"collate_fn": loader.collate_fn, "generator": make_generator(0)}
         drawn = []
-        eager = torch.compiler.set_stance("force_eager")  # not compiled anew for other sizes
+        eager = torch.compiler.set_stance("force_eager")  # avoids recompilation for other sizes
         with seeded(0), eager, torch.inference_mode(), trainer.precision_plugin.val_step_context():
             for batch in DataLoader(loader.dataset, 1, sampler=chosen, **options):
                 if batch[0] is None:  # a picture that cannot be read
@@ -93,7 +92,7 @@ class ValidationExamples(Callback):
 
 
 def _sheet(pictures: list[Image.Image]) -> Image.Image:
-    """One below the other on white."""
+    """Stacks pictures vertically on white."""
     height = sum(picture.height for picture in pictures) + _GAP * (len(pictures) - 1)
     sheet = Image.new("RGB", (max(picture.width for picture in pictures), height), "white")
     y = 0

@@ -1,4 +1,4 @@
-"""The best checkpoint as one file for use elsewhere."""
+"""Export of the best checkpoint as a single file for use elsewhere."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from mobilemamba.training.callbacks.checkpoints import EXPORTED, best_checkpoint
 class ExportBest(AtEnd):
     """Writes ``best.safetensors`` at the end: the better network of ``best.ckpt``, raw or averaged.
 
-    Architecture, class names and the pictures' preprocessing stand in the file's header, so that ``predict``,
-    ``validate``, ``load_weights`` and ``load_network`` need nothing else. Where it cannot be written, a line says why;
-    the training is none the worse.
+    The file's header contains architecture, class names and preprocessing, so that ``predict``, ``validate``,
+    ``load_weights`` and ``load_network`` need nothing else. If the file cannot be written, a line says why, and the
+    training is not affected.
     """
 
     def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Converts what :class:`~mobilemamba.training.callbacks.checkpoints.BestCheckpoint` kept."""
+        """Converts the file of :class:`~mobilemamba.training.callbacks.checkpoints.BestCheckpoint`."""
         best = best_checkpoint(trainer)
         if best is None:
             return
@@ -35,7 +35,7 @@ class ExportBest(AtEnd):
                 rank_zero_info(f"no {EXPORTED}: checkpoints of a {type(pl_module).__name__} have no model card")
                 return
             convert(best.path, target, verbose=False)
-        except Exception as error:  # whatever it is, the results are still to be written
+        except Exception as error:  # any error at all, as the results must still be written
             rank_zero_warn(f"no {EXPORTED}: {first_line(error)}; the weights are in {best.path}")
             return
         rank_zero_info(f"best weights, with class names and preprocessing: {target}")

@@ -1,4 +1,4 @@
-"""Says which kernels a run uses, so that the slow path is never silent."""
+"""A message about the kernels that a run uses, so that a slow path never goes unnoticed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mobilemamba.layers.kernels import describe_network
 
 
 class SayKernels(Callback):
-    """Says once which kernels run and why no faster ones do, if the network has layers that there are kernels for."""
+    """Prints once which kernels run and why no faster ones do, if the network has layers with kernels."""
 
     def __init__(self) -> None:
         self._said = False
@@ -19,7 +19,7 @@ class SayKernels(Callback):
         if self._said:
             return
         self._said = True
-        # Of half precisions under autocast the kernels take what they take of float32.
+        # Under autocast, kernels accept half precision wherever they accept float32, the parameters' dtype.
         dtype = next((p.dtype for p in pl_module.parameters()), torch.float32)
         if line := describe_network(pl_module, trainer.strategy.root_device, dtype):
             rank_zero_info(line)

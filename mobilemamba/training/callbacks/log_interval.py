@@ -1,4 +1,4 @@
-"""How often a training logs what it logs each step."""
+"""The logging interval of a training."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class LogInterval(Callback):
-    """Sets ``log_every_n_steps`` to a tenth of an epoch, and to Lightning's 50 at the most.
+    """Sets ``log_every_n_steps`` to a tenth of an epoch, but at most to Lightning's default of 50.
 
-    With Lightning's own default, a training whose epochs have fewer steps logs no learning rate and no gradient norm.
+    With that default, a training whose epochs are shorter would log no learning rate and no gradient norm.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Before the number of steps is known: Lightning warns of too long an interval while it makes the loader."""
+        """Sets 1 until the number of steps is known, as Lightning's loader setup warns of too long an interval."""
         _set(trainer, 1)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -26,5 +26,5 @@ class LogInterval(Callback):
 
 
 def _set(trainer: Any, interval: int) -> None:
-    if trainer.log_every_n_steps:  # else nothing is to be logged
+    if trainer.log_every_n_steps:  # 0 turns logging off
         trainer.log_every_n_steps = interval

@@ -23,21 +23,21 @@ class _Place(NamedTuple):
 
 
 class _Awaited(NamedTuple):
-    found: Tensor  # on the host, once the event has come: whether the gradients, and whether the loss are bad
+    found: Tensor  # on the host, valid after the event: whether the gradients and whether the loss are not finite
     event: Any
     place: _Place
 
 
 class SkipNonFinite(Callback):
-    """Leaves out a step whose gradients are not finite: weights, moments and norms' statistics stay as they were.
+    """Skips steps whose gradients are not finite: weights, moments and norms' statistics stay unchanged.
 
-    The batch is named in a warning, the skipped steps are counted (``train/skipped_steps``, kept in checkpoints), and
-    the training stops at a set number of them. In fp16, overflows with a finite loss are the loss scaler's ordinary
-    search for a scale: it leaves them out by itself and they are not counted. Also logs ``train/grad_norm``, the
-    gradients' norm before clipping.
+    A warning names the batch, the skipped steps are counted (``train/skipped_steps``, kept in checkpoints), and the
+    training stops after a given number of them. In fp16, overflows with a finite loss are part of the loss scaler's
+    normal search for a scale: the scaler skips these steps itself, and they are not counted. Also logs
+    ``train/grad_norm``, the norm of the gradients before clipping.
 
-    Where a GPU runs a fused optimiser without a loss scaler, the GPU decides and the host does not wait for it:
-    warnings and the stop come ``LAG`` steps later, but before a validation, a checkpoint and the end.
+    With a fused optimiser on a GPU and no loss scaler, the GPU decides without making the host wait: warnings and the
+    stop come ``LAG`` steps later, but always before a validation, a checkpoint and the end.
     """
 
     LAG = 2
@@ -64,29 +64,29 @@ class SkipNonFinite(Callback):
         self.skipped = state_dict["skipped"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Finds the statistics that a bad batch would spoil for good."""
+        """Collects the norms' statistics, which a bad batch would corrupt permanently."""
         network = pl_module.model if isinstance(pl_module, TaskContract) else pl_module
         self._buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
         self._kept = [buffer.clone() for buffer in self._buffers]
         self._trainer = trainer
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Remembers the statistics before the batches of a step."""
+        """Saves the norms' statistics before the first batch of a step."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._loss_finite = None
             if self._buffers:
                 torch._foreach_copy_(self._kept, self._buffers)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Notes whether the loss is finite, without waiting for the device."""
+        """Records whether the loss is finite, without waiting for the device."""
         finite = torch.isfinite(loss.detach()).all()
         self._loss_finite = finite if self._loss_finite is None else self._loss_finite & finite
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Takes the gradients away if they are not finite; every process decides alike, as they share the gradients.
+        """Removes gradients that are not finite; all processes decide alike, as they share the gradients.
 
         Raises:
-            DivergedError: At the set number of skipped steps.
+            DivergedError: If the number of skipped steps reaches the limit.
         """
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -101,7 +101,7 @@ class SkipNonFinite(Callback):
         if torch.isfinite(norm):
             return
         loss_finite = self._loss_finite is None or bool(self._loss_finite)
-        # Here all processes have come, so they may ask each other.
+        # All processes reach this point, so they can communicate.
         everywhere = trainer.strategy.reduce_boolean_decision(loss_finite, all=True)
         if everywhere and scaled:
             return
@@ -117,7 +117,7 @@ class SkipNonFinite(Callback):
     on_train_epoch_end = on_train_end = on_validation_start
 
     def _leaves_it_to_device(self, norm: Tensor, optimizer: Optimizer) -> bool:
-        """Whether the optimiser's own kernel can leave a step out, so that the host need not know."""
+        """Whether the optimiser's own kernel can skip a step, so that the host need not know."""
         return norm.is_cuda and getattr(optimizer, "_step_supports_amp_scaling", False)
 
     def _skip_on_device(self, bad: Tensor, optimizer: Any, place: _Place) -> _Awaited:
@@ -135,7 +135,7 @@ class SkipNonFinite(Callback):
         return _Awaited(pinned, event, place)
 
     def _look(self, lag: int) -> None:
-        """Counts what the device has left out, but for the last ``lag`` steps. All processes come here alike."""
+        """Counts the steps that the device has skipped, except the last ``lag`` steps. All processes call it alike."""
         while len(self._awaited) > lag:
             found, event, place = self._awaited.popleft()
             if event is not None:
@@ -159,7 +159,7 @@ class SkipNonFinite(Callback):
 
 
 def _what(trainer: Trainer, place: _Place, loss_finite: bool) -> str:
-    """Which batch it was, as far as this process knows."""
+    """Describes the bad batch, as far as this process knows it."""
     epoch, batch_idx = place.epoch, place.batch
     value = "a gradient" if loss_finite else "the loss"
     where = f"epoch {epoch}, batch {batch_idx}"

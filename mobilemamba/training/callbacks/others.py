@@ -1,4 +1,4 @@
-"""Callbacks and loggers of others: which one an exception comes from, and what to tell the user of it."""
+"""The user's own callbacks and loggers: which one raised an exception, and what to tell the user about it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from mobilemamba.files import check_writable
 from mobilemamba.text import of_names
 
 _PACKAGE, _FOLDER = __name__.partition(".")[0], Path(__file__).parents[2]
-#: Lightning's variables for what it is just calling.
+#: Names of Lightning's local variables for the callback or logger that it is calling.
 _CALLED = ("callback", "logger")
-#: What the system says of a full disk, which is nobody's mistake.
+#: The system's error codes for a full disk, which is not the fault of a callback.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def culprit(error: BaseException) -> Callback | Logger | None:
-    """The callback or logger that an exception comes out of, ours or not; None if it comes from elsewhere."""
+    """Returns the callback or logger that raised an exception, ours or not; None if it was raised elsewhere."""
     found = None
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_globals.get("__name__", "").startswith("lightning.pytorch."):
@@ -37,9 +37,10 @@ def culprit(error: BaseException) -> Callback | Logger | None:
 
 
 def complaint(error: Exception) -> str | None:
-    """What to say of an exception that a callback or logger of the user's choice has raised; None for other ones.
+    """Returns the message for an exception raised by a callback or logger that the user chose; None for others.
 
-    While a network trains, only those of Lightning's own are spoken of: in a class of one's own, it may be a bug.
+    During training this covers only Lightning's own classes: in a user's class the exception may be a bug, whose
+    traceback is needed.
     """
     found, frames = culprit(error), traceback.extract_tb(error.__traceback__)
     if found is None or is_ours(found) or Path(frames[-1].filename).is_relative_to(_FOLDER):
@@ -57,14 +58,14 @@ def complaint(error: Exception) -> str | None:
 
 
 def check_destination(checkpoint: Any, trainer: Trainer) -> None:
-    """Tries the folder and the name of the files that a callback is to write later on.
+    """Checks that a callback will be able to write its files, by their folder and name.
 
     Args:
         checkpoint: One of the trainer's ``checkpoint_callbacks``.
-        trainer: Which it belongs to.
+        trainer: The trainer.
 
     Raises:
-        ConfigError: If there cannot be such a file.
+        ConfigError: If such a file cannot be written.
     """
     name = type(checkpoint).__name__
     if not isinstance(trainer.strategy.checkpoint_io, TorchCheckpointIO):

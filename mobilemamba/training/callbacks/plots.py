@@ -1,4 +1,4 @@
-"""Pictures of a training in its folder."""
+"""Plots of a training, written to its folder."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from mobilemamba.training.plots import draw_confusion, draw_curves, draw_precisi
 
 
 class TrainingPlots(AtEnd):
-    """Writes ``learning_curves.png`` at the end and, of the best validation, what its task knows of classes.
+    """Writes ``learning_curves.png`` and plots of the best validation's classes at the end of a training.
 
-    ``confusion_matrix.png`` shows which were taken for which, ``precision_recall.png`` how well a detector finds them.
-
-    Of the last validation, if no best one is known. A training never fails for them: what hinders them is a warning.
+    ``confusion_matrix.png`` shows the confusion of classes, ``precision_recall.png`` the precision of a detector over
+    its recall. They show the last validation if no best one is known. If a plot fails, a warning says so, and the
+    training is not affected.
 
     Attributes:
-        history: What the curves are drawn from.
-        confusions: Step -> which classes were taken for which, of the last validation and of the best one.
-        precisions: Likewise precision over recall.
+        history: Values of the learning curves.
+        confusions: Step -> confusion counts, for the last validation and the best one.
+        precisions: Step -> precision-recall curves, for the same validations.
     """
 
     def __init__(self) -> None:
@@ -46,13 +46,13 @@ class TrainingPlots(AtEnd):
         self.precisions = state_dict.get("precisions", {})
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keeps the mean loss of the epoch before, which is known only after the epoch's end."""
+        """Stores the mean loss of the previous epoch, which is known only after its end."""
         self._keep(trainer, "train/loss")
 
     on_train_end = on_train_epoch_start
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keeps the scores, and which classes were taken for which: whether it is the best, others find out later."""
+        """Stores the scores and confusion counts; whether this is the best validation is decided later."""
         if not counts(trainer):
             return
         self._keep(trainer, "val/")
@@ -80,7 +80,7 @@ class TrainingPlots(AtEnd):
                 title = f"{on}: validation after {step:,} steps, {'the best' if step == best else 'the last'}"
                 counted = pl_module.counted if isinstance(pl_module, TaskContract) else "pictures"
                 draw_classes(folder, self.confusions[step].long(), self.precisions.get(step, {}), names, title, counted)
-        except Exception as error:  # whatever it is, the training itself is done and well
+        except Exception as error:  # any error at all, as the training itself has succeeded
             rank_zero_warn(f"no plots of the training: {type(error).__name__}: {error}")
 
     def _keep(self, trainer: Trainer, prefix: str) -> None:
@@ -98,18 +98,18 @@ class TrainingPlots(AtEnd):
 def draw_classes(
     folder: Path, confusion: Tensor, curves: dict[str, Tensor], names: list[str], title: str, counted: str
 ) -> None:
-    """Writes what an evaluation found of classes: ``confusion_matrix.png`` and, if there are curves, these.
+    """Writes the plots of an evaluation's classes: ``confusion_matrix.png``, and ``precision_recall.png`` for curves.
 
     Args:
-        folder: Takes the pictures.
-        confusion: As :attr:`~mobilemamba.training.contract.TaskContract.confusion` gives it of a network.
-        curves: As :attr:`~mobilemamba.training.contract.TaskContract.curves`.
-        names: Of the classes.
-        title: Above the pictures.
+        folder: Folder for the plots.
+        confusion: Counts of one network, see :attr:`~mobilemamba.training.contract.TaskContract.confusion`.
+        curves: See :attr:`~mobilemamba.training.contract.TaskContract.curves`; may be empty.
+        names: Names of the classes.
+        title: Title of the plots.
         counted: What was counted.
 
     Raises:
-        OSError: If one cannot be written.
+        OSError: If a file cannot be written.
     """
     known = [*names, "background"] if counted == "objects" else names
     draw_confusion(confusion, known, folder / "confusion_matrix.png", title, counted)

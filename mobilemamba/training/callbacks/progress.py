@@ -1,4 +1,4 @@
-"""What a training shows: a bar on a terminal, and everywhere a line for each validation."""
+"""Progress of a training: a progress bar on a terminal, and everywhere a line for each validation."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from mobilemamba.screen import say
 from mobilemamba.training.callbacks.validation import epochs_begun
 from mobilemamba.training.contract import scores_of
 
-_READ_SECONDS = 0.3  # from one reading of the loss to the next, for the bar
-_OTHER = Score("", "", unit="")  # what is logged beside the scores
+_READ_SECONDS = 0.3  # interval at which the progress bar reads the loss
+_OTHER = Score("", "", unit="")  # format of logged values that are not scores
 
 
 class TrainingBar(RichProgressBar):
-    """Lightning's bar with the training loss alone, which leaves the screen before the last lines of a run are said.
+    """Lightning's progress bar with the training loss only; disappears before the last lines of a run are printed.
 
-    Its epochs are counted as in these lines, from 1.
+    Epochs are counted from 1, as in these lines.
     """
 
     _ended = False
@@ -34,11 +34,11 @@ class TrainingBar(RichProgressBar):
     def _init_progress(self, trainer: Trainer) -> None:
         super()._init_progress(trainer)
         if self.progress is not None:
-            self.progress.live.transient = True  # what it showed stands in the lines above
+            self.progress.live.transient = True  # the lines above it already show its content
             _log_to_stderr_of_now()
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """The loss, a few times a second, as to read it waits for the device; the scores have lines of their own."""
+        """Returns the loss, but no scores; reads it only a few times per second, as reading waits for the device."""
         if (now := time.monotonic()) < self._due:
             return self._shown
         found = super().get_metrics(trainer, pl_module)
@@ -51,11 +51,11 @@ class TrainingBar(RichProgressBar):
         return f"Epoch {current_epoch + 1}{_of_epochs(self.trainer)}".ljust(len(self.validation_description))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Goes before the callbacks that tell of the run's end, at ``on_fit_end``."""
+        """Removes the bar before other callbacks report the end of the run, at ``on_fit_end``."""
         self._ended = True
         self._stop_progress()
 
-    on_fit_end = on_train_end  # where a resume had no step left to train
+    on_fit_end = on_train_end  # if a resumed run has no step left to train
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
@@ -68,19 +68,19 @@ class TrainingBar(RichProgressBar):
 
 
 def _log_to_stderr_of_now() -> None:
-    """Has Lightning's log go above the bar: its handler keeps the standard error that there was at its import."""
+    """Makes Lightning's log appear above the bar: its handler otherwise keeps the standard error from its import."""
     for handler in logging.getLogger("lightning.pytorch").handlers:
         if isinstance(handler, logging.StreamHandler) and _unwrapped(handler.stream) is _unwrapped(sys.stderr):
             handler.setStream(sys.stderr)
 
 
 def _unwrapped(stream: Any) -> Any:
-    """The file behind what a live display puts in its place."""
+    """Returns the file that a live display has replaced by a proxy."""
     return getattr(stream, "rich_proxied_file", stream)
 
 
 def _of_epochs(trainer: Trainer) -> str:
-    """After an epoch's number: how many there are to be, unless the steps or the time say it."""
+    """Returns the suffix of an epoch's number with the number of epochs; empty if steps or time limit the training."""
     return f"/{trainer.max_epochs}" if trainer.max_epochs is not None and trainer.max_epochs > 0 else ""
 
 
@@ -104,7 +104,7 @@ class EpochLines(Callback):
     ) -> None:
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if isinstance(loss, Tensor):
-            loss = loss.detach().float() * trainer.accumulate_grad_batches  # by which it was divided
+            loss = loss.detach().float() * trainer.accumulate_grad_batches  # as Lightning has divided it by this
             finite = loss.isfinite()
             self._sum = self._sum + loss.masked_fill(~finite, 0.0)
             self._count = self._count + finite
@@ -133,12 +133,12 @@ class EpochLines(Callback):
         try:
             left = max(0, trainer.estimated_stepping_batches - trainer.global_step)
             return [f"{timedelta(seconds=round((time.monotonic() - self._started) / done * left))} left"]
-        except OverflowError:  # no end, or one in millions of years
+        except OverflowError:  # the training has no end, or one in millions of years
             return []
 
 
 def _scores(trainer: Trainer, pl_module: LightningModule) -> list[str]:
-    """The losses, and then the scores with as many digits as they are to have."""
+    """Formats the losses and then the scores, each score with its number of digits."""
     scores = scores_of(pl_module)
     found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
     losses = [f"val {name[4:]} {value:.4f}" for name, value in found.items() if "loss" in name]

@@ -1,4 +1,4 @@
-"""How the effective receptive fields of a network grow while it is trained."""
+"""Growth of a network's effective receptive fields during training."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from mobilemamba.files import write_atomic
 from mobilemamba.training.callbacks.at_end import AtEnd
 from mobilemamba.training.callbacks.validation import counts, epochs_begun
 
-#: The maps of a run, in its folder; a picture of them lies beside it.
+#: File of the maps in a run's folder, and file of their plot.
 MAPS_FILE = "receptive_fields.npz"
 PICTURE_FILE = "receptive_fields.png"
-#: Rows of the picture; of more epochs some are left out, evenly.
+#: Most rows of the plot; of more snapshots, an evenly spaced selection is shown.
 _MOST_ROWS = 8
 
 
@@ -43,10 +43,10 @@ class Snapshot:
     """The receptive fields at one moment of a training.
 
     Attributes:
-        epoch: Epochs begun by then; 0 before the training.
-        step: Optimiser steps taken.
-        data: What the pictures are.
-        fields: Of the stages.
+        epoch: Number of epochs begun; 0 before the training.
+        step: Number of optimiser steps taken.
+        data: Name of the data set of the pictures.
+        fields: Receptive fields of the stages.
     """
 
     epoch: int
@@ -56,31 +56,31 @@ class Snapshot:
 
     @property
     def weights(self) -> str:
-        """Which weights they are of, for a figure."""
+        """Description of the weights, for a figure."""
         return f"raw weights of epoch {self.epoch}, after {self.step:,} steps" if self.step else "before the training"
 
 
 class ReceptiveFields(AtEnd):
-    """Shows how the effective receptive fields of the stages grow: before the training, every few epochs, at the end.
+    """Measures the effective receptive fields of the stages before the training, every few epochs and at the end.
 
-    Of the network itself, not of its average, on the same validation pictures each time, prepared as for a validation.
-    ``receptive_fields.png`` in the run's folder has epochs in rows and stages in columns, ``receptive_fields.npz`` the
-    maps, loggers a curve of ``erf/STAGE/r50`` in %, and TensorBoard the picture too. The training is the same with and
-    without it, and never fails for it: what hinders it is a warning.
+    Uses the network itself, not its average, and the same validation pictures each time, prepared as for a validation.
+    Writes ``receptive_fields.png`` (epochs in rows, stages in columns) and ``receptive_fields.npz`` (the maps) to the
+    run's folder, logs ``erf/STAGE/r50`` in %, and adds the plot to TensorBoard. The callback does not change the
+    training; if it fails, a warning says so.
 
     Attributes:
-        snapshots: What was seen so far.
+        snapshots: The measurements so far.
     """
 
     def __init__(self, every_n_epochs: int = 5, pictures: int = 16, size: int | None = None, seed: int = 0) -> None:
-        """Sets when to look and at what.
+        """Sets when and on which pictures to measure.
 
         Args:
-            every_n_epochs: Epochs from one look to the next.
-            pictures: How many of the validation pictures to take.
-            size: Side in pixels that they are scaled to, e.g. 224, on which small pictures' fields are not cut off by
-                their edges; by default as they are.
-            seed: Which ones.
+            every_n_epochs: Number of epochs between measurements.
+            pictures: Number of validation pictures.
+            size: Side in pixels to which pictures are scaled, e.g. 224, so that the edges of small pictures do not cut
+                off the fields; by default they are not scaled.
+            seed: Seed that selects the pictures.
 
         Raises:
             ConfigError: If a number is too small.
@@ -105,7 +105,7 @@ class ReceptiveFields(AtEnd):
         self.snapshots = _unpack(state_dict["about"], maps)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Looks before the training, or where a training is gone on with that this callback is new to."""
+        """Measures before the training, or when a training resumes that had no such callback before."""
         if not self.snapshots:
             self._look(trainer, pl_module)
 
@@ -121,12 +121,12 @@ class ReceptiveFields(AtEnd):
         if not counts(trainer) or not trainer.is_global_zero:
             return
         try:
-            if trainer.world_size > 1 and type(trainer.strategy) is not DDPStrategy:  # it would wait for the others
+            if trainer.world_size > 1 and type(trainer.strategy) is not DDPStrategy:  # would wait for all processes
                 raise ConfigError("no process has the whole network, as with trainer.strategy ddp it has")
             network, data = getattr(pl_module, "model", pl_module), data_of(trainer)
-            with torch.compiler.set_stance("force_eager"):  # not compiled anew for the hooks
+            with torch.compiler.set_stance("force_eager"):  # avoids recompilation because of the hooks
                 fields = fields_of(network, self._draw(trainer))
-            # As they are kept, so that a training that goes on draws the same.
+            # In the stored precision, so that a resumed training draws the same.
             fields = [replace(field, map=field.map.astype(np.float32)) for field in fields]
             name = "the validation set" if data is None else data.name
             snapshot = Snapshot(epochs_begun(trainer), trainer.global_step, name, fields)
@@ -137,11 +137,11 @@ class ReceptiveFields(AtEnd):
             write_snapshots(self.snapshots, folder / MAPS_FILE)
             _draw_growth(self.snapshots, folder / PICTURE_FILE)
             _log(trainer, snapshot, folder / PICTURE_FILE)
-        except Exception as error:  # whatever it is, the training itself is well
+        except Exception as error:  # any error at all, as it does not affect the training itself
             rank_zero_warn(f"no receptive fields: {type(error).__name__}: {error}")
 
     def _draw(self, trainer: Trainer) -> Tensor:
-        """Pictures (N, C, H, W) of the validation set; those that cannot be read are left out."""
+        """Returns pictures (N, C, H, W) of the validation set, without unreadable ones."""
         data = data_of(trainer)
         loader = trainer.val_dataloaders if data is None else data.val_dataloader()
         loader = next(iter(loader), None) if isinstance(loader, list) else loader
@@ -149,7 +149,7 @@ class ReceptiveFields(AtEnd):
             raise ConfigError("there are no validation pictures")
         chosen = np.random.default_rng(self.seed).permutation(len(cast(Any, loader.dataset)))[: self.pictures].tolist()
         options: dict[str, Any] = {"collate_fn": loader.collate_fn, "generator": make_generator(self.seed)}
-        with seeded(self.seed):  # a data set may draw; the training must not notice
+        with seeded(self.seed):  # random numbers that the data set draws must not affect the training
             batch = next(iter(DataLoader(loader.dataset, len(chosen), sampler=chosen, **options)))
         found = (leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim == 4)
         if (pictures := next(found, None)) is None:
@@ -158,7 +158,7 @@ class ReceptiveFields(AtEnd):
 
 
 def write_snapshots(snapshots: Sequence[Snapshot], path: Path) -> None:
-    """Writes the maps by their names, and all else as JSON by the name ``about``.
+    """Writes the maps by name, and everything else as JSON under the name ``about``.
 
     Raises:
         OSError: If the file cannot be written.
@@ -170,23 +170,23 @@ def write_snapshots(snapshots: Sequence[Snapshot], path: Path) -> None:
 
 
 def read_snapshots(path: Path) -> list[Snapshot]:
-    """What :func:`write_snapshots` has written.
+    """Reads a file of :func:`write_snapshots`.
 
     Raises:
         OSError: If the file cannot be read.
-        ValueError: If it holds something else.
+        ValueError: If it contains something else.
     """
     try:
         with np.load(path) as file:
             return _unpack(str(file["about"]), file)
     except OSError:
         raise
-    except Exception as error:  # whatever else there may be
+    except Exception as error:  # numpy and JSON raise many kinds for a wrong file
         raise ValueError(f"{path} holds no receptive fields") from error
 
 
 def _pack(snapshots: Sequence[Snapshot]) -> tuple[str, dict[str, np.ndarray]]:
-    """All but the maps as JSON, and the maps by their names in it."""
+    """Returns everything but the maps as JSON, and the maps by the names used in it."""
     maps, about = {}, []
     for snapshot in snapshots:
         entries = []

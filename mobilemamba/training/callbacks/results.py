@@ -41,21 +41,23 @@ Kept = TypeVar("Kept")
 
 
 class RunResults(AtEnd):
-    """Writes what a run came to into its folder, each number with its conditions.
+    """Writes the results of a run to its folder, each number with its conditions.
 
-    ``measure.json`` at the start: params, FLOPs, MACs and throughput, for a task of ours. ``progress.json`` after every
-    validation, for whoever watches. ``results.json`` last, and only if the training came to its end: a run is finished
-    if and only if this file is there. All are replaced atomically. Scores are those that the task lists; of each, the
-    best validation's, its average's (``KEY_ema``) and the last one's (``KEY_last``).
+    ``measure.json`` is written at the start: params, FLOPs, MACs and throughput, for tasks of ours. ``progress.json``
+    is written after every validation, for live views. ``results.json`` is written last, and only if the training is
+    complete: a run is finished if and only if this file exists. All are replaced atomically. For each score that the
+    task lists, there are the best validation's value, that of the averaged network (``KEY_ema``) and the last
+    validation's (``KEY_last``).
     """
 
     def __init__(self, run_dir: str | None = None, table_img_size: int | None = 224) -> None:
         """Sets where to write and what to measure.
 
         Args:
-            run_dir: By default the trainer's ``default_root_dir``.
-            table_img_size: Side in pixels at which the network is counted and timed, with as many classes as in
-                the paper whatever the data set has, so that rows compare with its; None leaves this out.
+            run_dir: Folder for the files; by default the trainer's ``default_root_dir``.
+            table_img_size: Side in pixels of the pictures for which FLOPs and throughput are measured. The number of
+                classes is that of the paper, whatever the data set, so that rows compare with the paper's tables. None
+                measures nothing.
         """
         self.run_dir = run_dir
         self.table_img_size = table_img_size
@@ -68,7 +70,7 @@ class RunResults(AtEnd):
         self._started = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the validations so far, the classes of some of them, and how long they took."""
+        """Returns the validations so far, the class scores of some of them, and the training time so far."""
         return {"history": self.history, "classes": self.classes, "seconds": self._seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -78,20 +80,20 @@ class RunResults(AtEnd):
         self.resumed = True
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures the network and starts the clock; leaves the folder alone, as a resume may still fail."""
+        """Measures the network and starts the clock; writes nothing yet, as resuming may still fail."""
         self._started = time.monotonic()
         if not _writes(trainer):
             return
-        # From the folder and not from the checkpoint, which a run may be killed twice after.
+        # From the folder, not from the checkpoint, as a run may be killed twice after the same checkpoint.
         before = read_json(self._folder(trainer) / "progress.json").get("resumes", 0)
         self.resumes = before + 1 if self.resumed else 0
         if self.table_img_size is not None:
             self.measured = self._measure(pl_module, self.table_img_size, trainer.strategy.root_device)
         reset_peak_memory(trainer.strategy.root_device)
-        self._started = time.monotonic()  # the measuring is no part of the training
+        self._started = time.monotonic()  # measuring does not count as training time
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes the results of a run before away, which are not those of a run that goes on."""
+        """Removes an earlier ``results.json``, as this run is not finished, and writes the first files."""
         if not _writes(trainer):
             return
         folder = self._folder(trainer)
@@ -102,17 +104,17 @@ class RunResults(AtEnd):
         self._write_progress(trainer, pl_module, best_validation(trainer, pl_module))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keeps what this validation found and tells how far the run is."""
+        """Stores the results of this validation and updates ``progress.json``."""
         if not counts(trainer):
             return
         validation = validation_now(trainer, monitor_of(pl_module)[0])
-        # A validation that is done again after a resume takes the place of the first one.
+        # A validation that is repeated after a resume replaces the first one.
         self.history = [entry for entry in self.history if entry.get("step", 0) < validation["step"]]
         self.history.append(validation)
         if isinstance(pl_module, TaskContract) and (of_classes := pl_module.of_classes):
             self.classes = keep_best(self.classes, of_classes, trainer, pl_module)
         if _writes(trainer):
-            saver = best_checkpoint(trainer)  # which comes after this callback
+            saver = best_checkpoint(trainer)  # its own hook runs after this callback
             best = saver.best_with(validation) if saver else best_validation(trainer, pl_module)
             self._write_progress(trainer, pl_module, best or {})
 
@@ -128,7 +130,7 @@ class RunResults(AtEnd):
         rank_zero_info(f"{_in_words(results, scores_of(pl_module)[0])}: {path}")
 
     def results(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """The content of ``results.json``: plain numbers, strings and dicts; None where a thing is unknown."""
+        """Returns the content of ``results.json``: plain numbers, strings and dicts, None for what is unknown."""
         best = best_validation(trainer, pl_module)
         last = self.history[-1] if self.history else {}
         scores, (monitor, mode) = scores_of(pl_module), monitor_of(pl_module)
@@ -172,7 +174,7 @@ class RunResults(AtEnd):
         try:
             classes, batch = pl_module.table_classes, pl_module.table_batch
             return measure_network(pl_module.build_model, img_size, device, num_classes=classes, batch_size=batch)
-        except (AssertionError, RuntimeError, ValueError) as error:  # e.g. a model for one other picture size only
+        except (AssertionError, RuntimeError, ValueError) as error:  # e.g. a model that accepts only another size
             rank_zero_warn(
                 f"no FLOPs and throughput in the results: {type(pl_module).__name__}'s network cannot be measured at "
                 f"{img_size} px ({error}); set the RunResults callback's table_img_size to a size it takes, or to null"
@@ -191,7 +193,7 @@ class RunResults(AtEnd):
         if not path:
             return None
         folder = self._folder(trainer).resolve()
-        resolved = Path(path).resolve()  # relative where it can be, so that the folder can be moved
+        resolved = Path(path).resolve()  # stored as a relative path if possible, so that the folder can be moved
         return str(resolved.relative_to(folder)) if resolved.is_relative_to(folder) else str(resolved)
 
     def _write_progress(self, trainer: Trainer, pl_module: LightningModule, best: Validation) -> None:
@@ -212,7 +214,7 @@ class RunResults(AtEnd):
 
 
 def best_validation(trainer: Trainer, pl_module: LightningModule) -> Validation:
-    """That of ``best.ckpt``; without such a file, the best there was. Empty if there is none."""
+    """Returns the validation of ``best.ckpt``, or without this file the best one so far; empty if there is none."""
     if saver := best_checkpoint(trainer):
         return saver.validation or {}
     monitor, mode = monitor_of(pl_module)
@@ -222,19 +224,19 @@ def best_validation(trainer: Trainer, pl_module: LightningModule) -> Validation:
 
 
 def keep_best(kept: dict[int, Kept], now: Kept, trainer: Trainer, pl_module: LightningModule) -> dict[int, Kept]:
-    """By their steps: what is known of the best validation, and of this one, of which others find out if it is that."""
+    """Returns values by step for the best validation and for the current one, which may become the best."""
     best = best_validation(trainer, pl_module).get("step")
     return {**{step: known for step, known in kept.items() if step == best}, trainer.global_step: now}
 
 
 def best_of(kept: dict[int, Any], trainer: Trainer, pl_module: LightningModule) -> int:
-    """Of the steps that something is known of, that of the best validation, or else the last."""
+    """Returns the step of the best validation if there is a value for it, otherwise the last step with a value."""
     best = best_validation(trainer, pl_module).get("step")
     return best if best in kept else max(kept)
 
 
 def _in_words(results: dict[str, Any], headline: Score) -> str:
-    """The headline of the results."""
+    """Describes the headline score of the results."""
     after = "" if results["best_epoch"] is None else f" after epoch {results['best_epoch']}"
     value, averaged = results[headline.key], results[f"{headline.key}_ema"]
     if value is None:
@@ -244,17 +246,17 @@ def _in_words(results: dict[str, Any], headline: Score) -> str:
 
 
 def _of(validation: Validation, key: str) -> float | None:
-    """A score of a validation; other modules than ours may log it under its bare name."""
+    """Returns a score of a validation; modules other than ours may log it without ``val/``."""
     return validation.get(f"val/{key}", validation.get(key))
 
 
 def _writes(trainer: Trainer) -> bool:
-    """Whether this process leaves files: one of all devices' processes, and none for a trial of a few batches."""
+    """Whether this process writes files: only one of all processes, and none in a trial of a few batches."""
     return trainer.is_global_zero and not is_trial(trainer)
 
 
 def describe_data(trainer: Trainer) -> dict[str, Any]:
-    """What a training ran on: the data's name, classes and picture size, and how many pictures a pass really used."""
+    """Describes a training's data: name, number of classes, picture size, and pictures actually used per epoch."""
     data, devices = data_of(trainer), trainer.world_size
     return {
         "data": None if data is None else data.name,

@@ -1,4 +1,4 @@
-"""Random numbers that depend on the place in the training alone."""
+"""Random numbers that depend only on the position in the training."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class StepSeed(Callback):
-    """Gives each epoch and each step random numbers of its own, from (seed, epoch, batch, rank) alone.
+    """Seeds each epoch and each step by (seed, epoch, batch, rank) alone.
 
-    So no random state has to be kept in a checkpoint: a resumed run draws what an uninterrupted one draws (Mixup,
-    dropout, DropPath), also from the middle of an epoch. What the data set draws, its loader and
-    :mod:`mobilemamba.data.sampling` tie to the picture in the same way; for other data sets each epoch's workers are
-    seeded here. Out of reach are persistent workers of such data sets, which keep their state from epoch to epoch.
+    Checkpoints therefore need no random state: a resumed run draws the same numbers as an uninterrupted one (Mixup,
+    dropout, DropPath), even from the middle of an epoch. Our data sets seed their random numbers by picture in the same
+    way, see :mod:`mobilemamba.data.sampling`; for other data sets, the workers of each epoch are seeded here, except
+    persistent workers, which keep their state from epoch to epoch.
     """
 
     def __init__(self, seed: int | None = None) -> None:
         """Sets the seed.
 
         Args:
-            seed: By default the one given to ``seed_everything``, or 0 if there was none.
+            seed: By default the seed given to ``seed_everything``, or 0 if there was none.
         """
         self.seed = seed
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Goes on behind an epoch that had ended, and gives the loader its place in one that had not."""
+        """Resumes after an epoch that had ended, or restores the loader's position in one that had not."""
         loop = trainer.fit_loop
         epochs: Any = loop.epoch_progress.current
         ended = epochs.ready == epochs.started == epochs.processed
         if loop.restarting and ended and not loop.epoch_loop.restarted_on_train_batch_end:
-            # Where there are max_steps, Lightning takes every epoch for one to be gone on with: one that had ended
-            # would be run once more, empty, and count twice. So here is what it does where there are none.
+            # With max_steps, Lightning resumes within every epoch: one that had ended would be run again, empty, and be
+            # counted twice. So this does what Lightning does without max_steps.
             loop._restarting = loop.epoch_loop.restarting = False
             loop.reset()
-        # Lightning does this when it makes the loader. A task that asks for the number of steps, as a schedule must,
-        # has the loader made before the checkpoint is read; the place would be lost.
+        # Lightning does this when it creates the loader. But a schedule asks for the number of steps, which creates the
+        # loader before the checkpoint is read, and its position would be lost.
         loop._load_combined_loader_states()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Seeds the epoch, before its data workers start."""
         self._seed_all(trainer, trainer.current_epoch)
-        # Lightning makes the data iterator after this hook, except in the first epoch of a process: that one was made
-        # before, from whatever state there was, and its workers may be at work already.
+        # Lightning creates the data iterator after this hook, except in the first epoch of a process: there it exists
+        # already, seeded by an arbitrary state, and its workers may have started. So it is created anew.
         loop = trainer.fit_loop
         if trainer.current_epoch == 0 or loop.is_resuming or loop.epoch_loop.restarting:
             iter(loop._data_fetcher)  # type: ignore[arg-type]  # no public way; Lightning is pinned, a test watches it
@@ -64,6 +64,6 @@ class StepSeed(Callback):
 
 
 def global_seed() -> int | None:
-    """The seed last given to ``seed_everything``."""
+    """Returns the seed last given to ``seed_everything``."""
     seed = os.environ.get("PL_GLOBAL_SEED")
     return int(seed) if seed is not None else None

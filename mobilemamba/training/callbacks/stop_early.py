@@ -1,4 +1,4 @@
-"""The end of a training that gets no better."""
+"""Early stopping of a training that no longer improves."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from mobilemamba.training.contract import monitor_of
 
 
 class StopEarly(EarlyStopping):
-    """Lightning's EarlyStopping by the score that the best validation is chosen by, whatever the task's is."""
+    """Lightning's EarlyStopping, on the score that selects the best validation of the task."""
 
     def __init__(self, patience: int = 10, min_delta: float = 0.0) -> None:
-        """Sets how long to wait.
+        """Sets how long to wait for an improvement.
 
         Args:
-            patience: Validations without a better score after which the training ends.
-            min_delta: By how much a score has to be better to count as such.
+            patience: Number of validations without improvement after which the training ends.
+            min_delta: Smallest change of the score that counts as an improvement.
         """
         super().__init__("val/loss", min_delta, patience)
         self._options = (min_delta, patience)

@@ -1,4 +1,4 @@
-"""Checkpoints on the disk: whole or not there."""
+"""Atomic writing of checkpoints."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from mobilemamba.training.checkpoint_files import LAST, PREVIOUS, SAVED_AT
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's own, but that a file is the former one or the new one at every moment, also on a full disk.
+    """Lightning's checkpoint IO with atomic replacement: at any moment a file is the old or the new one, never broken.
 
-    Each checkpoint says when it was written. ``previous.ckpt`` is the ``last.ckpt`` before the present one, among those
-    that this process has written or read: a broken file never takes the place of a sound one. A state that no resume
-    would read is warned of, once.
+    This holds on a full disk, too. Each checkpoint contains the time it was written. ``previous.ckpt`` is the
+    ``last.ckpt`` before the current one, if this process has written or read it, so that a broken file never replaces
+    an intact one. Warns once of a state that no resumed run could read.
     """
 
     def __init__(self) -> None:
@@ -30,10 +30,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self._looked_at = False
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Writes a file beside ``path``, which then takes its name.
+        """Writes a temporary file beside ``path`` and renames it.
 
         Raises:
-            OSError: If the folder cannot be written or the disk is full; it names ``path``, which is then as it was.
+            OSError: If the folder is not writable or the disk is full; names ``path``, which is then unchanged.
         """
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
@@ -65,7 +65,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def cannot_resume(types: list[str]) -> str:
-    """Why no training goes on from a checkpoint with objects of these types, and what to do; a part of a sentence."""
+    """Returns the end of a message: why no training can resume from a checkpoint with these types, and what to do."""
     return (
         f"holds objects of {', '.join(types)}, which no resume reads, as that would run code; keep plain values and "
         "tensors in each state_dict(), or allow the types by torch.serialization.add_safe_globals"

@@ -1,4 +1,4 @@
-"""A training's validations: what each found and where it stood, and one at the end."""
+"""A training's validations: their records, and a final validation at the end."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 Kind = TypeVar("Kind")
-#: ``epoch`` (from 1) and ``step`` (optimiser steps taken), and the metrics by their names.
+#: Record of a validation: ``epoch`` (from 1), ``step`` (optimiser steps taken), and the metrics by their names.
 Validation = dict[str, Any]
 
 
 def counts(trainer: Trainer) -> bool:
-    """Whether what is going on is part of a training's record: no trial of a few batches, no other command."""
+    """Whether the trainer is in a recorded training: no sanity check, trial of a few batches or other command."""
     return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and not is_trial(trainer)
 
 
 def is_trial(trainer: Trainer) -> bool:
-    """Whether only a few batches are tried (``fast_dev_run``), which leave nothing."""
+    """Whether this is a trial of a few batches (``fast_dev_run``), which writes nothing."""
     return bool(getattr(trainer, "fast_dev_run", False))
 
 
 def callbacks_of(trainer: Trainer, kind: type[Kind]) -> list[Kind]:
-    """The trainer's callbacks of a kind."""
+    """Returns the trainer's callbacks of a class."""
     found: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # set by its connector
     return [callback for callback in found if isinstance(callback, kind)]
 
 
 def validation_now(trainer: Trainer, monitor: str | None) -> Validation:
-    """The validation that has just ended: its place, and the metrics named ``val...`` and ``monitor``, if finite.
+    """Returns the record of the validation that just ended, with the finite ones of ``monitor`` and ``val...`` metrics.
 
-    Without a ``monitor`` of training epochs, which then is still that of the epoch before.
+    A ``monitor`` that is logged per training epoch is left out, as its value is still that of the previous epoch.
     """
     if monitor is not None and is_of_epochs(trainer, monitor):
         monitor = None
     metrics = {
-        name: float(f"{float(value):.7g}")  # as many digits as single precision has
+        name: float(f"{float(value):.7g}")  # the digits of single precision
         for name, value in trainer.callback_metrics.items()
         if (name.startswith("val") or name == monitor) and math.isfinite(value)
     }
@@ -45,16 +45,16 @@ def validation_now(trainer: Trainer, monitor: str | None) -> Validation:
 
 
 def epochs_begun(trainer: Trainer) -> int:
-    """The number of the present epoch, from 1; of the last one when the training is over, or goes on with none left.
+    """Returns the number of the current epoch, from 1; of the last epoch if the training is over or has none left.
 
-    Not ``trainer.current_epoch``, which is that of the next one as soon as an epoch has ended.
+    Unlike ``trainer.current_epoch``, it does not count up as soon as an epoch has ended.
     """
     progress: Any = trainer.fit_loop.epoch_progress.current
     return int(progress.started)
 
 
 def is_of_epochs(trainer: Trainer, metric: str) -> bool:
-    """Whether the training logs this metric, and no validation does, over an epoch: it is known at an epoch's end."""
+    """Whether a metric is logged over a training epoch and by no validation, so that it is known at an epoch's end."""
     loop: Any = trainer.fit_loop.epoch_loop
     of_training, of_validation = (
         any(one.meta.on_epoch and metric in (one.meta.name, f"{one.meta.name}_epoch") for one in results.values())
@@ -64,9 +64,9 @@ def is_of_epochs(trainer: Trainer, metric: str) -> bool:
 
 
 class ValidateAtEnd(Callback):
-    """Validates at the end of a training whose last step has not been validated, where that can be done.
+    """Validates at the end of a training if its last step has not been validated and validation is enabled.
 
-    So for a training that ends within an epoch (``max_steps``, ``max_time``) or after one that was not to be validated
+    This happens if a training ends within an epoch (``max_steps``, ``max_time``) or after an epoch without validation
     (``check_val_every_n_epoch``).
     """
 
@@ -90,4 +90,4 @@ class ValidateAtEnd(Callback):
         trainer.fit_loop.epoch_loop.val_loop.run()
         trainer.training = True
 
-    on_fit_end = on_train_end  # where a resume had no step left to train, and so no end of one
+    on_fit_end = on_train_end  # if a resumed run has no step left to train, on_train_end is not called
