@@ -1,4 +1,4 @@
-"""Ablation sweeps: a YAML's rows, each trained in a process of its own, and the table they make."""
+"""Ablation sweeps: the rows of a YAML file, each trained in a separate process, and the table of their results."""
 
 from mobilemamba.sweep.config import Sweep
 from mobilemamba.sweep.network import build_task, network_kwargs, table_network

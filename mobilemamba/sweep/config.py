@@ -8,39 +8,38 @@ from typing import Any, Literal
 
 from mobilemamba.errors import ConfigError
 
-#: What ``paper:`` may hold of a row, beside its task's scores; each stands beside what was measured.
+#: Keys that ``paper:`` allows for a row besides its task's scores; tables show them beside the measured values.
 PAPER_COSTS = ("flops_m", "params_m", "throughput")
 
 
 @dataclass
 class Sweep:
-    """Several runs that differ in a few settings, and the table they make.
+    """Several runs that differ in a few settings, and the table of their results.
 
     Attributes:
-        rows: Row name -> settings laid over the rest of the file, e.g. ``{model.arch.d_state: 16}``; ``{}`` is the file
-            itself.
-        grid: Setting -> values; every combination is a row (of each of ``rows``, where both are given). Rows that
-            differ in ``seed_everything`` alone are one line of the table: mean and standard deviation.
-        scale: Setting -> factor on the rows' values of it, which can so be the paper's sizes and lengths while a small
-            data set is trained at a part of them; integers stay integers.
-        fused: Row name -> the row whose network it is, with the norms folded (Table 8c): evaluated, not trained.
+        rows: Row name -> settings that override the rest of the file, e.g. ``{model.arch.d_state: 16}``; ``{}`` for the
+            file itself.
+        grid: Setting -> values; every combination is a row, for each of ``rows`` if both are given. Rows that differ
+            only in ``seed_everything`` become one line of the table, with mean and standard deviation.
+        scale: Setting -> factor on its values in the rows; so the rows can give the paper's sizes and lengths while a
+            small data set is trained with a fraction of them. Integers stay integers.
+        fused: Row name -> row whose network it evaluates, without training, with folded norms (Table 8c).
         only: Names or shell patterns of the rows to run.
-        jobs: Rows at a time on a machine; they share its cores, and take one group of ``trainer.devices`` GPUs each.
-        launcher: Who starts the rows: ``local`` on this machine, ``ray`` on the machines of a Ray cluster, ``slurm`` as
-            jobs of an array. The last two need the extra of their name, and a folder that all machines share.
-        slurm: What to ask of SLURM for each row, by submitit's names: ``{slurm_partition: gpu, timeout_min: 1440}``.
-        retries: How often a failed row is started again.
-        changed: What happens to a row whose settings differ from those it was started with: ``stop`` before any row
-            starts, ``rerun`` it afresh (its former results are deleted), or ``keep`` it with its former settings.
-        dry_run: Check and print the plan; run and write nothing.
-        paper: Row name -> the paper's numbers, shown beside the measured ones; ``flops_m``,
-            ``params_m``, ``throughput`` and the task's scores, e.g. ``top1``. Without the seed,
-            where the grid has seeds.
-        paper_note: What the paper's numbers were measured on.
-        notes: Row name -> what of it is inferred or differs from the paper's print; the table marks the row by it.
+        jobs: Rows that run at the same time on a machine; they share its cores, and each gets ``trainer.devices`` GPUs.
+        launcher: What starts the rows: ``local`` on this machine, ``ray`` on the machines of a Ray cluster, ``slurm``
+            as the jobs of an array. The last two need the extra of that name and a folder that all machines share.
+        slurm: Options of each row's SLURM job, by submitit's names: ``{slurm_partition: gpu, timeout_min: 1440}``.
+        retries: How often a failed row is restarted.
+        changed: What to do if a row's settings differ from those it was started with: ``stop`` before any row starts,
+            ``rerun`` the row from the beginning (its old results are deleted), or ``keep`` the row's old settings.
+        dry_run: Check and print the plan, but run and write nothing.
+        paper: Row name -> the paper's numbers, shown beside the measured ones: ``flops_m``, ``params_m``,
+            ``throughput`` and the task's scores, e.g. ``top1``. If the grid has seeds, the name is without the seed.
+        paper_note: Conditions under which the paper's numbers were measured.
+        notes: Row name -> what is inferred or differs from the paper in this row; shown as a note of the table.
 
     Raises:
-        ConfigError: If a value is impossible.
+        ConfigError: If a value is invalid.
     """
 
     rows: dict[str, dict[str, Any] | None] = field(default_factory=dict)

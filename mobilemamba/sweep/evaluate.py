@@ -1,4 +1,4 @@
-"""Validates or tests the networks of finished rows, in this process or in one of their own each."""
+"""Validates or tests the networks of finished rows, in this process or in one process per row."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ Run = Callable[[list[str]], object]
 
 
 class SaveMetrics(Callback):
-    """Writes what ``validate`` or ``test`` found as JSON: the metrics, and the data they are of.
+    """Writes the metrics of ``validate`` or ``test``, and a description of their data, as JSON.
 
     Args:
-        path: The file.
+        path: File to write.
     """
 
     def __init__(self, path: str) -> None:
@@ -70,14 +70,14 @@ class SaveMetrics(Callback):
 
 
 def evaluator(command: Command, file: str, options: list[str]) -> FitRow:
-    """What a launcher calls for each row to have it evaluated."""
+    """Returns the function that a launcher calls to evaluate a row."""
     return functools.partial(_evaluate, command, file, options)
 
 
 def evaluates_here(launcher: str, jobs: int, config: Config) -> bool:
-    """Whether rows are evaluated one after another in this process, which then loads its libraries once for all.
+    """Whether to evaluate rows one by one in this process, so that libraries are loaded only once.
 
-    Not where other machines or several GPUs do it: those need processes of their own.
+    Other machines or several GPUs need separate processes.
     """
     devices, strategy = str(lookup(config, "trainer.devices")), lookup(config, "trainer.strategy")
     gpus = 0 if lookup(config, "trainer.accelerator") == "cpu" else torch.cuda.device_count()
@@ -86,14 +86,14 @@ def evaluates_here(launcher: str, jobs: int, config: Config) -> bool:
 
 
 def evaluate_here(run_dirs: list[Path], command: Command, file: str, options: list[str], run: Run) -> Generator[Event]:
-    """As a launcher with :func:`evaluator`, in this process, where ``run`` runs a command line."""
+    """Acts as a launcher with :func:`evaluator`, but in this process, where ``run`` runs a command line."""
     for run_dir in run_dirs:
         yield "started", run_dir, None
         yield "done", run_dir, _evaluate(command, file, options, run_dir, run=run)
 
 
 def _run_logged_here(run: Run, arguments: list[str], log_path: Path, title: str) -> str:
-    """Runs a command line with its output appended to a file; how it ended, in a line."""
+    """Runs a command line with its output appended to a file, and returns how it ended in one line."""
     with log_path.open("a", encoding="utf-8") as log:
         log.write(f"--- {title}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log), _lightning_quiet():
@@ -102,14 +102,14 @@ def _run_logged_here(run: Run, arguments: list[str], log_path: Path, title: str)
             except Exception as error:
                 traceback.print_exc(file=log)
                 return str(user_error(error) or f"{type(error).__name__}: {error}").strip()
-            except SystemExit as error:  # Lightning's answer to Ctrl-C
+            except SystemExit as error:  # raised by Lightning on Ctrl-C
                 raise KeyboardInterrupt from error
     return "ended without metrics"
 
 
 @contextlib.contextmanager
 def _lightning_quiet() -> Iterator[None]:
-    """Its handlers write to the terminal, whatever standard error is by now."""
+    """Silences Lightning's log, whose handlers write to the terminal even if standard error is redirected."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -130,10 +130,10 @@ def _evaluate(
     stop: threading.Event | None = None,
     run: Run | None = None,
 ) -> str | None:
-    """Evaluates ``best.safetensors`` of a run folder with the row's own settings and these options laid over them.
+    """Evaluates ``best.safetensors`` of a run folder with the row's own settings, overridden by ``options``.
 
-    None if the metrics are in ``file`` there, otherwise the reason in one line. It takes a process, unless ``run`` does
-    it in this one.
+    Starts a process, unless ``run`` is given, which runs in this one. Returns None if the metrics were written to
+    ``file`` in the run folder, otherwise the reason in one line.
     """
     target, weights = run_dir / file, run_dir / EXPORTED
     if not weights.exists():
@@ -144,7 +144,7 @@ def _evaluate(
     arguments += ["--model.weights", str(weights), "--trainer.callbacks+", f"{__name__}.{SaveMetrics.__name__}"]
     arguments += ["--trainer.callbacks.path", str(target)]
     if lookup(config, "model.ema_decay") is not None:
-        arguments += ["--model.ema_decay", "null"]  # the weights are the better of the raw and the averaged ones
+        arguments += ["--model.ema_decay", "null"]  # the file has the better of the raw and the averaged weights
     if run is not None:
         ending = _run_logged_here(run, arguments, run_dir / "log.txt", command)
     else:
@@ -158,7 +158,7 @@ def _fused(score: Score) -> Score:
 
 
 def evaluation_sheet(title: str, rows: list[Row], swept: list[str], command: Command) -> Sheet:
-    """What the evaluations of these rows found, and in how many pictures folding the norms changed the class.
+    """Returns the table of these rows' evaluations, with the number of predictions that folding the norms changed.
 
     Rows without metrics are left out.
     """

@@ -1,4 +1,4 @@
-"""What a sweep shows while it runs: one live table on a terminal, plain lines elsewhere."""
+"""Progress display of a sweep: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from mobilemamba.sweep.sheet import cell
 from mobilemamba.sweep.table import all_scores, condition_marks, labels
 
 _COLOURS = {"finished": "green", "running": "yellow", "failed": "red", "stopped": "red"}
-#: Of the rows, when the screen is too low for all.
+#: Priority of rows by status if the screen is too low for all of them.
 _ORDER = ("running", "failed", "stopped", "waiting", "finished")
-#: Lines around the rows of a table: title, head, rules and notes.
+#: Lines of a table besides its rows: title, header, rules and notes.
 _AROUND = 10
 
 
 class Display:
-    """A context in which :meth:`update` redraws the table, or prints what is new."""
+    """Context manager in which :meth:`update` redraws the table, or prints a line for each change."""
 
     def __init__(self, title: str, swept: list[str], console: Console | None = None) -> None:
         self.title, self.swept = title, swept
@@ -41,7 +41,7 @@ class Display:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.live:
-            self.live.update(self.table(*self._last))  # what stays on the screen has every row
+            self.live.update(self.table(*self._last))  # the final table, with every row, stays on the screen
             self.live.stop()
 
     def say(self, text: str) -> None:
@@ -49,7 +49,7 @@ class Display:
         say(text, self.console)
 
     def update(self, records: list[Record], progress: dict[str, dict[str, Any]]) -> None:
-        """Shows the rows; ``progress`` is row name -> its ``progress.json``, for those that run."""
+        """Shows the rows; ``progress`` is row name -> content of its ``progress.json``, for running rows."""
         if self.live:
             self._last = records, progress
             self.live.update(self.table(records, progress, self.console.height), refresh=True)
@@ -61,7 +61,7 @@ class Display:
             self._said[entry["run"]] = line
 
     def table(self, records: list[Record], progress: dict[str, dict[str, Any]], height: int | None = None) -> Group:
-        """The rows as a table; if they are more than fit this height, those that run or failed come first."""
+        """Returns the rows as a table; if not all fit this height, running and failed rows take precedence."""
         known = [entry for entry in records if entry["data"]]
         notes = list(dict.fromkeys(f"{_headline(entry).label} on {entry['data']}" for entry in known))
         if len(marks := condition_marks(records)) > 1:
@@ -80,7 +80,7 @@ class Display:
             title=self.title,
             notes=notes,
             numeric=[*costs, *range(4 + len(swept), 6 + len(swept))],
-            # Names of rows tell what they sweep; how far they are goes last, or first while it is blank.
+            # Swept settings may go, as the rows' names tell them; epoch and score go last, or first if still blank.
             spare=[*reversed(costs), *range(len(swept), 0, -1), 4 + len(swept), 5 + len(swept)],
             styles=[_COLOURS.get(entry["status"]) for entry in shown],
         )
@@ -101,7 +101,7 @@ class Display:
 
     @staticmethod
     def _line(entry: Record, progress: dict[str, Any]) -> str:
-        """Status in words, without markup."""
+        """Describes a row's status in words, without markup."""
         headline = _headline(entry)
         if entry["status"] == "finished":
             value = entry[headline.key]
@@ -119,7 +119,7 @@ def _headline(entry: Record) -> Score:
 
 
 def _most_telling(records: list[Record], count: int) -> list[Record]:
-    """At most ``count`` rows, in the table's order."""
+    """Returns the ``count`` rows with the highest priority, in the table's order."""
     ranked = sorted(records, key=lambda entry: _ORDER.index(entry["status"]))
     chosen = ranked[:count]
     return [entry for entry in records if entry in chosen]

@@ -1,4 +1,4 @@
-"""The task and the network of a row, built to see that they can be, and counted as the paper's tables do."""
+"""Builds the task and the network of a row, to check the row and to count FLOPs and parameters as in the paper."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mobilemamba.training.provenance import TABLE_CHANNELS
 
 
 def network_kwargs(config: Config) -> dict[str, Any] | None:
-    """The name of a row's network and its architecture choices, as ``timm.create_model`` takes them.
+    """Returns the name and architecture changes of a row's network as arguments of ``timm.create_model``.
 
     None if the row's task does not build its network from ``model.name``.
     """
@@ -35,19 +35,18 @@ def network_kwargs(config: Config) -> dict[str, Any] | None:
 
 
 def check_and_count(rows: list[Row]) -> dict[str, dict[str, float]]:
-    """Builds every row's data set and task, on the meta device: no memory, no arithmetic, but every mistake shows.
+    """Builds every row's data set and task, on the meta device: takes no memory or arithmetic, but finds mistakes.
 
     Args:
-        rows: Rows that share a data set build it once. Each is counted for a square picture of its ``table_size``
-            pixels; with its norms folded where it is such a row.
+        rows: Rows to check; those with the same data set build it once. Each network is counted for a square picture
+            of ``table_size`` pixels, with folded norms in rows of ``sweep.fused``.
 
     Returns:
-        Row name -> ``flops_m`` (the paper's convention), ``macs_m`` and ``params_m`` in millions, and
-        ``table_classes``, which they are for; empty for another module than a task of ours, and where ``table_size`` is
-        null.
+        Row name -> ``flops_m`` (the paper's convention), ``macs_m`` and ``params_m`` in millions, and the number of
+        classes they are for, ``table_classes``; empty for modules other than our tasks, and if ``table_size`` is null.
 
     Raises:
-        MobileMambaError: Naming the row and what is wrong with it.
+        MobileMambaError: If a row is wrong; names the row and its mistake.
     """
     counts: dict[str, dict[str, float]] = {}
     num_classes: dict[str, int] = {}
@@ -65,12 +64,12 @@ def check_and_count(rows: list[Row]) -> dict[str, dict[str, float]]:
 
 
 def complete(row: Row) -> None:
-    """Adds what the configuration alone does not tell: the task's scores, and choices that were left to the variant.
+    """Adds to a row what its configuration does not contain: the task's scores, and the variant's default settings.
 
-    The latter in ``values``, so that no cell is blank.
+    The defaults fill unset ``values``, so that no cell of the table is blank.
 
     Raises:
-        ConfigError: If the sweep gives a number of the paper's that this task has not.
+        ConfigError: If ``sweep.paper`` gives a number that this task does not have.
     """
     kind, settings = pkgutil.resolve_name(row.config["model"]["class_path"]), row.config["model"].get("init_args", {})
     is_ours = isinstance(kind, type) and issubclass(kind, TaskContract)
@@ -90,23 +89,23 @@ def _build(base: type, config: Config) -> Any:
 
 
 def build_task(row: Row, num_classes: int | None = None) -> Any:
-    """A row's task on the meta device, without its weights.
+    """Builds a row's task on the meta device, without its weights.
 
     Args:
-        row: Which.
-        num_classes: In place of the task's own.
+        row: The row.
+        num_classes: Number of classes instead of the task's own.
     """
     model = json.loads(json.dumps(row.config["model"]))
     arguments = model.get("init_args", {})
     arguments.update({"num_classes": num_classes} if num_classes and "num_classes" in arguments else {})
-    # The weights are read by the row itself, and an average needs a real device.
+    # The weights are only read when the row runs, and an average needs a real device.
     arguments.update({name: None for name in ("weights", "ema_decay") if name in arguments})
     with torch.device("meta"):
         return _build(LightningModule, model)
 
 
 def table_network(task: TaskContract) -> nn.Module:
-    """The network of a task with the classes and channels that a table's counts are for, on the meta device."""
+    """Builds a task's network on the meta device, with the numbers of classes and channels that tables count."""
     with torch.device("meta"):
         return task.build_model(num_classes=task.table_classes, in_chans=TABLE_CHANNELS)
 

@@ -1,4 +1,4 @@
-"""From a sweep to its rows: names, resolved settings, and the checks that stop a bad one before anything runs."""
+"""Expansion of a sweep into rows: names, resolved settings, and checks that reject a bad sweep before it runs."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from mobilemamba.sweep.config import Sweep
 from mobilemamba.sweep.settings import Config, flatten, lookup, short_key
 
 Value = TypeVar("Value")
-#: Lays dotted settings over the base and returns the whole, checked configuration.
+#: Overrides the base configuration with dotted settings, and returns the whole, checked configuration.
 Resolve = Callable[[Config], Config]
 
-#: A grid over this is a repetition: its rows are one line of the table.
+#: Rows of a grid over this setting are repetitions, and one line of the table.
 SEED = "seed_everything"
-#: Where a run writes: its folder may have been moved or renamed since this was written down.
+#: Settings of a run's folder; they do not count as differences, as the folder may be moved or renamed.
 PLACE = ("name", "trainer.default_root_dir")
-#: Settings that are the sweep's own business.
+#: Settings that the sweep sets itself.
 _RESERVED = (*PLACE, "config", "sweep", "ckpt_path")
 
-#: What lies in a sweep's folder beside the rows' own, in small letters.
+#: Lower-case names of the files and folders in a sweep's folder that are not folders of rows.
 _TAKEN = {"hparams", "slurm", "sweep.json", *(f"results.{kind}" for kind in ("csv", "md", "png"))}
 _TAKEN |= {f"{command}.{kind}" for command in ("validate", "test") for kind in ("csv", "md")}
-#: In bytes; disks allow 255, and files of that name get endings.
+#: Length limit in bytes; file systems allow 255, and files of that name get suffixes.
 _LONGEST_NAME = 200
 
 
@@ -39,16 +39,15 @@ class Row:
     """One run of a sweep.
 
     Attributes:
-        name: Also the name of its folder.
-        run_dir: Where everything about it lies.
-        config: The whole resolved configuration, as ``run.yaml`` holds it.
+        name: Name of the row and of its folder.
+        run_dir: Folder with all files of the row.
+        config: The whole resolved configuration, as in ``run.yaml``.
         values: Each setting that any row of the sweep changes -> its resolved value in this row.
         paper: The paper's numbers.
-        note: What of it is inferred; blank if nothing.
-        group: The name without the grid's seed: rows of one group differ in their seed alone. By default the name.
-        scores: What its task is judged by, the headline first.
-        fused_of: The row in whose folder the network lies that this row evaluates with its norms folded; None for a
-            row with a training of its own.
+        note: What is inferred in this row; empty if nothing is.
+        group: The name without the grid's seed, which rows that differ only in their seed share. By default the name.
+        scores: Scores of its task, the headline first.
+        fused_of: Name of the row whose network this row evaluates with folded norms; None for a row that is trained.
     """
 
     name: str
@@ -66,17 +65,17 @@ class Row:
 
 
 def expand(sweep: Sweep, root: Path, resolve: Resolve, given: Iterable[str] = ()) -> list[Row]:
-    """All rows of a sweep, selected or not, in order.
+    """Returns all rows of a sweep, selected or not, in order.
 
     Args:
-        sweep: Names and changes.
+        sweep: The sweep.
         root: The sweep's folder.
-        resolve: Lays a row's changes over the base.
-        given: Settings from the command line; a row must not silently win over them.
+        resolve: Overrides the base configuration with a row's changes.
+        given: Settings from the command line, which a row must not silently override.
 
     Raises:
-        ConfigError: If a row does not resolve, has an impossible name, equals another one, or sweeps a setting that
-            the command line also gives.
+        ConfigError: If a row does not resolve, has an invalid name, equals another one, or changes a setting that is
+            also given on the command line.
     """
     overrides, groups = _named_overrides(sweep)
     keys = list(dict.fromkeys(key for row in overrides.values() for key in row))
@@ -100,7 +99,7 @@ def expand(sweep: Sweep, root: Path, resolve: Resolve, given: Iterable[str] = ()
 
 
 def select(rows: list[Row], only: str | list[str]) -> list[Row]:
-    """The rows that ``--sweep.only`` names, each name or pattern one at least, in the sweep's order."""
+    """Returns the rows that match ``--sweep.only``, in the sweep's order; each pattern must match at least one."""
     patterns = [only] if isinstance(only, str) else only
     for pattern in patterns:
         if not any(_fits(row, pattern) for row in rows):
@@ -110,7 +109,7 @@ def select(rows: list[Row], only: str | list[str]) -> list[Row]:
 
 
 def _named_overrides(sweep: Sweep) -> tuple[dict[str, Config], dict[str, str]]:
-    """Row name -> its changes, and row name -> its group."""
+    """Returns row name -> its changes, and row name -> its group."""
     rows = {name: _by_short_key(row) for name, row in sweep.rows.items()} or {"": {}}
     grid = _by_short_key(sweep.grid)
     named: dict[str, Config] = {}
@@ -165,7 +164,7 @@ def _fused_rows(sweep: Sweep, rows: list[Row]) -> list[Row]:
 
 
 def _annotate(sweep: Sweep, rows: list[Row]) -> None:
-    """Gives the rows their papers' numbers and notes, by their own name or by their group's."""
+    """Adds the paper's numbers and the notes to the rows, by their own or their group's name."""
     names = list(dict.fromkeys(name for row in rows for name in (row.group, row.name)))
     for section, given in (("paper", sweep.paper), ("notes", sweep.notes)):
         if unknown := [name for name in given if name not in names]:
@@ -179,7 +178,7 @@ def _annotate(sweep: Sweep, rows: list[Row]) -> None:
 
 def _compact(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
-    return text.replace("/", "_")  # a value may be a path; a row is one folder
+    return text.replace("/", "_")  # a value may be a path, but the name must be that of one folder
 
 
 def _check_name(name: str) -> None:
@@ -193,7 +192,7 @@ def _check_name(name: str) -> None:
 
 
 def _check_folders(names: list[str]) -> None:
-    """Refuses names that are one folder on disks that do not tell capitals from small letters."""
+    """Raises a ConfigError for names that are the same folder on a case-insensitive file system."""
     seen: dict[str, str] = {}
     for name in names:
         if (other := seen.setdefault(unicodedata.normalize("NFC", name).casefold(), name)) != name:
@@ -204,7 +203,7 @@ def _check_folders(names: list[str]) -> None:
 
 
 def _check_config(name: str, config: Config) -> None:
-    if isinstance(config.get("seed_everything"), bool):  # true: another seed in each row, and after each resume
+    if isinstance(config.get("seed_everything"), bool):  # true would draw a new seed for each row and each resume
         raise ConfigError(f"row {name!r}: seed_everything={config['seed_everything']}; give a number in a sweep")
     if lookup(config, "trainer.fast_dev_run"):
         raise ConfigError(
@@ -218,7 +217,7 @@ def _check_keys(overrides: dict[str, Config], given: Iterable[str]) -> None:
     for key in dict.fromkeys(key for row in overrides.values() for key in row):
         if key in _RESERVED or key.startswith("sweep."):
             raise ConfigError(f"{key} cannot be swept: the sweep sets it itself; take it out of its rows and grid")
-        # Where the rows do no more than leave a part out (null), the others still follow an option inside it.
+        # If rows only set a part to null, an option inside that part still applies to the other rows.
         only_left_out = all(row[key] is None for row in overrides.values() if key in row)
         for option in options:
             inside = option.startswith(f"{key}.") and not only_left_out
@@ -230,7 +229,7 @@ def _check_keys(overrides: dict[str, Config], given: Iterable[str]) -> None:
 
 
 def _check_twins(rows: list[Row]) -> None:
-    # Also catches a swept setting that has no effect because another one determines it (a linked argument).
+    # Also finds swept settings without effect because another setting determines them (a linked argument).
     seen: dict[str, str] = {}
     for row in rows:
         text = json.dumps({k: v for k, v in flatten(row.config).items() if k not in PLACE})

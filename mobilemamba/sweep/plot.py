@@ -1,4 +1,4 @@
-"""The sweep as a picture: accuracy against FLOPs and against throughput, the paper's numbers in panels of their own."""
+"""Plots of a sweep: score over FLOPs and over throughput, with the paper's numbers in separate panels."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ _AXES = {"flops_m": "FLOPs (M), paper's convention", "throughput": "throughput (
 
 
 def plot(records: list[Record], title: str, path: Path, paper_note: str) -> None:
-    """Draws all rows that have a score, by its headline; replaces the file atomically.
+    """Plots the headline score of all rows that have one; replaces the file atomically.
 
-    Sample scores and the paper's never share a panel. Bars are the standard deviation over the seeds, or else of a
-    share of the validation pictures one standard error: rows whose bars overlap are not told apart by this run.
+    Measured scores and the paper's never share a panel. Error bars are the standard deviation over the seeds, or with a
+    single seed the standard error of a fraction of the validation pictures: rows whose bars overlap cannot be told
+    apart.
 
     Raises:
         OSError: If the file cannot be written.
@@ -67,14 +68,13 @@ def _draw(figure: Any, title: str, shown: list[Record], paper_note: str, subtitl
             axis.remove()
     figure.suptitle(title + "\n" * (1 + subtitle.count("\n")), fontweight="bold")  # with room for the subtitle
     figure.text(0.5, 0.965 if paper else 0.945, subtitle, ha="center", va="top", fontsize=8)
-    for axis, names in labels:  # after all that takes room
+    for axis, names in labels:  # after everything else, which takes up space
         label_points(axis, names)
     _add_grid(figure)
 
 
 def plot_together(sweeps: dict[str, list[Record]], path: Path) -> None:
-    """Draws several sweeps in common panels, a colour each; a row of panels for each data set and score, which do not
-    compare.
+    """Plots several sweeps together, one colour per sweep, with a row of panels for each data set and score.
 
     Args:
         sweeps: Title -> records.
@@ -108,15 +108,15 @@ def plot_together(sweeps: dict[str, list[Record]], path: Path) -> None:
 
 
 def plot_receptive_fields(records: list[Record], path: Path) -> bool:
-    """Draws the last receptive fields that each row has kept, a line a row; nothing if none has kept any.
+    """Plots the last measured receptive fields of each row, one line per row; writes nothing if there are none.
 
     Args:
-        records: Rows, of which some were trained with the callback
+        records: Records of rows, some of which were trained with the callback
             :class:`~mobilemamba.training.callbacks.ReceptiveFields`.
         path: PNG file, replaced atomically.
 
     Returns:
-        Whether there is such a picture.
+        Whether the plot was written.
 
     Raises:
         OSError: If the file cannot be written.
@@ -143,7 +143,7 @@ def _last_fields(entry: Record) -> Snapshot | None:
 
 
 def _known_axes(entries: list[Record], prefix: str = "") -> dict[str, str]:
-    """The axes that some of the rows have values for; where there are none, that of their places in the table."""
+    """Returns the axes for which some rows have values; if there are none, the row's position in the table."""
     known = {key: label for key, label in _AXES.items() if any(e[f"{prefix}{key}"] is not None for e in entries)}
     return known or {"place": "row of the table"}
 
@@ -156,7 +156,7 @@ def _add_grid(figure: Any) -> None:
 def _scatter(
     axis: Any, points: list[Record], x: str, y: str, colours: dict[str, str], marker: str
 ) -> list[tuple[float, float, str, str]]:
-    """Draws the points, and gives their names for :func:`label_points`."""
+    """Draws the points and returns their labels for :func:`label_points`."""
     hollow = {"facecolors": "none"} if marker == "D" else {}
     for entry in points:
         axis.scatter(

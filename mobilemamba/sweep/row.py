@@ -1,7 +1,7 @@
-"""A row on the disk: what state it is in, and ``fit_row``, which trains it in a process of its own.
+"""A row on disk: its state, and ``fit_row``, which trains it in a separate process.
 
-A row is finished if and only if ``results.json`` is there: it is written last and atomically, while exit codes lie (a
-run that stops early after SIGTERM exits with 0).
+A row is finished if and only if ``results.json`` exists, which is written last and atomically. Exit codes are not
+reliable: a run that stops early after SIGTERM exits with 0.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FitRow = Callable[[Path, dict[str, str], threading.Event], str | None]
 STOP_SECONDS = 20.0
 POLL_SECONDS = 0.2
 
-#: Left in the environment by a distributed or seeded run in this process; a child must not take them for its own.
+#: Variables that a distributed or seeded run in this process leaves in the environment; a child must not inherit them.
 _FOREIGN_VARIABLES = {
     *("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
     *("MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED"),
@@ -39,7 +39,7 @@ _FOREIGN_VARIABLES = {
 
 
 def is_finished(run_dir: Path) -> bool:
-    """Whether the row, or any other run in this folder, came to its end."""
+    """Whether the row, or any other run in this folder, is complete."""
     return bool(read_json(run_dir / "results.json"))
 
 
@@ -57,17 +57,17 @@ def is_locked(run_dir: Path) -> bool:
 def fit_row(
     run_dir: Path, environment: Mapping[str, str] | None = None, stop: threading.Event | None = None
 ) -> str | None:
-    """Trains the row of a run folder to its end, from its last checkpoint where it has one.
+    """Trains the row of a run folder to its end, from its last checkpoint if it has one.
 
-    Waits while another process trains in the folder (one that outlived its sweep), so that nothing runs twice.
+    Waits while another process, which outlived its sweep, trains in the folder, so that nothing runs twice.
 
     Args:
-        run_dir: Holds ``run.yaml``.
+        run_dir: Folder with ``run.yaml``.
         environment: Variables set for the row, e.g. which GPU it may use.
-        stop: Once set, the row's process is asked to end, and killed if it does not.
+        stop: When set, the row's process is asked to end, and killed if it does not.
 
     Returns:
-        None if the row is finished, otherwise the reason in one line; ``status.json`` holds it too.
+        None if the row is finished, otherwise the reason in one line, which is also in ``status.json``.
 
     Raises:
         OSError: If the run folder cannot be written.
@@ -95,7 +95,7 @@ def fit_row(
         return None
     reason = "stopped" if stop.is_set() else ending
     state = "stopped" if stop.is_set() else "failed"
-    with contextlib.suppress(OSError):  # the reason is still returned; a full disk is often what it tells
+    with contextlib.suppress(OSError):  # the reason is returned anyway, and it is often that the disk is full
         _write_status(run_dir, {**status, "status": state, "reason": reason})
     return reason
 
@@ -103,17 +103,17 @@ def fit_row(
 def run_logged(
     command: list[str], log_path: Path, title: str, environment: Mapping[str, str] | None, stop: threading.Event
 ) -> str:
-    """Runs a command to its end, in a session of its own, with its output appended to a file.
+    """Runs a command to its end, in a new session, with its output appended to a file.
 
     Args:
         command: Program and arguments.
-        log_path: Where standard output and error go, after a line with the title and the time.
-        title: What is being run.
-        environment: Variables set for it.
-        stop: Once set, the process is asked to end, and killed if it does not.
+        log_path: File for standard output and error, after a line with the title and the time.
+        title: Description of the command.
+        environment: Variables set for the process.
+        stop: When set, the process is asked to end, and killed if it does not.
 
     Returns:
-        How it ended, in a line: an exit code alone does not tell whether it did what it should.
+        How it ended, in one line, as an exit code alone does not tell whether it succeeded.
 
     Raises:
         OSError: If the log cannot be written.
@@ -128,7 +128,7 @@ def run_logged(
             stdout=log,
             stderr=subprocess.STDOUT,
             env=_child_environment(environment or {}),
-            start_new_session=True,  # Ctrl-C reaches the sweep alone, which then stops its rows in order
+            start_new_session=True,  # Ctrl-C reaches only the sweep, which then stops its rows in order
         )
     try:
         code = _wait(process, stop)
@@ -139,12 +139,12 @@ def run_logged(
 
 def _command(run_dir: Path) -> list[str]:
     command = [sys.executable, "-m", "mobilemamba_command", "fit", "--config", str(run_dir / "run.yaml")]
-    command += ["--trainer.default_root_dir", str(run_dir)]  # the file's is where the sweep was when it started
+    command += ["--trainer.default_root_dir", str(run_dir)]  # as the sweep's folder may have been moved since
     return [*command, "--ckpt_path", "last"] if can_resume(run_dir) else command
 
 
 def _set_aside_checkpoints(run_dir: Path) -> Path | None:
-    """Renames ``checkpoints`` where no training can go on from it, as a new one does not start over it."""
+    """Renames ``checkpoints`` if no training can resume from it, as a new training refuses to overwrite it."""
     folder, aside = run_dir / FOLDER, run_dir / f"{FOLDER}-unreadable"
     if not folder.exists() or can_resume(run_dir):
         return None
@@ -159,7 +159,7 @@ def _write_status(run_dir: Path, status: dict[str, Any]) -> None:
 def _child_environment(environment: Mapping[str, str]) -> dict[str, str]:
     inherited = {key: value for key, value in os.environ.items() if key not in _FOREIGN_VARIABLES}
     if any(key.startswith("SLURM_") for key in inherited):
-        inherited["SLURM_JOB_NAME"] = "interactive"  # otherwise Lightning takes the allocation's ranks for the row's
+        inherited["SLURM_JOB_NAME"] = "interactive"  # otherwise Lightning uses the allocation's ranks for the row
     return {**inherited, "PYTHONUNBUFFERED": "1", **environment}
 
 
@@ -175,7 +175,7 @@ def _wait(process: subprocess.Popen[bytes], stop: threading.Event) -> int:
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    """Ends what the row's process left behind: ranks of a distributed run, data loading workers."""
+    """Kills processes that the row's process left behind: ranks of a distributed run, data loading workers."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
 
@@ -187,7 +187,7 @@ def _reason(code: int, log_path: Path, start: int) -> str:
     if code < 0:
         name = signal.Signals(-code).name
         return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-    # Our own one-line errors first, then a traceback's last line, then whatever was said last.
+    # Prefer our own one-line errors, then the last line of a traceback, then the last line of output.
     for pattern in (r"mobilemamba: error: (.*)", r"((?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b.*)"):
         for line in reversed(lines):
             if found := re.match(pattern, line):

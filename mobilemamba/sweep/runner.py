@@ -1,4 +1,4 @@
-"""Runs a sweep: checks everything, starts what is not finished, and keeps the table up to date."""
+"""Runs a sweep: checks all rows, starts those that are not finished, and keeps the table up to date."""
 
 from __future__ import annotations
 
@@ -37,17 +37,18 @@ from mobilemamba.sweep.table import FUSED_FILE, record
 
 
 class SweepFailedError(MobileMambaError):
-    """Some rows did not come to their end; the others did, and are in the table."""
+    """Raised when some rows have failed; the others are finished and in the table."""
 
     exit_code = 1
 
 
 class SweepRunner:
-    """Stands in the trainer's place: ``fit`` runs the sweep, ``validate`` and ``test`` evaluate what it trained.
+    """Replaces the trainer in a sweep: ``fit`` trains its rows, ``validate`` and ``test`` evaluate their networks.
 
     Attributes:
         rows: All rows.
-        selected: Those that this command runs, and those whose networks such rows fold.
+        selected: Rows that this command runs, including those whose networks a selected row evaluates with folded
+            norms.
     """
 
     def __init__(
@@ -62,15 +63,15 @@ class SweepRunner:
         """Sets what to run and where.
 
         Args:
-            sweep: What to do with the rows.
-            rows: All of them.
-            root: Folder of the table, with one folder a row in it.
-            options: That ``validate`` and ``test`` lay over each row's settings.
+            sweep: Settings of the sweep.
+            rows: All rows.
+            root: The sweep's folder, with the table and one folder per row.
+            options: Options by which ``validate`` and ``test`` override each row's settings.
             fit: Trains the row of a run folder.
-            run: Runs a command line in this process; None has every row evaluated in a process of its own.
+            run: Runs a command line in this process; None to evaluate every row in a separate process.
 
         Raises:
-            ConfigError: If ``sweep.only`` fits no row.
+            ConfigError: If ``sweep.only`` matches no row.
         """
         self.sweep, self.rows, self.root, self.options, self.fit_row, self.run = sweep, rows, root, options, fit, run
         chosen = select(rows, sweep.only)
@@ -86,8 +87,8 @@ class SweepRunner:
         """Runs all selected rows that are not finished.
 
         Raises:
-            ConfigError: If a row cannot work, or its settings changed, before any row starts.
-            SweepFailedError: If a row failed, after the others are done.
+            ConfigError: If a row is invalid or its settings have changed; raised before any row starts.
+            SweepFailedError: If a row has failed; raised after the others are done.
         """
         launch = launcher(self.sweep, self.selected[0].config)
         changed = self._changed()
@@ -107,13 +108,13 @@ class SweepRunner:
         """Validates the network of every selected row that is finished.
 
         Raises:
-            ConfigError: If there is none, or an option makes no sense here.
-            SweepFailedError: If a row failed, after the others are done.
+            ConfigError: If no row is finished, or an option does not apply.
+            SweepFailedError: If a row has failed; raised after the others are done.
         """
         self._evaluate("validate")
 
     def test(self, **_: Any) -> None:
-        """As :meth:`validate`, on the test pictures."""
+        """Tests the network of every selected row that is finished; raises the same errors as :meth:`validate`."""
         self._evaluate("test")
 
     def _evaluate(self, command: Command) -> None:
@@ -151,11 +152,11 @@ class SweepRunner:
             ) from None
 
     def records(self) -> list[Record]:
-        """The table: rows that are selected, and others that were started before."""
+        """Returns the records of the table: selected rows, and others that were started before."""
         shown = [row for row in self.rows if row in self.selected or (row.run_dir / "run.yaml").exists()]
         records = [record(row, self.counts[row.name], row.name in self._running) for row in shown]
         for entry in records:
-            if entry["run"] in self._failures:  # also where a full disk kept the row from saying so itself
+            if entry["run"] in self._failures:  # known here even if a full disk kept the row from writing its status
                 entry |= {"status": "failed", "reason": self._failures[entry["run"]]}
         return records
 
@@ -186,7 +187,7 @@ class SweepRunner:
         return launch(run_dirs, evaluator(command, file, [*options]))
 
     def _follow(self, display: Display, names: dict[Path, str], events: Generator[Event], table: bool = True) -> None:
-        """Keeps the table up to date while rows run, or says a line of each that is done."""
+        """Updates the table while rows run, or without a table prints a line for each row that is done."""
         with contextlib.closing(events):
             for event, run_dir, reason in events:
                 if event == "said":
@@ -211,7 +212,7 @@ class SweepRunner:
             )
 
     def _refresh(self, display: Display, write: bool = True) -> None:
-        """Redraws the table and, unless a row has merely gone on, writes the files."""
+        """Redraws the table and, with ``write``, writes the sweep's files."""
         records = self.records()
         trained = [entry for entry in records if not entry["fused_of"]]
         display.update(
@@ -226,14 +227,14 @@ class SweepRunner:
                 if entry["status"] == "finished" and self._drawn.get(entry["run"]) != entry:
                     write_hparams(self.root / "hparams" / entry["run"], entry, self.swept)
                     self._drawn[entry["run"]] = entry
-        except OSError as error:  # the rows' own results are safe; the table is made again from them
+        except OSError as error:  # the rows' own results are safe, and the table can be made from them again
             display.say(f"the table could not be written ({error.strerror or error}); the same command will make it")
 
     def _changed(self) -> dict[str, list[str]]:
-        """Row name -> what differs from the settings it was started with.
+        """Returns row name -> differences from the settings that the row was started with.
 
         Raises:
-            ConfigError: If there are such rows and ``sweep.changed`` is ``stop``.
+            ConfigError: If there are differences and ``sweep.changed`` is ``stop``.
         """
         changed: dict[str, list[str]] = {}
         for row in self.rows:

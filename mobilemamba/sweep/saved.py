@@ -1,4 +1,4 @@
-"""What a sweep's folder keeps beside its runs: the plan, and the tables made of both."""
+"""Files in a sweep's folder besides its runs: the plan, and the tables."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from mobilemamba.text import printable
 from mobilemamba.training.callbacks.receptive_fields import PICTURE_FILE
 from mobilemamba.training.contract import scores_of
 
-#: In the sweep's folder.
+#: File in the sweep's folder.
 PLAN_FILE = "sweep.json"
 
 
 @dataclass
 class SavedSweep:
-    """A sweep as its folder tells it.
+    """A sweep as read from its folder.
 
     Attributes:
         title: The folder's name.
         swept: Settings that the rows change.
-        paper_note: What the paper's numbers were measured on.
-        records: Its rows, as :func:`mobilemamba.sweep.table.record` gives them.
+        paper_note: Conditions under which the paper's numbers were measured.
+        records: Records of its rows, see :func:`mobilemamba.sweep.table.record`.
     """
 
     title: str
@@ -39,14 +39,14 @@ class SavedSweep:
 
 
 def save_plan(root: Path, rows: list[Row], counts: dict[str, dict[str, float]], paper_note: str) -> None:
-    """Writes what :func:`load_sweep` needs to make the tables anew, whatever becomes of the YAML.
+    """Writes what :func:`load_sweep` needs to make the tables again without the YAML file.
 
     Raises:
         OSError: If the folder cannot be written.
     """
     saved = []
     for row in rows:
-        # The whole configuration lies in the row's own folder, and the folder may be moved.
+        # Without the configuration, which is in the row's folder, and the folder's path, as the folder may be moved.
         own = {key: value for key, value in asdict(row).items() if key not in ("config", "run_dir")}
         own |= {"folder": row.run_dir.name, "table_size": row.config.get("table_size"), "counts": counts[row.name]}
         saved.append(own)
@@ -54,13 +54,13 @@ def save_plan(root: Path, rows: list[Row], counts: dict[str, dict[str, float]], 
 
 
 def load_sweep(root: Path) -> SavedSweep:
-    """The sweep, or the single run, of a folder, with what its rows have come to by now.
+    """Loads the sweep or the single run of a folder, with the current results of its rows.
 
     Args:
-        root: A sweep's folder, or a run's with ``results.json``.
+        root: Folder of a sweep, or of a run with ``results.json``.
 
     Raises:
-        ConfigError: If there is no such folder, or it holds neither.
+        ConfigError: If there is no such folder, or it contains neither.
     """
     plan, single = read_json(root / PLAN_FILE), read_json(root / "results.json")
     if plan:
@@ -91,11 +91,11 @@ def load_sweep(root: Path) -> SavedSweep:
 
 
 def _scores(saved: list[dict[str, Any]] | None) -> tuple[Score, ...]:
-    return tuple(Score(**score) for score in saved or ()) or scores_of(None)  # as of a module that says nothing
+    return tuple(Score(**score) for score in saved or ()) or scores_of(None)  # default: scores of an unknown module
 
 
 def write_tables(root: Path, sweep: SavedSweep) -> None:
-    """Writes ``results.csv``, ``results.md``, ``results.png`` and, where rows keep some, ``receptive_fields.png``.
+    """Writes ``results.csv``, ``results.md``, ``results.png`` and, if rows have them, ``receptive_fields.png``.
 
     Raises:
         OSError: If the folder cannot be written.

@@ -1,4 +1,4 @@
-"""Repetitions: the mean and the standard deviation of rows that differ in their seed alone."""
+"""Repetitions: the mean and the standard deviation of rows that differ only in their seed."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections import Counter
 from statistics import fmean, stdev
 from typing import Any
 
-#: One row of a table, as :func:`mobilemamba.sweep.table.record` gives it.
+#: One row of a table, as returned by :func:`mobilemamba.sweep.table.record`.
 Record = dict[str, Any]
 
-#: Columns that differ between repetitions, beside the scores.
+#: Columns besides the scores that differ between repetitions.
 _MEASURED = ("throughput", "throughput_spread", "hours", "peak_mem_gib")
 
 
 def over_seeds(records: list[Record]) -> list[Record]:
-    """One record for each group of rows.
+    """Merges the rows of each group into one record.
 
     Args:
-        records: Of one sweep; rows of a group have its name in ``group``.
+        records: Records of one sweep, with the name of their group in ``group``.
 
     Returns:
-        The records, with ``KEY_sd`` for each score (the sample's standard deviation; None for fewer than two values)
-        and ``seeds``, how many rows the means are of. Unknown values take no part in a mean.
+        The records, with ``KEY_sd`` for each score (sample standard deviation; None for fewer than two values) and
+        ``seeds``, the number of rows in the means. Unknown values are left out of the means.
     """
     groups: dict[str, list[Record]] = {}
     for entry in records:
@@ -31,7 +31,7 @@ def over_seeds(records: list[Record]) -> list[Record]:
 
 
 def spread(entry: Record, key: str) -> str:
-    """`` ± 0.35``, or blank; with the number of seeds where not all rows of the group have a value."""
+    """Formats a deviation as `` ± 0.35``, or blank; adds the number of seeds if some rows of the group lack a value."""
     deviation = entry.get(f"{key}_sd")
     if deviation is None or deviation != deviation:
         return ""
@@ -39,7 +39,7 @@ def spread(entry: Record, key: str) -> str:
 
 
 def conditions(entry: Record) -> str:
-    """How a throughput was measured, without its own number and spread; blank where that is unknown."""
+    """Returns how a throughput was measured, without its value and spread; blank if unknown."""
     return re.sub(r"^\S+ img/s \(median[^)]*\), ", "", entry["throughput_conditions"] or "")
 
 

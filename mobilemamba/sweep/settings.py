@@ -1,4 +1,4 @@
-"""Nested settings by their dotted names."""
+"""Access to nested settings by dotted names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Config = dict[str, Any]
 
 
 def lookup(config: Config, key: str) -> Any:
-    """The value of a dotted setting, with or without ``init_args``; None where it is not set."""
+    """Returns the value of a dotted setting, with or without ``init_args`` in its name; None if it is not set."""
     value: Any = config
     for part in key.split("."):
         if isinstance(value, dict) and part not in value and "init_args" in value:
@@ -24,13 +24,13 @@ def lookup(config: Config, key: str) -> Any:
 def differences(
     old: Config, new: Config, within: Sequence[str] | None = None, without: Sequence[str] = ()
 ) -> list[str]:
-    """What two configurations differ in, as ``setting: old -> new``.
+    """Lists the differences between two configurations, as ``setting: old -> new``.
 
     Args:
         old: Nested settings.
         new: Nested settings.
-        within: Only these settings and what is inside them.
-        without: Not these.
+        within: Compare only these settings and those inside them; None for all.
+        without: Settings to leave out.
     """
     before, after = flatten(old), flatten(new)
     keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
@@ -44,7 +44,7 @@ def is_inside(key: str, names: Sequence[str]) -> bool:
 
 
 def flatten(config: Config, prefix: str = "") -> Config:
-    """Nested settings as dotted ones, ``init_args`` left out."""
+    """Converts nested settings to dotted ones, without ``init_args``."""
     flat: Config = {}
     for key, value in config.items():
         name = short_key(f"{prefix}{key}")
@@ -56,5 +56,5 @@ def flatten(config: Config, prefix: str = "") -> Config:
 
 
 def short_key(key: str) -> str:
-    """``model.init_args.lr`` as ``model.lr``: both are accepted, but not one of each in the same file."""
+    """Shortens ``model.init_args.lr`` to ``model.lr``; a file may use either form, but must not mix them."""
     return ".".join(part for part in key.split(".") if part != "init_args")

@@ -1,4 +1,4 @@
-"""A table of texts with notes, and the forms it is written in."""
+"""A table of text cells with notes, and its output formats."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LATEX = {
     ">": r"\textgreater{}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
-#: What Markdown would take for something else than the character: emphasis, links, tags, entities, emoji.
+#: Characters that Markdown would interpret: as emphasis, links, tags, entities or emoji.
 _MARKDOWN = re.compile(
     r"[\\`*|]|<(?=[a-zA-Z/!?])|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])|~(?=~)|:(?=[\w+-]+:)|\[(?=[^\]]*\][(\[])"
 )
@@ -33,15 +33,15 @@ _MARKDOWN = re.compile(
 
 @dataclass
 class Sheet:
-    """What a table shows, as text.
+    """Content of a table, as text.
 
     Attributes:
-        title: Above it.
-        header: One name a column.
+        title: Title above the table.
+        header: One name per column.
         lines: Rows of cells, as long as the header.
-        notes: Below it, a sentence each.
-        numeric: Columns that are set to the right.
-        spare: Columns that a narrow screen may leave out, in this order; files have all.
+        notes: Notes below the table, one sentence each.
+        numeric: Columns that are aligned to the right.
+        spare: Columns that a narrow screen may leave out, in this order; files have all of them.
     """
 
     title: str
@@ -52,11 +52,11 @@ class Sheet:
     spare: list[int] = field(default_factory=list)
 
     def to_csv(self) -> str:
-        """Header and lines, without the notes."""
+        """Formats header and lines as CSV, without the notes."""
         return csv_text([dict(zip(self.header, line, strict=True)) for line in self.lines])
 
     def to_rich(self, width: int) -> Group:
-        """For a terminal of this many characters."""
+        """Formats the table for a terminal of ``width`` characters."""
         return fit_table(
             width,
             self.header,
@@ -68,7 +68,7 @@ class Sheet:
         )
 
     def to_markdown(self, heading: str = "#") -> str:
-        """A heading, the table, the notes as bullets."""
+        """Formats a heading, the table, and the notes as a list, in Markdown."""
         rule = ["---:" if column in self.numeric else "---" for column in range(len(self.header))]
         header, *cells = [[markdown_text(text) for text in line] for line in [self.header, *self.lines]]
         body = "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *cells])
@@ -76,7 +76,7 @@ class Sheet:
         return f"{heading} {markdown_text(self.title)}\n\n{body}\n" + (f"\n{bullets}\n" if bullets else "")
 
     def to_latex(self) -> str:
-        """A ``table`` environment with rules of the booktabs package; the notes stand below in small print."""
+        """Formats a LaTeX ``table`` environment with rules of the booktabs package, and the notes in small print."""
         columns = "".join("r" if column in self.numeric else "l" for column in range(len(self.header)))
         lines = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(self.title)}}}"]
         lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
@@ -87,7 +87,7 @@ class Sheet:
         return "\n".join([*lines, r"\end{table}"]) + "\n"
 
     def to_html(self) -> str:
-        """A heading, a ``table`` and a list."""
+        """Formats a heading, a ``table``, and the notes as a list, in HTML."""
         kinds = [' class="number"' if column in self.numeric else "" for column in range(len(self.header))]
 
         def row(tag: str, cells: list[str]) -> str:
@@ -101,8 +101,8 @@ class Sheet:
 
 
 def cell(value: Any, digits: int | None = None) -> str:
-    """A value as a table shows it; blank where it is unknown."""
-    if value is None or value != value:  # NaN, as of what no picture shows
+    """Formats a value for a table; blank if it is unknown."""
+    if value is None or value != value:  # NaN, e.g. the score of a class that does not occur
         return ""
     if digits is not None and isinstance(value, int | float):
         return f"{value:,.{digits}f}"
@@ -114,7 +114,7 @@ def cell(value: Any, digits: int | None = None) -> str:
 
 
 def csv_text(rows: list[dict[str, Any]]) -> str:
-    """Rows as CSV; the columns are those of any row, in the order they are first met."""
+    """Formats rows as CSV; the columns are those of all rows, in order of first occurrence."""
     text = io.StringIO()
     columns = list(dict.fromkeys(key for row in rows for key in row))
     writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
@@ -124,10 +124,10 @@ def csv_text(rows: list[dict[str, Any]]) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """A line of Markdown that shows this text."""
+    """Escapes a text so that Markdown shows it as it is, on one line."""
     return _MARKDOWN.sub(lambda found: f"\\{found[0]}", text.replace("\n", " "))
 
 
 def _latex(text: str) -> str:
     plain = re.sub(r"[\\~^±|<>&%$#_{}]", lambda found: _LATEX[found[0]], text.replace("\n", " "))
-    return re.sub(r"^\[", "{[}", plain)  # after the end of a line it would be an option
+    return re.sub(r"^\[", "{[}", plain)  # after the \\ of the line before, [ would begin an option

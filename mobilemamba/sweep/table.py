@@ -1,4 +1,4 @@
-"""The table of a sweep: one record a row, as CSV with everything and as a sheet with what the paper shows."""
+"""The table of a sweep: one record per row, written as CSV with all columns and as a sheet with the paper's columns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mobilemamba.sweep.row import is_finished, is_locked
 from mobilemamba.sweep.seeds import Record, conditions, over_seeds, spread
 from mobilemamba.sweep.sheet import Sheet, cell, csv_text
 
-#: Taken from ``results.json`` as they are.
+#: Entries copied unchanged from ``results.json``.
 _RESULTS = (
     *("best_epoch", "best_epoch_ema", "epochs", "hours", "peak_mem_gib", "seed", "resumes"),
     *("data", "num_classes", "img_size", "train_pictures", "val_pictures", "total_batch_size", "precision"),
@@ -22,17 +22,17 @@ _RESULTS = (
 )
 
 
-#: Metrics of a row's network with its norms folded, in its run folder; see ``Row.fused_of``.
+#: File in a run's folder with the metrics of its network with folded norms; see ``Row.fused_of``.
 FUSED_FILE = "fused.json"
-#: Share by which the rounds of a throughput may differ before the table says so: something else was running.
+#: Relative spread of throughput measurements above which the table shows it, as something else was running.
 BUSY_SPREAD = 0.1
 
 
 def record(row: Row, counts: dict[str, float], running: bool = False) -> Record:
-    """Everything known about a row at this moment, from its folder.
+    """Returns everything that is currently known about a row, read from its folder.
 
     Args:
-        row: Where to look.
+        row: The row.
         counts: ``flops_m``, ``macs_m``, ``params_m``, ``table_classes``.
         running: Whether this sweep is training it now.
     """
@@ -53,7 +53,7 @@ def record(row: Row, counts: dict[str, float], running: bool = False) -> Record:
         "throughput": throughput.get("images_per_second"),
         "batch": throughput.get("batch_size"),
         "device": throughput.get("device") or results.get("device"),
-        # Several rows on the same cores slow each other down; each has its GPU to itself.
+        # Rows on the same cores slow each other down; GPUs are not shared.
         "shared_device": "OMP_NUM_THREADS" in slot and "CUDA_VISIBLE_DEVICES" not in slot,
         "throughput_spread": throughput.get("spread"),
         "throughput_conditions": throughput.get("text"),
@@ -66,14 +66,14 @@ def record(row: Row, counts: dict[str, float], running: bool = False) -> Record:
     entry |= {"run_dir": str(row.run_dir)}
     entry |= {"note": row.note, "fused_of": row.fused_of}
     entry |= {f"paper_{key}": row.paper.get(key) for key in paper_columns(row.scores)}
-    for key in ("flops_m", "params_m"):  # no scores: a sample's score and an ImageNet score have no difference
+    for key in ("flops_m", "params_m"):  # not for scores, as a sample's score and an ImageNet score do not compare
         both = entry[key] is not None and key in row.paper
         entry[f"delta_{key}"] = entry[key] - row.paper[key] if both else None
     return entry
 
 
 def _fused_results(row: Row, results: Record) -> Record:
-    """The results of a row's network, with the accuracies that it has once its norms are folded."""
+    """Returns the results of a row's network, with its scores replaced by those with folded norms."""
     found = read_json(row.run_dir / FUSED_FILE)
     keys = [score.key for score in row.scores]
     if not results or not all(f"{key}_fused" in found for key in keys):
@@ -83,49 +83,49 @@ def _fused_results(row: Row, results: Record) -> Record:
 
 
 def paper_columns(scores: Iterable[Score]) -> list[str]:
-    """What a row may have of the paper: its costs, and these scores."""
+    """Returns the keys of the paper's numbers that a row may have: costs, and these scores."""
     return [*PAPER_COSTS, *(score.key for score in scores)]
 
 
 def all_scores(records: list[Record]) -> list[Score]:
-    """The scores of all rows, the headline first."""
+    """Returns the scores of all rows, the headline first."""
     return list(dict.fromkeys(score for entry in records for score in entry["scores"]))
 
 
 def state(run_dir: Path, running: bool = False) -> str:
-    """``finished``, ``running``, ``failed``, ``stopped`` or ``waiting``."""
+    """Returns the status of a row: ``finished``, ``running``, ``failed``, ``stopped`` or ``waiting``."""
     if is_finished(run_dir):
         return "finished"
     if running or is_locked(run_dir):
         return "running"
     last = read_json(run_dir / "status.json").get("status", "waiting")
-    return "stopped" if last == "running" else last  # its sweep was killed before it could say so
+    return "stopped" if last == "running" else last  # the sweep was killed before it could write "stopped"
 
 
 def labels(keys: list[str]) -> dict[str, str]:
-    """The shortest unambiguous name of each swept setting: ``model.arch.d_state`` -> ``d_state``."""
+    """Returns the shortest unambiguous name of each swept setting: ``model.arch.d_state`` -> ``d_state``."""
     short = {key: key.rpartition(".")[2] for key in keys}
     return {key: name if list(short.values()).count(name) == 1 else key for key, name in short.items()}
 
 
 def to_csv(records: list[Record], swept: list[str]) -> str:
-    """All columns of all rows."""
+    """Formats all columns of all rows as CSV."""
     names = labels(swept)
     rows: list[Record] = [{} for _ in records]
     for row, entry in zip(rows, records, strict=True):
         for key, value in entry.items():
             if key == "scores":
                 continue
-            # A swept setting comes first, and wins over a result of the same name, which is blank until the end.
+            # A swept setting comes first and takes precedence over a result of that name, which is blank until the end.
             row.setdefault(names.get(key, key), value)
     return csv_text(rows)
 
 
 def to_sheet(title: str, records: list[Record], swept: list[str], paper_note: str) -> Sheet:
-    """The paper's columns, with what the numbers were measured on; rows that differ in their seed alone are one."""
+    """Returns the table with the paper's columns and measurement conditions; merges rows that differ only in seed."""
     shown = over_seeds(records)
     swept = [key for key in swept if key != SEED or len(shown) == len(records)]
-    # What every row of a longer table sets alike is a note and no column.
+    # A setting with the same value in all rows becomes a note instead of a column.
     alike = [key for key in swept if len(shown) > 1 and all(entry[key] == shown[0][key] for entry in shown)]
     swept = [key for key in swept if key not in alike]
     scores = all_scores(shown)
@@ -171,12 +171,12 @@ def to_sheet(title: str, records: list[Record], swept: list[str], paper_note: st
 
 
 def score_cell(entry: Record, score: Score) -> str:
-    """A row's score, with its deviation over the seeds where it has some; blank where it is not known."""
+    """Formats a row's score, with the deviation over the seeds if there are several; blank if it is unknown."""
     return cell(entry.get(score.key), score.digits) + spread(entry, score.key)
 
 
 def side_by_side(sweeps: dict[str, list[Record]]) -> Sheet | None:
-    """The headline of rows that several sweeps have in common, a column a sweep; None if there are none.
+    """Compares the headline scores of rows that several sweeps share, one column per sweep; None if there are none.
 
     Args:
         sweeps: Title -> records.
@@ -202,7 +202,7 @@ def side_by_side(sweeps: dict[str, list[Record]]) -> Sheet | None:
 
 
 def _speed(entry: Record, ways: dict[str, str]) -> str:
-    """A throughput, how it was measured where that differs, and why it is not to be compared."""
+    """Formats a throughput, marked if measurement conditions differ, with reasons why it may be unreliable."""
     if entry["throughput"] is None:
         return ""
     spread = entry["throughput_spread"] or 0
@@ -212,7 +212,7 @@ def _speed(entry: Record, ways: dict[str, str]) -> str:
 
 
 def describe(records: list[Record]) -> list[str]:
-    """What the accuracies were measured on: a line for each data set and schedule, of several with its rows."""
+    """Describes the data of the scores, in one line for each data set and schedule; several lines name their rows."""
     alike: dict[str, list[Record]] = {}
     for entry in records:
         if named := " and ".join(score.label for score in entry["scores"] if entry[score.key] is not None):
@@ -232,6 +232,6 @@ def describe(records: list[Record]) -> list[str]:
 
 
 def condition_marks(records: list[Record]) -> dict[str, str]:
-    """Ways in which throughputs were measured -> a letter for each, as `` (a)``."""
+    """Returns the different conditions of throughput measurements -> a letter for each, as `` (a)``."""
     found = dict.fromkeys(conditions(entry) for entry in records if entry["throughput"] is not None)
     return {text: f" ({chr(ord('a') + number % 26)})" for number, text in enumerate(found)}

@@ -1,4 +1,4 @@
-"""Who starts a sweep's rows: this machine, a Ray cluster or SLURM. One file each, behind the same two calls."""
+"""Launchers of a sweep's rows: on this machine, a Ray cluster or SLURM. One file each, with the same interface."""
 
 from mobilemamba.sweep.config import Sweep
 from mobilemamba.sweep.launchers import local, ray, slurm
@@ -11,13 +11,13 @@ _LAUNCHERS = {"local": local.launcher, "ray": ray.launcher, "slurm": slurm.launc
 
 
 def launcher(sweep: Sweep, config: Config) -> Launch:
-    """What starts the rows of a sweep, checked as far as it can be before anything runs.
+    """Returns the function that starts the rows of a sweep, checked as far as possible before anything runs.
 
     Args:
-        sweep: Names the launcher and holds its settings.
-        config: Of a row; the others need the same machine.
+        sweep: Sweep with the name and the settings of the launcher.
+        config: Configuration of one row; all rows need the same kind of machine.
 
     Raises:
-        ConfigError: If it cannot work here, e.g. because its package is not installed.
+        ConfigError: If the launcher cannot work here, e.g. because its package is not installed.
     """
     return _LAUNCHERS[sweep.launcher](sweep, config)

@@ -1,4 +1,4 @@
-"""What the launchers share: their interface, and a row's way through its attempts, here or on another machine."""
+"""Common parts of the launchers: their interface, and the attempts to run a row, here or on another machine."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from mobilemamba.errors import ConfigError
 from mobilemamba.sweep.row import FitRow
 from mobilemamba.sweep.settings import Config, lookup
 
-#: ``("started", run_dir, None)``, ``("done", run_dir, None or the reason why not)``, ``("said", ., a line for the
-#: user)``, and ``("tick", ., None)`` about every second.
+#: ``("started", run_dir, None)``; ``("done", run_dir, None if finished, else the reason)``; ``("said", ., a line for
+#: the user)``; ``("tick", ., None)`` about every second.
 Event = tuple[str, Path, str | None]
-#: (run_dirs, fit) -> events. Runs ``fit`` for every folder; closing the iterator stops what it started.
+#: (run_dirs, fit) -> events. Runs ``fit`` for every folder; closing the iterator stops the rows that it started.
 Launch = Callable[[list[Path], FitRow], Generator[Event]]
 
 
 def require(package: str) -> Any:
-    """Imports a launcher's package, which is the extra of the same requirements' name.
+    """Imports the package that a launcher needs.
 
     Raises:
-        ConfigError: If it is not installed.
+        ConfigError: If it is not installed; names the extra to install.
     """
     extra = {"submitit": "slurm"}.get(package, package)
     try:
@@ -40,7 +40,7 @@ def require(package: str) -> Any:
 
 
 def check_one_machine(launcher: str, config: Config) -> None:
-    """Refuses rows that would train on several machines each, and GPUs that are named by their index."""
+    """Raises a ConfigError for rows that need several machines each, and for GPUs given by index."""
     nodes, devices = lookup(config, "trainer.num_nodes"), lookup(config, "trainer.devices")
     if isinstance(nodes, int) and nodes > 1:
         raise ConfigError(
@@ -56,7 +56,7 @@ def try_row(fit: FitRow, run_dir: Path, environment: dict[str, str], stop: threa
     """Calls ``fit`` until the row is finished, at most ``1 + retries`` times.
 
     Returns:
-        None if it is finished, otherwise the last reason why not.
+        None if it is finished, otherwise the reason why the last attempt failed.
     """
     reason: str | None = "stopped"
     for _ in range(1 + retries):
@@ -64,7 +64,7 @@ def try_row(fit: FitRow, run_dir: Path, environment: dict[str, str], stop: threa
             break
         try:
             reason = fit(run_dir, environment, stop)
-        except OSError as error:  # e.g. no space left for its log: this row's failure, not the sweep's
+        except OSError as error:  # e.g. no space left for the log: only this row has failed, not the sweep
             reason = f"{error.strerror or error}: {error.filename or run_dir}"
         if reason is None:
             break
@@ -74,14 +74,14 @@ def try_row(fit: FitRow, run_dir: Path, environment: dict[str, str], stop: threa
 def try_row_elsewhere(
     fit: FitRow, run_dir: Path, folder: Path, retries: int, shares: tuple[str, ...] = ()
 ) -> str | None:
-    """As :func:`try_row`, for a process on another machine that sees the same files.
+    """Does the same as :func:`try_row` in a process on another machine that shares the file system.
 
     Args:
         fit: Runs the row.
-        run_dir: Its folder, as the sweep names it.
-        folder: The sweep's current directory, which paths of the configuration may start from.
-        retries: How often it is tried again.
-        shares: Environment variables that say which part of the machine is the row's.
+        run_dir: The row's folder, as the sweep names it.
+        folder: The sweep's current directory, to which paths in the configuration may be relative.
+        retries: How often a failed row is tried again.
+        shares: Environment variables that define the row's share of the machine.
     """
     if not (folder / run_dir / "run.yaml").exists():
         return f"{socket.gethostname()} does not see {folder / run_dir}; use a folder that all machines share"

@@ -1,4 +1,4 @@
-"""The local launcher: rows as processes on this machine, ``jobs`` at a time."""
+"""The local launcher: runs rows as processes on this machine, ``jobs`` at a time."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from mobilemamba.sweep.settings import Config, lookup
 
 
 def launcher(sweep: Sweep, config: Config) -> Launch:
-    """Starts rows here, one at a time in each share of the machine; Ctrl-C stops those that run.
+    """Returns a function that starts rows here, one at a time in each share of the machine; Ctrl-C stops them.
 
     Raises:
-        ConfigError: If there are not as many GPUs as ``sweep.jobs`` rows need.
+        ConfigError: If there are fewer GPUs than ``sweep.jobs`` rows need.
     """
     return functools.partial(_launch, environments=environments(sweep.jobs, config), retries=sweep.retries)
 
@@ -62,9 +62,9 @@ def _launch(
 
 
 def environments(jobs: int, config: Config) -> list[dict[str, str]]:
-    """One set of environment variables for each of ``jobs`` rows at a time: their share of cores and of GPUs.
+    """Returns environment variables for each of ``jobs`` simultaneous rows that define its share of cores and GPUs.
 
-    A single job has the machine as it is.
+    A single row gets no variables and thus the whole machine.
 
     Raises:
         ConfigError: If the rows name GPUs by index, or need more than there are.
@@ -81,7 +81,7 @@ def environments(jobs: int, config: Config) -> list[dict[str, str]]:
     devices = lookup(config, "trainer.devices")
     if isinstance(devices, list):
         raise ConfigError(f"trainer.devices={devices} with sweep.jobs={jobs}: give their number, e.g. {len(devices)}")
-    size = int(devices) if str(devices).isdigit() else 1  # "auto" would give all of them to each row
+    size = int(devices) if str(devices).isdigit() else 1  # "auto" would give all GPUs to each row
     groups = [gpus[start : start + size] for start in range(0, len(gpus) - size + 1, size)]
     if len(groups) < jobs:
         raise ConfigError(

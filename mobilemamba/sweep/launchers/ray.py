@@ -1,4 +1,4 @@
-"""The Ray launcher: rows as tasks of a Ray cluster. A row whose machine is lost goes on at another one."""
+"""The Ray launcher: runs rows as tasks of a Ray cluster. A row whose machine is lost continues on another one."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from mobilemamba.sweep.launchers.base import Event, Launch, check_one_machine, r
 from mobilemamba.sweep.row import STOP_SECONDS, FitRow
 from mobilemamba.sweep.settings import Config, lookup
 
-#: How many lost machines a row survives: one that brings down every machine it runs on must come to an end.
+#: How many lost machines a row survives; limited, as a row may itself crash every machine it runs on.
 LOSSES = 10
-#: Set by Ray for a task, as its part of the machine.
+#: Variables that Ray sets for a task to define its share of the machine.
 _SHARES = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 
 
 def launcher(sweep: Sweep, config: Config) -> Launch:
-    """Starts rows on the cluster at ``RAY_ADDRESS``, or the one this machine belongs to; else Ray on this machine.
+    """Returns a function that starts rows on the cluster at ``RAY_ADDRESS``, or else on this machine's cluster.
 
-    A row takes one part in ``sweep.jobs`` of a machine. All machines need this environment and the current folder.
+    If this machine belongs to no cluster, Ray is started on it. Each row takes 1 / ``sweep.jobs`` of a machine. All
+    machines need this Python environment and the current folder.
 
     Raises:
-        ConfigError: If Ray is not installed, or a row wants more than one machine.
+        ConfigError: If Ray is not installed, or a row needs more than one machine.
     """
     require("ray")
     check_one_machine("ray", config)
@@ -60,23 +61,23 @@ def _launch(
         finally:
             for reference in pending:
                 ray.cancel(reference)
-            if pending:  # so that no row outlives the connection
+            if pending:  # wait, so that no row outlives the connection
                 ray.wait(list(pending), num_returns=len(pending), timeout=STOP_SECONDS)
 
 
 def share_of_machine(nodes: list[dict[str, Any]], jobs: int, config: Config) -> dict[str, int]:
-    """What one of ``jobs`` rows takes of the smallest machine that can run rows.
+    """Returns the resources of one of ``jobs`` rows on the smallest machine that can run rows.
 
     Args:
-        nodes: The cluster's machines, as ``ray.nodes()`` gives them.
-        jobs: Rows at a time on a machine.
-        config: Of a row.
+        nodes: The cluster's machines, as returned by ``ray.nodes()``.
+        jobs: Rows that run at the same time on a machine.
+        config: Configuration of a row.
 
     Returns:
-        ``num_cpus`` and, where rows use GPUs, ``num_gpus``.
+        ``num_cpus`` and, if rows use GPUs, ``num_gpus``.
 
     Raises:
-        ConfigError: If no machine has that much.
+        ConfigError: If the machines are too small.
     """
     machines = [node["Resources"] for node in nodes if node["Alive"] and node["Resources"].get("CPU")]
     if not machines:
@@ -110,19 +111,19 @@ def _result(ray: Any, reference: Any) -> str | None:
 
 @contextlib.contextmanager
 def _connected(ray: Any) -> Iterator[None]:
-    """Connects for as long as rows run; a connection that is there already is used and left open."""
+    """Connects to Ray while rows run; an existing connection is used and left open."""
     if ray.is_initialized():
         yield
         return
     _check_address(os.environ.get("RAY_ADDRESS", "auto"))
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # otherwise a cluster started here reports to its makers
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # otherwise a cluster started here sends usage statistics
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(f"Ray does not start or connect: {error}; see RAY_ADDRESS") from error
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own would end this process before the rows
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own handler would end this process before the rows
     try:
         yield
     finally:
@@ -130,7 +131,7 @@ def _connected(ray: Any) -> Iterator[None]:
 
 
 def _check_address(address: str) -> None:
-    """Asks whether anything answers at HOST:PORT: Ray itself tries for minutes."""
+    """Checks that a server answers at HOST:PORT, as Ray itself would try for minutes."""
     host, _, port = address.rpartition("/")[2].rpartition(":")
     if port.isdigit():
         try:

@@ -1,4 +1,4 @@
-"""The SLURM launcher: rows as the jobs of an array. They stay in the queue when the sweep's own process ends."""
+"""The SLURM launcher: submits rows as the jobs of an array, which stay queued if the sweep's own process ends."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from mobilemamba.sweep.launchers.base import Event, Launch, check_one_machine, r
 from mobilemamba.sweep.row import FitRow
 from mobilemamba.sweep.settings import Config, lookup
 
-#: Holds submitit's scripts, logs and results, beside the rows' folders.
+#: Folder with submitit's scripts, logs and results, beside the rows' folders.
 FOLDER = "slurm"
-#: In a row's folder: its last job, so that the same command waits for it and does not submit it again.
+#: File in a row's folder with its last job, so that the same command waits for it instead of submitting it again.
 JOB_FILE = "slurm.json"
-#: How often a row whose time runs out is put back into the queue, to go on from its last checkpoint.
+#: How often a row that exceeds its time limit is queued again, to continue from its last checkpoint.
 TIMEOUTS = 20
 
 
 def launcher(sweep: Sweep, config: Config) -> Launch:
-    """Submits rows by ``sbatch``, with the options ``sweep.slurm``.
+    """Returns a function that submits rows with ``sbatch`` and the options ``sweep.slurm``.
 
     Raises:
-        ConfigError: If submitit or SLURM is not there, an option is unknown, or a row wants more than one machine.
+        ConfigError: If submitit or SLURM is missing, an option is unknown, or a row needs more than one machine.
     """
     check_one_machine("slurm", config)
     if sweep.jobs > 1:
@@ -42,7 +42,7 @@ def launcher(sweep: Sweep, config: Config) -> Launch:
 
 
 def _executor(folder: Path, sweep: Sweep, config: Config) -> Any:
-    """Submitit's executor with all options; submits and writes nothing yet."""
+    """Returns submitit's executor with all options; submits and writes nothing yet."""
     submitit = require("submitit")
     if not {"timeout_min", "slurm_time"} & set(sweep.slurm):  # submitit's default is five minutes
         raise ConfigError(
@@ -70,7 +70,7 @@ def _executor(folder: Path, sweep: Sweep, config: Config) -> Any:
 
 @dataclass(frozen=True)
 class _Job:
-    """What runs on the machine that SLURM chose. Submitit calls ``checkpoint`` when the time runs out."""
+    """Function that runs on the machine chosen by SLURM; submitit calls ``checkpoint`` at the time limit."""
 
     fit: FitRow
     folder: Path
@@ -106,7 +106,7 @@ def _launch(
 
 
 def _former_jobs(run_dirs: list[Path], fit: FitRow) -> dict[Path, Any]:
-    """The last jobs that did the same to these rows."""
+    """Returns the last jobs that did the same work on these rows."""
     records = {run_dir: read_json(run_dir / JOB_FILE) for run_dir in run_dirs}
     return {
         run_dir: require("submitit").SlurmJob(run_dir.parent / FOLDER, record["job"])
