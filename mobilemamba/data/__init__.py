@@ -1,4 +1,4 @@
-"""Data modules: embedded samples, ImageNet-1k, ADE20K, COCO, and any own pictures. Depends on nothing above it."""
+"""Data modules: embedded samples, ImageNet-1k, ADE20K, COCO, and the user's own pictures."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -45,7 +45,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # At the first use, and then all of them: they load Lightning, which who reads a few pictures does not need, and
+    # Imported at first use, as they load Lightning, which reading a few pictures does not need. Then all at once, as
     # the command line finds a class by its name among those that are loaded.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""ADE20K's 150 classes of the scene parsing challenge (Zhou et al., CVPR 2017)."""
+"""ADE20K with the 150 classes of the scene parsing challenge (Zhou et al., CVPR 2017)."""
 
 from functools import cached_property
 from pathlib import Path
@@ -27,12 +27,11 @@ bulletin board, shower, radiator, glass, clock, flag
 class ADE20K(PairedPictures):
     """ADEChallengeData2016: ``root/images/{training,validation}/`` and ``root/annotations/{training,validation}/``.
 
-    20,210 and 2,000 pictures of scenes, as they come from the data set's site. In the annotations 0 is what belongs to
-    no class and does not count; 1 to 150 are the classes. The changes of training pictures and the scaling are those of
-    the paper.
+    20,210 training and 2,000 validation pictures of scenes, in the layout of the official download. In the annotations,
+    0 means no class and does not count; 1 to 150 are the classes. Augmentation and scaling are those of the paper.
 
     Args:
-        **options: Of :class:`~mobilemamba.data.paired_pictures.PairedPictures`.
+        **options: Arguments of :class:`~mobilemamba.data.paired_pictures.PairedPictures`.
     """
 
     title: ClassVar[str] = "ADE20K"
@@ -42,7 +41,7 @@ class ADE20K(PairedPictures):
 
     @classmethod
     def is_root(cls, root: Path) -> bool:
-        """With parts in its annotations, as other data sets keep other annotations in such a folder."""
+        """Whether a folder looks like a ``root``, with parts in ``annotations/``, as other data sets use that name."""
         return super().is_root(root) and bool(find_parts(root / cls.masks_folder))
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Arrays of what a JSON holds, where each entry may be something else."""
+"""Conversion of lists from JSON to arrays, where any entry may have the wrong type."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,13 +7,13 @@ import numpy as np
 
 
 def whole(values: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) int64, and which of them are whole numbers."""
+    """Returns the integers of a list, (N,) int64, and which entries are integers, (N,) bool; others become 0."""
     good = np.array([type(value) is int and -(2**63) <= value < 2**63 for value in values], bool)
     return np.array([value if is_good else 0 for value, is_good in zip(values, good, strict=True)], np.int64), good
 
 
 def numbers(values: Sequence[Any], width: int) -> np.ndarray:
-    """(N, width) float64 of lists; NaN where one is something else."""
+    """Converts lists of ``width`` numbers to (N, width) float64; anything else becomes NaN."""
     try:
         found = np.array(values, np.float64)
         if found.shape == (len(values), width):
@@ -26,7 +26,7 @@ def numbers(values: Sequence[Any], width: int) -> np.ndarray:
 
 
 def find(known: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The place of each wanted number among the known ones, 0 for none, and whether it is one of them."""
+    """Returns the index of each wanted number among the known ones, or 0, and whether it is among them."""
     if not len(known):
         return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), bool)
     order = known.argsort(kind="stable")
@@ -36,7 +36,7 @@ def find(known: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def repeated(values: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """Which are those of an earlier one."""
+    """Returns which values, (N,) bool, repeat an earlier one, considering only those at ``among``."""
     seen: set[Any] = set()
     again = np.zeros(len(values), bool)
     for n in np.flatnonzero(among):

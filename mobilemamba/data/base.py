@@ -1,4 +1,4 @@
-"""What every image data set offers: its names for tables, its statistics, and loaders that repeat exactly."""
+"""The base class of all data modules: names for tables, normalisation statistics, and reproducible loaders."""
 
 from collections.abc import Sized
 from math import inf, isfinite, nextafter, prod
@@ -16,41 +16,41 @@ from mobilemamba.data.pictures import MAX_PIXELS
 from mobilemamba.data.sampling import EpochSampler, EvaluationSampler, make_generator
 from mobilemamba.errors import ConfigError, DataError
 
-#: The least number above 0, and the greatest below 1.
+#: The smallest float above 0, and the largest below 1.
 ABOVE_0, BELOW_1 = nextafter(0, 1), nextafter(1, 0)
 
 
 class DataModule(LightningDataModule):
-    """Base of the data modules. A subclass gives the attributes below and fills the two sets in :meth:`setup`.
+    """Base class of data modules; a subclass sets the attributes below and fills the data sets in :meth:`setup`.
 
-    A batch is ``(images, targets)``, images normalised with ``mean`` and ``std``. ``train_set`` is indexed by the keys
-    of :mod:`mobilemamba.data.sampling`, ``val_set`` by plain indices. Both may offer ``name(index)``, what messages
-    call a picture.
+    A batch is ``(images, targets)``, with images normalised by ``mean`` and ``std``. ``train_set`` is indexed by the
+    keys of :mod:`mobilemamba.data.sampling`, ``val_set`` by plain indices. Both may have a method ``name(index)`` that
+    returns a picture's name for messages.
 
-    The loaders hand each process its share of the pictures. In an evaluation repeats make the shares equal; they are
-    known by their keys, and ``form`` says how a target shows that it does not count.
+    The loaders give each process its share of the pictures. In evaluations, repeated pictures make the shares equal;
+    their keys identify them, and ``form`` marks their targets as not counted.
 
     Args:
-        img_size: Side in pixels, or (height, width); None is what the model wants, in Python 224.
-        batch_size: Pictures in a batch, per process.
-        num_workers: Processes that load; None takes one per CPU, 8 at most.
-        seed: Fixes the order and the augmentation of every epoch; 0 or more.
+        img_size: Side in pixels, or (height, width); None for the model's own size, or 224 outside the command line.
+        batch_size: Pictures per batch and process.
+        num_workers: Number of loading processes; None for one per CPU, at most 8.
+        seed: Determines the order and the augmentation of every epoch; 0 or more.
 
     Attributes:
-        name: Printed in tables beside every score, with the number of training and validation pictures.
-        class_names: In the order of the labels.
-        mean: Per channel, of pictures in 0..1.
-        std: Per channel, of pictures in 0..1.
-        upright: Whether pictures are turned as their EXIF orientation says.
+        name: Name in tables beside every score, with the numbers of training and validation pictures.
+        class_names: Names of the classes, in the order of the labels.
+        mean: Mean per channel, of pictures in 0..1.
+        std: Standard deviation per channel, of pictures in 0..1.
+        upright: Whether to rotate pictures by their EXIF orientation.
         form: How pictures and targets are batched.
-        single_pictures: Whether a training can have batches of one picture, as networks can that norm no picture's
-            average.
+        single_pictures: Whether training batches may have one picture, as is possible for networks that never
+            normalise pooled features over the batch.
 
     Raises:
-        ConfigError: In :meth:`setup` and in the loaders, if an argument cannot work.
+        ConfigError: In :meth:`setup` and in the loaders, if an argument is invalid.
     """
 
-    #: Least and greatest value of the arguments that are numbers, and what to give, in words.
+    #: Smallest and largest allowed value of each numeric argument, and a description of the allowed values.
     LIMITS: ClassVar[dict[str, tuple[float, float, str]]] = {
         "img_size": (1, inf, "1 pixel or more, e.g. 224"),
         "batch_size": (1, inf, "1 or more, e.g. 64"),
@@ -88,7 +88,7 @@ class DataModule(LightningDataModule):
 
     @property
     def num_classes(self) -> int:
-        """Known before :meth:`setup`, so that the model can be built from it."""
+        """Number of classes, known before :meth:`setup`, so that the model can be built from it."""
         return len(self.class_names)
 
     @property
@@ -97,24 +97,24 @@ class DataModule(LightningDataModule):
 
     @property
     def evaluation_batch_size(self) -> int:
-        """Pictures in a batch of validation and test, per process."""
+        """Pictures per batch and process in validation and test."""
         return self.batch_size
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """How validation pictures are prepared: img_size (h, w), mean, std, upright, and what a subclass adds."""
+        """Preprocessing of validation pictures: img_size (h, w), mean, std, upright, and what a subclass adds."""
         return {"img_size": self.image_hw, "mean": self.mean, "std": self.std, "upright": self.upright}
 
     @property
     def skipped(self) -> dict[str, str]:
-        """The pictures that this process could not read and left out so far: name to reason."""
+        """Unreadable pictures that this process has left out so far: name -> reason."""
         return self._skipped
 
     def check_arguments(self) -> None:
-        """Refuse arguments that cannot work, in the words of the configuration.
+        """Checks the values of the arguments.
 
         Raises:
-            ConfigError: Naming the argument, its value and what is possible.
+            ConfigError: If a value is invalid; names the argument, its value and the allowed values.
         """
         for name, (low, high, possible) in self.LIMITS.items():
             value = attrgetter(name)(self)
@@ -128,17 +128,19 @@ class DataModule(LightningDataModule):
             )
 
     def default_workers(self) -> int:
-        """Loading processes if ``num_workers`` is None: the CPUs this process may use, shared by the node's ranks."""
+        """Returns the number of workers if ``num_workers`` is None: the usable CPUs divided by the node's ranks."""
         cpus = usable_cpus()
         ranks_here = self.trainer.num_devices if self.trainer is not None else 1
         return min(8, cpus // ranks_here)
 
     def train_dataloader(self) -> PictureLoader:
-        """All training pictures in a new order each epoch; at most one picture per process is left out (see below).
+        """Returns a loader of all training pictures in a new order each epoch.
+
+        A last batch of one picture is dropped, unless ``single_pictures`` allows it or all batches are of one picture.
 
         Raises:
-            ConfigError: If every batch would hold a single picture, and ``single_pictures`` does not allow that: batch
-                norm has no statistics of one number a channel.
+            ConfigError: If every batch would have a single picture and ``single_pictures`` does not allow this, as
+                batch norm needs more than one value per channel.
         """
         data = self._ready(self.train_set, "training")
         sampler = self.train_sampler()
@@ -149,15 +151,15 @@ class DataModule(LightningDataModule):
                 f"data.batch_size {self.batch_size} with {share} training picture(s) per process gives batches of one, "
                 "which batch norm cannot train on: use a batch size and a training set of at least 2"
             )
-        # Only a last batch of one is dropped: small sets lose nothing else.
+        # Only a last batch of one picture is dropped, so that small sets lose nothing else.
         return self._loader(data, sampler=sampler, drop_last=share % self.batch_size == 1 and not alone)
 
     def val_dataloader(self) -> PictureLoader:
-        """All validation pictures in their fixed order."""
+        """Returns a loader of all validation pictures in a fixed order."""
         return self._evaluation_loader(self._ready(self.val_set, "validation"))
 
     def test_dataloader(self) -> PictureLoader:
-        """All test pictures in their fixed order; the validation pictures of a data set that has no third part."""
+        """Returns a loader of all test pictures in a fixed order; validation pictures if there is no test set."""
         return self.val_dataloader() if self.test_set is None else self._evaluation_loader(self.test_set)
 
     def predict_dataloader(self) -> PictureLoader:
@@ -167,10 +169,10 @@ class DataModule(LightningDataModule):
         return EpochSampler(len(cast(Sized, self._ready(self.train_set, "training"))), self.seed, *self._place)
 
     def describe_batch(self, epoch: int, batch_idx: int) -> list[str]:
-        """Names of the pictures in batch ``batch_idx`` (from 0) of this process in epoch ``epoch``, for messages."""
+        """Returns the names of the pictures in a batch (from 0) of this process in an epoch, for messages."""
         data: Any = self._ready(self.train_set, "training")
         loader = getattr(self.trainer, "train_dataloader", None)
-        # Lightning's overfit_batches puts another sampler in the place of ours.
+        # Lightning's overfit_batches replaces our sampler by another one.
         sampler = loader.sampler if isinstance(loader, DataLoader) else self.train_sampler()
         keys = sampler.keys(epoch) if isinstance(sampler, EpochSampler) else list(sampler)
         batch = keys[batch_idx * self.batch_size : (batch_idx + 1) * self.batch_size]
@@ -201,7 +203,7 @@ class DataModule(LightningDataModule):
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
-            # Without its own generator a loader draws from the global stream, and so shifts the model's dropout.
+            # Without its own generator, a loader draws from the global one and thus changes the model's dropout.
             generator=make_generator(self.seed),
             form=self.form,
             skipped=self._skipped,
@@ -210,6 +212,6 @@ class DataModule(LightningDataModule):
 
 
 def data_of(trainer: Trainer) -> DataModule | None:
-    """The data module that a trainer was given, if it is one of these."""
+    """Returns the trainer's data module if it is a :class:`DataModule`, otherwise None."""
     data = trainer.datamodule  # type: ignore[attr-defined]  # set by its connector
     return data if isinstance(data, DataModule) else None

@@ -1,4 +1,4 @@
-"""From pictures to a batch: which of them are left out, and which do not count."""
+"""Batching of pictures and targets, without unreadable pictures, and with marks for targets that do not count."""
 
 from collections.abc import Sized
 from typing import Any, NamedTuple, Protocol, cast
@@ -14,27 +14,27 @@ from mobilemamba.data.sampling import IGNORED
 
 #: Class of a pixel that does not count.
 IGNORED_PIXEL = 255
-#: Bytes of a target up to which a worker hands it over by value: torch shares the memory of each tensor by a file, and
-#: where a picture has ten of them that takes 3 ms a picture.
+#: Size in bytes up to which a worker passes a target tensor by value: torch shares each tensor's memory through a file,
+#: which takes 3 ms per picture if a picture has ten tensors.
 _BY_VALUE = 2**14
 
 
 class Unreadable(NamedTuple):
-    """What a data set gives in the place of a picture that cannot be read and is to be skipped."""
+    """Item that a data set returns instead of a picture that cannot be read and is to be skipped."""
 
     name: str
     reason: str
 
 
 class Batch(NamedTuple):
-    """What a worker hands over. Without any readable picture, ``images`` and ``targets`` are None."""
+    """Batch as passed on by a worker; without any readable picture, ``images`` and ``targets`` are None."""
 
     images: Any
-    targets: Any  # of a worker's, small tensors are arrays
+    targets: Any  # small tensors of a worker are passed as arrays
     unreadable: dict[str, str]  # name -> reason
 
     def received(self) -> "Batch":
-        """The batch with its arrays as tensors again."""
+        """Returns the batch with its arrays converted back to tensors."""
         return self._replace(targets=tree_map_only(np.ndarray, torch.from_numpy, self.targets))
 
 
@@ -42,17 +42,17 @@ class Form(Protocol):
     """How the pictures and targets of a data set become a batch ``(images, targets)``."""
 
     def collate(self, items: list[tuple[Any, Any]]) -> tuple[Any, Any]:
-        """The batch of pairs (picture, target)."""
+        """Returns the batch of pairs (picture, target)."""
 
     def ignored(self, targets: Any, where_B: Tensor) -> Any:
-        """The targets of a batch, those at ``where_B`` (B,) bool made such that no metric counts them."""
+        """Returns the targets of a batch with those at ``where_B`` (B,) bool changed so that no metric counts them."""
 
     def blank(self, height: int, width: int) -> tuple[Any, Any]:
-        """A batch of one black picture in pixels, which no metric counts."""
+        """Returns a batch of one black picture of this size in pixels, which no metric counts."""
 
 
 class Labels:
-    """Pictures (B, 3, H, W) float32 with class indices (B,) int64; those that do not count are ``IGNORED``."""
+    """Pictures (B, 3, H, W) float32 with class indices (B,) int64, which are ``IGNORED`` if they do not count."""
 
     def collate(self, items: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
         """Stacks pictures (3, H, W) and labels."""
@@ -69,12 +69,12 @@ class Labels:
 class Masks:
     """Pictures (B, 3, H, W) float32 with the classes of their pixels (B, H', W') int64.
 
-    Pixels that do not count are ``IGNORED_PIXEL``. The picture and its mask may be of different sizes: a prediction is
-    then scaled to the mask's.
+    Pixels that do not count are ``IGNORED_PIXEL``. A picture and its mask may have different sizes: the prediction is
+    then scaled to the mask's size.
     """
 
     def collate(self, items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Stacks pictures (3, H, W) and masks (H', W'), each of one size."""
+        """Stacks pictures (3, H, W) of the same size and masks (H', W') of the same size."""
         images, masks = default_collate(items)
         return images, masks
 
@@ -88,18 +88,19 @@ class Masks:
 class Boxes:
     """Pictures (B, 3, H, W) float32 of any sizes, padded to the largest, with a dict of tensors for each.
 
-    The padding is of zeros, to the right and below, up to multiples of ``divisor``; masks are padded alike. Of a
-    picture of h x w pixels with N objects there are:
+    Pictures and masks are padded with zeros on the right and at the bottom, up to multiples of ``divisor``. The dict of
+    a prepared picture of h x w pixels with N objects contains:
 
-    - ``boxes`` (N, 4) float32: left, top, right, bottom in pixels of the picture as it was prepared;
-    - ``labels`` (N,) int64, from 0, no background among them;
-    - ``masks`` (N, h, w) bool, if ``masks``; in an evaluation in the original picture's size, without padding;
+    - ``boxes`` (N, 4) float32: left, top, right, bottom in pixels of the prepared picture;
+    - ``labels`` (N,) int64, from 0, without a background class;
+    - ``masks`` (N, h, w) bool, if ``masks``; in evaluations in the original picture's size, without padding;
     - ``iscrowd`` (N,) bool, and ``area`` (N,) float32, as annotated, in pixels of the original picture;
-    - ``size`` and ``original_size`` (2,) int64, height and width as prepared, without padding, and before;
+    - ``size`` and ``original_size`` (2,) int64: height and width of the prepared picture without padding, and of the
+      original picture;
     - ``image_id`` () int64, and ``counted`` () bool, whether metrics count the picture.
 
     Args:
-        divisor: Of the batch's height and width.
+        divisor: Divisor of the batch's height and width.
         masks: Whether there are masks.
     """
 
@@ -107,7 +108,7 @@ class Boxes:
         self.divisor, self.masks = divisor, masks
 
     def collate(self, items: list[tuple[Tensor, dict[str, Tensor]]]) -> tuple[Tensor, list[dict[str, Tensor]]]:
-        """Pads pictures (3, h, w), and masks that are of their sizes."""
+        """Pads and stacks pictures (3, h, w), and pads the masks that have their picture's size."""
         sides = zip(*(image.shape[1:] for image, _ in items), strict=True)
         height, width = (-(-max(of_all) // self.divisor) * self.divisor for of_all in sides)
         images = torch.stack([_pad(image, height, width) for image, _ in items])
@@ -141,7 +142,7 @@ class Boxes:
 
 
 def _by_value(x: Tensor) -> Tensor | np.ndarray:
-    known = type(x) is Tensor and x.dtype != torch.bfloat16  # which numpy lacks
+    known = type(x) is Tensor and x.dtype != torch.bfloat16  # numpy has no bfloat16
     return x.detach().numpy() if known and x.nbytes <= _BY_VALUE else x
 
 
@@ -150,10 +151,10 @@ def _pad(planes: Tensor, height: int, width: int) -> Tensor:
 
 
 class MarkedByKey(Dataset[Any]):
-    """A data set by the keys of :class:`~mobilemamba.data.sampling.EvaluationSampler`, whose repeats are marked.
+    """Wraps a data set for the keys of :class:`~mobilemamba.data.sampling.EvaluationSampler`, and marks repeats.
 
     Args:
-        data: By plain indices; gives pairs (picture, target), or whole batches if it has ``__getitems__``.
+        data: Data set with plain indices; returns pairs (picture, target), or whole batches if it has ``__getitems__``.
     """
 
     def __init__(self, data: Dataset[Any]) -> None:
@@ -163,7 +164,7 @@ class MarkedByKey(Dataset[Any]):
         return len(cast(Sized, self.data))
 
     def __getitems__(self, keys: list[int]) -> tuple[Any, Tensor]:
-        """What ``data`` gives, a batch or a list, and which of it are repeats, (B,) bool."""
+        """Returns the items of ``data``, as a batch or a list, and which of them are repeats, (B,) bool."""
         indices = [key % len(self) for key in keys]
         whole = getattr(self.data, "__getitems__", None)
         items = whole(indices) if whole else [self.data[index] for index in indices]
@@ -171,12 +172,12 @@ class MarkedByKey(Dataset[Any]):
 
 
 class Collate:
-    """Makes what a data set gives a :class:`Batch`, without the pictures that are :class:`Unreadable`.
+    """Collates the items of a data set to a :class:`Batch`, without :class:`Unreadable` pictures.
 
     Args:
-        form: Of the batch.
-        whole: Whether the data set gives batches and no lists of pairs.
-        marked: Whether it is a :class:`MarkedByKey`.
+        form: Form of the batch.
+        whole: Whether the data set returns batches rather than lists of pairs.
+        marked: Whether the data set is a :class:`MarkedByKey`.
     """
 
     def __init__(self, form: Form, *, whole: bool, marked: bool) -> None:

@@ -1,4 +1,4 @@
-"""What data sets of labelled pictures have in common."""
+"""The base class of data modules for classification."""
 
 from typing import Any
 
@@ -7,11 +7,11 @@ from mobilemamba.data.batches import Labels
 
 
 class ImageDataModule(DataModule):
-    """Base of data modules for classification: batches of pictures (B, 3, H, W) float32 and labels (B,) int64.
+    """Base class of data modules for classification: pictures (B, 3, H, W) float32 and labels (B,) int64.
 
     Attributes:
-        interpolation: How validation pictures are scaled.
-        crop_pct: Their short side is scaled to ``img_size / crop_pct``, and the centre cut out.
+        interpolation: Interpolation by which validation pictures are scaled.
+        crop_pct: Their short side is scaled to ``img_size / crop_pct``, and the centre is cropped.
     """
 
     interpolation: str
@@ -20,5 +20,5 @@ class ImageDataModule(DataModule):
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """How validation pictures are prepared: img_size (h, w), mean, std, interpolation, crop_pct, upright."""
+        """Preprocessing of validation pictures: img_size (h, w), mean, std, interpolation, crop_pct, upright."""
         return {**super().preprocessing, "interpolation": self.interpolation, "crop_pct": self.crop_pct}

@@ -1,4 +1,4 @@
-"""COCO, and any own pictures with a COCO-style JSON for each part."""
+"""COCO, and the user's own pictures with a COCO-style JSON for each part."""
 
 import os
 import re
@@ -27,26 +27,26 @@ racket, bottle, wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwi
 pizza, donut, cake, chair, couch, potted plant, bed, dining table, toilet, tv, laptop, mouse, remote, keyboard, cell
 phone, microwave, oven, toaster, sink, refrigerator, book, clock, vase, scissors, teddy bear, hair drier, toothbrush
 """
-_GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)  # ids of no category
+_GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)  # ids without a category
 _WORDS = re.compile(r"[a-z]+")
 
 
 class COCOFolder(DetectionPictures):
-    """Own pictures with boxes in COCO's format: a JSON for each part, anywhere beside the pictures.
+    """Pictures with boxes in COCO's format, with a JSON file for each part.
 
-    The JSONs lie in ``root``, in ``root/annotations/`` or with the pictures, and are known by the word train, val or
-    test in their name, or by their folder's: ``train.json``, ``annotations/instances_val.json``,
-    ``valid/_annotations.coco.json``. The pictures lie in ``root/train/``, ``root/images/train/``, ``root/images/`` and
-    the like: where their file names lead to. A single JSON of no part is for training, with a share for validation.
-    The labels are the categories in the order of their ids, whatever these are.
+    The JSON files are in ``root``, in ``root/annotations/`` or with the pictures, and are recognised by the word train,
+    val or test in their own or their folder's name: ``train.json``, ``annotations/instances_val.json``,
+    ``valid/_annotations.coco.json``. The pictures are searched by their file names in ``root/train/``,
+    ``root/images/train/``, ``root/images/`` and the like. A single JSON without such a word is for training, with a
+    fraction of its pictures for validation. The labels are the categories in the order of their ids.
 
     Args:
-        annotations: The JSON of each part, e.g. ``{train: a.json, val: b.json}``, if they are not found by their names;
-            below ``root`` or absolute.
-        **options: Of :class:`~mobilemamba.data.detection_pictures.DetectionPictures`.
+        annotations: JSON file of each part, e.g. ``{train: a.json, val: b.json}``, if their names do not tell; relative
+            to ``root``, or absolute.
+        **options: Arguments of :class:`~mobilemamba.data.detection_pictures.DetectionPictures`.
     """
 
-    overhang: ClassVar[float] = ROUNDING  # pixels by which a box may reach beyond its picture
+    overhang: ClassVar[float] = ROUNDING  # pixels by which a box may extend beyond its picture
     official: ClassVar[dict[int, str] | None] = None  # the categories, if they are known without a file
 
     def __init__(self, root: str, annotations: dict[str, str] | None = None, **options: Any) -> None:
@@ -55,7 +55,7 @@ class COCOFolder(DetectionPictures):
 
     @classmethod
     def is_root(cls, root: Path) -> bool:
-        """Whether a folder looks like a ``root``: with JSONs that are known by their names."""
+        """Whether a folder looks like a ``root``: with JSON files that are recognised by their names."""
         try:
             found = cls(str(root))._find_files(root)
         except DataError:
@@ -67,7 +67,7 @@ class COCOFolder(DetectionPictures):
         """The JSON of each part.
 
         Raises:
-            DataError: If they cannot be told.
+            DataError: If they cannot be found.
         """
         root = require_folder(self.root, "pictures and a COCO-style JSON for each part")
         if self.annotations is not None:
@@ -83,10 +83,10 @@ class COCOFolder(DetectionPictures):
 
     @cached_property
     def contents(self) -> dict[str, CocoFile]:
-        """What the JSON of each part says, with the pictures' paths.
+        """The content of each part's JSON, with the pictures' paths.
 
         Raises:
-            DataError: If one cannot be used, or they disagree.
+            DataError: If a file cannot be used, or the files disagree.
         """
         found: dict[str, CocoFile] = {}
         known = self.official and ("COCO", self.official)
@@ -100,7 +100,7 @@ class COCOFolder(DetectionPictures):
 
     @cached_property
     def categories(self) -> dict[int, str]:
-        """Id to name, in the order of the labels."""
+        """Category id -> name, in the order of the labels."""
         return self.official or next(iter(self.contents.values())).categories
 
     @property
@@ -140,7 +140,7 @@ class COCOFolder(DetectionPictures):
         return {part: chosen[part][0] for part in PART_NAMES if part in chosen}
 
     def _picture_folders(self, part: str, file: Path) -> Iterable[Path]:
-        """Where the pictures of a part may be."""
+        """Yields the folders that may contain the pictures of a part."""
         root, own = Path(self.root), file.parent
         names = dict.fromkeys([part, *PART_NAMES[part], *re.findall(rf"{part}\w*", file.stem)])
         for name in names:
@@ -148,7 +148,7 @@ class COCOFolder(DetectionPictures):
         yield from (root / "images", own, own / "images", root)
 
     def _with_paths(self, content: CocoFile, part: str, file: Path, faults: Faults) -> CocoFile:
-        """With the paths of the pictures that there are."""
+        """Returns the content with the paths of the existing pictures, without the missing ones."""
         names = [content.objects.paths[n] for n in range(len(content.objects))]
         folders = [folder for folder in dict.fromkeys(self._picture_folders(part, file)) if folder.is_dir()]
         present = {folder: _present(folder, names[:20]) for folder in folders}
@@ -169,14 +169,14 @@ class COCOFolder(DetectionPictures):
 
 
 class COCO(COCOFolder):
-    """COCO (Lin et al., ECCV 2014) as it comes from its site: ``root/train2017/``, ``val2017/``, ``annotations/``.
+    """COCO (Lin et al., ECCV 2014) in its official layout: ``root/train2017/``, ``val2017/``, ``annotations/``.
 
-    118,287 and 5,000 pictures with boxes and masks of 80 categories, whose ids have gaps: the labels are 0 to 79. The
-    1,021 pictures for training of which nothing is annotated are left out.
+    118,287 training and 5,000 validation pictures with boxes and masks of 80 categories, whose ids have gaps: the
+    labels are 0 to 79. The 1,021 training pictures without annotations are left out.
 
     Args:
-        year: In the names of folders and files.
-        **options: Of :class:`~mobilemamba.data.detection_pictures.DetectionPictures`.
+        year: Year in the names of folders and files.
+        **options: Arguments of :class:`~mobilemamba.data.detection_pictures.DetectionPictures`.
     """
 
     title: ClassVar[str] = "COCO"
@@ -188,7 +188,7 @@ class COCO(COCOFolder):
         )
     )
     antialias = False
-    overhang: ClassVar[float] = inf  # these are what the world compares on, as they are
+    overhang: ClassVar[float] = inf  # the boxes are used unchanged, as everyone compares on them
 
     def __init__(self, root: str, year: int = 2017, **options: Any) -> None:
         super().__init__(root, **options)
@@ -212,10 +212,10 @@ class COCO(COCOFolder):
 
 
 def _agreeing(content: CocoFile, file: Path, other_file: str, categories: dict[int, str]) -> CocoFile:
-    """With labels by another file's categories, of which these must be some.
+    """Returns the content with labels by another file's categories, which must include this file's.
 
     Raises:
-        DataError: If they are not.
+        DataError: If they do not.
     """
     for number, name in content.categories.items():
         if categories.get(number) != name:
@@ -230,7 +230,7 @@ def _agreeing(content: CocoFile, file: Path, other_file: str, categories: dict[i
 
 
 def _part_of(file: Path, root: Path) -> str | None:
-    """The part that a file's name says, or its folder's."""
+    """Returns the part that a file's name or its folder's name tells, or None."""
     for name in (file.stem, *(() if file.parent == root else (file.parent.name,))):
         parts = {PART_OF[word] for word in _WORDS.findall(name.lower()) if word in PART_OF}
         if len(parts) == 1:
@@ -239,7 +239,7 @@ def _part_of(file: Path, root: Path) -> str | None:
 
 
 def _begins_like_coco(file: Path) -> bool:
-    """Whether it is a JSON object that has one of the lists, by its first characters, as files may be large."""
+    """Whether a file begins like a JSON object with one of COCO's lists; reads only its start, as it may be large."""
     try:
         with file.open(encoding="utf-8-sig", errors="replace") as text:
             begin = text.read(4096).lstrip()
@@ -249,12 +249,12 @@ def _begins_like_coco(file: Path) -> bool:
 
 
 def _instances(files: list[Path]) -> list[Path]:
-    """COCO has other files beside those with boxes: captions, and key points of persons."""
+    """Selects COCO's files with boxes, as there are also files with captions and with key points of persons."""
     return [file for file in files if "instances" in file.stem] or files
 
 
 def _present(folder: Path, names: list[str]) -> list[bool]:
-    """Which of the files there are; quick for many in one folder."""
+    """Returns which of the files exist; quick for many files in one folder."""
     listed: dict[str, set[str]] = {}
     found = []
     for name in names:

@@ -1,4 +1,4 @@
-"""Reading a COCO-style JSON: pictures, categories, and boxes around objects. What cannot be true is refused."""
+"""Reading and checking a COCO-style JSON: pictures, categories, and objects with their boxes."""
 
 import gc
 import json
@@ -16,19 +16,19 @@ from mobilemamba.data.picture_set import Blobs, Texts
 from mobilemamba.errors import DataError
 from mobilemamba.text import printable
 
-#: By how many pixels a box may reach beyond its picture: annotators round.
+#: Pixels by which a box may extend beyond its picture, as annotators round.
 ROUNDING = 2.0
 _KEYS = ("image_id", "category_id", "bbox")
 _LONGEST = 80  # characters of a value in a message
 
 
 class CocoFile(NamedTuple):
-    """What a file says; labels are the places of the categories in the order of their ids.
+    """Content of a file; a label is the index of a category in the order of the ids.
 
     Attributes:
-        categories: Id to name, in the order of the ids.
-        objects: The paths of the pictures are as written, below some folder.
-        entries: (N,) int64, the places of the pictures in their list.
+        categories: Id -> name, in the order of the ids.
+        objects: The objects; the paths of their pictures are as written in the file, relative to some folder.
+        entries: (N,) int64, the indices of the pictures in the file's list.
     """
 
     categories: dict[int, str]
@@ -37,11 +37,11 @@ class CocoFile(NamedTuple):
 
 
 class Faults:
-    """Refuses the first entry that cannot be used; or leaves such entries out, and counts them by kind.
+    """Handles entries that cannot be used: raises an error for the first, or skips them and counts them by kind.
 
     Args:
-        file: They are in.
-        skip: Whether they are left out.
+        file: File that contains the entries.
+        skip: Whether to skip them.
     """
 
     def __init__(self, file: Path, *, skip: bool) -> None:
@@ -50,16 +50,16 @@ class Faults:
 
     @property
     def notes(self) -> list[str]:
-        """What was left out, a line for each kind."""
+        """Description of the skipped entries, one line for each kind."""
         return [f"{self.file.name}: {note}" for note in self._notes]
 
     def leave_out(self, which_N: np.ndarray, entry: Callable[[int], str], done: str = "left out") -> None:
-        """Tells of entries.
+        """Reports entries of one kind.
 
         Args:
-            which_N: (N,) bool.
-            entry: From the place of one to its name and what is wrong with it.
-            done: With those that are not refused.
+            which_N: Which entries cannot be used, (N,) bool.
+            entry: Returns the name of the entry at an index and what is wrong with it.
+            done: What is done with skipped entries.
 
         Raises:
             DataError: If there are any and they are not to be skipped.
@@ -76,20 +76,20 @@ class Faults:
 
 
 def read_coco(file: Path, faults: Faults, *, masks: bool = False, overhang: float = ROUNDING) -> CocoFile:
-    """What a COCO-style JSON says.
+    """Reads a COCO-style JSON.
 
-    COCO's training, 450 MB, takes about 1 GB while it is read, and 0.4 GB more with ``masks``; later a tenth of it, or
-    0.5 GB.
+    COCO's training file of 450 MB takes about 1 GB of memory while it is read, and 0.4 GB more with ``masks``;
+    afterwards 0.1 GB, or 0.5 GB with ``masks``.
 
     Args:
-        file: The JSON.
-        faults: Is told of entries that cannot be used.
+        file: The JSON file.
+        faults: Handles entries that cannot be used.
         masks: Whether to keep the masks, which each object must then have.
-        overhang: By how many pixels a box may reach beyond its picture. With a greater one it is cut off where faults
-            are skipped, and left out if nothing of it lies inside.
+        overhang: Pixels by which a box may extend beyond its picture. If ``faults`` skips entries, larger boxes are
+            clipped, or left out if they are entirely outside.
 
     Raises:
-        DataError: If it is no such JSON, or there is an entry that is refused.
+        DataError: If it is no such JSON, or an entry cannot be used and is not to be skipped.
     """
     content = _load(file, masks=masks)
     categories = _categories(content["categories"], file)
@@ -103,7 +103,7 @@ def read_coco(file: Path, faults: Faults, *, masks: bool = False, overhang: floa
 
 def _load(file: Path, *, masks: bool) -> dict[str, list[Any]]:
     def compact(entry: dict[str, Any]) -> Any:
-        # Called for each entry as soon as it is read: all of them as dicts would take several GB.
+        # Called for each entry as soon as it is read, as all of them as dicts would take several GB.
         if all(key in entry for key in _KEYS):
             segmentation: bytes | DataError | None = None
             if masks:
@@ -115,7 +115,7 @@ def _load(file: Path, *, masks: bool) -> dict[str, list[Any]]:
         return entry
 
     collecting = gc.isenabled()
-    gc.disable()  # it would look through millions of numbers again and again
+    gc.disable()  # it would traverse millions of numbers again and again
     try:
         with file.open(encoding="utf-8-sig") as text:
             content = json.load(text, object_hook=compact)
@@ -155,7 +155,7 @@ def _categories(given: list[Any], file: Path) -> dict[int, str]:
 
 
 def _pictures(given: list[Any], faults: Faults) -> tuple[np.ndarray, np.ndarray, list[str], np.ndarray]:
-    """Places, ids, file names, and heights and widths of the pictures that can be used."""
+    """Returns indices, ids, file names, and heights and widths of the usable pictures."""
     rows = [entry if isinstance(entry, dict) else {} for entry in given]
     ids, ids_good = whole([row.get("id") for row in rows])
     sides = [whole([row.get(key) for row in rows]) for key in ("height", "width")]

@@ -1,6 +1,6 @@
-"""Masks of objects as COCO writes them: polygons, or runs of pixels (RLE), plain or packed into a text.
+"""Masks of objects in COCO's formats: polygons, or run-length encoding (RLE), plain or compressed into a string.
 
-Neither is trusted: faster-coco-eval, which fills polygons, takes all memory for one that lies far outside its picture.
+Input is checked: faster-coco-eval, which fills polygons, would use all memory for one far outside its picture.
 """
 
 import math
@@ -12,11 +12,11 @@ import numpy as np
 from mobilemamba.errors import ConfigError, DataError
 
 _POLYGONS, _RUNS, _PACKED = b"prt"
-_LEAST = 6  # numbers of a polygon
+_LEAST = 6  # smallest number of coordinates of a polygon
 
 
 def mask_library() -> Any:
-    """faster-coco-eval's functions for masks.
+    """Returns faster-coco-eval's module of functions for masks.
 
     Raises:
         ConfigError: If it is not installed.
@@ -31,10 +31,10 @@ def mask_library() -> Any:
 
 
 def pack(segmentation: Any) -> bytes:
-    """A segmentation of COCO's JSON in a few bytes; empty if there is none.
+    """Packs a segmentation of COCO's JSON into a few bytes; empty if there is none.
 
     Raises:
-        DataError: The bare reason, if it is no such thing.
+        DataError: If it is no valid segmentation; the message is only the reason.
     """
     if not segmentation:
         return b""
@@ -61,10 +61,10 @@ def pack(segmentation: Any) -> bytes:
 
 
 def unpack(packed: bytes, height: int, width: int) -> np.ndarray:
-    """The mask (H, W) bool of what :func:`pack` gives, in a picture of H x W.
+    """Returns the mask (H, W) bool of a segmentation packed by :func:`pack`, for a picture of H x W pixels.
 
     Raises:
-        DataError: The bare reason: it is of another size.
+        DataError: If the mask has another size; the message is only the reason.
     """
     if not packed:
         return np.zeros((height, width), bool)
@@ -82,7 +82,7 @@ def unpack(packed: bytes, height: int, width: int) -> np.ndarray:
 
 
 def encode(mask: np.ndarray) -> dict[str, Any]:
-    """A mask (H, W) bool as the packed runs of COCO's JSON: ``size`` and ``counts``, a text."""
+    """Encodes a mask (H, W) bool as compressed RLE for COCO's JSON: ``size``, and ``counts`` as a string."""
     packed = mask_library().encode(np.asfortranarray(mask, np.uint8))
     return {"size": [int(side) for side in packed["size"]], "counts": packed["counts"].decode("ascii")}
 
@@ -97,7 +97,7 @@ def _fill(numbers: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _unpacked_runs(text: bytes) -> np.ndarray:
-    """The lengths of runs: 5 bits a character from 48 on, the lowest first; from the fourth on, differences by two."""
+    """Decodes run lengths: 5 bits per character minus 48, lowest first; from the fourth on, relative to two before."""
     counts: list[int] = []
     value = shift = 0
     for character in text:

@@ -1,4 +1,4 @@
-"""What data sets whose targets are boxes around objects have in common."""
+"""The base class of data modules for object detection."""
 
 from typing import Any, ClassVar
 
@@ -7,26 +7,26 @@ from mobilemamba.data.batches import Boxes
 from mobilemamba.data.detection_transforms import Resize
 from mobilemamba.drawing import Colour, distinct_colours
 
-_LONGER = 1333 / 800  # the longer side's limit, times the shorter one's, if a number alone is given
+_LONGER = 1333 / 800  # ratio of the longer to the shorter side's limit, if only the latter is given
 _DIVISOR = 32
 
 
 class DetectionDataModule(DataModule):
-    """Base of data modules for detection: pictures (B, 3, H, W) float32 and a dict of tensors for each.
+    """Base class of data modules for detection: pictures (B, 3, H, W) float32 and a dict of tensors for each.
 
-    These are listed in :class:`~mobilemamba.data.batches.Boxes`. Training pictures have no crowds; those for validation
-    have all that is annotated.
+    :class:`~mobilemamba.data.batches.Boxes` describes the dict. Training pictures have no crowds; validation pictures
+    have everything that is annotated.
 
     Args:
-        masks: Whether to give the objects' masks.
-        **options: Of :class:`~mobilemamba.data.base.DataModule`.
+        masks: Whether to provide the objects' masks.
+        **options: Arguments of :class:`~mobilemamba.data.base.DataModule`.
 
     Attributes:
-        resize: How pictures come to ``img_size``: ``stretch`` to exactly this size; or ``fit``, keeping their shape,
-            such that they are no larger.
-        interpolation: How pictures are scaled: ``bilinear``.
-        antialias: Whether pixels are averaged where a picture is scaled down.
-        category_ids: What the classes are called by in COCO's result files, in the order of the labels.
+        resize: How pictures are scaled to ``img_size``: ``stretch`` to exactly this size, or ``fit`` within it, keeping
+            their aspect ratio.
+        interpolation: Interpolation of the scaling: ``bilinear``.
+        antialias: Whether to antialias pictures that are scaled down.
+        category_ids: Ids of the classes in COCO's result files, in the order of the labels.
     """
 
     resize: Resize = "stretch"
@@ -47,12 +47,12 @@ class DetectionDataModule(DataModule):
 
     @property
     def size_divisor(self) -> int:
-        """The height and width of a batch are multiples of it."""
+        """Divisor of the height and width of a batch."""
         return _DIVISOR if self.resize == "fit" else 1
 
     @property
     def image_hw(self) -> tuple[int, int]:
-        """Where pictures keep their shape, the limits of the shorter and of the longer side, in this order."""
+        """Height and width; if pictures keep their aspect ratio, the limits of the shorter and of the longer side."""
         if self.resize == "stretch":
             return super().image_hw
         size = self.img_size
@@ -70,7 +70,7 @@ class DetectionDataModule(DataModule):
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """How validation pictures are prepared: img_size (h, w), mean, std, interpolation, antialias, resize, upright.
+        """Preprocessing of validation pictures: img_size (h, w), mean, std, interpolation, antialias, resize, upright.
 
         See :func:`~mobilemamba.data.detection_transforms.eval_transform`.
         """

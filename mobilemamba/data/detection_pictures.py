@@ -1,4 +1,4 @@
-"""Files of pictures with boxes around objects."""
+"""The base class of data modules for detection whose pictures are files."""
 
 from functools import cached_property
 from math import inf
@@ -15,38 +15,39 @@ from mobilemamba.data.sampling import AspectSampler, EpochSampler
 from mobilemamba.errors import ConfigError, DataError
 from mobilemamba.text import printable
 
-_LEAST_SIDE = 32  # of training pictures
+_LEAST_SIDE = 32  # smallest side of a training picture
 
 
 class DetectionPictures(PictureFiles, DetectionDataModule):
-    """Base of data modules of files with boxes; a subclass lists them in ``parts``.
+    """Base class of data modules with files of pictures and boxes; a subclass lists them in ``parts``.
 
-    Pictures without objects, and those with a side under 32 pixels, are not for training. Where pictures keep their
-    shape, the training's batches are each of wide or of tall ones.
+    Pictures without objects or with a side under 32 pixels are not used for training. If pictures keep their aspect
+    ratio, each training batch has only wide or only tall ones.
 
     Args:
-        root: The folder.
-        mean: Per channel, of pictures in 0..1; None is what the model wants, in Python ImageNet's.
-        std: Per channel, of pictures in 0..1; None is what the model wants, in Python ImageNet's.
-        img_size: Limits of the shorter and of the longer side, of which one alone is the shorter's, the longer's then
-            1333/800 times it; where ``resize`` is ``stretch``, the side or (height, width). None is 800, or 320.
-        batch_size: Pictures in a batch, per process.
-        resize: ``fit``: pictures keep their shape, and are padded in a batch to multiples of 32; or ``stretch``: all
-            have exactly ``img_size``.
-        val_fraction: Share of the training pictures that is for validation if there is no other part, above 0 and below
-            1; always the same, evenly spread.
-        augmentation: The random changes of training pictures.
-        on_error: What an annotation or a picture that cannot be used does: ``stop`` ends the run, ``skip`` leaves it
-            out and counts it.
-        upright: Whether pictures are turned as their EXIF orientation says; None is what the weights want, or else
-            what suits the data set.
-        **options: Of :class:`~mobilemamba.data.detection.DetectionDataModule`.
+        root: Folder of the data set.
+        mean: Mean per channel, of pictures in 0..1; None for the model's own, or ImageNet's outside the command line.
+        std: Standard deviation per channel, of pictures in 0..1; None as for ``mean``.
+        img_size: With ``resize`` ``fit``, the limits of the shorter and the longer side, or only that of the shorter
+            (the longer's is then 1333/800 of it); None for 800. With ``stretch``, the side or (height, width); None for
+            320.
+        batch_size: Pictures per batch and process.
+        resize: ``fit``: pictures keep their aspect ratio, and are padded in a batch to multiples of 32; ``stretch``:
+            all are scaled to exactly ``img_size``.
+        val_fraction: Fraction of the training pictures used for validation if there is no validation part, above 0 and
+            below 1; always the same pictures, evenly spaced.
+        augmentation: Random changes of training pictures.
+        on_error: What to do with annotations or pictures that cannot be used: ``stop`` the run, or ``skip`` and count
+            them.
+        upright: Whether to rotate pictures by their EXIF orientation; None for the setting of the weights, or else the
+            default of the data set.
+        **options: Arguments of :class:`~mobilemamba.data.detection.DetectionDataModule`.
 
     Attributes:
-        notes: What is said at the start of what is not used, a line each.
+        notes: Messages about unused data that are printed at the start, one line each.
 
     Raises:
-        DataError: From ``name`` and :meth:`setup`, if ``root`` does not hold such a data set; from the loaders, if a
+        DataError: From ``name`` and :meth:`setup`, if ``root`` does not contain such a data set; from the loaders, if a
             picture cannot be used.
     """
 
@@ -81,16 +82,16 @@ class DetectionPictures(PictureFiles, DetectionDataModule):
 
     @cached_property
     def parts(self) -> dict[str, Objects]:
-        """The pictures of each part that there is: ``train``, ``val``, ``test``.
+        """The pictures of each part that exists: ``train``, ``val``, ``test``.
 
         Raises:
-            DataError: If ``root`` does not hold such a data set.
+            DataError: If ``root`` does not contain such a data set.
         """
         raise NotImplementedError
 
     @cached_property
     def used(self) -> dict[str, Objects]:
-        """Those that the sets have: in training only pictures with objects, some set aside where nothing else is."""
+        """The used pictures: ``parts`` without unsuitable training pictures; a missing validation part is split off."""
         found = dict(self.parts)
         if "train" in found and "val" not in found:
             chosen = spread_share(len(found["train"]), self.val_fraction)
@@ -112,7 +113,7 @@ class DetectionPictures(PictureFiles, DetectionDataModule):
 
     @cached_property
     def name(self) -> str:  # type: ignore[override]  # found when asked for
-        """See :meth:`named`."""
+        """Name of the data set, see :meth:`named`."""
         return self.named([len(self.used.get(part, ())) for part in PART_NAMES])
 
     def check_arguments(self) -> None:
@@ -124,7 +125,7 @@ class DetectionPictures(PictureFiles, DetectionDataModule):
             )
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the annotations; once. Say so if some are not used."""
+        """Reads the annotations once, and prints which are not used."""
         self.check_arguments()
         if self.is_set_up:
             return

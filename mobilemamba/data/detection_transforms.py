@@ -1,4 +1,4 @@
-"""Preparing pictures for detection, and changing them at random together with their boxes and masks."""
+"""Preprocessing of pictures for detection, and augmentation together with their boxes and masks."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,33 +16,34 @@ from mobilemamba.data.segmentation_transforms import Distort
 
 Resize = Literal["fit", "stretch"]
 Target = dict[str, Tensor]
-_OVERLAPS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the boxes with a crop, at least; drawn
-_SMALLEST = 0.3  # side of a crop, as a share of the picture's
-_ASPECTS = (0.5, 2.0)  # of a crop
-_TRIES = 50  # at a crop of one overlap
+_OVERLAPS = (0.1, 0.3, 0.5, 0.7, 0.9)  # minimal IoU of boxes and crop, one of which is drawn
+_SMALLEST = 0.3  # smallest side of a crop, as a fraction of the picture's
+_ASPECTS = (0.5, 2.0)  # aspect ratios of a crop
+_TRIES = 50  # attempts at a crop of one overlap
 _PLACED: tuple[str, ...] = ("boxes", "masks")
 _PER_OBJECT = (*_PLACED, "labels", "iscrowd", "area")
 
 
 @dataclass(frozen=True)
 class DetectionAugmentation:
-    """The random changes of training pictures; by default those of the paper's RetinaNet and Mask R-CNN, a flip alone.
+    """Random changes of training pictures; by default only a flip, as for the paper's RetinaNet and Mask R-CNN.
 
-    SSDLite's training has besides ``expand`` 0.5, ``crop`` true, ``brightness`` 32 / 255, ``contrast`` and
+    The paper's SSDLite uses in addition ``expand`` 0.5, ``crop`` true, ``brightness`` 32 / 255, ``contrast`` and
     ``saturation`` 0.5, ``hue`` 0.05 and ``swap`` 0.5.
 
     Attributes:
-        sides: Of pictures that keep their shape, lengths of the shorter side, of which one is drawn in the place of
-            ``img_size``'s; none for that one.
+        sides: For pictures that keep their aspect ratio: limits of the shorter side, one of which is drawn instead of
+            that in ``img_size``; empty for the latter.
         hflip: Probability of a horizontal flip.
-        expand: Probability that a picture is put anywhere on a canvas up to 4 times as wide and as high.
-        crop: Whether one of seven is drawn: no crop; or one within which the centre of a box lies and whose overlap
-            with each box (IoU) is at least 0, 0.1, 0.3, 0.5, 0.7 or 0.9.
-        brightness: What is added to pixels in 0..1, at most; this and the next three come to every second picture.
-        contrast: Pixels are multiplied by 1 more or less than this, at most.
-        saturation: So is the saturation.
-        hue: What is added to the hue, in turns, at most.
-        swap: Probability that the colours change places.
+        expand: Probability that a picture is placed at random on a canvas up to 4 times as wide and high.
+        crop: Whether to draw one of seven options: no crop, or a crop that contains the centre of a box and whose IoU
+            with each box is at least 0, 0.1, 0.3, 0.5, 0.7 or 0.9.
+        brightness: Largest value added to or subtracted from pixels in 0..1. This and the next three changes each apply
+            to half of the pictures.
+        contrast: Pixels are multiplied by a factor within 1 ± this.
+        saturation: The saturation is multiplied by a factor within 1 ± this.
+        hue: Largest change of the hue, in turns.
+        swap: Probability that the colour channels are permuted.
     """
 
     sides: tuple[int, ...] = ()
@@ -61,11 +62,11 @@ class DetectionAugmentation:
 
 
 def fitted_size(size: Sequence[int], limits: Sequence[int]) -> list[int]:
-    """Height and width of a picture scaled until its shorter side or its longer side reaches its limit.
+    """Returns height and width of a picture scaled until its shorter or its longer side reaches its limit.
 
     Args:
-        size: Before.
-        limits: Of the shorter and of the longer side.
+        size: Height and width before scaling.
+        limits: Limits of the shorter and of the longer side.
     """
     factor = min(limits[0] / min(size), limits[1] / max(size))
     return [max(1, int(side * factor + 0.5)) for side in size]
@@ -79,16 +80,16 @@ def eval_transform(
     antialias: bool = True,
     resize: Resize = "stretch",
 ) -> Callable[[Image.Image], Tensor]:
-    """Return what makes a normalised (3, h, w) float32 of a whole picture; takes what ``preprocessing`` names.
+    """Returns the transform of a whole picture to a normalised (3, h, w) float32; takes the ``preprocessing`` entries.
 
     Args:
-        img_size: Height and width that it is stretched to; or limits of its shorter and longer side, see
+        img_size: Height and width to stretch to; or with ``fit``, limits of the shorter and longer side, see
             :func:`fitted_size`.
-        mean: Per channel, of pictures in 0..1.
-        std: Per channel, of pictures in 0..1.
-        interpolation: Of the scaling.
-        antialias: Whether pixels are averaged in scaling down.
-        resize: Which of both.
+        mean: Mean per channel, of pictures in 0..1.
+        std: Standard deviation per channel, of pictures in 0..1.
+        interpolation: Interpolation of the scaling.
+        antialias: Whether to antialias pictures that are scaled down.
+        resize: ``stretch`` or ``fit``.
     """
     scale = _Scale(img_size, resize, v2.InterpolationMode(interpolation), antialias=antialias)
     steps = [v2.ToImage(), scale.image, v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
@@ -104,19 +105,19 @@ def train_transform(
     antialias: bool = True,
     resize: Resize = "stretch",
 ) -> Callable[[Image.Image, Target], tuple[Tensor, Target]]:
-    """Return what changes a picture and its target at random; it draws from global streams.
+    """Returns the augmentation of a picture and its target; it draws from the global random generators.
 
-    Takes the target of the whole picture, as :class:`~mobilemamba.data.batches.Boxes` lists it; gives that of the
-    picture (3, h, w) float32, normalised. Objects of which nothing is left are left out.
+    The transform takes a picture and its target, see :class:`~mobilemamba.data.batches.Boxes`, and returns the picture
+    (3, h, w) float32, normalised, with the target changed accordingly. Objects that are cut off entirely are removed.
 
     Args:
-        img_size: As for :func:`eval_transform`.
+        img_size: See :func:`eval_transform`.
         augmentation: The random changes.
-        mean: Per channel, of pictures in 0..1.
-        std: Per channel, of pictures in 0..1.
-        interpolation: Of the scaling.
-        antialias: Whether pixels are averaged in scaling down.
-        resize: As for :func:`eval_transform`.
+        mean: Mean per channel, of pictures in 0..1.
+        std: Standard deviation per channel, of pictures in 0..1.
+        interpolation: Interpolation of the scaling.
+        antialias: Whether to antialias pictures that are scaled down.
+        resize: See :func:`eval_transform`.
     """
     mode = v2.InterpolationMode(interpolation)
     fill = {tv_tensors.Image: [round(255 * value) for value in mean], "others": 0}
@@ -136,7 +137,7 @@ def train_transform(
 
 
 class _Wrap:
-    """Tells torchvision which tensors are a picture, boxes and masks."""
+    """Wraps tensors so that torchvision knows which are a picture, boxes and masks."""
 
     def __call__(self, picture: Image.Image, target: Target) -> tuple[Tensor, Target]:
         image = TF.to_image(picture)
@@ -147,7 +148,7 @@ class _Wrap:
 
 
 class _Unwrap:
-    """The inverse, with the size, and without objects of which nothing is left."""
+    """Undoes :class:`_Wrap`, adds the picture's size, and removes objects that are cut off entirely."""
 
     def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
         height, width = image.shape[-2:]
@@ -159,7 +160,7 @@ class _Unwrap:
 
 
 class _Scale:
-    """Scales a picture to a size, or until one of its sides reaches its limit, and its boxes and masks with it."""
+    """Scales a picture, its boxes and its masks to a size, or until one of its sides reaches its limit."""
 
     def __init__(
         self,
@@ -188,9 +189,9 @@ class _Scale:
 
 
 class _Crop:
-    """Cuts out a random piece with one of several overlaps with all boxes, and leaves out what is not centred in it.
+    """Crops at random with a minimal IoU with all boxes, and removes objects whose centre is outside the crop.
 
-    Not torchvision's, to which the overlap with one box is enough.
+    Used instead of torchvision's, which requires that overlap with only one box.
     """
 
     def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
@@ -216,7 +217,7 @@ class _Crop:
 
 
 class _Swap:
-    """Lets the colours of a picture change places."""
+    """Permutes the colour channels of a picture at random."""
 
     def __init__(self, probability: float) -> None:
         self.probability = probability
@@ -228,13 +229,13 @@ class _Swap:
 
 
 def _stretch(side: int) -> tuple[int, int]:
-    """Where a crop begins along a side, and how long it is."""
+    """Draws the start and the length of a crop along a side."""
     length = side * (_SMALLEST + (1 - _SMALLEST) * float(torch.rand(())))
     start = (side - length) * float(torch.rand(()))
     return int(start), int(start + length) - int(start)
 
 
 def _of_objects(target: Target, which_N: Tensor) -> Target:
-    """The target with some of its objects."""
+    """Returns the target with only the objects at ``which_N``."""
     chosen = {name: tv_tensors.wrap(target[name][which_N], like=target[name]) for name in _PER_OBJECT if name in target}
     return {**target, **chosen}

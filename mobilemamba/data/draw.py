@@ -1,4 +1,4 @@
-"""A few pictures at random, of a folder or of the sample, for what only looks at them."""
+"""Random pictures of a folder or of the sample, for tools that need only a few without labels."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,17 +16,17 @@ from mobilemamba.text import printable
 def draw_pictures(
     folder: Path | None, number: int, seed: int, skipped: Callable[[DataError], object]
 ) -> Iterator[Image.Image]:
-    """Up to so many pictures in RGB, read one by one; those that cannot be read are replaced by others.
+    """Yields random pictures in RGB, read one by one; unreadable ones are replaced by others.
 
     Args:
-        folder: Of pictures, or of folders of such; a part named val in it is taken. None is the sample's validation
-            part.
-        number: How many; fewer if there are no more.
-        seed: The same draws the same.
-        skipped: Is told of each picture that cannot be read.
+        folder: Folder of pictures, or of folders of pictures; if it has a validation part, that is used. None for the
+            sample's validation part.
+        number: Largest number of pictures.
+        seed: Determines the selection.
+        skipped: Called with the error of each unreadable picture.
 
     Raises:
-        DataError: If there is no such folder, or no picture in it that can be read.
+        DataError: If there is no such folder, or it contains no readable picture.
     """
     total, read = _sample() if folder is None else _pictures_in(folder)
     given = 0
@@ -45,7 +45,7 @@ def draw_pictures(
 
 
 def _sample() -> tuple[int, Callable[[int], Image.Image]]:
-    from mobilemamba.data.fashion_mnist import read_sample, split_mask  # lightning, which a folder does not need
+    from mobilemamba.data.fashion_mnist import read_sample, split_mask  # imports lightning; not needed for a folder
 
     grey, labels = read_sample()
     grey = grey[split_mask(labels)]

@@ -1,4 +1,4 @@
-"""The sample inside the package: Fashion-MNIST's test part, 10,000 pictures of clothing in 10 classes."""
+"""The sample embedded in the package: Fashion-MNIST's test part, 10,000 pictures of clothing in 10 classes."""
 
 import gzip
 from importlib import resources
@@ -14,23 +14,24 @@ from mobilemamba.data.classification import ImageDataModule
 from mobilemamba.data.sampling import make_generator
 
 _SIDE = 28
-_EVERY = 5  # of each class, in the file's order, every fifth picture is for validation
+_EVERY = 5  # every fifth picture of each class, in the file's order, is for validation
 _MEAN, _STD = 0.2867, 0.3522  # of the 8,000 training pictures
 
 
 class FashionMNISTSample(ImageDataModule):
-    """8,000 training and 2,000 validation pictures, 800 and 200 of each class, the same for ever.
+    """A fixed set of 8,000 training and 2,000 validation pictures of clothing; needs no download.
 
-    Grey pictures of 28 x 28, scaled to ``img_size`` and repeated over three channels. Needs no download. On the
-    validation pictures the nearest neighbour in raw pixels reaches 80.3 % top-1. A score on them compares only with
-    other scores on them, not with those published for Fashion-MNIST, whose training part is not used here.
+    Each of the 10 classes has 800 and 200 grey pictures of 28 x 28, scaled to ``img_size`` and repeated over three
+    channels. The nearest neighbour in raw pixels reaches 80.3 % top-1 on the validation pictures. Scores on them do not
+    compare with those published for Fashion-MNIST, whose training part is not used here.
 
     Args:
-        img_size: Side in pixels, or (height, width); any. None is 64.
-        num_workers: None means 0: making a batch takes less time than handing it over from a worker.
-        max_shift: Augmentation: training pictures move by up to this many of their 28 pixels each way. 0 leaves it out.
-        hflip: Augmentation: probability of a horizontal flip.
-        **options: Of :class:`~mobilemamba.data.base.DataModule`.
+        img_size: Side in pixels, or (height, width); None for 64.
+        num_workers: Number of loading processes; None for 0, as making a batch is faster than passing it between
+            processes.
+        max_shift: Training pictures are shifted at random by up to this many of their 28 pixels; 0 for no shift.
+        hflip: Probability of a horizontal flip of training pictures.
+        **options: Arguments of :class:`~mobilemamba.data.base.DataModule`.
     """
 
     name = "Fashion-MNIST sample (8,000/2,000)"
@@ -67,7 +68,7 @@ class FashionMNISTSample(ImageDataModule):
         return 0
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the files (0.1 s, 8 MB); once."""
+        """Reads the files once (0.1 s, 8 MB)."""
         self.check_arguments()
         if self.train_set is not None:
             return
@@ -80,7 +81,7 @@ class FashionMNISTSample(ImageDataModule):
 
 
 def read_sample() -> tuple[Tensor, Tensor]:
-    """Return all pictures (10000, 28, 28) uint8 and their labels (10000,) int64, in the file's order."""
+    """Returns all pictures (10000, 28, 28) uint8 and their labels (10000,) int64, in the file's order."""
     folder = resources.files("mobilemamba.data") / "sample"
     images = gzip.decompress((folder / "t10k-images-idx3-ubyte.gz").read_bytes())
     labels = gzip.decompress((folder / "t10k-labels-idx1-ubyte.gz").read_bytes())
@@ -92,7 +93,7 @@ def read_sample() -> tuple[Tensor, Tensor]:
 
 
 def split_mask(labels_N: Tensor) -> Tensor:
-    """Return (N,) bool, true where a picture is for validation: every fifth of each class."""
+    """Returns (N,) bool, true for validation pictures: every fifth of each class."""
     rank_N = torch.empty_like(labels_N)
     for label in labels_N.unique():
         of_class = labels_N == label
@@ -101,9 +102,9 @@ def split_mask(labels_N: Tensor) -> Tensor:
 
 
 class _Pictures(Dataset[tuple[Tensor, Tensor]]):
-    """Makes whole batches at once: shift and flip at 28 pixels, where they cost little, then scale.
+    """Makes whole batches at once: shifts and flips at 28 pixels, where this costs little, then scales.
 
-    Nothing scaled is kept, so that memory does not grow with the size.
+    Scaled pictures are not kept, so that memory does not grow with the size.
     """
 
     def __init__(
@@ -116,7 +117,7 @@ class _Pictures(Dataset[tuple[Tensor, Tensor]]):
         max_shift: int = 0,
         hflip: float = 0.0,
     ) -> None:
-        # A dark margin all round lets a shifted picture be cut out by indexing.
+        # With a dark margin on all sides, a shifted picture can be cropped by indexing.
         self.padded_NHW = F.pad(pictures_NHW, (max_shift,) * 4)
         self.labels_N = labels_N
         self.size = size
@@ -133,10 +134,10 @@ class _Pictures(Dataset[tuple[Tensor, Tensor]]):
         return images_BCHW[0], labels_B[0]
 
     def __getitems__(self, keys: list[int]) -> tuple[Tensor, Tensor]:
-        """Return the batch (B, 3, H, W) float32 and its labels (B,) for keys of :mod:`mobilemamba.data.sampling`."""
+        """Returns the batch (B, 3, H, W) float32 and its labels (B,) for keys of :mod:`mobilemamba.data.sampling`."""
         keys_B = torch.tensor(keys)
         index_B = keys_B % len(self)
-        # A batch is of one epoch.
+        # All keys of a batch are of one epoch.
         shift_B2, flip_B = (drawn[index_B] for drawn in self._draw(keys[0] // len(self)))
 
         pixels = torch.arange(_SIDE)
@@ -147,13 +148,13 @@ class _Pictures(Dataset[tuple[Tensor, Tensor]]):
         images_B1HW = ((grey_BHW.float() / 255 - _MEAN) / _STD).unsqueeze(1)
         smaller = min(self.size) < _SIDE
         images_B1HW = F.interpolate(images_B1HW, self.size, mode="bilinear", antialias=smaller)
-        # A copy, not a view: Mixup and others write into a batch.
+        # A copy, not a view, as Mixup and others write into a batch.
         return images_B1HW.expand(-1, 3, -1, -1).contiguous(), self.labels_N[index_B]
 
     def _draw(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """Return the top-left corners (N, 2) and flips (N,) of all pictures in ``epoch``, drawn once an epoch."""
+        """Returns the top-left corners (N, 2) and flips (N,) of all pictures in an epoch, drawn once per epoch."""
         if self._drawn is None or self._drawn[0] != epoch:
-            generator = make_generator(self.seed, epoch, 1)  # 1: not the stream that orders the epoch
+            generator = make_generator(self.seed, epoch, 1)  # 1: different from the stream that orders the epoch
             shift_N2 = torch.randint(0, 2 * self.max_shift + 1, (len(self), 2), generator=generator)
             flip_N = torch.rand(len(self), generator=generator) < self.hflip
             self._drawn = (epoch, shift_N2, flip_N)

@@ -1,4 +1,4 @@
-"""The sample for detection: scenes composed of the pictures inside the package, with boxes and masks."""
+"""The sample for detection: scenes composed of the embedded pictures, with boxes and masks."""
 
 from math import inf
 from typing import Any, ClassVar
@@ -17,13 +17,13 @@ _VAL_SCENES = 500
 
 
 class ObjectScenes(Scenes, Dataset[tuple[Tensor, dict[str, Tensor]]]):
-    """Scenes with their articles.
+    """Scenes with the boxes and masks of their articles.
 
     Args:
-        number: Of scenes in an epoch.
+        number: Number of scenes per epoch.
         size: Height and width in pixels.
-        seed: Of the training scenes, 0 or more; None for those of the validation.
-        masks: Whether to give the articles' masks.
+        seed: Seed of training scenes, 0 or more; None for validation scenes.
+        masks: Whether to provide the articles' masks.
     """
 
     def __init__(self, number: int, size: tuple[int, int], seed: int | None, *, masks: bool = False) -> None:
@@ -31,7 +31,7 @@ class ObjectScenes(Scenes, Dataset[tuple[Tensor, dict[str, Tensor]]]):
         self.with_masks = masks
 
     def __getitem__(self, key: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The picture (3, H, W), normalised, and what :class:`~mobilemamba.data.batches.Boxes` lists."""
+        """Returns the normalised picture (3, H, W) and its target, see :class:`~mobilemamba.data.batches.Boxes`."""
         scene = self.scene(key)
         target = make_target(
             boxes=scene.boxes,
@@ -47,16 +47,16 @@ class ObjectScenes(Scenes, Dataset[tuple[Tensor, dict[str, Tensor]]]):
 
 
 class FashionObjects(DetectionDataModule):
-    """Scenes of two to five articles of clothing, some in part hidden, for trying out detection without a download.
+    """Scenes of two to five partly hidden articles of clothing, to try out detection without a download.
 
-    They are composed as those of :class:`~mobilemamba.data.fashion_scenes.FashionScenes`; 500 are for validation,
-    always the same. The classes are the 10 articles; boxes and masks are of their visible pixels. A score on them
-    compares only with other scores on them at the same size.
+    They are composed like those of :class:`~mobilemamba.data.fashion_scenes.FashionScenes`; the 500 validation scenes
+    are always the same. The classes are the 10 kinds of articles; boxes and masks enclose their visible pixels. Scores
+    compare only with scores on the same scenes at the same size.
 
     Args:
-        img_size: Side in pixels, or (height, width); any. None is 128.
-        scenes: Training scenes in an epoch.
-        **options: Of :class:`~mobilemamba.data.detection.DetectionDataModule`.
+        img_size: Side in pixels, or (height, width); None for 128.
+        scenes: Number of training scenes per epoch.
+        **options: Arguments of :class:`~mobilemamba.data.detection.DetectionDataModule`.
     """
 
     class_names = FashionMNISTSample.class_names
@@ -73,11 +73,11 @@ class FashionObjects(DetectionDataModule):
 
     @property
     def name(self) -> str:  # type: ignore[override]  # depends on an argument
-        """With the numbers of training scenes in an epoch and of validation scenes."""
+        """Name with the numbers of training scenes per epoch and of validation scenes."""
         return f"Fashion objects ({self.scenes:,}/{_VAL_SCENES})"
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the pictures (0.1 s, 8 MB); once."""
+        """Reads the pictures once (0.1 s, 8 MB)."""
         self.check_arguments()
         if self.train_set is None:
             self.train_set = ObjectScenes(self.scenes, self.image_hw, self.seed, masks=self.masks)

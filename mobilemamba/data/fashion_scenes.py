@@ -1,4 +1,4 @@
-"""The sample for dense tasks: scenes composed of the pictures inside the package."""
+"""The sample for dense tasks: scenes composed of the embedded pictures."""
 
 from math import inf
 from typing import Any, ClassVar
@@ -13,19 +13,19 @@ from mobilemamba.data.segmentation import SegmentationDataModule
 from mobilemamba.drawing import distinct_colours
 
 _VAL_SCENES = 200
-_VALIDATION = 1  # sets the validation's scenes apart from those of a training with seed 0
+_VALIDATION = 1  # distinguishes validation scenes from training scenes with seed 0
 
 
 class Scenes:
-    """Scenes of the sample's training or validation pictures, and of no others.
+    """Scenes composed of only the sample's training pictures, or of only its validation pictures.
 
-    Known by the keys of :mod:`mobilemamba.data.sampling`: every epoch of the training has new scenes, the validation
-    always the same, whatever the seed.
+    Indexed by the keys of :mod:`mobilemamba.data.sampling`: every training epoch has new scenes, while validation
+    scenes are always the same, whatever the seed.
 
     Args:
-        number: Of scenes in an epoch.
+        number: Number of scenes per epoch.
         size: Height and width in pixels.
-        seed: Of the training scenes, 0 or more; None for those of the validation.
+        seed: Seed of training scenes, 0 or more; None for validation scenes.
     """
 
     def __init__(self, number: int, size: tuple[int, int], seed: int | None) -> None:
@@ -38,7 +38,7 @@ class Scenes:
         return self.number
 
     def scene(self, key: int) -> Scene:
-        """All that is known of the scene of a key."""
+        """Composes the scene of a key."""
         epoch, index = divmod(key, self.number)
         numbers = (0, epoch, index, _VALIDATION) if self.seed is None else (self.seed, epoch, index)
         return compose(self.pictures_NHW, self.labels_N, self.size, *numbers)
@@ -48,23 +48,23 @@ class SceneSet(Scenes, Dataset[tuple[Tensor, Tensor]]):
     """Scenes with the classes of their pixels."""
 
     def __getitem__(self, key: int) -> tuple[Tensor, Tensor]:
-        """The picture (3, H, W), normalised, and the classes of its pixels (H, W)."""
+        """Returns the normalised picture (3, H, W) and the classes of its pixels (H, W)."""
         scene = self.scene(key)
         return normalize(scene.image, list(FashionScenes.mean), list(FashionScenes.std)), scene.classes
 
 
 class FashionScenes(SegmentationDataModule):
-    """Scenes of two to five articles of clothing, some in part hidden, for trying out segmentation without a download.
+    """Scenes of two to five partly hidden articles of clothing, to try out segmentation without a download.
 
-    Composed of the pictures of :class:`~mobilemamba.data.fashion_mnist.FashionMNISTSample` when they are asked for: the
-    training's of its training pictures, new ones in every epoch; 200 for validation of its validation pictures, always
-    the same. The classes are the background and the 10 articles. A score on them compares only with other scores on
-    them at the same size.
+    They are composed on access from :class:`~mobilemamba.data.fashion_mnist.FashionMNISTSample`: training scenes of its
+    training pictures, new in every epoch, and 200 validation scenes of its validation pictures, always the same. The
+    classes are the background and the 10 kinds of articles. Scores compare only with scores on the same scenes at the
+    same size.
 
     Args:
-        img_size: Side in pixels, or (height, width); any. None is 128.
-        scenes: Training scenes in an epoch.
-        **options: Of :class:`~mobilemamba.data.base.DataModule`.
+        img_size: Side in pixels, or (height, width); None for 128.
+        scenes: Number of training scenes per epoch.
+        **options: Arguments of :class:`~mobilemamba.data.base.DataModule`.
     """
 
     class_names = ("background", *FashionMNISTSample.class_names)
@@ -82,11 +82,11 @@ class FashionScenes(SegmentationDataModule):
 
     @property
     def name(self) -> str:  # type: ignore[override]  # depends on an argument
-        """With the numbers of training scenes in an epoch and of validation scenes."""
+        """Name with the numbers of training scenes per epoch and of validation scenes."""
         return f"Fashion scenes ({self.scenes:,}/{_VAL_SCENES})"
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the pictures (0.1 s, 8 MB); once."""
+        """Reads the pictures once (0.1 s, 8 MB)."""
         self.check_arguments()
         if self.train_set is None:
             self.train_set = SceneSet(self.scenes, self.image_hw, self.seed)

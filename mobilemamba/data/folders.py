@@ -1,4 +1,4 @@
-"""Listing folders of pictures: quick for millions of files, and in the same order everywhere."""
+"""Listing folders of pictures: quick for millions of files, and in the same order on every system."""
 
 import os
 from collections import Counter
@@ -9,17 +9,17 @@ from mobilemamba.data.pictures import EXTENSIONS
 from mobilemamba.errors import DataError
 from mobilemamba.text import printable
 
-# Left behind by systems and archives, beside what is hidden.
+# Left behind by operating systems and archives, in addition to hidden files.
 _JUNK = {"__macosx", "@eadir", "lost+found", "$recycle.bin", "system volume information"}
 _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
-#: What :func:`why_no_folder` says of a path where there is nothing.
+#: Result of :func:`why_no_folder` for a path that does not exist.
 NOWHERE = "no such folder"
-_FEW = 5  # of the names in a message
+_FEW = 5  # number of names shown in a message
 
 
 def why_no_folder(path: str | Path) -> str | None:
-    """What there is at a path instead of a folder; None for a folder. Takes any text, also what can be no path."""
-    # Not pathlib, which raises an error of its own for too long a name.
+    """Returns what a path is instead of a folder, or None if it is one; takes any text, even an invalid path."""
+    # Not pathlib, which raises an error for a name that is too long.
     if os.path.isdir(path):  # noqa: PTH112
         return None
     if not os.path.exists(path):  # noqa: PTH110
@@ -28,16 +28,16 @@ def why_no_folder(path: str | Path) -> str | None:
 
 
 def scan_folder(folder: str | Path, left_out: Counter[str] | None = None) -> tuple[list[str], list[str]]:
-    """The sorted paths of the pictures and of the folders directly in ``folder``.
+    """Returns the sorted paths of the pictures and of the folders directly in ``folder``.
 
-    Hidden ones and systems' own are left out: tools leave them behind (.thumbnails, ._picture.jpg, __MACOSX).
+    Hidden files and system files, which tools leave behind, are left out (.thumbnails, ._picture.jpg, __MACOSX).
 
     Args:
-        folder: To look into.
-        left_out: Counts the other files by what they are, mostly their endings.
+        folder: Folder to list.
+        left_out: Counter of the other files by kind, mostly their file extension.
 
     Raises:
-        DataError: If it cannot be read.
+        DataError: If the folder cannot be read.
     """
     pictures: list[str] = []
     folders: list[str] = []
@@ -49,7 +49,7 @@ def scan_folder(folder: str | Path, left_out: Counter[str] | None = None) -> tup
                 if entry.is_dir():
                     folders.append(entry.path)
                 elif entry.name.lower().endswith(EXTENSIONS) and (entry.is_file() or _is_broken(entry)):
-                    pictures.append(entry.path)  # to read a broken link tells of it
+                    pictures.append(entry.path)  # a broken link is reported when it is read
                 elif left_out is not None:
                     left_out[_kind(entry)] += 1
     except OSError as error:
@@ -68,7 +68,7 @@ def _is_broken(link: os.DirEntry[str]) -> bool:
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:
-    """The sorted names of the folders in ``folder``.
+    """Returns the sorted names of the folders in ``folder``.
 
     Raises:
         DataError: If there are none.
@@ -81,14 +81,14 @@ def class_folders(folder: Path) -> tuple[str, ...]:
 
 
 def list_pictures(folder: str | Path, left_out: Counter[str] | None = None) -> list[str]:
-    """The paths of the pictures in ``folder``, then of those in each of its folders; hidden ones are left out.
+    """Returns the paths of the pictures in ``folder``, then of those in each subfolder, without hidden ones.
 
     Args:
-        folder: To look into. Links are followed.
-        left_out: Counts the other files, see :func:`scan_folder`.
+        folder: Folder to list. Links are followed.
+        left_out: Counter of the other files, see :func:`scan_folder`.
 
     Raises:
-        DataError: If a folder cannot be read, or a link leads back to a folder that it lies in.
+        DataError: If a folder cannot be read, or a link leads back to a folder that contains it.
     """
     real = Path(folder).resolve()
     return _walk(str(folder), real, frozenset((real, *real.parents)), left_out)
@@ -112,14 +112,14 @@ def list_classes(
     other_classes: str,
     left_out: Counter[str] | None = None,
 ) -> list[tuple[str, int]]:
-    """Path and label of each picture in the class folders of ``folder``, class after class.
+    """Returns path and label of each picture in the class folders of ``folder``, class after class.
 
     Args:
-        folder: Holds a folder for each class, or for some of them.
-        labels: Of the classes, by their folders' names as ``printable`` shows them, in the order to list them in.
+        folder: Folder with a subfolder for each class, or for some of them.
+        labels: Label of each class by its folder's name, as ``printable`` shows it, in the order of the result.
         every_class: Whether each folder must have pictures.
-        other_classes: What to say of a folder that is none of the classes: what it is not, and what to do.
-        left_out: Counts the other files, see :func:`scan_folder`.
+        other_classes: End of the error message for a folder that is none of the classes, with what to do.
+        left_out: Counter of the other files, see :func:`scan_folder`.
 
     Raises:
         DataError: If a folder is none of the classes, or there are no pictures at all, or none of a class that must
@@ -140,7 +140,7 @@ def list_classes(
 
 
 def describe_left_out(left_out: Counter[str]) -> str | None:
-    """Which files were not taken for pictures, in a line; None if there are none."""
+    """Describes in one line the files that are no pictures by their names; None if there are none."""
     if not left_out:
         return None
     kinds = [f"{number:,} {printable(kind)}" for kind, number in left_out.most_common(_FEW)]
@@ -150,5 +150,5 @@ def describe_left_out(left_out: Counter[str]) -> str | None:
 
 
 def few(names: Sequence[str]) -> str:
-    """The first of some names, for a message."""
+    """Joins the first few of some names for a message."""
     return ", ".join([*map(printable, names[:_FEW]), *(["..."] if len(names) > _FEW else [])])

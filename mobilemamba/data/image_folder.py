@@ -1,4 +1,4 @@
-"""Any own pictures: one folder per class."""
+"""The user's own labelled pictures, in one folder per class."""
 
 from collections import Counter
 from functools import cached_property
@@ -19,17 +19,17 @@ Sample = tuple[str, int]  # the picture's path, its label
 class ImageFolder(PictureDataModule):
     """Pictures in ``root/train/<class>/`` and ``root/val/<class>/``; or, without ``train``, in ``root/<class>/``.
 
-    Without ``val`` the share ``val_fraction`` of each class is set aside for validation: always the same pictures,
-    evenly spread over the sorted file names, whatever the seed. With ``val`` alone the set can be validated on, not
-    trained on. ``root/test/<class>/`` is for the command ``test``. The folders may also be called training, valid,
-    validation and testing, in any case. The augmentation is a mild one for fine-tuning;
-    :class:`ImageNet` has the paper's. Pictures are turned as their EXIF orientation says.
+    Without ``val``, a fraction of each class is set aside for validation: always the same pictures, evenly spaced in
+    the sorted file names, whatever the seed. A set with only ``val`` can be validated but not trained on.
+    ``root/test/<class>/`` is for the command ``test``. The folders may also be named training, valid, validation and
+    testing, in upper or lower case. The default augmentation is a mild one for fine-tuning; :class:`ImageNet` has the
+    paper's. By default, pictures are rotated by their EXIF orientation.
 
     Args:
-        val_fraction: Share of each class for validation if there is no ``val`` folder, above 0 and below 1.
-        classes: Names of the class folders in the order of the labels, of which some may be absent; None is those that
-            the weights to validate or test know, or else the folders there are, sorted.
-        **options: Of :class:`PictureDataModule`.
+        val_fraction: Fraction of each class for validation if there is no ``val`` folder, above 0 and below 1.
+        classes: Names of the class folders in the order of the labels, some of which may be missing; None for the
+            classes of the weights to validate or test, or else the existing folders, sorted.
+        **options: Arguments of :class:`PictureDataModule`.
     """
 
     LIMITS: ClassVar[dict[str, tuple[float, float, str]]] = {
@@ -44,9 +44,9 @@ class ImageFolder(PictureDataModule):
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:  # type: ignore[override]  # found when asked for
-        """The class folders' names, sorted, if ``classes`` are none; read from the disk at the first use.
+        """``classes``, or if None the sorted names of the class folders, which are read at first use.
 
-        As :func:`~mobilemamba.text.printable` shows them: they go into YAML, cards and plots.
+        Folder names are made :func:`~mobilemamba.text.printable`, as they go into YAML, cards and plots.
         """
         if self.classes is not None:
             return tuple(self.classes)
@@ -60,7 +60,7 @@ class ImageFolder(PictureDataModule):
         """The folders of the parts.
 
         Raises:
-            DataError: If ``root`` is no folder, or its folders are not what they may seem to be.
+            DataError: If ``root`` is no folder, or its subfolders are ambiguous.
         """
         return find_layout(require_folder(self.root, "train/<class>/ or <class>/"))
 
@@ -101,9 +101,9 @@ class ImageFolder(PictureDataModule):
 
 
 def _set_aside(samples: list[Sample], fraction: float, classes: int) -> tuple[list[Sample], list[Sample]]:
-    """Split into training and validation pictures, evenly spread over each class, at least one of each in both.
+    """Splits into training and validation pictures, evenly spaced in each class, with at least one of each in both.
 
-    The only picture of a class stays for training.
+    The only picture of a class stays in training.
     """
     train: list[Sample] = []
     val: list[Sample] = []

@@ -1,4 +1,4 @@
-"""ImageNet-1k as people keep it: class folders, a flat validation folder with a list of labels, or tar files."""
+"""ImageNet-1k in its usual layouts: class folders, a flat validation folder with a list of labels, or tar files."""
 
 from collections import Counter
 from functools import cached_property
@@ -26,26 +26,26 @@ PAPERS = Augmentation(scale=(0.08, 1.0), color_jitter=0.4, auto_augment="rand-m9
 class ImageNet(PictureDataModule):
     """ImageNet-1k, or a part of it, with the augmentation of the paper's recipe.
 
-    The labels are the 1,000 classes in the usual order, whichever of them there are. Each part, ``train`` and ``val``,
-    is found in ``root`` in one of these forms:
+    The labels are the 1,000 classes in the usual order, even if some are missing. Each part, ``train`` and ``val``, is
+    found in ``root`` in one of these layouts:
 
     - ``train/<wnid>/*.JPEG``, ``val/<wnid>/*.JPEG``;
     - ``val/*.JPEG`` with a file of labels (see ``val_labels``);
-    - numbered tar files as of WebDataset, uncompressed, e.g. ``imagenet1k-train-0000.tar``, ``val-000.tar``: with
-      ``key.jpg`` and ``key.cls``, a number from 0, or with the class's WordNet id as a folder. An index of them is
-      kept beside them, ``mobilemamba-train-index.json``.
+    - numbered, uncompressed tar files as written by WebDataset, e.g. ``imagenet1k-train-0000.tar``, ``val-000.tar``:
+      with ``key.jpg`` and ``key.cls``, a number from 0, or with the class's WordNet id as a folder. Their index is
+      stored beside them as ``mobilemamba-train-index.json``.
 
-    The same pictures give the same batches in each form. With ``val`` alone the set can be validated on, not trained
-    on. Pictures stay as they are stored, whatever their EXIF orientation, as in the release.
+    The same pictures give the same batches in each layout. A set with only ``val`` can be validated but not trained on.
+    As in the release, pictures are not rotated by their EXIF orientation by default.
 
     Args:
-        val_labels: The labels of a flat ``val`` folder: Kaggle's ``LOC_val_solution.csv``; lines of a picture's name
-            and its WordNet id or number from 0; or lines of WordNet ids alone, in the order of the names. None looks
-            for them in ``root``.
-        shard_window: For tar files on storage that is slow at random places. None shuffles over all pictures, as in
-            folders; a number shuffles the tar files, and pictures only within each run of so many of them. The pictures
-            must have been packed in random order, or batches would be of a few classes.
-        **options: Of :class:`PictureDataModule`.
+        val_labels: File with the labels of a flat ``val`` folder: Kaggle's ``LOC_val_solution.csv``; lines with a
+            picture's name and its WordNet id or its number from 0; or lines with only WordNet ids, in the order of the
+            names. None searches for it in ``root``.
+        shard_window: For tar files on storage with slow random access. None shuffles over all pictures, as in folders;
+            a number shuffles the tar files, and the pictures only within each group of this many files. The pictures
+            must have been packed in random order, or batches would contain few classes.
+        **options: Arguments of :class:`PictureDataModule`.
 
     Attributes:
         wnids: The WordNet ids of the classes, in the order of the labels.
@@ -86,7 +86,7 @@ class ImageNet(PictureDataModule):
         return Sources(train, val)
 
     def prepare_data(self) -> None:
-        """Index tar files, in one process of each machine; the others then read the index."""
+        """Indexes tar files in one process per machine; the other processes then read the index."""
         self.check_arguments()
         _ = self.sources
 
@@ -117,7 +117,7 @@ class ImageNet(PictureDataModule):
         if flat and part == "val":
             file = Path(self.val_labels) if self.val_labels is not None else find_val_labels(root)
             found = read_val_labels(file, [Path(path).name for path in flat])
-            # By class, as in the other forms.
+            # Sorted by class, as in the other layouts.
             return FileSource([(path, label) for label, path in sorted(zip(found, flat, strict=True))])
         other = (
             "is none of the 1,000 classes of ImageNet-1k: name class folders by WordNet ids such as n01440764, or use "
@@ -127,7 +127,7 @@ class ImageNet(PictureDataModule):
 
 
 def holds_imagenet(root: str | Path) -> bool:
-    """Whether a folder looks like ImageNet in one of its forms, rather than like pictures of other classes."""
+    """Whether a folder looks like ImageNet in one of its layouts, rather than like pictures of other classes."""
     wnids = set(imagenet_classes()[0])
     if not Path(root).is_dir():
         return False

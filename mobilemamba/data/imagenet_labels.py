@@ -1,4 +1,4 @@
-"""The classes of ImageNet-1k, and the files that say the class of each picture of its validation part."""
+"""The classes of ImageNet-1k, and the files with the labels of its validation pictures."""
 
 import csv
 import re
@@ -19,26 +19,26 @@ _WELL_KNOWN = (
     "val_map.txt",
     "synset_labels.txt",
     "imagenet_2012_validation_synset_labels.txt",
-    "../../../LOC_val_solution.csv",  # of ILSVRC/Data/CLS-LOC, where Kaggle's archive has its pictures
+    "../../../LOC_val_solution.csv",  # relative to ILSVRC/Data/CLS-LOC, the folder of pictures in Kaggle's archive
 )
 _WNID = re.compile(r"n\d{8}")
 
 
 @cache
 def imagenet_classes() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The WordNet ids of the 1,000 classes in the order of the labels, and for each a name that no other has."""
+    """Returns the WordNet ids of the 1,000 classes in the order of the labels, and a unique name for each."""
     info = ImageNetInfo()
     wnids = tuple(info.label_names())
     words = info.label_descriptions()
     first = [word.split(",")[0] for word in words]
     for candidates in (words, [f"{word} ({wnid})" for word, wnid in zip(words, wnids, strict=True)]):
-        times = Counter(first)  # two kinds of crane, two of maillot
+        times = Counter(first)  # some names occur twice: crane, maillot
         first = [name if times[name] == 1 else longer for name, longer in zip(first, candidates, strict=True)]
     return wnids, tuple(first)
 
 
 def find_val_labels(root: Path) -> Path:
-    """The file with the labels of ``root/val``, at one of the places where it usually lies.
+    """Finds the file with the labels of ``root/val`` among its usual names and places.
 
     Raises:
         DataError: If there is none.
@@ -53,17 +53,17 @@ def find_val_labels(root: Path) -> Path:
 
 
 def read_val_labels(file: Path, pictures: Sequence[str]) -> list[int]:
-    """The label of each picture, 0 to 999.
+    """Returns the label of each picture, 0 to 999.
 
-    The form of ``file`` is found from its content: Kaggle's CSV; or in each line a picture's name and its class, as a
-    WordNet id or a number from 0; or one WordNet id a line, in the order of the pictures' names.
+    The format of ``file`` is detected from its content: Kaggle's CSV; or a picture's name and its class in each line,
+    as a WordNet id or a number from 0; or one WordNet id per line, in the order of the pictures' names.
 
     Args:
-        file: The labels.
-        pictures: Sorted file names.
+        file: File with the labels.
+        pictures: Sorted file names of the pictures.
 
     Raises:
-        DataError: If the file is none of these or does not fit the pictures.
+        DataError: If the file has another format or does not match the pictures.
     """
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]

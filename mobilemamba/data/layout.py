@@ -1,4 +1,4 @@
-"""Which folders of a data set hold which of its pictures: the usual names, and what is refused rather than guessed."""
+"""Detection of the folders of a data set's parts, by their usual names; ambiguous layouts are an error, not guessed."""
 
 import re
 from collections.abc import Sequence
@@ -9,18 +9,18 @@ from mobilemamba.data.folders import NOWHERE, few, scan_folder, why_no_folder
 from mobilemamba.errors import DataError
 from mobilemamba.text import printable
 
-#: The names of each part's folder, in any case.
+#: The names of each part's folder, in lower case; upper case is accepted too.
 PART_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 PART_OF = {name: part for part, names in PART_NAMES.items() for name in names}
 _LOOKED_INTO = 100
 _LIKE_A_PART = re.compile(rf"(^|[^a-z])({'|'.join(PART_OF)}|trn|tst|dev|eval|evaluation|holdout)(set)?([^a-z]|$)")
 _UNDERSTOOD = "name the parts train, val and test, with a folder for each class in them"
-#: Share of all inner names that folders have on average, from which on these are the classes and those the parts.
+#: If folders have on average this fraction of all subfolder names, the subfolders are classes, and the folders parts.
 _ALIKE = 0.75
 
 
 class Layout(NamedTuple):
-    """The folders that hold class folders, as far as they exist, and what to tell of the others, a line each."""
+    """The existing folders of the parts, which contain class folders, and notes about other folders, one line each."""
 
     train: Path | None
     val: Path | None
@@ -29,14 +29,14 @@ class Layout(NamedTuple):
 
 
 def require_folder(root: str, expected: str) -> Path:
-    """The folder ``root``.
+    """Returns ``root`` as a path after checking that it is a folder.
 
     Args:
-        root: As given.
-        expected: What it is to hold, for the error.
+        root: Path given by the user.
+        expected: What the folder should contain, for the error message.
 
     Raises:
-        DataError: If it is none.
+        DataError: If it is no folder.
     """
     if reason := why_no_folder(root):
         but = "" if reason == NOWHERE else f" but {reason}"
@@ -45,16 +45,16 @@ def require_folder(root: str, expected: str) -> Path:
 
 
 def spread_share(number: int, fraction: float) -> set[int]:
-    """Which of ``number`` pictures to set aside: about a share of them, evenly spread, at least one; but never all."""
+    """Returns the indices of about a fraction of ``number`` pictures, evenly spaced; at least one, but never all."""
     count = min(number - 1, max(1, round(number * fraction)))
     return {(2 * i + 1) * number // (2 * count) for i in range(count)}
 
 
 def find_parts(root: Path) -> dict[str, Path]:
-    """The folders directly in ``root`` that are named as the parts ``train``, ``val`` and ``test``.
+    """Returns the folders directly in ``root`` that are named like the parts ``train``, ``val`` and ``test``.
 
     Raises:
-        DataError: If two of them are named as the same part.
+        DataError: If two of them are named like the same part.
     """
     parts: dict[str, Path] = {}
     for folder in map(Path, scan_folder(root)[1]):
@@ -68,17 +68,17 @@ def find_parts(root: Path) -> dict[str, Path]:
 
 
 def find_layout(root: Path) -> Layout:
-    """The parts of ``root``; without any, its own folders are the classes, all of them for training.
+    """Returns the parts of ``root``; if it has none, its folders are the classes, all of them for training.
 
     Raises:
-        DataError: If two folders are named as the same part; or if folders would pass for classes that are rather parts
-            under other names, or data sets.
+        DataError: If two folders are named like the same part; or if folders that would be used as classes are probably
+            parts with other names, or data sets.
     """
     parts, folders = find_parts(root), [Path(path) for path in scan_folder(root)[1]]
     others = [folder for folder in folders if folder not in parts.values()]
     pictures_in = {folder: scan_folder(folder) for folder in parts.values()}
     if len(parts) == 1 and others and not any(folders for _, folders in pictures_in.values()):
-        parts = {}  # a class: vehicles are cars, buses and trains
+        parts = {}  # then it is a class, such as "train" beside "car" and "bus"
     if not parts:
         _refuse_disguised_parts(folders)
         return Layout(root, None, None, [])
@@ -92,16 +92,16 @@ def find_layout(root: Path) -> Layout:
 
 
 def refuse_nested(root: Path, classes: Sequence[str]) -> None:
-    """Refuses a single class, classes that are data sets with parts of their own, and parts under unknown names.
+    """Raises an error for a single class, for classes that are data sets with parts, and for parts with other names.
 
     Args:
-        root: Holds the class folders.
-        classes: Their names.
+        root: Folder of the class folders.
+        classes: Names of the class folders.
 
     Raises:
-        DataError: With what to do instead.
+        DataError: In these cases; says what to do instead.
     """
-    # To look into each of thousands of classes takes longer than the mistake is likely there.
+    # Not all of thousands of classes, as that takes long and the mistake is unlikely with so many.
     nested = {name: parts for name in classes[:_LOOKED_INTO] if (parts := find_parts(root / name))}
     for name, parts in nested.items():
         remedy = (
@@ -122,14 +122,14 @@ def refuse_nested(root: Path, classes: Sequence[str]) -> None:
 
 
 def disguised_parts(root: Path) -> list[str]:
-    """The folders in ``root`` if all of them are named nearly as parts, as ``trn`` and ``tst`` are; else none."""
+    """Returns the folders in ``root`` if all of them are named similarly to parts, e.g. ``trn``, ``tst``; else none."""
     folders = [Path(path) for path in scan_folder(root)[1]]
     alike = _like_parts(folders)
     return [printable(folder) for folder in alike] if _all_parts(alike, folders) else []
 
 
 def _like_parts(folders: list[Path]) -> dict[Path, str]:
-    """Those that have the name of a part in theirs, with it."""
+    """Returns the folders whose names contain a part's name -> that part's name."""
     return {folder: found[2] for folder in folders if (found := _LIKE_A_PART.search(folder.name.lower()))}
 
 
@@ -139,22 +139,22 @@ def _all_parts(alike: dict[Path, str], folders: list[Path]) -> bool:
 
 def _refuse_disguised_parts(folders: list[Path]) -> None:
     alike = _like_parts(folders)
-    # A class may be a "bullet train"; its folder then holds pictures, and there are other ones.
+    # A class may be named "bullet train"; its folder then contains pictures, and other classes have other names.
     flat = _all_parts(alike, folders)
     if hiding := [folder for folder in alike if flat or _holds_folders_alone(folder)]:
         raise DataError(f"{printable(hiding[0])} looks like a part of a data set rather than a class: {_UNDERSTOOD}")
 
 
 def _refuse_unknown_parts(root: Path, names: Sequence[str]) -> None:
-    """Refuses folders of folders that have the same names in each of them: ``fold1/cat``, ``fold2/cat``."""
+    """Raises an error for folders that contain subfolders of the same names: ``fold1/cat``, ``fold2/cat``."""
     inner: list[set[str]] = []
     for name in names if len(names) <= _LOOKED_INTO else ():
         pictures, folders = scan_folder(root / name)
         if len(pictures) >= len(folders):
-            return  # a class, perhaps with folders beside its pictures
+            return  # it is a class, perhaps with folders beside its pictures
         inner.append({Path(path).name for path in folders})
     alike = sorted(set().union(*inner))
-    # A single name is none of a class: Tiny ImageNet has <class>/images/.
+    # A single common name is not a class: Tiny ImageNet has <class>/images/.
     if len(alike) > 1 and sum(map(len, inner)) >= _ALIKE * len(inner) * len(alike):
         raise DataError(
             f"{few([f'{name}/' for name in names])} in {printable(root)} hold folders of the same names "

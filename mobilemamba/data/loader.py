@@ -1,4 +1,4 @@
-"""The loader of all data sets: goes on in mid-epoch, reports in one line, and tells of the pictures it left out."""
+"""The loader of all data sets: can resume within an epoch, raises one-line errors and reports unreadable pictures."""
 
 import warnings
 from collections.abc import Iterator, Sized
@@ -12,31 +12,32 @@ from mobilemamba.errors import ConfigError, DataError
 
 
 class PictureLoader(DataLoader[Any]):
-    """Yields batches ``(images, targets)``, as their form says.
+    """Yields batches ``(images, targets)`` of the given form.
 
-    *Resuming.* :meth:`state_dict` is the place in an epoch of :class:`~mobilemamba.data.sampling.EpochSampler`, which
-    Lightning keeps in checkpoints. After :meth:`load_state_dict`, that epoch goes on with the next batch, if it is the
-    next one to be iterated over; every other epoch starts at its first batch. ``len`` stays the whole epoch's.
+    *Resuming.* :meth:`state_dict` returns the position in an epoch of
+    :class:`~mobilemamba.data.sampling.EpochSampler`; Lightning stores it in checkpoints. After
+    :meth:`load_state_dict`, iterating over that epoch starts at its next batch, if it is the next epoch iterated over;
+    every other epoch starts at its first batch. ``len`` remains that of the whole epoch.
 
-    *Unreadable pictures* that the data set gives as :class:`~mobilemamba.data.batches.Unreadable` are left out of their
-    batch, noted in :attr:`skipped`, and each is warned of once. In training at least two pictures must be left, as
-    batch norm has no statistics of one. In an evaluation where none is left, one black picture that does not count
-    takes their place: the number of batches stays the same in all processes.
+    *Unreadable pictures*, which the data set returns as :class:`~mobilemamba.data.batches.Unreadable`, are left out of
+    their batch, recorded in :attr:`skipped`, and warned about once each. In training, at least two pictures must
+    remain, as batch norm has no statistics of one. If none remains in an evaluation, one black picture that does not
+    count replaces them, so that all processes have the same number of batches.
 
     Args:
-        *args: As for DataLoader.
-        form: Of the batches.
-        blank_hw: In an evaluation, height and width of the black picture; None in training.
-        skipped: The dict to note unreadable pictures in, name to reason; loaders may share one.
-        **kwargs: As for DataLoader, but for ``collate_fn``.
+        *args: Arguments of DataLoader.
+        form: Form of the batches.
+        blank_hw: Height and width of the black picture in an evaluation; None in training.
+        skipped: Dict in which unreadable pictures are recorded, name -> reason; loaders may share it.
+        **kwargs: Arguments of DataLoader, except ``collate_fn``.
 
     Attributes:
-        skipped: The pictures that could not be read so far, name to reason.
+        skipped: Unreadable pictures so far, name -> reason.
 
     Raises:
-        DataError: While iterating, if a picture cannot be read and is not to be skipped, or too few of a training batch
-            are left; without the worker's traceback around the line.
-        ConfigError: While iterating, if the state that was loaded is of another number of pictures or size of batch.
+        DataError: While iterating, if a picture is unreadable and not to be skipped, or too few pictures of a training
+            batch remain; a single line without the worker's traceback.
+        ConfigError: While iterating, if the loaded state is for another number of pictures or another batch size.
     """
 
     def __init__(
@@ -59,8 +60,8 @@ class PictureLoader(DataLoader[Any]):
         self._loaded: dict[str, int] | None = None
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:  # type: ignore[override]  # torch names its own class
-        # A generator: Lightning asks for the iterator before it sets the epoch, so nothing may start before the first
-        # batch is asked for.
+        # A generator, as Lightning requests the iterator before it sets the epoch: nothing may start before the first
+        # batch is requested.
         self._handed_out = self._begin()
         try:
             for batch in super().__iter__():
@@ -71,7 +72,7 @@ class PictureLoader(DataLoader[Any]):
             raise DataError(str(error).strip().rpartition("DataError: ")[2]) from None
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch, the batches handed out in it (0 after a complete one), and what they were cut from."""
+        """Returns the epoch, the batches yielded in it (0 after a complete one), and the sizes that define them."""
         if self._loaded is not None:
             return self._loaded
         return {
@@ -81,16 +82,16 @@ class PictureLoader(DataLoader[Any]):
         }
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Let the state's epoch, if it is the next one iterated over, start after the batches handed out before."""
+        """Makes the state's epoch, if it is the next one iterated over, start after the batches already yielded."""
         self._loaded = dict(state_dict)
 
     def _cut(self) -> dict[str, int]:
-        """What a number of batches has to be known with, to be a place in an epoch."""
+        """Returns the numbers that, with a number of batches, define a position in an epoch."""
         ranks = getattr(self.sampler, "num_replicas", 1)
         return {"pictures": len(cast(Sized, self.dataset)), "pictures_per_step": (self.batch_size or 0) * ranks}
 
     def _begin(self) -> int:
-        """Place the sampler where this iteration starts, and return the number of batches before it."""
+        """Sets the sampler to the start of this iteration, and returns the number of batches before it."""
         loaded, self._loaded = self._loaded, None
         if not isinstance(self.sampler, EpochSampler):  # an evaluation, or Lightning's overfit_batches
             return 0

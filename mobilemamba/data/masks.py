@@ -1,4 +1,4 @@
-"""Files of masks, which say the class of each pixel of a picture: by a number, or by a colour."""
+"""Mask files, which give the class of each pixel of a picture by a number or a colour."""
 
 import re
 from pathlib import Path
@@ -12,26 +12,26 @@ from mobilemamba.data.pictures import open_picture
 from mobilemamba.errors import DataError
 from mobilemamba.text import printable
 
-# Those that keep pixels as they are.
+# Formats that store pixels unchanged.
 _FORMATS = ("PNG", "BMP", "TIFF")
 _GREY = ("1", "L", "LA", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
-# Pillow stretches grey levels of few bits to 0..255.
+# Pillow stretches grey levels of 2 and 4 bits to 0..255, by these factors.
 _STRETCHED = {"L;2": 85, "L;4": 17}
 _LINE = re.compile(r"(?P<name>.*?)(?:[\s,;:]+(?P<rgb>\d+[\s,;]+\d+[\s,;]+\d+)|[\s,;:]+#(?P<hex>[0-9a-fA-F]{6}))?")
-#: Name of the line of a class list that is no class.
+#: Name in a class list for pixels that do not count.
 IGNORED_NAME = "ignored"
-_MOST = 65536  # values of a mask
+_MOST = 65536  # number of possible values in a mask
 
 
 class ClassList(NamedTuple):
-    """What the lines of a class list say; a mask's number is that of a line, from 0.
+    """The classes of masks, as given by a class list; the numbers in a mask are line numbers, from 0.
 
     Attributes:
-        names: Of the classes.
-        colours: Of the classes, red, green and blue in 0..255; None if the list has none.
-        values: (65536,) int16, the label for each number in a mask, ``IGNORED_PIXEL`` or -1 for none.
-        codes: (K,) sorted, the colours that may be in a mask, as 0xRRGGBB; K is 0 without colours.
-        labels: (K,) int16, their labels, or ``IGNORED_PIXEL``.
+        names: Names of the classes.
+        colours: Colours of the classes, red, green and blue in 0..255; None if the list has none.
+        values: (65536,) int16, the label for each number in a mask, ``IGNORED_PIXEL``, or -1 if it has no class.
+        codes: (K,) sorted, the colours that may occur in a mask, as 0xRRGGBB; K is 0 without colours.
+        labels: (K,) int16, the labels of these colours, or ``IGNORED_PIXEL``.
     """
 
     names: tuple[str, ...]
@@ -42,11 +42,11 @@ class ClassList(NamedTuple):
 
 
 def class_list(lines: list[tuple[str, tuple[int, int, int] | None]], ignore: int | None) -> ClassList:
-    """The classes of lines with a name and a colour, in which the name ``ignored`` is of pixels that do not count.
+    """Builds a class list from names and colours; the name ``ignored`` is for pixels that do not count.
 
     Args:
-        lines: Of the numbers 0, 1, ... in a mask; with colours all or none.
-        ignore: A further number of pixels that do not count.
+        lines: Name and colour for the numbers 0, 1, ... in a mask; either all have a colour or none.
+        ignore: Another number for pixels that do not count.
     """
     of_line: list[int] = []
     kept = [line for line in lines if line[0] != IGNORED_NAME]
@@ -68,10 +68,10 @@ def class_list(lines: list[tuple[str, tuple[int, int, int] | None]], ignore: int
 
 
 def read_class_list(file: Path, ignore: int | None) -> ClassList:
-    """The classes of a text with one a line, a name and perhaps a colour: ``sky 70 130 180`` or ``sky #4682b4``.
+    """Reads a class list with a name and perhaps a colour in each line: ``sky 70 130 180`` or ``sky #4682b4``.
 
     Raises:
-        DataError: If it cannot be read, or is no such list.
+        DataError: If the file cannot be read, or is no valid list.
     """
     shown = printable(file)
     try:
@@ -104,13 +104,13 @@ def read_class_list(file: Path, ignore: int | None) -> ClassList:
 
 
 def decode_mask(path: str, classes: ClassList) -> np.ndarray:
-    """The label of each pixel, (H, W) uint8, ``IGNORED_PIXEL`` where it does not count.
+    """Reads a mask and returns the label of each pixel, (H, W) uint8, ``IGNORED_PIXEL`` for those that do not count.
 
-    Of grey pictures of 1 to 16 bits and of palettes the numbers count, unless all of the colours they stand for are of
-    the class list; of colours, these.
+    Grey pictures of 1 to 16 bits and palette pictures are read as numbers, unless all their colours are in the class
+    list; colour pictures are read as colours.
 
     Raises:
-        DataError: The bare reason: the file cannot be read to its end, or there is a pixel of no class.
+        DataError: If the file is incomplete or unreadable, or a pixel has no class; the message is only the reason.
     """
     with open_picture(path) as picture:
         if picture.format not in _FORMATS:
@@ -130,10 +130,10 @@ def decode_mask(path: str, classes: ClassList) -> np.ndarray:
         if numbers_HW is None or (labels_HW >= 0).all():
             return _checked(labels_HW, codes_HW, "colour #{:06x}", "no colour of the class list")
     elif codes_HW is not None:
-        numbers_HW = codes_HW & 255  # saved with three equal channels
+        numbers_HW = codes_HW & 255  # numbers saved in three equal channels
         if (codes_HW != numbers_HW * 0x010101).any():
             raise DataError("a mask in colours, but the class list has none: add them, e.g. 'sky 70 130 180'")
-    assert numbers_HW is not None  # of colours alone, that is
+    assert numbers_HW is not None  # None only for masks in colours, which were handled above
     outside_HW = (numbers_HW < 0) | (numbers_HW >= len(classes.values))
     labels_HW = np.where(outside_HW, -1, classes.values[np.where(outside_HW, 0, numbers_HW)])
     return _checked(labels_HW, numbers_HW, "value {}", f"of none of the {len(classes.names)} classes")
@@ -157,8 +157,8 @@ def _code(red: int, green: int, blue: int) -> int:
 
 
 def _codes(picture: Image.Image) -> np.ndarray:
-    """(H, W) int32, the colours as 0xRRGGBB; what is transparent has the colour that lies under it."""
-    has_alpha = picture.mode == "P" and "transparency" in picture.info  # Pillow warns of the direct way
+    """Returns the colours as 0xRRGGBB, (H, W) int32; transparent pixels have their underlying colour."""
+    has_alpha = picture.mode == "P" and "transparency" in picture.info  # Pillow warns if this is converted directly
     rgb_HW3 = np.asarray((picture.convert("RGBA") if has_alpha else picture).convert("RGB"), np.int32)
     return rgb_HW3[..., 0] << 16 | rgb_HW3[..., 1] << 8 | rgb_HW3[..., 2]
 

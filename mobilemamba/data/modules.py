@@ -1,4 +1,4 @@
-"""All data modules, for :mod:`mobilemamba.data` to offer; importing it loads Lightning."""
+"""All data modules, which :mod:`mobilemamba.data` exports lazily, as importing this module loads Lightning."""
 
 from mobilemamba.data.ade20k import ADE20K
 from mobilemamba.data.base import DataModule

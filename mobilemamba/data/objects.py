@@ -1,4 +1,4 @@
-"""Pictures with boxes around objects, read one by one when they are asked for."""
+"""Data sets of pictures with boxes around objects, read one by one on access."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,19 +21,19 @@ from mobilemamba.text import printable
 
 @dataclass(frozen=True)
 class Objects:
-    """The objects of N pictures, M in all, in the order of their pictures; in arrays, which worker processes share.
+    """The M objects of N pictures, in the order of the pictures; stored in arrays, which worker processes share.
 
     Attributes:
-        paths: Of the pictures.
-        ids: (N,) int64, what result files call the pictures.
-        sizes: (N, 2) int64, their heights and widths.
-        starts: (N + 1,) int64, the place of each picture's first object; M at last.
+        paths: Paths of the pictures.
+        ids: (N,) int64, the pictures' ids in result files.
+        sizes: (N, 2) int64, height and width of each picture.
+        starts: (N + 1,) int64, the index of each picture's first object, followed by M.
         boxes: (M, 4) float32, left, top, right, bottom in pixels.
         labels: (M,) int64, from 0.
-        areas: (M,) float32.
+        areas: (M,) float32, in pixels.
         crowds: (M,) bool.
-        entries: (M,) int64, where they stand in their file, for messages.
-        masks: M pieces as :func:`~mobilemamba.data.coco_masks.pack` gives them; None if they are not wanted.
+        entries: (M,) int64, the objects' positions in their annotation file, for messages.
+        masks: M masks packed by :func:`~mobilemamba.data.coco_masks.pack`; None if masks are not used.
     """
 
     paths: Texts
@@ -51,11 +51,11 @@ class Objects:
         return len(self.ids)
 
     def taken(self, pictures: np.ndarray, paths: Sequence[str] | None = None) -> "Objects":
-        """Those of some pictures.
+        """Returns the objects of selected pictures.
 
         Args:
-            pictures: Their places, (n,) int64.
-            paths: Of them; None leaves those there are.
+            pictures: Indices of the pictures, (n,) int64.
+            paths: New paths of these pictures; None keeps their paths.
         """
         counts = np.diff(self.starts)[pictures]
         before = np.repeat(np.cumsum([0, *counts])[:-1], counts)
@@ -75,18 +75,18 @@ class Objects:
 
 
 class ObjectSet(Dataset[tuple[Tensor, dict[str, Tensor]] | Unreadable]):
-    """Pictures with their objects; in training, changed at random by what is a function of (seed, epoch, picture).
+    """Pictures with their objects; in training, random changes depend only on (seed, epoch, picture).
 
-    Indexed by the keys of :mod:`mobilemamba.data.sampling`; gives (3, H, W) float32 and what
-    :class:`~mobilemamba.data.batches.Boxes` lists. In training without crowds and without objects that are thinner than
-    a pixel in their picture or have no area.
+    Indexed by the keys of :mod:`mobilemamba.data.sampling`; returns (3, H, W) float32 and the target described in
+    :class:`~mobilemamba.data.batches.Boxes`. In training, crowds and objects that are thinner than a pixel or have no
+    area are left out.
 
     Args:
-        objects: Of the pictures.
-        transform: Of the picture alone; or with ``seed``, of the picture and its target.
+        objects: The pictures and their objects.
+        transform: Transform of the picture alone; with ``seed``, of the picture and its target.
         seed: 0 or more; None for an evaluation.
-        upright: Turn pictures as their EXIF orientation says.
-        skip: Give an :class:`~mobilemamba.data.batches.Unreadable` for a picture that cannot be used.
+        upright: Rotate pictures by their EXIF orientation.
+        skip: Return an :class:`~mobilemamba.data.batches.Unreadable` for a picture that cannot be used.
 
     Raises:
         DataError: On access, if a picture cannot be used and ``skip`` is not set.
@@ -179,7 +179,7 @@ def make_target(
     original_size: tuple[int, int],
     image_id: int,
 ) -> dict[str, Tensor]:
-    """The target of a picture that counts, as :class:`~mobilemamba.data.batches.Boxes` lists it."""
+    """Returns the target of a picture that counts, as described in :class:`~mobilemamba.data.batches.Boxes`."""
     return {
         "boxes": boxes,
         "labels": labels,

@@ -1,4 +1,4 @@
-"""Pictures with a file of a mask for each, in folders of the same structure."""
+"""Pictures and mask files in folders of the same structure."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -32,7 +32,7 @@ PairOfFiles = tuple[str, str]  # the paths of a picture and of its mask
 
 
 class Pairs(NamedTuple):
-    """The files of each part, as far as there are any."""
+    """The files of each part; empty if it does not exist."""
 
     train: list[PairOfFiles]
     val: list[PairOfFiles]
@@ -40,18 +40,18 @@ class Pairs(NamedTuple):
 
 
 class PairSet(Dataset[tuple[Tensor, Tensor] | Unreadable]):
-    """Pictures with their masks, changed at random by what is a function of (seed, epoch, picture).
+    """Pictures with their masks; in training, random changes depend only on (seed, epoch, picture).
 
-    Indexed by the keys of :mod:`mobilemamba.data.sampling`; gives (3, H, W) float32 and (H', W') int64.
+    Indexed by the keys of :mod:`mobilemamba.data.sampling`; returns (3, H, W) float32 and (H', W') int64.
 
     Args:
-        pairs: Their files.
-        classes: Of the masks.
-        transform: Of the picture alone, whose mask stays as it is; or with ``seed``, of both.
+        pairs: Files of the pictures and masks.
+        classes: Classes of the masks.
+        transform: Transform of the picture alone, while its mask stays unchanged; with ``seed``, of both.
         seed: 0 or more; None for an evaluation.
-        upright: Turn pictures as their EXIF orientation says.
-        skip: Give an :class:`~mobilemamba.data.batches.Unreadable` for a pair that cannot be used.
-        empty: Whether masks may have ignored pixels alone.
+        upright: Rotate pictures by their EXIF orientation.
+        skip: Return an :class:`~mobilemamba.data.batches.Unreadable` for a pair that cannot be used.
+        empty: Whether masks may consist only of ignored pixels.
 
     Raises:
         DataError: On access, if a pair cannot be used and ``skip`` is not set.
@@ -109,35 +109,36 @@ class PairSet(Dataset[tuple[Tensor, Tensor] | Unreadable]):
 
 
 class PairedPictures(PictureFiles, SegmentationDataModule):
-    """Base of data modules of pictures and masks in two folders of the same structure.
+    """Base class of data modules with pictures and masks in two folders of the same structure.
 
-    These lie beside each other, with folders for the parts in them; or within the folders of the parts. The parts may
-    be called train or training, and val, valid or validation; test and testing are for the command ``test``. A mask has
-    its picture's name, but for the ending. Without parts, a share of the pictures is set aside for validation.
+    Either each of the two folders contains folders of the parts, or the folder of each part contains these two. The
+    parts may be named train or training, and val, valid or validation; test and testing are for the command ``test``. A
+    mask has its picture's name with any extension. Without parts, a fraction of the pictures is set aside for
+    validation.
 
-    Training pictures are scaled and cut to ``img_size``. Validation pictures are whole, each a batch of its own, scaled
-    to the shorter side of ``img_size``, and compared with their masks in these' own size.
+    Training pictures are scaled and cropped to ``img_size``. Validation pictures are not cropped: each is a batch by
+    itself, scaled so that its shorter side is that of ``img_size``, and compared with its mask in the mask's own size.
 
     Args:
-        root: The folder.
-        mean: Per channel, of pictures in 0..1; None is what the model wants, in Python ImageNet's.
-        std: Per channel, of pictures in 0..1; None is what the model wants, in Python ImageNet's.
-        img_size: Side of training pictures in pixels, or (height, width); None is 512.
-        batch_size: Training pictures in a batch, per process.
-        val_fraction: Share of the training pictures that is for validation if there is no folder for it, above 0 and
-            below 1; always the same, evenly spread over the sorted names.
-        augmentation: The random changes of training pictures.
-        on_error: What a picture or mask that cannot be used does: ``stop`` ends the run, ``skip`` leaves the pair out
-            of its batch, with a warning, and counts it.
-        upright: Whether pictures are turned as their EXIF orientation says; None is what the weights want, or else
-            what suits the data set.
-        **options: Of :class:`~mobilemamba.data.base.DataModule`.
+        root: Folder of the data set.
+        mean: Mean per channel, of pictures in 0..1; None for the model's own, or ImageNet's outside the command line.
+        std: Standard deviation per channel, of pictures in 0..1; None as for ``mean``.
+        img_size: Side of training pictures in pixels, or (height, width); None for 512.
+        batch_size: Training pictures per batch and process.
+        val_fraction: Fraction of the training pictures used for validation if there is no folder for it, above 0 and
+            below 1; always the same pictures, evenly spaced in the sorted names.
+        augmentation: Random changes of training pictures.
+        on_error: What to do with pictures or masks that cannot be used: ``stop`` the run; or ``skip`` the pair with a
+            warning, and count it.
+        upright: Whether to rotate pictures by their EXIF orientation; None for the setting of the weights, or else the
+            default of the data set.
+        **options: Arguments of :class:`~mobilemamba.data.base.DataModule`.
 
     Attributes:
-        notes: What is said at the start of the files that are not used, a line each.
+        notes: Messages about unused files that are printed at the start, one line each.
 
     Raises:
-        DataError: From ``name`` and :meth:`setup`, if ``root`` does not hold such a data set; from the loaders, if a
+        DataError: From ``name`` and :meth:`setup`, if ``root`` does not contain such a data set; from the loaders, if a
             pair cannot be used.
     """
 
@@ -170,7 +171,7 @@ class PairedPictures(PictureFiles, SegmentationDataModule):
 
     @classmethod
     def is_root(cls, root: Path) -> bool:
-        """Whether a folder looks like a ``root``, and not like one of classes with pictures in them."""
+        """Whether a folder looks like a ``root`` rather than a folder of classes with pictures."""
         folders = [root, *find_parts(root).values()]
         return any(all((folder / name).is_dir() for name in ("images", cls.masks_folder)) for folder in folders)
 
@@ -180,10 +181,10 @@ class PairedPictures(PictureFiles, SegmentationDataModule):
 
     @cached_property
     def classes(self) -> ClassList:
-        """What numbers and colours in masks mean.
+        """The classes of the numbers and colours in masks.
 
         Raises:
-            DataError: If nothing says it.
+            DataError: If they are not defined.
         """
         raise NotImplementedError
 
@@ -192,7 +193,7 @@ class PairedPictures(PictureFiles, SegmentationDataModule):
         """The files of each part.
 
         Raises:
-            DataError: If ``root`` does not hold such a data set.
+            DataError: If ``root`` does not contain such a data set.
         """
         root = require_folder(self.root, f"images/ and {self.masks_folder}/")
         given, left_out = self._folders(root), Counter[str]()
@@ -211,12 +212,12 @@ class PairedPictures(PictureFiles, SegmentationDataModule):
 
     @cached_property
     def palette(self) -> tuple[Colour, ...]:  # type: ignore[override]  # found when asked for
-        """The colours of the class list, or else such as differ."""
+        """The colours of the class list, or if it has none, distinct colours."""
         return self.classes.colours or distinct_colours(self.num_classes)
 
     @cached_property
     def name(self) -> str:  # type: ignore[override]  # found when asked for
-        """See :meth:`named`."""
+        """Name of the data set, see :meth:`named`."""
         return self.named([len(part) for part in self.pairs])
 
     def check_arguments(self) -> None:
@@ -226,7 +227,7 @@ class PairedPictures(PictureFiles, SegmentationDataModule):
             raise ConfigError(f"data.augmentation.scale [{low}, {high}] is impossible: give the least first")
 
     def setup(self, stage: str | None = None) -> None:
-        """List the pictures; once. Say so if files are not used."""
+        """Lists the pictures once, and prints which files are not used."""
         self.check_arguments()
         if self.is_set_up:
             return
@@ -246,7 +247,7 @@ class PairedPictures(PictureFiles, SegmentationDataModule):
         return f"{printable(self.root)} has no {part} pictures: put them into {printable(where)}"
 
     def _folders(self, root: Path) -> dict[str, tuple[Path, Path]]:
-        """The folders of pictures and masks of each part; without parts, all are for training."""
+        """Returns the folders of pictures and masks of each part; without parts, all are for training."""
         images, masks = root / "images", root / self.masks_folder
         if not images.is_dir() and (parts := find_parts(root)):
             return {part: (folder / "images", folder / self.masks_folder) for part, folder in parts.items()}

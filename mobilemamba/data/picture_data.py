@@ -1,4 +1,4 @@
-"""What data modules whose pictures are read one by one have in common: preparation, augmentation, unreadable ones."""
+"""The base class of data modules for classification whose pictures are read one by one."""
 
 from functools import cached_property
 from math import inf
@@ -19,7 +19,7 @@ Interpolation = Literal["bilinear", "bicubic", "random"]
 
 
 class Sources(NamedTuple):
-    """The pictures of each part, as far as there are any."""
+    """The pictures of each part; None if it does not exist."""
 
     train: Source | None
     val: Source | None
@@ -27,30 +27,28 @@ class Sources(NamedTuple):
 
 
 class PictureDataModule(PictureFiles, ImageDataModule):
-    """Base of data modules that list their pictures in :attr:`sources`.
-
-    Here stand the arguments that they share.
+    """Base class of data modules that list their pictures in :attr:`sources`, with their common arguments.
 
     Args:
-        root: The folder.
-        mean: Per channel, of pictures in 0..1; None is what the model wants, in Python ImageNet's.
-        std: Per channel, of pictures in 0..1; None is what the model wants, in Python ImageNet's.
-        interpolation: Of the scaling; None is what the model wants, in Python bicubic. ``random`` draws one of both for
-            each training picture.
-        crop_pct: Validation scales the short side to ``img_size / crop_pct`` and cuts out the centre; None is what the
-            model wants, in Python 0.875.
-        augmentation: The random changes of training pictures.
-        on_error: What a picture that cannot be read does: ``stop`` ends the run, ``skip`` leaves it out of its batch,
-            with a warning, and counts it.
-        upright: Whether pictures are turned as their EXIF orientation says; None is what the weights want, or else
-            what suits the data set.
-        **options: Of :class:`~mobilemamba.data.base.DataModule`.
+        root: Folder of the data set.
+        mean: Mean per channel, of pictures in 0..1; None for the model's own, or ImageNet's outside the command line.
+        std: Standard deviation per channel, of pictures in 0..1; None as for ``mean``.
+        interpolation: Interpolation of the scaling; None for the model's own, or bicubic outside the command line.
+            ``random`` draws bilinear or bicubic for each training picture.
+        crop_pct: Validation scales the short side to ``img_size / crop_pct`` and crops the centre; None for the model's
+            own, or 0.875 outside the command line.
+        augmentation: Random changes of training pictures.
+        on_error: What to do with pictures that cannot be read: ``stop`` the run; or ``skip`` them with a warning, and
+            count them.
+        upright: Whether to rotate pictures by their EXIF orientation; None for the setting of the weights, or else the
+            default of the data set.
+        **options: Arguments of :class:`~mobilemamba.data.base.DataModule`.
 
     Attributes:
-        notes: What is said at the start of the pictures and folders that are not used, a line each.
+        notes: Messages about unused pictures and folders that are printed at the start, one line each.
 
     Raises:
-        DataError: From ``name`` and :meth:`setup`, if ``root`` does not hold such a data set; from the loaders, if a
+        DataError: From ``name`` and :meth:`setup`, if ``root`` does not contain such a data set; from the loaders, if a
             picture cannot be read.
     """
 
@@ -87,18 +85,18 @@ class PictureDataModule(PictureFiles, ImageDataModule):
         """The pictures of each part.
 
         Raises:
-            DataError: If ``root`` does not hold such a data set.
+            DataError: If ``root`` does not contain such a data set.
         """
         raise NotImplementedError
 
     @cached_property
     def name(self) -> str:  # type: ignore[override]  # found when asked for
-        """See :meth:`named`."""
+        """Name of the data set, see :meth:`named`."""
         return self.named([0 if source is None else len(source.labels) for source in self.sources])
 
     @property
     def classes_present(self) -> dict[str, int]:
-        """Of how many classes there are pictures in each part that has some: ``train``, ``val``, ``test``."""
+        """Existing part (``train``, ``val``, ``test``) -> number of classes that have pictures in it."""
         parts = self.sources._asdict().items()
         return {part: len(np.unique(source.labels)) for part, source in parts if source is not None}
 
@@ -110,7 +108,7 @@ class PictureDataModule(PictureFiles, ImageDataModule):
                 raise ConfigError(f"data.augmentation.{name} [{low}, {high}] is impossible: give the least first")
 
     def setup(self, stage: str | None = None) -> None:
-        """List the pictures; once. Say so if classes are missing, or files or folders are not used."""
+        """Lists the pictures once, and prints which classes are missing and which files or folders are not used."""
         self.check_arguments()
         if self.is_set_up:
             return

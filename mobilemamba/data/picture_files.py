@@ -1,4 +1,4 @@
-"""What data modules of pictures in files have in common, whatever their targets are."""
+"""The base class of data modules whose pictures are files, for all kinds of targets."""
 
 from collections.abc import Sequence
 from math import inf
@@ -13,7 +13,7 @@ from mobilemamba.data.base import ABOVE_0, BELOW_1, DataModule
 from mobilemamba.errors import DataError
 from mobilemamba.text import printable
 
-#: Of those that set a share aside, and change colours as detectors and segmenters have it.
+#: Limits for data modules that set a fraction aside and change colours, as for detection and segmentation.
 LIMITS_OF_CHANGES: dict[str, tuple[float, float, str]] = {
     "val_fraction": (ABOVE_0, BELOW_1, "a share above 0 and below 1"),
     "augmentation.brightness": (0, 1, "0 to 1"),
@@ -24,13 +24,13 @@ LIMITS_OF_CHANGES: dict[str, tuple[float, float, str]] = {
 
 
 class PictureFiles(DataModule):
-    """Base, before that of the kind of targets, of data modules of a folder of pictures; it has no ``__init__``.
+    """First base class of data modules with a folder of pictures, before that for their targets; has no ``__init__``.
 
     Attributes:
-        notes: What is said at the start of what is not used, a line each.
+        notes: Messages about unused data that are printed at the start, one line each.
     """
 
-    title: ClassVar[str | None] = None  # of the data set; else the folder's name
+    title: ClassVar[str | None] = None  # name of the data set; None for that of the folder
     LIMITS: ClassVar[dict[str, tuple[float, float, str]]] = {
         **DataModule.LIMITS,
         "mean": (-1, 1, "that of pictures in 0 to 1, e.g. 0.5"),
@@ -48,7 +48,7 @@ class PictureFiles(DataModule):
         on_error: Literal["stop", "skip"],
         upright: bool | None,
     ) -> None:
-        """Stores the arguments that all have; what is None is ImageNet's, or the class's own."""
+        """Stores the common arguments; None stands for ImageNet's mean and std, and for the class's ``upright``."""
         self.root = root
         self.mean = IMAGENET_DEFAULT_MEAN if mean is None else mean
         self.std = IMAGENET_DEFAULT_STD if std is None else std
@@ -58,12 +58,12 @@ class PictureFiles(DataModule):
         self.notes: list[str] = []
 
     def named(self, numbers: Sequence[int]) -> str:
-        """The data set's name with the number of training and validation pictures, and of test pictures, if any."""
+        """Returns the data set's name with the numbers of training and validation pictures, and of test pictures."""
         shown = "/".join(f"{number:,}" for number in numbers[: 3 if numbers[2] else 2])
         return f"{self.title or Path(self.root).resolve().name} ({shown})"
 
     def start(self, *notes: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Says the notes, and others; gives what prepares pictures, and the options of all sets."""
+        """Prints the notes, and others; returns the arguments of the transforms and those of all data sets."""
         for line in (*self.notes, *notes):
             rank_zero_info(f"{printable(self.root)}: {line}")
         how = self.preprocessing
@@ -74,7 +74,7 @@ class PictureFiles(DataModule):
         return any(part is not None for part in (self.train_set, self.val_set, self.test_set))
 
     def missing(self, part: str) -> str:
-        """That there are no pictures for ``training`` or ``validation``, and what to do."""
+        """Returns the error message for a missing ``training`` or ``validation`` part, with what to do."""
         raise NotImplementedError
 
     def _ready(self, data: Dataset[Any] | None, part: str) -> Dataset[Any]:

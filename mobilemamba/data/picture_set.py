@@ -1,4 +1,4 @@
-"""Pictures that are read one by one when they are asked for: from files, or from anything else that can list them."""
+"""Data sets of labelled pictures, read one by one on access, from files or other sources."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -25,19 +25,19 @@ class Source(Protocol):
     labels: np.ndarray
 
     def name(self, index: int) -> str:
-        """What errors call the picture: its path."""
+        """Returns the picture's name for error messages: its path."""
         ...
 
     def open(self, index: int) -> str | IO[bytes]:
-        """The path of the picture, or a file of its bytes."""
+        """Returns the path of the picture, or a file object with its bytes."""
         ...
 
 
 class Blobs:
-    """Many pieces of bytes in one block of memory.
+    """A sequence of bytes objects in one block of memory.
 
-    Worker processes share such a block. Of a list they would come to hold a copy each, as reading an element of it
-    writes to its count of references: a quarter of a GB per worker for the paths of ImageNet.
+    Forked worker processes share such a block. They would copy a list over time, as reading an element changes its
+    reference count: a quarter of a GB per worker for the paths of ImageNet.
     """
 
     def __init__(self, pieces: Iterable[bytes]) -> None:
@@ -54,7 +54,7 @@ class Blobs:
 
 
 class Texts:
-    """Many strings in one block of memory, as :class:`Blobs`."""
+    """A sequence of strings in one block of memory, see :class:`Blobs`."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._encoded = Blobs(os.fsencode(text) for text in texts)
@@ -67,13 +67,13 @@ class Texts:
 
 
 class FileSource:
-    """Files on the disk.
+    """Source of pictures that are files.
 
     Args:
-        samples: Path and label of each.
+        samples: Path and label of each picture.
 
     Attributes:
-        paths: Of the files.
+        paths: Paths of the files.
         labels: (N,) int64.
     """
 
@@ -89,16 +89,16 @@ class FileSource:
 
 
 class PictureSet(Dataset[tuple[Tensor, int] | Unreadable]):
-    """Pictures of a source, transformed with randomness that is a function of (seed, epoch, picture).
+    """Pictures of a source; random changes depend only on (seed, epoch, picture).
 
-    Indexed by the keys of :mod:`mobilemamba.data.sampling`; gives (3, H, W) float32 and the label.
+    Indexed by the keys of :mod:`mobilemamba.data.sampling`; returns (3, H, W) float32 and the label.
 
     Args:
         source: The pictures.
-        transform: From a picture to a tensor.
+        transform: Transform of a picture to a tensor.
         seed: 0 or more.
-        upright: Turn pictures as their EXIF orientation says.
-        skip: Give an :class:`~mobilemamba.data.batches.Unreadable` for a picture that cannot be read.
+        upright: Rotate pictures by their EXIF orientation.
+        skip: Return an :class:`~mobilemamba.data.batches.Unreadable` for a picture that cannot be read.
 
     Raises:
         DataError: On access, if the picture cannot be read and ``skip`` is not set.

@@ -1,4 +1,4 @@
-"""Reading a picture, whatever is in the file, and preparing it for a network."""
+"""Robust reading of picture files, and preprocessing for a network."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -15,8 +15,8 @@ from mobilemamba.errors import ConfigError, DataError
 from mobilemamba.files import why_no_plain_file
 from mobilemamba.text import printable
 
-# Pillow's names of the formats that are read, and the endings of their files. No EPS among them, for which Pillow
-# would start another program.
+# Pillow's names of the formats that are read, and their file extensions. Not EPS, for which Pillow would start another
+# program.
 _ENDINGS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
     "PNG": (".png", ".apng"),
@@ -26,35 +26,35 @@ _ENDINGS = {
     "TIFF": (".tif", ".tiff"),
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
 }
-# Pillow has them only from some release on, or as it was built.
+# Depends on Pillow's version and build.
 _ENDINGS |= {"AVIF": (".avif",)} if "avif" in features.modules and features.check("avif") else {}
 _ENDINGS |= {"JPEG2000": (".jp2", ".j2k", ".jpf", ".jpx")} if features.check("jpg_2000") else {}
 _FORMATS = tuple(_ENDINGS)
-#: Lower-case endings of the files that are taken for pictures.
+#: Lower-case extensions of files that are read as pictures.
 EXTENSIONS = tuple(ending for endings in _ENDINGS.values() for ending in endings)
-#: More pixels are refused: as 8-bit RGB they take over a quarter of a GiB. It is where Pillow begins to warn.
+#: Limit of pixels, at which Pillow begins to warn: as 8-bit RGB they take a quarter of a GiB.
 MAX_PIXELS = 89_478_485
-#: One side may be so many times the other.
+#: Limit of the ratio of the longer to the shorter side.
 MAX_ASPECT = 1000
 
-_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values by which the sides change places
-# Evaluation looks at the centre only: this much of a longer picture, as a multiple of what is looked at, is enough.
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap width and height
+# Evaluation uses only the centre: of a long picture, a length of this many times the crop's is enough.
 _CENTRE_MARGIN = 8
 
 
 def read_picture(source: str | Path | IO[bytes], name: str | None = None, *, upright: bool = True) -> Image.Image:
-    """Return a picture in RGB, 8 bits a channel.
+    """Reads a picture as RGB with 8 bits per channel.
 
-    Of an animation the first frame; 16-bit grey is scaled to 8 bits; CMYK and palettes are converted; an alpha channel
-    is dropped, which leaves the colours that lie under it.
+    Only the first frame of an animation is read; 16-bit grey is scaled to 8 bits; CMYK and palettes are converted; an
+    alpha channel is dropped, which leaves the underlying colours.
 
     Args:
-        source: A path, or an open file.
-        name: How errors call it; by default the path.
-        upright: Turn it as its EXIF orientation says; else it stays as it is stored.
+        source: Path or open file.
+        name: Name in error messages; by default the path.
+        upright: Rotate the picture by its EXIF orientation.
 
     Raises:
-        DataError: If it cannot be read to its end, or is too large (``MAX_PIXELS``) or too long (``MAX_ASPECT``).
+        DataError: If it is unreadable or incomplete, too large (``MAX_PIXELS``) or too long (``MAX_ASPECT``).
     """
     try:
         return decode_picture(source, upright=upright)
@@ -63,33 +63,33 @@ def read_picture(source: str | Path | IO[bytes], name: str | None = None, *, upr
 
 
 def refusal(name: str, reason: DataError) -> DataError:
-    """The error for a picture that :func:`decode_picture` gives a reason against."""
+    """Returns the error for a picture that :func:`decode_picture` could not read, with its reason."""
     return DataError(f"{printable(name)} cannot be read as a picture ({reason}): repair it or remove it")
 
 
 def decode_picture(source: str | Path | IO[bytes], *, upright: bool) -> Image.Image:
-    """As :func:`read_picture`, but the error is the bare reason.
+    """Reads a picture like :func:`read_picture`, but errors contain only the reason.
 
     Raises:
-        DataError: As there.
+        DataError: In the same cases.
     """
     with open_picture(source) as picture:
         picture.load()
         if upright:
-            with contextlib.suppress(Exception):  # damaged EXIF data are no reason to lose a picture
+            with contextlib.suppress(Exception):  # damaged EXIF data should not make a picture unusable
                 ImageOps.exif_transpose(picture, in_place=True)
         return _to_rgb(picture)
 
 
 @contextlib.contextmanager
 def open_picture(source: str | Path | IO[bytes]) -> Iterator[Image.Image]:
-    """A picture whose pixels are still to be read, in the block; its size is possible.
+    """Context manager of an open picture whose size has been checked and whose pixels are not read yet.
 
     Args:
-        source: A path, or an open file.
+        source: Path or open file.
 
     Raises:
-        DataError: The bare reason why it cannot be read, also for whatever Pillow raises in the block.
+        DataError: If it cannot be read, also for any error of Pillow in the block; the message is only the reason.
     """
     try:
         if isinstance(source, str | Path) and (reason := why_no_plain_file(source)):
@@ -105,12 +105,12 @@ def open_picture(source: str | Path | IO[bytes]) -> Iterator[Image.Image]:
         raise DataError(f"more than {MAX_PIXELS:,} pixels, the limit") from error
     except OSError as error:
         raise DataError(error.strerror or " ".join(str(error).split())) from error
-    except Exception as error:  # Pillow's decoders raise whatever a broken file leads them to
+    except Exception as error:  # for a broken file, Pillow's decoders may raise anything
         raise DataError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
 def turned_size(picture: Image.Image) -> tuple[int, int]:
-    """Width and height of an opened picture once it is turned as its EXIF orientation says."""
+    """Returns width and height of an open picture after rotation by its EXIF orientation."""
     with contextlib.suppress(Exception):  # damaged EXIF data
         if picture.getexif().get(_ORIENTATION) in _TURNED:
             return picture.height, picture.width
@@ -126,14 +126,14 @@ def _check_sides(width: int, height: int) -> None:
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
     mode = picture.mode
-    # Older releases of Pillow give 16-bit grey in 32 bits; those formats know no more than 16.
+    # Older versions of Pillow return 16-bit grey as 32 bits; these formats have at most 16.
     if mode.startswith("I;16") or (mode == "I" and picture.format in ("PNG", "PPM")):
         grey_HW = (np.asarray(picture).astype(np.uint32) * 255 + 32767) // 65535  # rounds; Pillow would saturate at 255
         return Image.fromarray(grey_HW.astype(np.uint8)).convert("RGB")
     if mode.startswith(("I", "F")):
         raise DataError(f"pixels of mode {mode}, of which nothing says what is white; save it with 8 or 16 bits")
     if mode == "P" and "transparency" in picture.info:
-        picture = picture.convert("RGBA")  # Pillow warns of the direct way, which gives the same colours
+        picture = picture.convert("RGBA")  # Pillow warns of the direct conversion, which gives the same colours
     return picture.convert("RGB")
 
 
@@ -149,13 +149,13 @@ class Augmentation:
     """timm's random changes of training pictures.
 
     Attributes:
-        scale: Area of a random crop, least and largest share of the picture.
-        ratio: Width to height of a random crop, least and largest.
+        scale: Smallest and largest area of a random crop, as a fraction of the picture.
+        ratio: Smallest and largest ratio of width to height of a random crop.
         hflip: Probability of a horizontal flip.
         color_jitter: Strength of the change of brightness, contrast and saturation; not used with ``auto_augment``.
-        auto_augment: timm's policy, e.g. ``rand-m9-mstd0.5-inc1``; null for none.
+        auto_augment: Name of timm's policy, e.g. ``rand-m9-mstd0.5-inc1``; null for none.
         re_prob: Probability of random erasing.
-        re_mode: What random erasing fills with: zeros, one random colour, or random pixels.
+        re_mode: Fill of erased areas: zeros (``const``), one random colour (``rand``), or random pixels (``pixel``).
     """
 
     scale: tuple[float, float] = (0.25, 1.0)
@@ -174,14 +174,16 @@ def train_transform(
     std: tuple[float, ...] = IMAGENET_DEFAULT_STD,
     interpolation: str = "bicubic",
 ) -> Callable[[Image.Image], Tensor]:
-    """Return what makes a normalised, randomly changed (3, H, W) float32 of a picture; it draws from global streams.
+    """Returns the augmentation of a picture, which yields a normalised (3, H, W) float32.
+
+    It draws from the global random generators.
 
     Args:
         img_size: Height and width in pixels.
         augmentation: The random changes.
-        mean: Per channel, of pictures in 0..1.
-        std: Per channel, of pictures in 0..1.
-        interpolation: Of the scaling: ``"bilinear"``, ``"bicubic"``, or one of both at ``"random"``.
+        mean: Mean per channel, of pictures in 0..1.
+        std: Standard deviation per channel, of pictures in 0..1.
+        interpolation: Interpolation of the scaling: ``"bilinear"``, ``"bicubic"``, or ``"random"`` for either of them.
 
     Raises:
         ConfigError: If ``auto_augment`` is no policy of timm.
@@ -209,14 +211,14 @@ def eval_transform(
     interpolation: str = "bicubic",
     crop_pct: float = 0.875,
 ) -> Callable[[Image.Image], Tensor]:
-    """Return what makes a normalised (3, H, W) float32 of a picture's centre; takes what ``preprocessing`` names.
+    """Returns the transform of a picture's centre to a normalised (3, H, W) float32; takes ``preprocessing`` entries.
 
     Args:
         img_size: Height and width in pixels.
-        mean: Per channel, of pictures in 0..1.
-        std: Per channel, of pictures in 0..1.
-        interpolation: Of the scaling.
-        crop_pct: The short side is scaled to ``img_size / crop_pct``, and the centre cut out.
+        mean: Mean per channel, of pictures in 0..1.
+        std: Standard deviation per channel, of pictures in 0..1.
+        interpolation: Interpolation of the scaling.
+        crop_pct: The short side is scaled to ``img_size / crop_pct``, and the centre is cropped.
     """
     transform = create_transform(
         (img_size[0], img_size[1]),
@@ -230,7 +232,7 @@ def eval_transform(
 
 
 class _Centred:
-    """Shortens very long pictures first: scaled whole they would take a thousand times the memory of what is used."""
+    """Crops very long pictures before a transform, as scaling them whole could take a thousand times the memory."""
 
     def __init__(self, transform: Callable[[Image.Image], Tensor], aspect: int) -> None:
         self.transform = transform

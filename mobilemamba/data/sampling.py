@@ -1,10 +1,10 @@
-"""Order and randomness that depend on (seed, epoch, picture) alone.
+"""Order and randomness that depend only on (seed, epoch, picture).
 
-A sampler hands the data set *keys* rather than indices: ``key = epoch * len(data) + index``. One integer thus tells the
-data set the epoch, in the main process and in a worker that was started epochs ago. What a picture looks like then
-depends neither on the number of workers, nor on the batch it is in, nor on whether training was interrupted before.
+A sampler passes *keys* rather than indices to the data set: ``key = epoch * len(data) + index``. One integer thus tells
+the data set the epoch, even in a worker that was started epochs ago. How a picture is changed then depends neither on
+the number of workers, nor on its batch, nor on interruptions of the training.
 
-The samplers share the pictures among the processes themselves. They are ``DistributedSampler``s because Lightning
+The samplers themselves divide the pictures among the processes. They are ``DistributedSampler``s because Lightning
 wraps any other kind, which would undo the marks of :class:`EvaluationSampler`.
 """
 
@@ -17,27 +17,27 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, DistributedSampler
 
-#: Label of a picture that does not count: a repeat that fills up the processes' equal shares of a validation.
+#: Label of a picture that does not count: one that is repeated to give all processes equal shares of an evaluation.
 IGNORED = -1
 
 
 def make_generator(seed: int, *parts: int) -> torch.Generator:
-    """Return a generator on the CPU whose stream is a function of ``seed`` and ``parts`` (all >= 0)."""
+    """Returns a CPU generator whose random numbers depend only on ``seed`` and ``parts`` (all >= 0)."""
     state = np.random.SeedSequence((seed, *parts)).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state))
 
 
 @contextmanager
 def seeded(seed: int, *parts: int) -> Iterator[None]:
-    """Seed ``random``, ``numpy`` and ``torch`` from ``seed`` and ``parts`` in the block, and put them back after it.
+    """Seeds ``random``, ``numpy`` and ``torch`` by ``seed`` and ``parts`` in the block, and restores them afterwards.
 
-    For transforms that draw from the global streams: the model's dropout draws from the same ones and must not notice.
+    For transforms that draw from the global generators, which the model's dropout uses too and must find unchanged.
     """
     python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     words = np.random.SeedSequence((seed, *parts)).generate_state(3)
     random.seed(int(words[0]))
-    np.random.seed(int(words[1]))  # noqa: NPY002 -- timm's transforms draw from the global stream
-    # Not torch.manual_seed: that would also touch the accelerator's streams, which a worker process must not.
+    np.random.seed(int(words[1]))  # noqa: NPY002 -- timm's transforms draw from the global generator
+    # Not torch.manual_seed, which would also seed the accelerator's generators; a worker process must not touch them.
     torch.default_generator.manual_seed(int(words[2]))
     try:
         yield
@@ -48,11 +48,11 @@ def seeded(seed: int, *parts: int) -> Iterator[None]:
 
 
 class EpochSampler(DistributedSampler[int]):
-    """Shuffles anew each epoch and yields this process's share of the keys of the module's docstring.
+    """Shuffles anew each epoch and yields this process's share of the keys, which the module's docstring describes.
 
-    All processes draw the same order of all pictures; of it, process r of R takes every R-th from the r-th on. Shares
-    are equal: the first pictures of the order fill up the last round. So B pictures in each of R processes are the same
-    B * R pictures as in one process, whatever R.
+    All processes draw the same order of all pictures; process r of R takes every R-th of them, starting at the r-th.
+    Shares are equal, as the first pictures of the order are repeated at its end if necessary. So B pictures in each of
+    R processes are the same B * R pictures as in a single process, for any R.
 
     Lightning calls :meth:`set_epoch` before each epoch, also after a resume, where a plain shuffle would repeat the
     order of epoch 0.
@@ -60,14 +60,14 @@ class EpochSampler(DistributedSampler[int]):
     Args:
         size: Number of pictures.
         seed: 0 or more.
-        rank: Of this process, from 0.
+        rank: Rank of this process, from 0.
         ranks: Number of processes.
-        shards: Of each picture, the number of the file it lies in, from 0; (size,). Needed by ``window`` alone.
-        window: If given, shuffles the files, and then the pictures within each run of so many files. Reading is then
-            local: only so many files are in use at a time.
+        shards: Index of the file that contains each picture, from 0; (size,). Needed only by ``window``.
+        window: If given, shuffles the files, and then the pictures within each group of this many files. Reading is
+            then local: only this many files are in use at a time.
 
     Attributes:
-        start: The next iterations leave out so many keys at the beginning of the share; for a resumed epoch.
+        start: Number of keys that iterations skip at the beginning of the share; for a resumed epoch.
     """
 
     def __init__(
@@ -86,13 +86,13 @@ class EpochSampler(DistributedSampler[int]):
         self.start = 0
 
     def keys(self, epoch: int) -> list[int]:
-        """This process's keys in epoch ``epoch`` (from 0), from the beginning of the epoch."""
+        """Returns this process's keys of an epoch (from 0), from the beginning of the epoch."""
         order = self.order(epoch)
         taken = order[torch.arange(self.rank, self.total_size, self.num_replicas) % self.size]
         return (taken + epoch * self.size).tolist()
 
     def order(self, epoch: int) -> torch.Tensor:
-        """The pictures of all processes in epoch ``epoch``, (size,) int64."""
+        """Returns the order of the pictures of all processes in an epoch, (size,) int64."""
         generator = make_generator(self.seed, epoch)
         order = torch.randperm(self.size, generator=generator)
         if self.shards is not None and self.window is not None:
@@ -106,15 +106,15 @@ class EpochSampler(DistributedSampler[int]):
 
 
 class AspectSampler(EpochSampler):
-    """Shuffles as :class:`EpochSampler`, but such that the pictures of a step are all wide, or all tall.
+    """Shuffles like :class:`EpochSampler`, but so that the pictures of a step are all wide or all tall.
 
-    Padded to one size, they then have little padding. What is left of both at the end of an epoch is mixed.
+    They then need little padding to a common size. The last steps of an epoch mix the remaining pictures of both kinds.
 
     Args:
         wide: Which pictures are wider than tall, (size,) bool.
-        batch_size: Pictures in a batch of one process.
+        batch_size: Pictures per batch and process.
         seed: 0 or more.
-        rank: Of this process, from 0.
+        rank: Rank of this process, from 0.
         ranks: Number of processes.
     """
 
@@ -124,10 +124,10 @@ class AspectSampler(EpochSampler):
         self.step = batch_size * self.num_replicas
 
     def order(self, epoch: int) -> torch.Tensor:
-        """As it is drawn, but that a picture waits until its step is full."""
+        """Returns the order as drawn, except that each picture is delayed until its step is full."""
         order = super().order(epoch)
         wide = self.wide[order]
-        # Of each picture, how many of its kind stand before it, and where the last of its step stands.
+        # The position of the last picture in each picture's step, by which the pictures are sorted.
         full_at = torch.empty_like(order)
         for kind in (wide, ~wide):
             places = kind.nonzero()[:, 0]
@@ -139,13 +139,13 @@ class AspectSampler(EpochSampler):
 class EvaluationSampler(DistributedSampler[int]):
     """Yields this process's share of the pictures in their fixed order, and marks repeats.
 
-    Shares are equal, as processes that evaluate unequal numbers of batches would wait for each other for ever. The keys
-    that fill up the last round are ``size`` or more: by them :class:`~mobilemamba.data.batches.MarkedByKey` tells the
-    repeats, so that no picture counts twice.
+    Shares are equal, as processes with different numbers of batches would wait for each other forever. The keys of
+    repeated pictures are ``size`` or more, by which :class:`~mobilemamba.data.batches.MarkedByKey` recognises them, so
+    that no picture counts twice.
 
     Args:
         size: Number of pictures.
-        rank: Of this process, from 0.
+        rank: Rank of this process, from 0.
         ranks: Number of processes.
     """
 

@@ -1,6 +1,6 @@
-"""Scenes of several articles of clothing before a textured background, composed when they are asked for.
+"""Composition of scenes with several articles of clothing in front of a textured background.
 
-One composition gives all that dense tasks learn from: the class of every pixel, boxes, instance masks and areas.
+A scene has all targets of dense tasks: the class of every pixel, boxes, instance masks and areas.
 """
 
 from typing import NamedTuple
@@ -11,26 +11,26 @@ from torch import Generator, Tensor
 
 from mobilemamba.data.sampling import make_generator
 
-_CLASSES = 10  # of the articles
+_CLASSES = 10  # number of classes of articles
 _COUNT = (2, 5)  # articles in a scene
-_BLACK = 12 / 255  # a picture has a faint seam around the article
-_SCALE = (0.42, 0.78)  # side of an article's picture, as a share of the scene's shorter side
-_TURN = 0.3  # radians either way
-_REACH = 0.8  # centres lie so far from the middle at most, as a share of the way to the edge
-_HUES = 0.07  # standard deviation of a class's hues, in turns; the classes' middles are 0.1 apart
-_SEEN = 0.3  # an article of which less is visible is left out
-_LEAST = 0.002  # as is one that is a smaller share of the scene
+_BLACK = 12 / 255  # threshold of the background, as a picture has a faint seam around the article
+_SCALE = (0.42, 0.78)  # side of an article's picture, as a fraction of the scene's shorter side
+_TURN = 0.3  # largest rotation in radians, in both directions
+_REACH = 0.8  # largest distance of centres from the middle, as a fraction of the way to the edge
+_HUES = 0.07  # standard deviation of a class's hues, in turns; the means of the classes are 0.1 apart
+_SEEN = 0.3  # an article is left out if a smaller fraction of it is visible
+_LEAST = 0.002  # or if it covers a smaller fraction of the scene
 _GRIDS = (2, 5, 13, 31)  # cells along each side of the background's texture, coarse to fine
 
 
 class Scene(NamedTuple):
-    """A picture, and what is known of its N articles, from the hindmost to the foremost.
+    """A picture and its N articles, from back to front.
 
     Attributes:
         image: (3, H, W) float32 in 0..1.
         classes: (H, W) int64, 0 for the background, 1 + label for an article.
         labels: (N,) int64, the articles' classes, from 0.
-        masks: (N, H, W) bool, their visible pixels; no two overlap.
+        masks: (N, H, W) bool, their visible pixels, without overlaps.
         boxes: (N, 4) float32, around the visible pixels: left, top, right, bottom in pixels, the last two exclusive.
         areas: (N,) float32, the numbers of visible pixels.
     """
@@ -44,17 +44,17 @@ class Scene(NamedTuple):
 
 
 def compose(pictures_MHW: Tensor, labels_M: Tensor, size: tuple[int, int], *numbers: int) -> Scene:
-    """The scene that is drawn from ``numbers``, the same for ever; at another size it is composed alike.
+    """Composes the scene that is determined by ``numbers``; at another size its composition is the same.
 
-    Articles are scaled, mirrored, turned a little and placed anywhere, also over others and over the edge. A silhouette
-    is what is not black in the picture, small holes closed. The hue of an article lies around one of its class, but so
-    widely that neighbouring classes share half of theirs; the background may have any.
+    Articles are scaled, mirrored, rotated a little and placed anywhere, also over others and beyond the edge. The
+    silhouette of an article is the part of its picture that is not black, with small holes closed. Its hue is drawn
+    around that of its class, so widely that neighbouring classes share half of their hues; the background may have any.
 
     Args:
-        pictures_MHW: (M, 28, 28) uint8, articles before black, of which some are taken.
+        pictures_MHW: (M, 28, 28) uint8, articles on black, some of which are drawn.
         labels_M: (M,) int64, their classes, from 0.
-        size: Height and width in pixels; any.
-        numbers: 0 or more each.
+        size: Height and width in pixels.
+        numbers: Seeds, each 0 or more.
     """
     generator = make_generator(*numbers)
     count = int(torch.randint(_COUNT[0], _COUNT[1] + 1, (), generator=generator))
@@ -80,14 +80,14 @@ def _uniform(shape: tuple[int, ...], low: float, high: float, generator: Generat
 
 
 def _place(pictures_NHW: Tensor, size: tuple[int, int], generator: Generator) -> tuple[Tensor, Tensor]:
-    """Each article's brightness and how much of a pixel it covers, both (N, H, W) in 0..1."""
+    """Returns each article's brightness and its coverage of each pixel, both (N, H, W) in 0..1."""
     count, side = len(pictures_NHW), min(size)
     scale_N11 = _uniform((count, 1, 1), *_SCALE, generator)
     turn_N11 = _uniform((count, 1, 1), -_TURN, _TURN, generator)
     centre_2N11 = _uniform((2, count, 1, 1), -_REACH, _REACH, generator)
     mirror_N11 = torch.rand((count, 1, 1), generator=generator) < 0.5
 
-    # Where in the article's picture, from -1 to 1 each way, a pixel of the scene lies.
+    # Position of each of the scene's pixels in the article's picture, -1 to 1 in both directions.
     y_H1, x_W = (((torch.arange(n) + 0.5) / n * 2 - 1) for n in size)
     y_NH1 = (y_H1[:, None] - centre_2N11[0]) * size[0] / side / scale_N11
     x_N1W = (x_W - centre_2N11[1]) * size[1] / side / scale_N11
@@ -101,14 +101,14 @@ def _place(pictures_NHW: Tensor, size: tuple[int, int], generator: Generator) ->
     article_NHW = -F.max_pool2d(-F.max_pool2d(article_NHW, 3, 1, 1), 3, 1, 1)  # closes holes of up to two pixels
     layers_N2HW = torch.stack([(0.25 + 0.75 * grey_NHW) * article_NHW, article_NHW], dim=1)
     light_NHW, soft_NHW = F.grid_sample(layers_N2HW, grid_NHW2, align_corners=False).unbind(1)
-    # Enlarged, an edge would be as blurred as the picture is coarse.
+    # Sharpens edges, which enlargement has blurred.
     enlarged_N11 = (scale_N11 * side / pictures_NHW.shape[-1]).clamp(min=1)
     light_NHW = light_NHW.div_(soft_NHW.clamp(min=1e-3))
     return light_NHW, soft_NHW.sub_(0.5).mul_(enlarged_N11).add_(0.5).clamp_(0, 1)
 
 
 def _visible(articles_NHW: Tensor) -> tuple[list[int], Tensor]:
-    """Which articles are left in, and what is visible of them, if those behind are hidden by those before them."""
+    """Returns which articles are kept, and the visible part of each, given that articles in front hide those behind."""
     least = _LEAST * articles_NHW[0].numel()
     kept: list[int] = []
     visible: list[Tensor] = []
@@ -124,7 +124,7 @@ def _visible(articles_NHW: Tensor) -> tuple[list[int], Tensor]:
 
 
 def _boxes(masks_NHW: Tensor) -> Tensor:
-    """(N, 4) float32, around the pixels of each mask, of which there must be some."""
+    """Returns the boxes (N, 4) float32 around the pixels of each mask, which must not be empty."""
     sides = []
     for along in (masks_NHW.any(1), masks_NHW.any(2)):  # (N, W), (N, H)
         first_N = along.int().argmax(1)
@@ -134,7 +134,7 @@ def _boxes(masks_NHW: Tensor) -> Tensor:
 
 
 def _background(size: tuple[int, int], generator: Generator) -> Tensor:
-    """(3, H, W): two colours, mixed by noise of several widths."""
+    """Draws a background (3, H, W): two colours, mixed by noise at several scales."""
     hue_2, saturation_2, value_2 = _uniform((3, 2), 0, 1, generator)
     first, second = _rgb(hue_2, 0.6 * saturation_2, 0.3 + 0.65 * value_2)[:, :, None, None]
     mixed_HW = torch.zeros(size)
@@ -145,7 +145,7 @@ def _background(size: tuple[int, int], generator: Generator) -> Tensor:
 
 
 def _rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
-    """(N, 3) in 0..1 of hues in turns, and saturations and values in 0..1, (N,) each."""
+    """Returns RGB (N, 3) in 0..1 for hues in turns, and saturations and values in 0..1, (N,) each."""
     sixths = (torch.tensor([5.0, 3.0, 1.0]) + 6 * hue[:, None]) % 6
     lack = torch.minimum(sixths, 4 - sixths).clamp(0, 1)
     return value[:, None] * (1 - saturation[:, None] * lack)

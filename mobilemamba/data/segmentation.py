@@ -1,4 +1,4 @@
-"""What data sets whose targets are the classes of pixels have in common."""
+"""The base class of data modules for segmentation."""
 
 from typing import Any
 
@@ -8,15 +8,15 @@ from mobilemamba.drawing import Colour
 
 
 class SegmentationDataModule(DataModule):
-    """Base of data modules for segmentation: pictures (B, 3, H, W) float32 and the classes of pixels (B, H, W) int64.
+    """Base class of data modules for segmentation: pictures (B, 3, H, W) float32 and pixel classes (B, H, W) int64.
 
-    Pixels that do not count are :data:`~mobilemamba.data.batches.IGNORED_PIXEL`. In training all pictures and masks are
-    of ``img_size``. In an evaluation a mask is of its picture's own size, and the picture perhaps not.
+    Pixels that do not count are :data:`~mobilemamba.data.batches.IGNORED_PIXEL`. In training, all pictures and masks
+    have ``img_size``. In evaluations, pictures are scaled, while masks keep their original size.
 
     Attributes:
         palette: A colour for each class, in the order of the labels, red, green and blue in 0..255.
-        interpolation: How pictures are scaled: ``bilinear``.
-        antialias: Whether pixels are averaged where a picture is scaled down.
+        interpolation: Interpolation of the scaling: ``bilinear``.
+        antialias: Whether to antialias pictures that are scaled down.
     """
 
     palette: tuple[Colour, ...]
@@ -26,9 +26,9 @@ class SegmentationDataModule(DataModule):
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """How validation pictures are prepared: img_size (h, w), mean, std, interpolation, antialias, upright.
+        """Preprocessing of validation pictures: img_size (h, w), mean, std, interpolation, antialias, upright.
 
-        Their shorter side becomes that of ``img_size``, and nothing is cut off, see
+        Their shorter side is scaled to that of ``img_size``, and nothing is cropped, see
         :func:`~mobilemamba.data.segmentation_transforms.eval_transform`.
         """
         return {**super().preprocessing, "interpolation": self.interpolation, "antialias": self.antialias}

@@ -1,4 +1,4 @@
-"""Any own pictures with masks."""
+"""The user's own pictures with masks."""
 
 from functools import cached_property
 from pathlib import Path
@@ -14,16 +14,16 @@ _LOOKED_AT = 20
 
 
 class SegmentationFolder(PairedPictures):
-    """Pictures in ``root/images/`` and masks in ``root/masks/``, both with ``train/`` and ``val/`` in them or without.
+    """Pictures in ``root/images/`` and masks in ``root/masks/``, both with or without subfolders ``train`` and ``val``.
 
-    ``root/classes.txt`` names the classes, one a line. A mask is a PNG, also BMP or TIFF, whose pixels are the numbers
-    of lines, from 0; or it is in colours, and each line gives one after the name: ``traffic light 250 170 30``. A line
-    with the name ``ignored`` is no class: its pixels do not count.
+    ``root/classes.txt`` names the classes, one per line. A mask is a PNG, BMP or TIFF whose pixels are line numbers,
+    from 0; or it is in colours, and each line gives one after the name: ``traffic light 250 170 30``. A line with the
+    name ``ignored`` is not a class: its pixels do not count.
 
     Args:
-        class_list: The file with the classes; None is ``classes.txt`` in ``root``.
-        ignore: A number in the masks whose pixels do not count either; null for none.
-        **options: Of :class:`~mobilemamba.data.paired_pictures.PairedPictures`.
+        class_list: File with the classes; None for ``classes.txt`` in ``root``.
+        ignore: Another number in the masks for pixels that do not count; null for none.
+        **options: Arguments of :class:`~mobilemamba.data.paired_pictures.PairedPictures`.
     """
 
     LIMITS: ClassVar[dict[str, tuple[float, float, str]]] = {
@@ -42,19 +42,19 @@ class SegmentationFolder(PairedPictures):
         return read_class_list(Path(self.class_list or Path(self.root, "classes.txt")), self.ignore)
 
     def setup(self, stage: str | None = None) -> None:
-        """List the pictures, and look at some masks, whether they are black and white; once."""
+        """Lists the pictures once, and checks that some masks are not just black and white."""
         if not self.is_set_up and self.ignore == 255:
             self._refuse_white_classes()
         super().setup(stage)
 
     def _refuse_white_classes(self) -> None:
-        """Refuses masks of 0 and 255 where 255 is ignored: nothing but the background would be left."""
+        """Raises an error for masks of 0 and 255 if 255 is ignored, as only the background would be left."""
         masks = [mask for _, mask in self.pairs.train or self.pairs.val]
         for mask in masks[:: max(1, len(masks) // _LOOKED_AT)]:
             try:
                 labels = np.unique(decode_mask(mask, self.classes))
             except DataError:
-                return  # told of with its picture when it is read
+                return  # reported when the mask is read with its picture
             if set(labels.tolist()) != {0, 255}:
                 return
         if masks:

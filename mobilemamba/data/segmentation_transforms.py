@@ -1,4 +1,4 @@
-"""Preparing pictures for segmentation, and changing them at random together with their masks."""
+"""Preprocessing of pictures for segmentation, and augmentation together with their masks."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,25 +13,25 @@ from torchvision.transforms.v2 import functional as TF
 
 from mobilemamba.data.batches import IGNORED_PIXEL
 
-_LONGEST = 4  # times the shorter side: a longer picture is scaled to this length
-_LEAST = 32  # pixels a side that networks take; what is smaller is stretched, as masks are compared at their own size
-_TRIES = 10  # at a crop with more than one class
+_LONGEST = 4  # limit of the longer side, as a multiple of the target for the shorter side
+_LEAST = 32  # smallest side in pixels for a network; pictures are stretched to it, as masks keep their own size
+_TRIES = 10  # attempts at a crop with more than one class
 
 
 @dataclass(frozen=True)
 class SegmentationAugmentation:
-    """The random changes of training pictures; by default those of the paper's training on ADE20K.
+    """Random changes of training pictures; by default those of the paper's training on ADE20K.
 
-    Each change of colours comes to every second picture.
+    Each change of colours applies to half of the pictures.
 
     Attributes:
-        scale: A picture's shorter side before it is cropped, as a multiple of ``img_size``, least and largest.
-        max_share: Crops of which one class takes a greater share are drawn again, 10 times at most; 1 takes any.
+        scale: Smallest and largest shorter side of a picture before it is cropped, as a multiple of ``img_size``.
+        max_share: A crop in which one class covers a larger fraction is drawn again, at most 10 times; 1 for any crop.
         hflip: Probability of a horizontal flip.
-        brightness: What is added to pixels in 0..1, at most.
-        contrast: Pixels are multiplied by 1 more or less than this, at most.
-        saturation: So is the saturation.
-        hue: What is added to the hue, in turns, at most.
+        brightness: Largest value added to or subtracted from pixels in 0..1.
+        contrast: Pixels are multiplied by a factor within 1 ± this.
+        saturation: The saturation is multiplied by a factor within 1 ± this.
+        hue: Largest change of the hue, in turns.
     """
 
     scale: tuple[float, float] = (0.5, 2.0)
@@ -44,7 +44,7 @@ class SegmentationAugmentation:
 
 
 def scaled_size(size: Sequence[int], shorter: float) -> list[int]:
-    """Height and width of a picture scaled until its shorter side is ``shorter``, or its longer one 4 times that."""
+    """Returns height and width of a picture scaled to the side ``shorter``, or to a longer side of 4 times that."""
     factor = min(shorter / min(size), _LONGEST * shorter / max(size))
     return [max(1, int(side * factor + 0.5)) for side in size]
 
@@ -56,15 +56,16 @@ def eval_transform(
     interpolation: str = "bilinear",
     antialias: bool = True,
 ) -> Callable[[Image.Image], Tensor]:
-    """Return what makes a normalised (3, h, w) float32 of a whole picture; takes what ``preprocessing`` names.
+    """Returns the transform of a whole picture to a normalised (3, h, w) float32; takes the ``preprocessing`` entries.
 
     Args:
-        img_size: The picture's shorter side becomes the shorter of these, see :func:`scaled_size`; nothing is cut off.
-            A side that falls below 32 and these so, as of a very thin picture, is stretched to that.
-        mean: Per channel, of pictures in 0..1.
-        std: Per channel, of pictures in 0..1.
-        interpolation: Of the scaling.
-        antialias: Whether pixels are averaged in scaling down.
+        img_size: Height and width, of which the smaller is the target for the picture's shorter side, see
+            :func:`scaled_size`; nothing is cropped. If a very thin picture's side would be under 32 pixels and smaller
+            than that target, it is stretched to the smaller of the two.
+        mean: Mean per channel, of pictures in 0..1.
+        std: Standard deviation per channel, of pictures in 0..1.
+        interpolation: Interpolation of the scaling.
+        antialias: Whether to antialias pictures that are scaled down.
     """
     return v2.Compose(
         [
@@ -84,18 +85,18 @@ def train_transform(
     interpolation: str = "bilinear",
     antialias: bool = True,
 ) -> Callable[[Image.Image, tv_tensors.Mask], tuple[Tensor, Tensor]]:
-    """Return what changes a picture and its mask (H, W) uint8 at random; it draws from global streams.
+    """Returns the augmentation of a picture and its mask (H, W) uint8; it draws from the global random generators.
 
-    Gives the picture, normalised, float32, and the mask int64, both of ``img_size``: where the picture does not reach,
-    0 and ``IGNORED_PIXEL``.
+    The transform returns the normalised picture float32 and the mask int64, both of ``img_size``; outside the picture
+    they are padded with 0 and ``IGNORED_PIXEL``.
 
     Args:
         img_size: Height and width in pixels.
         augmentation: The random changes.
-        mean: Per channel, of pictures in 0..1.
-        std: Per channel, of pictures in 0..1.
-        interpolation: Of the scaling.
-        antialias: Whether pixels are averaged in scaling down.
+        mean: Mean per channel, of pictures in 0..1.
+        std: Standard deviation per channel, of pictures in 0..1.
+        interpolation: Interpolation of the scaling.
+        antialias: Whether to antialias pictures that are scaled down.
     """
     return v2.Compose(
         [
@@ -117,7 +118,7 @@ _Target = TypeVar("_Target")
 
 
 class _ToSide:
-    """Scales a picture to a shorter side, and stretches what would be too thin for a network."""
+    """Scales a picture to a given shorter side, and stretches it if it would be too thin for a network."""
 
     def __init__(self, side: int, mode: v2.InterpolationMode, *, antialias: bool) -> None:
         self.side, self.mode, self.antialias = side, mode, antialias
@@ -129,7 +130,7 @@ class _ToSide:
 
 
 class _Scale:
-    """Scales a picture and its mask by a random factor; both keep their shape."""
+    """Scales a picture and its mask by a random factor, keeping their aspect ratio."""
 
     def __init__(self, side: int, scale: tuple[float, float], mode: v2.InterpolationMode, *, antialias: bool) -> None:
         self.side, self.scale, self.mode, self.antialias = side, scale, mode, antialias
@@ -140,7 +141,7 @@ class _Scale:
 
 
 class _Crop:
-    """Cuts out a random piece, if possible one that is not mostly of one class; a smaller side stays as it is."""
+    """Crops at random, if possible so that no class covers most of the crop; a side that is smaller is not cropped."""
 
     def __init__(self, size: tuple[int, int], max_share: float) -> None:
         self.size, self.max_share = size, max_share
@@ -160,13 +161,13 @@ class _Crop:
 
 
 class Distort:
-    """Changes the colours of a picture in 0..1. Not torchvision's, which multiplies brightness and swaps channels.
+    """Changes the colours of a picture in 0..1; unlike torchvision's, adds brightness and does not swap channels.
 
     Args:
-        brightness: What is added at most.
-        contrast: By how much more or less than 1 is multiplied at most.
-        saturation: Likewise.
-        hue: What is added at most, in turns.
+        brightness: Largest value added to or subtracted from pixels.
+        contrast: Pixels are multiplied by a factor within 1 ± this.
+        saturation: The saturation is multiplied by a factor within 1 ± this.
+        hue: Largest change of the hue, in turns.
     """
 
     def __init__(self, brightness: float, contrast: float, saturation: float, hue: float) -> None:
@@ -190,7 +191,7 @@ class Distort:
 
 
 class _Fill:
-    """Adds, to the right and below, what is missing to a size."""
+    """Pads to a size on the right and at the bottom."""
 
     def __init__(self, size: tuple[int, int]) -> None:
         self.size = size
@@ -201,7 +202,7 @@ class _Fill:
 
 
 def _saturate(image: Tensor, factor: float) -> Tensor:
-    """Multiply the saturation of HSV, at most up to 1; hue and value, the largest channel, stay."""
+    """Multiplies the saturation of HSV, clamped to 1; hue and value, the largest channel, stay unchanged."""
     value = image.amax(0)
     saturation = (value - image.amin(0)) / value.clamp(min=1e-6)
     return value - (value - image) * (factor * saturation).clamp(max=1) / saturation.clamp(min=1e-6)

@@ -1,7 +1,7 @@
-"""Pictures in tar files, as WebDataset packs them: one index over all files, so that any picture can be read at once.
+"""Pictures in tar files, as packed by WebDataset, with one index over all files for random access.
 
-The files are not streamed. The index says where each picture begins, in an order that does not depend on how they were
-packed; order, augmentation, resuming and counts are then those of the same pictures in a folder.
+The files are not streamed. The index has the offset of each picture, in an order that does not depend on how they were
+packed, so that order, augmentation, resuming and counts are those of the same pictures in a folder.
 """
 
 import io
@@ -25,18 +25,18 @@ from mobilemamba.files import write_text_atomic
 _KINDS = {ending.removeprefix(".") for ending in EXTENSIONS}
 _COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst)|tgz)$")
 _VERSION = 2
-_OPEN_FILES = 64  # per process; systems often allow 1,024, and a data set may have more
+_OPEN_FILES = 64  # limit per process, as a data set may have more files than the often 1,024 that systems allow
 
 
 def find_shards(root: Path, part: str) -> list[Path]:
-    """The tar files of ``root`` whose name ends in ``part`` and a number, e.g. ``imagenet1k-train-0012.tar``; sorted.
+    """Returns the sorted tar files whose name ends in a part and a number, e.g. ``imagenet1k-train-0012.tar``.
 
     Args:
-        root: The folder.
-        part: A regular expression for the name of the part, e.g. ``"val|validation"``.
+        root: Folder of the tar files.
+        part: Regular expression for the name of the part, e.g. ``"val|validation"``.
 
     Raises:
-        DataError: If there is such a file in compressed form only, which cannot be read from the middle.
+        DataError: If such a file exists only in compressed form, which does not allow random access.
     """
     numbered = re.compile(rf"(^|.*[-_.])({part})[-_.]?\d+$")
     names = sorted(path.name for path in root.iterdir())
@@ -60,21 +60,21 @@ class _Member(NamedTuple):
 
 
 class ShardSource:
-    """The pictures of tar files, sorted by label and file name.
+    """Source of pictures in tar files, sorted by label and file name.
 
-    A member ``key.jpg`` (or with another ending of pictures) has its label in ``key.cls``, a number from 0, or in a
-    folder of its path that is named after its class. The index is kept in a file beside the tars, if that can be
-    written, and made anew when their names, sizes or times of change are others.
+    The label of a member ``key.jpg`` (or with another picture extension) is a number from 0 in ``key.cls``, or the
+    class after which a folder in its path is named. The index is stored in a file beside the tar files, if possible,
+    and made again when their names, sizes or modification times change.
 
     Args:
-        shards: The files, all in one folder.
-        labels: Of the classes, by name.
-        index_name: Name of the file that the index is kept in.
+        shards: The tar files, all in one folder.
+        labels: Name of a class -> label.
+        index_name: File name of the index.
 
     Attributes:
-        shards: The files.
+        shards: The tar files.
         labels: (N,) int64.
-        shard_of: (N,) int64, the number of the file in ``shards``.
+        shard_of: (N,) int64, the index of each picture's file in ``shards``.
 
     Raises:
         DataError: If a file is damaged or compressed, or a picture has no label.
@@ -98,11 +98,11 @@ class ShardSource:
         self._files = _OpenFiles()
 
     def name(self, index: int) -> str:
-        """The tar file and the member's name in it."""
+        """Returns the tar file and the member's name in it."""
         return f"{self.shards[self.shard_of[index]]}/{self._names[index]}"
 
     def open(self, index: int) -> IO[bytes]:
-        """The bytes of the picture.
+        """Returns a file object with the bytes of the picture.
 
         Raises:
             DataError: If they cannot be read.
@@ -116,14 +116,14 @@ class ShardSource:
 
 
 class _OpenFiles:
-    """The files used last, opened by the process that reads them: two processes must not share a place in a file."""
+    """Cache of open files, opened anew in each process, as processes must not share a position in a file."""
 
     def __init__(self) -> None:
         self._process = os.getpid()
         self._files: OrderedDict[Path, IO[bytes]] = OrderedDict()
 
     def get(self, path: Path) -> IO[bytes]:
-        if self._process != os.getpid():  # a worker that was forked
+        if self._process != os.getpid():  # this is a forked worker
             self._close()
             self._process = os.getpid()
         if path not in self._files:
@@ -137,7 +137,7 @@ class _OpenFiles:
         while self._files:
             self._files.popitem()[1].close()
 
-    def __reduce__(self) -> tuple[type, tuple[()]]:  # to a worker that is started afresh: none of the files
+    def __reduce__(self) -> tuple[type, tuple[()]]:  # a spawned worker gets none of the open files
         return type(self), ()
 
     def __del__(self) -> None:
@@ -145,12 +145,12 @@ class _OpenFiles:
 
 
 def _scan(path: Path, number: int, labels: dict[str, int]) -> Iterator[_Member]:
-    """Yield the pictures of one file, the ``number``-th."""
+    """Yields the pictures of one tar file, the ``number``-th."""
     end = path.stat().st_size
     pictures: dict[str, tarfile.TarInfo] = {}
     given: dict[str, int] = {}
     try:
-        # "r:" is without compression; what follows the last whole member is looked at here, as tarfile lets it pass.
+        # "r:" means uncompressed. Truncated members are detected here, as tarfile accepts them.
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 folder, _, base = member.name.rpartition("/")
@@ -190,7 +190,7 @@ def _class_index(path: Path, member: tarfile.TarInfo, tar: tarfile.TarFile, clas
 
 
 def _read_index(file: Path, state: list[list[Any]]) -> dict[str, list[Any]] | None:
-    """The index kept in ``file``, None if there is none for the tar files as they are now."""
+    """Reads the stored index; None if there is none for the tar files in their current state."""
     try:
         index = json.loads(file.read_text(encoding="utf-8"))
         columns = {name: index[name] for name in _Member._fields}

@@ -1,4 +1,4 @@
-"""Own pictures with boxes as YOLO has them: a text for each picture, and a YAML that names the classes."""
+"""The user's own pictures in YOLO's format: a text file for each picture, and a YAML file that names the classes."""
 
 from collections import Counter
 from functools import cached_property
@@ -19,26 +19,26 @@ from mobilemamba.data.pictures import open_picture, turned_size
 from mobilemamba.errors import DataError
 from mobilemamba.text import printable
 
-_BOX = 5  # numbers of a line with a box; one with a polygon has more
-_ROUNDING = 0.01  # by what share of a picture's side a box may reach beyond it
+_BOX = 5  # numbers in a line with a box; a line with a polygon has more
+_ROUNDING = 0.01  # fraction of a picture's side by which a box may extend beyond it
 
 
 class YOLOFolder(DetectionPictures):
-    """Pictures in ``root/images/{train,val}/``, texts of the same names in ``labels/{train,val}/``, and ``data.yaml``.
+    """Pictures in ``root/images/{train,val}/``, text files in ``root/labels/{train,val}/``, and ``root/data.yaml``.
 
-    That is how ultralytics' programs have them; or ``root/train/images/`` and ``root/train/labels/``. ``data.yaml``
-    gives the classes in ``names``, a list or a dict by numbers, and in ``train``, ``val`` and ``test`` where the
-    pictures of each part are. A line of a text is a class's number, then the box's centre, width and height, as shares
-    of the picture's sides; or the corners of a polygon, which is then the mask. A picture without a text has no
-    objects.
+    This is ultralytics' layout; ``root/train/images/`` and ``root/train/labels/`` are accepted too. ``data.yaml`` gives
+    the classes in ``names``, as a list or a dict by number, and the folder of each part's pictures in ``train``,
+    ``val`` and ``test``. A text file has its picture's name. Each of its lines has a class's number, then the box's
+    centre, width and height as fractions of the picture's sides, or the corners of a polygon, which is also the mask. A
+    picture without a text file has no objects.
 
     Args:
-        **options: Of :class:`~mobilemamba.data.detection_pictures.DetectionPictures`.
+        **options: Arguments of :class:`~mobilemamba.data.detection_pictures.DetectionPictures`.
     """
 
     @classmethod
     def is_root(cls, root: Path) -> bool:
-        """Whether a folder looks like a ``root``: with ``labels`` beside ``images`` somewhere, and such a YAML."""
+        """Whether a folder looks like a ``root``: with ``labels`` beside ``images``, and such a YAML file."""
         folders = [root, *find_parts(root).values()]
         if not any(all((folder / name).is_dir() for name in ("images", "labels")) for folder in folders):
             return False
@@ -49,10 +49,10 @@ class YOLOFolder(DetectionPictures):
 
     @cached_property
     def description(self) -> dict[str, Any]:
-        """What ``data.yaml`` says.
+        """The content of ``data.yaml``.
 
         Raises:
-            DataError: If there is none, or it is no such file.
+            DataError: If the file is missing or invalid.
         """
         root = require_folder(self.root, "data.yaml, images/ and labels/")
         files = [*root.glob("*.yaml"), *root.glob("*.yml")]
@@ -101,10 +101,10 @@ class YOLOFolder(DetectionPictures):
         return found
 
     def _folder(self, part: str) -> Path | None:
-        """Where the pictures of a part are; None if there are none."""
+        """Returns the folder of a part's pictures; None if there is none."""
         given, root = self.description.get(part), Path(self.root)
         if isinstance(given, str):
-            # Paths are written below some folder of whoever made the set: what lies in ours counts first.
+            # Paths may be those of the author's machine, so folders in our root take precedence.
             below = given.removeprefix("../").removeprefix("./")
             places = [root / below, root / str(self.description.get("path", "")) / given, root / given]
             if found := next((place for place in places if place.is_dir()), None):
@@ -164,10 +164,10 @@ class YOLOFolder(DetectionPictures):
         )
 
     def _object(self, words: list[str], size: tuple[int, int]) -> tuple[int, np.ndarray, bytes]:
-        """Label, box in pixels and packed mask of a line.
+        """Returns label, box in pixels and packed mask of a line.
 
         Raises:
-            DataError: The bare reason why it cannot be used.
+            DataError: If the line cannot be used; the message is only the reason.
         """
         try:
             numbers = np.array(words, np.float64)
@@ -199,7 +199,7 @@ class YOLOFolder(DetectionPictures):
 
 
 def _lines(file: Path) -> list[str]:
-    """The lines with objects; none without a file.
+    """Returns the lines of a text file; none if it does not exist.
 
     Raises:
         DataError: If it cannot be read.
@@ -215,7 +215,7 @@ def _lines(file: Path) -> list[str]:
 
 
 def _labels_folder(pictures: Path) -> Path:
-    """Beside ``images`` in a path, ``labels``.
+    """Returns the folder of text files: the path with its last ``images`` replaced by ``labels``.
 
     Raises:
         DataError: If there is no such folder.
