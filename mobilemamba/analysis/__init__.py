@@ -1,4 +1,4 @@
-"""What a network costs, what it sees, and what happens inside it."""
+"""Analysis of networks: complexity and speed, effective receptive fields, and the inside of blocks."""
 
 from mobilemamba.analysis.complexity import Complexity, complexity
 from mobilemamba.analysis.erf import ReceptiveField, contribution_ratios, receptive_fields, superlevel_areas

@@ -1,4 +1,4 @@
-"""Parameters and operations of a network, in the paper's convention and in full."""
+"""Counts of a network's parameters and operations, by the paper's convention and in full."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from mobilemamba.layers.wavelet_mamba import WaveletConv
 class Complexity:
     """Counts for one picture in evaluation."""
 
-    params: int  # all parameters, frozen ones included (the paper's convention, on the un-fused model)
-    #: The paper's convention: a multiply-add is 1; BatchNorm 2, LayerNorm and GroupNorm 5 an element, pooling 1 an
-    #: input element, the scan ``9 L D N + L D``; the depthwise convolution in the wavelet domain is left out.
+    params: int  # all parameters, including frozen ones (the paper's convention, for the unfused model)
+    #: The paper's convention: a multiply-add counts 1; BatchNorm 2, LayerNorm and GroupNorm 5 per element, pooling 1
+    #: per input element, the scan ``9 L D N + L D``; the depthwise convolution in the wavelet domain is not counted.
     flops: int
-    macs: int  # multiply-adds of every convolution, matrix product and scan, with nothing left out
+    macs: int  # multiply-adds of all convolutions, matrix products and scans, without exceptions
 
 
 def complexity(model: nn.Module, example: int | tuple[int, int] | Tensor = 224) -> Complexity:
-    """Counts a model by running it once on shapes alone, on the meta device; the model itself is not touched.
+    """Counts parameters and operations by running a copy of the model once on the meta device.
 
     Args:
-        model: Any network of pictures; the conventions for norms and pooling are applied to its modules.
+        model: Any network for pictures; the conventions for norms and pooling apply to its modules. Left unchanged.
         example: Side of the square picture, or (height, width), in pixels; or a batch of pictures (1, C, H, W).
     """
     shadow = _without_numbers(model)
     extra = _CountedModules(shadow)
     picture = example_pictures(shadow, example, 1).to("meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        getattr(shadow, "busiest", shadow)(picture)  # of a detector whose work depends on what it finds
+        getattr(shadow, "busiest", shadow)(picture)  # ``busiest`` of detectors whose work depends on what they find
     macs = counter.get_total_flops() // 2
     return Complexity(
         params=sum(p.numel() for p in model.parameters()),
@@ -47,7 +47,7 @@ def complexity(model: nn.Module, example: int | tuple[int, int] | Tensor = 224) 
 
 
 def _without_numbers(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode on the meta device, for which no weight is copied."""
+    """Returns a copy on the meta device in evaluation mode, without ever copying the weights."""
     shapes: dict[int, Any] = {id(x): nn.Parameter(x.to("meta"), requires_grad=False) for x in model.parameters()}
     shapes |= {id(x): x.to("meta") for x in model.buffers()}
     # A module has a dozen dicts for hooks, and deepcopy takes longer for these than for all else.
@@ -57,12 +57,12 @@ def _without_numbers(model: nn.Module) -> nn.Module:
 
 
 def example_pictures(model: nn.Module, example: int | tuple[int, int] | Tensor, batch: int) -> Tensor:
-    """Random pictures (B, C, H, W) for a network, the same each time; a tensor stays what it is.
+    """Returns random pictures (B, C, H, W) for a network, the same each time, or the given ones.
 
     Args:
-        model: Its first convolution says how many channels a picture has.
+        model: Network whose first convolution determines the number of channels.
         example: Side of the square pictures, or (height, width), in pixels; or the pictures themselves.
-        batch: Their number.
+        batch: Number of pictures.
     """
     if isinstance(example, Tensor):
         return example
@@ -76,7 +76,7 @@ def _unchanged(x: Tensor, *_: Any, **__: Any) -> Tensor:
 
 
 class _CountedModules:
-    """Forward hooks for what the operator counter does not see, or the paper's counter did not."""
+    """Forward hooks that count what the operator counter does not see, and what the paper's counter did not see."""
 
     def __init__(self, model: nn.Module):
         self.norms_and_pooling = 0
@@ -84,7 +84,7 @@ class _CountedModules:
         for module in model.modules():
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
                 module.register_forward_hook(lambda m, inputs, output: self._add(2 * output.numel()))
-                # It changes no shape, and on shapes alone PyTorch takes longer for it than for all else.
+                # Skipped, as it changes no shape, and on the meta device takes PyTorch longer than everything else.
                 vars(module)["forward"] = _unchanged
             elif isinstance(module, nn.LayerNorm | nn.GroupNorm):
                 module.register_forward_hook(lambda m, inputs, output: self._add(5 * output.numel()))

@@ -1,4 +1,4 @@
-"""Figures as PNG files, and as PDF."""
+"""Writing of figures as PNG and PDF files, and labelling of points."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _OWN_FONT = "DejaVu Sans"
 _LABEL = 8  # size of labels in points
-#: Where the middle of a label's nearer end may be, in points right of and above its own point.
+#: Possible offsets of a label from its point, in points to the right and upwards.
 _PLACES = np.array(
     [
         (side * (7 + 10 * out), sign * 11 * up)
@@ -34,24 +34,24 @@ _PLACES = np.array(
     ],
     dtype=float,
 )
-#: What it costs a label to cover another, a point or a piece of a line, to leave the axis, and to be 10 points away.
+#: Costs of a label that covers another label, a point or a piece of a line, leaves the axis, or is 10 points away.
 _COSTS = {"label": 20.0, "point": 6.0, "line": 0.6, "outside": 20.0, "away": 1.0}
-_ROUNDS = 4  # in which each label may move, after all have a place
+_ROUNDS = 4  # rounds of improvement, in which each label may move
 
 
 def legible(text: object) -> str:
-    """A text from outside in one line and in characters that some font here has; the others stand as escapes."""
+    """Returns a text in one line, with characters that no installed font has replaced by escapes."""
     escaped = {c: c.encode("unicode_escape").decode() for c in printable(text) if _font_with(c) is None}
     return "".join(escaped.get(character, character) for character in printable(text))
 
 
 @functools.cache
 def _font_with(character: str) -> str | None:
-    """The family of an installed font that has a character, matplotlib's own if that has it."""
+    """Returns the family of an installed font that has a character, preferably matplotlib's own; None if none has."""
     from matplotlib.font_manager import fontManager
 
     fonts = sorted(fontManager.ttflist, key=lambda font: (font.name != _OWN_FONT, font.style != "normal", font.name))
-    # The last resort has a box for everything.
+    # The last resort font shows a box for every character.
     named = (font for font in fonts if not font.name.startswith("Last Resort"))
     return next((font.name for font in named if ord(character) in _characters(font.fname)), None)
 
@@ -62,24 +62,24 @@ def _characters(font: str) -> frozenset[int]:
 
     try:
         return frozenset(FT2Font(font).get_charmap())
-    except (OSError, RuntimeError):  # gone by now, or of coloured bitmaps
+    except (OSError, RuntimeError):  # the file is gone, or has coloured bitmaps
         return frozenset()
 
 
 @contextmanager
 def png_figure(path: Path, texts: Iterable[str] = (), pdf: Path | None = None, **options: Any) -> Iterator[Figure]:
-    """A matplotlib figure to draw on, which then replaces ``path`` atomically; no text in it is taken for formulas.
+    """Context manager of a figure that is written to ``path`` atomically; its texts are not parsed as formulas.
 
     Args:
-        path: PNG file.
-        texts: What is written on it, in whatever script; :func:`legible` makes such texts.
-        pdf: A PDF file of the same.
-        options: Of the figure, e.g. ``figsize``.
+        path: PNG file to write.
+        texts: Texts in the figure, in any script, made :func:`legible`; fonts are chosen for them.
+        pdf: PDF file to write in addition.
+        options: Arguments of the figure, e.g. ``figsize``.
 
     Raises:
         OSError: If the file cannot be written.
     """
-    import matplotlib as mpl  # half a second, which only those pay who draw
+    import matplotlib as mpl  # takes half a second, so imported only for drawing
     from matplotlib.figure import Figure
 
     families = dict.fromkeys([_OWN_FONT, *filter(None, map(_font_with, dict.fromkeys("".join(texts))))])
@@ -87,12 +87,12 @@ def png_figure(path: Path, texts: Iterable[str] = (), pdf: Path | None = None, *
         mpl.rc_context({"text.parse_math": False, "font.family": list(families)}),
         warnings.catch_warnings(),
     ):
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # in texts that were not named
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # in texts that are not in ``texts``
         figure = Figure(layout="constrained", **{"dpi": 120, **options})
         yield figure
         contents = {path: io.BytesIO()} | ({} if pdf is None else {pdf: io.BytesIO()})
         for file, content in contents.items():
-            # Without the date, so that the same figure is the same file.
+            # Without the date, so that equal figures are equal files.
             options_of_pdf = {"format": "pdf", "metadata": {"CreationDate": None}}
             figure.savefig(content, **(options_of_pdf if file is pdf else {"format": "png"}))
     for file, content in contents.items():
@@ -102,12 +102,12 @@ def png_figure(path: Path, texts: Iterable[str] = (), pdf: Path | None = None, *
 def label_points(
     axis: Any, points: Sequence[tuple[float, float, str, str]], lines: Iterable[Sequence[tuple[float, float]]] = ()
 ) -> None:
-    """Writes names beside points, each near its own where it covers least of the others, of points and of lines.
+    """Writes names beside points, where they cover as little as possible of other names, points and lines.
 
     Args:
-        axis: All else of its figure is there, so that its place and scales are final.
-        points: x, y, name and colour of each.
-        lines: The corners of each.
+        axis: Axis whose figure is otherwise complete, so that its position and scales are final.
+        points: x, y, name and colour of each point.
+        lines: Vertices of each line.
     """
     from matplotlib.patheffects import withStroke
 
@@ -146,14 +146,14 @@ def label_points(
 
 
 def _dots(corners: Any) -> Iterator[tuple[float, float]]:
-    """Pixels along a line, close enough that no label fits between two."""
+    """Yields points along a line in pixels, close enough that no label fits between two."""
     for (x0, y0), (x1, y1) in itertools.pairwise(corners):
         steps = max(1, int(math.hypot(x1 - x0, y1 - y0) / 5))
         yield from ((x0 + (x1 - x0) * i / steps, y0 + (y1 - y0) * i / steps) for i in range(steps + 1))
 
 
 def _size(axis: Any, name: str) -> tuple[float, float]:
-    """Width and height of a label in pixels."""
+    """Returns width and height of a label in pixels."""
     text = axis.text(0, 0, name, fontsize=_LABEL)
     extent = text.get_window_extent()
     text.remove()
@@ -161,13 +161,13 @@ def _size(axis: Any, name: str) -> tuple[float, float]:
 
 
 def _boxes(centre: Any, size: tuple[float, float], pixels: float) -> Any:
-    """Left, bottom, right and top of a label in pixels, at each of its places."""
+    """Returns left, bottom, right and top of a label in pixels, for each of its possible offsets."""
     (width, height), (x, y) = size, (centre + _PLACES * pixels).T
     left = np.where(_PLACES[:, 0] > 0, x, x - width)
     return np.stack([left, y - height / 2, left + width, y + height / 2], axis=1)
 
 
 def _covered(boxes: Any, others: Any) -> Any:
-    """How many of the others each box overlaps."""
+    """Counts how many of the others each box overlaps."""
     boxes = boxes[..., None, :]
     return ((boxes[..., :2] < others[:, 2:]) & (others[:, :2] < boxes[..., 2:])).all(-1).sum(-1)

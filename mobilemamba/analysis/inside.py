@@ -1,4 +1,4 @@
-"""A look inside the blocks of a network: what the scan takes in, what each branch gives, what the sub-bands hold.
+"""Analysis of a network's blocks: attention of the scan, contributions of the branches, and wavelet sub-bands.
 
 Shape letters: B batch, C channels, H and W sides of a map (h and w of a sub-band), K scan directions, D inner width,
 N state size, S steps of a direction until a position.
@@ -24,19 +24,19 @@ from mobilemamba.ops.wavelet.definition import dwt2d
 
 Layer = TypeVar("Layer", bound=nn.Module)
 
-#: The sub-bands in their order, and what each shows; the first letter is along the height, the second along the width.
+#: The sub-bands in order, and what each shows; the first letter is for the height, the second for the width.
 BANDS = {"LL": "coarse", "HL": "horizontal edges", "LH": "vertical edges", "HH": "diagonals"}
 
 
 @dataclass(frozen=True)
 class ScanAttention:
-    """The weights with which a scan's output at one position takes in its input everywhere, in fp64 on the CPU.
+    """Weights of the inputs at all positions in a scan's output at one position, in fp64 on the CPU.
 
     Attributes:
         position: (row, column) of the output on the map.
-        by_direction: (K, H, W): of each direction alone, in the order of ``scan_order``.
-        summed: (H, W): of all directions, whose outputs the layer adds.
-        skip: (K,): D, by which each direction adds the input at the position itself, past the states; in neither map.
+        by_direction: (K, H, W), weights of each direction, in the order of ``scan_order``.
+        summed: (H, W), sum over the directions, as the layer adds their outputs.
+        skip: (K,), D, the weight by which each direction adds the input at the position itself; not in the maps.
     """
 
     position: tuple[int, int]
@@ -53,18 +53,18 @@ def scan_attention(
     channel: int | None = None,
     absolute: bool = False,
 ) -> ScanAttention:
-    """The attention of a selective scan: it is linear in its input u, once that has chosen the steps dt, B and C.
+    """Computes the attention of a selective scan, which is linear in its input u for given dt, B and C.
 
-    The output at t takes in u at s with ``sum_n C_t[n] exp(sum_{s<r<=t} A[n] dt_r) dt_s B_s[n]``, for every s that the
-    direction has visited by t. With one state (N = 1), all channels have the sign of ``C_t B_s``.
+    The weight of u at s in the output at t is ``sum_n C_t[n] exp(sum_{s<r<=t} A[n] dt_r) dt_s B_s[n]``, for every s
+    that the direction has visited by t. With one state (N = 1), all channels have the sign of ``C_t B_s``.
 
     Args:
-        model: A network with SS2D layers. It runs once, in evaluation; its numbers are its own dtype's.
-        picture: (C, H, W) or (1, C, H, W), as the network takes it.
-        layer: Name of an SS2D layer, or of what holds one only, e.g. the block ``"stages.1.blocks.0"``.
-        position: (row, column) on the layer's map; the middle if not given.
-        channel: One of the D inner channels; the mean over all if not given.
-        absolute: Whether the mean is of magnitudes, where weights of both signs would cancel.
+        model: A network with SS2D layers. It runs once, in evaluation mode and in its own dtype.
+        picture: (C, H, W) or (1, C, H, W), prepared for the network.
+        layer: Name of an SS2D layer, or of a module that contains only one, e.g. the block ``"stages.1.blocks.0"``.
+        position: (row, column) on the layer's map; by default the middle.
+        channel: One of the D inner channels; by default the mean over all.
+        absolute: Whether to average magnitudes, as weights of both signs would cancel.
 
     Raises:
         ConfigError: If there is no such layer, position or channel, or more than one picture.
@@ -94,7 +94,7 @@ def scan_attention(
 
 
 def attention_weights(inputs: ScanInputs, size: tuple[int, int], position: tuple[int, int]) -> Tensor:
-    """The weights of every channel, w_KHWD, for the first picture of a map's scan."""
+    """Returns the weights of every channel, w_KHWD, for the first picture of the scan's inputs."""
     at = position[0] * size[1] + position[1]
     directions, inner = inputs.D.shape
     weights_KLD = inputs.dt.new_zeros(directions, size[0] * size[1], inner)
@@ -102,7 +102,7 @@ def attention_weights(inputs: ScanInputs, size: tuple[int, int], position: tuple
         until = order[: int((order == at).nonzero()) + 1]
         dt_SD1 = F.softplus(inputs.dt[0, k, until] + inputs.dt_bias[k])[..., None]
         passed_SDN = (dt_SD1 * inputs.A[k]).cumsum(0)
-        decay_SDN = torch.exp(passed_SDN[-1] - passed_SDN)  # over the steps after s
+        decay_SDN = torch.exp(passed_SDN[-1] - passed_SDN)  # decay over the steps after s
         taken_SDN = decay_SDN * dt_SD1 * inputs.B[0, k, until][:, None]
         weights_KLD[k, until] = taken_SDN @ inputs.C[0, k, at]
     return weights_KLD.unflatten(1, size)
@@ -110,16 +110,16 @@ def attention_weights(inputs: ScanInputs, size: tuple[int, int], position: tuple
 
 @dataclass(frozen=True)
 class BranchShares:
-    """How much of what a block's MRFFI module gives comes by which branch; the four sum to 1.
+    """Shares of the branches in the output of a block's MRFFI module; the four sum to 1.
 
-    All are NaN where the module gives nothing, as in a fresh network, whose projections' norms start with gain 0.
+    All are NaN if the output is zero, as in a new network, in which the norms of the projections start with gain 0.
 
     Attributes:
-        block: The block's name.
-        mixer: The global mixer's share, scaled as it is: Mamba's, or that of what stands in its place.
-        wavelet: The wavelet branch's.
-        local: The local convolution's.
-        identity: That of the channels left as they are.
+        block: Name of the block.
+        mixer: Share of the global mixer, Mamba or its replacement, including its scale.
+        wavelet: Share of the wavelet branch.
+        local: Share of the local convolution.
+        identity: Share of the channels that are passed unchanged.
     """
 
     block: str
@@ -130,19 +130,19 @@ class BranchShares:
 
 
 def branch_shares(model: nn.Module, pictures: Tensor) -> list[BranchShares]:
-    """The branches' shares in every block with an MRFFI module, in the order of the network.
+    """Computes the branches' shares in every block with an MRFFI module, in the order of the network.
 
-    The module projects ``ReLU(concat(global, local, identity))``. In evaluation the projection and its norm are affine,
-    so each group of channels adds a map of its own; a group's share is the mean absolute value of that map over the
-    sum of all groups'. Maps that cancel each other count in full, and the norm's bias is no group's. Mamba and
-    wavelet are summed before the ReLU: they divide the global group's share as the mean absolute values of the two.
+    The module projects ``ReLU(concat(global, local, identity))``. In evaluation mode, the projection and its norm are
+    affine, so each group of channels adds a separate map; a group's share is the mean absolute value of its map divided
+    by the sum over all groups. Maps that cancel each other count in full; the norm's bias belongs to no group. Mamba
+    and wavelet are summed before the ReLU: they divide the global group's share by their mean absolute values.
 
     Args:
-        model: A network with MRFFI modules. It runs once, in evaluation.
-        pictures: (B, C, H, W), over which the means are.
+        model: A network with MRFFI modules. It runs once, in evaluation mode.
+        pictures: (B, C, H, W), over which means are taken.
 
     Raises:
-        ConfigError: If there is none, as in a network optimized for inference.
+        ConfigError: If there is no such module, as in a network optimized for inference.
     """
     modules = _layers(model, MRFFI)
     shares: dict[nn.Module, tuple[float, ...]] = {}
@@ -181,8 +181,8 @@ class SubBands:
     """The sub-bands of a wavelet branch, in the order of ``BANDS``.
 
     Attributes:
-        before: (B, 4, h, w): those of the branch's input; h and w are half the map's sides, rounded up.
-        after: (B, 4, h, w): after the convolution, of which the branch's output is the inverse transform.
+        before: (B, 4, h, w), sub-bands of the branch's input; h and w are half the map's sides, rounded up.
+        after: (B, 4, h, w), sub-bands after the convolution, whose inverse transform is the branch's output.
     """
 
     before: Tensor
@@ -190,13 +190,13 @@ class SubBands:
 
 
 def sub_bands(model: nn.Module, pictures: Tensor, layer: str, channel: int | None = None) -> SubBands:
-    """The sub-bands that a wavelet branch makes of pictures, before and after its convolution.
+    """Computes the sub-bands in a wavelet branch before and after its convolution.
 
     Args:
-        model: A network with a wavelet branch. It runs once, in evaluation.
+        model: A network with a wavelet branch. It runs once, in evaluation mode.
         pictures: (B, C, H, W).
-        layer: Name of a wavelet branch, or of what holds one only, e.g. the block ``"stages.1.blocks.0"``.
-        channel: One of the branch's channels; the mean over all if not given.
+        layer: Name of a wavelet branch, or of a module that contains only one, e.g. the block ``"stages.1.blocks.0"``.
+        channel: One of the branch's channels; by default the mean over all.
 
     Raises:
         ConfigError: If there is no such layer or channel.
@@ -217,10 +217,10 @@ def sub_bands(model: nn.Module, pictures: Tensor, layer: str, channel: int | Non
 
 
 def find_layer(model: nn.Module, kind: type[Layer], name: str) -> Layer:
-    """The layer of a kind that has a name, or is the only one in what has it.
+    """Returns the layer of a class with a name, or the only such layer inside the module with that name.
 
     Raises:
-        ConfigError: With the blocks that have such layers, or if the network has none.
+        ConfigError: If there is not exactly one; lists the blocks that have such layers.
     """
     layers = _layers(model, kind)
     found = [layer for path, layer in layers.items() if f"{path}.".startswith(f"{name}." if name else "")]
@@ -231,7 +231,7 @@ def find_layer(model: nn.Module, kind: type[Layer], name: str) -> Layer:
 
 
 def _layers(model: nn.Module, kind: type[Layer]) -> dict[str, Layer]:
-    """All layers of a kind by name."""
+    """Returns all layers of a class by name."""
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, kind)}
     if not layers:
         raise ConfigError(
@@ -242,7 +242,7 @@ def _layers(model: nn.Module, kind: type[Layer]) -> dict[str, Layer]:
 
 
 def _block(layer: str) -> str:
-    """The name of the residual block that a layer is in."""
+    """Returns the name of the residual block that contains a layer."""
     return layer.partition(".branch.")[0]
 
 
@@ -250,11 +250,11 @@ def _block(layer: str) -> str:
 def _watch(
     model: nn.Module, pictures: Tensor, layers: Iterable[nn.Module], look: Callable[[nn.Module, Tensor], None]
 ) -> None:
-    """Runs a network once in evaluation and shows each layer with its input; the network stays as it was."""
+    """Runs a network once in evaluation mode and calls ``look`` with each layer and its input; restores the mode."""
     training = {module: module.training for module in model.modules()}
     handles = [layer.register_forward_pre_hook(lambda layer, inputs: look(layer, inputs[0])) for layer in layers]
     try:
-        with torch.compiler.set_stance("force_eager"):  # what was compiled before knows of no hook
+        with torch.compiler.set_stance("force_eager"):  # as compiled code has no hooks
             model.eval()(pictures)
     finally:
         for handle in handles:

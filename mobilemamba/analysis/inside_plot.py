@@ -1,4 +1,4 @@
-"""What :mod:`~mobilemamba.analysis.inside` finds, as pictures: each function draws on a figure that it is given."""
+"""Plots of the results of :mod:`~mobilemamba.analysis.inside`; each function draws on a given figure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: The directions of ``scan_order``.
+#: Names of the directions of ``scan_order``.
 _DIRECTIONS = {
     1: ("along rows",),
     2: ("along rows", "along rows, backwards"),
@@ -24,18 +24,18 @@ _DIRECTIONS = {
 }
 _BRANCHES = {"mixer": ("global mixer", "#3b5b92"), "wavelet": ("wavelet", "#63a6a0"), "local": ("local", "#e3a857")}
 _BRANCHES |= {"identity": ("identity", "#b8b8b8")}
-_WEAKEST = 1e-3  # weight, of the strongest, from about which on a colour is seen
+_WEAKEST = 1e-3  # smallest weight with a visible colour, approximately, relative to the largest
 
 
 def draw_scan_attention(figure: Figure, attention: ScanAttention, picture: Tensor) -> None:
-    """The picture with the position marked, then the weights over it: of all directions, and of each.
+    """Draws the picture with the position marked, then the weights over it: of all directions, and of each.
 
-    Colours are on a logarithmic scale; what a direction has not visited by then stays bare.
+    Colours have a logarithmic scale; positions that a direction has not visited yet are not coloured.
 
     Args:
-        figure: To draw on; 3 inches a panel do, of which there are 2 for one direction, 4 for two and 6 for four.
-        attention: Of one position.
-        picture: (C, H, W) that the network was given, normalised or not.
+        figure: Figure to draw on, about 3 inches per panel: 2 for one direction, 4 for two and 6 for four.
+        attention: Attention at one position.
+        picture: The network's input (C, H, W), normalised or not.
     """
     maps = {"all directions" if len(attention.skip) > 1 else _DIRECTIONS[1][0]: attention.summed}
     if len(attention.skip) > 1:
@@ -43,7 +43,7 @@ def draw_scan_attention(figure: Figure, attention: ScanAttention, picture: Tenso
     columns = 3 if len(maps) == 5 else len(maps) + 1
     axes = [*figure.subplots((len(maps) + 1) // columns, columns, squeeze=False).flat]
     shown, grey = _to_show(picture), _to_show(picture.mean(0, keepdim=True))
-    # A cell's centre: each 3 x 3 convolution of stride 2 and padding 1 begins at the first pixel.
+    # Cells are centred at multiples of the stride, as each 3 x 3 convolution has stride 2 and padding 1.
     stride = 2 ** math.ceil(math.log2(shown.shape[0] / attention.summed.shape[0]))
     edges = [
         np.array([-0.5, *(stride * (np.arange(1, cells) - 0.5)), pixels - 0.5])
@@ -67,13 +67,13 @@ def draw_scan_attention(figure: Figure, attention: ScanAttention, picture: Tenso
 
 
 def _to_show(picture_CHW: Tensor) -> np.ndarray:
-    """(H, W, C) from 0 to 1, stretched from the darkest value to the brightest."""
+    """Returns a picture as (H, W, C), stretched to 0..1."""
     pixels: np.ndarray = picture_CHW.detach().cpu().float().permute(1, 2, 0).numpy()
     return (pixels - pixels.min()) / (np.ptp(pixels) or 1.0)
 
 
 def _scale(maps: list[np.ndarray]) -> tuple[Any, str]:
-    """A logarithmic scale for weights, of both signs if there are, with its colours."""
+    """Returns a logarithmic scale for weights, for both signs if they occur, and its colour map."""
     from matplotlib.colors import LogNorm, SymLogNorm
 
     most = max(float(np.abs(m).max()) for m in maps) or 1.0
@@ -84,11 +84,11 @@ def _scale(maps: list[np.ndarray]) -> tuple[Any, str]:
 
 
 def draw_branch_shares(figure: Figure, shares: Sequence[BranchShares]) -> None:
-    """A bar for each block, from the network's first at the top, cut into the shares of its branches.
+    """Draws a bar for each block, from the first at the top, divided into the shares of its branches.
 
     Args:
-        figure: To draw on; half an inch a block and an inch more do.
-        shares: Of the network.
+        figure: Figure to draw on, about an inch plus half an inch per block high.
+        shares: Shares of the network's blocks.
     """
     axis = figure.subplots()
     left = np.zeros(len(shares))
@@ -111,12 +111,12 @@ def draw_branch_shares(figure: Figure, shares: Sequence[BranchShares]) -> None:
 
 
 def draw_sub_bands(figure: Figure, bands: Tensor, title: str = "") -> None:
-    """The four sub-bands as two by two tiles: the coarse one in grey, the details in one scale, red above 0.
+    """Draws the four sub-bands as two by two tiles: the coarse one in grey, details on a common scale, red above 0.
 
     Args:
-        figure: To draw on; a square.
-        bands: (4, h, w), as one picture's in :class:`~mobilemamba.analysis.inside.SubBands`.
-        title: Above them.
+        figure: Square figure to draw on.
+        bands: (4, h, w), sub-bands of one picture from :class:`~mobilemamba.analysis.inside.SubBands`.
+        title: Title of the figure.
     """
     axes = [*figure.subplots(2, 2).flat]
     tiles = bands.detach().cpu().float().numpy()
@@ -133,10 +133,10 @@ def draw_sub_bands(figure: Figure, bands: Tensor, title: str = "") -> None:
 
 
 def draw_scan_order(figure: Figure, directions: int, size: tuple[int, int]) -> None:
-    """The way that each direction of a scan takes over a map, from dark to bright.
+    """Draws the path of each scan direction over a map, from dark to bright.
 
     Args:
-        figure: To draw on; 3 inches a panel do.
+        figure: Figure to draw on, about 3 inches per panel.
         directions: 1, 2 or 4.
         size: (H, W) of the map.
 

@@ -1,4 +1,4 @@
-"""The device that something runs on, and the conditions of a measurement in words."""
+"""Choice of a device, and descriptions of the conditions of a measurement."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mobilemamba.version import __version__
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name; for ``auto`` a GPU where there is one.
+    """Returns the device with a name; for ``auto`` a GPU if there is one, else the CPU.
 
     Raises:
-        ConfigError: If it is none, or not here.
+        ConfigError: If there is no such device, or it is not available.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -31,7 +31,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def device_name(device: torch.device | str) -> str:
-    """A device in words: a GPU's product name, or a CPU's with the number of threads torch uses."""
+    """Returns the product name of a device; for a CPU with torch's number of threads."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -61,7 +61,7 @@ def rounds_to_tf32(device: torch.device | str) -> tuple[bool, bool]:
 
 
 def versions(*packages: str) -> str:
-    """Versions of what a measurement depends on, in words; of further ``packages``, too."""
+    """Lists the versions of the software that a measurement depends on, and of further ``packages``."""
     found = {"mobilemamba": __version__, "torch": torch.__version__, "timm": timm.__version__}
     if torch.version.cuda:
         found["CUDA"] = torch.version.cuda

@@ -1,4 +1,4 @@
-"""Resident memory of this process as the operating system counts it: now, and at its highest."""
+"""Current and peak resident memory of this process, as measured by the operating system."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ _CLEAR = Path("/proc/self/clear_refs")  # proc(5)
 
 
 def can_forget_peak() -> bool:
-    """Whether the operating system tells a process its resident size, and forgets the highest when asked (Linux)."""
+    """Whether the operating system provides a process's resident size and can reset its peak (Linux)."""
     return _STATUS.exists() and os.access(_CLEAR, os.W_OK)
 
 
 def forget_peak() -> None:
-    """Makes :func:`peak_resident_bytes` count from now on.
+    """Makes :func:`peak_resident_bytes` measure from now on.
 
     Raises:
-        OSError: Where the operating system cannot (:func:`can_forget_peak`).
+        OSError: If the operating system does not support this (:func:`can_forget_peak`).
     """
     _CLEAR.write_text("5")
 
 
 def resident_bytes() -> int:
-    """Bytes resident now, on Linux."""
+    """Returns the current resident size in bytes, on Linux."""
     return _status("VmRSS")
 
 
 def peak_resident_bytes() -> int | None:
-    """Bytes resident at the highest, or None on a system that does not tell (Windows)."""
+    """Returns the peak resident size in bytes, or None if the system does not provide it (Windows)."""
     if _STATUS.exists():
-        # Not getrusage(2) here: it counts what the parent process had when it started this one, and keeps it.
+        # Not getrusage(2), which includes the parent process's memory at the start of this one, and cannot be reset.
         return _status("VmHWM")
     try:
         import resource

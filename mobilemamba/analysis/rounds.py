@@ -1,4 +1,4 @@
-"""Timing several things fairly: their rounds taken in turn, so that a busy moment of the machine meets all of them."""
+"""Fair timing of several functions: rounds are interleaved, so that a busy moment of the machine affects all alike."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch
 
-#: Given a number of calls, the seconds they took together.
+#: Takes a number of calls, and returns their total time in seconds.
 Clock = Callable[[int], float]
 Key = TypeVar("Key")
 
@@ -19,9 +19,9 @@ WARMUP_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds of one call, as found in each round."""
+    """Seconds per call in each round."""
 
-    rounds: tuple[float, ...]  # one value a round, in the order they were taken
+    rounds: tuple[float, ...]  # one value per round, in the order of measurement
     calls: int  # calls timed together in a round
 
     @property
@@ -30,7 +30,7 @@ class Timings:
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """The first and third; between them lie half of the rounds."""
+        """First and third quartile, between which half of the rounds lie."""
         if len(self.rounds) == 1:
             return self.rounds[0], self.rounds[0]
         first, _, third = statistics.quantiles(self.rounds, n=4, method="inclusive")
@@ -38,7 +38,7 @@ class Timings:
 
 
 def time_calls(run: Callable[[], object], calls: int, device: torch.device) -> float:
-    """Seconds that so many calls take, the work they queue on the device included."""
+    """Returns the seconds of a number of calls, including the work that they queue on the device."""
     synchronize(device)
     start = time.perf_counter()
     for _ in range(calls):
@@ -48,12 +48,12 @@ def time_calls(run: Callable[[], object], calls: int, device: torch.device) -> f
 
 
 def clock_of(run: Callable[[], object], device: torch.device | str) -> Clock:
-    """Times calls of a function on a device."""
+    """Returns a clock that times calls of a function on a device."""
     return lambda calls: time_calls(run, calls, torch.device(device))
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits for what is queued on a device."""
+    """Waits for the work that is queued on a device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -61,12 +61,12 @@ def synchronize(device: torch.device) -> None:
 
 
 def calls_per_round(clock: Clock, seconds: float, warmup: float = WARMUP_SECONDS) -> int:
-    """Warms up, and says how many calls fill a round.
+    """Warms up, and returns how many calls fill a round.
 
     Args:
-        clock: Is called with 1 until the warm-up is over; its first call may compile, allocate and choose kernels, and
-            does not count.
-        seconds: About how long a round shall take; it has one call at least.
+        clock: Called with 1 until the warm-up is over; its first call, which may compile, allocate and choose kernels,
+            is not timed.
+        seconds: Approximate time of a round, which has at least one call.
         warmup: Shortest warm-up in seconds.
     """
     clock(1)
@@ -84,20 +84,20 @@ def interleave(
     warmup: float = WARMUP_SECONDS,
     advance: Callable[[], object] = lambda: None,
 ) -> tuple[dict[Key, Timings], dict[Key, Exception]]:
-    """Times each clock once a round, one after the other, every second round in the opposite order.
+    """Runs each clock once per round, one after the other, in reverse order in every second round.
 
-    One that fails, for want of memory say, is left out from then on; the others go on.
+    A clock that fails, e.g. for lack of memory, is left out from then on; the others continue.
 
     Args:
-        clocks: What to time.
+        clocks: The clocks to run.
         rounds: Number of rounds.
-        seconds: About how long each clock runs in a round.
+        seconds: Approximate time of each clock per round.
         warmup: Shortest warm-up of each clock in seconds.
-        advance: Is called after each warm-up and each clock of each round: ``len(clocks) * (rounds + 1)`` times
-            if none fails.
+        advance: Called after each warm-up and each clock of each round: ``len(clocks) * (rounds + 1)`` times if none
+            fails.
 
     Returns:
-        The timings of those that never failed, and the errors of the others.
+        The timings of clocks that never failed, and the errors of the others.
     """
     calls: dict[Key, int] = {}
     found: dict[Key, list[float]] = {key: [] for key in clocks}
@@ -105,8 +105,8 @@ def interleave(
     for key, clock in clocks.items():
         try:
             calls[key] = calls_per_round(clock, seconds, warmup)
-        except Exception as error:  # whatever a network may raise; it is reported in its row
-            failed[key] = error.with_traceback(None)  # whose frames would keep tensors alive
+        except Exception as error:  # any error of a network, which is reported in its row
+            failed[key] = error.with_traceback(None)  # as the frames of a traceback would keep tensors alive
         advance()
     for number in range(rounds):
         for key in list(clocks)[:: 1 if number % 2 == 0 else -1]:

@@ -1,4 +1,4 @@
-"""How many pictures a second a network takes, and under which conditions that was found."""
+"""Throughput of a network, with the conditions of its measurement."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from mobilemamba.models.fuse import count_batch_norms
 
 @dataclass(frozen=True)
 class Throughput:
-    """A measured throughput with all that it depends on."""
+    """A measured throughput with all its conditions."""
 
     images_per_second: float  # median over the rounds
-    spread: float  # (fastest - slowest round) / median; more than about 0.1 says that the machine was busy
+    spread: float  # (fastest - slowest round) / median; above about 0.1 the machine was busy
     latency_ms: float  # median time of one batch in milliseconds
-    batch_size: int  # pictures a batch
+    batch_size: int  # pictures per batch
     img_size: tuple[int, int]  # height and width in pixels
     rounds: int  # number of timed rounds
     batches_per_round: int  # batches timed together in a round
-    device: str  # the processor in words; a CPU with the number of threads torch used
-    #: Of weights and pictures, e.g. ``"float32"``, or ``"float32 (tf32 convolutions)"`` where CUDA rounds them.
+    device: str  # name of the processor; for a CPU with torch's number of threads
+    #: Dtype of weights and pictures, e.g. ``"float32"``, or ``"float32 (tf32 convolutions)"`` if CUDA rounds them.
     dtype: str
     layout: str  # ``"channels_last"`` or ``"channels_first"``
     batch_norms: int  # BatchNorm layers in the network; 0 if they were folded into the weights
-    torch: str  # version
-    form: str = ""  # what was done to the network for it, in words; blank if nothing
+    torch: str  # version of torch
+    form: str = ""  # description of how the network was prepared; empty if it was not
 
     def describe(self) -> str:
         norms = f"{self.batch_norms} batch norms" if self.batch_norms else "no batch norms"
@@ -54,19 +54,19 @@ def measure_throughput(
     channels_last: bool = True,
     form: str = "",
 ) -> Throughput:
-    """Times inference (eval mode, no autograd) on pictures that already lie on the device.
+    """Times inference (eval mode, no autograd) on pictures that are already on the device.
 
-    The model is copied: its device, layout and mode stay as they are, and so does the global random state.
+    The model is copied, so its device, layout and mode do not change; neither does the global random state.
 
     Args:
-        model: Takes (B, C, H, W) pictures of its own dtype.
-        example: Side of the square pictures, or (height, width), in pixels, which are random then; or a batch of them.
-        batch_size: Of random pictures; by default 32 on a CPU and 256 elsewhere (the paper's, on one L40S).
-        device: By default the one the model is on.
-        rounds: Timed rounds; the result is their median.
-        budget_s: About how long all rounds take together, in seconds. Each round has one batch at least.
-        channels_last: Layout of weights and pictures.
-        form: What was done to the network before, in words; for the description.
+        model: Network that takes pictures (B, C, H, W) of its own dtype.
+        example: Side of random square pictures, or (height, width), in pixels; or a batch of pictures.
+        batch_size: Number of random pictures; by default 32 on a CPU and 256 elsewhere (the paper's, on one L40S).
+        device: Device for timing; by default that of the model.
+        rounds: Number of timed rounds; the result is their median.
+        budget_s: Approximate total time of all rounds in seconds. Each round has at least one batch.
+        channels_last: Whether weights and pictures are in channels-last layout.
+        form: Description of how the network was prepared.
 
     Raises:
         ConfigError: If ``rounds``, ``batch_size`` or ``budget_s`` is not positive.
@@ -108,12 +108,12 @@ def measure_throughput(
 
 @torch.inference_mode()
 def time_batches(model: nn.Module, pictures: torch.Tensor, batches: int) -> float:
-    """Seconds that ``batches`` forward passes take on the model's device, the work queued on it included.
+    """Returns the seconds of ``batches`` forward passes, including the work queued on the model's device.
 
-    One round of a measurement; to compare networks fairly, take their rounds in turn.
+    This is one round of a measurement; to compare networks fairly, interleave their rounds.
 
     Args:
-        model: In eval mode.
+        model: Network in eval mode.
         pictures: (B, C, H, W) on the model's device.
         batches: Number of passes.
     """

@@ -1,4 +1,4 @@
-"""What is to be measured: every combination of networks and conditions, checked before the first is built."""
+"""Cases of a benchmark: all combinations of networks and conditions, checked before the first is built."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mobilemamba.ops.selective_scan import BACKENDS
 from mobilemamba.text import printable
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-#: In PyTorch; the others are runtimes.
+#: Modes in PyTorch; all others are runtimes.
 MODES = ("eager", "compiled", "exported", "graph")
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -32,18 +32,18 @@ class Case:
     """One network under one set of conditions."""
 
     model: str  # see :func:`card_of`
-    size: int  # side of the square pictures in pixels, or the width of oblong ones
-    batch: int = 1  # pictures at a time
-    device: str = "cpu"  # torch's name of it
+    size: int  # side of square pictures in pixels, or the width of rectangular ones
+    batch: int = 1  # batch size
+    device: str = "cpu"  # torch's name of the device
     dtype: str = "float32"  # of weights and pictures; in training of the autocast region, with weights in float32
     #: ``"eager"``, ``"compiled"`` (torch.compile), ``"exported"`` (torch.export) or ``"graph"`` (a CUDA graph).
     mode: str = "eager"
-    #: Of weights and pictures: ``"contiguous"``, ``"channels_last"`` or ``"auto"``, the faster of the two.
+    #: Layout of weights and pictures: ``"contiguous"``, ``"channels_last"`` or ``"auto"``, the faster of the two.
     layout: str = "auto"
     fused: bool = True  # whether norms are folded into weights; only in inference
     train: bool = False  # time a training step instead of inference
-    scan_backend: str = "auto"  # of the selective scan, for a mobilemamba model
-    height: int | None = None  # of oblong pictures, in pixels
+    scan_backend: str = "auto"  # backend of the selective scan, for a mobilemamba model
+    height: int | None = None  # height of rectangular pictures in pixels
 
     @property
     def sides(self) -> tuple[int, int]:
@@ -52,7 +52,7 @@ class Case:
 
     @property
     def px(self) -> str:
-        """The same in words."""
+        """Size of the pictures as text."""
         return f"{self.size}" if self.height is None else f"{self.height}x{self.size}"
 
     @property
@@ -65,37 +65,37 @@ class Case:
 
 
 def is_file(model: str) -> bool:
-    """Whether a network is named by a weights file, and not by timm's name of it."""
+    """Whether a network is given by a weights file rather than by timm's name."""
     return Path(model).suffix in (".safetensors", ".ckpt", ".pth") or runtime_of(model) is not None
 
 
 def under_heads(head: str, backbones: Sequence[str]) -> tuple[str, ...]:
-    """The names of networks by several heads, separated by commas, and their backbones.
+    """Returns the names of networks for all combinations of heads, separated by commas, and backbones.
 
     Raises:
-        ConfigError: If a backbone is a weights file, which has its head.
+        ConfigError: If a backbone is a weights file, which has its own head.
     """
     if files := [name for name in backbones if is_file(name)]:
         raise ConfigError(f"--head {head}: {printable(files[0])} is of a whole network; give timm's name, or no --head")
     return tuple(f"{one}+{name}" for one in head.split(",") for name in backbones)
 
 
-#: Of the pictures that detectors are counted and timed for.
+#: Sides of the pictures for which detectors are counted and timed.
 _SIDES = {"mask_rcnn": 800, "retinanet": 800, "ssdlite": 320}
 
 
 @functools.cache
 def card_of(model: str) -> ModelCard:
-    """What a network is.
+    """Returns the model card of a network.
 
     Args:
-        model: A weights file; timm's name of a classifier, with the 1,000 classes of ImageNet; or a head and timm's
-            name of the backbone, ``pspnet+mobilemamba_b4``, with the 150 classes of ADE20K at 512 px; or of a
-            detector, ``retinanet+mobilemamba_b1``, with the 80 of COCO at 800 px, or 320 px.
+        model: A weights file; timm's name of a classifier, with ImageNet's 1,000 classes; a segmentation head and
+            timm's name of the backbone, ``pspnet+mobilemamba_b4``, with ADE20K's 150 classes at 512 px; or a detection
+            head and a backbone, ``retinanet+mobilemamba_b1``, with COCO's 80 classes at 800 px (``ssdlite``: 320 px).
 
     Raises:
-        ConfigError: If there is no such model or head, or the file does not say what it is of.
-        WeightsError: If the file cannot be read, or is of a task that there is no network for.
+        ConfigError: If there is no such model or head, or the file does not tell its network.
+        WeightsError: If the file cannot be read, or its task is unknown.
     """
     if not is_file(model):
         head, _, name = model.rpartition("+")
@@ -128,16 +128,16 @@ def expand(
     train: bool = False,
     scan_backend: str = "auto",
 ) -> list[Case]:
-    """Every combination; the models vary fastest, so that networks to be compared stand together.
+    """Returns all combinations as cases; models vary fastest, so that networks to compare are adjacent.
 
     Args:
         models: See :func:`card_of`.
-        sizes: Sides of the pictures in pixels, or (height, width); none for each model's own.
-        batches: As all that follow: see :class:`Case`; a device may be auto, too.
+        sizes: Sides of the pictures in pixels, or (height, width); empty for each model's own.
+        batches: See :class:`Case` for this and all further arguments; a device may also be ``auto``.
 
     Raises:
-        ConfigError: If a value is unknown, impossible or cannot run on this machine.
-        BackendUnavailableError: If the scan backend cannot.
+        ConfigError: If a value is unknown or invalid, or cannot run on this machine.
+        BackendUnavailableError: If the scan backend cannot run here.
         WeightsError: If a file cannot be read.
     """
     exported = {name: runtime.name for name in models if (runtime := runtime_of(name))}
@@ -188,11 +188,11 @@ def expand(
             height=size[0] if isinstance(size, tuple) and size[0] != size[1] else None,
         )
         for batch, device, dtype, mode, layout, size, model in combinations
-        for in_mode in [exported.get(model, mode)]  # an exported file runs where it was exported for
+        for in_mode in [exported.get(model, mode)]  # an exported file runs only in its own runtime
     ]
     return list(dict.fromkeys(cases))
 
 
 def own_size(model: str) -> int:
-    """Side of the pictures that a network was made for, in pixels: for those of the front, that of its accuracy."""
+    """Returns the picture size of a network in pixels: of those in ``FRONT``, the size of the published accuracy."""
     return FRONT[model].size if model in FRONT else card_of(model).preprocessing.img_size[-1]

@@ -1,4 +1,4 @@
-"""What the machine can do at most, by the simplest operations there are."""
+"""Upper limits of a machine's speed, measured by a matrix product and a memory copy."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import torch
 from mobilemamba.analysis.benchmark.cases import DTYPES
 from mobilemamba.analysis.rounds import clock_of, interleave
 
-#: Sides of the square matrices of the product, and bytes of the copied tensor: far more than the caches hold.
+#: Sides of the square matrices, and bytes of the copied tensor: far larger than the caches.
 MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
 COPIED_BYTES = {"cpu": 2**28, "cuda": 2**30}
 
 
 def matrix_product(device: str, dtype: str, side: int | None = None) -> tuple[Callable[[], object], int]:
-    """A large square matrix product, and the multiply-adds of a call.
+    """Returns a function that computes a large square matrix product, and the multiply-adds of a call.
 
-    On a CPU it is oneDNN's where that is faster than the linear algebra library's, which leaves half of a machine idle
-    whose widest instructions it does not use: a ceiling that a network's convolutions passed would be none.
+    On a CPU it uses oneDNN if that is faster than the linear algebra library, which leaves half of a machine idle if it
+    does not use the widest instructions: a network's convolutions, by oneDNN, could then exceed this ceiling.
 
     Args:
-        device: torch's name.
+        device: torch's name of the device.
         dtype: Key of ``DTYPES``.
         side: Rows and columns of the factors.
     """
     side = side or MATRIX_SIDE.get(torch.device(device).type, 2048)
-    generator = torch.Generator(device).manual_seed(0)  # a GPU's makes in no time what takes a CPU a second
+    generator = torch.Generator(device).manual_seed(0)  # on a GPU at once, but a second on a CPU
     left, right = (torch.randn(side, side, generator=generator, device=device).to(DTYPES[dtype]) for _ in range(2))
     product = torch.empty_like(left)
     runs: list[Callable[[], object]] = [lambda: torch.mm(left, right, out=product)]
@@ -37,10 +37,10 @@ def matrix_product(device: str, dtype: str, side: int | None = None) -> tuple[Ca
 
 
 def memory_copy(device: str, size: int | None = None) -> tuple[Callable[[], object], int]:
-    """A large copy, and the bytes of a call: each byte is read once and written once, and counts twice.
+    """Returns a function that copies a large tensor, and the bytes moved by a call: each byte counts as read and write.
 
     Args:
-        device: torch's name.
+        device: torch's name of the device.
         size: Bytes of the source.
     """
     size = size or COPIED_BYTES.get(torch.device(device).type, 2**28)
@@ -56,7 +56,7 @@ def _onednn_multiplies(dtype: str) -> bool:
 
 
 def _fastest(runs: list[Callable[[], object]], device: str) -> Callable[[], object]:
-    """The one that wins a short trial in common rounds."""
+    """Returns the function that is fastest in a short interleaved trial."""
     if len(runs) == 1:
         return runs[0]
     clocks = {number: clock_of(run, device) for number, run in enumerate(runs)}

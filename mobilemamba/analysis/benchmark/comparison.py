@@ -1,4 +1,4 @@
-"""What a table of records says: cost against pixels, and speed at equal accuracy."""
+"""Comparison of records: cost over pixels, and speed at equal accuracy."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from mobilemamba.analysis.benchmark.cases import Case
 from mobilemamba.analysis.benchmark.paper import family, published_top1
 from mobilemamba.analysis.benchmark.records import Record
 
-#: What two records must share to be compared: device, dtype, mode, training or not, batch.
+#: Conditions that comparable records share: device, dtype, mode, whether training, batch size.
 Conditions = tuple[str, str, str, bool, int]
-#: In place of a mode: each network's own fastest.
+#: Replaces the mode in records of each network's fastest mode.
 FASTEST = "each in its fastest mode"
-#: Whose points a line is drawn through, see :func:`~mobilemamba.analysis.benchmark.paper.family`; and how far it is
-#: drawn on beyond its ends, in points of top-1.
+#: The family whose points the line goes through, see :func:`~mobilemamba.analysis.benchmark.paper.family`; and how far
+#: the line is extrapolated beyond its ends, in points of top-1.
 _RIVAL, _REACH = "efficientvit", 1.0
 
 
 def grouped(records: Iterable[Record]) -> dict[Conditions, list[Record]]:
-    """Records that have results, by their conditions."""
+    """Groups the records that have results by their conditions."""
     groups: dict[Conditions, list[Record]] = {}
     for record in records:
         if not record.error:
@@ -32,9 +32,9 @@ def grouped(records: Iterable[Record]) -> dict[Conditions, list[Record]]:
 
 
 def fastest(records: Iterable[Record]) -> list[Record]:
-    """Of each network the one record, among those that differ in the mode alone, with the most pictures a second.
+    """Returns the fastest of each network's records that differ only in the mode.
 
-    A network that fails in every mode is there with the first failure.
+    For a network that fails in every mode, it is the record of the first failure.
     """
     found: dict[Case, Record] = {}
     for record in records:
@@ -46,25 +46,25 @@ def fastest(records: Iterable[Record]) -> list[Record]:
 
 
 def with_fastest(records: Sequence[Record]) -> list[Record]:
-    """And those of :func:`fastest` once more, under a mode of their own, where there are several modes."""
+    """Returns the records and, if there are several modes, also those of :func:`fastest` with the mode ``FASTEST``."""
     if len({record.mode for record in records}) == 1:
         return list(records)
     return [*records, *(replace(record, mode=FASTEST) for record in fastest(records))]
 
 
 def exponent(sizes: Sequence[int], seconds: Sequence[float]) -> float:
-    """The p of ``seconds = c * pixels ** p``, by least squares of the logarithms.
+    """Fits the p of ``seconds = c * pixels ** p`` by least squares of the logarithms.
 
     Args:
-        sizes: Sides of square pictures in pixels, two different ones at least.
-        seconds: Time for a picture of each.
+        sizes: Sides of square pictures in pixels, at least two different ones.
+        seconds: Time per picture for each size.
     """
     pixels = [math.log(size**2) for size in sizes]
     return statistics.linear_regression(pixels, [math.log(value) for value in seconds]).slope
 
 
 def exponents(records: Iterable[Record]) -> dict[tuple[str, Conditions], float]:
-    """The exponent of cost against pixels for each model and conditions with two sizes or more."""
+    """Returns the exponent of cost over pixels for each model and conditions with at least two sizes."""
     found = {}
     for shared, group in grouped(records).items():
         for model in dict.fromkeys(record.model for record in group):
@@ -76,11 +76,11 @@ def exponents(records: Iterable[Record]) -> dict[tuple[str, Conditions], float]:
 
 
 def line(points: Sequence[tuple[float, float]], top1: float) -> float:
-    """Throughput at an accuracy on the line through a family's points, its logarithm being linear between two.
+    """Returns the throughput at an accuracy by interpolating the logarithm of throughput linearly between points.
 
     Args:
-        points: (top-1, throughput), two different accuracies at least; beyond the outermost the last piece goes on.
-        top1: Where.
+        points: (top-1, throughput), with at least two different accuracies; extrapolates beyond the outermost points.
+        top1: Accuracy at which to interpolate.
     """
     points = sorted(points)
     pieces = list(itertools.pairwise(points))
@@ -90,12 +90,12 @@ def line(points: Sequence[tuple[float, float]], top1: float) -> float:
 
 
 def at_equal_top1(records: Iterable[Record]) -> dict[tuple[str, Conditions], float]:
-    """How many times as fast each other model is as the line through EfficientViT's points, at its published top-1.
+    """Returns each model's speed relative to the line through EfficientViT's points at the model's published top-1.
 
     Models more than a point of top-1 beyond the line's ends are left out.
 
     Args:
-        records: Those of EfficientViT, the paper's main rival, too.
+        records: Records, including those of EfficientViT, the paper's main rival.
     """
     found = {}
     for shared, group in grouped(records).items():
@@ -114,13 +114,14 @@ def at_equal_top1(records: Iterable[Record]) -> dict[tuple[str, Conditions], flo
 def against_the_front(
     records: Iterable[Record], *, best: bool = False
 ) -> dict[tuple[str, Conditions], tuple[float, str]]:
-    """How many times as fast each of ours is as the fastest other network that is at least as accurate, and which.
+    """Returns the speed of our models relative to the fastest other network that is at least as accurate, and its name.
 
-    Networks without a published accuracy at the measured size are left out, and ours that no other is as accurate as.
+    Networks without a published accuracy at the measured size are left out, and so are our models if no other network
+    is as accurate.
 
     Args:
         records: See :func:`~mobilemamba.analysis.benchmark.networks.measure`.
-        best: Compare the accuracies of the best recipes; else those of trainings without a teacher.
+        best: Compare accuracies of the best recipes rather than those of trainings without a teacher.
     """
     found = {}
     for shared, group in grouped(records).items():

@@ -1,4 +1,4 @@
-"""Folding the norms of networks that are not ours, so that they are timed at their best."""
+"""Folding of norms in networks that are not ours, so that they are timed in their fastest form."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 @torch.no_grad()
 def fold_norms(network: nn.Module, pictures: Tensor) -> nn.Module:
-    """A copy with the same outputs, re-parameterised as timm does it, and each batch norm in the convolution before it.
+    """Returns a copy that is re-parameterised by timm, with each batch norm folded into the preceding convolution.
 
-    Which convolution that is, a run shows: the one whose output the norm is given. A network whose answers that would
-    change, as something else reads the convolution's output too, keeps its norms.
+    The network is run once to find the convolution whose output is a norm's input. If folding changes the outputs, as
+    something else also reads a convolution's output, the copy keeps its norms.
 
     Args:
-        network: Any of timm's, or over it, in evaluation mode; its answer is a tensor or a list of them.
+        network: A timm network, or one built on it, in evaluation mode; its output is a tensor or a list of tensors.
         pictures: (B, C, H, W) to run it on.
     """
     network = reparameterize_model(network)
     folded = copy.deepcopy(network)
     convs: dict[int, nn.Conv2d] = {}
     pairs: list[tuple[str, nn.Conv2d]] = []
-    kept: list[Tensor] = []  # else another tensor could get the identity of one that is gone
+    kept: list[Tensor] = []  # keeps outputs alive, so that no other tensor gets the id() of a deleted one
     names = {module: name for name, module in folded.named_modules()}
 
     def made(conv: nn.Module, _: Any, output: Tensor) -> None:

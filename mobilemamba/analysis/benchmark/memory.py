@@ -1,13 +1,13 @@
-"""How much memory a case needs at its peak.
+"""Peak memory of a case.
 
-The same definition everywhere: the tensors that stay between calls (weights, pictures, in training AdamW's state), and
-what a call takes on top of them at its highest point. On CUDA torch's allocator counts it. On a CPU the operating
-system does, as libraries allocate past torch: a fresh process for each case warms up, has the kernel forget its
-highest resident size (Linux), calls once more and reads it again. That process gives every block of 64 KiB and more
-back as soon as it is freed, so that what was used before does not hide what a call needs. And a case that is too large
-for the machine ends that process, not the benchmark.
+The definition is the same on all devices: the tensors that persist between calls (weights, pictures, in training
+AdamW's state), plus the most that a call needs in addition. On CUDA, torch's allocator counts this. On a CPU it is
+measured by the operating system, as libraries allocate memory without torch: a new process for each case warms up,
+makes the kernel reset its peak resident size (Linux), makes one more call, and reads the peak. The process returns
+every block of 64 KiB or more as soon as it is freed, so that memory used before does not hide what a call needs. A case
+that is too large for the machine ends only this process, not the benchmark.
 
-Run as a module, it reads cases as lines of JSON and answers each with a line, from a fork of its own.
+Run as a module, it reads cases as lines of JSON, and answers each by a line from a forked process.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ _TOO_LARGE = "out of memory"
 
 
 def can_measure_cpu() -> bool:
-    """Whether this operating system tells a process its highest resident size, and forgets it when asked."""
+    """Whether this operating system provides the peak resident size of a process and can reset it."""
     return can_forget_peak() and has_choice()
 
 
 class CpuMeter:
-    """A process that measures CPU cases, one after the other, each in a fork of it.
+    """A process that measures CPU cases one by one, each in a forked child process.
 
     Args:
-        threads: Threads that torch may use.
+        threads: Number of threads that torch may use.
     """
 
     def __init__(self, threads: int):
@@ -52,10 +52,10 @@ class CpuMeter:
         )
 
     def peak(self, case: Case, layout: str) -> int:
-        """Bytes at the peak.
+        """Returns the peak memory of a case in bytes.
 
         Raises:
-            RuntimeError: If it fails, for want of memory say.
+            RuntimeError: If the case fails, e.g. for lack of memory.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -73,7 +73,7 @@ class CpuMeter:
 
 
 def cuda_peak(workload: Workload, device: torch.device) -> int:
-    """Bytes at the peak of one call, by torch's allocator; the second call, as the first one sets kernels up."""
+    """Returns the peak memory of a call in bytes, by torch's allocator; of the second, as the first sets up kernels."""
     workload.run()
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
@@ -84,7 +84,7 @@ def cuda_peak(workload: Workload, device: torch.device) -> int:
 
 
 def describe(error: BaseException) -> str:
-    """An exception in one short line."""
+    """Describes an exception in one short line."""
     if is_out_of_memory(error):
         return _TOO_LARGE
     lines = str(error).strip().splitlines() or [""]
@@ -92,10 +92,10 @@ def describe(error: BaseException) -> str:
 
 
 def _cpu_peak(case: Case, layout: str) -> int:
-    # Not the default, which rises with use and keeps what was freed: it would count as resident, and be used unseen.
+    # The default allocator keeps freed memory, which would count as resident and be reused without being measured.
     return_freed_memory()
     workload: Workload = silently(lambda: Workshop().build(case, layout))
-    for _ in range(2):  # the second step of AdamW is the first with its state in place
+    for _ in range(2):  # the first step of AdamW creates its state
         silently(workload.run)
     gc.collect()
     before = resident_bytes()
@@ -109,12 +109,12 @@ def _cpu_peak(case: Case, layout: str) -> int:
 def _answer(request: dict[str, Any]) -> int | str:
     try:
         return _cpu_peak(Case(**request["case"]), request["layout"])
-    except Exception as error:  # whatever a network may raise; the benchmark reports it in its row
+    except Exception as error:  # any error of a network, which the benchmark reports in its row
         return describe(error)
 
 
 def _serve(threads: int) -> None:
-    torch.set_num_threads(threads)  # before the first parallel operation, whose threads a fork would not have
+    torch.set_num_threads(threads)  # before any parallel operation, whose threads a forked process would not have
     for line in sys.stdin:
         reader, writer = os.pipe()
         child = os.fork()
@@ -125,7 +125,7 @@ def _serve(threads: int) -> None:
         with os.fdopen(reader, "rb") as pipe:
             answer = pipe.read().decode()
         os.waitpid(child, 0)
-        # A process without an answer was ended by the kernel, which does so when memory runs out.
+        # A process without an answer was killed by the kernel, which happens when memory runs out.
         sys.stdout.write((answer or json.dumps(_TOO_LARGE)) + "\n")
         sys.stdout.flush()
 

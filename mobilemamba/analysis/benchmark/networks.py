@@ -1,4 +1,4 @@
-"""Networks against each other: built, measured in common rounds, and recorded with their conditions."""
+"""Measurement of networks: they are built, timed in interleaved rounds, and recorded with their conditions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mobilemamba.errors import is_out_of_memory
 from mobilemamba.models.runtime import PRECISION_KEY, RUNNERS, packages_of, runtime_of
 from mobilemamba.ops.selective_scan import BACKENDS
 
-#: What is being done, how much of it is done, and how much there is.
+#: Callback with a description of the current work, the number of steps done, and their total.
 Progress = Callable[[str, int, int], None]
 _TRIAL_ROUNDS = 5
 _TRIAL_SECONDS = 0.2
@@ -32,7 +32,7 @@ _TRIAL_SECONDS = 0.2
 
 @dataclass
 class _Candidate:
-    """A case on its way to a record; ``case.layout`` is a layout, not ``auto``."""
+    """A case while it is being measured; ``case.layout`` is a layout, not ``auto``."""
 
     case: Case
     layout_chosen: bool = False
@@ -55,16 +55,16 @@ def measure(
     progress: Progress = lambda what, done, total: None,
     warmup: float = WARMUP_SECONDS,
 ) -> list[Record]:
-    """Measures cases in common rounds, in which a matrix product shows what the machine can do.
+    """Times cases in interleaved rounds, together with a matrix product as the machine's ceiling.
 
-    A case that fails, for want of memory say, has the reason in its record; the others go on.
+    If a case fails, e.g. for lack of memory, its record has the reason, and the others continue.
 
     Args:
         cases: See :func:`~mobilemamba.analysis.benchmark.cases.expand`.
         rounds: Number of rounds.
-        seconds: About how long each case runs in a round.
+        seconds: Approximate time of each case per round.
         memory: Whether to measure the peak memory as well.
-        progress: Is told how far it is.
+        progress: Called with the progress.
         warmup: Shortest warm-up of each case in seconds.
     """
     cases = list(cases)
@@ -101,13 +101,13 @@ def measure(
 
 
 def counting(progress: Progress, clocks: int, rounds: int) -> Callable[[], None]:
-    """Tells the progress of :func:`~mobilemamba.analysis.rounds.interleave` when it advances."""
+    """Returns the ``advance`` of :func:`~mobilemamba.analysis.rounds.interleave` that reports its progress."""
     steps = itertools.count(1)
     return lambda: progress("measure", next(steps), clocks * (rounds + 1))
 
 
 def latency(timings: Timings | None) -> tuple[float | None, float | None, float | None]:
-    """Median and quartiles of a call in milliseconds."""
+    """Returns median and quartiles of a call in milliseconds."""
     if timings is None:
         return None, None, None
     first, third = timings.quartiles
@@ -126,14 +126,14 @@ def _prepare(
         if device.type == "cuda" and memory:
             candidate.peak_bytes = cuda_peak(workload, device)
         candidate.workload = workload
-    except Exception as error:  # whatever a network may raise; it is reported in its row
+    except Exception as error:  # any error of a network, which is reported in its row
         candidate.error = describe(error)
         if device.type == "cuda" and is_out_of_memory(error):
             torch.cuda.empty_cache()
 
 
 def _faster(rivals: list[_Candidate], seconds: float) -> _Candidate:
-    """The one that wins a short trial in common rounds; the others' networks are let go."""
+    """Returns the candidate that is fastest in a short interleaved trial; the others' networks can be freed."""
     running = [rival for rival in rivals if not rival.error]
     if len(running) <= 1:
         return (running or rivals)[0]
@@ -149,7 +149,7 @@ def _macs(model: str, sides: tuple[int, int]) -> int | None:
         network = silently(lambda: create(Case(model, sides[1], height=sides[0])))
     try:
         return complexity(network, sides).macs
-    except Exception:  # a network that does not run on shapes alone is timed without a count
+    except Exception:  # a network that does not run on the meta device is timed without a count
         return None
 
 
@@ -157,7 +157,7 @@ def _record(candidate: _Candidate, timings: Timings | None, ceiling: float | Non
     case, device = candidate.case, torch.device(candidate.case.device)
     macs = _macs(case.model, case.sides) if timings else None
     if macs and case.train:
-        macs *= 3  # a backward pass has two products for each of the forward pass
+        macs *= 3  # a backward pass has two products for each product of the forward pass
     rate = macs * case.batch / timings.median / 1e9 if macs and timings else None
     first, third = timings.quartiles if timings else (0.0, 0.0)
     tf32_matmul, tf32_convolution = rounds_to_tf32(device)
@@ -166,7 +166,7 @@ def _record(candidate: _Candidate, timings: Timings | None, ceiling: float | Non
     if (runtime := runtime_of(case.model)) and not candidate.error:
         conditions["dtype"] = runtime.metadata(Path(case.model)).get(PRECISION_KEY, case.dtype)
         if conditions["dtype"] != case.dtype:
-            ceiling = None  # which was measured in the case's
+            ceiling = None  # as it was measured in the case's dtype
     chosen = (
         BACKENDS.choose(case.scan_backend, device, DTYPES[case.dtype])
         if case.is_ours and case.mode not in RUNNERS

@@ -1,4 +1,4 @@
-"""The networks that ours are compared with, and everyone's published accuracies."""
+"""The networks that ours are compared with, and the published accuracies of all of them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from mobilemamba.models import VARIANTS
 
 @dataclass(frozen=True)
 class Published:
-    """ImageNet-1k top-1 in % at one size."""
+    """Published ImageNet-1k top-1 in % at one picture size."""
 
     size: int  # side of the pictures in pixels
-    plain: float | None  # of a training without a teacher, of about 300 epochs
-    best: float | None = None  # of the best recipe, with a teacher or longer; None where that is the plain one
+    plain: float | None  # by a training of about 300 epochs without a teacher
+    best: float | None = None  # by the best recipe, with a teacher or longer; None if that is the plain one
 
     def top1(self, *, best: bool) -> float | None:
         return (self.best or self.plain) if best else self.plain
 
 
-#: What the paper compares with in Table 7, as far as timm has it: EfficientViT (Liu et al., CVPR 2023; its authors'
-#: model zoo) and EMO (Zhang et al., ICCV 2023).
+#: Networks of the paper's comparison in Table 7 that timm has: EfficientViT (Liu et al., CVPR 2023; accuracies from its
+#: authors' model zoo) and EMO (Zhang et al., ICCV 2023).
 PEERS = {
     "efficientvit_m0": Published(224, 63.2),
     "efficientvit_m1": Published(224, 68.4),
@@ -33,7 +33,7 @@ PEERS = {
     "emo_5m": Published(224, 78.4),
     "emo_6m": Published(224, 79.0),
 }
-#: timm's networks that are the fastest of their accuracy on a CPU, by their own papers and timm's tables of results.
+#: timm's fastest networks on a CPU at their accuracy, according to their own papers and timm's tables of results.
 FRONT = {
     "lcnet_100": Published(224, 72.1),
     "mobilenetv4_conv_small": Published(224, None, 73.8),
@@ -56,7 +56,7 @@ FRONT = {
     "efficientvit_b1": Published(224, 79.3),
     "repvit_m0_9": Published(224, None, 79.1),
 }
-#: Ours, with a teacher and 1,000 epochs (the paper's Table 3).
+#: Top-1 of our models with a teacher and 1,000 epochs (the paper's Table 3).
 _DISTILLED = {
     "mobilemamba_t2": 76.9,
     "mobilemamba_t4": 78.9,
@@ -68,24 +68,24 @@ _DISTILLED = {
 _OURS = {name: Published(own.img_size, own.paper_top1, _DISTILLED[name]) for name, own in VARIANTS.items()}
 #: The networks of Table 7 that can be measured.
 TABLE7 = ("efficientvit_m2", "efficientvit_m4", "efficientvit_m5", "emo_1m", "emo_2m", "emo_6m", *VARIANTS)
-#: The families of Mamba networks that the paper compares with and timm does not have.
+#: Families of Mamba networks in the paper's comparison that timm does not have.
 NOT_IN_TIMM = ("LocalVim", "EfficientVMamba")
-#: Two families share the name EfficientViT; this is the one of Cai et al., ICCV 2023.
+#: Prefix of the EfficientViT of Cai et al., ICCV 2023; another family has the same name.
 _NAMESAKE = "efficientvit_b"
 
 
 def published_top1(model: str, size: int, *, best: bool = False) -> float | None:
-    """ImageNet-1k top-1 in %, published for this side, or None.
+    """Returns the published ImageNet-1k top-1 in % at a picture size, or None.
 
     Args:
-        model: timm's name.
+        model: timm's name of the network.
         size: Side of square pictures in pixels.
-        best: By any recipe; else of a training without a teacher.
+        best: Whether by the best recipe, rather than by a training without a teacher.
     """
     published = (PEERS | FRONT | _OURS).get(model)
     return published.top1(best=best) if published and published.size == size else None
 
 
 def family(model: str) -> str:
-    """The part of a timm name before its size: networks that a line joins."""
+    """Returns the part of a timm name before its size, which the networks of a line in the plot share."""
     return _NAMESAKE if model.startswith(_NAMESAKE) else model.partition(".")[0].partition("_")[0]

@@ -1,4 +1,4 @@
-"""What a detector's time goes to: backbone, neck, heads, and what is made of their answers."""
+"""Time spent in the parts of a detector: backbone, neck, heads, and post-processing."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from torch import Tensor
 from mobilemamba.analysis.rounds import synchronize
 from mobilemamba.dense import Detector
 
-#: The last is anchors and boxes, regions, and the choice among those that overlap.
+#: The last part is anchors and boxes, regions, and non-maximum suppression.
 PARTS = ("backbone", "neck", "head", "rest")
-#: Candidates that a network without trained weights is to find in a picture; so few have a box in a real one, too.
+#: Number of candidates that an untrained network should find in a picture, about as many as in a real one.
 _CANDIDATES = 1000
 
 
 @torch.inference_mode()
 def find_some(detector: Detector, pictures: Tensor) -> None:
-    """Sets the least score so that there is something to do after the heads, which random weights are not sure of."""
+    """Lowers the score threshold so that a detector with random weights has boxes to post-process."""
     limits = {"score_threshold": 0.0, "max_boxes": _CANDIDATES + 1, "overlap": 1.0}
     own = {name: getattr(detector, name) for name in limits}
     for name, value in limits.items():
@@ -36,7 +36,7 @@ def find_some(detector: Detector, pictures: Tensor) -> None:
 
 @torch.inference_mode()
 def seconds_of_parts(detector: Detector, pictures: Tensor, rounds: int) -> dict[str, float]:
-    """Median seconds of each of ``PARTS`` in a detection."""
+    """Returns the median seconds of each of ``PARTS`` in a detection."""
     found: dict[str, list[float]] = {part: [] for part in PARTS}
     for _ in range(rounds):
         for part, seconds in _once(detector, pictures).items():
@@ -71,7 +71,7 @@ def _once(detector: Detector, pictures: Tensor) -> dict[str, float]:
 
     with ExitStack() as stack:
         for name, child in detector.named_children():
-            if name != "backbone":  # which SSDLite does not run as a whole
+            if name != "backbone":  # timed by ``maps``, as SSDLite does not call the backbone as a whole
                 stack.callback(child.register_forward_pre_hook(begin).remove)
                 stack.callback(child.register_forward_hook(end("neck" if name == "neck" else "head")).remove)
         detector.__dict__["maps"] = watched("backbone", detector.maps)

@@ -1,4 +1,4 @@
-"""Published accuracy against measured throughput, a line through each family of networks."""
+"""Plot of published accuracy over measured throughput, with a line through each family of networks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mobilemamba.errors import ConfigError
 
 PANEL = (6.4, 4.6)  # inches
 DPI = 120
-#: As their papers call them; two are called EfficientViT, and their sizes begin with M and B.
+#: Names in the papers; the two families called EfficientViT are distinguished by the first letter of their sizes.
 _NAMES = {
     "mobilemamba": "MobileMamba",
     "efficientvit": "EfficientViT-M",
@@ -38,11 +38,11 @@ _OTHERS = ("#5b8c2a", "#8a5aa8", "#b07a1e", "#3f8f8f", "#7a7a7a", "#d0609a", "#1
 
 
 def plot(records: list[Record], path: Path) -> None:
-    """Draws a panel for each set of conditions (batch, dtype, mode, device); replaces the file atomically.
+    """Plots a panel for each set of conditions (batch, dtype, mode, device); replaces the file atomically.
 
     Args:
-        records: Those without an accuracy or without results are left out.
-        path: A .png file.
+        records: Records, of which those without an accuracy or results are left out.
+        path: PNG file.
 
     Raises:
         ConfigError: If no record has both.
@@ -73,7 +73,7 @@ def plot(records: list[Record], path: Path) -> None:
         title = f"size in its family; pictures of {side} px where no other side is given"
         look: dict[str, Any] = {"frameon": False, "ncols": min(len(lines), 5), "title": title}
         figure.legend(list(lines.values()), list(lines), loc="outside lower center", **look)
-        for axis, group in zip(figure.axes, groups.values(), strict=True):  # after all that takes room
+        for axis, group in zip(figure.axes, groups.values(), strict=True):  # after everything else that takes space
             names = [(*_point(record), short_label(record, side), looks[family(record.model)][0]) for record in group]
             corners: list[Any] = [line.get_xydata() for line in axis.lines]
             label_points(axis, names, corners)
@@ -109,7 +109,7 @@ def _point(record: Record) -> tuple[Any, Any]:
 
 
 def short_label(record: Record, side: int) -> str:
-    """A network's size in its family, in capitals, with the picture's side if it is another than ``side``."""
+    """Returns a network's size in its family, in upper case, with its picture size if that differs from ``side``."""
     model = record.model.partition(".")[0].removesuffix("_bfrobust").removesuffix("_100")
     size = re.sub(r"(\d)_(?=\d)", r"\1.", model.partition("_")[2]).replace("_", " ").upper()
     label = size or _NAMES.get(model, model)

@@ -1,4 +1,4 @@
-"""The scan backends against each other, over the shapes that the networks really have."""
+"""Measurement of the scan backends on the shapes that occur in the networks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mobilemamba.ops.selective_scan import BACKENDS, scan_macs, selective_scan_2
 
 @dataclass(frozen=True)
 class ScanShape:
-    """A scan as it occurs in networks: B, K, D, N, and H W of the map."""
+    """Shape of a scan in a network: B, K, D, N, and H and W of the map."""
 
     batch: int
     directions: int
@@ -32,34 +32,34 @@ class ScanShape:
     d_state: int
     height: int
     map_width: int
-    device: str = "cpu"  # torch's name
-    dtype: str = "float32"  # of the sequences, a key of ``DTYPES``
+    device: str = "cpu"  # torch's name of the device
+    dtype: str = "float32"  # dtype of the sequences, a key of ``DTYPES``
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScanRecord(ScanShape):
-    """What was found for one backend on one shape; measured values are None where ``error`` says why."""
+    """Result of one backend on one shape; if it failed, ``error`` has the reason and measured values are None."""
 
     backend: str
-    used_by: str  # the networks that have such a scan, with how many of them
-    train: bool  # forward and backward, not forward alone
+    used_by: str  # the networks with such scans, and how many each has
+    train: bool  # whether forward and backward, rather than only forward
     latency_ms: float | None  # median over the rounds
     latency_q1_ms: float | None  # first quartile
     latency_q3_ms: float | None  # third quartile
-    gbytes_per_second: float | None  # inputs read and outputs written once; who keeps other results moves more
+    gbytes_per_second: float | None  # inputs read and outputs written once, without intermediate results
     gflops_per_second: float | None  # by the operation counter's formula for the scan
-    copy_gbytes_per_second: float | None  # of a large copy in the same rounds, reading and writing counted
+    copy_gbytes_per_second: float | None  # of a large copy in the same rounds, counting reading and writing
     product_gflops_per_second: float | None  # of a large matrix product in the same rounds
-    processor: str  # the device in words
-    versions: str  # of the libraries, in words
+    processor: str  # name of the device
+    versions: str  # of the libraries
     error: str
 
 
 def scan_shapes(cases: Iterable[Case]) -> dict[ScanShape, dict[str, int]]:
-    """The scans of networks, found by running them on shapes alone, and how many of each a network has.
+    """Finds the scans of networks by running them on the meta device, and how many of each a network has.
 
     Args:
-        cases: Of mobilemamba models.
+        cases: Cases of mobilemamba models.
 
     Raises:
         ConfigError: If a network has no scan.
@@ -96,7 +96,7 @@ def _shapes_of(model: str, size: int) -> list[ScanShape]:
 
 
 def scan_inputs(shape: ScanShape) -> list[Tensor]:
-    """u, dt, A, B, C, D and dt_bias of ``selective_scan_2d`` as the networks make them; A is in float32."""
+    """Returns random u, dt, A, B, C, D and dt_bias for ``selective_scan_2d``, as in networks; A is in float32."""
     generator = torch.Generator().manual_seed(0)
 
     def random(*size: int) -> Tensor:
@@ -110,10 +110,10 @@ def scan_inputs(shape: ScanShape) -> list[Tensor]:
 
 
 def scan_cost(shape: ScanShape, inputs: Sequence[Tensor], train: bool) -> tuple[int, int]:
-    """Bytes that must be moved, and floating-point operations.
+    """Returns the bytes that must be moved, and the floating-point operations.
 
-    The backward pass reads the output's gradient and the inputs again, and writes the inputs' gradients; it has three
-    times the operations.
+    The backward pass reads the output's gradient and the inputs again, and writes the inputs' gradients; it counts as
+    three times the operations of the forward pass.
     """
     sizes = [tensor.nbytes for tensor in inputs]
     output = sizes[0]
@@ -133,18 +133,19 @@ def measure_scans(
     backends: Sequence[str] | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> list[ScanRecord]:
-    """Measures the backends over all scans of networks in common rounds, with a copy and a matrix product.
+    """Times the backends on all scans of networks in interleaved rounds, together with a copy and a matrix product.
 
     Args:
-        cases: Of mobilemamba models; model, size, batch, device, dtype and ``train`` (forward and backward) count.
+        cases: Cases of mobilemamba models, of which model, size, batch, device, dtype and ``train`` (forward and
+            backward) are used.
         rounds: Number of rounds.
-        seconds: About how long each runs in a round.
-        backends: Names; by default all that run on the device.
-        progress: Is told how far it is.
+        seconds: Approximate time of each backend and shape per round.
+        backends: Names of backends; by default all that run on the device.
+        progress: Called with the progress.
 
     Raises:
         ConfigError: If a network has no scan, or a backend's name is unknown.
-        BackendUnavailableError: If a backend that was named cannot run.
+        BackendUnavailableError: If a backend given by name cannot run.
     """
     train = cases[0].train
     shapes = scan_shapes(cases)
@@ -200,7 +201,7 @@ def _that_run(shape: ScanShape) -> list[str]:
     for name in BACKENDS.by_name:
         with contextlib.suppress(BackendUnavailableError):
             names.append(_choose(name, shape))
-    return names[:-1]  # the definition is for tests
+    return names[:-1]  # without the definition, which is for tests
 
 
 def _scan(shape: ScanShape, inputs: Sequence[Tensor], backend: str, train: bool) -> Callable[[], object]:

@@ -1,4 +1,4 @@
-"""Records on the screen."""
+"""Tables and notes of records for the screen."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from mobilemamba.analysis.benchmark.records import Record
 from mobilemamba.analysis.benchmark.scans import ScanRecord
 from mobilemamba.screen import fit_table
 
-#: Highest exponent of cost against pixels that counts as linear.
+#: Largest exponent of cost over pixels that counts as linear.
 LINEAR = 1.05
 
 
 def network_table(records: Sequence[Record], width: int) -> Group:
-    """A line for each record, and below why some failed. ``width`` is the screen's, in characters."""
+    """Returns a table with a line for each record, and notes on failures, for a screen of ``width`` characters."""
     what = "Training steps" if records[0].train else "Inference"
     header = ["model", "px", "batch", "dtype", "mode", "layout", "ms", "quartiles", "img/s", "of ceiling", "MiB"]
     lines = []
@@ -43,7 +43,7 @@ def network_table(records: Sequence[Record], width: int) -> Group:
 
 
 def _failures(records: Iterable[tuple[str, str]]) -> list[str]:
-    """A sentence for each error, from what it befell and the error, which is blank where there is none."""
+    """Returns a note for each error from pairs (what failed, error); the error is empty if there is none."""
     named: dict[str, list[str]] = {}
     for name, error in records:
         if error:
@@ -62,7 +62,7 @@ def _measured(record: Record) -> list[str]:
 
 
 def network_notes(records: Sequence[Record]) -> list[str]:
-    """The conditions that all records share, and what they say together."""
+    """Returns notes on the common conditions of all records, and on their comparisons."""
     first = records[0]
     ceilings = {
         (r.processor, r.dtype): f"{2 * r.ceiling_gmacs_per_second:.0f} GFLOP/s in {r.dtype} on {r.processor}"
@@ -107,9 +107,9 @@ def network_notes(records: Sequence[Record]) -> list[str]:
 
 
 def scan_table(records: Sequence[ScanRecord], width: int) -> Group:
-    """A line for each backend and shape, the shares of the ceilings beside the rates, and below why some failed.
+    """Returns a table with a line for each backend and shape, for a screen of ``width`` characters.
 
-    ``width`` is the screen's, in characters.
+    Rates are given with their fractions of the ceilings; notes explain failures.
     """
     what = "forward and backward" if records[0].train else "forward"
     header = ["B", "K", "D", "N", "H x W", "in", "backend", "ms", "quartiles", "GB/s", "of copy", "GFLOP/s", "of mm"]
@@ -149,7 +149,7 @@ def _rates(record: ScanRecord) -> list[str]:
 
 
 def scan_notes(records: Sequence[ScanRecord]) -> list[str]:
-    """The ceilings, the conditions, and how the rates are counted."""
+    """Returns notes on the ceilings, the conditions, and the definition of the rates."""
     first = records[0]
     lines = []
     if first.copy_gbytes_per_second and first.product_gflops_per_second:

@@ -1,4 +1,4 @@
-"""A case as something to call: the network prepared as it would be used, and its pictures."""
+"""Workloads: a case's network, prepared for use, and its pictures, as a function to call."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from mobilemamba.models.runtime import RUNNERS, runtime_of
 
 @dataclass(frozen=True)
 class Workload:
-    """One batch's inference or one training step, ready to be called."""
+    """Inference of one batch or one training step, ready to be called."""
 
-    run: Callable[[], object]  # does it once
-    network: nn.Module  # what it runs; in inference after its norms were folded
-    held: Callable[[], Iterator[Tensor]]  # tensors that stay in memory between calls, the pictures included
-    #: Of a detector, the seconds of its parts, as a median of so many rounds.
+    run: Callable[[], object]  # runs it once
+    network: nn.Module  # the network that is run; for inference, after folding of norms
+    held: Callable[[], Iterator[Tensor]]  # tensors that persist between calls, including the pictures
+    #: For a detector: takes a number of rounds, and returns the median seconds of its parts.
     parts: Callable[[int], dict[str, float]] | None = None
 
     @property
@@ -43,28 +43,28 @@ class Workload:
 
     @property
     def held_bytes(self) -> int:
-        """Size of the distinct storages of ``held``, in bytes."""
+        """Total size of the distinct storages of ``held``, in bytes."""
         sizes: dict[int, int] = {}
         for tensor in self.held():
             if tensor.layout == torch.strided:
                 storage = tensor.untyped_storage()
                 sizes[storage.data_ptr()] = storage.nbytes()
-            else:  # laid out by oneDNN, which shows no storage
+            else:  # in a layout of oneDNN, which has no accessible storage
                 sizes[id(tensor)] = tensor.numel() * tensor.element_size()
         return sum(sizes.values())
 
 
 class Workshop:
-    """Builds workloads; those of one network in different batch sizes share its weights."""
+    """Builds workloads; those of the same network with different batch sizes share its weights."""
 
     def __init__(self) -> None:
         self._networks: dict[Case, nn.Module] = {}
 
     def build(self, case: Case, layout: str) -> Workload:
-        """The workload of a case.
+        """Builds the workload of a case.
 
         Args:
-            case: Its own layout is not looked at.
+            case: The case; its own layout is ignored.
             layout: ``"contiguous"`` or ``"channels_last"``.
         """
         generator = torch.Generator(case.device).manual_seed(0)
@@ -87,12 +87,12 @@ class Workshop:
 
 
 def inference(network: nn.Module, inputs: Tensor, mode: str = "eager") -> Workload:
-    """A network's answer to inputs, as something to call; of an eager detector its boxes, of a segmenter the classes.
+    """Returns the workload of a network's inference; eager detectors also compute boxes, segmenters pixel classes.
 
     Args:
-        network: In evaluation mode, on the device of the inputs.
+        network: Network in evaluation mode, on the device of the inputs.
         inputs: A batch.
-        mode: ``eager``, ``compiled``, ``exported`` or ``graph``; by a runtime it is run by itself.
+        mode: ``eager``, ``compiled``, ``exported`` or ``graph``; a runtime's network is simply called.
     """
     detector = network if isinstance(network, Detector) and mode == "eager" else None
     call: Callable[[Tensor], Any] = network.labels if isinstance(network, Segmenter) else network
@@ -116,14 +116,14 @@ def inference(network: nn.Module, inputs: Tensor, mode: str = "eager") -> Worklo
 
 
 def create(case: Case) -> nn.Module:
-    """The case's network in float32 on torch's default device, not fused, with random weights.
+    """Creates the case's network in float32 on torch's default device, not fused, with random weights.
 
     Raises:
-        TypeError: If the network cannot be built for pictures of that size.
+        TypeError: If the network cannot be built for pictures of this size.
     """
     card = case.card
     if not case.is_ours and not card.head and set(case.sides) != {own_size(case.model)}:
-        try:  # attention with a table of positions must know the size; others do not take it
+        try:  # networks with position embeddings must know the size; others do not take it
             return timm.create_model(
                 card.model, num_classes=card.num_classes, in_chans=card.in_chans, img_size=case.sides
             )
@@ -159,10 +159,10 @@ def _for_inference(case: Case, layout: str) -> nn.Module:
 
 
 def _compiled(network: nn.Module) -> Callable[[Tensor], Any]:
-    """torch.compile for one shape, in a cache of its own.
+    """Compiles a network for one shape, with a separate cache.
 
-    The compiler keeps its versions by code object and gives up on the ninth; so each case gets another code object,
-    or the networks of one class would use up each other's.
+    The compiler caches versions by code object and gives up at the ninth. Each case gets its own code object, as
+    networks of the same class would otherwise share this limit.
     """
 
     def call(pictures: Tensor) -> Any:
@@ -201,7 +201,7 @@ def _training(case: Case, layout: str, pictures: Tensor, generator: torch.Genera
 
 
 def silently(build: Callable[[], Any]) -> Any:
-    """Builds without the warnings of libraries, which no reader of a table can do anything about."""
+    """Calls a function without warnings of libraries, which the reader of a table cannot act on."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return build()

@@ -1,4 +1,4 @@
-"""Effective receptive fields: maps, their numbers and figures."""
+"""Effective receptive fields: maps, measures and figures."""
 
 from mobilemamba.analysis.erf.fields import Position, ReceptiveField, Rule, receptive_fields
 from mobilemamba.analysis.erf.figure import (

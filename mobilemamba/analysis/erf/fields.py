@@ -1,4 +1,4 @@
-"""Effective receptive fields: how strongly each pixel of the pictures moves one cell of a feature map.
+"""Effective receptive fields: how strongly each pixel of the pictures influences one cell of a feature map.
 
 The procedure is that of RepLKNet (Ding et al., 2022) after Luo et al., "Understanding the Effective Receptive Field in
 Deep Convolutional Neural Networks", 2016; the paper's Fig. 1 and A1 (Section A.4) show such maps of the stages.
@@ -20,9 +20,9 @@ from mobilemamba.analysis.erf.numbers import THRESHOLDS, contribution_ratios, su
 from mobilemamba.analysis.erf.taps import backbone_of, find_taps
 from mobilemamba.errors import ConfigError, check_choice
 
-#: Of the feature and of the gradient: what is below zero counts nothing, as it is, or with its sign.
+#: Treatment of negative features and gradients: set to zero, made positive, or kept with their sign.
 Rule = Literal["relu", "absolute", "signed"]
-#: Row and column: of a cell as whole numbers, or of a place as shares of the picture's height and width.
+#: Row and column: of a cell as integers, or of a position as fractions of the picture's height and width.
 Position = tuple[int, int] | tuple[float, float]
 
 _RECTIFIERS: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "absolute": torch.abs, "signed": lambda x: x}
@@ -30,18 +30,18 @@ _RECTIFIERS: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "absol
 
 @dataclass(frozen=True)
 class ReceptiveField:
-    """What one cell of a feature map sees.
+    """Effective receptive field of one cell of a feature map.
 
     Attributes:
-        tap: The module that gives the feature map.
-        map: (H, W) float64, the mean over the pictures; raw, so its scale is that of the network's gradients.
-        centre: Row and column of the pixel that the cell is centred at, exactly.
+        tap: Name of the module that outputs the feature map.
+        map: (H, W) float64, the mean over the pictures, in the scale of the network's gradients.
+        centre: Exact row and column of the cell's centre, in pixels.
         cell: Row and column of the cell.
         cells: Height and width of the feature map.
-        stride: Pixels from cell to cell, down and across.
-        rule: What was summed.
-        pictures: How many the map is the mean of.
-        left_out: How many were not counted, as their gradient was not finite.
+        stride: Distance of cells in pixels, vertically and horizontally.
+        rule: Treatment of negative values.
+        pictures: Number of pictures in the mean.
+        left_out: Number of pictures left out, as their gradient was not finite.
         ratios_of_pictures: (N, T) contribution ratios of each picture's own map, for ``THRESHOLDS``.
     """
 
@@ -63,17 +63,17 @@ class ReceptiveField:
 
     @property
     def ratios(self) -> np.ndarray:
-        """(T,) contribution ratios for ``THRESHOLDS``."""
+        """Contribution ratios (T,) for ``THRESHOLDS``."""
         return contribution_ratios(self.map, self.centre)
 
     @property
     def areas(self) -> np.ndarray:
-        """(T,) superlevel areas for ``THRESHOLDS``."""
+        """Superlevel areas (T,) for ``THRESHOLDS``."""
         return superlevel_areas(self.map)
 
     @property
     def quartiles(self) -> np.ndarray:
-        """(3, T): first quartile, median and third quartile of the pictures' own contribution ratios."""
+        """First quartile, median and third quartile, (3, T), of the pictures' own contribution ratios."""
         known = self.ratios_of_pictures[~np.isnan(self.ratios_of_pictures).any(1)]
         return np.quantile(known, (0.25, 0.5, 0.75), axis=0) if len(known) else np.full((3, len(THRESHOLDS)), np.nan)
 
@@ -86,25 +86,24 @@ def receptive_fields(
     position: Position | None = None,
     batch_size: int = 16,
 ) -> list[ReceptiveField]:
-    """Effective receptive fields of a network, of all taps in one forward and a backward pass each.
+    """Computes effective receptive fields of a network, by one forward pass and a backward pass for each tap.
 
     The rule "relu" is RepLKNet's: ``s = sum over channels of ReLU(f[:, cell])`` is differentiated by the picture, and
-    ``sum over colours of ReLU(ds / dx)`` is the picture's own map. The network is taken as it is, in evaluation mode,
-    and left as it was.
+    ``sum over colours of ReLU(ds / dx)`` is the picture's own map. The network is run in evaluation mode, and its state
+    is restored afterwards.
 
     Args:
-        network: Any timm model, ours included, or one whose ``backbone`` is one, which is then looked at. Its norms may
-            be folded, which changes a map by up to 0.5 % of its maximum; a copy for inference has no gradients.
-        pictures: (N, C, H, W) prepared for the network, or batches of such, all of one size.
-        taps: The stages that timm's ``feature_info`` names from a stride of 4 on, the blocks of all stages, or names of
-            modules.
+        network: Any timm model, including ours, or a network whose ``backbone`` is one, which is then used. Its norms
+            may be folded, which changes a map by up to 0.5 % of its maximum; a copy for inference has no gradients.
+        pictures: (N, C, H, W) prepared for the network, or batches of them, all of the same size.
+        taps: ``stages`` of timm's ``feature_info`` from stride 4 on, ``blocks`` of all stages, or names of modules.
         rule: See ``Rule``; it replaces both ReLUs.
-        position: Whose field; by default that of the cell in the middle (h // 2, w // 2), as in RepLKNet.
-        batch_size: Pictures at a time of a tensor; the results are the same.
+        position: Cell or position of the field; by default the cell in the middle (h // 2, w // 2), as in RepLKNet.
+        batch_size: Batch size if ``pictures`` is a tensor; does not affect the results.
 
     Raises:
-        ConfigError: If the network has no such taps, no gradients or takes no such pictures, a position is outside, or
-            there are no pictures with a finite gradient.
+        ConfigError: If the network has no such taps or no gradients, or does not take such pictures; if the position is
+            outside; or if no picture has a finite gradient.
     """
     check_choice("rule", rule, get_args(Rule))
     network = backbone_of(network)
@@ -136,7 +135,7 @@ def _add(network: nn.Module, x: Tensor, sums: list[_Sum]) -> None:
     scores: dict[str, Tensor] = {}
 
     def see(tap: str, output: Tensor) -> None:
-        scores[tap] = of_tap[tap].score(output)  # at once: what follows may work in place
+        scores[tap] = of_tap[tap].score(output)  # at once, as later modules may change the output in place
 
     with on_outputs(network, list(of_tap), see):
         network(x)
@@ -150,14 +149,14 @@ def _add(network: nn.Module, x: Tensor, sums: list[_Sum]) -> None:
 
 
 class _Sum:
-    """The maps of a tap, added up over batches.
+    """Sum of a tap's maps over batches.
 
     Args:
-        tap: The module.
-        grid: Of its output.
-        rule: What to sum.
-        position: Of the cell.
-        size: Of the pictures.
+        tap: Name of the module.
+        grid: Grid of its output.
+        rule: Treatment of negative values.
+        position: Position of the cell.
+        size: Height and width of the pictures.
     """
 
     def __init__(self, tap: str, grid: Grid, rule: Rule, position: Position | None, size: Sequence[int]) -> None:
@@ -171,11 +170,11 @@ class _Sum:
         self.left_out = 0
 
     def score(self, feature: Tensor) -> Tensor:
-        """What is differentiated, summed over a batch of feature maps."""
+        """Returns the scalar to differentiate, summed over a batch of feature maps."""
         return _RECTIFIERS[self.rule](self.grid.at(feature, *self.cell).clone()).sum()
 
     def add(self, gradient: Tensor) -> None:
-        """Adds the maps of a batch, whose gradients (B, C, H, W) are given."""
+        """Adds the maps of a batch, given its gradients (B, C, H, W)."""
         maps = _RECTIFIERS[self.rule](gradient).double().sum(1)
         finite = maps.isfinite().flatten(1).all(1)
         self.left_out += int((~finite).sum())
@@ -184,7 +183,7 @@ class _Sum:
             self.ratios.append(contribution_ratios(own, self.centre))
 
     def field(self) -> ReceptiveField:
-        """The mean.
+        """Returns the mean over the pictures.
 
         Raises:
             ConfigError: If no picture's gradient was finite.
@@ -207,7 +206,7 @@ class _Sum:
 
 
 def _cell(axis: Axis, at: float, length: int, name: str) -> int:
-    """The cell at a place: of that number, or whose centre is nearest to that share of the picture."""
+    """Returns the cell with an index, or the cell whose centre is nearest to a fraction of the picture."""
     if isinstance(at, float):
         if not 0 <= at <= 1:
             raise ConfigError(f"position: {name} {at} is outside the picture; give a share in 0.0 to 1.0")
@@ -219,7 +218,7 @@ def _cell(axis: Axis, at: float, length: int, name: str) -> int:
 
 @contextmanager
 def _in_evaluation(network: nn.Module) -> Iterator[None]:
-    """Within it no module trains and no parameter takes a gradient."""
+    """Context manager in which all modules are in evaluation mode and no parameter requires a gradient."""
     training = [module for module in network.modules() if module.training]
     learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
     network.eval().requires_grad_(requires_grad=False)

@@ -1,4 +1,4 @@
-"""Maps of receptive fields as a figure: networks in rows, their stages in columns, as in Fig. A1 of the paper."""
+"""Figures of receptive fields: networks in rows, their stages in columns, as in Fig. A1 of the paper."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from mobilemamba.errors import ConfigError, check_choice
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: How shares of the maximum are shown: three decades, as they are, or their fifth root as VMamba does.
+#: Display of fractions of the maximum: logarithmically over three decades, unchanged, or by their fifth root (VMamba).
 Display = Literal["log", "raw", "power"]
-#: Each map over its own maximum, or all of them as shares of their mass over the largest.
+#: Normalisation: each map by its own maximum; or each by its sum, and then all by their common maximum.
 Scale = Literal["own", "common"]
 
-_MOST_COLUMNS = 8  # further panels go into the next line
-_PANEL = 1.9  # inches
-_LEAST_WIDTH = 3.8  # inches of a line of panels, for names and caption
+_MOST_COLUMNS = 8  # further panels continue on the next line
+_PANEL = 1.9  # width in inches
+_LEAST_WIDTH = 3.8  # smallest width of a line of panels in inches, for names and caption
 _SHOWN: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "log": lambda x: np.log10(1 + 999 * x) / 3,
     "raw": lambda x: x,
@@ -34,17 +34,17 @@ _SHOWN: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 _HOW = {"log": "log10(1+999x)/3 of ", "raw": "", "power": "the fifth root of "}
 _RULES = {"relu": "ReLU of feature and gradient", "absolute": "absolute values", "signed": "signed sums"}
 _LINES = ("#67000d", "#cb181d", "#fb6a4a", "#3f4b7f")
-#: Of weights that were drawn at random; it stands out in the figure.
+#: Description of random weights, which is emphasised in the figure.
 UNTRAINED = "untrained"
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the figure.
+    """A row of the figure.
 
     Attributes:
-        name: Of the network, or of what else tells the rows apart.
-        weights: Where its weights come from; ``UNTRAINED`` for random ones.
+        name: Name of the network, or whatever else distinguishes the rows.
+        weights: Origin of its weights; ``UNTRAINED`` for random ones.
         fields: Its receptive fields.
     """
 
@@ -54,7 +54,7 @@ class Row:
 
 
 def figure_size(rows: Sequence[Row]) -> tuple[float, float]:
-    """Width and height in inches that :func:`draw_receptive_fields` draws these rows well on."""
+    """Returns a suitable width and height in inches for :func:`draw_receptive_fields` with these rows."""
     width, lines = _width(rows), sum(map(len, _lines(rows)))
     return width + 0.9, (width / _columns(rows) + 0.25) * lines + 0.25 * len(rows) + 0.9
 
@@ -62,26 +62,26 @@ def figure_size(rows: Sequence[Row]) -> tuple[float, float]:
 def draw_receptive_fields(
     figure: Figure, rows: Sequence[Row], display: Display = "log", scale: Scale = "own", data: str = ""
 ) -> None:
-    """Draws maps with the squares of their contribution ratios about the true centres, in colours from 0 to 1.
+    """Draws maps in colours from 0 to 1, with the squares of their contribution ratios about the true centres.
 
     Args:
-        figure: Of :func:`figure_size` and in the constrained layout; nothing is on it yet.
+        figure: Empty figure of :func:`figure_size`, with constrained layout.
         rows: The networks.
         display: See ``Display``.
         scale: See ``Scale``.
-        data: What the pictures are, for the caption.
+        data: Name of the data set, for the caption.
 
     Raises:
         ConfigError: If there is nothing to draw, or ``display`` or ``scale`` is unknown.
     """
-    from matplotlib.layout_engine import ConstrainedLayoutEngine  # half a second, which only those pay who draw
+    from matplotlib.layout_engine import ConstrainedLayoutEngine  # takes half a second, so imported only for drawing
 
     for name, value, kinds in (("display", display, get_args(Display)), ("scale", scale, get_args(Scale))):
         check_choice(name, value, kinds)
     if not any(row.fields for row in rows):
         raise ConfigError("there are no receptive fields to draw")
     parts = zip(rows, _lines(rows), strict=True)
-    # The first line of a row has its name above it.
+    # Only the first line of a row has the row's name above it.
     lines = [(None if number else row, line) for row, own in parts for number, line in enumerate(own)]
     if isinstance(engine := figure.get_layout_engine(), ConstrainedLayoutEngine):
         engine.set(w_pad=0.06, h_pad=0.05, hspace=0.0, wspace=0.0)
@@ -106,7 +106,7 @@ def draw_receptive_fields(
 
 
 def count_pictures(fields: Sequence[ReceptiveField]) -> str:
-    """How many pictures the maps are the means of, in words."""
+    """Describes how many pictures the maps are averaged over."""
     numbers = " or ".join(dict.fromkeys(str(field.pictures) for field in fields))
     return f"{numbers} picture{'s' * (numbers != '1')}"
 
@@ -116,12 +116,12 @@ def _columns(rows: Sequence[Row]) -> int:
 
 
 def _width(rows: Sequence[Row]) -> float:
-    """Of a line of panels, in inches."""
+    """Returns the width of a line of panels in inches."""
     return max(_LEAST_WIDTH, _PANEL * _columns(rows))
 
 
 def _lines(rows: Sequence[Row]) -> list[list[Sequence[ReceptiveField]]]:
-    """The fields of each row in lines of panels."""
+    """Splits the fields of each row into lines of panels."""
     columns = _columns(rows)
     return [[row.fields[i : i + columns] for i in range(0, len(row.fields), columns)] for row in rows]
 
@@ -132,7 +132,7 @@ def _share(field: ReceptiveField, scale: Scale) -> np.ndarray:
 
 
 def _frame(axis: Any, field: ReceptiveField, *, named: bool) -> None:
-    """Title and squares of a panel; in a line below a network's name there is room for that."""
+    """Draws title and squares of a panel; with ``named``, leaves space for the network's name above the title."""
     stride = " x ".join(f"{value:g}" for value in dict.fromkeys(field.stride))
     room = "\n\n" if named else ""
     axis.set_title(f"{room}{_end(field.tap, 26 - len(stride))}  1/{stride}", loc="left", fontsize=8, pad=3)
@@ -144,12 +144,12 @@ def _frame(axis: Any, field: ReceptiveField, *, named: bool) -> None:
     for side, colour in zip(contribution_sides(field.map, field.centre), _LINES, strict=True):
         if math.isfinite(side):
             corner = (x - side / 2, y - side / 2)
-            thin = min(0.9, 0.2 + 10 * side / max(field.size))  # about a small field, so that it stays to be seen
+            thin = min(0.9, 0.2 + 10 * side / max(field.size))  # thinner around a small field, to keep it visible
             axis.add_patch(_rectangle(corner, side, edgecolor=colour, linewidth=thin))
 
 
 def _end(text: str, letters: float) -> str:
-    """A text, or its end if it is longer than there is room."""
+    """Returns a text, or only its end if it has too many letters."""
     return text if len(text) <= letters else f"...{text[len(text) - max(1, int(letters) - 3) :]}"
 
 
@@ -160,7 +160,7 @@ def _rectangle(corner: tuple[float, float], side: float, **options: Any) -> Any:
 
 
 def _name(axis: Any, row: Row, width: float) -> None:
-    """The network and its weights above its first panel, in so many points."""
+    """Writes the network's name and weights above its first panel, within a width in points."""
     shown = _end(legible(row.name), (width - 100) / 7.2)
     above = {"va": "bottom", "annotation_clip": False}
     name = axis.annotate(

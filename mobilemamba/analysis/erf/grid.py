@@ -1,8 +1,8 @@
-"""Where each cell of a feature map stands in the picture, exactly, followed through one forward pass.
+"""Exact position of each cell of a feature map in the picture, tracked through one forward pass.
 
-A cell's centre depends on every padding and stride before it: at ``stride * i`` after 3x3 convolutions of stride 2
-with a padding of 1, elsewhere after patches or TensorFlow's padding. What moves positions are convolutions, pools,
-paddings, slices and resizing; all other operations (norms, gates, scans, attention, views) leave each cell where it is.
+A cell's centre depends on every padding and stride before it: it is at ``stride * i`` after 3x3 convolutions of stride
+2 with a padding of 1, elsewhere after patches or TensorFlow's padding. Positions are changed by convolutions, pools,
+paddings, slices and resizing; all other operations (norms, gates, scans, attention, views) keep each cell in its place.
 """
 
 from __future__ import annotations
@@ -21,38 +21,38 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from mobilemamba.errors import ConfigError
 from mobilemamba.ops import standard_operators
 
-#: Tokens that are no cells: of classes, and registers.
+#: Largest number of tokens that are no cells: class tokens and registers.
 _MOST_OTHER_TOKENS = 16
 
 
 @dataclass(frozen=True)
 class Axis:
-    """The cells along the height or the width of a map: cell i is centred at pixel ``first + i * stride``."""
+    """Cells along the height or the width of a map: cell i is centred at pixel ``first + i * stride``."""
 
     cells: int
     first: float = 0.0
     stride: float = 1.0
 
     def centre(self, cell: int) -> float:
-        """The pixel that a cell is centred at; pixels are counted by their own centres, from 0."""
+        """Returns the centre of a cell in pixels, where 0 is the centre of the first pixel."""
         return self.first + cell * self.stride
 
     def windows(self, cells: int, kernel: int, stride: int, padding: int = 0, dilation: int = 1) -> Axis:
-        """After a convolution or a pool."""
+        """Returns the axis after a convolution or a pool."""
         middle = (kernel - 1) * dilation / 2 - padding
         return Axis(cells, self.first + middle * self.stride, self.stride * stride)
 
     def spread(self, cells: int, kernel: int, stride: int, padding: int = 0, dilation: int = 1) -> Axis:
-        """After a transposed convolution, which undoes the convolution of the same arguments."""
+        """Returns the axis after a transposed convolution, the inverse of :meth:`windows` with the same arguments."""
         middle = (kernel - 1) * dilation / 2 - padding
         return Axis(cells, self.first - middle * self.stride / stride, self.stride / stride)
 
     def part(self, cells: int, start: int, step: int = 1) -> Axis:
-        """After a slice, or with a negative start after a padding."""
+        """Returns the axis after a slice, or with a negative start after a padding."""
         return Axis(cells, self.first + start * self.stride, self.stride * step)
 
     def resized(self, cells: int) -> Axis:
-        """After an interpolation."""
+        """Returns the axis after an interpolation."""
         factor = self.cells / cells
         return Axis(cells, self.first + (factor - 1) / 2 * self.stride, self.stride * factor)
 
@@ -62,9 +62,10 @@ class Grid:
     """The cells of a feature map.
 
     Attributes:
-        rows: Along the height.
-        columns: Along the width.
-        dims: Where both stand in the map's shape; None for tokens (B, N, C), row after row behind what else there is.
+        rows: Cells along the height.
+        columns: Cells along the width.
+        dims: Dimensions of both in the map's shape; None for tokens (B, N, C), where the cells are the last tokens, row
+            by row.
     """
 
     rows: Axis
@@ -73,18 +74,18 @@ class Grid:
 
     @property
     def number(self) -> int:
-        """Of the cells."""
+        """Number of cells."""
         return self.rows.cells * self.columns.cells
 
     def at(self, feature: Tensor, row: int, column: int) -> Tensor:
-        """The channels (B, C) of a cell."""
+        """Returns the channels (B, C) of a cell."""
         if self.dims is None:
             others = feature.shape[1] - self.number  # class tokens
             return feature[:, others + row * self.columns.cells + column]
         return feature.select(self.dims[1], column).select(self.dims[0], row)
 
     def of(self, x: Tensor) -> Grid:
-        """The same for another layout; a map that is smaller by a whole factor was merged from tiles, as Swin's."""
+        """Returns the grid for another layout; a map that is smaller by an integer factor has merged tiles, as Swin."""
         for dims in ((2, 3), (1, 2)) if x.ndim == 4 else ():
             height, width = (x.shape[dim] for dim in dims)
             if (height, width) == (self.rows.cells, self.columns.cells):
@@ -99,10 +100,10 @@ class Grid:
 
 @contextmanager
 def on_outputs(network: nn.Module, taps: Sequence[str], see: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Within it ``see`` is given the output of each of these modules, with the module's name, as it comes."""
+    """Context manager in which ``see`` is called with the name and the output of each of these modules."""
 
     def hook_of(tap: str) -> Callable[..., None]:
-        # The first tensor of several, e.g. of features with attention maps.
+        # If there are several tensors, e.g. features and attention maps, the first one.
         return lambda module, inputs, output: see(tap, next(t for t in tree_leaves(output) if isinstance(t, Tensor)))
 
     handles = [network.get_submodule(tap).register_forward_hook(hook_of(tap)) for tap in taps]
@@ -115,10 +116,10 @@ def on_outputs(network: nn.Module, taps: Sequence[str], see: Callable[[str, Tens
 
 @torch.no_grad()
 def find_grids(network: nn.Module, picture: Tensor, taps: Sequence[str]) -> dict[str, Grid]:
-    """The grids of modules' outputs, from a forward pass of a picture (1, C, H, W).
+    """Returns the grids of modules' outputs, from a forward pass of a picture (1, C, H, W).
 
     Raises:
-        ConfigError: If the network does not take such a picture, or an output is no map of cells.
+        ConfigError: If the network does not take such a picture, or an output is no feature map.
     """
     found: dict[str, Grid] = {}
     follow = _Follow(picture)
@@ -151,10 +152,10 @@ def find_grids(network: nn.Module, picture: Tensor, taps: Sequence[str]) -> dict
 
 
 class _Follow(TorchDispatchMode):
-    """Carries the grids of inputs over to outputs.
+    """Propagates the grids of inputs to outputs.
 
     Args:
-        picture: (B, C, H, W), where all begins.
+        picture: (B, C, H, W), the input whose pixels are the first grid.
     """
 
     def __init__(self, picture: Tensor) -> None:
@@ -167,9 +168,9 @@ class _Follow(TorchDispatchMode):
         known = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x in self.grids]
         if known:
             name = op.overloadpacket.__name__
-            # A product of matrices has the rows of the first, as queries have their own places whatever the keys are.
+            # A matrix product has the rows of its first factor, as in attention a query keeps its position.
             of_rows = "mm" in name or "attention" in name
-            # Of others a gate or a class token, say, tells nothing of positions.
+            # In other operations, the largest input: a gate or a class token has no positions.
             source = known[0] if of_rows else max(known, key=Tensor.numel)
             schema = {argument.name: argument.default_value for argument in op._schema.arguments}
             given = schema | dict(zip(schema, args, strict=False)) | (kwargs or {})
@@ -180,14 +181,14 @@ class _Follow(TorchDispatchMode):
 
 
 def _moved(op: str, given: dict[str, Any], grid: Grid, source: Tensor, output: Tensor) -> Grid:
-    """The grid of an operation's output.
+    """Returns the grid of an operation's output.
 
     Args:
-        op: Its name in ATen.
+        op: Name of the operation in ATen.
         given: Its arguments.
-        grid: Of ``source``.
-        source: The input to follow.
-        output: What came out.
+        grid: Grid of ``source``.
+        source: The input whose positions are tracked.
+        output: The output.
     """
     if grid.dims is None:
         return grid
@@ -204,7 +205,7 @@ def _moved(op: str, given: dict[str, Any], grid: Grid, source: Tensor, output: T
     elif op.startswith("upsample") and spatial:
         axes = map(Axis.resized, axes, output.shape[2:])
     elif op == "constant_pad_nd":
-        before = [*given["pad"][::2], *(0 for _ in source.shape)]  # of the last dimension first
+        before = [*given["pad"][::2], *(0 for _ in source.shape)]  # from the last dimension to the first
         axes = [
             axis.part(output.shape[dim], -before[source.ndim - 1 - dim])
             for axis, dim in zip(axes, grid.dims, strict=True)
@@ -221,6 +222,6 @@ def _moved(op: str, given: dict[str, Any], grid: Grid, source: Tensor, output: T
 
 
 def _both(value: int | Sequence[int]) -> Sequence[int]:
-    """An argument for the height and the width."""
+    """Returns an argument for height and width, given as one value or two."""
     values = [value] if isinstance(value, int) else list(value)
     return values * 2 if len(values) == 1 else values

@@ -1,4 +1,4 @@
-"""Numbers of a receptive field's map, all of them independent of the scale of the gradients."""
+"""Measures of a receptive field's map, all independent of the scale of the gradients."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-#: Shares of the map's mass, as in RepLKNet's table.
+#: Fractions of the map's mass, as in RepLKNet's table.
 THRESHOLDS = (0.2, 0.3, 0.5, 0.99)
 
 
@@ -15,14 +15,14 @@ def contribution_ratios(
     centre: tuple[float, float],
     thresholds: Sequence[float] = THRESHOLDS,
 ) -> np.ndarray:
-    """The area of the smallest square about the centre whose share of the mass exceeds t, as a share of the picture.
+    """Returns the area of the smallest centred square with more than t of the mass, as a fraction of the picture.
 
-    The high-contribution area ratio of Ding et al., "Scaling Up Your Kernels to 31x31" (RepLKNet), 2022, but about the
-    cell's true centre: sides are odd, or even where that lies between pixels, and what is outside the picture counts
-    for nothing.
+    This is the high-contribution area ratio of Ding et al., "Scaling Up Your Kernels to 31x31" (RepLKNet), 2022, but
+    about the cell's true centre: sides are odd, or even if the centre lies between pixels, and the part of a square
+    outside the picture does not count.
 
     Args:
-        map: (H, W), of one sign or, if signed, by its absolute values.
+        map: (H, W); absolute values are used.
         centre: Row and column in pixels, from 0.
         thresholds: t, each below 1.
 
@@ -39,7 +39,7 @@ def contribution_sides(
     centre: tuple[float, float],
     thresholds: Sequence[float] = THRESHOLDS,
 ) -> np.ndarray:
-    """The sides (T,) in pixels of the squares of :func:`contribution_ratios`, with what lies outside the picture."""
+    """Returns the sides (T,) in pixels of the squares of :func:`contribution_ratios`, which may exceed the picture."""
     total = np.zeros([side + 1 for side in map.shape])
     total[1:, 1:] = np.abs(map).cumsum(0).cumsum(1)
     distances = [np.abs(np.arange(length) - at) for length, at in zip(map.shape, centre, strict=True)]
@@ -53,7 +53,7 @@ def contribution_sides(
 
 
 def superlevel_areas(map: np.ndarray, thresholds: Sequence[float] = THRESHOLDS) -> np.ndarray:  # noqa: A002
-    """The share (T,) of pixels that hold t of the mass, the strongest first: the least area, which needs no centre."""
+    """Returns the smallest fraction (T,) of pixels that contain t of the mass: the strongest ones, at any position."""
     falling = np.sort(np.abs(map), axis=None)[::-1].cumsum()
     if not falling[-1] > 0:
         return np.full(len(thresholds), np.nan)
@@ -61,7 +61,7 @@ def superlevel_areas(map: np.ndarray, thresholds: Sequence[float] = THRESHOLDS) 
 
 
 def share_beyond(map: np.ndarray, centre: tuple[float, float], radii: Sequence[float]) -> np.ndarray:  # noqa: A002
-    """The share (R,) of the mass that is further from the centre than each radius, in pixels."""
+    """Returns the fraction (R,) of the mass that is further from the centre than each radius in pixels."""
     squares = [(np.arange(length) - at) ** 2 for length, at in zip(map.shape, centre, strict=True)]
     distance = np.sqrt(squares[0][:, None] + squares[1])
     mass = np.abs(map)
@@ -69,7 +69,7 @@ def share_beyond(map: np.ndarray, centre: tuple[float, float], radii: Sequence[f
 
 
 def _inside(length: int, at: float, halves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """First pixel, and one after the last, of what lies within ``halves`` of a place on an axis."""
+    """Returns the first pixel, and one after the last, within a distance of ``halves`` of a position on an axis."""
     halves = np.nan_to_num(halves)
     first, last = np.ceil(at - halves), np.floor(at + halves)
     return first.clip(0, length).astype(int), (last + 1).clip(0, length).astype(int)

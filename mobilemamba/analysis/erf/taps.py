@@ -1,4 +1,4 @@
-"""The stages and blocks of any timm model, by the names of their modules."""
+"""Names of the modules that are the stages and blocks of a timm model."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from torch import nn
 
 from mobilemamba.errors import ConfigError
 
-#: What stands at a finer stride is a stem.
+#: Smallest stride of a stage; modules with a smaller stride belong to the stem.
 _FINEST_STAGE = 4
 
 
 def backbone_of(network: nn.Module) -> nn.Module:
-    """The timm model inside, where a network is a backbone below a head."""
+    """Returns the timm model inside a network with a head on a backbone, otherwise the network itself."""
     inner = getattr(network, "backbone", None)
     return inner if isinstance(inner, nn.Module) and hasattr(inner, "feature_info") else network
 
 
 def find_taps(network: nn.Module, taps: str | Sequence[str]) -> list[str]:
-    """The names of modules whose outputs are feature maps, in the order of the network.
+    """Returns the names of modules whose outputs are feature maps, in the order of the network.
 
     Args:
         network: A timm model for "stages" and "blocks"; any module for names.
         taps: "stages", "blocks", or names of modules.
 
     Raises:
-        ConfigError: If there are no such ones.
+        ConfigError: If there are no such modules.
     """
     if not isinstance(taps, str):
         known = dict(network.named_modules())
@@ -48,13 +48,13 @@ def find_taps(network: nn.Module, taps: str | Sequence[str]) -> list[str]:
 
 
 def _stages(network: nn.Module) -> dict[int, str]:
-    """Stride -> the last module of that stride, which is the last of a plain transformer's blocks."""
+    """Returns stride -> last module with that stride; for a plain transformer, that is its last block."""
     info: Any = getattr(network, "feature_info", None)
     if not info:
         raise ConfigError(f"{type(network).__name__} does not name its stages (feature_info); name modules as taps")
     modules = dict(network.named_modules())
     entries = list(info.get_dicts() if hasattr(info, "get_dicts") else info)
-    # timm's wrappers for features write a dot as an underscore.
+    # timm's feature wrappers replace dots by underscores.
     names = [name if (name := entry["module"]) in modules else name.replace(".", "_") for entry in entries]
     stages = {entry["reduction"]: name for entry, name in zip(entries, names, strict=True) if name in modules}
     if not stages:
@@ -63,7 +63,7 @@ def _stages(network: nn.Module) -> dict[int, str]:
 
 
 def _parts(network: nn.Module, before: str, stage: str) -> list[str]:
-    """A stage with the modules between it and the one before, where a list holds them all, as EfficientNet's."""
+    """Returns a stage and the modules between it and the previous one, if all are in one list, as in EfficientNet."""
     holder, _, last = stage.rpartition(".")
     siblings = [name for name, _ in network.get_submodule(holder).named_children()]
     start = siblings.index(before.rpartition(".")[2]) + 1 if before.rpartition(".")[0] == holder and before else 0
@@ -73,7 +73,7 @@ def _parts(network: nn.Module, before: str, stage: str) -> list[str]:
 
 
 def _blocks(network: nn.Module, stage: str) -> list[str]:
-    """The members of a stage's list of modules, the longest if there are several, or the stage as a whole."""
+    """Returns the members of a stage's longest list of modules, or the stage itself if it has no list."""
     inner = network.get_submodule(stage)
     lists = {stage: inner} | {f"{stage}.{name}": child for name, child in inner.named_children()}
     plain = {name: child for name, child in lists.items() if type(child) in (nn.Sequential, nn.ModuleList)}
