@@ -1,4 +1,4 @@
-"""The command line's tools: what can be done besides training and evaluation.
+"""The tools of the command line: all commands except training and evaluation.
 
-``mobilemamba_command.COMMANDS`` lists them, by the path of their functions: each is imported when it is called.
+``mobilemamba_command.COMMANDS`` lists them by the paths of their functions, which are imported when they are called.
 """

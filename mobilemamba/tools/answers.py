@@ -1,4 +1,4 @@
-"""What ``predict`` found: as a CSV or JSON file that is whole at any moment, as drawings, or as a table on screen."""
+"""Output of ``predict``: a CSV or JSON file that is complete at any moment, drawings, or a table on the screen."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from mobilemamba.models.predictor import Predictor
 from mobilemamba.screen import on_screen
 from mobilemamba.text import printable, writable
 
-#: ``picture``, and a predictor's row of it, or ``error``.
+#: ``picture``, with the entries of a predictor's row for it, or with ``error``.
 Answer = dict[str, Any]
 
-#: Endings of the files that can be written.
+#: Extensions of the files that can be written.
 FORMATS = (".csv", ".json")
-_SECONDS = 5.0  # of work that a kill may lose
+_SECONDS = 5.0  # of work that may be lost when the process is killed
 _UNLIMITED = 10_000  # columns
-_MARK = ("Software", "mobilemamba predict")  # in the text of drawings
+_MARK = ("Software", "mobilemamba predict")  # text in a drawing's PNG header
 
 
 class AnswerFile:
-    """A .csv or .json file, written as a whole now and then: a process that is killed leaves what it had by then.
+    """A .csv or .json file that is rewritten periodically, so that a killed process leaves its results so far.
 
     Args:
         path: The file.
 
     Raises:
-        ConfigError: If it could not be written.
+        ConfigError: If it cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,7 +52,7 @@ class AnswerFile:
         self._due = time.monotonic() + _SECONDS
 
     def keep(self, answers: list[Answer], predictor: Predictor) -> None:
-        """Writes the answers so far, if the last time is long ago."""
+        """Writes the answers so far, if enough time has passed since the last write."""
         if time.monotonic() >= self._due:
             self.write(answers, predictor)
 
@@ -60,27 +60,27 @@ class AnswerFile:
         """Writes the answers so far.
 
         Raises:
-            OSError: If it cannot be written.
+            OSError: If the file cannot be written.
         """
         began = time.monotonic()
         as_json = self.path.suffix.lower() == ".json"
         write_text_atomic(self.path, json.dumps(answers, indent=2) + "\n" if as_json else to_csv(answers, predictor))
         took = time.monotonic() - began
-        self._due = began + took + max(_SECONDS, 20 * took)  # a long list takes little of the time
+        self._due = began + took + max(_SECONDS, 20 * took)  # so that writing takes at most 5 % of the time
 
 
 class Drawings:
-    """A folder of drawings, called by the number of their picture.
+    """A folder of drawings, named by the number of their picture.
 
-    Each says in itself that it is one, so that those of an earlier run, which would be taken for this one's, can go at
-    its end, and no other picture ever does.
+    Each drawing is marked in its header. So those of an earlier run, which could be mistaken for new ones, can be
+    removed at the end, but never any other picture.
 
     Args:
-        folder: Made if it is not there.
-        name: What messages call it, e.g. the option.
+        folder: The folder; created if it does not exist.
+        name: Name of the folder in messages, e.g. the option.
 
     Raises:
-        ConfigError: If the folder cannot be made, or has pictures of others under such names.
+        ConfigError: If the folder cannot be created, or contains other pictures with such names.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
@@ -96,14 +96,14 @@ class Drawings:
                 )
 
     def save(self, number: int, drawings: Mapping[str, Image.Image]) -> None:
-        """Writes what was drawn of a picture.
+        """Writes the drawings of a picture.
 
         Args:
-            number: Of the picture, from 1 on.
-            drawings: What to add to the name -> the drawing.
+            number: Number of the picture, from 1.
+            drawings: Suffix of the file name -> drawing.
 
         Raises:
-            OSError: If it cannot be written; no part of it is left then.
+            OSError: If a file cannot be written; no partial file is left.
         """
         for added, drawing in drawings.items():
             text, content = PngInfo(), io.BytesIO()
@@ -114,7 +114,7 @@ class Drawings:
             self._written.add(path.name)
 
     def end(self) -> None:
-        """Removes the drawings of an earlier run that no new one has replaced."""
+        """Removes drawings of an earlier run that were not replaced."""
         for path in self._earlier:
             if path.name not in self._written:
                 path.unlink(missing_ok=True)
@@ -129,10 +129,10 @@ def _is_drawing(path: Path) -> bool:
 
 
 def to_csv(answers: list[Answer], predictor: Predictor) -> str:
-    """The lines of each picture, or its error.
+    """Formats the lines of each picture, or its error, as CSV.
 
-    Names are as they are, but for carriage returns, which readers take for the end of a line, and bytes that are not
-    UTF-8: these stand as escapes.
+    Names are unchanged, except that carriage returns, which readers interpret as the end of a line, and bytes that are
+    not UTF-8 are escaped.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -141,14 +141,14 @@ def to_csv(answers: list[Answer], predictor: Predictor) -> str:
         if "error" in found:
             writer.writerow([found["picture"], *[""] * len(predictor.columns), found["error"]])
         else:
-            lines = predictor.lines(found) or [[""] * len(predictor.columns)]  # nothing was found
+            lines = predictor.lines(found) or [[""] * len(predictor.columns)]  # empty if nothing was found
             writer.writerows([found["picture"], *line, ""] for line in lines)
     return writable(text.getvalue())
 
 
 def print_table(answers: list[Answer], predictor: Predictor) -> None:
-    """Prints the classes of each picture; a reader of the output that has left, ``head`` say, is no error."""
-    # Names come from outside: nothing in them is markup. Where no terminal folds them, they stay whole.
+    """Prints the results of each picture; it is no error if the reader of the output, e.g. ``head``, has ended."""
+    # Names may look like markup but are not. Without a terminal they are not wrapped.
     console = Console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = _UNLIMITED
@@ -158,7 +158,7 @@ def print_table(answers: list[Answer], predictor: Predictor) -> None:
         sys.stdout.write(captured.get())
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the interpreter's end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the interpreter's exit
 
 
 def _table(answers: list[Answer], predictor: Predictor) -> Table:
@@ -166,7 +166,7 @@ def _table(answers: list[Answer], predictor: Predictor) -> Table:
     card = predictor.card
     network = f"{card.model} with {card.head}" if card.head else card.model
     table = Table(title=f"{on_screen(network)}, {height}x{width} px", title_justify="left")
-    shown = [column for column in predictor.columns if column not in ("rank", "index")]  # which only files need
+    shown = [column for column in predictor.columns if column not in ("rank", "index")]  # these are only for files
     table.add_column("picture", overflow="fold")
     for column in shown:
         table.add_column(column, overflow="fold", justify="left" if column == "class" else "right")

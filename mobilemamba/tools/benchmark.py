@@ -1,4 +1,4 @@
-"""Speed: networks against each other and against the machine's ceiling."""
+"""The ``benchmark`` command: speed of networks, relative to each other and to the machine's limit."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from mobilemamba.models.runtime import RUNTIMES, packages_of
 from mobilemamba.ops.kernels import describe_kernels
 from mobilemamba.screen import make_console
 
-#: What is measured by default, and in which runtimes beside PyTorch, where they are installed.
+#: Models that are measured by default, and runtimes in addition to PyTorch, if they are installed.
 DEFAULT_MODELS = (*TABLE7, *FRONT)
 DEFAULT_RUNTIMES = ("onnxruntime", "openvino")
-#: What --scaling measures by default: each architecture of ours once, and the rival that is as large.
+#: Default models of --scaling: each architecture of ours once, and a rival of the same size.
 SCALED_MODELS = ("efficientvit_m5", "mobilemamba_t2", "mobilemamba_t4", "mobilemamba_s6", "mobilemamba_b1")
-#: What --head measures by default.
+#: Default models of --head.
 BACKBONES = ("mobilemamba_b4", "shvit_s4", "efficientvit_m5", "mobilenetv2_100")
 SCALED_SIZES = "192,256,384,512,768,1024"
 
 
 class NothingMeasuredError(MobileMambaError, RuntimeError):
-    """Every configuration failed."""
+    """Raised when every configuration has failed."""
 
     exit_code = 1
 
@@ -66,41 +66,41 @@ def benchmark(
     output: Path | None = None,
     plot: Path | None = None,
 ) -> None:
-    """Time networks against each other and the machine's ceiling.
+    """Measure the speed of networks, relative to each other and to the machine's limit.
 
-    By default those of the paper's Table 7 and the fastest of timm's at the same accuracies, on a CPU in PyTorch and in
-    the runtimes that are installed, one after the other, of which the table then shows each network's fastest; that
-    takes half an hour or more, and several GB of memory. Several values of size, batch, device, dtype, mode and layout
-    are separated by commas; every combination is measured, all of them in turn in each round.
+    By default, measures the networks of the paper's Table 7 and timm's fastest networks at the same accuracies. On a
+    CPU, this is repeated in each installed runtime, and the table shows each network in its fastest; it takes half an
+    hour or more, and several GB of memory. Several values of size, batch, device, dtype, mode and layout are separated
+    by commas; all combinations are measured, in interleaved rounds.
 
     Args:
-        models: timm's names, and files of networks: weights (.safetensors, .ckpt), or exported ones (.onnx, .xml and
-            so on), which run in their own runtime whatever the mode.
-        head: What stands on the models: deeplabv3, pspnet, semantic_fpn; or mask_rcnn, retinanet, ssdlite, whose
-            time is told by parts; by default on B4 and three rivals at 512 px, 800 px or 320 px, in batches of 1.
-        size: Sides of the pictures in pixels, as 512 or 800x1280; by default what each network was made for.
-        batch: Pictures at a time; by default 1,32, in training 32, for scaling 1.
-        device: cpu, cuda or another of torch's; auto takes a GPU where there is one.
+        models: timm's names, weights files (.safetensors, .ckpt), or exported networks (.onnx, .xml and so on), which
+            run in their own runtime whatever the mode.
+        head: Head on the models: deeplabv3, pspnet, semantic_fpn; or mask_rcnn, retinanet, ssdlite, whose time is also
+            shown by parts. By default on B4 and three rivals, at 512 px, 800 px or 320 px, with batch size 1.
+        size: Sizes of the pictures in pixels, as 512 or 800x1280; by default the one each network was made for.
+        batch: Batch sizes; by default 1,32, for training 32, for scaling 1.
+        device: cpu, cuda or another device of torch; auto uses a GPU if there is one.
         dtype: float32, bfloat16, float16; in training that of the autocast region.
         mode: eager, compiled (torch.compile), exported (torch.export), graph (a CUDA graph), or another runtime:
-            onnxruntime, openvino, litert, executorch, ncnn; by default eager, and where no models are named on a CPU
-            onnxruntime and openvino as well.
-        layout: contiguous, channels_last; auto takes for each network the faster of the two.
-        fused: Fold norms into weights, in inference.
+            onnxruntime, openvino, litert, executorch, ncnn. By default eager, and if no models are given, on a CPU also
+            onnxruntime and openvino.
+        layout: contiguous, channels_last; auto chooses the faster one for each network.
+        fused: Fold norms into weights, for inference.
         train: Time training steps (forward, backward, AdamW) instead of inference.
-        scaling: Time 192 to 1024 px, and fit the exponent of cost against pixels.
-        ops: Time the scan backends against each other over the networks' own scans.
-        scan_backend: Of the mobilemamba models, see mobilemamba backends; with ops, the only one to time.
+        scaling: Time 192 to 1024 px, and fit the exponent of cost over pixels.
+        ops: Time the scan backends on the scans that occur in the networks.
+        scan_backend: Scan backend of mobilemamba models, see mobilemamba backends; with ops, the only one to time.
         memory: Measure the peak memory as well.
-        threads: Of torch on the CPU; by default torch's own choice.
-        rounds: How often each is timed, in turn with the others.
-        seconds: About how long each runs in a round; by default 0.5, with ops 0.1, and less where that would take
-            over ten minutes.
+        threads: Number of torch's CPU threads; by default torch's own choice.
+        rounds: How often each network is timed, in turn with the others.
+        seconds: Approximate time per network and round; by default 0.5, with ops 0.1, or less if the total would exceed
+            ten minutes.
         output: A .csv or .json file to write.
-        plot: A .png file to draw the published accuracy against the throughput into.
+        plot: A .png file for a plot of published accuracy over throughput.
 
     Raises:
-        ConfigError: If an option cannot work.
+        ConfigError: If an option is invalid.
         WeightsError: If a weights file cannot be read.
         NothingMeasuredError: If nothing could be measured.
     """
@@ -130,7 +130,7 @@ def benchmark(
     )
     for runtime in RUNTIMES.values():
         if any(case.mode == runtime.name for case in cases):
-            runtime.need(runtime.reads)  # not after minutes of measuring
+            runtime.need(runtime.reads)  # fails now rather than after minutes of measuring
     if plot is not None and not any(published_top1(case.model, case.size) for case in cases):
         raise ConfigError(f"--plot {plot}: none of these networks has a published accuracy at its size; leave it out")
     console = make_console()
@@ -146,7 +146,7 @@ def benchmark(
         else:
             seconds = seconds or _seconds(rounds * len(cases))
             heats = [[c for c in cases if c.mode == each] for each in modes] if of_default else [cases]
-            # Of so many networks a runtime at a time, or they would need some 15 GB of memory.
+            # One runtime at a time, as so many networks would need about 15 GB of memory.
             records = [record for heat in heats if heat for record in measure(heat, rounds, seconds, memory, report)]
     found = scans if ops else records
     shown = fastest(records) if mode is None and len(modes) > 1 else [] if ops else records
@@ -168,7 +168,7 @@ def benchmark(
 
 
 def _installed() -> list[str]:
-    """The runtimes that can be measured; says what is missing for the others."""
+    """Returns the runtimes that can be measured, and prints which ones are not installed."""
     found = [name for name in DEFAULT_RUNTIMES if all(map(find_spec, packages_of(name)))]
     for name in DEFAULT_RUNTIMES:
         if name not in found:
@@ -177,7 +177,7 @@ def _installed() -> list[str]:
 
 
 def _seconds(timings: int) -> float:
-    """Half a second, or what so many timings leave of ten minutes."""
+    """Returns the seconds per timing: half a second, or less so that all timings take ten minutes."""
     return max(0.05, min(0.5, 600 / timings))
 
 
@@ -193,7 +193,7 @@ def _check_files(output: Path | None, plot: Path | None) -> None:
             continue
         if path.suffix not in endings:
             raise ConfigError(f"--{name} {path}: expected a name that ends in {' or '.join(endings)}")
-        check_writable(path, f"--{name}")  # not after minutes of measuring
+        check_writable(path, f"--{name}")  # fails now rather than after minutes of measuring
 
 
 def _words(text: str) -> list[str]:

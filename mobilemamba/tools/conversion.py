@@ -1,4 +1,4 @@
-"""Checkpoints into files of our format."""
+"""The ``convert`` command: conversion of checkpoints to .safetensors files."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ def convert_checkpoint(source: Path, target: Path, *, model: str | None = None) 
     """Convert a checkpoint, such as the authors' release, to .safetensors with this package's names.
 
     Args:
-        source: A .pth, .safetensors or .ckpt file; the authors' format or ours, fused or not.
+        source: A .pth, .safetensors or .ckpt file, in the authors' format or ours, fused or not.
         target: The .safetensors file to write.
-        model: The model it is of, e.g. mobilemamba_s6; not needed for files that say so themselves.
+        model: Name of the network, e.g. mobilemamba_s6; not needed for files that contain it.
     """
     convert(source, target, model)
     print(f"wrote {printable(target)}")

@@ -1,4 +1,4 @@
-"""What networks see: effective receptive fields, as a figure, a table and files."""
+"""The ``erf`` command: effective receptive fields of networks, as a figure, a table and files."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ from mobilemamba.text import printable
 
 _NONE = "-"
 _MOST = {"size": 2048, "seed": 2**32 - 1}
-_AT_A_TIME = 1_000_000  # pixels
+_AT_A_TIME = 1_000_000  # pixels per batch
 _NOTE = (
     "r: area of the smallest square about the cell's centre that holds more than 20, 30, 50, 99 % of the map. "
     "Of pictures: quartiles of the r50 of each one's own map. area50: the least area that holds 50 %."
 )
 _NOTE_REPLKNET = "log r: of log10(x + 1) about the middle, as in RepLKNet; it depends on the gradients' scale."
-#: Of the shorter side of the picture: beyond so far from the centre the mass is told.
+#: Distances from the centre beyond which the mass is measured, as fractions of the picture's shorter side.
 _RADII = {"1/8": 1 / 8, "1/4": 1 / 4, "1/2": 1 / 2}
 
 
@@ -75,31 +75,30 @@ def erf(
     seed: int = 0,
     device: str = "auto",
 ) -> None:
-    """Show what networks see: effective receptive fields of their stages, as a figure, a table and files.
+    """Show the effective receptive fields of networks' stages, as a figure, a table and files.
 
     Args:
-        models: timm's names; not needed for weights files that say which network they belong to.
-        weights: A file for each model (.safetensors, .ckpt, .pth); - leaves the network untrained.
+        models: timm's names; not needed for weights that contain the name of their network.
+        weights: A file for each model (.safetensors, .ckpt, .pth); - for none, which leaves the network untrained.
         data: A folder of pictures, or of folders of pictures; if one is named val, only that is used. By default the
             sample.
-        pictures: How many pictures to draw from it at random, by the seed.
-        size: Side in pixels that each picture is scaled to, up to 2048; by default what each network was made for.
-        blocks: Look at every block instead of every stage.
-        position: Row and column of the cell, as shares of the picture; by default the cell in the middle.
-        rule: Which values of feature and gradient count: those above zero (relu), all by magnitude (absolute), or all
-            with their signs (signed).
-        display: How shares of the maximum become colours: log, raw, power.
-        scale: Whether the colours are relative to each map's own maximum (own) or to the largest of all (common).
-        compare: Show the same network untrained before each network with weights.
-        as_in_replknet: Add RepLKNet's numbers, of log10(x + 1), which change with the scale of the gradients.
-        output: A folder for erf.png, erf.pdf, erf.csv and the maps, erf.npz.
-        batch_size: Pictures at a time; by default as many as have a million pixels together.
-        seed: For drawing pictures and for untrained weights.
-        device: cpu, cuda or another of torch's; auto takes a GPU where there is one.
+        pictures: Number of pictures, drawn at random by the seed.
+        size: Side in pixels to which pictures are scaled, up to 2048; by default the size each network was made for.
+        blocks: Show every block instead of every stage.
+        position: Row and column of the cell, as fractions of the picture; by default the cell in the middle.
+        rule: Treatment of negative features and gradients: set to zero (relu), absolute or signed.
+        display: Display of fractions of the maximum: log, raw, power (the fifth root).
+        scale: Colours relative to each map's own maximum (own), or to the largest density of all maps (common).
+        compare: Show each network with weights also untrained, before the trained one.
+        as_in_replknet: Add RepLKNet's measures, of log10(x + 1), which depend on the scale of the gradients.
+        output: Folder for erf.png, erf.pdf, erf.csv and the maps, erf.npz.
+        batch_size: Batch size; by default as many pictures as have a million pixels.
+        seed: Seed of the random pictures and of untrained weights.
+        device: cpu, cuda or another device of torch; auto uses a GPU if there is one.
 
     Raises:
-        ConfigError: If an option cannot work.
-        DataError: If there are no pictures that can be read.
+        ConfigError: If an option is invalid.
+        DataError: If there are no readable pictures.
         WeightsError: If weights cannot be read or do not fit.
     """
     for name, value in (("pictures", pictures), ("batch_size", batch_size), ("size", size), ("seed", seed)):
@@ -137,7 +136,7 @@ def erf(
 
 @dataclass
 class _Subject:
-    """A network to look at."""
+    """A network whose receptive fields are shown."""
 
     name: str
     weights: str
@@ -198,7 +197,7 @@ def _subjects(models: Sequence[str], weights: Sequence[str], compare: str | None
 def _draw(
     data: Path | None, number: int, seed: int, sides: set[tuple[int, int]]
 ) -> dict[tuple[int, int], list[np.ndarray]]:
-    """The same pictures (H, W, 3) uint8 of each size."""
+    """Returns the same pictures (H, W, 3) uint8 in each size."""
     drawn: dict[tuple[int, int], list[np.ndarray]] = {side: [] for side in sides}
     for picture in draw_pictures(data, number, seed, lambda error: print(f"skipped: {error}", file=sys.stderr)):
         for (height, width), kept in drawn.items():
@@ -217,13 +216,13 @@ def _batches(
 
 
 def _entries(rows: Sequence[Row]) -> Iterator[tuple[str, Row, ReceptiveField]]:
-    """Each map with its row and its name in the file of the maps."""
+    """Yields each map with its name in the file of the maps, and its row."""
     for number, row in enumerate(rows, 1):
         yield from ((f"{number}_{row.name}_{field.tap}", row, field) for field in row.fields)
 
 
 def _numbers(field: ReceptiveField, as_in_replknet: bool) -> dict[str, float]:
-    """All numbers of a map, by the names of the CSV's columns."""
+    """Returns all measures of a map, by the names of the CSV's columns."""
     radii = [share * min(field.size) for share in _RADII.values()]
     found = dict(zip((f"beyond_{name}" for name in _RADII), share_beyond(field.map, field.centre, radii), strict=True))
     columns = {"r{}": field.ratios, "area{}": field.areas}
@@ -251,7 +250,7 @@ def _table(width: int, rows: Sequence[Row], data: str, as_in_replknet: bool) -> 
             cells = [_percent(found[f"r{t}"]) for t in names]
             cells += [_percent(found["r50_q1"], found["r50_q3"]), _percent(found["area50"])]
             cells += [_percent(found[f"log_r{t}"]) for t in names if as_in_replknet]
-            # As much of the path as tells runs apart; the CSV has all of it.
+            # The part of the path that distinguishes runs; the CSV has the whole path.
             label = [row.name, "/".join(Path(row.weights).parts[-2:])] if number == 0 else ["", ""]
             lines.append([*label, field.tap, "x".join(map(str, dict.fromkeys(field.size))), *cells])
     notes = [_NOTE, *[_NOTE_REPLKNET] * as_in_replknet]

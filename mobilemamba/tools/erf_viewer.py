@@ -1,4 +1,4 @@
-"""Sliders over receptive fields, for a notebook."""
+"""An interactive viewer of receptive fields for notebooks."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _NONE, _ALL = "none", "all"
 
 
 def erf_viewer(networks: Mapping[tuple[str, str], nn.Module], pictures: Tensor) -> Widget:
-    """Choices of networks, stage, place on the picture, rule and display above the receptive fields that they make.
+    """Returns a widget with controls for network, stage, position, rule and display above the receptive fields.
 
     Args:
-        networks: By name and origin of the weights, as a ``Row`` has them; two at a time are shown.
-        pictures: (N, C, H, W), prepared for all of them.
+        networks: (name, origin of the weights) as in a ``Row`` -> network; one or two are shown at a time.
+        pictures: (N, C, H, W), prepared for all networks.
     """
     import ipywidgets as widgets
 

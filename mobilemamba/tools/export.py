@@ -1,4 +1,4 @@
-"""Networks for other runtimes than PyTorch."""
+"""The ``export`` command: networks for other runtimes than PyTorch."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ def export_network(
     opset: int | None = None,
     model: str | None = None,
 ) -> None:
-    """Write a network for another runtime, such as ONNX Runtime on a server or a phone, checked against the original.
+    """Export a network for another runtime, such as ONNX Runtime on a server or a phone, and verify its outputs.
 
     Args:
-        weights: The network's weights (.safetensors, .ckpt, .pth); for a page alone also an .onnx file from here.
-        out: The file to write; its ending chooses the format: .onnx, .xml (OpenVINO), .tflite (LiteRT), .pte
+        weights: The network's weights (.safetensors, .ckpt, .pth); to write only a web page, an exported .onnx file.
+        out: The file to write, whose extension determines the format: .onnx, .xml (OpenVINO), .tflite (LiteRT), .pte
             (ExecuTorch), .mlpackage (Core ML) or .param (ncnn).
-        web: A folder, new or of an earlier page, for a page that runs the .onnx file in a browser.
+        web: A folder, new or with an earlier page, for a web page that runs the .onnx file in the browser.
         size: Side of the pictures in pixels, or height and width as 192x256, or dynamic; by default as in training.
-        batch: Pictures at a time, or dynamic; by default dynamic where the format can, else 1.
-        dtype: float32, float16, bfloat16 or int8, of weights and arithmetic.
-        calibration: A folder of pictures to fit int8 by; in folders of their classes, the accuracy is told too.
-        softmax: Answer with probabilities instead of logits.
-        nms: Have a detector's .onnx or .xml file choose among overlapping boxes itself, and answer with objects too.
-        verify: Compare the answers to the original's, and write nothing if they differ.
-        opset: Of ONNX, 18 to 24.
-        model: timm's name of the network, for weights that do not say it themselves.
+        batch: Batch size, or dynamic; by default dynamic if the format supports it, else 1.
+        dtype: float32, float16, bfloat16 or int8, for weights and arithmetic.
+        calibration: A folder of pictures to calibrate int8; if it has folders of classes, the accuracy is shown too.
+        softmax: Output probabilities instead of logits.
+        nms: Include non-maximum suppression in a detector's .onnx or .xml file, which then also outputs objects.
+        verify: Compare the outputs with the original's, and write nothing if they differ.
+        opset: Version of ONNX's operator set, 18 to 24.
+        model: timm's name of the network, for weights that do not contain it.
 
     Raises:
-        ConfigError: If an option cannot work, or a package is missing.
-        DataError: If the pictures for the calibration cannot be read.
+        ConfigError: If an option is invalid, or a package is missing.
+        DataError: If the calibration pictures cannot be read.
         WeightsError: If the weights cannot be read, or the file cannot be written or is not exact.
     """
     if out is None:
@@ -92,7 +92,7 @@ def export_network(
 
 
 def _page_alone(exported: Path, folder: Path | None, has_options: bool) -> None:
-    """Of a network that was exported before."""
+    """Writes only the web page of a network that was exported before."""
     if folder is None or exported.suffix != ".onnx":
         raise ConfigError(f"of {printable(exported)} nothing is to be written: add a name such as y.onnx")
     if has_options:
@@ -107,7 +107,7 @@ def _page(exported: Path, folder: Path) -> None:
 
 
 def describe(written: Exported) -> list[str]:
-    """What was written and how exact it is, in lines."""
+    """Describes the written file and its exactness, in lines."""
     lines = []
     if (found := written.check) is not None:
         if found.error is None:

@@ -1,4 +1,4 @@
-"""One run on a GPU: is all right there, and how fast."""
+"""The ``gpu`` command: checks and measurements on a GPU in one run."""
 
 from __future__ import annotations
 
@@ -48,17 +48,17 @@ def gpu(
     """Measure everything once on a GPU: exactness, operators, networks against EfficientViT, training, memory.
 
     Args:
-        output: A .json file, written anew after each part; a plot of the curves goes beside it.
-        seconds: Of all parts together; what does not fit is skipped and named.
-        device: cuda, or cuda:1 and so on; others with quick.
-        data: A folder of pictures by class to train S6 and efficientvit_m5 on at the end, beyond those seconds.
-        minutes: Of both trainings together.
-        batch_size: Pictures a step in these.
-        parts: Names of some parts, separated by commas, in place of all; the file keeps the others it has.
-        quick: Try the run itself, on any device: tiny sizes, whose numbers say nothing.
+        output: A .json file, rewritten after each part; a plot of the training curves is written beside it.
+        seconds: Time limit for all parts together; parts that do not fit are skipped and listed.
+        device: cuda, or cuda:1 and so on; with quick, any device.
+        data: A folder of pictures by class to train S6 and efficientvit_m5 on at the end, after those seconds.
+        minutes: Time for both trainings together.
+        batch_size: Batch size of both trainings.
+        parts: Names of the parts to run, separated by commas, instead of all; the file keeps its other parts.
+        quick: Only test that the run works, on any device, with tiny sizes whose numbers are meaningless.
 
     Raises:
-        ConfigError: If there is no GPU, or an option cannot work.
+        ConfigError: If there is no GPU, or an option is invalid.
         DataError: If there is no such folder.
     """
     chosen = _device(device, quick)
@@ -76,7 +76,7 @@ def gpu(
         train = partial(curves.curves, folder=data, seconds=60 * minutes, batch=batch_size)
         known.append(Part("curves", "Two trainings", train, 60 * minutes, beyond=True))
     wanted = _wanted(parts, known)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before the first product, for the same bits twice
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for reproducible bits; before the first product
     run = Run(chosen, QUICK if quick else Sizes(), output, seconds, goes_on=parts is not None)
     if left := run.do(wanted):
         say("the GPU is of no use to this process any more; the other parts run in a new one")

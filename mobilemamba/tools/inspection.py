@@ -1,4 +1,4 @@
-"""The commands ``backends`` and ``summary``: this machine's kernels, and the networks' parameters and operations."""
+"""The ``backends`` and ``summary`` commands: kernels on this machine, and counts of networks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mobilemamba.text import printable
 
 
 def backends() -> None:
-    """Show what computes each operation on this machine, and why nothing faster does."""
+    """Show which backend computes each operation on this machine, and why no faster one does."""
     console = Console()
     devices = [torch.device("cpu")] + ([torch.device("cuda")] if torch.cuda.is_available() else [])
     for device in devices:
@@ -51,14 +51,14 @@ def backends() -> None:
 
 
 def summary(*models: str, head: str | None = None, config: list[str] | None = None) -> None:
-    """Print parameters, FLOPs and MACs: of the six sizes beside the paper's, or of other networks or a configuration.
+    """Print parameters, FLOPs and MACs of the six sizes beside the paper's, of other networks, or of a configuration.
 
     Args:
         models: timm's names, and weights files of networks (.safetensors, .ckpt).
-        head: What stands on the models, for 150 classes at 512 px: deeplabv3, pspnet, semantic_fpn; or for 80 classes
-            at 800 px: mask_rcnn, retinanet, and at 320 px: ssdlite; several are separated by commas.
-        config: Configuration of ``mobilemamba fit``; with a sweep, each of its rows is counted. Of several, the
-            later one wins.
+        head: Head on the models: deeplabv3, pspnet, semantic_fpn, for 150 classes at 512 px; or mask_rcnn, retinanet at
+            800 px and ssdlite at 320 px, for 80 classes; several are separated by commas.
+        config: Configuration file of ``mobilemamba fit``; with a sweep, each of its rows is counted. If there are
+            several, later ones override earlier ones.
     """
     named = models or (() if config else VARIANTS)
     counted = [_named(name) for name in (under_heads(head, tuple(named)) if head else named)]
@@ -96,19 +96,19 @@ class _Counted(NamedTuple):
     build: Callable[[], nn.Module]
     size: tuple[int, int]
     classes: int
-    head: str  # blank for a classifier
+    head: str  # empty for a classifier
 
 
 def _named(name: str) -> _Counted:
     card = card_of(name)
-    # A second head is no part of what answers.
+    # An auxiliary head is not used in inference.
     answering = replace(card, head_options={key: v for key, v in card.head_options.items() if key != "auxiliary"})
     size = card.preprocessing.img_size
     return _Counted(printable(name), lambda: build_network(answering), size, card.num_classes, card.head)
 
 
 def _rows(config: list[str]) -> list[_Counted]:
-    from mobilemamba.cli import plan  # lightning, which the other tools do not need
+    from mobilemamba.cli import plan  # imports lightning, which the other tools do not need
     from mobilemamba.sweep import build_task, table_network
     from mobilemamba.training.contract import TaskContract
 
@@ -125,8 +125,8 @@ def _rows(config: list[str]) -> list[_Counted]:
 
 def _counts(entry: _Counted) -> list[str]:
     with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # initialisers that have nothing to do on shapes alone
+        warnings.simplefilter("ignore")  # from initialisers, which have no effect on the meta device
         network = entry.build()
     counts = complexity(network, entry.size)
-    shown = "x".join(map(str, dict.fromkeys(entry.size)))  # of a square, its side
+    shown = "x".join(map(str, dict.fromkeys(entry.size)))  # only one side for a square
     return [entry.label, shown, f"{counts.params:,}", f"{counts.flops:,}", f"{counts.macs:,}"]

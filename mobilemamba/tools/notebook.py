@@ -1,4 +1,4 @@
-"""What the notebooks share: commands, a trained network to look at, and figures on the page."""
+"""Functions shared by the notebooks: running commands, a trained network, and displaying figures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.cli import LightningCLI
     from matplotlib.figure import Figure
 
-#: Used where it is there: the paper's choice of Table A1, as ``make ablation`` leaves it.
+#: Weights that ``make ablation`` writes for the paper's choice in Table A1; used if they exist.
 _ABLATION = Path("runs/ablation_xi/xi_876_mu_223/best.safetensors")
 _TRAINING = (
     "fit --name notebook --model mobilemamba_t2 --model.lr 0.001 --model.reference_batch_size 64 "
@@ -24,7 +24,7 @@ _TRAINING = (
 
 
 def run(command: str) -> LightningCLI | None:
-    """Runs a command line, without the word ``mobilemamba`` before it, in this process.
+    """Runs a command line, given without the word ``mobilemamba``, in this process.
 
     Returns:
         Lightning's CLI object with ``trainer``, ``model`` and ``datamodule``; None for a sweep and for a tool.
@@ -37,10 +37,10 @@ def run(command: str) -> LightningCLI | None:
 
 
 def sample_weights() -> Path:
-    """Weights of a network that was trained on the embedded sample.
+    """Returns weights of a network that was trained on the embedded sample.
 
-    The S6 of ``make ablation``, in this folder's ``runs`` or in that of the folder above; else a T2, which the first
-    call trains, in about a minute on two cores, and keeps in ``runs/notebook``.
+    They are those of the S6 of ``make ablation``, in ``runs`` of this or the parent folder. Without these, the first
+    call trains a T2 in about a minute on two cores, and stores it in ``runs/notebook``.
 
     Returns:
         A ``.safetensors`` file.
@@ -54,7 +54,7 @@ def sample_weights() -> Path:
 
 
 def as_image(figure: Figure) -> Image:
-    """A figure as the picture that a cell shows; of itself a page shows those of pyplot alone."""
+    """Converts a figure to the image that a notebook cell shows; notebooks themselves show only pyplot's figures."""
     from IPython.display import Image
 
     content = io.BytesIO()

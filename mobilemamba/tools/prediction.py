@@ -1,4 +1,4 @@
-"""The command ``predict``: from files, folders or a list of pictures to a table, CSV, JSON or drawings."""
+"""The ``predict`` command: takes files, folders or a list of them, and writes a table, CSV, JSON or drawings."""
 
 from __future__ import annotations
 
@@ -38,32 +38,33 @@ def predict(
     tta: bool = False,
     device: str = "auto",
 ) -> None:
-    """Say what is on pictures: the likeliest classes of each, or those of its pixels, as a table, CSV or JSON.
+    """Predict the most probable classes, the classes of pixels or the objects of pictures, as a table, CSV or JSON.
 
-    A segmentation gives the share of each class; drawn are the classes' colours over the picture, with a legend, and in
-    0001_labels.png and so on the number of each pixel's class, of the picture's own size. A detection gives objects,
-    with their boxes in pixels.
+    Segmenters output the fraction of each class; drawings show the classes' colours over the picture, with a legend,
+    and 0001_labels.png and so on contain the number of each pixel's class, in the picture's own size. Detectors output
+    objects with their boxes in pixels.
 
     Args:
-        pictures: Files and folders (searched to their depths); ``-`` reads a list of them from standard input.
+        pictures: Files and folders (searched recursively); ``-`` reads a list of them from standard input.
         weights: The network's weights (.safetensors, .ckpt, .pth).
-        model: timm's name of the network, for weights that do not say it themselves.
-        topk: Number of classes to name; by default 5, for a segmentation all.
-        output: A .csv or .json file to write in place of the table on the screen. Or a folder, for the table as
-            answers.csv, the drawings of --draw and, for a detection, coco_results.json.
-        draw: A folder for each picture with its answer, as 0001.png and so on; those of an earlier run are removed.
-        score: For a detection: leave out objects with a lower score than this, 0 to 1; by default 0.3.
-        batch_size: Pictures at a time; by default 32, for a segmentation or a detection 1.
-        window: Side in pixels of the windows of a picture that a segmenter sees at a time; their logits are averaged
-            where they overlap. By default it sees the whole picture.
-        tta: Average a segmenter's answers over the picture flipped and at 0.5 to 1.75 times its size.
-        device: cpu, cuda or another of torch's; auto takes a GPU where there is one.
+        model: timm's name of the network, for weights that do not contain it.
+        topk: Number of classes to show; by default 5, for segmentation all.
+        output: A .csv or .json file to write, instead of printing the table; or a folder for the table as answers.csv,
+            the drawings of --draw and, for detection, coco_results.json.
+        draw: A folder for drawings of each picture with its result, as 0001.png and so on; replaces those of an earlier
+            run.
+        score: Smallest score of detected objects, 0 to 1; by default 0.3.
+        batch_size: Batch size; by default 32, for segmentation and detection 1.
+        window: Side in pixels of sliding windows for segmentation, whose logits are averaged where they overlap; by
+            default the picture is segmented as a whole.
+        tta: Average a segmentation over flipped pictures at 0.5 to 1.75 times their size.
+        device: cpu, cuda or another device of torch; auto uses a GPU if there is one.
 
     Raises:
-        ConfigError: If an option cannot work.
-        DataError: If there are no pictures at all.
-        StoppedError: If the user stops it; what was found by then is printed or written.
-        UnreadablePicturesError: At the end, if some could not be read.
+        ConfigError: If an option is invalid.
+        DataError: If there are no pictures.
+        StoppedError: If the user stops the command; results so far are printed or written.
+        UnreadablePicturesError: At the end, if some pictures could not be read.
     """
     if weights is None:
         raise ConfigError("--weights is missing: give the network's .safetensors, .ckpt or .pth file")
@@ -145,7 +146,7 @@ def _hand_over(
     try:
         file.write(answers, predictor)
     except OSError:
-        print_table(answers, predictor)  # better there than nowhere
+        print_table(answers, predictor)  # so that the results are not lost
         raise
     print(f"wrote {printable(file.path)}")
     if folder is not None:
@@ -156,18 +157,18 @@ def _hand_over(
 
 
 def find_pictures(given: Iterable[str], left_out: Counter[str] | None = None) -> Iterator[Path]:
-    """Files as they are given, the pictures below folders by name, and for ``-`` those that standard input lists.
+    """Yields the given files, the sorted pictures in given folders, and for ``-`` those listed on standard input.
 
     Args:
         given: Paths and ``-``.
-        left_out: Counts the files of folders that are no pictures by their names.
+        left_out: Counter of files in folders that are no pictures by their names.
 
     Raises:
-        DataError: If something does not exist.
+        DataError: If a path does not exist.
     """
     for text in given:
         for path in _listed() if text == "-" else [text]:
-            # Not pathlib, which raises an error of its own for too long a name.
+            # Not pathlib, which raises an error for a name that is too long.
             if os.path.isdir(path):  # noqa: PTH112
                 yield from map(Path, list_pictures(path, left_out))
             elif os.path.exists(path):  # noqa: PTH110
@@ -177,20 +178,20 @@ def find_pictures(given: Iterable[str], left_out: Counter[str] | None = None) ->
 
 
 def _listed() -> list[str]:
-    """The paths on standard input: one a line, or as ``find -print0`` gives them. Bytes, as names need not be UTF-8."""
+    """Reads paths from standard input, one per line or separated by NUL (``find -print0``); they may not be UTF-8."""
     content = sys.stdin.buffer.read()
     lines = content.split(b"\0") if b"\0" in content else content.splitlines()
     return [os.fsdecode(line) for line in lines if line.strip()]
 
 
 def answer(paths: list[Path], predictor: Predictor, batch_size: int, drawn: Drawings | None = None) -> Iterator[Answer]:
-    """What a network makes of each picture, in order.
+    """Yields the prediction for each picture, in order.
 
     Args:
-        paths: Pictures.
-        predictor: Asks it.
-        batch_size: Pictures at a time.
-        drawn: Takes each picture with its answer, by its place in ``paths``.
+        paths: Paths of the pictures.
+        predictor: Predictor of the network.
+        batch_size: Batch size.
+        drawn: Stores the drawings of each picture, by its number in ``paths``.
     """
 
     def prepare(path: Path) -> tuple[Tensor, tuple[int, int]] | str:
@@ -206,7 +207,7 @@ def answer(paths: list[Path], predictor: Predictor, batch_size: int, drawn: Draw
         coming = pool.map(prepare, chunks[0])
         for chunk, following in zip(chunks, [*chunks[1:], []], strict=True):
             prepared = list(coming)
-            coming = pool.map(prepare, following)  # while the network looks at these
+            coming = pool.map(prepare, following)  # runs while the network processes the current batch
             readable = [found for found in prepared if not isinstance(found, str)]
             of_a_size = itertools.groupby(readable, lambda found: found[0].shape)
             rows = (row for _, same in of_a_size for row in _rows(predictor, *zip(*same, strict=True)))

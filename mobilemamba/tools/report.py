@@ -1,4 +1,4 @@
-"""One report of finished sweeps and runs: tables in four formats, and plots."""
+"""The ``report`` command: tables in four formats and plots of finished sweeps and runs."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ li { font-size: 0.85em; color: #555; max-width: 70em; }
 def report(*folders: str, output: str = "runs/report") -> None:
     """Rebuild tables and plots from finished runs: Markdown, CSV, LaTeX and one HTML page.
 
-    Nothing is trained or measured: the numbers are what the runs left in their folders.
+    Nothing is trained or measured: the numbers are those in the runs' folders.
 
     Args:
-        folders: Sweeps, e.g. runs/ablation_xi, or single runs; several stand side by side.
-        output: Folder that takes report.md, report.csv, report.tex, report.html and the plots, among them one of the
-            receptive fields where runs have kept some.
+        folders: Folders of sweeps, e.g. runs/ablation_xi, or of single runs; several are compared side by side.
+        output: Folder for report.md, report.csv, report.tex, report.html and the plots, including one of receptive
+            fields if runs have measured them.
     """
-    from mobilemamba.sweep.plot import (  # lightning, which the other tools do not need
+    from mobilemamba.sweep.plot import (  # imports lightning, which the other tools do not need
         plot,
         plot_receptive_fields,
         plot_together,
@@ -82,7 +82,7 @@ def report(*folders: str, output: str = "runs/report") -> None:
 
 
 def _with_distinct_titles(sweeps: list[SavedSweep], folders: list[str]) -> list[SavedSweep]:
-    """Names those that share a name by their whole path."""
+    """Renames sweeps with the same name to their whole path."""
     count = Counter(sweep.title for sweep in sweeps)
     for sweep, folder in zip(sweeps, folders, strict=True):
         if count[sweep.title] > 1:
