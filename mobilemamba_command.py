@@ -1,7 +1,7 @@
-"""The commands, and the console script: what can be said without a network is said at once.
+"""The list of commands, and the console script, which answers ``--help`` and the like without loading the package.
 
-It stands beside the package, as importing anything inside it loads torch and timm to register the models there: seconds
-that ``mobilemamba --help`` should not take.
+This module is beside the package, as importing anything inside it loads torch and timm to register the models, which
+takes seconds that ``mobilemamba --help`` should not need.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 
 class Command(NamedTuple):
-    """What a command does, and the function that does it, as ``module:name``; None for one of Lightning's."""
+    """Description of a command, and its function as ``module:name``; None for one of Lightning's commands."""
 
     does: str
     function: str | None = None
 
 
 COMMANDS = {
-    "fit": Command("train a network; with a sweep: section, every row of a table"),
-    "validate": Command("accuracy of a checkpoint on the validation pictures"),
-    "test": Command("accuracy of a checkpoint on the test pictures"),
+    "fit": Command("train a network, or with a sweep: section, every row of a table"),
+    "validate": Command("evaluate a network on the validation pictures"),
+    "test": Command("evaluate a network on the test pictures"),
     "predict": Command(
-        "say what is on pictures: the likeliest classes of each", "mobilemamba.tools.prediction:predict"
+        "predict the classes, pixel classes or objects of pictures", "mobilemamba.tools.prediction:predict"
     ),
     "summary": Command("count parameters, FLOPs and MACs", "mobilemamba.tools.inspection:summary"),
     "report": Command("rebuild tables and plots from finished runs", "mobilemamba.tools.report:report"),
@@ -40,15 +40,15 @@ COMMANDS = {
         "mobilemamba.tools.conversion:convert_checkpoint",
     ),
     "export": Command(
-        "write a network for ONNX Runtime, OpenVINO and others, checked",
+        "export a network for ONNX Runtime, OpenVINO and others, verified",
         "mobilemamba.tools.export:export_network",
     ),
     "backends": Command(
-        "show which scan backends run here, and why others do not", "mobilemamba.tools.inspection:backends"
+        "show which backends run here, and why faster ones do not", "mobilemamba.tools.inspection:backends"
     ),
-    "erf": Command("show what networks see: effective receptive fields of their stages", "mobilemamba.tools.erf:erf"),
+    "erf": Command("show the effective receptive fields of networks' stages", "mobilemamba.tools.erf:erf"),
     "benchmark": Command(
-        "time networks against each other and the machine's ceiling", "mobilemamba.tools.benchmark:benchmark"
+        "measure the speed of networks, relative to the machine's limit", "mobilemamba.tools.benchmark:benchmark"
     ),
     "gpu": Command("check and measure everything once on a GPU", "mobilemamba.tools.gpu:gpu"),
 }
@@ -57,7 +57,7 @@ _HELP = ("-h", "--help")
 
 
 def run() -> None:
-    """The console script: :func:`main`, with the user's mistakes as one line and exit code 2."""
+    """Runs :func:`main` as the console script, which prints the user's mistakes in one line and exits with code 2."""
     args = sys.argv[1:]
     if quick_answer(args) is None and args[0] not in COMMANDS:
         sys.stderr.write(f"mobilemamba: error: {unknown_command(args[0])}\n")
@@ -67,7 +67,7 @@ def run() -> None:
             main(args)
             sys.stdout.flush()
             return
-        gc.disable()  # what is imported is no garbage: to look through it again and again is a third of a short run
+        gc.disable()  # imports create no garbage, and collecting during them takes a third of a short run
         from mobilemamba.cli.exits import console
     except KeyboardInterrupt:
         sys.exit(130)
@@ -86,10 +86,10 @@ def main(args: list[str] | None = None) -> LightningCLI | None:
     """Runs a command line.
 
     Args:
-        args: By default this process's own.
+        args: Arguments; by default those of this process.
 
     Returns:
-        Lightning's CLI object with ``trainer``, ``model`` and ``datamodule``; None for a tool and for a help.
+        Lightning's CLI object with ``trainer``, ``model`` and ``datamodule``; None for tools and help texts.
 
     Raises:
         MobileMambaError: For a user's mistake; :func:`run` prints it as one line.
@@ -115,7 +115,7 @@ def main(args: list[str] | None = None) -> LightningCLI | None:
 
 
 def quick_answer(args: list[str]) -> str | None:
-    """What to print for a version or a help that is a text of its own; None for other command lines."""
+    """Returns the text for ``--version``, or for a help that is stored as a file; None for other command lines."""
     command = args[0] if args else "--help"
     if command == "--version":
         return f"mobilemamba {_version()}\n"
@@ -128,7 +128,7 @@ def quick_answer(args: list[str]) -> str | None:
 
 
 def unknown_command(command: str) -> str:
-    """The message for a command that there is not."""
+    """Returns the error message for an unknown command."""
     near = difflib.get_close_matches(command, COMMANDS, n=1)
     hint = f"did you mean {near[0]}?" if near else f"expected one of: {', '.join(COMMANDS)}"
     return f"unknown command {command!r}: {hint}"
