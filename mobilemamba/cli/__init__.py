@@ -1,4 +1,4 @@
-"""The command line of what Lightning runs: ``fit``, ``validate`` and ``test``, of a single run or of a sweep."""
+"""The command line for ``fit``, ``validate`` and ``test``, which Lightning runs, for a single run or a sweep."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # Lightning, which the tools do without
+if TYPE_CHECKING:  # as the tools do not need Lightning
     from lightning.pytorch.cli import LightningCLI
 
     from mobilemamba.sweep import Row
@@ -15,14 +15,14 @@ __all__ = ["plan", "run_lightning"]
 
 
 def plan(args: list[str]) -> list[Row]:
-    """The runs that ``mobilemamba fit`` with these options stands for, each with its resolved configuration.
+    """Returns the runs that ``mobilemamba fit`` would train with these options, with their resolved configurations.
 
     Args:
         args: Options of ``fit``, e.g. ``["--config", "experiments/ablation_xi.yaml"]``.
 
     Returns:
-        Every row of the sweep, or a single row named ``base``. ``row.config`` is the configuration,
-        ``mobilemamba.sweep.network_kwargs(row.config)`` what ``timm.create_model`` takes.
+        Every row of the sweep, or a single row named ``base``. ``row.config`` is the configuration;
+        ``mobilemamba.sweep.network_kwargs(row.config)`` returns arguments of ``timm.create_model``.
 
     Raises:
         ConfigError: If the configuration or one of its rows is wrong.
@@ -41,10 +41,10 @@ def run_lightning(command: str, options: list[str]) -> LightningCLI | None:
 
     Args:
         command: ``fit``, ``validate`` or ``test``.
-        options: Its options.
+        options: Options of the command.
 
     Returns:
-        Lightning's CLI object with ``trainer``, ``model`` and ``datamodule``; None for a help.
+        Lightning's CLI object with ``trainer``, ``model`` and ``datamodule``; None if help was printed.
 
     Raises:
         MobileMambaError: For a user's mistake.

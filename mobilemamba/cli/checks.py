@@ -1,6 +1,6 @@
-"""Settings that mean nothing, and networks that do not take the data's pictures: each is a ConfigError.
+"""Checks that raise a ConfigError for meaningless settings and for data that do not fit the network.
 
-``config`` is always the settings of a command, or those of a row.
+``config`` always denotes the settings of a command or of a row.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from mobilemamba.files import check_writable, make_folder
 from mobilemamba.text import printable
 from mobilemamba.training.contract import TaskContract
 
-#: The trainer's numbers that count something which there must be some of.
+#: Numbers of the trainer that must be above 0.
 _ABOVE_0 = (
     *("max_epochs", "max_steps", "accumulate_grad_batches", "check_val_every_n_epoch", "num_nodes"),
     *("limit_train_batches", "val_check_interval"),
 )
-#: Those of which -1 stands for no limit.
+#: Numbers of the trainer that may be -1 for no limit.
 _UNLIMITED = ("max_epochs", "max_steps", "num_sanity_val_steps", "devices")
-#: Those that are a share of the batches if they have a point, and else a number of them.
+#: Numbers of the trainer that are a fraction of the batches as floats, and a number of batches as integers.
 _SHARES = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches", "val_check_interval")
 _MOST_SEED = 2**32 - 1
-#: Of any of the trainer's numbers; beyond it, times and counters overflow.
+#: Largest value of the trainer's numbers, above which times and counters overflow.
 _MOST = 10**9
 
 
 def check_settings(command: str, config: Any) -> None:
-    """Refuses settings that mean nothing, or that Lightning would pass over in silence."""
+    """Raises an error for settings that are meaningless, or that Lightning would silently ignore."""
     for name in ("trainer", "model", "data"):
         if not isinstance(config[name], Mapping | Namespace):
             raise _impossible(name, config[name], "a section of settings; leave it out for the defaults")
@@ -67,7 +67,7 @@ def check_settings(command: str, config: Any) -> None:
 
 
 def check_report(command: str, config: Any) -> None:
-    """Refuses what only evaluations have in a training, and a file or a folder that cannot be written."""
+    """Raises an error for options of evaluations in a training, and for files and folders that are not writable."""
     for name in ("per_class", "plots"):
         if command == "fit" and config[name] is not None:
             raise ConfigError(f"{name}={config[name]} is for validate and test; leave it out of fit")
@@ -84,7 +84,7 @@ def _impossible(name: str, value: object, expected: str) -> ConfigError:
 
 
 def _check_number(name: str, value: float) -> None:
-    whole = float(value).is_integer()  # passes as Lightning takes it: a process's other types decide what a number is
+    whole = float(value).is_integer()  # whether given as 1 or 1.0, as only Lightning decides how to interpret it
     shown = int(value) if whole else value
     if name in _SHARES and not whole and value > 1:
         raise _impossible(f"trainer.{name}", shown, "a share of the batches from 0 to 1, or a whole number of them")
@@ -105,7 +105,7 @@ def _check_devices(trainer: Mapping[str, Any]) -> None:
 
 
 def check_num_classes(task: LightningModule, config: Any, data: DataModule) -> None:
-    """Refuses a number of classes that the data's, which are what a network gets, would take the place of."""
+    """Raises an error for a given number of classes that differs from the data's, which overrides it."""
     parameter = inspect.signature(type(task)).parameters.get("num_classes")
     given = config.model.get("init_args", {}).get("num_classes")
     if parameter is not None and given not in (None, parameter.default, data.num_classes):
@@ -115,12 +115,12 @@ def check_num_classes(task: LightningModule, config: Any, data: DataModule) -> N
 
 
 def check_targets(kind: type, data: DataModule, weights: Mapping[str, str]) -> None:
-    """Refuses targets of another task.
+    """Raises an error if the data's targets are for another task.
 
     Args:
         kind: Class of the task.
-        data: What gives them.
-        weights: The files of weights that are named, and the tasks that they are for.
+        data: The data module.
+        weights: Given weights files -> tasks that they are for.
     """
     if not issubclass(kind, TaskContract) or isinstance(data.form, kind.form):
         return
@@ -138,18 +138,18 @@ def check_targets(kind: type, data: DataModule, weights: Mapping[str, str]) -> N
 
 
 def check_pictures(task: LightningModule, data: DataModule) -> None:
-    """Refuses pictures that the network cannot take, by showing it a black one."""
+    """Raises an error if the network does not accept the data's pictures, by running it on a black one."""
     if not isinstance(task, TaskContract):
         return
     network = task.model
-    parameter = next(network.parameters(), torch.zeros(()))  # an exported network shows none
+    parameter = next(network.parameters(), torch.zeros(()))  # an exported network has none
     data.check_arguments()
     training = {module: module.training for module in network.modules()}
     height, width = data.image_hw
     try:
         picture = torch.zeros(1, len(data.mean), height, width, device=parameter.device, dtype=parameter.dtype)
         with torch.no_grad():
-            network.eval().forward(picture)  # not called as a whole, which would compile it
+            network.eval().forward(picture)  # not __call__, which would compile it
     except MobileMambaError:
         raise
     except Exception as error:
@@ -165,6 +165,6 @@ def check_pictures(task: LightningModule, data: DataModule) -> None:
 
 
 def check_norms(config: Any, trainer: Trainer) -> None:
-    """Refuses to synchronise batch norms where torch cannot."""
+    """Raises an error if batch norms are to be synchronised on CPUs, which torch does not support."""
     if config.trainer.sync_batchnorm and isinstance(trainer.accelerator, CPUAccelerator):
         raise ConfigError("trainer.sync_batchnorm=True: torch synchronises batch norms on GPUs alone; leave it out")

@@ -1,4 +1,4 @@
-"""How a command ends: the user's mistakes as one line, and the exit codes that a shell expects."""
+"""The end of a command: the user's mistakes as one line, and the exit codes that a shell expects."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mobilemamba.signals import stop_on_signals
 
 @contextlib.contextmanager
 def console() -> Iterator[None]:
-    """What a command runs in, as a program of its own: a mistake is one line and exit code 2."""
+    """Context manager for running a command as a program: a mistake is printed as one line, with exit code 2."""
     silence_advertising()
     warnings.showwarning = _show_warning
     keep_freed_memory()
@@ -33,14 +33,14 @@ def console() -> Iterator[None]:
         _fail(str(user_error(error)), getattr(error, "exit_code", 2))
     except KeyboardInterrupt as error:
         _stopped(error)
-    except SystemExit as error:  # Lightning makes one of Ctrl-C, and rich of a pipe that nobody reads
+    except SystemExit as error:  # raised by Lightning on Ctrl-C, and by rich on a broken pipe
         if isinstance(error.__context__, KeyboardInterrupt):
             _stopped(error.__context__)
         if isinstance(error.__context__, BrokenPipeError):
             end_without_reader()
         raise
     except BrokenPipeError:
-        if not _has_no_reader():  # then it is another pipe, and a bug
+        if not _has_no_reader():  # then another pipe has broken, which is a bug
             raise
         end_without_reader()
     except OSError as error:
@@ -57,13 +57,13 @@ def console() -> Iterator[None]:
 
 
 def end_without_reader() -> NoReturn:
-    """Ends a command whose reader, such as ``head``, has seen enough, with the code that a shell expects of it."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
+    """Exits if the reader of the output, such as ``head``, has ended, with the code that a shell expects."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for output that is not flushed yet
     sys.exit(141)
 
 
 def silence_advertising() -> None:
-    """Leaves out what Lightning says at each start that its user can do nothing about; it has no switch for it."""
+    """Suppresses messages at each start of Lightning that users cannot act on; Lightning has no option for this."""
     warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     logger.addFilter(lambda record: not re.search(r"\b(litlogger|litmodels)\b", record.getMessage()))
@@ -76,12 +76,12 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 def _has_no_reader() -> bool:
     pipe = select.poll()
-    pipe.register(sys.stdout.fileno(), 0)  # an error is reported even so
+    pipe.register(sys.stdout.fileno(), 0)  # errors are reported even without an event mask
     return bool(pipe.poll(0))
 
 
 def _stopped(error: KeyboardInterrupt) -> None:
-    """Ends a command that a signal has stopped, with what its arguments say: the code, and how to go on."""
+    """Exits after a signal, with the exit code and the hint on how to continue from the exception's arguments."""
     code, *hints = error.args or (130,)
     _fail("; ".join(["stopped", *hints]), code)
 

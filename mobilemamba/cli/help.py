@@ -1,7 +1,7 @@
-"""The helps that need the classes they describe: of a task, of a data set, and of a part of either.
+"""Help texts that are generated from classes: of a task, of a data set, and of a group of their settings.
 
-Lightning's parser has ``--model.help CLASS`` and ``--data.help CLASS``; here the class may be left out, and the
-settings inside a setting have a help too.
+Lightning's parser has ``--model.help CLASS`` and ``--data.help CLASS``; here the class may be left out, and groups of
+settings have help, too.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from mobilemamba.sweep import Sweep
 from mobilemamba.tasks import TASKS
 from mobilemamba.training.contract import init_arguments
 
-#: Of this package, by the group that chooses one; the first is the default. Importing them makes their names known.
+#: Setting -> classes of this package to choose from, the default first. Importing them makes their names known.
 KINDS: dict[str, list[type]] = {
     "model": [*TASKS.values()],
     "data": [
@@ -48,7 +48,7 @@ KINDS: dict[str, list[type]] = {
 
 
 def print_help(command: str, options: list[str]) -> bool:
-    """Answers ``--model.help``, ``--data.mixing.help`` and the like; whether one of them was asked for."""
+    """Prints the help for ``--model.help``, ``--model.mixing.help`` and the like; returns whether it was requested."""
     chosen = {group: kinds[0] for group, kinds in KINDS.items()}
     for name, value, _ in read_options(options):
         if name in ("--model", "--data"):
@@ -58,7 +58,7 @@ def print_help(command: str, options: list[str]) -> bool:
             group, path = found[1], found[2]
             described = _class_named(value) if value and not path else chosen[group]
             if described is None:
-                return False  # one that is not ours: the parser imports it
+                return False  # a class that is not ours, which the parser imports
             parser = ToolParser(prog=f"mobilemamba {command}", add_help=False)
             parser.add_class_arguments(
                 _inside(described, f"{group}{path}"), f"{group}{path}", skip=_linked(group, path)
@@ -69,13 +69,13 @@ def print_help(command: str, options: list[str]) -> bool:
 
 
 def class_settings() -> list[str]:
-    """The settings of a sweep, of all tasks and data sets of this package, and of Lightning's callbacks and loggers."""
+    """Lists the settings of sweeps, of this package's tasks and data sets, and of Lightning's callbacks and loggers."""
     kinds = [("sweep", Sweep), *((group, kind) for group, found in known_classes().items() for kind in found)]
     return [setting for group, kind in kinds for setting in _settings(kind, group)]
 
 
 def known_classes() -> dict[str, list[type]]:
-    """The classes that a setting may choose from, by its name."""
+    """Returns setting -> classes to choose from."""
     bases: dict[str, type] = {"trainer.callbacks": Callback, "trainer.logger": Logger, "trainer.profiler": Profiler}
     return KINDS | {group: list(_below(base)) for group, base in bases.items()}
 
@@ -97,7 +97,7 @@ def _settings(kind: type, prefix: str) -> Iterator[str]:
 
 
 def parts_of(kind: type) -> dict[str, type]:
-    """The arguments of a class that are configured by a dataclass of their own: name to that."""
+    """Returns the arguments of a class that are configured by a dataclass: name -> dataclass."""
     parts: dict[str, type] = {}
     for name, hint in init_arguments(kind).items():
         for choice in (hint, *typing.get_args(hint)):
@@ -123,4 +123,4 @@ def _inside(kind: type, path: str) -> type:
 
 
 def _linked(group: str, path: str) -> set[str | int]:
-    return {"num_classes"} if group == "model" and not path else set()  # which the data decide
+    return {"num_classes"} if group == "model" and not path else set()  # determined by the data

@@ -1,4 +1,4 @@
-"""LightningCLI as this package uses it: run folders, defaults that need no configuration, sweeps."""
+"""LightningCLI with run folders, defaults that need no configuration, and sweeps."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ class MobileMambaCLI(LightningCLI):
 
     Attributes:
         rows: The rows of the sweep, None for a single run.
-        sweep: Its settings, None for a single run.
-        checkpoint: What a training goes on from, None for one from the start.
+        sweep: Settings of the sweep, None for a single run.
+        checkpoint: Content of the checkpoint to resume from or to evaluate, None without one.
     """
 
     rows: list[Row] | None = None
@@ -68,11 +68,11 @@ class MobileMambaCLI(LightningCLI):
     checkpoint: Mapping[str, Any] | None = None
 
     def __init__(self, args: list[str], resources: contextlib.ExitStack) -> None:
-        """Parses, builds and runs.
+        """Parses the arguments, builds the objects and runs the command.
 
         Args:
             args: Subcommand and options.
-            resources: Holds the run folder's lock until its owner lets go.
+            resources: Holds the run folder's lock until its owner closes it.
         """
         self.typed_args = args
         args = [*args[:1], *expand_options(args[1:])]
@@ -83,7 +83,7 @@ class MobileMambaCLI(LightningCLI):
             LightningModule,
             DataModule,
             save_config_callback=SaveFitConfig,
-            save_config_kwargs={"overwrite": True},  # a resumed run's; the lock and checks guard the folder
+            save_config_kwargs={"overwrite": True},  # for resumed runs; the lock and checks protect the folder
             trainer_defaults={"max_epochs": 10, "deterministic": "warn"},
             seed_everything_default=0,
             parser_class=Parser,
@@ -94,7 +94,7 @@ class MobileMambaCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds options of our own, the default task and data, and their link."""
+        """Adds our own options, the default task and data, and the link between them."""
         parser.add_argument(
             "--name", type=str | None, default=None, help="Folder under runs/; default: the names of the config files."
         )
@@ -102,34 +102,34 @@ class MobileMambaCLI(LightningCLI):
             "--table_size",
             type=int | None,
             default=224,
-            help="Side in pixels of the picture that FLOPs and throughput are for; null: not measured.",
+            help="Picture size in pixels for which FLOPs and throughput are measured; null: not measured.",
         )
         parser.add_argument(
-            "--per_class", type=str | None, default=None, help="CSV file for validate and test: every class's accuracy."
+            "--per_class", type=str | None, default=None, help="CSV file for scores of all classes (validate, test)."
         )
         parser.add_argument(
             "--worst_first",
             type=bool,
             default=False,
-            help="For validate and test of a segmentation or detection: list the worst classes first.",
+            help="List the worst classes of a segmentation or detection first (validate, test).",
         )
         parser.add_argument(
             "--plots",
             type=str | None,
             default=None,
-            help="Folder for validate and test: a confusion matrix and, for a detection, precision over recall.",
+            help="Folder for a confusion matrix and, for detection, precision over recall (validate, test).",
         )
         parser.add_argument(
             "--window",
             type=int | None,
             default=None,
-            help="For validate and test of a segmentation: side in pixels of the windows to go over pictures with.",
+            help="Side in pixels of sliding windows for segmentation (validate, test).",
         )
         parser.add_argument(
             "--tta",
             type=bool,
             default=False,
-            help="For validate and test of a segmentation: average over flipped pictures and sizes 0.5 to 1.75.",
+            help="Average a segmentation over flipped pictures at 0.5 to 1.75 times their size (validate, test).",
         )
         parser.add_argument(
             "--sweep", type=Sweep | None, default=None, sub_configs=True, help="Rows of a table; null: a single run."
@@ -147,7 +147,10 @@ class MobileMambaCLI(LightningCLI):
         parser.link_arguments("data", "model.init_args.num_classes", self._count_classes, apply_on="instantiate")
 
     def _count_classes(self, data: DataModule) -> int:
-        """Those of the data, if these are for the task: a network of so many would not fit weights for another one."""
+        """Returns the data's number of classes, after checking that the data are for the task.
+
+        Otherwise the error would be that a network with so many classes does not fit the weights.
+        """
         check_targets(kind_of(self.settings), data, {path: card.task for path, card in cards(self.settings)})
         return data.num_classes
 
@@ -158,15 +161,15 @@ class MobileMambaCLI(LightningCLI):
 
     @property
     def settings(self) -> Any:
-        """Those of the command."""
+        """Settings of the command."""
         return self.config[self.command]
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parses, names the run folder, and resolves every row of a sweep."""
+        """Parses the arguments, names the run folder, and resolves every row of a sweep."""
         assert isinstance(parser, Parser)
         self.config = parse_with_card(parser.parse, args)
         chosen = self.settings.model.class_path
-        # Of another task, our defaults of arguments so named are none.
+        # Our defaults of the model's arguments are only for classification.
         if not issubclass(pkgutil.resolve_name(chosen), ClassificationTask):
             self._parser(self.command).set_defaults({"model": {"class_path": chosen}})
             self.config = parse_with_card(parser.parse, args)
@@ -181,11 +184,11 @@ class MobileMambaCLI(LightningCLI):
             self.sweep, self.rows = read_rows(parser, self.command, config, self.resolved(), given)
 
     def resolved(self) -> Config:
-        """This run's configuration as plain values, without its sweep."""
+        """Returns this run's configuration as plain values, without its sweep."""
         return plain(self.parser, self.config)
 
     def before_instantiate_classes(self) -> None:
-        """Completes the data's settings, and takes the run folder, so that two processes never train in one."""
+        """Completes the data's settings, and locks the run folder, so that no other process trains in it."""
         config, fits = self.settings, self.command == "fit"
         for row in self.rows or []:
             check_settings("fit", row.config)
@@ -199,7 +202,7 @@ class MobileMambaCLI(LightningCLI):
                 fill_classes(config)
         check_report(self.command, config)
         if not fits:
-            config.verbose = False  # our own table takes the place of Lightning's
+            config.verbose = False  # our own table replaces Lightning's
         elif self.rows is None:
             start = self.folder.choose(self.resolved(), self._saved_config)
             self.checkpoint = start.checkpoint
@@ -212,7 +215,7 @@ class MobileMambaCLI(LightningCLI):
         return plain(self.parser, self.parser.parse(["fit", "--config", str(file)]))
 
     def _parse_ckpt_path(self) -> None:
-        """Takes the settings of a checkpoint to evaluate; a training takes none that it was not given."""
+        """Uses the settings of a checkpoint that is to be evaluated; a training uses only the given settings."""
         path = self.settings.ckpt_path
         if self.command == "fit" or path is None:
             return
@@ -227,17 +230,17 @@ class MobileMambaCLI(LightningCLI):
             raise ConfigError(f"ckpt_path={path} is of another task than {task}: {said}; name it by --model") from error
 
     def instantiate_classes(self) -> None:
-        """Builds data, task and trainer; for a sweep, the runner in the trainer's place."""
+        """Builds data, task and trainer; for a sweep, the runner instead of the trainer."""
         if self.rows is not None and self.sweep is not None:
             self.config_init, self.model, self.datamodule = self.config, None, None
             options = passed_on(self.given_args[1:]) if self.command != "fit" else []
             runner = SweepRunner(self.sweep, self.rows, self.folder.path, options, run=_run_here)
-            self.trainer = runner  # type: ignore[assignment]  # it has the trainer's fit, validate and test
+            self.trainer = runner  # type: ignore[assignment]  # has the methods fit, validate and test of a trainer
             return
         try:
             with self._without_weights():
                 super().instantiate_classes()
-        except Exception as error:  # jsonargparse wraps what a constructor raises into its own ValueError
+        except Exception as error:  # jsonargparse wraps the exceptions of constructors in its own ValueError
             found = user_error(error)
             if isinstance(found, MisfitError):
                 found = WeightsError(f"{found.reason}; {misfit_remedy(self.command, self.settings, found.fits)}")
@@ -257,7 +260,7 @@ class MobileMambaCLI(LightningCLI):
 
     @contextlib.contextmanager
     def _without_weights(self) -> Iterator[None]:
-        """Leaves out the weights that a training began with, if it goes on from a checkpoint: they may be gone."""
+        """Removes the initial weights from the settings of a resumed training, as the file may no longer exist."""
         model = self.settings.model.get("init_args", {})
         weights = model.get("weights")
         if self.command != "fit" or self.checkpoint is None or weights is None:
@@ -270,7 +273,7 @@ class MobileMambaCLI(LightningCLI):
             model["weights"] = weights
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Adds our loggers, where none are chosen, and our callbacks."""
+        """Adds our loggers, if the user chose none, and our callbacks."""
         config = self.config_init[self.command]
         kwargs |= trainer_options(self.command, config.trainer)
         show_bar = kwargs.get("enable_progress_bar", config.trainer.enable_progress_bar) is not False
@@ -278,7 +281,7 @@ class MobileMambaCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs, callbacks=callbacks)
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning asks an object, not the class
-        """The command alone: to make the parsers of the others too takes longer than all the parsing."""
+        """Returns only the current command, as creating the parsers of the others would take longer than parsing."""
         command = self.given_args[0]
         return {command: LightningCLI.subcommands()[command]}
 
@@ -291,13 +294,13 @@ class MobileMambaCLI(LightningCLI):
 
 
 class Planner(MobileMambaCLI):
-    """Parses a ``fit`` and stops before anything is built."""
+    """Parses the options of ``fit`` without building anything."""
 
     def before_instantiate_classes(self) -> None: ...
 
     def instantiate_classes(self) -> None:
         self.config_init, self.model, self.datamodule = self.config, None, None
-        self.trainer = SimpleNamespace(fit=lambda **_: None)  # type: ignore[assignment]  # all that a CLI asks of it
+        self.trainer = SimpleNamespace(fit=lambda **_: None)  # type: ignore[assignment]  # all that LightningCLI uses
 
 
 def _run_here(args: list[str]) -> None:
@@ -306,5 +309,5 @@ def _run_here(args: list[str]) -> None:
 
 
 def is_first_process() -> bool:
-    """Whether no other process of the same training, on this machine or another one, has the run folder."""
+    """Whether this is the one process of a training, on any machine, that manages the run folder."""
     return getattr(rank_zero_only, "rank", 0) == 0 and os.environ.get("NODE_RANK", "0") == "0"

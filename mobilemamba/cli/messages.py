@@ -1,4 +1,4 @@
-"""What jsonargparse says over a page about a user's mistake, as one line: setting, value, what was expected, remedy."""
+"""One-line messages for jsonargparse's long errors about a user's mistake: setting, value, expectation and remedy."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mobilemamba.text import of_names
 
 _SETTINGS = "settings, such as {name: value} with a blank after each colon"
 _LIST = "a list, such as [a, b]"
-#: Types by their names -> what a user writes.
+#: Name of a type -> description of what a user writes.
 _WRITTEN = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "dict": _SETTINGS}
 _WRITTEN |= {"list": _LIST, "tuple": _LIST, "Iterable": _LIST}
-#: How like each other two names are of which one is taken for the other.
+#: Similarity above which one name may have been meant by another.
 _ALIKE = 0.75
-#: Of classes that are listed; there are as many data sets.
+#: Largest number of classes that are listed, which is that of the data sets.
 _MOST_NAMES = 10
 
 
@@ -28,14 +28,14 @@ def mistake(
     classes: Mapping[str, Collection[str]],
     helps: str = "--help",
 ) -> ConfigError:
-    """The error in place of jsonargparse's.
+    """Returns the error that replaces one of jsonargparse's.
 
     Args:
-        message: Jsonargparse's.
+        message: jsonargparse's message.
         args: The command line.
-        settings: Names of those that there are.
-        classes: Setting -> the names that may choose its class.
-        helps: The options that describe all settings.
+        settings: Names of all settings.
+        classes: Setting -> names of classes to choose from.
+        helps: Options that describe all settings.
     """
     if found := re.search(r"[Uu]nrecognized arguments: ([^-\s]\S*)", message):
         return ConfigError(
@@ -65,28 +65,28 @@ def mistake(
 
 
 def unknown(name: str, known: Collection[str], helps: str) -> ConfigError:
-    """The error for a setting that there is not; ``known`` are those that there are."""
+    """Returns the error for an unknown setting, given the ``known`` ones."""
     if name in known and "." in name:
         section = name.rpartition(".")[0]
         example = "--data ImageFolder" if section == "data" else f"--{section} CLASS"
         what = f"the {section} that is chosen has none"
         return ConfigError(f"unknown setting {name}; {what}; choose a class that has it before, e.g. {example}")
     parts = name.split(".")
-    above = [".".join(parts[: end + 1]) for end in range(len(parts))]  # sweep.row.a.model.lr: it is sweep.row
+    above = [".".join(parts[: end + 1]) for end in range(len(parts))]  # in sweep.row.a.model.lr, sweep.row is wrong
     first = next((wrong for wrong in above if not any(f"{other}.".startswith(f"{wrong}.") for other in known)), name)
     sections = {other.partition(".")[0] for other in known if "." in other}
     if "." not in first and (near := get_close_matches(first, sections, 1, _ALIKE)):
         return ConfigError(f"unknown setting {first}; did you mean {near[0]}?")
     for wrong in dict.fromkeys((first, name)):
-        if near := likely_meant(wrong, [other for other in known if other != wrong]):  # weights is none of a file's
+        if near := likely_meant(wrong, [other for other in known if other != wrong]):  # e.g. "weights", only an option
             return ConfigError(f"unknown setting {wrong}; did you mean {' or '.join(near)}?")
     return ConfigError(f"unknown setting {name}; leave it out, or take one that {helps} lists")
 
 
 def likely_meant(name: str, known: Iterable[str]) -> list[str]:
-    """Of the names that there are, at most three that may have been meant by one that there is not.
+    """Returns up to three known names that may have been meant by an unknown one.
 
-    Their last words count: ``trainer.max_epochs`` is meant by ``trainer.max_epoch``, ``max_epochs`` and ``epochs``.
+    Their last words are compared: ``trainer.max_epoch``, ``max_epochs`` and ``epochs`` all mean ``trainer.max_epochs``.
     """
     section, _, word = name.lower().replace("-", "_").rpartition(".")
 
@@ -100,20 +100,20 @@ def likely_meant(name: str, known: Iterable[str]) -> list[str]:
     found = {other: likeness(other) for other in known}
     best = [other for other, near in found.items() if near == max(found.values()) and near >= _ALIKE]
     best.sort(key=lambda other: other.lower().rpartition(".")[2] != word)
-    shallow = [other for other in best if other.count(".") < 2]  # a callback's last
+    shallow = [other for other in best if other.count(".") < 2]  # rather than settings of callbacks
     return (shallow or best)[:3]
 
 
 def _of_class(given: str, names: Collection[str]) -> str:
-    """What to do about the name of a class that there is not."""
-    own = [name for name in names if not name.islower() and not name.startswith("_")]  # no model of timm's
+    """Returns the remedy for an unknown class."""
+    own = [name for name in names if not name.islower() and not name.startswith("_")]  # classes, not timm's models
     if near := likely_meant(given, own if "." in given else names):
         return f"did you mean {' or '.join(near)}?"
     return f"give {', '.join([*own[:_MOST_NAMES], 'or a class by the path that Python imports it by'])}"
 
 
 def _unknown_setting(message: str) -> str | None:
-    """The setting that there is not, if that is what the message says."""
+    """Returns the unknown setting that a message is about, or None if it is about something else."""
     for pattern in (
         r"[Oo]ption '([^']+)' is not accepted",
         r"Group '([^']+)' does not accept option '([^']+)'",
@@ -123,7 +123,7 @@ def _unknown_setting(message: str) -> str | None:
         if found := re.search(pattern, message):
             name = ".".join(part.removeprefix("--") for part in found.groups())
             if re.search(rf'Parser key "{re.escape(name)}":\s*Expected', message):
-                return None  # of a union of types, one has it, and does not take its value
+                return None  # one type of a union has this setting, but does not accept its value
             key = _key(message)
             name = name if not key else key if f".{key}".endswith(f".{name}") else f"{key}.{name}"
             return name.replace("init_args.", "").partition("=")[0]
@@ -131,7 +131,7 @@ def _unknown_setting(message: str) -> str | None:
 
 
 def _key(message: str) -> str:
-    """The dotted name of the setting that an error is about; blank if there is none."""
+    """Returns the dotted name of the setting that an error is about; empty if there is none."""
     key = ""
     for nested in re.findall(r'Parser key "([^"]+)"', message):
         if nested != "config":
@@ -141,13 +141,13 @@ def _key(message: str) -> str:
 
 
 def _expected(message: str) -> list[str]:
-    """What would have been taken, of a union of types each; that null would have been helps nobody."""
+    """Returns descriptions of the accepted types, one for each of a union, without null, which helps nobody."""
     types = re.findall(r"Expected a <class '(?:\w+\.)*(\w+)'>", message)
     types = [kind for kind in types if kind != "NoneType" and not (kind == "int" and "float" in types)]
     words = [*dict.fromkeys(_WRITTEN.get(kind, kind) for kind in types)]
     words += re.findall(r"Expected (a (?:tuple|list|dict) [^.\n]*)", message)
     if re.search("Expected a dot import path|Not a valid subclass|instantiatable class", message):
-        if re.search(r"Subtypes: \[<class 'mobilemamba\.(sweep|training)\.", message):  # settings of ours, and no class
+        if re.search(r"Subtypes: \[<class 'mobilemamba\.(sweep|training)\.", message):  # our dataclasses of settings
             return [_SETTINGS, "null"]
         return ["a class", *(word for word in words if word != _LIST)]
     if "Unable to load config" in message:
@@ -157,7 +157,7 @@ def _expected(message: str) -> list[str]:
 
 
 def _given(message: str) -> str | None:
-    """The value, as the innermost of nested errors has it; None where it is one of many settings."""
+    """Returns the value from the innermost of nested errors; None if it consists of several settings."""
     found = re.search(r"Unable to load config '(.*)'", message) or re.search(r"(?:Got|Given) value: (.*)", message)
     if found is None or found[1].startswith("Namespace("):
         return None

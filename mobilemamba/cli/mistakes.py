@@ -1,8 +1,8 @@
-"""Which of the exceptions of libraries are a user's mistake, and the line that such a one becomes.
+"""Recognition of library exceptions that are caused by a user's mistake, and their one-line messages.
 
-What a library raises while the trainer, the network and the data are being built is about the settings that it was
-given. What is raised by this package itself, or while a network trains, may be a bug, and keeps its traceback, unless
-it is known.
+An exception that a library raises while the trainer, the network and the data are built is caused by the settings. One
+that is raised by this package itself, or during training, may be a bug and keeps its traceback, unless it is a known
+case.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from mobilemamba.training.callbacks.others import complaint
 
 _PACKAGE = Path(mobilemamba.__file__).parent
 _CALLBACKS = Path(lightning.__file__).parent / "pytorch" / "callbacks"
-#: What the system says of a path that cannot be.
+#: Error codes of the system for an invalid path.
 _OF_PATHS = {errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL}
-#: How torch says that a signal stopped a worker -> the code of a command that it stopped.
+#: torch's name of the signal that stopped a worker -> exit code of a command stopped by it.
 _STOPS = {"Interrupt": 130, "Terminated": 143, "Hangup": 129}
-#: Where libraries lie, Python's own among them.
+#: Folders of libraries, including Python's own.
 _LIBRARIES = (
     Path(lightning.__file__).parents[1],
     *(Path(sysconfig.get_path(f"{kind}lib")) for kind in ("pure", "std")),
@@ -40,14 +40,14 @@ _LIBRARIES = (
 
 @contextlib.contextmanager
 def as_user_errors(options: list[str]) -> Iterator[None]:
-    """Raises what stems from a user's mistake as a :class:`ConfigError`, and everything else as it is."""
+    """Context manager that converts exceptions caused by a user's mistake to a :class:`ConfigError`."""
     try:
         yield
     except MobileMambaError:
         raise
     except Exception as error:
         stopped = re.search(r"DataLoader worker \(pid.*\) is killed by signal: (\w+)", str(error))
-        if stopped and stopped[1] in _STOPS:  # a terminal sends it to the workers too, and they went first
+        if stopped and stopped[1] in _STOPS:  # a terminal sends the signal to the workers too, which may end first
             raise KeyboardInterrupt(_STOPS[stopped[1]]) from None
         if found := user_error(error):
             raise found from error
@@ -72,10 +72,10 @@ def _is_mistake(error: Exception) -> bool:
     frames = [frame.filename for frame in traceback.extract_tb(root.__traceback__)]
     raised_in = [Path(file) for file in frames if not file.startswith("<")][-1:]  # importlib's are <frozen ...>
     if any(frame.name == "_run_stage" for frame in traceback.extract_tb(error.__traceback__)):
-        # There Lightning's callbacks complain of metrics that nobody logs.
+        # During training, only Lightning's callbacks complain about settings: metrics that are not logged.
         return isinstance(root, RuntimeError) and any(file.is_relative_to(_CALLBACKS) for file in raised_in)
     if isinstance(root, OSError) and root.errno not in _OF_PATHS:
-        return root.errno is None  # Lightning's words; a full disk is no mistake of the command line
+        return root.errno is None  # raised by Lightning itself; a full disk is not a mistake in the command line
     return any(_is_of_library(file) for file in raised_in)
 
 
@@ -84,14 +84,14 @@ def _is_of_library(file: Path) -> bool:
 
 
 def _is_of_checkpoint(error: Exception) -> bool:
-    """Whether Lightning was putting back what a checkpoint says."""
+    """Whether an exception was raised while Lightning restored a checkpoint."""
     frames = traceback.extract_tb(error.__traceback__)
     restoring = ("restore", "_restore", "resume_start")
     return any(f.filename.endswith("checkpoint_connector.py") and f.name.startswith(restoring) for f in frames)
 
 
 def _root(error: BaseException) -> BaseException:
-    """The first of a chain, which jsonargparse wraps into its own."""
+    """Returns the first exception of a chain, as jsonargparse wraps exceptions in its own."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error
@@ -113,16 +113,16 @@ def _said(error: Exception) -> str:
     root = _root(error)
     said = f"{root.strerror}: {root.filename}" if isinstance(root, OSError) and root.strerror else str(root)
     text = of_names(" ".join(said.split()))
-    if not text or isinstance(root, LookupError | AttributeError):  # whose words are a name alone
+    if not text or isinstance(root, LookupError | AttributeError):  # their message is only a name
         text = f"{type(root).__name__} {text}".strip()
     installs = isinstance(root, ModuleNotFoundError) and "pip install" not in text
     return f"{text}; install it first" if installs else text
 
 
 def _named(text: str, options: list[str]) -> str:
-    """``name=value`` of the option that a complaint is sure to be about; blank for none.
+    """Returns ``name=value`` of the option that a message is certainly about; empty if there is none.
 
-    It says both side by side, or quotes the value or the name of a single option.
+    The message must contain both next to each other, or quote the value or the name of exactly one option.
     """
     given = {name[2:]: value for name, value, _ in read_options(options) if name.startswith("--") and value}
     last = {name: re.escape(name.removesuffix("+").rpartition(".")[2]) for name in given}

@@ -1,4 +1,4 @@
-"""A command line as its options, each with its value."""
+"""Splitting of a command line into options with their values."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 
 class Option(NamedTuple):
-    """An option, or a value that belongs to none.
+    """An option, or an argument that belongs to no option.
 
     Attributes:
-        name: With its dashes.
-        value: None where there is none.
-        given: The one or two arguments that it is.
+        name: Name with its dashes.
+        value: Value, or None.
+        given: The one or two command-line arguments of the option.
     """
 
     name: str
@@ -21,7 +21,7 @@ class Option(NamedTuple):
 
 
 def read_options(args: Sequence[str]) -> Iterator[Option]:
-    """The options of a command line, in order; a value follows its name, or stands behind ``=``."""
+    """Yields the options of a command line, in order; a value is the next argument, or follows ``=``."""
     rest = list(args)
     while rest:
         name, equals, value = rest[0].partition("=")
@@ -33,5 +33,5 @@ def read_options(args: Sequence[str]) -> Iterator[Option]:
 
 
 def config_values(args: Sequence[str]) -> list[str]:
-    """What ``--config`` is given: files, or settings as text."""
+    """Returns the values of ``--config``: files, or settings as text."""
     return [value for name, value, _ in read_options(args) if name in ("--config", "-c") and value is not None]

@@ -1,4 +1,4 @@
-"""Options of Lightning's commands into a configuration, with one-line errors."""
+"""Parsing of the options of Lightning's commands, with one-line errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mobilemamba.text import printable
 
 
 class Parser(ToolParser, LightningArgumentParser):
-    """The same for Lightning's subcommands, with their ``--config``."""
+    """:class:`ToolParser` for Lightning's subcommands, with their ``--config``."""
 
     helps = "--help or --help-all"
 
@@ -35,7 +35,7 @@ class Parser(ToolParser, LightningArgumentParser):
         super().__init__(*args, **{"parser_mode": MODE, **kwargs})
 
     def parse(self, args: list[str]) -> jsonargparse.Namespace:
-        """As ever; a mistake in a configuration file names the file."""
+        """Parses arguments; the error for a mistake in a configuration file names the file."""
         try:
             return self._parse(args)
         except ConfigError as error:
@@ -52,35 +52,35 @@ class Parser(ToolParser, LightningArgumentParser):
         return None
 
     def _parse(self, args: list[str]) -> jsonargparse.Namespace:
-        """With an error for empty sections that there are not, which jsonargparse drops."""
+        """Parses arguments, and refuses unknown sections that are empty, which jsonargparse drops."""
         contents = [read_config(value) for value in config_values(args)]
         contents += [{name[2:]: {}} for name, value, _ in read_options(args) if name[:2] == "--" and value == "{}"]
         config = super().parse(args)
         parsed = config[args[0]].as_dict()
         for name in (name for content in contents for name, value in flatten(content).items() if value == {}):
-            setting = ".".join(name.split(".")[:2]) if name.startswith("sweep.") else name  # below are names of rows
+            setting = ".".join(name.split(".")[:2]) if name.startswith("sweep.") else name  # deeper names are those of rows
             if lookup(parsed, setting) is None and setting not in (known := self.settings()):
                 raise unknown(setting, known, self.helps)
         return config
 
     def settings(self) -> list[str]:
-        """With the short options, and the arguments of a sweep and of our tasks and data sets."""
+        """Returns the names of all settings, including short options, and those of sweeps, tasks and data sets."""
         return [*super().settings(), "weights", *class_settings()]
 
     def classes(self) -> dict[str, list[str]]:
-        """Of Lightning and of this package, and timm's models, which stand for a task."""
+        """Returns setting -> names of Lightning's and our classes, and of timm's models, which stand for a task."""
         names = {group: [kind.__name__ for kind in kinds] for group, kinds in known_classes().items()}
         return names | {"model": [*names["model"], *timm.list_models()]}
 
 
 def read_config(value: str) -> dict[str, Any]:
-    """What ``--config`` is given, by a file or as text, as YAML has it.
+    """Returns the content of a value of ``--config``, which is a file or YAML text.
 
     Raises:
         ConfigError: If it is neither, or holds no settings.
     """
     shown = f"--config {printable(value[:200])}"
-    is_text = re.search(r"\{|:\s", value) and not os.path.isfile(value)  # noqa: PTH113 - Path's raises for a long text
+    is_text = re.search(r"\{|:\s", value) and not os.path.isfile(value)  # noqa: PTH113 - Path raises for a long text
     try:
         if not is_text and (kind := why_no_plain_file(value)):
             raise OSError(None, f"it is {kind}")
@@ -107,14 +107,14 @@ def read_config(value: str) -> dict[str, Any]:
 
 
 def plain(parser: LightningArgumentParser, config: jsonargparse.Namespace) -> Config:
-    """A parsed command line as JSON types: without the subcommand's name, its files and its sweep."""
+    """Converts a parsed command line to JSON types, without the subcommand's name, files and sweep."""
     text = parser.dump(config, format="json", skip_unset=False, skip_validation=True)
     plain = json.loads(text)[config.subcommand]
     return {key: value for key, value in plain.items() if key not in ("config", "sweep")}
 
 
 def given_settings(args: Sequence[str]) -> list[str]:
-    """Dotted names of the settings in options, those inside a JSON value included."""
+    """Returns the dotted names of the settings given as options, including those inside a JSON value."""
     given: list[str] = []
     for name, value, _ in read_options(args):
         if not name.startswith("--") or name.startswith("--config"):

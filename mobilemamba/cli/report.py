@@ -1,4 +1,4 @@
-"""What ``validate`` and ``test`` print."""
+"""Output of ``validate`` and ``test``."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from mobilemamba.training.provenance import pictures_used
 
 _NETWORKS = {"raw": "", "ema": "averaged (EMA)", "fused": "norms folded"}
 
-#: Lines of classes on the screen.
+#: Number of classes shown on the screen.
 _WORST = 10
 
 
 def print_evaluation(trainer: Trainer, module: LightningModule, data: DataModule, split: str, settings: Any) -> None:
-    """All of it: the scores, then the classes, and pictures of them where a folder is given.
+    """Prints the scores, then the classes, and writes plots of them if a folder is given.
 
     Args:
-        trainer: That evaluated.
-        module: What it evaluated.
-        data: On what.
+        trainer: The trainer after the evaluation.
+        module: The evaluated module.
+        data: The data module.
         split: ``"val"`` or ``"test"``.
-        settings: Of the command.
+        settings: Settings of the command.
 
     Raises:
-        ConfigError: If a file of classes is asked for and the module counts none.
+        ConfigError: If a file of classes is requested and the module does not count classes.
     """
     task = module if isinstance(module, TaskContract) else None
     network, head = getattr(module.hparams, "name", type(module).__name__), getattr(module.hparams, "head", None)
@@ -83,16 +83,16 @@ def print_scores(
     counted: str = "pictures",
     raw: str = "as trained",
 ) -> None:
-    """A table of every network that was evaluated, and whether folding the norms changed an answer.
+    """Prints a table of all evaluated networks, and how many predictions folding the norms has changed.
 
     Args:
-        metrics: What was logged.
-        scores: Of the task.
+        metrics: The logged metrics.
+        scores: Scores of the task.
         split: ``"val"`` or ``"test"``.
-        title: Above it.
-        total: How much was answered, if that is known.
-        counted: What these are.
-        raw: What the network is called that nothing was done to.
+        title: Title of the table.
+        total: Number of predictions, if known.
+        counted: What the predictions are for.
+        raw: Label of the network to which nothing was done.
     """
     console = make_console()
     say(title, console)
@@ -103,7 +103,7 @@ def print_scores(
         if found and found[0][1] in metrics:
             lines.append([label, *(score.number(float(metrics[name])) for score, name in found)])
     header = ["network", *(score.head for score in shown)]
-    if not lines:  # another module than a task of ours
+    if not lines:  # the module is not one of our tasks
         header, lines = ["metric", "value"], [[name, f"{float(value):g}"] for name, value in metrics.items()]
     console.print(fit_table(console.width, header, lines, numeric=range(1, len(header))))
     changed = metrics.get(f"{split}/fused_changed")
@@ -115,16 +115,16 @@ def print_scores(
 def print_classes(
     counts: Tensor, class_names: Sequence[str], path: str | None, counted: str = "pictures", *, worst_first: bool = True
 ) -> None:
-    """How well classes are known, on the screen and in a CSV file if it has a path.
+    """Prints the scores of the classes, and writes them to a CSV file if a path is given.
 
-    Of pictures the classes that are known worst, and all of them in the file; of pixels all.
+    The screen shows all classes of pixels, but only the first few classes of pictures; the file has all.
 
     Args:
-        counts: As :meth:`~mobilemamba.training.confusion.ConfusionCounts.compute` gives them.
+        counts: Result of :meth:`~mobilemamba.training.confusion.ConfusionCounts.compute`.
         class_names: In the order of the labels.
-        path: Of the file.
+        path: Path of the file, or None.
         counted: What was counted, ``"pictures"`` or ``"pixels"``.
-        worst_first: Else in the order of the labels.
+        worst_first: Whether to sort from worst to best, rather than by label.
     """
     of_pixels, names = counted == "pixels", [*map(printable, class_names)]
     scores = [score for score in class_scores(counts) if of_pixels or score.total]
@@ -146,13 +146,13 @@ def print_classes(
 
 
 def print_rows(rows: list[dict[str, Any]], path: str | None, title: str, most: int) -> None:
-    """Lines about classes on the screen, and all of them in a CSV file if it has a path.
+    """Prints rows about classes, and writes all of them to a CSV file if a path is given.
 
     Args:
-        rows: Heads of columns to values, first the ``class``.
-        path: Of the file.
-        title: Above the table.
-        most: Lines on the screen.
+        rows: Column headers -> values, the first being ``class``.
+        path: Path of the file, or None.
+        title: Title of the table.
+        most: Largest number of rows on the screen.
     """
     if not rows:
         return
@@ -168,5 +168,5 @@ def print_rows(rows: list[dict[str, Any]], path: str | None, title: str, most: i
 
 
 def _percent(share: float) -> str:
-    """Blank for what there is none of."""
+    """Formats a fraction in percent; empty if it is NaN."""
     return "" if math.isnan(share) else f"{100 * share:.2f}"

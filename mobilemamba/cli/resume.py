@@ -1,7 +1,7 @@
-"""What a training goes on from: checkpoints that can be read, are of this network, and of these settings.
+"""Checks of the checkpoint that a training resumes from: it must be readable, and fit the network and the settings.
 
-All of it is looked at before anything is written, so that a refused resume leaves the run as it was; what is refused
-is a ConfigError.
+Everything is checked before anything is written, so that a failed resume leaves the run unchanged; failures are
+ConfigErrors.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from mobilemamba.training.callbacks.storage import cannot_resume
 from mobilemamba.training.checkpoint_files import checkpoints_newest_first, read_training_checkpoint
 from mobilemamba.training.contract import TaskContract
 
-#: Under which a checkpoint keeps its run's ``config.yaml``.
+#: Entry of a checkpoint with its run's ``config.yaml``.
 RUN_CONFIG = "run_config"
-#: Settings that may differ in a resumed run: they take effect, and do not change what is learned.
+#: Settings that may differ in a resumed run, as they take effect and do not change the training's result.
 FREE_SETTINGS = (
     *("name", "config", "ckpt_path", "weights_only", "table_size", "data.num_workers", "model.compile"),
     *(
@@ -38,7 +38,7 @@ FREE_SETTINGS = (
         )
     ),
 )
-#: Settings that a checkpoint brings along or whose place in an epoch it keeps: other ones would have no effect.
+#: Settings that a checkpoint determines, by its state or its position in an epoch: changes would have no effect.
 KEPT_SETTINGS = (
     *("model", "seed_everything", "data.seed", "data.batch_size"),
     *("trainer.accumulate_grad_batches", "trainer.limit_train_batches", "trainer.overfit_batches"),
@@ -46,14 +46,14 @@ KEPT_SETTINGS = (
 
 
 def changed_settings(saved: Config, config: Config) -> list[str]:
-    """What a command would train otherwise than a run whose folder it is to go on in."""
+    """Lists the settings by which a command would train differently from the run that it is to resume."""
     return _differences(saved, config, without=FREE_SETTINGS)
 
 
 def _differences(
     saved: Config, config: Config, within: Sequence[str] | None = None, without: Sequence[str] = ()
 ) -> list[str]:
-    """Of settings, where a folder that was moved or named otherwise is the same, and callbacks go by their classes."""
+    """Lists differences of settings, ignoring moved folders, and comparing callbacks by their class."""
     saved, config = json.loads(json.dumps(saved)), json.loads(json.dumps(config))
     for part, name in (("data", "root"), ("model", "weights")):
         there, here = (whole[part].get("init_args", {}) for whole in (saved, config))
@@ -61,7 +61,7 @@ def _differences(
         if old and new and (not Path(old).exists() or Path(old).resolve() == Path(new).resolve()):
             there[name] = new
     before, after = _callbacks(saved), _callbacks(config)
-    both = sorted(before.keys() & after.keys())  # those that keep a state go on with their former arguments
+    both = sorted(before.keys() & after.keys())  # callbacks with a state must keep their arguments
     there, here = ({"callbacks": {name: chosen[name] for name in both}} for chosen in (before, after))
     return differences(saved, config, within, without) + differences({"trainer": there}, {"trainer": here})
 
@@ -72,7 +72,7 @@ def _callbacks(config: Config) -> dict[str, Any]:
 
 
 def check_kept_settings(path: Path, checkpoint: Mapping[str, Any], saved: Config | None, config: Config) -> None:
-    """Refuses settings that a checkpoint would override; ``saved`` are those of its run, None if they are not known."""
+    """Raises an error for settings that a checkpoint would override; ``saved`` are its run's, None if unknown."""
     if saved is not None:
         changed = _differences(saved, config, KEPT_SETTINGS, FREE_SETTINGS)
         file = path.parent.parent / "config.yaml"
@@ -81,7 +81,7 @@ def check_kept_settings(path: Path, checkpoint: Mapping[str, Any], saved: Config
         known = json.loads(json.dumps(dict(checkpoint.get("hyper_parameters", {})), default=str))
         here = {key: value for key, value in config["model"].get("init_args", {}).items() if key in known}
         changed = differences({"model": {key: known[key] for key in here}}, {"model": here})
-        changed = [change for change in changed if not change.startswith("model.num_classes:")]  # the data say it
+        changed = [change for change in changed if not change.startswith("model.num_classes:")]  # set by the data
         remedy = "give the settings that it was trained with"
     if changed:
         raise ConfigError(
@@ -91,17 +91,17 @@ def check_kept_settings(path: Path, checkpoint: Mapping[str, Any], saved: Config
 
 
 def read_resumed(path: Path) -> Mapping[str, Any]:
-    """The content of a checkpoint that a training can go on from.
+    """Reads a checkpoint from which a training can resume.
 
     Raises:
-        WeightsError: If it cannot be read; it names the types that stand in the way.
-        ConfigError: If it holds weights alone.
+        WeightsError: If it cannot be read; names the types that prevent it, if any.
+        ConfigError: If it contains only weights.
     """
     try:
         return read_training_checkpoint(path)
     except WeightsError:
         types: list[str] = []
-        with contextlib.suppress(Exception):  # of a file that is damaged or no checkpoint
+        with contextlib.suppress(Exception):  # the file is damaged or no checkpoint
             types = get_unsafe_globals_in_checkpoint(path)
         if types:
             raise WeightsError(f"{path} {cannot_resume(types)}") from None
@@ -109,7 +109,7 @@ def read_resumed(path: Path) -> Mapping[str, Any]:
 
 
 def newest_readable_checkpoint(run: Path) -> tuple[Path, Mapping[str, Any]]:
-    """The newest full checkpoint of a run that can be read, and its content; says aloud which ones cannot.
+    """Returns the newest readable checkpoint of a run and its content; warns of newer ones that are unreadable.
 
     Raises:
         WeightsError: If none can be read.
@@ -130,8 +130,8 @@ def newest_readable_checkpoint(run: Path) -> tuple[Path, Mapping[str, Any]]:
 
 
 def check_fits(path: str | Path, checkpoint: Mapping[str, Any], module: LightningModule) -> None:
-    """Refuses the checkpoint of another network, or of an optimiser with other parameter groups."""
-    if not is_overridden("configure_model", module, LightningModule):  # else its layers are made later
+    """Raises an error if a checkpoint is of another network, or of an optimiser with other parameter groups."""
+    if not is_overridden("configure_model", module, LightningModule):  # otherwise its layers are created later
         here, there = _shapes(module.state_dict()), _shapes(checkpoint["state_dict"])
         names = {**here, **there} if module.strict_loading else here.keys() & there.keys()
         for name in names:
@@ -159,7 +159,7 @@ def _check_optimizer(path: str | Path, state: Any, groups: list[dict[str, Any]])
             f"{path} is of an optimiser with other parameter groups: {saved} parameters there, {wanted} here; give "
             "model.weight_decay_rule, model.layer_decay and model.freeze_backbone as in its run"
         )
-    # The fused optimiser would read beyond the end of those that are too small.
+    # The fused optimiser would read beyond the end of moments that are too small.
     for index, parameter in enumerate(p for group in groups for p in group["params"]):
         if wrong := moments.get(index, set()) - {tuple(parameter.shape)}:
             raise ConfigError(

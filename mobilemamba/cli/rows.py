@@ -1,4 +1,4 @@
-"""The rows of a sweep, each with its resolved settings, and the options that reach them."""
+"""Reading of a sweep's rows with their resolved settings, and selection of the options that apply to them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from mobilemamba.errors import ConfigError
 from mobilemamba.sweep import Config, Row, Sweep, expand
 from mobilemamba.sweep.settings import is_inside, short_key
 
-#: Options that choose the sweep, and so are none of its rows' own.
+#: Options that select the sweep and are not passed to its rows.
 _OF_SWEEP = ("config", "name", "table_size", "sweep", "trainer.default_root_dir")
-#: Options that would make a row something else than what was trained, or take the place of the sweep's own.
+#: Options that are an error, as they would change a row's network or conflict with the sweep's own.
 _REFUSED = ("model", "ckpt_path", "trainer.callbacks", "per_class", "plots")
 
 
@@ -27,20 +27,20 @@ def read_rows(
     """Reads the ``sweep`` section of a command's settings.
 
     Args:
-        parser: Of all commands.
-        command: Which one.
-        config: Its settings.
+        parser: Parser of all commands.
+        command: Name of the command.
+        config: Settings of the command.
         base: The same as plain values, without the sweep.
-        given: The settings that are options.
+        given: Names of the settings that are given as options.
 
     Raises:
         ConfigError: If the section or a row of it is wrong.
     """
     content, names = config.sweep.as_dict(), [field.name for field in fields(Sweep)]
-    for setting in given:  # jsonargparse drops what it does not know of a JSON text
+    for setting in given:  # jsonargparse silently drops unknown settings of a JSON text
         if setting.startswith("sweep.") and setting.split(".")[1] not in names:
             raise unknown(setting, parser.settings(), parser.helps)
-    sweep = Sweep(**{name: content[name] for name in names})  # not its file's path
+    sweep = Sweep(**{name: content[name] for name in names})  # without the path of its file
     if config.ckpt_path is not None:
         raise ConfigError(f"ckpt_path={config.ckpt_path} with a sweep: rows go on by themselves; leave it out")
 
@@ -52,7 +52,7 @@ def read_rows(
 
 
 def passed_on(args: Sequence[str]) -> list[str]:
-    """The options of ``validate --config SWEEP`` that reach each row, in the order given."""
+    """Returns the options of ``validate --config SWEEP`` that are passed to each row, in the given order."""
     kept: list[str] = []
     for name, _, given in read_options(args):
         key = short_key(name.removeprefix("--").removesuffix("+"))

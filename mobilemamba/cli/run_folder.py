@@ -1,4 +1,4 @@
-"""The folder of one command: its name from the options, which run in it is meant, and its lock."""
+"""The folder of a command: its name from the options, the choice of the run, and its lock."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from mobilemamba.errors import ConfigError
 from mobilemamba.sweep import Config
 from mobilemamba.sweep.row import is_finished
 
-#: How long a run waits for its folder: a process that ends may hold it a little longer than its parent waited.
+#: How long a run waits for its folder's lock, as an ending process may hold it slightly longer than its parent waits.
 LOCK_SECONDS = 5.0
 
 
 class RunFolder:
-    """Where a command writes; it stands in ``trainer.default_root_dir`` of its settings."""
+    """The folder to which a command writes; stored as ``trainer.default_root_dir`` in its settings."""
 
     def __init__(self, config: Any, given: Collection[str], single: bool) -> None:
-        """Names the folder in the settings, before it is known which runs there are; ``given`` are options."""
+        """Sets the folder in the settings, before existing runs are considered; ``given`` are the given options."""
         self.config, self.given = config, given
         if "name" in given and "trainer.default_root_dir" in given:
             raise ConfigError(f"--name {config.name} with --trainer.default_root_dir: both name the folder; give one")
@@ -42,7 +42,7 @@ class RunFolder:
         ):
             raise ConfigError(f"name={config.name!r}: expected the name of a folder below runs/, e.g. base")
         if "name" in given and config.name is not None:
-            config.trainer.default_root_dir = None  # a file's, such as that of the run that saved it
+            config.trainer.default_root_dir = None  # overrides that of a file, e.g. of the run that saved it
         self.is_given = config.trainer.default_root_dir is not None
         if self.is_given:
             config.name = config.name if not single else None
@@ -57,7 +57,7 @@ class RunFolder:
         return Path(self.config.trainer.default_root_dir)
 
     def choose(self, resolved: Config, saved: SavedConfig) -> Start:
-        """Decides between a new run and one that is gone on with."""
+        """Decides between a new run and a resumed one."""
         config, numbered = self.config, not self.is_given
         path = config.ckpt_path
         if path == "last":
@@ -72,7 +72,7 @@ class RunFolder:
         return start
 
     def take(self, resources: contextlib.ExitStack) -> None:
-        """Locks it until ``resources`` end, so that two processes never train in one folder; one left unused goes."""
+        """Locks the folder until ``resources`` close, so that no other process trains in it; removed if left unused."""
         is_new = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
         if is_new:
@@ -87,17 +87,17 @@ class RunFolder:
             raise ConfigError(f"{self.path} was finished by another process meanwhile; give the command once more")
 
     def _candidates(self) -> list[Path]:
-        """The runs that ``--ckpt_path last`` may mean."""
+        """Returns the runs that ``--ckpt_path last`` may refer to."""
         files = config_files(self.config)
         named = {"name", "trainer.default_root_dir"} & set(self.given)
         if len(files) == 1 and holds_run(files[0].parent) and not named:
-            return [files[0].parent]  # the configuration that a run saved, wherever its folder is by now
+            return [files[0].parent]  # the file is a run's own configuration, even if its folder was moved
         if self.is_given:
             return [self.path] if holds_run(self.path) else []
         return runs_named(self.path)
 
 
 def _remove_unused(folder: Path) -> None:
-    """Removes a folder that the command made, if no training has begun in it: there is a lock, and empty logs."""
+    """Removes a folder that the command created, if no training has begun in it: it has only a lock and empty logs."""
     if not is_run(folder):
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,8 +1,9 @@
-"""Short options: a model by its name, weights by their file, data by its folder.
+"""Short options: a model by its name, weights by their file, data by their folder.
 
-``--model mobilemamba_s6 --weights s6.safetensors --data my_pictures`` stands for ``--model.name``, ``--model.weights``
-and ``--data ImageFolder --data.root my_pictures`` (or ``ImageNet``, ``SegmentationFolder``, ``ADE20K``, ``COCO``,
-``COCOFolder`` or ``YOLOFolder``, where the folder holds that). Files take the same ``model`` and ``data``.
+``--model mobilemamba_s6 --weights s6.safetensors --data my_pictures`` is short for ``--model.name``,
+``--model.weights`` and ``--data ImageFolder --data.root my_pictures`` (or ``ImageNet``, ``SegmentationFolder``,
+``ADE20K``, ``COCO``, ``COCOFolder`` or ``YOLOFolder``, if the folder has that layout). ``model`` and ``data`` can be
+used in files, too.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ from mobilemamba.errors import ConfigError
 from mobilemamba.models import read_card
 from mobilemamba.models.create import check_model_name
 
-#: Endings of the files that a section may be kept in, beside the file that names them.
+#: Extensions of files that may contain a section, given by their name.
 _FILES = (".yaml", ".yml", ".json")
-#: jsonargparse's name for :func:`load_settings`; the parsers of the command line ask for it.
+#: Parser mode by which jsonargparse uses :func:`load_settings`.
 MODE = "yaml_with_unique_keys_and_short_forms"
 
 
 def expand_options(args: list[str]) -> list[str]:
-    """The options of a command, the short ones written out, those in files before all others."""
+    """Expands the short options of a command, and moves configuration files to the front."""
     given = list(read_options(args))
-    resuming = any(option.name == "--ckpt_path" for option in given)  # then it has what was in the weights
-    files: list[str] = []  # first, as options win over them wherever they stand
+    resuming = any(option.name == "--ckpt_path" for option in given)  # then the weights are in the checkpoint
+    files: list[str] = []  # first, as options override them wherever they are given
     expanded: list[str] = []
     for name, value, parts in given:
         if name in ("--config", "-c"):
@@ -42,7 +43,7 @@ def expand_options(args: list[str]) -> list[str]:
             expanded += [name.replace("--weights", "--model.weights")]
         elif name == "--weights":
             if Path(value).is_file() or not resuming:
-                read_card(value)  # says what is wrong with it
+                read_card(value)  # raises an error if the file is invalid
             expanded += ["--model.weights", value]
         elif name == "--sweep.only":
             expanded += [name, row_names(value)]
@@ -55,26 +56,26 @@ def expand_options(args: list[str]) -> list[str]:
 
 
 def load_settings(text: str, path: str = "") -> Any:
-    """YAML as :func:`load_yaml` reads it, a model by its name and data by their folder written out as options are."""
+    """Reads YAML with :func:`load_yaml`, and expands a model given by name and data given by folder."""
     settings = load_yaml(text, path)
     for group in ("model", "data") if isinstance(settings, dict) else ():
         value = settings.get(group)
-        if isinstance(value, str) and Path(value).suffix not in _FILES:  # a section in a file of its own stays
+        if isinstance(value, str) and Path(value).suffix not in _FILES:  # not the name of a file with the section
             long = _written_out(group, value)
             arguments = {name.partition(".")[2]: given for name, given in long.items() if name != group}
-            if arguments:  # without a class, they are of the one that is chosen already
+            if arguments:  # without a class, they are arguments of the class that is already chosen
                 settings[group] = {"class_path": long[group], "init_args": arguments} if group in long else arguments
     return settings
 
 
 def _written_out(name: str, value: str) -> dict[str, str]:
-    """The settings that ``model`` or ``data`` with a short form's value stands for; itself where it has none."""
+    """Returns the settings that a short form of ``model`` or ``data`` stands for, or the setting itself."""
     if name == "model" and _is_model_name(value):
         check_model_name(value)
         return {"model.name": value}
     if name == "data" and (reason := why_no_folder(value)) is None:
         return {"data": _kind_of_folder(value), "data.root": value}
-    may_be_class = "/" not in value and ("." in value or not value.islower())  # by capitals or its import path
+    may_be_class = "/" not in value and ("." in value or not value.islower())  # an import path, or has capitals
     if name == "data" and (reason != NOWHERE or not may_be_class):
         raise ConfigError(
             f"--data {value}: {reason}; give a folder of pictures, or the name of a data set, such as "
@@ -84,7 +85,7 @@ def _written_out(name: str, value: str) -> dict[str, str]:
 
 
 def _kind_of_folder(folder: str) -> str:
-    """The data module that a folder is for, by what lies in it."""
+    """Returns the name of the data module for a folder, according to its content."""
     for kind in (SegmentationFolder, ADE20K, COCO, COCOFolder, YOLOFolder):
         if kind.is_root(Path(folder)):
             return kind.__name__
@@ -92,7 +93,7 @@ def _kind_of_folder(folder: str) -> str:
 
 
 def _is_model_name(value: str) -> bool:
-    """Whether it is a name as timm's are, perhaps with a tag (``resnet50.a1_in1k``): no class, no file, no JSON."""
+    """Whether a value looks like a timm name, possibly with a tag (``resnet50.a1_in1k``), not a class, file or JSON."""
     return re.fullmatch(r"[a-z0-9_-]+(\.[a-z0-9_-]+)?", value) is not None and not Path(value).is_file()
 
 

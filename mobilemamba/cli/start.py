@@ -1,7 +1,7 @@
-"""Where a training starts: in a new run's folder, or where a former run stopped.
+"""Where a training starts: in a new run's folder, or from a checkpoint of an earlier run.
 
-Runs of one name are numbered: ``base``, ``base-2``.
-Nothing is written here, so that a resume that is refused leaves every run as it was; what is refused is a ConfigError.
+Runs of the same name are numbered: ``base``, ``base-2``. Nothing is written here, so that a failed resume leaves every
+run unchanged; failures are ConfigErrors.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mobilemamba.sweep import PLAN_FILE, Config
 from mobilemamba.sweep.row import is_finished
 from mobilemamba.training.checkpoint_files import FOLDER, checkpoints_newest_first
 
-#: Reads the ``config.yaml`` that a run saved, or its text, in the form of the command's own settings.
+#: Reads a run's ``config.yaml``, given its path or its text, in the form of the command's own settings.
 SavedConfig = Callable[[Path | str], Config]
 
 
@@ -36,10 +36,10 @@ class Start:
     """How a training starts.
 
     Attributes:
-        folder: Where it writes.
-        checkpoint_path: What it goes on from; None for a start from nothing.
-        checkpoint: What is in it.
-        said: The same in words.
+        folder: The run's folder.
+        checkpoint_path: Checkpoint to resume from; None for a new training.
+        checkpoint: Content of the checkpoint.
+        said: Description for the user.
     """
 
     folder: Path
@@ -49,7 +49,7 @@ class Start:
 
 
 def start_anew(folder: Path, numbered: bool, checkpoint: tuple[Path, Mapping[str, Any]] | None = None) -> Start:
-    """A new run, from nothing or from a checkpoint of another run; in ``folder-2`` and so on, if ``numbered``."""
+    """Starts a new run, optionally from a checkpoint of another run; in ``folder-2`` and so on, if ``numbered``."""
     if not numbered and holds_run(folder):
         raise ConfigError(
             f"{folder} holds a run already; go on with it by --ckpt_path last, or choose another --name or "
@@ -63,9 +63,9 @@ def start_anew(folder: Path, numbered: bool, checkpoint: tuple[Path, Mapping[str
 
 
 def go_on(folder: Path, runs: Sequence[Path], config: Config, saved: SavedConfig) -> Start:
-    """The newest unfinished run of exactly this configuration, from its newest checkpoint that can be read.
+    """Resumes the newest unfinished run with exactly this configuration, from its newest readable checkpoint.
 
-    ``runs`` are those that the command may mean, the newest first.
+    ``runs`` are the runs that the command may refer to, the newest first.
     """
     run = _run_to_go_on_with(folder, runs, config, saved)
     path, checkpoint = newest_readable_checkpoint(run)
@@ -74,7 +74,10 @@ def go_on(folder: Path, runs: Sequence[Path], config: Config, saved: SavedConfig
 
 
 def start_from_file(path: Path, folder: Path, numbered: bool, config: Config, saved: SavedConfig) -> Start:
-    """From one checkpoint: the newest of an unfinished run of this configuration goes on there, others in a new run."""
+    """Starts from a checkpoint: resumes its run if it is unfinished, has this configuration and no newer checkpoint.
+
+    Otherwise a new run starts from the checkpoint.
+    """
     run, checkpoint = path.parent.parent, read_resumed(path)
     file = run / "config.yaml"
     text = file if file.exists() else checkpoint.get(RUN_CONFIG)
@@ -87,28 +90,28 @@ def start_from_file(path: Path, folder: Path, numbered: bool, config: Config, sa
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether there is something here that is not to be written over: results, a training's state, or a sweep."""
+    """Whether a folder contains something that must not be overwritten: results, a training's state, or a sweep."""
     return is_finished(folder) or (folder / PLAN_FILE).exists() or bool(checkpoints_newest_first(folder))
 
 
 def config_files(config: Any) -> list[Path]:
-    """The files that a command's ``--config`` names."""
+    """Returns the files given by a command's ``--config``."""
     return [Path(str(path)) for path in config.config or [] if path is not None]
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a single run has begun here."""
+    """Whether a folder is that of a single run that has begun."""
     return not (folder / PLAN_FILE).exists() and ((folder / "config.yaml").exists() or holds_run(folder))
 
 
 def free_folder(folder: Path) -> Path:
-    """The first of ``base``, ``base-2``, ... that holds no run."""
+    """Returns the first of ``base``, ``base-2``, ... that contains no run."""
     candidates = (folder.with_name(f"{folder.name}-{number}") if number > 1 else folder for number in range(1, 10**6))
     return next(candidate for candidate in candidates if not holds_run(candidate))
 
 
 def runs_named(folder: Path) -> list[Path]:
-    """The runs in ``base``, ``base-2``, ..., the one last written first."""
+    """Returns the runs in ``base``, ``base-2``, ..., the most recently written first."""
     if not folder.parent.is_dir():
         return []
     of_name = re.compile(re.escape(folder.name) + r"(-\d+)?")
@@ -149,7 +152,7 @@ def _remedy(folder: Path, runs: Sequence[Path]) -> str:
 
 
 def _hint_of_unfinished(folder: Path) -> str:
-    """For the first line of a new run: the newest run of the name, if it could be gone on with; else blank."""
+    """Returns a hint for the first line of a new run, if the newest run of this name can be resumed; else empty."""
     if unfinished := _unfinished(runs_named(folder)):
         return f"; {unfinished[0]} ({_progress(unfinished[0])}) is not finished, --ckpt_path last would go on with it"
     return ""
@@ -160,7 +163,7 @@ def _unfinished(runs: Sequence[Path]) -> list[Path]:
 
 
 def _further_on(run: Path, config: Config, steps: int) -> str:
-    """Names the newest checkpoint that a callback has written outside the run's folder, if it has more steps."""
+    """Returns a hint on the newest checkpoint that a callback wrote outside the run's folder, if it has more steps."""
     chosen = [callback.get("init_args") or {} for callback in config["trainer"].get("callbacks") or []]
     folders = {Path(options["dirpath"]).resolve() for options in chosen if options.get("dirpath")}
     outside = [path for folder in folders if not folder.is_relative_to(run.resolve()) for path in folder.glob("*.ckpt")]

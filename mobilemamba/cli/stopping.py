@@ -1,4 +1,4 @@
-"""What a training that a signal has stopped tells its user: the command that goes on."""
+"""Stopping of a command by signals, and the hint on how to continue."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from mobilemamba.training.checkpoint_files import FOLDER, LAST
 
 
 class EndOnSecondInterrupt(Callback):
-    """Lets Ctrl-C end a training that is slow to stop; Lightning ignores every one but the first."""
+    """Lets a second Ctrl-C end a training that is slow to stop; Lightning itself ignores all but the first."""
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Takes Lightning's choice back."""
+        """Restores the default handling of Ctrl-C, which Lightning has disabled."""
         if isinstance(exception, KeyboardInterrupt):
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def name_the_way_on(cli: Any, kind: type[BaseException] | None, error: BaseException | None, *_: Any) -> None:
-    """Adds to what a signal raised how to go on from there, as ``KeyboardInterrupt(exit code, hint)``.
+    """Adds a hint on how to continue to the exception of a signal: ``KeyboardInterrupt(exit code, hint)``.
 
     Called with the exception that ends a command, if any.
     """
-    stop = error.__context__ if isinstance(error, SystemExit) else error  # Lightning makes an exit of it
+    stop = error.__context__ if isinstance(error, SystemExit) else error  # Lightning turns it into an exit
     if not isinstance(stop, KeyboardInterrupt):
         return
     code = stop.args[0] if stop.args else 130
@@ -37,7 +37,7 @@ def name_the_way_on(cli: Any, kind: type[BaseException] | None, error: BaseExcep
 
 
 def way_on(cli: Any) -> str:
-    """How to go on with a command that was stopped; blank where there is nothing to go on with."""
+    """Returns a hint on how to continue a stopped command; empty if there is nothing to continue."""
     command, *options = cli.typed_args
     if os.environ.get("LOCAL_RANK", "0") != "0" or getattr(cli, "config", None) is None:
         return ""

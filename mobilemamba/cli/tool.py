@@ -1,4 +1,4 @@
-"""A tool's options into its arguments, with one-line errors."""
+"""Conversion of a tool's options to arguments of its function, with one-line errors."""
 
 from __future__ import annotations
 
@@ -17,52 +17,52 @@ import jsonargparse
 from mobilemamba.cli.messages import mistake
 from mobilemamba.errors import user_error
 
-#: Of an option that takes several values.
+#: Types of options that take several values.
 _LISTS = {list, Sequence}
 
 
 class _ParserError(Exception):
-    """jsonargparse's own words."""
+    """An error with jsonargparse's own message."""
 
 
 class ToolParser(jsonargparse.ArgumentParser):
-    """Raises mistakes as one line instead of printing usage, types and given values over a page.
+    """Parser whose errors are one line, instead of a page with usage, types and given values.
 
     Attributes:
-        helps: The options that describe all settings.
+        helps: Options that describe all settings.
     """
 
     helps = "--help"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # Otherwise --trainer.max_epoch passes as max_epochs.
+        # Otherwise --trainer.max_epoch would be accepted as max_epochs.
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
-    # Its further arguments pass through, whatever jsonargparse names them.
+    # Further arguments are passed on, whatever their names in jsonargparse.
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """As ever, but ``--setting=None`` is null: what jsonargparse makes of a null for the setting of a setting."""
+        """Parses arguments, treating ``--setting=None`` as null, as jsonargparse turns a nested null into None."""
         if args is not None:
             args = [f"{arg[:-4]}null" if arg.startswith("--") and arg.endswith("=None") else arg for arg in args]
         return super().parse_args(args, *rest, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
-        """Raises the whole message; nested parsers quote each other's, so only the outermost is made short."""
+        """Raises the whole message, as nested parsers quote each other, and only the outermost message is shortened."""
         raise _ParserError(message) from ex
 
     def settings(self) -> list[str]:
-        """The names of all settings, as a command line has them but for the dashes."""
+        """Returns the names of all settings, as on the command line but without dashes."""
         own = [name.removeprefix("--") for action in self._actions for name in action.option_strings]
         own = [name for name in own if not name.endswith(".help")]
         inner = [action.choices.values() for action in self._actions if isinstance(action.choices, dict)]  # subcommands
         return own + [name for parsers in inner for parser in parsers for name in parser.settings()]
 
     def classes(self) -> dict[str, list[str]]:
-        """Setting -> the names that may choose its class."""
+        """Returns setting -> names of classes to choose from."""
         return {}
 
     @contextlib.contextmanager
     def short_errors(self, args: Sequence[str] = ()) -> Iterator[None]:
-        """Turns jsonargparse's pages on a command line into one line."""
+        """Context manager that replaces jsonargparse's long errors about a command line by one line."""
         try:
             yield
         except _ParserError as error:
@@ -70,7 +70,7 @@ class ToolParser(jsonargparse.ArgumentParser):
             raise found or mistake(str(error), args, self.settings(), self.classes(), self.helps) from error
 
     def parse(self, args: list[str]) -> jsonargparse.Namespace:
-        """``parse_args`` with one-line errors."""
+        """Runs ``parse_args`` with one-line errors."""
         with self.short_errors(args):
             return self.parse_args(args)
 
@@ -79,8 +79,8 @@ def run_tool(command: str, function: str, args: list[str]) -> None:
     """Runs a tool with the options of a command line.
 
     Args:
-        command: Its name.
-        function: ``module:name``; its positional arguments and keywords are the command's.
+        command: Name of the tool.
+        function: ``module:name`` of a function whose positional arguments and keywords become those of the command.
         args: Options.
 
     Raises:
@@ -99,7 +99,7 @@ def run_tool(command: str, function: str, args: list[str]) -> None:
     for name in several:
         parser.add_argument(name, nargs="*", default=[], help=described.get(name))
     kinds = get_type_hints(tool)
-    for name in optional:  # after those that are not
+    for name in optional:  # after the required ones
         parser.add_argument(name, nargs="?", type=kinds[name], help=described.get(name))
     yes_or_no = [name for name, kind in kinds.items() if kind is bool]
     lists = [parameter.name for parameter in parameters if parameter.kind is Parameter.KEYWORD_ONLY]
@@ -110,11 +110,11 @@ def run_tool(command: str, function: str, args: list[str]) -> None:
 
 
 def gathered(args: list[str], names: list[str]) -> list[str]:
-    """Options with the values after ``--name`` as one list, as jsonargparse wants it; those of a repeated one add up.
+    """Joins several values after ``--name`` to one list, as jsonargparse expects; a repeated option adds to its list.
 
     Args:
-        args: As given; a list may also be written as one value, ``[a, b]``.
-        names: Of the settings that take several values.
+        args: Command-line arguments; a list may also be given as one value, ``[a, b]``.
+        names: Names of the settings that take several values.
     """
     options, spelt, seen = {f"--{name}" for name in names}, list[str](), set[str]()
     while args:
@@ -134,11 +134,11 @@ def gathered(args: list[str], names: list[str]) -> list[str]:
 
 
 def switches(args: list[str], names: list[str]) -> list[str]:
-    """Options with ``--name`` and ``--no-name`` for the yes-or-no settings, which jsonargparse wants a value for.
+    """Expands ``--name`` and ``--no-name`` of boolean settings to options with a value, as jsonargparse expects.
 
     Args:
-        args: As given.
-        names: Of the settings.
+        args: Command-line arguments.
+        names: Names of the boolean settings.
     """
     spelt = []
     for arg, after in itertools.zip_longest(args, args[1:], fillvalue=""):

@@ -1,4 +1,4 @@
-"""What every trainer gets beside what the user has chosen: loggers and callbacks."""
+"""Loggers and callbacks that every trainer gets in addition to the user's choices."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ from mobilemamba.training.callbacks import (
 
 
 def trainer_options(command: str, given: Any) -> dict[str, Any]:
-    """Arguments of the trainer that were left open."""
+    """Returns defaults for arguments of the trainer that the user did not give."""
     options: dict[str, Any] = {}
     if given.logger in (None, True):
-        # The version counts up in one logger only: CSVLogger would delete the metrics of a run that goes on.
+        # Only CSVLogger counts versions: with a fixed one, it would delete the metrics of a resumed run.
         root = given.default_root_dir
         tensorboard = TensorBoardLogger(root, name="", version="", default_hp_metric=False)
         options["logger"] = [tensorboard, CSVLogger(root, name="csv")] if command == "fit" else False
     if given.enable_progress_bar is None and not sys.stdout.isatty():
         options["enable_progress_bar"] = False
     if given.enable_model_summary is None:
-        options["enable_model_summary"] = False  # Lightning's counts no FLOPs here; `mobilemamba summary` does
+        options["enable_model_summary"] = False  # Lightning's has no FLOPs here; `mobilemamba summary` has
     return options
 
 
 def trainer_callbacks(
     command: str, given: Any, module: LightningModule, show_bar: bool, table_size: int | None
 ) -> list[Callback]:
-    """The user's callbacks and ours, in the order in which they are called."""
+    """Returns the user's callbacks and ours, in the order in which they are called."""
     chosen: list[Callback] = given.callbacks or []
-    chosen = chosen if isinstance(chosen, list) else [chosen]  # a single one needs no list
+    chosen = chosen if isinstance(chosen, list) else [chosen]  # a single callback may be given without a list
 
     def among(kind: type[Callback]) -> bool:
         return any(isinstance(callback, kind) for callback in chosen)
@@ -59,7 +59,7 @@ def trainer_callbacks(
     callbacks += [StepSeed(), ValidateAtEnd(), EpochLines(), TrainingPlots(), ExportBest()]
     if not among(ValidationExamples):
         callbacks.append(ValidationExamples())
-    callbacks.append(RunResults(table_img_size=table_size))  # the last, as its results say that the run is finished
+    callbacks.append(RunResults(table_img_size=table_size))  # last, as its results mark the run as finished
     if given.log_every_n_steps is None:
         callbacks.append(LogInterval())
     if not among(SkipNonFinite):

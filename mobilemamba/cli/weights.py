@@ -1,7 +1,7 @@
-"""What a command's weights are, and what they decide: its network, its classes, and how its pictures are prepared.
+"""The weights of a command, and the settings that they determine: network, classes and preprocessing.
 
-Weights that carry a card say which network they are of, wherever they are named. ``config`` is always the settings of a
-command, which are completed in place; what cannot be is a ConfigError, and what cannot be read a WeightsError.
+Weights with a model card determine the network, wherever they are given. ``config`` always denotes the settings of a
+command, which are completed in place. Invalid settings raise a ConfigError, unreadable weights a WeightsError.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from mobilemamba.text import printable
 from mobilemamba.training.callbacks.checkpoints import EXPORTED
 from mobilemamba.training.contract import TaskContract, init_arguments
 
-#: Settings that the weights decide where they are left open; or the model, in data modules that have all of them.
+#: Settings that, if not given, come from the weights; or from the model, for data modules that have all of them.
 _PREPROCESSING = ("img_size", "mean", "std", "interpolation", "crop_pct")
 
 
 def _arguments(config: Any, section: str) -> Any:
-    """Those of the ``model`` or the ``data`` of a command's settings."""
+    """Returns the arguments of ``model`` or ``data`` in a command's settings."""
     return config[section].get("init_args", {}) if config.get(section) else {}
 
 
 def cards(config: Any) -> Iterator[tuple[str, ModelCard]]:
-    """The files of weights that a command names, with their cards; those without one are left out."""
+    """Yields the weights files given to a command that have a model card, with their cards."""
     weights, checkpoint = _arguments(config, "model").get("weights"), config.get("ckpt_path")
     for path in (weights, checkpoint):
-        # What a checkpoint began with may be gone; the checkpoint itself may lie elsewhere.
+        # A checkpoint's initial weights may no longer exist, and the checkpoint itself may be remote.
         if path and (Path(path).is_file() or not checkpoint) and (card := read_card(path)):
             yield path, card
 
@@ -52,9 +52,9 @@ def _card(config: Any) -> ModelCard | None:
 
 
 def parse_with_card(parse: Callable[[list[str]], Any], args: list[str]) -> Any:
-    """Parses a command line; what it leaves open of the network is as the card of its weights says, if they have one.
+    """Parses a command line; settings of the network that are not given come from the card of its weights, if any.
 
-    ``parse`` gives the configuration, by the command's name; ``args`` are command and options.
+    ``parse`` returns the configuration by the command's name; ``args`` are the command and its options.
     """
     named = [value for name, value, _ in read_options(args) if name == "--model.weights" and value]
     start = _task_of(read_card(named[-1])) if named and Path(named[-1]).is_file() else []
@@ -62,8 +62,8 @@ def parse_with_card(parse: Callable[[list[str]], Any], args: list[str]) -> Any:
     card = _card(config[args[0]])
     if card is None:
         return config
-    kind, options = kind_of(config[args[0]]), start or _task_of(card)  # before the user's own, which win
-    if options and not start:  # of weights that a file names
+    kind, options = kind_of(config[args[0]]), start or _task_of(card)  # before the user's own, which override them
+    if options and not start:  # the weights are given in a file
         kind = kind_of(parse([args[0], *options, *args[1:]])[args[0]])
     known = init_arguments(kind)
     for name, value in _settings(kind, card).items():
@@ -74,23 +74,23 @@ def parse_with_card(parse: Callable[[list[str]], Any], args: list[str]) -> Any:
 
 
 def _task_of(card: ModelCard | None) -> list[str]:
-    """The option that chooses the task of a card, if it is not what is chosen anyhow."""
+    """Returns the option that selects the task of a card, unless it is the default task."""
     own = None if card is None else TASKS.get(card.task)
     return [] if own in (None, ClassificationTask) else ["--model", f"{own.__module__}.{own.__name__}"]
 
 
 def kind_of(config: Any) -> type:
-    """The class of a command's task."""
+    """Returns the class of a command's task."""
     return pkgutil.resolve_name(config.model.class_path)
 
 
 def _settings(kind: type, card: ModelCard) -> dict[str, Any]:
-    """What a card decides of a task's arguments."""
+    """Returns the arguments of a task that a card determines."""
     return kind.settings_of(card) if issubclass(kind, TaskContract) else {"name": card.model}
 
 
 def check_against_card(config: Any) -> None:
-    """Refuses settings of the network that its weights contradict; not where a part of them is to be loaded."""
+    """Raises an error for settings of the network that contradict its weights, unless only a part is to be loaded."""
     card, model = _card(config), _arguments(config, "model")
     if card is None or model.get("partial_weights"):
         return
@@ -107,16 +107,16 @@ def check_against_card(config: Any) -> None:
 
 
 def fill_preprocessing(config: Any) -> None:
-    """Sets what the data's configuration leaves open to what the weights, or else the model, want; in place."""
+    """Sets the data's preprocessing, where it is not given, to that of the weights, or else of the model; in place."""
     model, data = _arguments(config, "model"), _arguments(config, "data")
     left_open = [name for name in (*_PREPROCESSING, "upright") if name in data and data[name] is None]
     if not left_open or not model.get("name"):
         return
     card = next((card for _, card in cards(config)), None)
     if card is None and not all(name in data for name in _PREPROCESSING):
-        return  # pictures of one look, such as the sample's, which have a size of their own
+        return  # data such as the sample have their own fixed preprocessing and default size
     if card is not None and card.task != getattr(kind_of(config), "task", ""):
-        left_open = [name for name in left_open if name in ("mean", "std", "upright")]  # a backbone's; sizes differ
+        left_open = [name for name in left_open if name in ("mean", "std", "upright")]  # only a backbone, not its size
     wanted = card.preprocessing if card is not None else Preprocessing.of_model(model["name"])
     for name in left_open:
         data[name] = getattr(wanted, name)
@@ -125,14 +125,14 @@ def fill_preprocessing(config: Any) -> None:
 
 
 def fill_classes(config: Any) -> None:
-    """Has the pictures of an evaluation labelled as the weights name their classes, whichever folders there are."""
+    """Sets the classes of an evaluation's data to those of the weights, even if some folders are missing."""
     data = _arguments(config, "data")
     if "classes" in data and data["classes"] is None:
         data["classes"] = next((list(card.class_names) for _, card in cards(config) if card.class_names), None)
 
 
 def check_classes(config: Any, class_names: tuple[str, ...]) -> None:
-    """Refuses pictures of other classes than the weights know: as many of them would pass unnoticed."""
+    """Raises an error if the data's classes differ from those of the weights, even if their number is the same."""
     in_folders = "classes" in _arguments(config, "data")
     remedy = "pictures in folders of the classes' names" if in_folders else "data of the same classes in this order"
     for path, card in cards(config):
@@ -145,7 +145,7 @@ def check_classes(config: Any, class_names: tuple[str, ...]) -> None:
 
 
 def check_checkpoint(subcommand: str, config: Any) -> None:
-    """Refuses a checkpoint that is not there, and an evaluation of a network that nobody has trained."""
+    """Raises an error for a checkpoint that does not exist, and for an evaluation without weights."""
     path, model = config.ckpt_path, _arguments(config, "model")
     if subcommand == "fit" and model.get("weights") and runtime_of(model["weights"]):
         raise ConfigError(f"weights={model['weights']} is an exported network; train the weights it was made of")
@@ -165,13 +165,13 @@ def check_checkpoint(subcommand: str, config: Any) -> None:
 
 
 def _is_task(config: Any) -> bool:
-    """Whether what is evaluated is a task of ours, or made of one."""
+    """Whether the evaluated module is one of our tasks, or derived from one."""
     path = config.model.get("class_path")
     return path is not None and issubclass(pkgutil.resolve_name(path), TaskContract)
 
 
 def use_trained(subcommand: str, config: Any, given: Collection[str]) -> None:
-    """Has the configuration that a run saved stand for the network that the run came to, not for what it began with."""
+    """Makes the configuration saved by a run refer to the run's trained network, not to its initial weights."""
     files, model = config_files(config), _arguments(config, "model")
     if len(files) != 1 or config.ckpt_path is not None or "model.weights" in given:
         return
@@ -188,7 +188,7 @@ def use_trained(subcommand: str, config: Any, given: Collection[str]) -> None:
 
 
 def read_evaluated(path: str | Path) -> Mapping[str, Any] | None:
-    """The checkpoint that is to be evaluated; None if it is not in this file system."""
+    """Reads the checkpoint that is to be evaluated; None if it is not in this file system."""
     if _elsewhere(path):
         return None
     content = read_checkpoint(path, mmap=Path(path).suffix != ".safetensors")
@@ -198,7 +198,7 @@ def read_evaluated(path: str | Path) -> Mapping[str, Any] | None:
 
 
 def misfit_remedy(subcommand: str, config: Any, fits: str) -> str:
-    """What can be done where the weights that were given do not fit the network."""
+    """Returns the remedy if the given weights do not fit the network."""
     card, kind = read_card(config.model.init_args.weights), kind_of(config)
     task = getattr(kind, "task", "")
     filled = card is not None and card.class_names and "classes" in _arguments(config, "data")
@@ -207,7 +207,7 @@ def misfit_remedy(subcommand: str, config: Any, fits: str) -> str:
             f"it is of a network for {card.task}, and {kind.__name__} is for {task}; choose its task by --model CLASS"
         )
     if card is not None and (fits != "backbone" or (subcommand != "fit" and filled)):
-        return NOT_AS_IT_SAYS  # as check_against_card and fill_classes have seen to it that it says the same as here
+        return NOT_AS_IT_SAYS  # as check_against_card and fill_classes have made the settings agree with the card
     remedy = "name the model that they are of by --model"
     if fits == "backbone":
         remedy = f"{subcommand} on pictures of as many classes as they know"
@@ -218,7 +218,7 @@ def misfit_remedy(subcommand: str, config: Any, fits: str) -> str:
 
 
 def _elsewhere(path: str | Path) -> bool:
-    """Whether it is an address that Lightning reads, and none of this file system."""
+    """Whether a path is a remote address that Lightning reads."""
     return "://" in str(path) or _is_registry(path)
 
 

@@ -1,4 +1,4 @@
-"""Configuration files whose keys mean what they say: each is given once, and is text."""
+"""Reading of YAML so that repeated keys are errors, and all keys are text."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ import yaml
 from mobilemamba.errors import ConfigError
 from mobilemamba.sweep.settings import short_key
 
-#: Settings whose values name rows, and so are text as the rows' names are.
+#: Settings whose values are names of rows, and therefore text.
 _OF_ROWS = ("sweep.only", "sweep.fused", "sweep.notes")
 _TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 
 
 def load_yaml(text: str, path: str = "") -> Any:
-    """YAML as jsonargparse reads it, except that a repeated key is an error and each key the text that was written.
+    """Reads YAML like jsonargparse, except that repeated keys are errors, and keys are always text.
 
-    YAML itself would let the last of two ``model:`` sections win, and make a row named ``1``, ``on`` or ``2024-01-01``
-    a number, a truth value or a date.
+    Plain YAML uses the last of two ``model:`` sections, and reads a row's name ``1``, ``on`` or ``2024-01-01`` as a
+    number, a boolean or a date.
 
     Args:
-        text: A file, or an option's value.
-        path: Of the file, for the message.
+        text: Content of a file, or an option's value.
+        path: Path of the file, for messages.
 
     Raises:
         ConfigError: If a key is repeated, also as ``model.lr`` beside ``model: {lr: ...}``.
-        yaml.YAMLError: If it is no YAML.
+        yaml.YAMLError: If the text is no valid YAML.
     """
     node = _compose(text)
     load = jsonargparse.get_loader("yaml")
@@ -36,7 +36,7 @@ def load_yaml(text: str, path: str = "") -> Any:
 
 
 def row_names(value: str) -> str:
-    """What ``--sweep.only`` is given, as a JSON list of texts, whatever YAML takes ``1`` or ``[on, 2]`` for."""
+    """Converts the value of ``--sweep.only`` to a JSON list of strings, even for ``1`` or ``[on, 2]``."""
     try:
         node = _compose(value)
     except yaml.YAMLError:  # a pattern such as *_mlp is an alias to YAML
@@ -58,17 +58,17 @@ class _Keys:
         self._seen: set[int] = set()
 
     def make_text(self, node: Any, name: str, lines: dict[str, int]) -> bool:
-        """Checks the keys below ``node`` and makes them text, in place; whether any was not.
+        """Checks the keys below ``node`` and makes them text, in place; returns whether any was changed.
 
-        ``name`` is its dotted key, ``lines`` where each setting met so far stands, by its dotted key.
+        ``name`` is the dotted key of the node, ``lines`` maps the dotted keys of settings so far to their lines.
         """
         if id(node) in self._seen:  # an alias
             return False
         self._seen.add(id(node))
         if isinstance(node, yaml.ScalarNode):
             return name.startswith(_OF_ROWS) and _quote(node)
-        if isinstance(node, yaml.SequenceNode):  # what its items set is their own
-            return sum(self.make_text(item, name, {}) for item in node.value) > 0  # all of them, unlike any()
+        if isinstance(node, yaml.SequenceNode):  # each item has its own settings
+            return sum(self.make_text(item, name, {}) for item in node.value) > 0  # not any(), which would stop early
         changed, here = False, dict[str, int]()
         for key, value in node.value if isinstance(node, yaml.MappingNode) else []:
             if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGE:
@@ -85,12 +85,12 @@ class _Keys:
 
 
 def _quote(node: yaml.ScalarNode) -> bool:
-    """Makes a scalar text; whether it might be read as something else without."""
-    if node.style or (node.tag == _TEXT and node.value[:1].isalpha()):  # jsonargparse takes 1e3 for a number, YAML not
+    """Quotes a scalar in place; returns whether it might otherwise be read as something other than text."""
+    if node.style or (node.tag == _TEXT and node.value[:1].isalpha()):  # as jsonargparse reads 1e3 as a number
         return False
     node.tag, node.style = _TEXT, '"'
     return True
 
 
-# For jsonargparse, which writes out the defaults of callbacks: those of Lightning's are enumerations of texts.
+# jsonargparse writes the defaults of callbacks as YAML, and some of Lightning's are enumerations of strings.
 yaml.SafeDumper.add_multi_representer(str, lambda dumper, text: dumper.represent_str(str.__str__(text)))
