@@ -1,6 +1,6 @@
-"""MobileMamba: the three-stage lightweight visual Mamba network, with everything its paper did.
+"""MobileMamba: the three-stage lightweight visual Mamba network, with all experiments of its paper.
 
-Importing the package registers ``mobilemamba_{t2,t4,s6,b1,b2,b4}`` and, to compare with, ``emo_{1m,2m,5m,6m}`` with
+Importing the package registers ``mobilemamba_{t2,t4,s6,b1,b2,b4}`` and, for comparison, ``emo_{1m,2m,5m,6m}`` with
 timm, and does nothing else.
 """
 

@@ -1,4 +1,4 @@
-"""``python -m mobilemamba``."""
+"""Entry point of ``python -m mobilemamba``."""
 
 from mobilemamba_command import run
 

@@ -1,7 +1,7 @@
-"""What the C library does with the memory of tensors that are no longer needed: glibc's choice for a whole process.
+"""Control of glibc's handling of freed memory, for the whole process.
 
-By itself glibc gives large blocks back to the system, and the next tensor gets its pages anew, one fault and one zeroed
-page at a time.
+By default glibc returns large blocks to the system, and the next tensor has to obtain its pages again, with a page
+fault and zeroing for each.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ _SOON = 2**16
 
 
 def has_choice() -> bool:
-    """Whether the C library is glibc, or takes the same options."""
+    """Whether the C library is glibc, or supports the same options."""
     return os.name == "posix" and hasattr(ctypes.CDLL(None), "mallopt")
 
 
 def keep_freed_memory() -> bool:
-    """Lets this process keep what its tensors free, for those to come: networks then run and train faster on a CPU.
+    """Makes this process keep freed memory for later tensors, so that networks run and train faster on a CPU.
 
-    A process that served or trained large batches then holds its highest memory until it ends. ``MALLOC_*`` variables
-    of the environment, by which the user has chosen already, go before.
+    The process then holds its peak memory until it ends. Does nothing if the user has set ``MALLOC_*`` environment
+    variables.
 
     Returns:
-        Whether it will.
+        Whether freed memory will be kept.
     """
     chosen = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_"} & os.environ.keys()
     return not chosen and has_choice() and _set(_M_MMAP_THRESHOLD, _NEVER) and _set(_M_TRIM_THRESHOLD, _NEVER)
 
 
 def return_freed_memory() -> bool:
-    """Lets this process give every block of 64 KiB and more back as soon as it is freed.
+    """Makes this process return every block of 64 KiB or more to the system as soon as it is freed.
 
     Returns:
-        Whether it will.
+        Whether freed memory will be returned.
     """
     return has_choice() and _set(_M_MMAP_THRESHOLD, _SOON)
 

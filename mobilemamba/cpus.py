@@ -1,8 +1,8 @@
-"""How many CPUs there are to use."""
+"""The number of usable CPUs."""
 
 import os
 
 
 def usable_cpus() -> int:
-    """The CPUs that this process may use, which may be fewer than the machine has."""
+    """Returns the number of CPUs that this process may use, which may be less than that of the machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -15,22 +15,22 @@ from PIL import Image, ImageDraw, ImageFont
 Colour = tuple[int, int, int]
 Box = tuple[float, float, float, float]
 
-_SIZE = 13  # of letters, in pixels
+_SIZE = 13  # font size in pixels
 _LINE = 20
 _GAP = 6
-_LEAST_SIDE, _MOST_SIDE = 256, 2048  # up to which pictures are enlarged, of the shorter and of the longer side
-_BRIGHT = 140  # of 255: on lighter colours letters are black
+_LEAST_SIDE, _MOST_SIDE = 256, 2048  # pictures are enlarged up to these lengths of the shorter and the longer side
+_BRIGHT = 140  # brightness of 255 above which text on a colour is black
 
 
 def overlay(picture: Image.Image, classes_HW: Any, palette: Sequence[Colour], alpha: float = 0.5) -> Image.Image:
-    """A picture under the colours of its pixels' classes, in RGB.
+    """Blends a picture with the colours of its pixels' classes, in RGB.
 
     Args:
-        picture: Of any mode.
-        classes_HW: Integers, of the picture's size; what is none of the palette's, as pixels that do not count, stays
-            without a colour.
+        picture: Picture of any mode.
+        classes_HW: Integers in the picture's size; pixels whose class is not in the palette, such as those that do not
+            count, are not coloured.
         palette: A colour for each class, red, green and blue in 0..255.
-        alpha: How much the colours cover, 0..1.
+        alpha: Opacity of the colours, 0..1.
 
     Raises:
         ValueError: If the sizes differ.
@@ -52,15 +52,15 @@ def draw_objects(
     colours: Sequence[Colour],
     masks_NHW: Any = None,
 ) -> Image.Image:
-    """A picture with boxes, a name on each, and perhaps masks in their colours, in RGB.
+    """Draws boxes with names, and optionally masks in their colours, on a picture, in RGB.
 
-    A name stands above its box, or where another one is in the way in it or at its lower edge.
+    A name is drawn above its box, or if another name is in the way, inside the box or at its lower edge.
 
     Args:
-        picture: Of any mode.
+        picture: Picture of any mode.
         boxes: Left, top, right and bottom of each object in pixels.
-        names: Of each object, in any letters.
-        colours: Of each object, red, green and blue in 0..255.
+        names: Name of each object, in any script.
+        colours: Colour of each object, red, green and blue in 0..255.
         masks_NHW: A bool tensor of the picture's size for each object.
     """
     drawn = picture.convert("RGB")
@@ -69,7 +69,7 @@ def draw_objects(
             drawn = overlay(drawn, np.where(np.asarray(mask_HW), 0, -1), [colour])
     draw = ImageDraw.Draw(drawn)
     thick = max(2, round(min(drawn.size) / 250))
-    # The surest comes first: it chooses its place first, and is drawn last.
+    # Objects are sorted by descending score: the first name is placed first and drawn last.
     texts = [drawable(name, name.encode("ascii", "replace").decode()) for name in names]
     places: list[Box] = []
     for box, text in zip(boxes, texts, strict=True):
@@ -85,12 +85,12 @@ def draw_objects(
 
 
 def enlargement(size: tuple[int, int]) -> int:
-    """How many times larger a picture of a size is drawn, so that names do not hide a small one."""
+    """Returns the factor by which a picture of a size is enlarged, so that names do not hide a small one."""
     return max(1, min(-(-_LEAST_SIDE // min(size)), _MOST_SIDE // max(size)))
 
 
 def _place_of_name(box: Sequence[float], width: int, size: tuple[int, int], taken: Sequence[Box]) -> Box:
-    """Where the name of a box stands in a picture: clear of the places that are taken, if that can be."""
+    """Returns the position of a box's name in a picture, if possible without overlap with positions already taken."""
     left, top, right, bottom = box
     height = _LINE - 2
     columns = [max(0, min(x, size[0] - width)) for x in (left, right - width)]
@@ -105,11 +105,11 @@ def _overlap(one: Box, other: Box) -> bool:
 
 
 def legend(entries: Sequence[tuple[str, Colour]], width: int) -> Image.Image:
-    """Names beside their colours, in columns as many as find place, on white.
+    """Draws a legend of names beside their colours, in as many columns as fit, on white.
 
     Args:
-        entries: Names, in letters that :func:`drawable` lets pass, and their colours.
-        width: In pixels; a longer name makes it wider.
+        entries: Names that are :func:`drawable`, and their colours.
+        width: Width in pixels; a longer name makes the legend wider.
     """
     square = _LINE - _GAP
     column = max((_text_width(name) for name, _ in entries), default=0) + square + 3 * _GAP
@@ -126,11 +126,11 @@ def legend(entries: Sequence[tuple[str, Colour]], width: int) -> Image.Image:
 
 
 def panels(pictures: Sequence[tuple[str, Image.Image]], lower: Image.Image | None = None) -> Image.Image:
-    """Pictures side by side, a title above each, perhaps with a legend below them, on white.
+    """Arranges pictures side by side, with a title above each and optionally a legend below, on white.
 
     Args:
-        pictures: Titles, blank for none anywhere, and pictures.
-        lower: What stands below, as of :func:`legend`.
+        pictures: Titles, which may be empty, and pictures.
+        lower: Picture to place below, e.g. a :func:`legend`.
     """
     top = _LINE if any(title for title, _ in pictures) else 0
     widths = [max(picture.width, _text_width(title)) for title, picture in pictures]
@@ -149,7 +149,7 @@ def panels(pictures: Sequence[tuple[str, Image.Image]], lower: Image.Image | Non
 
 
 def captioned(picture: Image.Image, lines: Sequence[str]) -> Image.Image:
-    """A picture above lines of text, in letters that :func:`drawable` lets pass, on white."""
+    """Adds lines of text, which must be :func:`drawable`, below a picture, on white."""
     width = max(picture.width, *(_text_width(line) + 2 * _GAP for line in lines))
     drawn = Image.new("RGB", (width, picture.height + len(lines) * _LINE + _GAP), "white")
     drawn.paste(picture)
@@ -159,7 +159,7 @@ def captioned(picture: Image.Image, lines: Sequence[str]) -> Image.Image:
 
 
 def unnormalised(image_CHW: Any, mean: Sequence[float], std: Sequence[float]) -> Image.Image:
-    """A picture in RGB of what a network was given of it, (3, H, W), normalised with ``mean`` and ``std``."""
+    """Returns the RGB picture of a network's input (3, H, W), which is normalised with ``mean`` and ``std``."""
     levels_HW3 = np.moveaxis(np.asarray(image_CHW, np.float32), 0, -1) * np.asarray(std) + np.asarray(mean)
     return Image.fromarray((255 * levels_HW3 + 0.5).clip(0, 255).astype(np.uint8))
 
@@ -172,15 +172,15 @@ def compare(
     palette: Sequence[Colour],
     side: int = 320,
 ) -> Image.Image:
-    """A picture, the classes of its pixels and those that a network found, side by side above their legend.
+    """Draws a picture, the true classes of its pixels and the predicted ones, side by side above a legend.
 
     Args:
-        picture: Of any size.
-        truth_HW: Labels; those that are none of the names' stay without a colour.
-        found_HW: Likewise, of the same size.
-        names: Of the classes.
-        palette: A colour for each.
-        side: Of the longer side of each panel in pixels.
+        picture: Picture of any size.
+        truth_HW: True labels; those without a name are not coloured.
+        found_HW: Predicted labels, of the same size.
+        names: Names of the classes.
+        palette: A colour for each class.
+        side: Length of the longer side of each panel in pixels.
     """
     truth_HW, found_HW = np.asarray(truth_HW), np.asarray(found_HW)
     scale = side / max(truth_HW.shape)
@@ -196,17 +196,17 @@ def compare(
 
 
 def drawable(name: str, otherwise: str) -> str:
-    """A name in one line, or what stands in for one with letters that the font lacks."""
+    """Returns a name in one line, or ``otherwise`` if the font lacks some of its letters."""
     name = " ".join(name.split())
     unknown = bytes(_font().getmask("\uffff"))
     return name if all(letter == " " or bytes(_font().getmask(letter)) != unknown for letter in name) else otherwise
 
 
 def distinct_colours(number: int) -> tuple[Colour, ...]:
-    """Colours that differ, neighbours in the list most; the first ones are the same for any number.
+    """Returns distinct colours; neighbours in the list differ most, and the first ones are the same for any number.
 
-    Each hue is a golden section of the circle further than the last, which keeps all hues apart; lightness and
-    saturation change in turn.
+    Each hue is the golden ratio of a turn further than the previous one, which keeps all hues apart; lightness and
+    saturation alternate.
     """
     golden = (5**0.5 - 1) / 2
     tones = ((0.5, 0.85), (0.68, 0.7), (0.36, 0.7))
@@ -216,7 +216,7 @@ def distinct_colours(number: int) -> tuple[Colour, ...]:
 
 @functools.cache
 def _font() -> ImageFont.FreeTypeFont:
-    """The one that is written with: matplotlib's, as Pillow's own has no letter with an accent."""
+    """Returns the font for text: matplotlib's, as Pillow's own has no accented letters."""
     package = str(getattr(find_spec("matplotlib"), "origin", None))
     return ImageFont.truetype(str(Path(package).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"), _SIZE)
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection
 from typing import Literal
 
-#: How torch and the other runtimes say that memory does not do.
+#: Phrases by which torch and the other runtimes report a lack of memory.
 _NO_MEMORY = (
     "out of memory",
     "can't allocate memory",
@@ -20,18 +20,18 @@ _NO_MEMORY = (
 
 
 class MobileMambaError(Exception):
-    """A mistake the user can mend, as opposed to a bug in the package."""
+    """A mistake that the user can correct, as opposed to a bug in the package."""
 
 
 class ConfigError(MobileMambaError, ValueError):
-    """An architecture, a training or a sweep setting that cannot work."""
+    """An invalid option, or setting of an architecture, a training or a sweep."""
 
 
 def check_choice(name: str, value: str, known: Collection[str]) -> None:
-    """Refuses a value that is none of those known.
+    """Checks that a value is one of the known ones.
 
     Raises:
-        ConfigError: With all of these, and the one that is likely meant.
+        ConfigError: If it is not; lists the known values, and suggests the one that was probably meant.
     """
     if value not in known:
         near = difflib.get_close_matches(value, known, n=1)
@@ -40,20 +40,20 @@ def check_choice(name: str, value: str, known: Collection[str]) -> None:
 
 
 class BackendUnavailableError(MobileMambaError, RuntimeError):
-    """A backend was asked for by name and cannot run here."""
+    """A backend that was requested by name cannot run here."""
 
 
 class WeightsError(MobileMambaError, RuntimeError):
-    """A checkpoint cannot be read, or does not fit the model."""
+    """A checkpoint cannot be read or written, or does not fit the model."""
 
 
 class MisfitError(WeightsError):
-    """Weights do not fit the network that they are loaded into; a command replaces the remedy by one of its own.
+    """Weights are of another network than the one to load them into; each command may give its own remedy.
 
     Args:
         reason: The file, and what does not fit.
-        fits: What fits.
-        remedy: What to do; by default for a user of Python.
+        fits: Which part of the weights fits.
+        remedy: What to do; by default in terms of the Python functions.
     """
 
     def __init__(self, reason: str, fits: Literal["nothing", "some", "backbone"], remedy: str | None = None) -> None:
@@ -71,26 +71,26 @@ class DataError(MobileMambaError, RuntimeError):
 
 
 class UnreadablePicturesError(DataError):
-    """Some of many pictures could not be read; what could be done was done with the others."""
+    """Some of many pictures could not be read; the others were processed."""
 
     exit_code = 1
 
 
 class DivergedError(MobileMambaError, RuntimeError):
-    """A training that has no finite loss any more."""
+    """A training no longer has a finite loss."""
 
     exit_code = 1
 
 
 class StoppedError(MobileMambaError, RuntimeError):
-    """The user stopped a command; what it had done by then is kept."""
+    """The user stopped a command; its results so far are kept."""
 
     exit_code = 130
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an exception, or one that it stems from, says that memory ran out, a GPU's or the machine's."""
-    import torch  # not above: whoever imports errors alone need not wait for it
+    """Whether an exception, or one of its causes, reports that a GPU or the machine ran out of memory."""
+    import torch  # imported here, so that importing only the errors is fast
 
     while error is not None:
         said = isinstance(error, Exception) and any(words in str(error) for words in _NO_MEMORY)
@@ -101,10 +101,10 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def user_error(error: BaseException | None) -> MobileMambaError | None:
-    """The user's mistake that an exception stems from, if it stems from one.
+    """Returns the user's mistake that caused an exception, or None if it was not caused by one.
 
-    Found through the wrappers of jsonargparse (which quote the message) and of torch's data workers (which paste a
-    whole traceback into it).
+    Looks through the exceptions of jsonargparse (which quote the message) and of torch's data workers (whose message
+    contains a whole traceback).
     """
     while error is not None:
         if isinstance(error, MobileMambaError):

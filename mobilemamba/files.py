@@ -1,4 +1,4 @@
-"""Writing files so that a reader, or a run that goes on later, never meets half of one."""
+"""Atomic writing of files, so that neither a reader nor a resumed run ever finds an incomplete one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mobilemamba.text import printable
 try:
     import fcntl
 except ImportError:  # on Windows
-    fcntl = None  # type: ignore[assignment]  # who locks asks for it
+    fcntl = None  # type: ignore[assignment]  # checked before locking
 
 _KINDS: dict[Callable[[int], bool], str] = {
     stat.S_ISDIR: "a folder",
@@ -32,31 +32,30 @@ _KINDS: dict[Callable[[int], bool], str] = {
 
 
 def why_no_plain_file(path: str | Path) -> str | None:
-    """What there is at a path instead of a file, the links followed; None for a file.
+    """Returns what a path is instead of a regular file, following links, or None for a regular file.
 
-    To open a pipe or a socket may wait for ever, and a device may never come to its end.
+    Opening a pipe or a socket may block forever, and a device may have no end.
 
     Raises:
-        OSError: If there is nothing.
+        OSError: If the path does not exist.
     """
-    mode = os.stat(path).st_mode  # noqa: PTH116 - text that can be no path raises as any other
+    mode = os.stat(path).st_mode  # noqa: PTH116 - raises an OSError or ValueError even for an invalid path
     return next((kind for is_kind, kind in _KINDS.items() if is_kind(mode)), None)
 
 
 def write_atomic(path: str | Path, content: bytes | memoryview, before: Callable[[], object] | None = None) -> None:
-    """Writes a file so that ``path`` holds either its old content or all of the new one, also after a kill.
+    """Writes a file so that ``path`` has either its old or its whole new content, even if the process is killed.
 
-    The content goes to a temporary file in the same folder (a rename is atomic only within one file system), reaches
-    the disk, and then takes the place of ``path``.
+    The content is written to a temporary file in the same folder (a rename is atomic only within one file system),
+    flushed to disk, and then renamed to ``path``.
 
     Args:
         path: The file.
-        content: Of the file.
-        before: Called when all is on the disk, before the name changes.
+        content: Content of the file.
+        before: Called when the content is on disk, before the file is renamed.
 
     Raises:
-        OSError: If the folder is missing or cannot be written, or the disk is full; it names ``path``, which is then as
-            it was.
+        OSError: If the folder is missing or not writable, or the disk is full; names ``path``, which is then unchanged.
     """
     path = Path(path)
     try:
@@ -69,32 +68,32 @@ def write_atomic(path: str | Path, content: bytes | memoryview, before: Callable
                 before()
             temporary.replace(path)
     except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None  # a full disk's names no file
+        raise OSError(error.errno, error.strerror, str(path)) from None  # the error of a full disk names no file
 
 
 def write_text_atomic(path: str | Path, text: str) -> None:
-    """:func:`write_atomic` of UTF-8 text.
+    """Writes UTF-8 text with :func:`write_atomic`.
 
     Raises:
-        OSError: As there.
+        OSError: In the same cases.
     """
     write_atomic(path, text.encode())
 
 
 @contextmanager
 def temporary_beside(path: Path, *, folder: bool = False) -> Iterator[Path]:
-    """A new file or folder beside ``path`` for what is to take its place; what is left of it at the end is removed.
+    """Context manager of a temporary file or folder beside ``path``, to be renamed to it; removed if it still exists.
 
-    It is locked, by which :func:`remove_unfinished` knows it from what a killed process has left.
+    It is locked, so that :func:`remove_unfinished` can distinguish it from what a killed process has left.
 
     Raises:
-        OSError: If the folder that ``path`` is in is missing or cannot be written.
+        OSError: If the folder of ``path`` is missing or not writable.
     """
     while True:
         temporary = _temporary(path)
         temporary.mkdir() if folder else temporary.touch(exist_ok=False)
         lock = _locked(temporary, wait=True)
-        if temporary.exists():  # not taken, before it was locked, for a killed process's
+        if temporary.exists():  # otherwise it was removed, before it was locked, as that of a killed process
             break
         _unlock(lock)
     try:
@@ -105,19 +104,19 @@ def temporary_beside(path: Path, *, folder: bool = False) -> Iterator[Path]:
 
 
 def remove_unfinished(path: Path) -> None:
-    """Removes what killed processes have left of their writing ``path``, whose name may be a pattern.
+    """Removes temporary files and folders of ``path``, whose name may be a pattern, that killed processes have left.
 
-    What a living one writes stays, and so does all where the file system has no locks, as NFS has none of folders.
+    Those of running processes stay, and so do all if the file system does not support locks, e.g. NFS for folders.
     """
     for left in path.parent.glob(f".{path.name}.{'[0-9a-f]' * 8}.tmp"):
         if (lock := _locked(left, wait=False)) is not None:
-            with suppress(OSError):  # in a folder where only its owner may remove it
+            with suppress(OSError):  # in some folders, only the owner of a file may remove it
                 _remove(left)
             _unlock(lock)
 
 
 def _locked(path: Path, *, wait: bool) -> int | None:
-    """The descriptor of a file or folder that no other process locks now; None where it is locked, or cannot be."""
+    """Locks a file or folder and returns its descriptor; None if another process locks it, or locks are unsupported."""
     if fcntl is None:
         return None
     with suppress(OSError):
@@ -143,7 +142,7 @@ def _remove(path: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where the file is missing or holds none."""
+    """Reads a JSON object; empty if the file is missing or contains none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -152,23 +151,23 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """:func:`write_atomic` of JSON that people can read.
+    """Writes indented JSON with :func:`write_atomic`.
 
     Raises:
-        OSError: As there.
+        OSError: In the same cases.
     """
     write_text_atomic(path, json.dumps(content, indent=2) + "\n")
 
 
 def check_writable(path: Path, name: str) -> None:
-    """Refuses a file that could not be written, before the work for it is done; what is there stays untouched.
+    """Checks that a file can be written, before the work for it is done; leaves an existing file unchanged.
 
     Args:
-        path: Of the file.
-        name: What the message calls it, e.g. the option.
+        path: Path of the file.
+        name: Name of the file in the message, e.g. the option.
 
     Raises:
-        ConfigError: With the reason.
+        ConfigError: If it cannot be written; gives the reason.
     """
     try:
         with temporary_beside(path):
@@ -184,14 +183,14 @@ def check_writable(path: Path, name: str) -> None:
 
 
 def make_folder(path: Path, name: str) -> None:
-    """Makes a folder that results go to, before the work for them is done.
+    """Creates a folder for results, before the work for them is done.
 
     Args:
-        path: Of the folder.
-        name: What the message calls it, e.g. the option.
+        path: Path of the folder.
+        name: Name of the folder in the message, e.g. the option.
 
     Raises:
-        ConfigError: With the reason.
+        ConfigError: If it cannot be created; gives the reason.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -201,28 +200,28 @@ def make_folder(path: Path, name: str) -> None:
 
 
 def why_not_written(error: OSError) -> str:
-    """The system's words for what could not be written, and the remedy."""
+    """Returns the system's reason for an error of writing, and a remedy."""
     reason = error.strerror or " ".join(str(error).split())
     hint = "make room on the disk" if error.errno == errno.ENOSPC else "choose a folder that exists and has room"
     return f"{reason}; {hint}"
 
 
 def link_atomic(source: Path, target: Path) -> None:
-    """Lets ``target`` be another name of the file ``source``, in place of what it was; a copy where links are unknown.
+    """Replaces ``target`` atomically by a hard link to ``source``, or by a copy if links are not supported.
 
     Raises:
-        OSError: If the folder cannot be written; ``target`` is then as it was.
+        OSError: If the folder is not writable; ``target`` is then unchanged.
     """
     temporary = _temporary(target)
     try:
         os.link(source, temporary)
         temporary.replace(target)
     except OSError:
-        write_atomic(target, source.read_bytes())  # no hard links on this file system
+        write_atomic(target, source.read_bytes())  # this file system has no hard links
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def _temporary(path: Path) -> Path:
-    # Not the tempfile module: its files are readable by their owner alone, and a rename keeps that.
+    # Not the tempfile module, whose files are readable only by their owner, even after a rename.
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")

@@ -15,28 +15,28 @@ from rich.text import Text
 
 from mobilemamba.text import printable
 
-#: Of a file or a pipe, in characters: there a line may be as long as it likes.
+#: Width in characters for a file or a pipe, where lines may be long.
 _UNLIMITED = 10_000
-#: A longer word, such as a path, is broken where another column would be left out for it.
+#: A longer word, such as a path, is broken rather than leaving out another column.
 _LONGEST_WORD = 20
 
 
 def make_console() -> Console:
-    """As wide as the terminal, or as ``COLUMNS`` says; without limit for a file or a pipe."""
+    """Creates a console as wide as the terminal or ``COLUMNS``; of unlimited width for a file or a pipe."""
     return Console(width=None if sys.stdout.isatty() or os.environ.get("COLUMNS") else _UNLIMITED)
 
 
 def on_screen(text: object) -> str:
-    """A text from outside in one line and in the letters that standard output has; the others stand as escapes."""
+    """Returns a text in one line, with characters that standard output cannot encode replaced by escapes."""
     encoding = sys.stdout.encoding or "utf-8"
     return printable(text).encode(encoding, "backslashreplace").decode(encoding)
 
 
 def say(text: str, console: Console | None = None) -> None:
-    """Prints a line as it is: names and reasons are no markup, and what reads like ``:smile:`` is none."""
+    """Prints a line without interpretation: names and reasons may look like markup or ``:smile:``."""
     text = on_screen(text)
     if console is None:
-        sys.stdout.write(f"{text}\n")  # above a live display, where there is one: a new console would write into it
+        sys.stdout.write(f"{text}\n")  # appears above a live display, into which a new console would write
         sys.stdout.flush()
     else:
         console.print(Text(text), soft_wrap=True)
@@ -54,21 +54,21 @@ def fit_table(
     styles: Sequence[str | None] = (),
     sections: Sequence[int] = (),
 ) -> Group:
-    """A table that is no wider than the screen and leaves nothing out unsaid.
+    """Returns a table that is no wider than the screen, and names the columns that it had to leave out.
 
-    Cells are broken over several lines. Where a column would become narrower than its words, those of ``spare`` are
-    left out, those with a single value first, and named below.
+    Cells are wrapped over several lines. If a column would become narrower than its words, columns of ``spare`` are
+    left out, those with a single value first, and listed below the table.
 
     Args:
-        width: Of the screen, in characters.
-        header: One name a column.
-        lines: Cells, as many as the header has names; a line each, whatever is in them.
-        title: Above it.
-        notes: Below it, a paragraph each.
-        numeric: Columns that are set to the right.
+        width: Width of the screen in characters.
+        header: One name per column.
+        lines: Rows of cells, as long as the header; cells are not interpreted.
+        title: Title above the table.
+        notes: Notes below the table, one paragraph each.
+        numeric: Columns that are aligned to the right.
         spare: Columns that may be left out, in this order.
-        styles: Of each line, by rich's names.
-        sections: Lines after which a rule is drawn.
+        styles: Style of each row, by rich's names.
+        sections: Rows after which a rule is drawn.
     """
     header, lines = [*map(on_screen, header)], [[*map(on_screen, line)] for line in lines]
     columns = [[name, *cells] for name, *cells in zip(header, *lines, strict=True)]
@@ -102,7 +102,7 @@ def _longest_word(text: str) -> int:
 
 
 def _share(wanted: list[int], least: list[int], room: int) -> list[int]:
-    """Widths of columns that together fill ``room`` at most: at first their longest words, then what is over."""
+    """Returns column widths that add up to at most ``room``: enough for the longest words, then the remaining space."""
     widths = [max(1, size) for size in least]
     while sum(widths) > room and max(widths) > 1:
         widths[widths.index(max(widths))] -= 1

@@ -1,4 +1,4 @@
-"""Signals that end a command in order: each raises what Ctrl-C does, so that whatever runs can clean up."""
+"""Orderly termination by signals: each raises the same exception as Ctrl-C, so that running code can clean up."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-#: Not all of them exist everywhere.
+#: Signals that stop a command; not all of them exist on every system.
 _STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[None]:
-    """Lets SIGTERM, SIGHUP and Ctrl-C raise ``KeyboardInterrupt(128 + number)``, a second one as well.
+    """Context manager in which SIGTERM, SIGHUP and Ctrl-C raise ``KeyboardInterrupt(128 + number)``, even repeatedly.
 
-    One that is ignored when this begins, as ``nohup`` and a shell's background jobs have it, stays ignored.
+    Signals that are already ignored, as by ``nohup`` or in a shell's background jobs, stay ignored.
     """
-    if threading.current_thread() is not threading.main_thread():  # which alone receives signals
+    if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
         yield
         return
     owner = os.getpid()
 
     def interrupt(number: int, _: Any) -> None:
-        if os.getpid() != owner:  # a forked worker of a data loader, whose end is no business of ours
+        if os.getpid() != owner:  # a forked worker of a data loader, which should end as usual
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         raise KeyboardInterrupt(128 + number)

@@ -1,4 +1,4 @@
-"""Text from outside, such as names of files and classes, as it can be written and shown."""
+"""Conversion of arbitrary text, such as names of files and classes, so that it can be written and displayed."""
 
 from __future__ import annotations
 
@@ -7,28 +7,29 @@ import unicodedata
 
 
 def printable(text: object) -> str:
-    """A text from outside, a file's name say, in one line that any UTF-8 file and any terminal takes.
+    """Converts a text, e.g. a file's name, to one line that any UTF-8 file and any terminal accepts.
 
-    Control characters, line breaks among them, stand as escapes, and so do bytes that are not UTF-8.
+    Control characters, including line breaks, and bytes that are not UTF-8 are replaced by escapes.
     """
     return "".join(map(_visible, str(text)))
 
 
 def writable(text: str) -> str:
-    """A text of several lines that any UTF-8 file takes, as it is but for the bytes that are not UTF-8.
+    """Converts a text of several lines so that any UTF-8 file accepts it.
 
-    These, and carriage returns, which readers take for the end of a line, stand as :func:`printable` shows them.
+    Bytes that are not UTF-8, and carriage returns, which readers interpret as the end of a line, become
+    :func:`printable`; everything else is unchanged.
     """
     return re.sub(r"[\r\ud800-\udfff]", lambda found: printable(found[0]), text)
 
 
 def _visible(character: str) -> str:
-    if "\udc80" <= character <= "\udcff":  # how Python writes a byte of a file's name that it cannot decode
+    if "\udc80" <= character <= "\udcff":  # Python's representation of an undecodable byte in a file's name
         return f"\\x{ord(character) - 0xDC00:02x}"
     hidden = unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
     return character.encode("unicode_escape").decode() if hidden else character
 
 
 def of_names(text: str) -> str:
-    """A complaint about a name that is no UTF-8, in words."""
+    """Replaces Python's message about a name that is not UTF-8 by a readable one."""
     return re.sub(r"'utf-8' codec can't encode .* not allowed", "a name that is not UTF-8; rename it", text)
