@@ -70,7 +70,7 @@ def silence_advertising() -> None:
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    """A warning as one line; the place in the code that Python puts around it says nothing to a user."""
+    """Prints a warning as one line, without the place in the code, which tells a user nothing."""
     sys.stderr.write(f"warning: {' '.join(str(message).split())}\n")
 
 

@@ -58,7 +58,7 @@ class Parser(ToolParser, LightningArgumentParser):
         config = super().parse(args)
         parsed = config[args[0]].as_dict()
         for name in (name for content in contents for name, value in flatten(content).items() if value == {}):
-            setting = ".".join(name.split(".")[:2]) if name.startswith("sweep.") else name  # deeper names are those of rows
+            setting = ".".join(name.split(".")[:2]) if name.startswith("sweep.") else name  # not names of rows
             if lookup(parsed, setting) is None and setting not in (known := self.settings()):
                 raise unknown(setting, known, self.helps)
         return config
