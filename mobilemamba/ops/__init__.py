@@ -1,4 +1,4 @@
-"""Tensor functions, each with a table of the ways to compute it."""
+"""Tensor functions, each with a table of the backends that compute it."""
 
 from mobilemamba.ops.backends import standard_operators
 

@@ -14,13 +14,13 @@ _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
 
 def check(op: str, layout: Mapping[str, str], tensors: Sequence[Tensor], **sizes: int) -> dict[str, int]:
-    """Compares the tensors' shapes with each other; they must be of real numbers, and on one device.
+    """Checks that the tensors' shapes agree, that they hold real numbers and that they are on one device.
 
     Args:
-        op: The operator's name.
-        layout: The tensors' names, and for each its dimensions' letters: one letter is one size.
-        tensors: In the same order.
-        sizes: Of letters, where they are known already.
+        op: Name of the operator.
+        layout: The tensors' names and the letters of their dimensions; a letter stands for one size throughout.
+        tensors: The tensors, in the order of ``layout``.
+        sizes: Sizes of letters that are already known.
 
     Returns:
         The size of each letter.
@@ -37,7 +37,7 @@ def check(op: str, layout: Mapping[str, str], tensors: Sequence[Tensor], **sizes
     shapes = tuple([x.shape for x in tensors])
     try:
         return _kept_sizes(op, tuple(layout.items()), shapes, tuple(sizes.items()))
-    except TypeError:  # sizes that a compiler leaves open have no hash
+    except TypeError:  # a compiler's symbolic sizes cannot be hashed
         return _sizes(op, tuple(layout.items()), shapes, tuple(sizes.items()))
 
 
@@ -57,7 +57,7 @@ def _sizes(
     return sizes
 
 
-#: A network asks for the same shapes again and again, and a small one notices how long that takes.
+#: A network checks the same shapes again and again, and in a small one the time that takes is noticeable.
 _kept_sizes = lru_cache(maxsize=4096)(_sizes)
 
 
@@ -73,10 +73,10 @@ def _refuse(op: str, layout: Mapping[str, str], tensors: Sequence[Tensor]) -> No
 
 
 def check_kernel(op: str, size: int) -> None:
-    """That a kernel has a middle.
+    """Checks that a kernel's size is odd, so that it has a centre.
 
     Raises:
-        ConfigError: If not.
+        ConfigError: If it is even.
     """
     if size % 2 == 0:
         raise ConfigError(f"{op}: kernel size {size}; expected an odd one, e.g. 3")

@@ -1,7 +1,7 @@
-"""How one of several ways to compute an operation is chosen: a table for each operation, and one rule for all.
+"""Chooses one of several backends for an operation: each operation has a table of them, and one rule holds for all.
 
-``auto`` takes the fastest that can run and says once why no faster one does. A name is taken at its word or refused.
-``reference`` is the definition, in PyTorch's own operators, without a kernel.
+``auto`` takes the fastest backend that can run and logs once why no faster one does. A backend chosen by name is used
+or refused, never replaced. ``reference`` is the definition in PyTorch's own operators, without a kernel.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mobilemamba.ops.transforms import transforming
 logger = logging.getLogger(__name__)
 
 _standard_only = False
-#: By operation: older compilers take names for constants, and no objects.
+#: Tables by operation: older versions of torch.compile accept names as constants, but no objects.
 _TABLES: dict[str, Backends] = {}
 
 
@@ -32,21 +32,20 @@ class Backend:
 
     name: str  # what users ask for
     summary: str  # one line for ``mobilemamba backends``
-    forward: Callable[..., Any]  # computes it
-    backward: Callable[..., Any] | None = None  # its gradients, where autograd is not to find them by itself
-    device_type: str | None = None  # the devices that it is made for, e.g. cuda; none: all
-    #: Given a device, a dtype and what else the operation says of its inputs, the reason why it cannot run on them, or
-    #: None.
+    forward: Callable[..., Any]  # computes the operation
+    backward: Callable[..., Any] | None = None  # computes its gradients, if autograd cannot find them by itself
+    device_type: str | None = None  # the type of device it is made for, e.g. cuda; None: any
+    #: Takes a device, a dtype and further traits of the inputs; returns why it cannot run on them, or None if it can.
     unavailable: Callable[..., str | None] = lambda *_, **__: None
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """What computes an operation."""
+    """The backend that computes an operation, and why no faster one does."""
 
-    op: str  # the operation
-    runs: str  # what computes it: a backend's name, or PyTorch, whose own operators then do it
-    #: What is made for the device and faster but does not, each with the reason.
+    op: str  # name of the operation
+    runs: str  # a backend's name, or "PyTorch" if PyTorch's own operators compute it
+    #: Faster backends for the device that cannot run, each with the reason.
     refused: dict[str, str] = field(default_factory=dict)
     chosen: bool = False  # whether the user asked for it by name
 
@@ -55,12 +54,12 @@ class Kernel:
 
 
 class Backends:
-    """The ways to compute one operation; called with the arguments of its definition, it is the operation.
+    """The backends of one operation; calling the table with the definition's arguments computes the operation.
 
     Args:
-        op: Its name, as users read it.
-        definition: Computes it by PyTorch's operators, which can differentiate and export it.
-        faster: The others, the fastest first.
+        op: Name of the operation, as users read it.
+        definition: Computes it by PyTorch's operators, which can be differentiated and exported.
+        faster: The other backends, fastest first.
     """
 
     def __init__(self, op: str, definition: Callable[..., Any], *faster: Backend):
@@ -70,27 +69,27 @@ class Backends:
         _TABLES[op] = self
 
     def __call__(self, x: Tensor, *others: Any, backend: str = "auto") -> Any:
-        """Computes it by the backend for x's device and dtype."""
+        """Computes the operation by the backend chosen for x's device and dtype."""
         name = _choose(self.op, "reference" if _standard_only else backend, x.device, x.dtype, ())
         return self.by_name[name].forward(x, *others)
 
     def choose(self, requested: str, device: torch.device, dtype: torch.dtype, **traits: object) -> Backend:
-        """The backend that a name stands for.
+        """Returns the backend that a name stands for.
 
         Args:
             requested: One of ``names``. An explicit choice never falls back.
-            device: Of the tensors.
-            dtype: Of the tensors.
-            traits: What else ``unavailable`` asks.
+            device: Device of the tensors.
+            dtype: Dtype of the tensors.
+            traits: Further traits of the inputs that the backends' ``unavailable`` takes.
 
         Raises:
             ConfigError: If the name is unknown.
-            BackendUnavailableError: If it was named explicitly and cannot run there.
+            BackendUnavailableError: If the backend was named explicitly and cannot run on such tensors.
         """
         return self.by_name[_choose(self.op, requested, device, dtype, tuple(traits.items()))]
 
     def explain(self, requested: str, device: torch.device, dtype: torch.dtype, **traits: object) -> Kernel:
-        """What ``choose`` comes to, and why to nothing faster; raises alike."""
+        """Returns what ``choose`` chooses and why nothing faster; raises the same errors."""
         runs = self.choose(requested, device, dtype, **traits).name
         if requested != "auto":
             return Kernel(self.op, runs, chosen=True)
@@ -134,15 +133,15 @@ def _chosen(
     raise AssertionError("the definition runs everywhere")
 
 
-#: Forgets what was chosen, for tests that play another machine.
+#: Forgets the choices made so far, for tests that imitate another machine.
 forget_choices = _chosen.cache_clear
 
 
 @contextmanager
 def standard_operators() -> Iterator[None]:
-    """Within it every operation is computed by PyTorch's own operators, whatever backend it is to have.
+    """Context in which PyTorch's own operators compute every operation, whatever backend was chosen for it.
 
-    What is exported or traced within it runs where this package is not; all derivatives and ``vmap`` work, but slowly.
+    A network exported or traced in it runs without this package; all derivatives and ``vmap`` work, but slowly.
     """
     global _standard_only
     before, _standard_only = _standard_only, True
@@ -153,15 +152,15 @@ def standard_operators() -> Iterator[None]:
 
 
 def standard_only() -> bool:
-    """Whether ``standard_operators`` is in force."""
+    """Returns whether ``standard_operators`` is in force."""
     return _standard_only
 
 
 def plainly(backend: str) -> str:
-    """The backend to choose for an operation whose definition is fast enough to stand in for a kernel.
+    """Returns the backend to choose for an operation whose definition is fast enough to replace a kernel.
 
-    It does so under ``standard_operators``, in an export, which is to run anywhere, and where derivatives are taken
-    that only PyTorch's operators have; the last two leave an explicit choice alone.
+    That is ``reference`` under ``standard_operators``. For ``auto`` it is also ``reference`` in an export, which must
+    run anywhere, and while derivatives are taken that only PyTorch's operators have.
     """
     if _standard_only or (backend == "auto" and (torch.compiler.is_exporting() or transforming())):
         return "reference"

@@ -1,4 +1,4 @@
-"""Kernels in Triton, for NVIDIA's GPUs: where they run, and how they are compiled, without need of Triton before."""
+"""Triton kernels for NVIDIA's GPUs: where they can run, and how to compile them without importing Triton earlier."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _noted: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] | None = None
 
 
 def compiled(namespace: dict[str, Any], *functions: Callable[..., object]) -> list[Any]:
-    """Kernels from plain functions; Triton compiles them when they are first called with tensors of some kind.
+    """Makes kernels of plain functions; Triton compiles one when it is first called with tensors of some kind.
 
     Args:
-        namespace: Of their module, ``globals()``: there they find ``tl``, ``constexpr`` and each other.
-        functions: Of Triton's language.
+        namespace: ``globals()`` of their module, where they find ``tl``, ``constexpr`` and each other.
+        functions: Functions written in Triton's language.
     """
     triton, language = import_module("triton"), import_module("triton.language")
     kernels = {f.__name__: triton.jit(f, do_not_specialize=_counts(f)) for f in functions}
@@ -95,25 +95,25 @@ def _kind(kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any]) ->
 
 
 def padded(size: int) -> int:
-    """The next power of 2: the size of a tile."""
+    """Returns the smallest power of 2 that is not below a size: the size of a tile."""
     return 1 << max(size - 1, 0).bit_length()
 
 
 def dot_type(dtype: torch.dtype) -> Any:
-    """Triton's type of the factors of a matrix product, for tensors of a dtype; its interpreter has no bfloat16."""
+    """Returns Triton's dtype of a matrix product's factors for a tensor dtype; its interpreter has no bfloat16."""
     triton, language = import_module("triton"), import_module("triton.language")
     interpreted = dtype == torch.bfloat16 and triton.knobs.runtime.interpret
     return language.float32 if interpreted else getattr(language, _name(dtype))
 
 
 def why_not_on(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why the kernels cannot run there, or None if they can."""
+    """Returns why the kernels cannot run on the device in the dtype, or None if they can."""
     if find_spec("triton") is None:
         return "Triton is not installed; it comes with PyTorch for CUDA on Linux"
     if dtype not in _DTYPES:
         return f"its kernels compute in single precision, {_name(dtype)} is not theirs"
     if import_module("triton").knobs.runtime.interpret:
-        return None  # the tests, by NumPy
+        return None  # in the tests, which interpret the kernels with NumPy
     if device.type != "cuda":
         return f"the tensors are on {device.type}, and its kernels need cuda"
     return _why_no_driver() or _why_too_old(device, dtype)
@@ -121,10 +121,10 @@ def why_not_on(device: torch.device, dtype: torch.dtype) -> str | None:
 
 @cache
 def _why_no_driver() -> str | None:
-    """Triton compiles a little C for its driver, and so needs a compiler beside the GPU."""
+    """Triton compiles a little C for its driver, and so needs a C compiler on the machine with the GPU."""
     try:
         import_module("triton.runtime").driver.active.get_current_device()
-    except Exception as error:  # whatever it is, e.g. no GPU, no compiler, no Python.h
+    except Exception as error:  # of any kind: no GPU, no compiler, no Python.h
         return f"Triton cannot reach a GPU ({(str(error).strip() or type(error).__name__).splitlines()[-1]})"
     return None
 
@@ -150,5 +150,5 @@ def backend(
     backward: Callable[..., Any] | None = None,
     unavailable: Callable[..., str | None] = why_not_on,
 ) -> Backend:
-    """The Triton kernels as a backend of an operation."""
+    """Returns Triton kernels as a backend of an operation."""
     return Backend("triton", "Triton kernel for NVIDIA's GPUs", forward, backward, "cuda", unavailable)

@@ -1,4 +1,4 @@
-"""Which kernels compute the operators on a device, and why no faster ones do: what runs tell their users."""
+"""Reports which kernels compute the operators on a device, and why no faster ones do."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from mobilemamba.ops.native import library
 from mobilemamba.ops.onednn import CONVOLUTION
 from mobilemamba.ops.scan_norm_gate import scan_norm_gate
 
-#: Of every operation with a choice: of the network as it is, and of the one laid out for inference.
+#: The operations that have a choice of backends: those of the network itself, and those of one laid out for inference.
 NETWORK: tuple[Backends, ...] = (selective_scan.BACKENDS, wavelet.BACKENDS, batch_norm.BACKENDS)
 INFERENCE: tuple[Backends, ...] = (scan_norm_gate, mix_channels, depthwise_conv, CONVOLUTION)
 
 
 def all_kernels(device: torch.device) -> list[Kernel]:
-    """One for each operation there is, in float32."""
-    # The token mixers that can stand in the scan's place have no kernels of their own.
+    """Returns the kernel that computes each operation in float32."""
+    # The token mixers that can replace the scan have no kernels of their own.
     others = [Kernel(op, "PyTorch") for op in ("mlstm", "rwkv6", "ttt", "attention")]
     return [*(table.explain("auto", device, torch.float32) for table in (*NETWORK, *INFERENCE)), *others]
 
 
 def describe_kernels(device: torch.device, scan_backend: str = "auto") -> str:
-    """One line on the networks of the six sizes, e.g. ``kernels: scan native, wavelet native, 2 threads``."""
+    """Describes the kernels of the six model sizes in one line: ``kernels: scan native, wavelet native, 2 threads``."""
     others = scan_backend if scan_backend == "reference" else "auto"
     requested = (scan_backend, others, others)
     kernels = [table.explain(name, device, torch.float32) for name, table in zip(requested, NETWORK, strict=True)]
@@ -35,7 +35,7 @@ def describe_kernels(device: torch.device, scan_backend: str = "auto") -> str:
 
 
 def in_one_line(kernels: Sequence[Kernel], device: torch.device) -> str:
-    """What runs, and why nothing faster does; on a CPU in how many threads."""
+    """Describes in one line what runs, why nothing faster does and, on a CPU, the number of threads."""
     reasons: dict[tuple[str, str], list[str]] = {}
     for kernel in kernels:
         for refused in kernel.refused.items():
@@ -50,7 +50,7 @@ def in_one_line(kernels: Sequence[Kernel], device: torch.device) -> str:
 
 
 def describe_threads() -> str:
-    """How many threads share the work on the CPU."""
+    """Describes the number of threads that share the work on the CPU."""
     number = torch.get_num_threads()
     threads = f"{number} thread{'s' if number > 1 else ''}"
     reason = library.why_one_thread() if number > 1 else None

@@ -1,9 +1,9 @@
 """The mLSTM (Beck et al., "xLSTM", arXiv:2405.04517, Section 2.3): a matrix memory with exponential input gates.
 
-Both forms keep memory and normaliser divided by ``exp(m)``, m the largest exponent so far: nothing overflows, and the
-result does not depend on m, which therefore has no gradient.
+Both forms keep memory and normaliser divided by ``exp(m)``, where m is the largest exponent so far, so that nothing
+overflows; the result does not depend on m, which therefore has no gradient.
 
-Shape letters: B batch, K scan directions, N heads, L sequence length, F width of a head, S steps a chunk.
+Shape letters: B batch, K scan directions, N heads, L sequence length, F width of a head, S steps per chunk.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from torch import Tensor
 
 from mobilemamba.ops.operator import as_operator
 
-CHUNK = 256  # a map of 16 x 16 in one parallel step; longer sequences cost memory in proportion to L
+CHUNK = 256  # computes a map of 16 x 16 in one parallel step; beyond it, memory grows in proportion to L
 
 
 def mlstm_reference(
     q_BKNLF: Tensor, k_BKNLF: Tensor, v_BKNLF: Tensor, input_BKNL: Tensor, forget_BKNL: Tensor
 ) -> Tensor:
-    """The recurrence step by step, in the inputs' dtype: the definition. Arguments and result as below."""
+    """The definition: the recurrence step by step, in the inputs' dtype. Arguments and result as below."""
     width = q_BKNLF.shape[-1]
     memory_BKNFF = q_BKNLF.new_zeros(*q_BKNLF.shape[:3], width, width)
     normaliser_BKNF = q_BKNLF.new_zeros(*q_BKNLF.shape[:3], width)
@@ -44,10 +44,10 @@ def mlstm_chunked(
 ) -> Tensor:
     """Reads a matrix memory: ``h_t = C_t^T q_t / max(|n_t^T q_t|, 1)``.
 
-    ``C_t = f_t C_{t-1} + i_t k_t v_t^T`` and ``n_t = f_t n_{t-1} + i_t k_t`` from ``C = n = 0``, with i the exponential
-    of ``input``, f the sigmoid of ``forget``, and k divided by ``sqrt(F)``.
+    ``C_t = f_t C_{t-1} + i_t k_t v_t^T`` and ``n_t = f_t n_{t-1} + i_t k_t`` from ``C = n = 0``, where i is the
+    exponential of ``input``, f the sigmoid of ``forget``, and k is divided by ``sqrt(F)``.
 
-    Parallel within chunks, as attention with decaying weights; the memory goes from chunk to chunk.
+    It is parallel within a chunk, like attention with decaying weights; the memory passes from chunk to chunk.
 
     Args:
         q_BKNLF: Queries.
@@ -57,7 +57,7 @@ def mlstm_chunked(
         forget_BKNL: Forget gates before their sigmoid.
 
     Returns:
-        h_BKNLF of q's dtype, computed in fp32 (fp64 for fp64 input) whatever autocast says.
+        h_BKNLF, of q's dtype, computed in fp32 (fp64 for fp64 input) whatever autocast says.
     """
     k_BKNLF = k_BKNLF / q_BKNLF.shape[-1] ** 0.5
     log_forget_BKNL = F.logsigmoid(forget_BKNL)
@@ -78,7 +78,7 @@ def mlstm_chunked(
         gates_BKNSS = torch.exp(exponents_BKNSS - m_BKNS[..., None])
         weights_BKNSS = (q @ k.mT) * gates_BKNSS
         read_BKNSF, norm_BKNS = weights_BKNSS @ v, weights_BKNSS.sum(-1)
-        written_BKNSF = gates_BKNSS[..., -1, :, None] * k  # what the chunk's end still holds of each step
+        written_BKNSF = gates_BKNSS[..., -1, :, None] * k  # what is left of each step at the end of the chunk
         memory_BKNFF, normaliser_BKNF = written_BKNSF.mT @ v, written_BKNSF.sum(-2)
         if state is not None:
             kept_BKNS1 = torch.exp(forgotten_BKNS + state[2][..., None] - m_BKNS)[..., None]
@@ -92,7 +92,7 @@ def mlstm_chunked(
 
 
 def mlstm_macs(q_shape: torch.Size, *_: torch.Size) -> int:
-    """Multiply-adds of the parallel form: 2 S for each channel and step, and 2 F from the second chunk on."""
+    """Returns the multiply-adds of the parallel form: 2 S per channel and step, plus 2 F from the second chunk on."""
     *sequences, length, width = q_shape
     whole, rest = divmod(length, CHUNK)
     within = 2 * (whole * CHUNK**2 + rest**2)

@@ -1,6 +1,6 @@
-"""Convolutions and linear layers by oneDNN, with weights laid out beforehand and what follows them in the same pass.
+"""Convolutions and linear layers by oneDNN, with packed weights and fused activations or additions.
 
-PyTorch keeps these operators for its compiler and may change them in any release. So they are called from here only,
+PyTorch keeps these operators for its compiler and may change them in any release. They are therefore called only here,
 and tried once before they are used.
 """
 
@@ -15,31 +15,31 @@ from torch import Tensor
 
 from mobilemamba.ops.backends import Backend, Backends
 
-#: Padding, stride, dilation, each of both sides, and groups.
+#: Padding, stride and dilation, each for both sides, and groups.
 Geometry = tuple[list[int], list[int], list[int], int]
 
 
 def pack_convolution(weight: Tensor, geometry: Geometry, size: torch.Size) -> Tensor:
-    """A weight in oneDNN's layout for maps of a size (H, W).
+    """Packs a weight into oneDNN's layout for maps of a size (H, W).
 
-    A layout made for another size computes the same, but oneDNN may then make its own in every call.
+    The result also holds for other sizes, but oneDNN may then lay the weight out anew in every call.
     """
     shape = [1, weight.shape[1] * geometry[-1], *size]
     return torch.ops.mkldnn._reorder_convolution_weight(weight.contiguous(), *geometry, shape)
 
 
 def convolution(x_BCHW: Tensor, packed: Tensor, bias: Tensor | None, geometry: Geometry, act: str) -> Tensor:
-    """A convolution by a packed weight, and an activation."""
+    """Applies a convolution with a packed weight, and an activation."""
     return torch.ops.mkldnn._convolution_pointwise(x_BCHW, packed, bias, *geometry, act, [], "")
 
 
 def pack_linear(weight: Tensor) -> Tensor:
-    """A weight in oneDNN's layout."""
+    """Packs a weight into oneDNN's layout."""
     return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
 
 
 def linear(x: Tensor, packed: Tensor, bias: Tensor | None, act: str, add: Tensor | None = None) -> Tensor:
-    """A linear layer by a packed weight, and an activation or an addition."""
+    """Applies a linear layer with a packed weight, and either an activation or the addition of a tensor."""
     if add is None:
         return torch.ops.mkldnn._linear_pointwise(x, packed, bias, act, [], "")
     return torch.ops.mkldnn._linear_pointwise.binary(x, add, packed, bias, "add")
@@ -71,11 +71,11 @@ def _why_not(dtype: torch.dtype) -> str | None:
 
 
 def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
-    """The reason why oneDNN cannot be used there, or None."""
+    """Returns why oneDNN cannot be used on the device in the dtype, or None if it can."""
     return "oneDNN is for the CPU" if device.type != "cpu" else _why_not(dtype)
 
 
-#: For what is said of it; the layers that lay out weights beforehand call the functions above.
+#: Used only to report the backend; layers that pack their weights call the functions above directly.
 CONVOLUTION = Backends(
     "packed convolution",
     F.conv2d,

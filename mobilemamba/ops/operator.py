@@ -1,4 +1,4 @@
-"""Functions as operators, which compilers and the flop counter see as a single node."""
+"""Registers functions as operators, which compilers and the flop counter see as a single node."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from mobilemamba.ops.transforms import refuse_forward_mode
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Within it autocast leaves precisions alone."""
+    """Returns a context in which autocast does not change dtypes."""
     if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(device.type):
-        return nullcontext()  # there is none on the meta device
+        return nullcontext()  # the meta device has no autocast
     return torch.autocast(device.type, enabled=False)
 
 
 def as_operator(
     name: str, function: Callable[..., Tensor], macs: Callable[..., int], layout: Mapping[str, str]
 ) -> Callable[..., Tensor]:
-    """Registers a plain PyTorch function as ``mobilemamba::name``, of which nothing but its inputs is kept.
+    """Registers a plain PyTorch function as the operator ``mobilemamba::name``, which saves only its inputs.
 
-    Inside it runs in fp32 (fp64 for fp64 input) whatever autocast says. Its backward runs the function once more and
-    leaves the gradients to autograd.
+    It runs in fp32 (fp64 for fp64 input) whatever autocast says. Its backward pass runs the function once more and
+    lets autograd compute the gradients.
 
     Args:
-        name: The operator's.
-        function: Differentiable; from tensors to one of the first's shape.
-        macs: Multiply-adds of one call, from the shapes of the tensors.
+        name: Name of the operator.
+        function: A differentiable function of tensors; its result has the shape of the first.
+        macs: Returns the multiply-adds of one call, given the shapes of the tensors.
         layout: The tensors' names and shapes, as ``check`` takes them.
 
     Returns:
-        The operator on the tensors; its result has the first's shape and dtype, and is contiguous. An export
-        gets the function's own operators instead, which every format knows, and so do forward-mode derivatives and
-        those of ``torch.func``, which see nothing of an operator's inside. Raises ConfigError for tensors that do not
-        fit.
+        A function that calls the operator on tensors; its result is contiguous and has the first tensor's shape and
+        dtype. In an export, and for forward-mode and ``torch.func`` derivatives, which cannot look inside an operator,
+        it calls the plain function instead, whose operators every format knows. It raises ConfigError for tensors that
+        do not fit.
     """
 
     def plain(inputs: Sequence[Tensor]) -> Tensor:
@@ -65,7 +65,7 @@ def as_operator(
         ctx.save_for_backward(*inputs[0])
 
     def gradients(ctx: Any, grad: Tensor) -> list[Tensor]:
-        further = torch.is_grad_enabled()  # derivatives of these gradients may be asked for
+        further = torch.is_grad_enabled()  # these gradients may be differentiated again
         leaves = [
             x.view_as(x) if further and x.requires_grad else x.detach().requires_grad_() for x in ctx.saved_tensors
         ]
@@ -78,7 +78,7 @@ def as_operator(
     )
     forward.register_fake(on_shapes)
     forward.register_autograd(gradients, setup_context=save_inputs)
-    # The counter's convention: a multiply-add is two operations.
+    # The flop counter's convention: a multiply-add is two operations.
     register_flop_formula(getattr(torch.ops.mobilemamba, name))(lambda shapes, **_: 2 * macs(*shapes))
 
     def call(*inputs: Tensor) -> Tensor:
@@ -97,11 +97,11 @@ _LIBRARY = torch.library.Library("mobilemamba", "FRAGMENT")
 def inference_operator(
     check: Callable[..., object], shape: Callable[..., Sequence[int]] = lambda x, *args: x.shape
 ) -> Callable[[Callable[..., Tensor]], Any]:
-    """Registers a function as an operator without gradients, for the CPU; called in half the time of ``custom_op``.
+    """Registers a CPU function without gradients as an operator, which is called in half the time of a ``custom_op``.
 
     Args:
-        check: Is given the arguments before all else. The result is to have the first one's dtype.
-        shape: The result's, from the arguments: the first one's by default.
+        check: Called with the arguments first. The function's result must have the first argument's dtype.
+        shape: Returns the result's shape, given the arguments; by default the first argument's.
     """
 
     def register(function: Callable[..., Tensor]) -> Any:
@@ -130,7 +130,7 @@ def inference_operator(
 
 
 def implement_on_cuda(name: str, check: Callable[..., object], function: Callable[..., Tensor]) -> None:
-    """Has an ``inference_operator`` computed by another function for tensors on a GPU."""
+    """Sets the function that computes an ``inference_operator`` for tensors on a GPU."""
     _LIBRARY.impl(name, _checked(name, check, function), "CUDA")
 
 

@@ -1,6 +1,6 @@
 """The recurrence of RWKV-6 (Peng et al., "Eagle and Finch", arXiv:2404.05892): a decaying memory of outer products.
 
-Shape letters: B batch, K scan directions, N heads, L sequence length, F width of a head, M chunks, S steps a chunk.
+Shape letters: B batch, K scan directions, N heads, L sequence length, F width of a head, M chunks, S steps per chunk.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from torch import Tensor
 
 from mobilemamba.ops.operator import as_operator
 
-CHUNK = 16  # pairs within a chunk need S times the input's memory
+CHUNK = 16  # the pairs of steps within a chunk take S times the input's memory
 
 
 def rwkv6_reference(
     r_BKNLF: Tensor, k_BKNLF: Tensor, v_BKNLF: Tensor, log_decay_BKNLF: Tensor, bonus_KNF: Tensor
 ) -> Tensor:
-    """The recurrence step by step, in the inputs' dtype: the definition. Arguments and result as below."""
+    """The definition: the recurrence step by step, in the inputs' dtype. Arguments and result as below."""
     state_BKNFF = r_BKNLF.new_zeros(*r_BKNLF.shape[:3], r_BKNLF.shape[-1], r_BKNLF.shape[-1])
     output = []
     for r, k, v, log_decay in zip(*(x.unbind(3) for x in (r_BKNLF, k_BKNLF, v_BKNLF, log_decay_BKNLF)), strict=True):
@@ -32,25 +32,26 @@ def rwkv6_chunked(
 ) -> Tensor:
     """``o_t = r_t^T (S_{t-1} + diag(u) k_t v_t^T)``, ``S_t = diag(w_t) S_{t-1} + k_t v_t^T``, from ``S = 0``.
 
-    In chunks: pairs within a chunk at once, the state from chunk to chunk. Every exponent is at most 0.
+    Within a chunk, all pairs of steps are computed at once; the state passes from chunk to chunk. Every exponent is at
+    most 0.
 
     Args:
-        r_BKNLF: What each step reads (the receptance).
-        k_BKNLF: Where it writes.
-        v_BKNLF: What it writes.
+        r_BKNLF: Receptance: what each step reads.
+        k_BKNLF: Key: where each step writes.
+        v_BKNLF: Value: what each step writes.
         log_decay_BKNLF: log w, at most 0.
-        bonus_KNF: u, the weight of the step itself.
+        bonus_KNF: u, the weight of the current step.
 
     Returns:
-        o_BKNLF of r's dtype, computed in fp32 (fp64 for fp64 input) whatever autocast says.
+        o_BKNLF, of r's dtype, computed in fp32 (fp64 for fp64 input) whatever autocast says.
     """
     length = r_BKNLF.shape[3]
     padding = -length % CHUNK  # steps that add nothing and decay nothing
     r, k, v, log_decay = (
         F.pad(x, (0, 0, 0, padding)).unflatten(3, (-1, CHUNK)) for x in (r_BKNLF, k_BKNLF, v_BKNLF, log_decay_BKNLF)
     )
-    after_BKNMSF = log_decay.cumsum(-2)  # log of the decay from the chunk's start to after step s
-    before_BKNMSF = after_BKNMSF - log_decay  # and to before it
+    after_BKNMSF = log_decay.cumsum(-2)  # log of the decay from the start of the chunk to the end of step s
+    before_BKNMSF = after_BKNMSF - log_decay  # and to the start of step s
     earlier_SS = torch.ones(CHUNK, CHUNK, dtype=torch.bool, device=r.device).tril(-1)
     between = (before_BKNMSF[..., :, None, :] - after_BKNMSF[..., None, :, :]).masked_fill(
         ~earlier_SS[..., None], -torch.inf
@@ -70,7 +71,7 @@ def rwkv6_chunked(
 
 
 def rwkv6_macs(r_shape: torch.Size, *_: torch.Size) -> int:
-    """Multiply-adds of the recurrence: 3 F for each channel and step (add k v^T, decay, read)."""
+    """Returns the multiply-adds of the recurrence: 3 F for each channel and step (add k v^T, decay, read)."""
     return 3 * r_shape[-1] * r_shape.numel()
 
 

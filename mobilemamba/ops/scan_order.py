@@ -1,4 +1,4 @@
-"""The orders in which a feature map is scanned: rows forwards and backwards, and columns for four directions.
+"""The orders in which a feature map is scanned: rows forwards and backwards and, for four directions, columns too.
 
 Shape letters: B batch, K scan directions, C channels, H and W sides, L = H * W.
 """
@@ -16,18 +16,18 @@ from mobilemamba.errors import ConfigError
 
 @cache
 def scan_order(directions: int, size: tuple[int, int]) -> Tensor:
-    """The positions of a map in the order in which each direction visits them; computed once for each size.
+    """Returns the positions of a map in the order in which each direction visits them; cached for each size.
 
     Args:
         directions: 1: rows (l = h W + w); 2: rows, rows backwards; 4: rows, columns (l = w H + h), and both backwards.
         size: (H, W).
 
     Returns:
-        order_KL, int32, on the CPU: the row-major position of each step. For the inside of operators alone: elsewhere
-        a tracer's tensors would be kept.
+        order_KL, int32, on the CPU: the row-major position of each step. Call it only inside operators: elsewhere the
+        cache would keep a tracer's tensors.
 
     Raises:
-        ConfigError: If there is no such number of directions.
+        ConfigError: If ``directions`` is not 1, 2 or 4.
     """
     check_directions(directions)
     height, width = size
@@ -38,10 +38,10 @@ def scan_order(directions: int, size: tuple[int, int]) -> Tensor:
 
 
 def check_directions(directions: int) -> None:
-    """That there is an order for each.
+    """Checks that a scan order exists for a number of directions.
 
     Raises:
-        ConfigError: If there is no such number of directions.
+        ConfigError: If it is not 1, 2 or 4.
     """
     if directions not in (1, 2, 4):
         raise ConfigError(f"{directions} scan directions; expected 1, 2 or 4")
@@ -50,15 +50,15 @@ def check_directions(directions: int) -> None:
 def in_steps(x: Tensor, directions: int, size: Sequence[int]) -> Tensor:
     """Puts each direction's sequence in the order of its steps.
 
-    By flips and transpositions, as indices would have to be copied to the tensor's device.
+    It flips and transposes, because indices would have to be copied to the tensor's device.
 
     Args:
-        x: (B, K, L, C) by position, or (B, L, C) that all directions share.
+        x: (B, K, L, C) by position, or (B, L, C) if all directions share it.
         directions: K.
-        size: (H, W) of a map; blank for sequences that stand in order already.
+        size: (H, W) of a map; empty for sequences, which are already in order.
 
     Returns:
-        x_LBKC: time comes first.
+        x_LBKC, with time first.
     """
     x_BKLC = x if x.ndim == 4 else x[:, None].expand(-1, directions, -1, -1)
     x_LBKC = x_BKLC.permute(2, 0, 1, 3)

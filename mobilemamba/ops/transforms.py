@@ -14,7 +14,7 @@ _REMEDY = "use torch.autograd's first derivatives, or all of them within mobilem
 
 
 def transforming() -> bool:
-    """Whether forward-mode or ``torch.func``'s derivatives are being taken, which plain PyTorch alone can follow."""
+    """Returns whether forward-mode or ``torch.func`` derivatives are being taken: only plain PyTorch supports those."""
     if torch.compiler.is_compiling():
         return False
     if forward_ad._current_level >= 0:
@@ -26,14 +26,14 @@ def transforming() -> bool:
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether maps (B, C, H, W) lie in channels-last memory, which those that ``vmap`` has put together do not say."""
+    """Returns whether maps (B, C, H, W) are channels-last in memory; False under ``vmap``, whose batches hide it."""
     if not torch.compiler.is_compiling() and torch._C._functorch.is_batchedtensor(x):
         return False
     return x.is_contiguous(memory_format=torch.channels_last)
 
 
 def refuse_transforms(op: str) -> None:
-    """For what calls an operator.
+    """Refuses derivatives that an operator about to be called does not have.
 
     Raises:
         ConfigError: If ``transforming()``.
@@ -43,7 +43,7 @@ def refuse_transforms(op: str) -> None:
 
 
 def refuse_forward_mode(op: str) -> None:
-    """For the inside of an operator, whose tangents would be zero; it cannot see other transforms.
+    """Refuses forward-mode derivatives inside an operator, where tangents would be zero; cannot see other transforms.
 
     Raises:
         ConfigError: If forward-mode derivatives are being taken.
@@ -53,7 +53,7 @@ def refuse_forward_mode(op: str) -> None:
 
 
 def refuse_second_derivative(op: str) -> Never:
-    """For the gradient of a gradient.
+    """Refuses to differentiate a gradient.
 
     Raises:
         ConfigError: Always.

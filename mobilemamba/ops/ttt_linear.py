@@ -1,9 +1,9 @@
-"""TTT-Linear (Sun et al., "Learning to (Learn at Test Time)", arXiv:2407.04620): a linear map trained as it goes.
+"""TTT-Linear (Sun et al., "Learning to (Learn at Test Time)", arXiv:2407.04620): a linear map trained on the fly.
 
-The map is trained, in mini-batches of tokens, to give the values' difference from the keys; each query is then answered
-by the map trained up to its token.
+The map is trained, in mini-batches of tokens, to predict the difference of the values from the keys; the answer to each
+query is given by the map trained up to its token.
 
-Shape letters: B batch, K scan directions, N heads, L sequence length, F width of a head, S tokens a mini-batch.
+Shape letters: B batch, K scan directions, N heads, L sequence length, F width of a head, S tokens per mini-batch.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def ttt_linear_reference(
     gain_NF: Tensor,
     shift_NF: Tensor,
 ) -> Tensor:
-    """Gradient descent token by token, in the inputs' dtype: the definition. Arguments and result as below.
+    """The definition: gradient descent token by token, in the inputs' dtype. Arguments and result as below.
 
-    The gradient is autograd's, of the loss as it stands in the paper.
+    Autograd computes the gradient of the loss as the paper states it.
     """
 
     def norm(z_BKNF: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ def ttt_linear_reference(
     output = []
     for t in range(q_BKNLF.shape[3]):
         q, k, v = q_BKNLF[..., t, :], k_BKNLF[..., t, :], v_BKNLF[..., t, :]
-        if t % len(share_S) == 0:  # a mini-batch begins: its gradients are all taken here
+        if t % len(share_S) == 0:  # a mini-batch begins: all its gradients are taken at this point
             start_BKNFF, start_BKNF = weight_BKNFF, bias_BKNF
             sum_BKNFF, sum_BKNF = torch.zeros_like(weight_BKNFF), torch.zeros_like(bias_BKNF)
         z_BKNF = (k[..., None] * start_BKNFF).sum(-2) + start_BKNF
@@ -69,24 +69,24 @@ def ttt_linear_chunked(
     gain_NF: Tensor,
     shift_NF: Tensor,
 ) -> Tensor:
-    """``q_t + LN(q_t W_t + b_t)``, where ``W_t`` and ``b_t`` were trained on the tokens up to t.
+    """``q_t + LN(q_t W_t + b_t)``, where ``W_t`` and ``b_t`` have been trained on the tokens up to t.
 
-    With G_s the gradient of ``|LN(k_s W + b) - (v_s - k_s)|^2 / 2`` with respect to ``k_s W + b``, taken at the start
-    of the mini-batch, the t-th token of it has ``W_t = W - share_t sum_{s <= t} rate_s k_s^T G_s``, and b alike; the
-    last token's pass to the next mini-batch. The sequence's last mini-batch may be short.
+    Let G_s be the gradient of ``|LN(k_s W + b) - (v_s - k_s)|^2 / 2`` with respect to ``k_s W + b``, taken at the start
+    of the mini-batch. Then its t-th token has ``W_t = W - share_t sum_{s <= t} rate_s k_s^T G_s``, and likewise b_t;
+    those of the last token start the next mini-batch. The last mini-batch of the sequence may be short.
 
-    By mini-batches (the paper's dual form): matrix products, and no map for each token.
+    It computes whole mini-batches (the paper's dual form) by matrix products, without a map for each token.
 
     Args:
         q_BKNLF: Queries.
         k_BKNLF: Keys, the inputs to train on.
-        v_BKNLF: Values; what to learn is their difference from the keys.
+        v_BKNLF: Values; the map learns their difference from the keys.
         rate_BKNL: Learning rate of each token.
         share_S: Weight of the sum at each place of a mini-batch; its length is the mini-batch's.
-        weight_NFF: W at the sequence's start.
-        bias_NF: b at the sequence's start.
+        weight_NFF: W at the start of the sequence.
+        bias_NF: b at the start of the sequence.
         gain_NF: Weight of the LayerNorm LN.
-        shift_NF: Its bias.
+        shift_NF: Bias of the LayerNorm LN.
 
     Returns:
         The answers, BKNLF, of q's dtype, computed in fp32 (fp64 for fp64 input) whatever autocast says.
@@ -107,7 +107,7 @@ def ttt_linear_chunked(
 
 
 def _loss_gradient(z: Tensor, target: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
-    """Gradient of ``|LN(z) - target|^2 / 2`` with respect to z, for each token."""
+    """Returns the gradient of ``|LN(z) - target|^2 / 2`` with respect to z, for each token."""
     centred = z - z.mean(-1, keepdim=True)
     scale = torch.rsqrt(centred.square().mean(-1, keepdim=True) + EPS)
     normed = centred * scale
@@ -116,7 +116,7 @@ def _loss_gradient(z: Tensor, target: Tensor, gain: Tensor, shift: Tensor) -> Te
 
 
 def ttt_linear_macs(q_shape: torch.Size, *_: torch.Size) -> int:
-    """Multiply-adds of the dual form: 3 F + 3 S for each channel and token, weights and bias apart, as published."""
+    """Returns the multiply-adds of the dual form: 3 F + 3 S per channel and token, weights apart, as published."""
     return 3 * (q_shape[-1] + MINI_BATCH) * q_shape.numel()
 
 

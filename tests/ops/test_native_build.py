@@ -240,7 +240,7 @@ def test_a_lack_of_memory_is_an_error() -> None:
         if name == "depthwise_conv":  # which needs none
             assert operator(*arguments).isfinite().all()
             continue
-        with pytest.raises(MemoryError, match="no memory for what it computes on its way; take smaller"):
+        with pytest.raises(MemoryError, match="no memory for its intermediate results; use smaller"):
             operator(*arguments)
 
 

@@ -1,4 +1,4 @@
-"""Batch normalisation in training, with a ReLU if one follows.
+"""Batch normalisation in training, optionally followed by a ReLU.
 
 Shape letters: B batch, C channels, H and W sides.
 """
@@ -17,7 +17,7 @@ from mobilemamba.ops.transforms import is_channels_last
 
 
 def definition(x_BCHW: Tensor, running: Pair, affine: Pair, momentum: float, eps: float, relu: bool) -> Tensor:
-    """PyTorch's own."""
+    """Normalises with PyTorch's own batch norm."""
     y = F.batch_norm(x_BCHW, *running, *affine, True, momentum, eps)
     return F.relu(y) if relu else y
 
@@ -28,25 +28,25 @@ BACKENDS = Backends("batch norm", definition, library.backend(native.forward, un
 def batch_norm(
     x_BCHW: Tensor, running: Pair, affine: Pair, momentum: float, eps: float, relu: bool, backend: str = "auto"
 ) -> Tensor:
-    """Normalises with the batch's own statistics, and tracks them.
+    """Normalises with the batch's own statistics, and updates the running ones.
 
     Args:
-        x_BCHW: Maps of two pixels at least.
-        running: Mean and variance (C,), which move towards the batch's.
+        x_BCHW: Maps with at least two pixels per channel.
+        running: Running mean and variance (C,), updated in place.
         affine: Weight and bias (C,).
-        momentum: The batch's share in the running statistics.
-        eps: Is added to the variance.
-        relu: Whether the result is cut off at 0.
-        backend: One of ``BACKENDS.names``. In a graph for a compiler ``auto`` is PyTorch's own.
+        momentum: The batch's share in the updated running statistics.
+        eps: Added to the variance.
+        relu: Whether to apply a ReLU to the result.
+        backend: One of ``BACKENDS.names``. While a graph is compiled, ``auto`` is PyTorch's own batch norm.
 
     Returns:
-        (B, C, H, W) of x's dtype.
+        (B, C, H, W), of x's dtype.
 
     Raises:
         BackendUnavailableError: If an explicitly chosen backend cannot run on these tensors.
     """
     weight, backend = affine[0], plainly(backend)
-    one_pixel = x_BCHW.numel() <= len(weight)  # PyTorch's words for it are good
+    one_pixel = x_BCHW.numel() <= len(weight)  # PyTorch's own error message is good
     if one_pixel or (backend == "auto" and (torch.compiler.is_compiling() or weight.dtype != torch.float32)):
         backend = "reference"
     chosen = BACKENDS.choose(backend, x_BCHW.device, x_BCHW.dtype, channels_last=is_channels_last(x_BCHW))

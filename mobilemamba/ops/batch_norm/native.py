@@ -1,7 +1,7 @@
 """Batch normalisation in training by the compiled CPU kernel.
 
-PyTorch's own is slow where maps are large and channels few and no multiple of eight, as in the patch embedding; and a
-ReLU of its own goes over the maps once more, forwards and backwards.
+PyTorch's own batch norm is slow on large maps with few channels, if their number is no multiple of eight, as in the
+patch embedding; and a separate ReLU passes over the maps once more, forwards and backwards.
 
 Shape letters: B batch, C channels, H and W sides.
 """
@@ -27,7 +27,7 @@ _BACKWARD_LAYOUT = {"gradient": "BCHW"} | _LAYOUT | {"mean": "C", "inverse": "C"
 
 
 def _call(function: str, relu: bool, eps: float, **tensors: Tensor) -> None:
-    """Calls a function of batch_norm.c with its arguments by their names there."""
+    """Calls a function of batch_norm.c; the tensors are named as its arguments are in C."""
     x = tensors["x"]
     pixels, channels = x.numel() // x.shape[1], x.shape[1]
     args = NormArgs(pixels, channels, DTYPE_CODES[x.dtype], relu, torch.get_num_threads(), eps=eps)
@@ -112,7 +112,7 @@ _backward.register_autograd(lambda *_: refuse_second_derivative("batch_norm"))
 
 
 def unavailable(device: torch.device, dtype: torch.dtype, channels_last: bool = True) -> str | None:
-    """The reason why the kernel cannot run there, or None."""
+    """Returns why the kernel cannot run on the device in the dtype, or None if it can."""
     if reason := library.why_not_on(device, dtype):
         return reason
     if dtype not in DTYPE_CODES:
@@ -121,7 +121,7 @@ def unavailable(device: torch.device, dtype: torch.dtype, channels_last: bool = 
 
 
 def forward(x_BCHW: Tensor, running: Pair, affine: Pair, momentum: float, eps: float, relu: bool) -> Tensor:
-    """The norm; arguments and result as in the package's function."""
+    """Normalises by the compiled kernel; arguments and result as in ``mobilemamba.ops.batch_norm.batch_norm``."""
     refuse_transforms("batch_norm")
     y, *of_batch, _ = _forward(x_BCHW, *affine, eps, relu)
     with torch.no_grad():

@@ -12,8 +12,8 @@ from mobilemamba.ops.native.arguments import DTYPE_CODES, kernel_dtype, lay_out
 from mobilemamba.ops.native.structures import DepthwiseArgs
 from mobilemamba.ops.operator import inference_operator
 
-ACTS = {"none": 0, "relu": 1, "swish": 2, "sigmoid": 3}  # ``activation`` of depthwise.c
-RELU_AFFINE = 4  # another one: ReLU, then scale and shift
+ACTS = {"none": 0, "relu": 1, "swish": 2, "sigmoid": 3}  # the values of ``activation`` in depthwise.c
+RELU_AFFINE = 4  # one more, for MRFFI: a ReLU, then scale and shift, then a ReLU
 
 _LAYOUT = {"x": "BHWC", "weight": "kkC", "bias": "C"}
 
@@ -23,10 +23,10 @@ def call_depthwise(act: int, x: Tensor, y: Tensor, *numbers: Tensor, stride: int
 
     Args:
         act: Number of the activation.
-        x: Input.
-        y: Where the output is written.
-        numbers: Weight (kernel, kernel, C) and bias (C,); with ``RELU_AFFINE`` scale and shift (C,) too.
-        stride: Rows and columns of x from one of y to the next.
+        x: Input maps.
+        y: Maps that the output is written to.
+        numbers: Weight (k, k, C) and bias (C,); with ``RELU_AFFINE`` also scale and shift (C,).
+        stride: Rows and columns of x between neighbouring pixels of y.
     """
     weight, bias, *affine = (number.float().contiguous() for number in numbers)
     args = DepthwiseArgs(
@@ -40,7 +40,7 @@ def call_depthwise(act: int, x: Tensor, y: Tensor, *numbers: Tensor, stride: int
 
 
 def check_arguments(x: Tensor, weight: Tensor, bias: Tensor, act: str = "none", stride: int = 1) -> None:
-    """Of the operator, on any device."""
+    """Checks the operator's arguments, on any device."""
     check_kernel("depthwise_conv", check("depthwise_conv", _LAYOUT, (x, weight, bias))["k"])
     if act not in ACTS:
         raise ConfigError(f"depthwise_conv: activation {act!r}; expected one of {', '.join(ACTS)}")
@@ -49,14 +49,14 @@ def check_arguments(x: Tensor, weight: Tensor, bias: Tensor, act: str = "none", 
 
 
 def result_shape(x: Tensor, weight: Tensor, bias: Tensor, act: str = "none", stride: int = 1) -> list[int]:
-    """Of the operator: with zeros around, the sides are divided by the stride and rounded up."""
+    """Returns the shape of the operator's result: the sides are divided by the stride and rounded up."""
     batch, height, width, channels = x.shape
     return [batch, (height + stride - 1) // stride, (width + stride - 1) // stride, channels]
 
 
 @inference_operator(check_arguments, result_shape)
 def depthwise_conv(x_BHWC: Tensor, weight_kkC: Tensor, bias: Tensor, act: str = "none", stride: int = 1) -> Tensor:
-    """The convolution; x is computed in float32 or bfloat16."""
+    """Computes the operator on a CPU, in float32 or bfloat16."""
     x = lay_out(x_BHWC, kernel_dtype(x_BHWC.dtype))
     y = x.new_empty(result_shape(x, weight_kkC, bias, act, stride))
     call_depthwise(ACTS[act], x, y, weight_kkC, bias, stride=stride)

@@ -1,10 +1,10 @@
-"""The depthwise convolution as a Triton kernel, channels-last, with what follows it in the same pass; no gradients.
+"""The depthwise convolution and an activation as one channels-last Triton kernel, without gradients.
 
-Shape letters: B batch, H and W sides, C channels, k side of a kernel. In a kernel ``y_pc`` is of some places and
-channels.
+Shape letters: B batch, H and W sides, C channels, k side of a kernel. In the kernel, ``y_pc`` holds a tile of positions
+and channels.
 """
 
-# The kernel's arguments have no annotations, as Triton would read them.
+# The kernel's arguments have no annotations, because Triton would interpret them.
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from mobilemamba.ops import jit
 from mobilemamba.ops.depthwise import native
 from mobilemamba.ops.operator import implement_on_cuda
 
-tl: Any = None  # triton.language, once the kernel is asked for
+tl: Any = None  # triton.language, set when the kernel is first needed
 constexpr = Any  # Triton goes by the annotation's name
 
-#: Neighbouring columns, a strip, that share what is read; and channels of a program.
+#: Columns of a strip, which share what is read, and channels of a program.
 _COLUMNS, _BLOCK_C = 4, 32
-#: Strips of a program and its warps; the smaller where there would not be programs enough for all processors.
+#: Strips and warps of a program; the small pair if the large one would give fewer programs than keep the GPU busy.
 _LARGE, _SMALL, _ENOUGH = (32, 4), (8, 1), 512
 
 
 def _relu(x):
-    return tl.where(x < 0, 0.0, x)  # which keeps a NaN
+    return tl.where(x < 0, 0.0, x)  # keeps NaN
 
 
 def _numbers(x, c, has_c):
@@ -40,7 +40,7 @@ def _depthwise(
     pictures, height, width, y_height, y_width, channels,
     KERNEL: constexpr, STRIDE: constexpr, ACT: constexpr, COLUMNS: constexpr, BLOCK_P: constexpr, BLOCK_C: constexpr,
 ):  # fmt: skip
-    """``y = act(weight * x + bias)``; activations are numbered as in ``native``. A program has strips of columns."""
+    """``y = act(weight * x + bias)``; ``native`` numbers the activations. A program computes strips of columns."""
     p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     strips = tl.cdiv(y_width, COLUMNS)
@@ -86,7 +86,7 @@ def _kernels() -> list[Any]:
 
 
 def convolve(act: int, x_BHWC: Tensor, y_BHWC: Tensor, *numbers: Tensor, stride: int = 1) -> None:
-    """As ``native.call_depthwise``, but x may have any strides and dtype; y's channels lie side by side."""
+    """Computes what ``native.call_depthwise`` does, for x of any strides and dtype; y's channels must be adjacent."""
     x = x_BHWC if x_BHWC.stride(-1) == 1 else x_BHWC.contiguous()
     weight, bias, *affine = (number.contiguous() for number in numbers)
     scale, shift = affine or (bias, bias)
@@ -119,7 +119,7 @@ def convolve(act: int, x_BHWC: Tensor, y_BHWC: Tensor, *numbers: Tensor, stride:
 
 
 def depthwise_conv(x_BHWC: Tensor, weight_kkC: Tensor, bias: Tensor, act: str = "none", stride: int = 1) -> Tensor:
-    """Arguments and result as in the package's function."""
+    """Computes the operator on a GPU; arguments and result as in ``mobilemamba.ops.depthwise.definition``."""
     y = x_BHWC.new_empty(native.result_shape(x_BHWC, weight_kkC, bias, act, stride))
     convolve(native.ACTS[act], x_BHWC, y, weight_kkC, bias, stride=stride)
     return y
@@ -127,4 +127,4 @@ def depthwise_conv(x_BHWC: Tensor, weight_kkC: Tensor, bias: Tensor, act: str = 
 
 implement_on_cuda("depthwise_conv", native.check_arguments, depthwise_conv)
 
-BACKEND = jit.backend(native.depthwise_conv)  # the operator, one for all devices
+BACKEND = jit.backend(native.depthwise_conv)  # the same operator serves all devices

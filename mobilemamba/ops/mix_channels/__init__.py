@@ -1,4 +1,4 @@
-"""MRFFI before its projection in one pass, in inference: its three parts side by side, then ReLU.
+"""The part of MRFFI before its projection in one pass, for inference: its three parts concatenated, then ReLU.
 
 Shape letters: B batch, H and W sides, C channels, G channels of the global mixer, c of a local convolution.
 """
@@ -19,14 +19,14 @@ from mobilemamba.ops.wavelet.definition import haar_filters, wavelet_conv
 def definition(
     x_BHWC: Tensor, global_BHWG: Tensor, wavelet_weight: Tensor | None, local_weights: list[Tensor]
 ) -> Tensor:
-    """The global part plus its wavelet branch, the local part, the rest, then ReLU, by MRFFI's own steps.
+    """Concatenates the global part plus its wavelet branch, the local part and the rest, then applies ReLU.
 
     Args:
-        x_BHWC: MRFFI's input.
-        global_BHWG: What the state-space module makes of the first G channels.
-        wavelet_weight: (4, kernel, kernel, G) of Haar's wavelet branch, kernel odd, or none; computed in float32.
-        local_weights: Of each local convolution in turn its weight (kernel, kernel, c), kernel odd, bias, scale and
-            shift (c,); computed in float32.
+        x_BHWC: Input of MRFFI.
+        global_BHWG: Output of the state-space module for the first G channels.
+        wavelet_weight: (4, k, k, G), k odd, of the Haar wavelet branch, or None; in float32.
+        local_weights: For each local convolution in turn: weight (k, k, c), k odd, and bias, scale and shift (c,); in
+            float32.
 
     Returns:
         (B, H, W, C), of x's dtype.

@@ -1,4 +1,4 @@
-"""MRFFI before its projection by the compiled CPU kernels; channels-last, without gradients."""
+"""The part of MRFFI before its projection by the compiled CPU kernels; channels-last, without gradients."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LOCAL = {"x": "BHWC", "weight": "kkc", "bias": "c", "scale": "c", "shift": "c"}
 
 
 def check_arguments(x: Tensor, mixed: Tensor, wavelet_weight: Tensor | None, local_weights: list[Tensor]) -> None:
-    """Of the operator, on any device."""
+    """Checks the operator's arguments, on any device."""
     op = "mix_channels"
     channels = (sizes := check(op, {"x": "BHWC", "global": "BHWG"}, (x, mixed)))["G"]
     if wavelet_weight is not None:
@@ -34,7 +34,7 @@ def check_arguments(x: Tensor, mixed: Tensor, wavelet_weight: Tensor | None, loc
 def mix_channels(
     x_BHWC: Tensor, global_BHWG: Tensor, wavelet_weight: Tensor | None, local_weights: list[Tensor]
 ) -> Tensor:
-    """Arguments and result as in the package's function; computed in float32 or bfloat16."""
+    """Computes the operator in float32 or bfloat16; arguments as in ``mobilemamba.ops.mix_channels.definition``."""
     dtype = kernel_dtype(x_BHWC.dtype)
     x, mixed = lay_out(x_BHWC, dtype), lay_out(global_BHWG, dtype)
     y = x.new_empty(x.shape)

@@ -1,4 +1,4 @@
-"""MRFFI before its projection by Triton kernels, one a part, each writing beside the others; without gradients."""
+"""The part of MRFFI before its projection by Triton kernels, one for each channel slice; without gradients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mobilemamba.ops.wavelet import triton as wavelet
 def mix_channels(
     x_BHWC: Tensor, global_BHWG: Tensor, wavelet_weight: Tensor | None, local_weights: list[Tensor]
 ) -> Tensor:
-    """Arguments and result as in the package's function."""
+    """Computes the operator on a GPU; arguments and result as in ``mobilemamba.ops.mix_channels.definition``."""
     y, at = x_BHWC.new_empty(x_BHWC.shape), global_BHWG.shape[-1]
     if wavelet_weight is None:
         y[..., :at].copy_(global_BHWG.clamp_min(0))
@@ -33,4 +33,4 @@ def mix_channels(
 
 implement_on_cuda("mix_channels", native.check_arguments, mix_channels)
 
-BACKEND = jit.backend(native.mix_channels)  # the operator, one for all devices
+BACKEND = jit.backend(native.mix_channels)  # the same operator serves all devices

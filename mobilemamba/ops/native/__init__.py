@@ -1,5 +1,5 @@
-"""The compiled CPU kernels: plain C over raw pointers, built at installation if there is a C compiler.
+"""The compiled CPU kernels: plain C on raw pointers, built at installation if there is a C compiler.
 
-They are not tied to PyTorch's C++ interface, whose ABI changes with every release, nor to Python's: a shared library
-that ctypes loads. Without it everything works by plain PyTorch; ``mobilemamba backends`` says which it is.
+They depend neither on PyTorch's C++ interface, whose ABI changes with every release, nor on Python's: ctypes loads them
+as a shared library. Without it, plain PyTorch computes everything; ``mobilemamba backends`` says which of them runs.
 """

@@ -1,6 +1,6 @@
-/* What Python asks of the library before it calls anything. */
+/* What Python reads from the library before it calls any function. */
 
-/* Which sources it was compiled from. */
+/* Hash of the sources it was compiled from. */
 const char mobilemamba_fingerprint[] = MOBILEMAMBA_FINGERPRINT;
 
 /* Whether its loops run in several threads. */

@@ -1,4 +1,4 @@
-"""How tensors are handed to the compiled kernels: pointers and strides of channels-last memory in a dtype they read."""
+"""Hands tensors to the compiled kernels: pointers and strides of channels-last memory in a dtype they read."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from mobilemamba.errors import ConfigError
 I64 = ctypes.c_int64
 POINTER = ctypes.c_void_p
 
-#: ``dtype`` of simd.h.
+#: The values of ``dtype`` in simd.h.
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
 
 
 def kernel_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which the kernels read and write tensors of ``dtype``.
+    """Returns the dtype in which the kernels read and write tensors of a dtype.
 
     Raises:
-        ConfigError: If that would cost precision.
+        ConfigError: If it would be less precise, as for float64.
     """
     if dtype == torch.float64:
         raise ConfigError("the compiled kernels compute in single precision; give them torch.float32, not float64")
@@ -28,14 +28,14 @@ def kernel_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def lay_out(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x in a dtype that the kernels read, channels (last dimension) side by side, each element in its own place."""
+    """Returns x in a dtype that the kernels read, with adjacent channels (last dimension) and no overlaps."""
     x = x.to(dtype)
     as_it_is = x.is_contiguous() or (x.stride(-1) == 1 and not _overlaps(x))
     return x if as_it_is else x.contiguous()
 
 
 def _overlaps(x: Tensor) -> bool:
-    """Whether two elements may share their memory, as after ``expand`` or ``unfold``."""
+    """Returns whether two elements may share memory, as after ``expand`` or ``unfold``."""
     extent = 1
     for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
         if size > 1 and stride < extent:

@@ -1,24 +1,24 @@
-/* Batch normalisation in training and a ReLU, if asked, forwards and backwards, of dense channels-last maps.
+/* Batch normalisation in training, optionally followed by a ReLU; forwards and backwards, on dense channels-last maps.
  *
- * A map is a list of pixels of C neighbouring numbers. Whatever C is, it is read in full vectors: a period of vectors
- * holds a whole number of pixels, and per-channel numbers are repeated to its length. Sums are taken over chunks of one
- * size and then over the chunks in their order: the same bits for any number of threads. The passes return 0, or 1 if
+ * A map is a list of pixels of C adjacent numbers. It is read in full vectors for any C: a period of vectors holds a
+ * whole number of pixels, and per-channel numbers are repeated over a period. Sums are taken within chunks of one size
+ * and then over the chunks in order, so they have the same bits for any number of threads. The passes return 0, or 1 if
  * there is no memory. */
 #include <math.h>
 
 #include "simd.h"
 
-#define CHUNK 16384 /* elements of a task, at least: few enough to be in the cache when they are read again */
-#define PERIOD 8    /* vectors of a period, at least: as many sums do not wait for each other */
+#define CHUNK 16384 /* least elements of a task: few enough to be still in the cache when they are read again */
+#define PERIOD 8    /* least vectors of a period: that many sums do not wait for each other */
 
 typedef struct {
-    int64_t pixels, channels, type, relu, threads; /* dtype of x, y and their gradients; all else is float */
+    int64_t pixels, channels, type, relu, threads; /* dtype of x, y and their gradients; the rest is float */
     const void *x;
     void *y;
     const float *weight, *bias;       /* (C) */
     double eps;
-    float *mean, *variance, *inverse; /* (C) of the batch: mean, unbiased variance, 1 / sqrt(biased variance + eps) */
-    float *partial;                   /* scratch of batch_norm_scratch() floats: two numbers a channel and chunk */
+    float *mean, *variance, *inverse; /* (C), of the batch: mean, unbiased variance, 1 / sqrt(biased variance + eps) */
+    float *partial;                   /* scratch of batch_norm_scratch() floats: two numbers per channel and chunk */
     /* Backwards only. */
     const void *grad_y;
     void *grad_x;
@@ -44,13 +44,13 @@ static int64_t chunks_of(const norm_args *a) {
 
 int64_t mobilemamba_batch_norm_scratch(const norm_args *a) { return 2 * chunks_of(a) * a->channels; }
 
-/* Numbers of the channels, repeated over a period. */
+/* Repeats the numbers of the channels over a period. */
 static void repeat(const float *numbers, int64_t channels, vec *to) {
     for (int64_t i = 0; i < period_of(channels) * LANES; i += channels)
         memcpy((float *)to + i, numbers, (size_t)channels * sizeof(float));
 }
 
-/* Sums over a period, added up by channel. */
+/* Adds up the sums of a period by channel. */
 INLINE void fold(const vec *sums, int64_t channels, float *to) {
     const float *from = (const float *)sums;
     for (int64_t c = 0; c < channels; c++) to[c] = from[c];
@@ -58,7 +58,7 @@ INLINE void fold(const vec *sums, int64_t channels, float *to) {
         for (int64_t c = 0; c < channels; c++) to[c] += from[i + c];
 }
 
-/* What is done with n elements of a chunk from element i of the map on; vector v of the period. */
+/* Runs `body` for every vector of a chunk: n elements from element i of the map on, at vector v of the period. */
 #define EACH_VECTOR(body)                                                                                              \
     {                                                                                                                  \
         int64_t i = first, v = 0;                                                                                      \
@@ -75,13 +75,13 @@ INLINE void fold(const vec *sums, int64_t channels, float *to) {
 typedef enum {
     MOMENTS,   /* mean of x, and sum of squared deviations from it */
     NORMALISE, /* x * scale + shift */
-    SUMS,      /* of the gradient, and of its products with x - mean */
-    GRADIENT   /* of x: gradient * scale + x * slope + offset */
+    SUMS,      /* sums of the gradient, and of its products with x - mean */
+    GRADIENT   /* gradient of x: gradient * scale + x * slope + offset */
 } pass;
 
-enum { SCALE, SHIFT, MEAN, SLOPE, OFFSET, NUMBERS }; /* what a pass may need of each channel */
+enum { SCALE, SHIFT, MEAN, SLOPE, OFFSET, NUMBERS }; /* numbers of each channel that a pass may need */
 
-/* The gradient of the normalised x: the ReLU lets it through where its input is above 0, or NaN. */
+/* The gradient of the normalised x; the ReLU passes it where its input is above 0 or NaN. */
 INLINE vec grad_at(const norm_args *a, dtype type, int relu, int64_t i, int64_t n, vec x, vec scale, vec shift) {
     vec grad = load(a->grad_y, i, type, n);
     return relu ? select_vec(x * scale + shift <= 0.0f, splat(0), grad) : grad;
@@ -138,16 +138,16 @@ static int over_chunks(const norm_args *a, pass kind, vec *const *numbers) {
     return failed;
 }
 
-/* What the passes share: numbers repeated over a period, and two of each channel in either precision. */
+/* Memory shared by the passes: numbers repeated over a period, and two numbers per channel in double and in float. */
 typedef struct {
-    vec *numbers[NUMBERS]; /* the first is to be freed; null if there is no memory */
+    vec *numbers[NUMBERS]; /* free the first; null if there is no memory */
     double *sums;          /* zeros */
     float *pair;
 } memory;
 
 static memory memory_of(int64_t channels) {
     int64_t period = period_of(channels);
-    memory m = {{vectors(NUMBERS * period + channels)}, 0, 0}; /* 24 bytes a channel after the periods, of 64 */
+    memory m = {{vectors(NUMBERS * period + channels)}, 0, 0}; /* the last 64 bytes per channel hold 24 */
     if (!m.numbers[0]) return m;
     for (int i = 1; i < NUMBERS; i++) m.numbers[i] = m.numbers[0] + i * period;
     m.sums = (double *)(m.numbers[0] + NUMBERS * period);
@@ -156,7 +156,7 @@ static memory memory_of(int64_t channels) {
     return m;
 }
 
-/* The batch's affine map of each channel, repeated: the same numbers backwards as forwards. */
+/* The affine map that normalises each channel, repeated over a period; it is the same backwards as forwards. */
 static void repeat_affine(const norm_args *a, const memory *m) {
     int64_t C = a->channels;
     float *scale = m->pair, *shift = scale + C;
@@ -168,7 +168,7 @@ static void repeat_affine(const norm_args *a, const memory *m) {
     repeat(shift, C, m->numbers[SHIFT]);
 }
 
-/* The batch's statistics from the chunks' moments. */
+/* Computes the batch's statistics from the moments of the chunks. */
 static void merge_moments(const norm_args *a, double *mean) {
     int64_t C = a->channels, chunk_pixels = chunk_of(C) / C;
     double *squares = mean + C;

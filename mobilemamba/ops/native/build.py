@@ -1,4 +1,4 @@
-"""Compiles the kernels into one shared library. Standard library only: it runs where nothing else is installed yet."""
+"""Compiles the kernels into one shared library. Standard library only, as nothing else may be installed yet."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ HERE = Path(__file__).parent
 LIBRARY = HERE / "libmobilemamba.so"
 
 _FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-shared", "-Wall", "-Wextra", "-Wvla", "-Wno-psabi", "-Wno-unknown-pragmas")
-# The best first. Clones choose the instruction set at run time; OpenMP is the runtime that PyTorch has loaded already.
+# Best first. Clones choose the instruction set at run time; OpenMP uses the runtime that PyTorch has already loaded.
 _EXTRAS = (("-fopenmp", "-DMOBILEMAMBA_CLONES"), ("-fopenmp",), ("-DMOBILEMAMBA_CLONES",), ())
 
 
 class CompilationError(RuntimeError):
-    """There is no C compiler, or it refuses the sources."""
+    """There is no C compiler, or it rejects the sources."""
 
 
 def fingerprint() -> str:
-    """Of the sources, without which no library is trusted: its structures are laid out as theirs."""
+    """Returns a hash of the sources; a library compiled from others might lay out its structures differently."""
     sources = sorted(HERE.glob("*.[ch]"))
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
 
@@ -39,8 +39,7 @@ def compile_library(target: Path = LIBRARY, flags: tuple[str, ...] = ()) -> Path
     Returns:
         ``target``.
 
-    Raises:
-        CompilationError: If there is no compiler, or it fails; the message is its last line.
+    CompilationError: If there is no compiler, or it fails; the message is the compiler's last line.
     """
     named = os.environ.get("CC")
     compiler = shlex.split(named) if named else [c for c in map(shutil.which, ("cc", "gcc", "clang")) if c][:1]

@@ -3,7 +3,7 @@
  * Input and output may be slices of the channels of wider maps. */
 #include "simd.h"
 
-#define TILE 3 /* neighbouring columns whose sums are taken together: maps are often 3, 6 or 12 wide */
+#define TILE 3 /* adjacent columns whose sums are computed together: maps are often 3, 6 or 12 wide */
 
 typedef enum {
     NONE = 0,
@@ -15,7 +15,7 @@ typedef enum {
 
 typedef struct {
     int64_t batch, height, width, channels, y_height, y_width;
-    int64_t kernel, stride; /* the kernel is odd, and the padding half of it */
+    int64_t kernel, stride; /* kernel is odd; the padding is kernel / 2 */
     int64_t type, threads, act;
     const void *x;
     void *y;
@@ -26,7 +26,7 @@ typedef struct {
 
 SIZE_OF(depthwise_args);
 
-static const float zeros[LANES]; /* around the map: read instead of a branch that would keep weights out of registers */
+static const float zeros[LANES]; /* read beyond the map: a branch instead would keep weights out of registers */
 
 INLINE vec activate(const depthwise_args *a, vec x, int64_t c, int64_t n) {
     if (a->act == NONE) return x;
@@ -43,7 +43,7 @@ INLINE void row_of(const depthwise_args *a, dtype type, const int64_t kernel, co
     int64_t first = top < 0 ? -top : 0, last = smaller(kernel, a->height - top);
     for (int64_t column = 0; column < a->y_width; column += TILE) {
         int64_t left = column * stride - kernel / 2, end = kernel + (TILE - 1) * stride;
-        if (stride != 1) end = smaller(end, a->width - left); /* else known beforehand */
+        if (stride != 1) end = smaller(end, a->width - left); /* otherwise a constant */
         vec sums[TILE];
         for (int64_t j = 0; j < TILE; j++) sums[j] = load(a->bias, c, FLOAT32, n);
         for (int64_t y = first; y < last; y++) {
@@ -64,7 +64,7 @@ INLINE void row_of(const depthwise_args *a, dtype type, const int64_t kernel, co
     }
 }
 
-/* Constant kernel sizes and widths where that is common: the compiler then unrolls the loops over them. */
+/* Common kernel sizes and widths are passed as constants, so that the compiler unrolls the loops over them. */
 CLONED static void row_task(const depthwise_args *a, int64_t task) {
     int64_t blocks = blocks_of(a->channels), rows = task / blocks;
     int64_t b = rows / a->y_height, row = rows % a->y_height;

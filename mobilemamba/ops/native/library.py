@@ -1,4 +1,4 @@
-"""Loads the compiled kernels, once, at first use."""
+"""Loads the compiled kernels once, when they are first used."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _REMEDY = f"install gcc or clang, then: {_REBUILD}"
 
 @cache
 def _load() -> ctypes.CDLL | str:
-    """The library, or the reason why there is none."""
+    """Returns the library, or why it cannot be used."""
     if os.environ.get("MOBILEMAMBA_NATIVE", "1") == "0":
         return "switched off by MOBILEMAMBA_NATIVE=0"
     if not LIBRARY.exists():
@@ -41,13 +41,13 @@ def _load() -> ctypes.CDLL | str:
 
 
 def why_not() -> str | None:
-    """The reason why the compiled kernels cannot be used, or None."""
+    """Returns why the compiled kernels cannot be used, or None if they can."""
     loaded = _load()
     return loaded if isinstance(loaded, str) else None
 
 
 def why_not_on(device: torch.device, dtype: torch.dtype, **_: object) -> str | None:
-    """The reason why they cannot be used for tensors of that kind, or None."""
+    """Returns why the compiled kernels cannot run on the device in the dtype, or None if they can."""
     if device.type != "cpu":
         return f"the compiled kernels are for the CPU, not for {device.type}"
     if dtype == torch.float64:
@@ -60,12 +60,12 @@ def backend(
     backward: Callable[..., Any] | None = None,
     unavailable: Callable[..., str | None] = why_not_on,
 ) -> Backend:
-    """The compiled kernel as a backend of an operation."""
+    """Returns a compiled kernel as a backend of an operation."""
     return Backend("native", "compiled CPU kernel", forward, backward, "cpu", unavailable)
 
 
 def why_one_thread() -> str | None:
-    """The reason why the compiled kernels, if they can be used, run in one thread whatever torch is set to, or None."""
+    """Returns why the compiled kernels run in only one thread whatever torch is set to, or None if that is not so."""
     loaded = _load()
     if isinstance(loaded, str) or ctypes.c_int.in_dll(loaded, "mobilemamba_openmp").value:
         return None
@@ -73,18 +73,18 @@ def why_one_thread() -> str | None:
 
 
 def call(function: str, arguments: ctypes.Structure) -> None:
-    """Calls a function that writes its results where its arguments say.
+    """Calls a function of the library, which writes its results where its arguments say.
 
     Raises:
-        BackendUnavailableError: If the compiled kernels cannot be used: a network that was exported elsewhere asks.
-        MemoryError: If it finds no memory for what it computes on its way.
+        BackendUnavailableError: If the compiled kernels cannot be used, e.g. in a network exported on another machine.
+        MemoryError: If the function cannot allocate memory for intermediate results.
     """
     if getattr(_library(), function)(ctypes.byref(arguments)):
-        raise MemoryError(f"{function}: no memory for what it computes on its way; take smaller batches or pictures")
+        raise MemoryError(f"{function}: no memory for its intermediate results; use smaller batches or pictures")
 
 
 def scratch(function: str, arguments: ctypes.Structure) -> int:
-    """How many floats of scratch memory a function needs, by another one that counts them."""
+    """Returns the number of floats of scratch memory that a function needs, as counted by the function named here."""
     count = getattr(_library(), function)
     count.restype = ctypes.c_int64
     return count(ctypes.byref(arguments))

@@ -1,40 +1,40 @@
 /* The selective scan of a sequence in several directions, forwards and backwards.
  *
- * Sequences lie channels-last: the D channels of a position are neighbours in memory. A direction is a list of positions,
+ * Sequences lie channels-last: the D channels of a position are adjacent in memory. A direction is a list of positions,
  * so nothing is flipped or copied: u, dt, B, C and y are indexed by position, never by step. Letters as in the Python
  * code: B batch, K directions, D width, N state size, L length, R rank of the step size.
  *
- * Work is cut into tasks (picture x group of channels) whose results do not depend on which thread runs them, and what is
- * summed over tasks is summed in a fixed order afterwards: the same bits for any number of threads. The passes return 0,
- * or 1 if there is no memory. */
+ * Work is cut into tasks (picture x group of channels) whose results do not depend on the thread that runs them, and
+ * sums over tasks are taken afterwards in a fixed order, so they have the same bits for any number of threads. The
+ * passes return 0, or 1 if there is no memory. */
 #include "simd.h"
 
-#define GROUP 4 /* blocks of LANES channels that share the sums over channels of the backward pass */
-#define STEPS 4 /* steps at a time: only the recurrence itself must wait for the step before */
+#define GROUP 4 /* blocks of LANES channels over which the backward pass sums together */
+#define STEPS 4 /* steps computed at a time: only the recurrence itself must wait for the previous step */
 
 typedef struct {
     int64_t batch, directions, width, d_state, length, rank;
-    int64_t type;          /* dtype of u, dt, y, gate and of their gradients; all else is float */
+    int64_t type;          /* dtype of u, dt, y, gate and of their gradients; the rest is float */
     int64_t threads;
     const int32_t *order;  /* (K, L) positions in the order of visit */
     const void *u;         /* (B, K, L, D) by strides; a direction's stride may be 0 */
-    const void *dt;        /* (B, K, L, D), or float (B, K, L, R) if rank > 0; channels are neighbours */
+    const void *dt;        /* (B, K, L, D), or float (B, K, L, R) if rank > 0; channels are adjacent */
     const float *B, *C;    /* (B, K, L, N) by strides */
     const float *A;        /* (K, D, N) */
     const float *skip;     /* (K, D) */
     const float *bias;     /* (K, D) */
     const float *dt_weight; /* (K, R, D), if rank > 0 */
-    void *y;               /* (B, K, L, D) by strides; with a direction's stride of 0 the directions are summed */
+    void *y;               /* (B, K, L, D) by strides; summed over the directions if their stride is 0 */
     int64_t u_stride[3], dt_stride[3], B_stride[4], C_stride[4], y_stride[3]; /* elements: B, K, L(, N) */
-    /* After the scan, over the channels of each position: LayerNorm, then times silu(gate). Null: neither. */
+    /* After the scan, over the channels of each position: LayerNorm, then times silu(gate). Neither if null. */
     const float *norm_weight, *norm_bias;
     double norm_eps;
     const void *gate; /* (B, L, D) by gate_stride */
     int64_t gate_stride[2];
-    /* Backwards only, for rank 0. Strides of grad_y are those of y, of grad_u those of u, of grad_dt those of dt. */
+    /* Backwards only, with rank 0. grad_y has the strides of y, grad_u those of u, grad_dt those of dt. */
     const void *grad_y;
     void *grad_u, *grad_dt;
-    float *grad_A, *grad_skip, *grad_bias; /* as A, skip, bias */
+    float *grad_A, *grad_skip, *grad_bias; /* shaped as A, skip, bias */
     float *grad_B, *grad_C;                /* (B, L, K, N) */
     float *partial;                        /* scratch of scan_scratch() floats */
 } scan_args;
@@ -55,7 +55,7 @@ INLINE void raw_steps(const scan_args *s, dtype type, int64_t b, int64_t k, cons
     }
 }
 
-/* sums: vectors (L), then A and the state (2, N), which a single state keeps in registers. */
+/* sums: L vectors, then N of A and N of the state, which are registers instead if N is 1. */
 INLINE void scan_block(const scan_args *s, dtype type, int64_t N, int64_t b, block own, const int64_t n, vec *sums) {
     int64_t d = own.start, K = s->directions, L = s->length;
     int merged = K > 1 && s->y_stride[1] == 0;
@@ -99,7 +99,7 @@ INLINE void scan_block(const scan_args *s, dtype type, int64_t N, int64_t b, blo
     }
 }
 
-/* The width and the type as constants where that is common: the compiler then drops the general case. */
+/* Common widths and types are passed as constants, so that the compiler drops the general case. */
 CLONED static int scan_forward_task(const scan_args *s, int64_t task) {
     int64_t blocks = blocks_of(s->width), b = task / blocks;
     block own = block_at(s->width, task % blocks);
@@ -135,7 +135,7 @@ INLINE void norm_gate_row(const scan_args *s, dtype type, int64_t b, int64_t l) 
     for (int64_t i = 0; i < blocks_of(D); i++) {
         block own = block_at(D, i);
         int64_t d = own.start, n = own.n;
-        vec y = load(s->y, at + d, type, n) - mean; /* only a neighbour's lanes may have been written */
+        vec y = load(s->y, at + d, type, n) - mean; /* lanes already written belong to the block before */
         vec normed = y * scale * load(s->norm_weight, d, FLOAT32, n) + load(s->norm_bias, d, FLOAT32, n);
         store(s->y, at + d, type, own.skip, n, normed * silu(load(s->gate, gate_at + d, type, n)));
     }
@@ -158,9 +158,9 @@ int mobilemamba_scan_forward(const scan_args *s) {
     return 0;
 }
 
-/* What a step leaves for the way back. */
+/* What the way back needs of a step. */
 typedef struct {
-    vec delta, derivative; /* the step size, and its derivative by the raw one */
+    vec delta, derivative; /* the step size, and its derivative with respect to the raw one */
 } step;
 
 INLINE void scan_block_backward(const scan_args *s, dtype type, int64_t N, int64_t b, int64_t k, block own,
@@ -197,14 +197,14 @@ INLINE void scan_block_backward(const scan_args *s, dtype type, int64_t N, int64
         const float *Bl = B + l * s->B_stride[2], *Cl = C + l * s->C_stride[2];
         vec u = load(s->u, u_at, type, n), delta = steps[t].delta;
         vec grad_y = load(s->grad_y, b * s->y_stride[0] + k * s->y_stride[1] + l * s->y_stride[2] + d, type, n);
-        grad_y = own_lanes(grad_y, own); /* a neighbour's channels give nothing */
+        grad_y = own_lanes(grad_y, own); /* channels of the block before add nothing */
         vec grad_delta = splat(0), grad_drive = splat(0); /* of delta through the decay; of delta * u */
         for (int64_t i = 0; i < N; i++) {
             vec g = grad_h[i] + grad_y * Cl[i * s->C_stride[3]];
             grad_Cs[l * N + i] += grad_y * states[(t + 1) * N + i];
             grad_Bs[l * N + i] += g * (delta * u);
             grad_drive += g * Bl[i * s->B_stride[3]];
-            grad_h[i] = g * decays[t * N + i]; /* of the state before this step */
+            grad_h[i] = g * decays[t * N + i]; /* gradient of the state before this step */
             vec grad_exponent = grad_h[i] * states[t * N + i];
             grad_delta += grad_exponent * A[i];
             grad_A[i] += grad_exponent * delta;
@@ -235,7 +235,7 @@ int64_t mobilemamba_scan_scratch(const scan_args *s) {
     return s->batch * s->directions * (over_channels + over_steps);
 }
 
-/* partial: (B, K, D, N + 2) sums over steps, then (2, groups, B, L, K, N) sums over a group's channels, B's and C's. */
+/* partial: (B, K, D, N + 2) sums over steps, then (2, groups, B, L, K, N) sums over a group's channels, for B and C. */
 CLONED static int scan_backward_task(const scan_args *s, int64_t task) {
     int64_t K = s->directions, L = s->length, N = s->d_state, groups = groups_of(s);
     int64_t b = task / groups, group = task % groups;

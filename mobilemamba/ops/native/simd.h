@@ -1,7 +1,7 @@
-/* Sixteen floats at a time, in GCC's and clang's vector extension: the compiler maps them to whatever the target has.
+/* Vectors of sixteen floats in GCC's and clang's vector extension, which the compiler maps to what the target has.
  *
  * A function marked CLONED is compiled for several instruction sets, and the loader picks one at run time; whatever it
- * calls must be INLINE, so that it is compiled with the caller's. */
+ * calls must be INLINE, so that it is compiled for the same set. */
 #ifndef MOBILEMAMBA_SIMD_H
 #define MOBILEMAMBA_SIMD_H
 
@@ -24,16 +24,16 @@ typedef uint16_t hvec __attribute__((vector_size(2 * LANES)));
 
 typedef enum { FLOAT32 = 0, BFLOAT16 = 1 } dtype;
 
-/* Memory for n vectors, to be freed; null if there is none. It grows with what users choose, so it is not the stack's. */
+/* Allocates n vectors; null if there is no memory. On the heap, as the size grows with what users choose. */
 INLINE vec *vectors(int64_t n) { return aligned_alloc(sizeof(vec), (size_t)(n + 1) * sizeof(vec)); }
 
-/* Python compares the size of a function's arguments with its own idea of them. */
+/* Lets Python compare the size of a function's arguments with that of its own structure. */
 #define SIZE_OF(type) const int64_t mobilemamba_size_of_##type = sizeof(type)
 
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE vec splat(float x) { return x - (vec){0}; }
 INLINE vec select_vec(ivec mask, vec a, vec b) { return (vec)((mask & (ivec)a) | (~mask & (ivec)b)); }
-INLINE vec max_vec(vec a, vec b) { return select_vec(a < b, b, a); } /* a NaN in a stays */
+INLINE vec max_vec(vec a, vec b) { return select_vec(a < b, b, a); } /* keeps a NaN in a */
 
 /* n elements from element i on; the other lanes are zero. */
 INLINE vec load(const void *base, int64_t i, dtype type, int64_t n) {
@@ -51,7 +51,7 @@ INLINE vec load(const void *base, int64_t i, dtype type, int64_t n) {
     return (vec)(__builtin_convertvector(h, uvec) << 16); /* bfloat16 is the upper half of a float */
 }
 
-/* Lanes skip .. n - 1, to elements i + skip .. i + n - 1. Rounds to nearest even, as PyTorch does; NaN stays NaN. */
+/* Writes lanes skip .. n - 1 to elements i + skip .. i + n - 1. Rounds to nearest even, like PyTorch; keeps NaN. */
 INLINE void store(void *base, int64_t i, dtype type, int64_t skip, int64_t n, vec v) {
     if (type == FLOAT32) {
         float *to = (float *)base + i;
@@ -68,8 +68,8 @@ INLINE void store(void *base, int64_t i, dtype type, int64_t skip, int64_t n, ve
     else memcpy(to + skip, (uint16_t *)&h + skip, (size_t)(n - skip) * sizeof *to);
 }
 
-/* One vector's share of the channels. Where the last one is short it moves back to full length, and what it then shares
- * with its neighbour is computed twice but stored once: partial loads are slow. Fewer than LANES channels stay short. */
+/* One vector's share of the channels. If the last one is short it moves back to full length, because partial loads are
+ * slow; what it then shares with the block before is computed twice but stored once. Fewer than LANES stay short. */
 typedef struct {
     int64_t start, n, skip; /* channels start + skip .. start + n - 1 are this block's own */
 } block;
@@ -82,7 +82,7 @@ INLINE block block_at(int64_t channels, int64_t index) {
     return at;
 }
 
-/* v where the block's own lanes are, 0 elsewhere. */
+/* v in the block's own lanes, 0 in the others. */
 INLINE vec own_lanes(vec v, block at) {
     if (at.skip == 0 && at.n == LANES) return v;
     ivec lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -95,7 +95,7 @@ INLINE float sum_lanes(vec v) {
     return s;
 }
 
-/* e^x to 1 ulp or so: x = n ln 2 + r, a polynomial in r, n into the exponent. From -87.3 down it stays at 1.2e-38. */
+/* e^x to about 1 ulp: x = n ln 2 + r, a polynomial in r, n into the exponent. Below -87.3 it stays at 1.2e-38. */
 INLINE vec exp_vec(vec x) {
     x = select_vec(x > 88.0f, splat(88.0f), x);
     x = select_vec(x < -87.3f, splat(-87.3f), x);

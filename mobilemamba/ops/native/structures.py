@@ -1,4 +1,4 @@
-"""The arguments of the compiled kernels as the structures of the C sources; what they mean stands there."""
+"""The arguments of the compiled kernels as ctypes structures; the C sources explain their fields."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mobilemamba.ops.native.arguments import I64, POINTER
 
 
 class ScanArgs(ctypes.Structure):
-    """Of scan.c."""
+    """Arguments of the functions of scan.c."""
 
     _fields_ = [
         *((name, I64) for name in ("batch", "directions", "width", "d_state", "length", "rank", "type", "threads")),
@@ -29,7 +29,7 @@ class ScanArgs(ctypes.Structure):
 
 
 class WaveletArgs(ctypes.Structure):
-    """Of wavelet.c."""
+    """Arguments of the functions of wavelet.c."""
 
     _fields_ = [
         *((name, I64) for name in ("batch", "height", "width", "channels", "kernel", "type", "threads", "relu")),
@@ -40,7 +40,7 @@ class WaveletArgs(ctypes.Structure):
 
 
 class DepthwiseArgs(ctypes.Structure):
-    """Of depthwise.c."""
+    """Arguments of the function of depthwise.c."""
 
     _fields_ = [
         *((name, I64) for name in ("batch", "height", "width", "channels", "y_height", "y_width", "kernel", "stride")),
@@ -52,7 +52,7 @@ class DepthwiseArgs(ctypes.Structure):
 
 
 class NormArgs(ctypes.Structure):
-    """Of batch_norm.c."""
+    """Arguments of the functions of batch_norm.c."""
 
     _fields_ = [
         *((name, I64) for name in ("pixels", "channels", "type", "relu", "threads")),
@@ -63,7 +63,7 @@ class NormArgs(ctypes.Structure):
     ]
 
 
-#: By their names in C.
+#: The structures by their names in C.
 STRUCTURES = {
     "scan_args": ScanArgs,
     "wavelet_args": WaveletArgs,

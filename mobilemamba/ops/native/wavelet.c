@@ -1,7 +1,8 @@
 /* The wavelet branch in one pass: Haar transform, depthwise convolution of the four sub-bands, inverse transform.
  *
- * y = act(haar^-1(haar(x) * w) + other), channels-last; input and output may be slices of the channels of wider maps. A
- * map of odd sides is continued by zeros, and cropped at the end. The functions return 0, or 1 if there is no memory. */
+ * y = relu(haar^-1(haar(x) * w) + other), channels-last, with `other` and ReLU optional; input and output may be slices
+ * of the channels of wider maps. Maps with odd sides are padded with zeros, and the result is cropped. The functions
+ * return 0, or 1 if there is no memory. */
 #include "simd.h"
 
 typedef struct {
@@ -11,14 +12,14 @@ typedef struct {
     void *y;
     int64_t x_stride[3], other_stride[3], y_stride[3]; /* elements: picture, row, column */
     const float *weight; /* (4, kernel, kernel, C): sub-bands LL, HL (high along H), LH, HH */
-    float *grad_weight;  /* the same; `other` is then the gradient of y */
+    float *grad_weight;  /* of the same shape; `other` is then the gradient of y */
 } wavelet_args;
 
 SIZE_OF(wavelet_args);
 
 INLINE void convolve(const vec *from, vec *to, const float *weight, int64_t rows, int64_t columns, int64_t kernel,
                      int64_t channels, int64_t n, vec *any_taps) {
-    vec few_taps[9], *taps = kernel == 3 ? few_taps : any_taps; /* the common ones in registers */
+    vec few_taps[9], *taps = kernel == 3 ? few_taps : any_taps; /* in registers for the common size */
     for (int64_t i = 0; i < kernel * kernel; i++) taps[i] = load(weight, i * channels, FLOAT32, n);
     for (int64_t i = 0; i < rows; i++)
         for (int64_t j = 0; j < columns; j++) {
@@ -32,7 +33,7 @@ INLINE void convolve(const vec *from, vec *to, const float *weight, int64_t rows
         }
 }
 
-/* Haar's transform of n channels of a map: `bands` vectors (4, rows, columns). */
+/* Haar's transform of n channels of a map; writes `bands`, vectors (4, rows, columns). */
 INLINE void transform(const void *x, const int64_t *stride, dtype type, int64_t height, int64_t width, int64_t first,
                       const int64_t n, vec *bands) {
     int64_t rows = (height + 1) / 2, columns = (width + 1) / 2, size = rows * columns;

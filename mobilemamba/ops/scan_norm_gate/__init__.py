@@ -1,4 +1,4 @@
-"""SS2D between its projections in one pass, in inference: step sizes, the scan in all directions, LayerNorm, gate.
+"""The part of SS2D between its projections in one pass, for inference: step sizes, scan, LayerNorm and gate.
 
 Shape letters: B batch, H and W sides, K scan directions, D inner width, N state size, R rank of the step size,
 C = K (R + 2 N).
@@ -28,25 +28,25 @@ def definition(
     norm_bias: Tensor,
     norm_eps: float,
 ) -> Tensor:
-    """``LayerNorm(scan(u)) * SiLU(gate)`` by SS2D's own steps.
+    """``LayerNorm(scan(u)) * SiLU(gate)``, by SS2D's own steps.
 
     Args:
-        u_BHWD: The scan's input.
-        projected_BHWC: For each direction in turn R low-rank step sizes, then N of B, then N of C.
-        gate_BHWD: The gate before its SiLU.
-        dt_weight_KRD: Maps low-rank step sizes to channels; computed in float32, as all that follow.
+        u_BHWD: Input of the scan.
+        projected_BHWC: For each direction in turn: R low-rank step sizes, N numbers of B, N numbers of C.
+        gate_BHWD: Gate before its SiLU.
+        dt_weight_KRD: Maps low-rank step sizes to the channels; in float32, as are all that follow.
         A_KDN: State matrix.
         D_KD: Skip weights.
         dt_bias_KD: Step-size bias.
-        norm_weight: (D,) of the LayerNorm.
-        norm_bias: (D,) of the LayerNorm.
-        norm_eps: Of the LayerNorm.
+        norm_weight: (D,), weight of the LayerNorm.
+        norm_bias: (D,), bias of the LayerNorm.
+        norm_eps: Epsilon of the LayerNorm.
 
     Returns:
         (B, H, W, D), of u's dtype.
     """
     size = u_BHWD.shape[1], u_BHWD.shape[2]
-    backend = "auto" if standard_only() else "reference"  # a loop over all positions is too much for an export
+    backend = "auto" if standard_only() else "reference"  # a loop over all positions would make an export too large
     exact = torch.promote_types(u_BHWD.dtype, torch.float32)
     u, projected, gate = (x.to(exact) for x in (u_BHWD, projected_BHWC, gate_BHWD))
     dt, B, C = native.split_projected(projected, dt_weight_KRD, A_KDN)

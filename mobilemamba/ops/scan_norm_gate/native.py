@@ -1,4 +1,4 @@
-"""SS2D between its projections by the compiled CPU kernel; channels-last, without gradients."""
+"""The part of SS2D between its projections by the compiled CPU kernel; channels-last, without gradients."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LAYOUT |= {"norm_weight": "D", "norm_bias": "D"}
 
 
 def check_arguments(u: Tensor, projected: Tensor, gate: Tensor, *others: Any) -> None:
-    """Of the operator, on any device."""
+    """Checks the operator's arguments, on any device."""
     sizes = check("scan_norm_gate", _LAYOUT, (u, gate, *others[:6]))
     directions, rank, d_state = (sizes[letter] for letter in "KRN")
     check_directions(directions)
@@ -28,7 +28,7 @@ def check_arguments(u: Tensor, projected: Tensor, gate: Tensor, *others: Any) ->
 
 
 def split_projected(projected_BHWC: Tensor, dt_weight_KRD: Tensor, A_KDN: Tensor) -> tuple[Tensor, ...]:
-    """Low-rank step sizes (B, K, L, R), then B and C (B, K, L, N): views."""
+    """Splits the projection into views: low-rank step sizes (B, K, L, R), and B and C (B, K, L, N)."""
     (directions, rank, _), d_state = dt_weight_KRD.shape, A_KDN.shape[2]
     parts = projected_BHWC.flatten(1, 2).unflatten(2, (directions, -1)).transpose(1, 2)
     return parts.split([rank, d_state, d_state], dim=-1)
@@ -47,7 +47,7 @@ def scan_norm_gate(
     norm_bias: Tensor,
     norm_eps: float,
 ) -> Tensor:
-    """Arguments and result as in the package's function."""
+    """Computes the operator on a CPU; arguments and result as in ``mobilemamba.ops.scan_norm_gate.definition``."""
     dt, B, C = split_projected(projected_BHWC.float(), dt_weight_KRD, A_KDN)
     order = scan_order(len(A_KDN), (u_BHWD.shape[1], u_BHWD.shape[2]))
     scan = Scan(u_BHWD.flatten(1, 2), dt, A_KDN, B, C, D_KD, dt_bias_KD, order, dt_weight_KRD)

@@ -1,9 +1,9 @@
-"""SS2D between its projections by two Triton kernels: the scan with its step sizes, then LayerNorm and gate.
+"""The part of SS2D between its projections by two Triton kernels: scan with step sizes, then LayerNorm and gate.
 
-The norm is over all channels of a position, and the scan's programs have some channels each. Without gradients.
+The norm is over all channels of a position, whereas a program of the scan has only some. Without gradients.
 """
 
-# The kernel's arguments have no annotations, as Triton would read them.
+# The kernel's arguments have no annotations, because Triton would interpret them.
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from mobilemamba.ops.scan_norm_gate import native
 from mobilemamba.ops.selective_scan.definition import ScanInputs
 from mobilemamba.ops.selective_scan.triton import forward
 
-tl: Any = None  # triton.language, once the kernel is asked for
+tl: Any = None  # triton.language, set when the kernel is first needed
 constexpr = Any  # Triton goes by the annotation's name
 
 
 def _norm_gate(
     x, gate, weight, bias, eps, y, length, channels, gate_stride_b, gate_stride_l, gate_stride_d, BLOCK: constexpr
 ):
-    """``y = LayerNorm(x) * SiLU(gate)``; a program has one position."""
+    """``y = LayerNorm(x) * SiLU(gate)``; a program computes one position."""
     row, d = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     has_d = d < channels
     x_d = tl.load(x + row * channels + d, has_d, 0.0).to(tl.float32)
@@ -55,7 +55,7 @@ def compute(
     norm_bias: Tensor,
     norm_eps: float,
 ) -> Tensor:
-    """Arguments and result as in the package's function."""
+    """Computes the operator on a GPU; arguments and result as in ``mobilemamba.ops.scan_norm_gate.definition``."""
     dt, B, C = native.split_projected(projected_BHWC, dt_weight_KRD, A_KDN)
     inputs = ScanInputs(u_BHWD.flatten(1, 2), dt, A_KDN, B, C, D_KD, dt_bias_KD)
     scanned_BLD = forward(inputs, u_BHWD.shape[1:3], dt_weight_KRD)
@@ -76,11 +76,11 @@ def compute(
         width,
         *gate.stride(),
         BLOCK=block,
-        num_warps=min(max(block // 1024, 1), 32),  # one, as far as it goes, has no need of others' sums
+        num_warps=min(max(block // 1024, 1), 32),  # a single warp need not wait for the sums of others
     )
     return y
 
 
 implement_on_cuda("scan_norm_gate", native.check_arguments, compute)
 
-BACKEND = jit.backend(native.scan_norm_gate)  # the operator, one for all devices
+BACKEND = jit.backend(native.scan_norm_gate)  # the same operator serves all devices

@@ -1,14 +1,14 @@
 """The selective scan (Mamba, arXiv:2312.00752, Algorithm 2) with several backends behind one function.
 
-Each backend is a file with ``forward`` and ``backward``; they run inside one custom op, so that autograd,
-torch.compile, torch.export and the flop counter all see a single node. ``reference`` alone is plain autograd: it is
-the definition.
+Each backend is a file with ``forward`` and ``backward``. They run inside one custom op, so that autograd,
+torch.compile, torch.export and the flop counter all see a single node. Only ``reference``, the definition, is plain
+autograd.
 
-They see everything by position, so that a direction is only an order of visit: ``forward(inputs, size)`` gives
-(B, L, D) for a map, and (B, K, L, D) for sequences, which have no size. Triton's also take low-rank step sizes, which
-they map to the channels by a weight; for the others the map comes before.
+Backends index every tensor by position, so a direction is just an order of visit: ``forward(inputs, size)`` returns
+(B, L, D) for a map, and (B, K, L, D) for sequences, which have no size. Triton's backend also takes low-rank step sizes
+and maps them to the channels by a weight; for the other backends they are mapped beforehand.
 
-Shape letters: B batch, K scan directions, D inner width, N state size, L sequence length, H * W of a map, R rank of dt.
+Shape letters: B batch, K scan directions, D inner width, N state size, L sequence length (a map's H * W), R rank of dt.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def selective_scan(
     dt_bias_KD: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """The selective state-space recurrence along L, for each direction and channel.
+    """Computes the selective state-space recurrence along L, for each direction and channel.
 
     ``delta = softplus(dt + dt_bias)``, ``h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t``, ``y_t = C_t h_t + D u_t``.
 
@@ -65,8 +65,8 @@ def selective_scan(
         A_KDN: State matrix (diagonal), negative for a stable recurrence.
         B_BKNL: Input projections.
         C_BKNL: Output projections.
-        D_KD: Skip weights; none means 0.
-        dt_bias_KD: Step-size bias; none means 0.
+        D_KD: Skip weights; None means 0.
+        dt_bias_KD: Step-size bias; None means 0.
         backend: One of ``BACKENDS.names``. An explicit choice never falls back.
 
     Returns:
@@ -74,12 +74,12 @@ def selective_scan(
 
     Raises:
         ConfigError: If the backend's name is unknown, the tensors do not fit together, or a derivative is asked for
-            that only ``reference`` has: of a gradient, in forward mode, or by ``torch.func``.
+            that only ``reference`` has: a second, forward-mode or ``torch.func`` derivative.
         BackendUnavailableError: If an explicitly chosen backend cannot run on these tensors.
     """
     D_KD = A_KDN.new_zeros(A_KDN.shape[:2]) if D_KD is None else D_KD
     dt_bias_KD = A_KDN.new_zeros(A_KDN.shape[:2]) if dt_bias_KD is None else dt_bias_KD
-    if not torch.compiler.is_compiling():  # the operator checks once more, but has their letters in another order
+    if not torch.compiler.is_compiling():  # the operator checks again, but with the dimensions in another order
         check("selective_scan", _SEQUENCES, (u_BKDL, dt_BKDL, A_KDN, B_BKNL, C_BKNL, D_KD, dt_bias_KD))
     u_BKLD, dt_BKLD, B_BKLN, C_BKLN = (x.transpose(2, 3) for x in (u_BKDL, dt_BKDL, B_BKNL, C_BKNL))
     y_BKLD = _scan(ScanInputs(u_BKLD, dt_BKLD, A_KDN, B_BKLN, C_BKLN, D_KD, dt_bias_KD), (), backend)
@@ -98,11 +98,11 @@ def selective_scan_2d(
     backend: str = "auto",
     dt_weight_KRD: Tensor | None = None,
 ) -> Tensor:
-    """``selective_scan`` of a map along each direction of ``scan_order``, back in place and summed over them.
+    """Scans a map along each direction of ``scan_order``, puts the results back in place and sums them.
 
     Args:
         u_BLD: The map, row-major.
-        dt_BKLD: Step sizes before bias and softplus, of each direction, by position.
+        dt_BKLD: Step sizes of each direction before bias and softplus, by position.
         A_KDN: State matrix.
         B_BKLN: Input projections, by position.
         C_BKLN: Output projections, by position.
@@ -110,7 +110,7 @@ def selective_scan_2d(
         dt_bias_KD: Step-size bias.
         size: (H, W).
         backend: As for ``selective_scan``.
-        dt_weight_KRD: Maps the step sizes to the channels; they are low-rank then, (B, K, L, R).
+        dt_weight_KRD: If given, the step sizes are low-rank, (B, K, L, R), and this maps them to the channels.
 
     Returns:
         y_BLD, of u's dtype.
@@ -126,7 +126,7 @@ def selective_scan_2d(
 
 
 def expand_dt(dt_BKLR: Tensor, weight_KRD: Tensor) -> Tensor:
-    """The step sizes of all channels, (B, K, L, D), from their low-rank form, one matrix product a direction."""
+    """Returns the step sizes of all channels, (B, K, L, D), from low-rank ones, by one matrix product per direction."""
     batch, _, length, _ = dt_BKLR.shape
     dt_KMR = dt_BKLR.transpose(0, 1).flatten(1, 2)  # M = B * L
     return torch.bmm(dt_KMR, weight_KRD).unflatten(1, (batch, length)).transpose(0, 1)
@@ -155,9 +155,9 @@ def _name(size: Sequence[int]) -> str:
 def _check(
     inputs: ScanInputs, size: Sequence[int], dt_weight: Tensor | None = None, grad_y: Tensor | None = None
 ) -> None:
-    """Of the operators' arguments."""
+    """Checks the operators' arguments."""
     layout, sizes = (_MAPS, {"L": size[0] * size[1]}) if size else (_BY_POSITION, {})
-    directions = inputs.A.shape[:1].numel()  # by A, of which there is one for all pictures
+    directions = inputs.A.shape[:1].numel()  # as in A, which has no batch dimension
     tensors: tuple[Tensor, ...] = inputs
     if dt_weight is not None:
         layout, tensors = layout | {"dt": "BKLR", "dt_weight": "KRD"}, (*tensors, dt_weight)
@@ -175,13 +175,13 @@ _CHOICES = "SymInt height, SymInt width, str backend, Tensor? dt_weight=None"
 
 
 def _unpack(arguments: tuple[Any, ...]) -> tuple[ScanInputs, Sequence[int], str, Tensor | None]:
-    """The operators' arguments; sequences, which have no size, are known by u's dimensions."""
+    """Unpacks the operators' arguments; sequences, which have no size, are recognised by u's number of dimensions."""
     inputs, (height, width, backend, *dt_weight) = ScanInputs(*arguments[:7]), arguments[7:]
     return inputs, () if inputs.u.ndim == 4 else (height, width), backend, dt_weight[0] if dt_weight else None
 
 
 def _choose(inputs: ScanInputs, backend: str) -> tuple[Callable[..., Tensor], Callable[..., Sequence[Tensor]]]:
-    """Inside an operator: a traced network may come to a machine without a kernel, or be made double."""
+    """Chooses inside an operator, as a traced network may run where a kernel is missing, or be converted to double."""
     chosen = BACKENDS.choose(backend, inputs.u.device, inputs.u.dtype, d_state=inputs.A.shape[2])
     if chosen.backward is None:
         raise ConfigError(f"the operator selective_scan does not know {backend!r}; call the function selective_scan_2d")
@@ -217,7 +217,7 @@ def _(*arguments: Any) -> Tensor:
     schema=f"(Tensor grad_y, {_TENSORS}, {_CHOICES}) -> Tensor[]",
 )
 def _scan_backward_op(grad_y: Tensor, *arguments: Any) -> list[Tensor]:
-    """Gradients of the seven inputs, and of the weight if there is one."""
+    """Returns the gradients of the seven inputs, and of ``dt_weight`` if it is given."""
     inputs, size, backend, dt_weight = _unpack(arguments)
     _check(inputs, size, dt_weight, grad_y)
     with without_autocast(inputs.u.device):
@@ -242,7 +242,7 @@ def _scan_backward_op(grad_y: Tensor, *arguments: Any) -> list[Tensor]:
 
 
 def _as(gradient: Tensor, x: Tensor) -> Tensor:
-    """The gradient with x's dtype and strides, as the compiler is told below; a copy only where they differ."""
+    """Returns the gradient with x's dtype and strides, as the fake kernel below says; copies only if they differ."""
     stride = torch.empty_like(x, device="meta").stride()
     if gradient.dtype == x.dtype and gradient.stride() == stride:
         return gradient
@@ -273,13 +273,13 @@ _scan_backward_op.register_autograd(lambda *_: refuse_second_derivative("selecti
 
 
 def scan_macs(dt_shape: Sequence[int], A_shape: Sequence[int]) -> int:
-    """Multiply-adds of one scan by the paper's count, ``9 L D N + L D`` with D over all directions."""
+    """Returns the multiply-adds of one scan by the paper's count, ``9 L D N + L D`` with D over all directions."""
     return math.prod(dt_shape) * (9 * A_shape[-1] + 1)
 
 
 @register_flop_formula(torch.ops.mobilemamba.selective_scan)
 def _scan_flops(u_shape: torch.Size, dt_shape: torch.Size, A_shape: torch.Size, *others: Any, **_: Any) -> int:
-    """By the counter's convention: a multiply-add is two operations. Low-rank step sizes come with a weight's shape."""
+    """Counts a multiply-add as two operations, as the flop counter does; low-rank step sizes come with a weight."""
     dt_weight_shape = others[-1] if others else None
     dt_KLD = (*dt_shape[:-1], A_shape[1])
     of_dt = dt_weight_shape[1] * math.prod(dt_KLD) if isinstance(dt_weight_shape, torch.Size) else 0
@@ -288,4 +288,4 @@ def _scan_flops(u_shape: torch.Size, dt_shape: torch.Size, A_shape: torch.Size, 
 
 @register_flop_formula(torch.ops.mobilemamba.selective_scan_backward)
 def _scan_backward_flops(grad_shape: torch.Size, u_shape: torch.Size, *others: Any, **__: Any) -> int:
-    return 3 * _scan_flops(u_shape, *others)  # the states once more, their gradients, the inputs' gradients
+    return 3 * _scan_flops(u_shape, *others)  # the states again, their gradients, the inputs' gradients

@@ -1,10 +1,11 @@
 """The selective scan in plain PyTorch, fast without a compiler: a recurrence over chunks, gradients in closed form.
 
-A loop over L steps is bound by the launch of its operators. Cut into chunks of about sqrt(L) steps, all chunks advance
+A loop over L steps is bound by the launch of its operators. With chunks of about sqrt(L) steps, all chunks advance
 together, then their last states are chained, then each chunk adds what it inherited: about 2 sqrt(L) launches. Nothing
-is divided and every factor is at most 1, so no step can overflow. Memory is O(L): the states, never products of pairs.
+is divided and every factor is at most 1, so no step can overflow. Memory is O(L), for the states; no products of pairs
+of steps are stored.
 
-Shape letters: B batch, K scan directions, D inner width, N state size, L sequence length, M chunks, S steps a chunk.
+Shape letters: B batch, K scan directions, D inner width, N state size, L sequence length, M chunks, S steps per chunk.
 Inside, time comes first (LBKDN), so that one step of all sequences is one contiguous block.
 """
 
@@ -21,7 +22,7 @@ from torch import Tensor
 from mobilemamba.ops.scan_order import in_place, in_steps
 from mobilemamba.ops.selective_scan.definition import ScanInputs
 
-# On a CPU, from this many states a step on, the arithmetic outweighs the launches: chunks only add memory traffic.
+# On a CPU, from this many states per step on, arithmetic outweighs the launches, and chunks only add memory traffic.
 _WIDE_STEP_CPU = 1 << 14
 
 
@@ -36,16 +37,16 @@ class _Discretised(NamedTuple):
 
 
 def linear_recurrence(decay_LX: Tensor, drive_LX: Tensor, reverse: bool = False, overwrite: bool = False) -> Tensor:
-    """``h_t = decay_t h_{t-1} + drive_t`` from ``h = 0``; in reverse, ``h_t = decay_t h_{t+1} + drive_t``.
+    """Computes ``h_t = decay_t h_{t-1} + drive_t`` from ``h = 0``; in reverse, ``h_t = decay_t h_{t+1} + drive_t``.
 
     Args:
         decay_LX: Factors, shape (L, ...), contiguous.
         drive_LX: Inputs, of the same shape and dtype.
-        reverse: Run from the last step to the first.
-        overwrite: Write over ``drive_LX``, which saves memory but cannot be differentiated or exported.
+        reverse: Whether to run from the last step to the first.
+        overwrite: Whether to write over ``drive_LX``, which saves memory but cannot be differentiated or exported.
 
     Returns:
-        All states, shape (L, ...). With one chunk (long rows) and with several the results differ by rounding only.
+        All states, shape (L, ...). Results with one chunk (for wide steps) and with several differ by rounding only.
     """
     length = decay_LX.shape[0]
     wide = overwrite and drive_LX.device.type == "cpu" and drive_LX.numel() >= _WIDE_STEP_CPU * length
@@ -54,7 +55,7 @@ def linear_recurrence(decay_LX: Tensor, drive_LX: Tensor, reverse: bool = False,
     if chunks <= 1:
         return _advance(decay_LX[None], drive_LX[None], reverse, overwrite)[0]
     padding = chunks * steps - length
-    if padding:  # steps of zero drive and zero decay, after the end of time in either direction's last chunk
+    if padding:  # steps of zero drive and zero decay, after the end of the sequence
         decay_LX, drive_LX = (torch.cat([x, x.new_zeros(padding, *x.shape[1:])]) for x in (decay_LX, drive_LX))
     decay_MSX, drive_MSX = (x.unflatten(0, (chunks, steps)) for x in (decay_LX, drive_LX))
     h_MSX = _advance(decay_MSX, drive_MSX, reverse, overwrite)
@@ -68,7 +69,7 @@ def linear_recurrence(decay_LX: Tensor, drive_LX: Tensor, reverse: bool = False,
 
 
 def _advance(decay_MSX: Tensor, drive_MSX: Tensor, reverse: bool, overwrite: bool) -> Tensor:
-    """The recurrence along S, all M chunks at once, each from a zero state."""
+    """Runs the recurrence along S in all M chunks at once, each from a zero state."""
     decay, h = decay_MSX.unbind(1), list(drive_MSX.unbind(1))
     step = 1 if not reverse else -1
     order = range(len(h))[::step]
@@ -91,7 +92,7 @@ def _discretise(x: ScanInputs, size: Sequence[int]) -> _Discretised:
 
 
 def forward(inputs: ScanInputs, size: Sequence[int], overwrite: bool = True) -> Tensor:
-    """The scan by position; without ``overwrite`` by operators that autograd and exports can follow."""
+    """Scans by position; without ``overwrite``, by operators that autograd and exports can follow."""
     x = _discretise(inputs, size)
     h_LBKDN = linear_recurrence(x.decay_LBKDN, x.drive_LBKDN, overwrite=overwrite)
     y_LBKD = (h_LBKDN * x.C_LBK1N).sum(-1) + inputs.D.to(h_LBKDN.dtype) * x.u_LBKD
@@ -99,7 +100,7 @@ def forward(inputs: ScanInputs, size: Sequence[int], overwrite: bool = True) -> 
 
 
 def backward(grad_y: Tensor, inputs: ScanInputs, size: Sequence[int]) -> tuple[Tensor, ...]:
-    """Gradients of all seven inputs; the states are computed again, not kept, so that training takes less memory."""
+    """Returns the gradients of all seven inputs; recomputes the states, so that training takes less memory."""
     x = _discretise(inputs, size)
     dtype = x.u_LBKD.dtype
     h_LBKDN = linear_recurrence(x.decay_LBKDN, x.drive_LBKDN, overwrite=True)

@@ -16,10 +16,10 @@ from mobilemamba.ops.scan_order import in_place, in_steps
 
 
 class ScanInputs(NamedTuple):
-    """What every backend takes: all by position, not by step, and channels last.
+    """Inputs of every backend, all indexed by position rather than by step, and channels last.
 
     Attributes:
-        u: (B, L, D) of a map that all directions share, whose results are summed; or (B, K, L, D), sequences.
+        u: (B, L, D), a map that all directions share and whose results are summed; or (B, K, L, D), sequences.
         dt: Step sizes before bias and softplus, (B, K, L, D).
         A: State matrix, (K, D, N).
         B: Input projections, (B, K, L, N).
@@ -37,11 +37,11 @@ class ScanInputs(NamedTuple):
     dt_bias: Tensor
 
     def in_steps(self, size: Sequence[int]) -> tuple[Tensor, ...]:
-        """u, dt, B and C in the order of the steps of a map of ``size``, or of sequences, which have none: LBKC."""
+        """Returns u, dt, B and C as LBKC, in the order of the steps of a map of ``size`` (empty for sequences)."""
         return tuple(in_steps(x, len(self.A), size) for x in (self.u, self.dt, self.B, self.C))
 
     def merge(self, x_BKLD: Tensor) -> Tensor:
-        """What belongs to u, from what belongs to each direction."""
+        """Reduces a tensor of all directions to u's shape: sums over the directions if they share u."""
         return x_BKLD if self.u.ndim == 4 else x_BKLD.sum(1)
 
 
@@ -63,8 +63,8 @@ def selective_scan_reference(
 
 
 def forward(x: ScanInputs, size: Sequence[int]) -> Tensor:
-    """The scan by position."""
-    exact = x.u.to(torch.promote_types(x.u.dtype, torch.float32))  # rounded once, after the directions' sum
+    """Scans by position."""
+    exact = x.u.to(torch.promote_types(x.u.dtype, torch.float32))  # so that only the sum over the directions is rounded
     u_BKDL, dt_BKDL, B_BKNL, C_BKNL = (s.permute(1, 2, 3, 0) for s in x._replace(u=exact).in_steps(size))
     y_BKDL = selective_scan_reference(u_BKDL, dt_BKDL, x.A, B_BKNL, C_BKNL, x.D, x.dt_bias)
     return x.merge(in_place(y_BKDL.permute(3, 0, 1, 2), size))

@@ -1,4 +1,4 @@
-"""Adapter to mamba-ssm's CUDA kernel (the ``selective_scan_cuda`` extension), for those who have it built.
+"""Adapter to mamba-ssm's CUDA kernel (the ``selective_scan_cuda`` extension), for machines where it is built.
 
 The extension is probed, not the ``mamba_ssm`` package: the package can be imported without its kernel, and its import
 pulls in much that the kernel does not need.
@@ -24,7 +24,7 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 @cache
 def _kernel() -> ModuleType | str:
-    """The extension, or the reason it is absent. Any ImportError counts: a wrong ABI shows as an undefined symbol."""
+    """Returns the extension, or why it is missing. Any ImportError counts: a wrong ABI shows as an undefined symbol."""
     try:
         return importlib.import_module("selective_scan_cuda")
     except ImportError as error:
@@ -32,7 +32,7 @@ def _kernel() -> ModuleType | str:
 
 
 def unavailable(device: torch.device, dtype: torch.dtype, d_state: int = 1) -> str | None:
-    """Why the kernel cannot run there, or None if it can."""
+    """Returns why the kernel cannot run on the device in the dtype, or None if it can."""
     kernel = _kernel()
     if isinstance(kernel, str):
         return f"{kernel}; see docs/mamba_ssm.md for how to build it"
@@ -46,14 +46,14 @@ def unavailable(device: torch.device, dtype: torch.dtype, d_state: int = 1) -> s
 
 
 def _pack(x: ScanInputs, size: Sequence[int]) -> tuple[Tensor, ...]:
-    """The kernel's contract: directions as groups of channels, one dtype for what varies in time, fp32 for the rest."""
+    """Lays out inputs for the kernel: directions as groups of channels; u, dt, B, C in u's dtype, the rest in fp32."""
     u, dt, B, C = (s.to(x.u.dtype).permute(1, 2, 3, 0).contiguous() for s in x.in_steps(size))
     A, D, dt_bias = (s.float().contiguous() for s in (x.A.flatten(0, 1), x.D.flatten(), x.dt_bias.flatten()))
     return u.flatten(1, 2), dt.flatten(1, 2), A, B, C, D, dt_bias
 
 
 def forward(x: ScanInputs, size: Sequence[int]) -> Tensor:
-    """The scan by position."""
+    """Scans by position."""
     kernel = _kernel()
     assert isinstance(kernel, ModuleType)
     u, dt, A, B, C, D, dt_bias = _pack(x, size)
@@ -62,7 +62,7 @@ def forward(x: ScanInputs, size: Sequence[int]) -> Tensor:
 
 
 def backward(grad_y: Tensor, x: ScanInputs, size: Sequence[int]) -> tuple[Tensor, ...]:
-    """Gradients of all seven inputs."""
+    """Returns the gradients of all seven inputs."""
     kernel = _kernel()
     assert isinstance(kernel, ModuleType)
     u, dt, A, B, C, D, dt_bias = _pack(x, size)

@@ -1,7 +1,7 @@
 """The scan by the compiled CPU kernel: one pass, nothing flipped or copied, threads over pictures and channels.
 
-Here all tensors are indexed by position and lie channels-last (BKLD): a direction is an order in which positions are
-visited. Letters as in the package: B batch, K scan directions, D inner width, N state size, L length, R rank of dt.
+All tensors are indexed by position and lie channels-last (BKLD): a direction is an order of visiting the positions.
+Shape letters: B batch, K scan directions, D inner width, N state size, L length, R rank of dt.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from mobilemamba.ops.selective_scan.definition import ScanInputs
 
 
 class Scan:
-    """One call of the kernel: its arguments, kept alive together.
+    """One call of the kernel; keeps its arguments alive.
 
     Args:
-        u: Inputs (B, K, L, D), or (B, L, D) if they are the same for every direction.
+        u: Inputs (B, K, L, D), or (B, L, D) if all directions share them.
         dt_BKLD: Step sizes before bias and softplus; (B, K, L, R) if ``dt_weight_KRD`` is given.
         A_KDN: State matrix.
-        B_BKLN: Input projections, any strides.
-        C_BKLN: Output projections, any strides.
+        B_BKLN: Input projections, with any strides.
+        C_BKLN: Output projections, with any strides.
         D_KD: Skip weights.
         bias_KD: Step-size bias.
         order_KL: int32; the positions in the order in which each direction visits them.
-        dt_weight_KRD: Maps the low-rank step sizes to the channels.
+        dt_weight_KRD: Maps low-rank step sizes to the channels.
     """
 
     def __init__(
@@ -70,9 +70,9 @@ class Scan:
         """Writes y: (B, K, L, D), or (B, L, D) for the sum over the directions.
 
         Args:
-            y: Where to write, channels side by side, of the kernel's dtype.
-            norm: Weight, bias (D,) and epsilon of a LayerNorm over the channels of the sum.
-            gate: (B, L, D), with ``norm``: the result is multiplied by its SiLU.
+            y: Tensor to write to, with adjacent channels and the kernel's dtype.
+            norm: Weight (D,), bias (D,) and epsilon of a LayerNorm over the channels of the sum.
+            gate: (B, L, D), only with ``norm``: the result is multiplied by its SiLU.
         """
         args = self.args
         self._set_y(y)
@@ -85,10 +85,10 @@ class Scan:
         return y
 
     def backward(self, grad_y: Tensor) -> tuple[Tensor, ...]:
-        """Gradients of u, dt, A, B, C, D and bias in the kernel's layout; those of B and C as (B, L, K, N) in float32.
+        """Returns the gradients of u, dt, A, B, C, D and bias; those of B and C as (B, L, K, N) in float32.
 
         Args:
-            grad_y: As y in ``forward``, any strides; summed over the directions if u is.
+            grad_y: Gradient of y, shaped as in ``forward``, with any strides; (B, L, D) if u is.
         """
         args = self.args
         grad_y = lay_out(grad_y, self.dtype)
@@ -111,7 +111,7 @@ class Scan:
 
 
 def _strides(x: Tensor) -> tuple[int, int, int]:
-    """Of picture, direction and position; 0 for the direction of a tensor (B, L, D) that all directions share."""
+    """Returns the strides of picture, direction and position; the direction's is 0 if all share a tensor (B, L, D)."""
     stride = x.stride()
     return (stride[0], 0, stride[1]) if x.ndim == 3 else (stride[0], stride[1], stride[2])
 
@@ -127,12 +127,12 @@ def _scan(x: ScanInputs, size: Sequence[int]) -> Scan:
 
 
 def forward(x: ScanInputs, size: Sequence[int]) -> Tensor:
-    """The scan by position."""
+    """Scans by position."""
     scan = _scan(x, size)
     return scan.forward(x.u.new_empty(x.u.shape, dtype=scan.dtype))
 
 
 def backward(grad_y: Tensor, x: ScanInputs, size: Sequence[int]) -> tuple[Tensor, ...]:
-    """Gradients of all seven inputs."""
+    """Returns the gradients of all seven inputs."""
     gu, gdt, gA, gB, gC, gD, gbias = _scan(x, size).backward(grad_y)
     return gu, gdt, gA, gB.transpose(1, 2), gC.transpose(1, 2), gD, gbias

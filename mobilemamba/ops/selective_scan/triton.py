@@ -1,7 +1,7 @@
-"""The scan as a Triton kernel for NVIDIA's GPUs: one launch for all directions, nothing flipped, copied or added after.
+"""The scan as a Triton kernel for NVIDIA's GPUs: one launch for all directions, without flips, copies or sums after it.
 
-A direction is an order of visit, and channels lie side by side. There are no atomics: what programs add to in common,
-they write apart, and PyTorch adds it up, so that the same inputs give the same bits.
+A direction is an order of visit, and channels are adjacent. There are no atomics: programs write their parts of a sum
+separately and PyTorch adds them up, so that the same inputs give the same bits.
 
 Shape letters: B batch, K scan directions, D inner width, N state size, L sequence length, R rank of the step sizes.
 """
@@ -17,14 +17,14 @@ from mobilemamba.ops import jit
 from mobilemamba.ops.selective_scan.definition import ScanInputs
 from mobilemamba.ops.selective_scan.triton_kernels import kernels as _kernels
 
-#: Positions that a program has at a time, forwards and backwards: as many as its registers take.
+#: Positions that a program holds at a time, forwards and backwards: as many as fit into its registers.
 _BLOCK_T = (16, 8)
-#: The largest state.
+#: The largest state size.
 _MAX_N = 16
 
 
 def _block(N: int) -> int:
-    """Channels of a program: a thread has all positions of a channel and a state."""
+    """Returns the channels of a program; a thread holds all positions of one channel and state."""
     return 32 if N == 1 else 16
 
 
@@ -33,7 +33,7 @@ def _blocks(D: int, N: int) -> int:
 
 
 def _launch(backwards: bool, x: ScanInputs, dt_weight: Tensor | None, size: Sequence[int], *others: object) -> None:
-    """Calls a kernel; ``others`` are its arguments besides those that both have."""
+    """Launches the forward or backward kernel; ``others`` are the arguments that only this kernel takes."""
     kernel, block_t = _kernels()[backwards], _BLOCK_T[backwards]
     K, D, N = x.A.shape
     batch, length = x.u.shape[0], x.u.shape[-2]
@@ -52,23 +52,23 @@ def _launch(backwards: bool, x: ScanInputs, dt_weight: Tensor | None, size: Sequ
 
 
 def _is_wide(x: Tensor) -> bool:
-    """Whether 32 bits are too few to count a picture's elements."""
+    """Returns whether offsets within a picture need more than 32 bits."""
     return sum((n - 1) * stride for n, stride in zip(x.shape[-2:], x.stride()[-2:], strict=True)) >= 2**31
 
 
 def _strides(x: Tensor) -> tuple[int, ...]:
-    """Of picture, direction, position and channel; 0 for the direction of a tensor (B, L, D) that all share."""
+    """Returns the strides of picture, direction, position and channel; the direction's is 0 if all share (B, L, D)."""
     stride = x.stride()
     return (stride[0], 0, *stride[1:]) if x.ndim == 3 else stride
 
 
 def _sum_of(y: Tensor, x: ScanInputs, size: Sequence[int]) -> Tensor:
-    """Where directions add up before the last one writes to y, in fp32."""
+    """Returns the fp32 tensor where directions are summed before the last one writes to y; y itself if it is fp32."""
     return y.new_empty(y.shape, dtype=torch.float32) if size and len(x.A) > 1 and y.dtype != torch.float32 else y
 
 
 def forward(x: ScanInputs, size: Sequence[int], dt_weight_KRD: Tensor | None = None) -> Tensor:
-    """The scan by position; with ``dt_weight_KRD``, which maps it to the channels, x's dt is (B, K, L, R)."""
+    """Scans by position; with ``dt_weight_KRD``, x's dt is (B, K, L, R), and the weight maps it to the channels."""
     y = x.u.new_empty(x.u.shape)
     _launch(False, x, dt_weight_KRD, size, _sum_of(y, x, size), y)
     return y
@@ -77,14 +77,14 @@ def forward(x: ScanInputs, size: Sequence[int], dt_weight_KRD: Tensor | None = N
 def backward(
     grad_y: Tensor, x: ScanInputs, size: Sequence[int], dt_weight_KRD: Tensor | None = None
 ) -> tuple[Tensor, ...]:
-    """Gradients of all seven inputs; the states are computed again, but for one before each block of positions.
+    """Returns the gradients of all seven inputs; keeps one state per block of positions and recomputes the others.
 
-    A low-rank dt's is that of all channels as well, (B, K, L, D), for a matrix product: to add up the channels in every
-    step would take the kernel longer than the memory takes.
+    The gradient of a low-rank dt is that of all channels as well, (B, K, L, D); a matrix product then reduces it, as
+    summing over channels at every step would take the kernel longer than the memory traffic does.
     """
     batch, length, (K, D, N) = x.u.shape[0], x.u.shape[-2], x.A.shape
     gu = x.u.new_empty(x.u.shape)
-    # Pictures side by side for each direction, as products of matrices take them.
+    # For each direction, pictures follow each other in memory, as the matrix products need them.
     gdt = torch.empty_like(x.dt) if dt_weight_KRD is None else x.dt.new_empty(K, batch, length, D).transpose(0, 1)
     states = x.A.new_empty((batch, -(-length // _BLOCK_T[1]), D, N), dtype=torch.float32)
     gB, gC = (states.new_empty(_blocks(D, N), *x.B.shape) for _ in range(2))
@@ -95,7 +95,7 @@ def backward(
 
 
 def unavailable(device: torch.device, dtype: torch.dtype, d_state: int = 1) -> str | None:
-    """Why the kernels cannot run there, or None if they can."""
+    """Returns why the kernels cannot run on the device in the dtype, or None if they can."""
     if d_state > _MAX_N:
         return f"d_state={d_state} exceeds the kernels' {_MAX_N}"
     return jit.why_not_on(device, dtype)

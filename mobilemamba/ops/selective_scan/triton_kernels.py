@@ -1,15 +1,15 @@
 """The scan's kernels in Triton's language.
 
-A program has one picture and a block of channels, and visits the positions of each direction in turn, sixteen at a
-time: they are loaded at once, their step sizes are a matrix product, and a thread scans its channel in registers, in
-fp32. What the scan needs of the positions before, or after, is one state a channel.
+A program processes one picture and a block of channels, and visits the positions of each direction in turn, a block of
+them at a time: it loads them at once, computes their step sizes by a matrix product, and each thread scans its channel
+in registers, in fp32. All that the scan needs from the positions before (or after) a block is one state per channel.
 
 Shape letters: B batch, K scan directions, D inner width, N state size, L sequence length, R rank of the step sizes. In
-a kernel ``u_td`` is of some positions and a block of channels, ``h_tdn`` of their states too, and ``u_stride_l`` the
-distance in memory from position to position.
+a kernel, ``u_td`` holds some positions of a block of channels, ``h_tdn`` their states too, and ``u_stride_l`` is the
+distance in memory from one position to the next.
 """
 
-# The kernels' arguments have no annotations, as Triton would read them.
+# The kernels' arguments have no annotations, because Triton would interpret them.
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from typing import Any
 
 from mobilemamba.ops import jit
 
-tl: Any = None  # triton.language, once the kernels are asked for
+tl: Any = None  # triton.language, set when the kernels are first needed
 constexpr = Any  # Triton goes by the annotation's name
 
 
 def _log2_softplus(x):
-    """``log2(1 + 2^x)``, exact to rounding for every x: log2(1 + z) is z times its best polynomial over 0 to 1."""
+    """``log2(1 + 2^x)``, exact to rounding for every x; log2(1 + z) is z times its best polynomial on 0 to 1."""
     z = tl.exp2(-tl.abs(x))
     y = 0.00754918206 * z - 0.0425670616
     y = y * z + 0.112856193
@@ -37,24 +37,24 @@ def _log2_softplus(x):
 
 
 def _after(a_left, b_left, a, b):
-    """Two steps of ``h = a h + b`` as one."""
+    """Combines two steps of ``h = a h + b`` into one."""
     return a_left * a, b_left * a + b
 
 
 def _before(p_left, h_left, a_left, b_left, p, h, a, b):
-    """The same, where h is the state before a step, ``h = p h_in + h``, and (a, b) the step after that."""
+    """The same for ``h = p h_in + h``, the state before a step, where (a, b) is the step that follows."""
     factor = p * a_left
     return factor * p_left, factor * h_left + (p * b_left + h), a, b
 
 
 def _backwards(p_right, g_right, a_right, p, g, a):
-    """Two steps back of ``g_t = g_t + a_{t+1} g_{t+1}`` as one."""
+    """Combines two backward steps of ``g_t = g_t + a_{t+1} g_{t+1}`` into one."""
     factor = p * a_right
     return factor * p_right, factor * g_right + g, a
 
 
 def _positions(first, length, width, k: constexpr, K: constexpr, MAP: constexpr, WIDE: constexpr, BLOCK_T: constexpr):
-    """Where direction k is in some steps, as ``scan_order`` has it, the last where there are no more; and which are."""
+    """Returns direction k's positions at some steps, as in ``scan_order``, and which exist; others repeat the last."""
     step = first + tl.arange(0, BLOCK_T)
     has_t = step < length
     step = tl.minimum(step, length - 1)
@@ -70,14 +70,14 @@ def _positions(first, length, width, k: constexpr, K: constexpr, MAP: constexpr,
 
 
 def _rows(x, at_t, d, has_d):
-    """Of each position and channel, from (pointer, distance of positions, distance of channels)."""
+    """Loads (positions, channels) of x = (pointer, distance of positions, distance of channels)."""
     pointer, stride_l, stride_d = x
     x_td = tl.load(pointer + at_t[:, None] * stride_l + d[None, :] * stride_d, has_d[None, :], 0.0)
     return x_td.to(tl.float32)
 
 
 def _columns(x, at_t, N: constexpr, BLOCK_N: constexpr):
-    """N numbers of each position. One column is loaded as two: else every thread would load it for itself."""
+    """Loads N numbers of each position. One column is loaded as two, else every thread would load it for itself."""
     n = tl.arange(0, 2 if N == 1 else BLOCK_N)
     x_tn = _rows(x, at_t, n, n < N)
     if N == 1:
@@ -86,7 +86,7 @@ def _columns(x, at_t, N: constexpr, BLOCK_N: constexpr):
 
 
 def _dt_weight(weight, stride_r, stride_d, d, has_d, dtype: constexpr, R: constexpr, BLOCK_R: constexpr):
-    """What maps low-rank step sizes to the channels, in units of log2: rounded to a dtype, and the rest."""
+    """Loads the weight of low-rank step sizes, in units of log2, as its rounding to a dtype and the remainder."""
     r = tl.arange(0, BLOCK_R)
     weight_rd = tl.load(weight + r[:, None] * stride_r + d[None, :] * stride_d, (r < R)[:, None] & has_d[None, :], 0.0)
     weight_rd = weight_rd.to(tl.float32) * 1.4426950408889634
@@ -95,7 +95,7 @@ def _dt_weight(weight, stride_r, stride_d, d, has_d, dtype: constexpr, R: conste
 
 
 def _log2_dt(dt, weight, bias_d, at_t, d, has_d, R: constexpr, BLOCK_R: constexpr):
-    """Step sizes before softplus, in units of log2; low-rank ones, if there is a rank R, by a matrix product."""
+    """Returns step sizes before softplus in units of log2; for a rank R, by a matrix product with low-rank ones."""
     if R == 0:
         return _rows(dt, at_t, d, has_d) * 1.4426950408889634 + bias_d[None, :]
     pointer, stride_l, stride_r = dt
@@ -114,7 +114,7 @@ def _log2_dt(dt, weight, bias_d, at_t, d, has_d, R: constexpr, BLOCK_R: constexp
 def _recurrence(
     u, dt, B, A_dn, weight, bias_d, at_t, d, has_d, N: constexpr, R: constexpr, BLOCK_N: constexpr, BLOCK_R: constexpr
 ):
-    """``a`` and ``b`` of ``h = a h + b``, and what they are made of; step sizes in units of log2, before and after."""
+    """Returns ``a`` and ``b`` of ``h = a h + b``, and their parts; step sizes before and after softplus are in log2."""
     u_td = _rows(u, at_t, d, has_d)
     x_td = _log2_dt(dt, weight, bias_d, at_t, d, has_d, R, BLOCK_R)
     delta_td = _log2_softplus(x_td)
@@ -140,7 +140,7 @@ def _forward(
 
     With a rank R, dt is low-rank, (B, K, L, R), and ``dt_weight_KRD`` maps it to the channels.
     """
-    picture = tl.program_id(0).to(tl.int64)  # tensors may have 2^31 elements and more
+    picture = tl.program_id(0).to(tl.int64)  # tensors may have 2^31 or more elements
     d, n, t = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_T)
     if WIDE:
         d = d.to(tl.int64)
@@ -199,11 +199,11 @@ def _backward(
 ):  # fmt: skip
     """Gradients of all inputs: forwards for the state before each block of positions, then backwards over the blocks.
 
-    With ``a_t = exp(delta_t A)`` and ``gh_t = C_t gy_t + a_{t+1} gh_{t+1}``, the gradient of a state:
+    With ``a_t = exp(delta_t A)`` and a state's gradient ``gh_t = C_t gy_t + a_{t+1} gh_{t+1}``:
     ``gC = gy h``, ``gB = delta u gh``, ``gu = delta B gh + skip gy``, ``ga_t = gh_t h_{t-1}``, ``gA = delta a ga``,
     ``gdelta = A a ga + u B gh``, ``gdt = sigmoid(dt + bias) gdelta``.
     """
-    picture, block = tl.program_id(0).to(tl.int64), tl.program_id(1)  # tensors may have 2^31 elements and more
+    picture, block = tl.program_id(0).to(tl.int64), tl.program_id(1)  # tensors may have 2^31 or more elements
     d, n, t = block * BLOCK_D + tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_T)
     if WIDE:
         d = d.to(tl.int64)
@@ -242,7 +242,7 @@ def _backward(
             first += BLOCK_T
         tl.debug_barrier()
 
-        a_gh_dn = tl.zeros((1, BLOCK_D, BLOCK_N), tl.float32)  # of the step after the block
+        a_gh_dn = tl.zeros((1, BLOCK_D, BLOCK_N), tl.float32)  # at the step after the block
         gA_dn = tl.zeros((BLOCK_D, BLOCK_N), tl.float32)
         gskip_d, gbias_d = tl.zeros((BLOCK_D,), tl.float32), tl.zeros((BLOCK_D,), tl.float32)
         while first > 0:
@@ -253,7 +253,7 @@ def _backward(
                 u_k, dt_k, B_k, A_dn, weight, bias_d, at_t, d, has_d, N, R, BLOCK_N, BLOCK_R
             )
             C_tn = _columns(C_k, at_t, N, BLOCK_N)
-            gy_td = tl.where(has_t[:, None], _rows(gy_k, at_t, d, has_d), 0.0)  # which makes all gradients zero
+            gy_td = tl.where(has_t[:, None], _rows(gy_k, at_t, d, has_d), 0.0)  # so missing steps add nothing
             one_tdn = tl.full((BLOCK_T, BLOCK_D, BLOCK_N), 1.0, tl.float32)
             h_dn = tl.load(states + first // BLOCK_T * channels * N + dn, has_dn[None, :, :], 0.0)
             h_tdn = tl.where(first_t, h_dn, 0.0 * one_tdn)
@@ -292,11 +292,11 @@ def _backward(
         tl.store(gA + kd[:, None] * N + n[None, :], gA_dn, has_dn)
         tl.store(gskip + kd, gskip_d, has_d)
         tl.store(gbias + kd, gbias_d, has_d)
-        tl.debug_barrier()  # the next direction writes its states over these, and adds to what this one wrote
+        tl.debug_barrier()  # the next direction overwrites these states and adds to what this one wrote
 
 
 @cache
 def kernels() -> list[Any]:
-    """Forward and backward."""
+    """Returns the forward and the backward kernel."""
     parts = (_log2_softplus, _after, _before, _backwards, _positions, _rows, _columns, _dt_weight, _log2_dt)
     return jit.compiled(globals(), _forward, _backward, _recurrence, *parts)[:2]

@@ -1,4 +1,4 @@
-"""A depthwise convolution in the wavelet domain: between the transform of a map and its inverse.
+"""A depthwise convolution in the wavelet domain, between the wavelet transform of a map and its inverse.
 
 Shape letters: B batch, C channels, H and W sides, F filter length.
 """
@@ -27,13 +27,13 @@ BACKENDS = Backends(
 def wavelet_conv(
     x_BCHW: Tensor, weight: Tensor, dwt_filters: Tensor, idwt_filters: Tensor, backend: str = "auto"
 ) -> Tensor:
-    """The transform, a depthwise convolution of its sub-bands with zeros around, and the inverse.
+    """Applies the wavelet transform, a zero-padded depthwise convolution of the sub-bands, and the inverse transform.
 
     Args:
         x_BCHW: Maps of any size.
-        weight: (4C, 1, kernel, kernel), kernel odd: for each channel of the four sub-bands.
-        dwt_filters: (4C, 1, F, F) of the transform, see ``wavelet_filters``.
-        idwt_filters: (4C, 1, F, F) of the inverse.
+        weight: (4C, 1, k, k), k odd: one kernel for each of the four sub-bands of each channel.
+        dwt_filters: (4C, 1, F, F), filters of the transform; see ``wavelet_filters``.
+        idwt_filters: (4C, 1, F, F), filters of the inverse transform.
         backend: One of ``BACKENDS.names``.
 
     Returns:
@@ -48,16 +48,16 @@ def wavelet_conv(
     return chosen.forward(x_BCHW, weight, dwt_filters, idwt_filters)
 
 
-#: By filters on a device that the host would have to wait for: their version when they were last looked at, and whether
-#: they were Haar's.
+#: For filters on a device that the host would have to wait for: their version when their values were last read, and
+#: whether they were Haar's.
 _FOUND: MutableMapping[Tensor, tuple[int | None, bool]] = WeakTensorKeyDictionary()
 
 
-@torch.compiler.assume_constant_result  # what torch.compile makes is of the filters as they were then
+@torch.compiler.assume_constant_result  # a compiled graph is for the filters as they were then
 def are_haar(*filters: Tensor) -> bool:
-    """Whether filters are Haar's now, by whatever name: kernels know no others.
+    """Returns whether the filters' current values are Haar's, the only ones that the kernels know.
 
-    On a CPU it looks at them every time; elsewhere it looks again once autograd's version of them is another.
+    On a CPU the values are read at every call; elsewhere only after autograd's version counter of them has changed.
     """
     if any(f.shape[-1] != 2 for f in filters) or torch._C._len_torch_dispatch_stack():  # a tracer hides the values
         return False
@@ -79,5 +79,5 @@ def _is_haar(filters: Tensor) -> bool:
 @torch.no_grad()
 def _looks_haar(filters: Tensor) -> bool:
     haar = HAAR.unsqueeze(1).to(filters.device)
-    # A checkpoint's may be rounded otherwise.
+    # A checkpoint's filters may be rounded differently.
     return bool(((filters.float().unflatten(0, (-1, 4)) - haar).abs() <= 1e-6).all())

@@ -1,7 +1,7 @@
 """One level of the two-dimensional discrete wavelet transform for orthogonal wavelets, and its inverse.
 
-Signals are periodic; an odd side is padded by one row or column of zeros at its end. The transform is orthonormal, so
-its inverse is its transpose, and reconstruction is exact for every size.
+Signals are periodic; an odd side is first padded by one row or column of zeros at its end. The transform is
+orthonormal, so its inverse is its transpose, and reconstruction is exact for every size.
 
 Shape letters: B batch, C channels, H and W sides (h and w after the transform), F filter length.
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 from mobilemamba.errors import ConfigError
 
 _SIGNS = ((1, 1, 1, 1), (1, 1, -1, -1), (1, -1, 1, -1), (1, -1, -1, 1))
-#: Haar's four filters, as ``wavelet_filters("db1")`` gives them.
+#: Haar's four filters, equal to ``wavelet_filters("db1")``.
 HAAR = torch.tensor(_SIGNS, dtype=torch.float32, device="cpu").view(4, 2, 2) / 2
 
 
@@ -37,7 +37,7 @@ def _orthogonal_wavelet(name: str) -> pywt.Wavelet:
 
 
 def wavelet_filters(name: str) -> Tensor:
-    """The four analysis filters of an orthogonal wavelet; the synthesis filters are the same.
+    """Returns the four analysis filters of an orthogonal wavelet; the synthesis filters are the same.
 
     Args:
         name: PyWavelets name, e.g. ``"db1"`` (Haar).
@@ -56,23 +56,23 @@ def wavelet_filters(name: str) -> Tensor:
 
 
 def haar_filters(channels: int, like: Tensor) -> Tensor:
-    """Haar's filters for that many channels, (4C, 1, 2, 2), with another tensor's dtype and device."""
+    """Returns Haar's filters for a number of channels, (4C, 1, 2, 2), with the dtype and device of ``like``."""
     return HAAR.to(like).repeat(channels, 1, 1).unsqueeze(1)
 
 
 def dwt2d(x_BCHW: Tensor, filters: Tensor) -> Tensor:
-    """Forward transform.
+    """Applies the forward transform.
 
     Args:
-        x_BCHW: Picture or feature map, any size.
-        filters: (4C, 1, F, F), the four filters of each channel in turn.
+        x_BCHW: Picture or feature map of any size.
+        filters: (4C, 1, F, F): four filters for each channel in turn.
 
     Returns:
         (B, 4C, h, w) with h = ceil(H / 2), w = ceil(W / 2); the four sub-bands of a channel stand next to each other.
     """
     channels, taps = x_BCHW.shape[1], filters.shape[-1]
     x_BCHW = F.pad(x_BCHW, (0, x_BCHW.shape[3] % 2, 0, x_BCHW.shape[2] % 2))
-    if taps > 2:  # Haar's windows do not overlap; longer filters run over the border
+    if taps > 2:  # Haar's windows do not overlap; longer filters cross the border and wrap around
         for dim in (2, 3):
             side = x_BCHW.shape[dim]
             x_BCHW = x_BCHW.index_select(dim, torch.arange(side + taps - 2, device=x_BCHW.device) % side)
@@ -80,7 +80,7 @@ def dwt2d(x_BCHW: Tensor, filters: Tensor) -> Tensor:
 
 
 def idwt2d(y_BChw: Tensor, filters: Tensor, size: tuple[int, int]) -> Tensor:
-    """Inverse transform.
+    """Applies the inverse transform.
 
     Args:
         y_BChw: (B, 4C, h, w) sub-bands as ``dwt2d`` returns them.
@@ -91,7 +91,7 @@ def idwt2d(y_BChw: Tensor, filters: Tensor, size: tuple[int, int]) -> Tensor:
         (B, C, H, W).
     """
     channels, before = filters.shape[0] // 4, filters.shape[-1] // 2 - 1
-    if before:  # what runs over the border comes in again at the beginning
+    if before:  # what crosses the border wraps around to the beginning
         for dim in (2, 3):
             side = y_BChw.shape[dim]
             y_BChw = y_BChw.index_select(dim, torch.arange(-before, side, device=y_BChw.device) % side)
@@ -100,6 +100,6 @@ def idwt2d(y_BChw: Tensor, filters: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def wavelet_conv(x_BCHW: Tensor, weight: Tensor, dwt_filters: Tensor, idwt_filters: Tensor) -> Tensor:
-    """The transform, a depthwise convolution of its sub-bands, and the inverse; as in the package's function."""
+    """Applies the three steps by PyTorch's convolutions; arguments and result as in ``mobilemamba.ops.wavelet``."""
     bands = F.conv2d(dwt2d(x_BCHW, dwt_filters), weight, padding=weight.shape[-1] // 2, groups=len(weight))
     return idwt2d(bands, idwt_filters, (x_BCHW.shape[2], x_BCHW.shape[3]))

@@ -1,6 +1,6 @@
 """The convolution in Haar's wavelet domain by the compiled CPU kernel: all three steps in one pass.
 
-Haar's transform H is orthonormal, so that the gradient of ``y = H^T W H x`` is the same operator with mirrored kernels.
+Haar's transform H is orthonormal, so the gradient of ``y = H^T W H x`` is the same operator with mirrored kernels.
 Shape letters: B batch, H and W sides, C channels, k side of a kernel, F = 4 C filters.
 """
 
@@ -22,15 +22,15 @@ from mobilemamba.ops.transforms import refuse_forward_mode, refuse_transforms
 def call_wavelet(
     function: str, x: Tensor, other: Tensor | None, y: Tensor | None, weight: Tensor, relu: bool = False
 ) -> None:
-    """Calls a function of wavelet.c; maps are (B, H, W, C) of one dtype, the weight (4, kernel, kernel, C) float32.
+    """Calls a function of wavelet.c; maps are (B, H, W, C) of one dtype, the weight is (4, k, k, C) float32.
 
     Args:
-        function: Its name.
-        x: Input.
-        other: What is added to the output, or the output's gradient.
-        y: Where the output is written, or none: then the weight's gradient is written to ``weight``.
-        weight: The kernels.
-        relu: Cut the output off at zero.
+        function: Name of the function.
+        x: Input maps.
+        other: Maps added to the output; or the output's gradient, if ``y`` is None.
+        y: Maps that the output is written to; if None, the weight's gradient is written to ``weight`` instead.
+        weight: Kernels of the four sub-bands.
+        relu: Whether to apply a ReLU to the output.
     """
     args = WaveletArgs(*x.shape, weight.shape[1], DTYPE_CODES[x.dtype], torch.get_num_threads(), relu)
     for name, tensor in (("x", x), ("other", other), ("y", y)):
@@ -42,12 +42,12 @@ def call_wavelet(
 
 
 def by_band(weight: Tensor) -> Tensor:
-    """Weight of a convolution over four sub-bands a channel, (4C, 1, k, k), as the kernel takes it, (4, k, k, C)."""
+    """Reorders a weight (4C, 1, k, k) over the four sub-bands of each channel for the kernel: (4, k, k, C)."""
     return weight.float().unflatten(0, (-1, 4))[:, :, 0].permute(1, 2, 3, 0).contiguous()
 
 
 def from_bands(of_bands: Tensor, weight: Tensor) -> Tensor:
-    """The inverse of ``by_band``, with the weight's dtype and memory."""
+    """Inverts ``by_band``; the result has the weight's dtype and memory format."""
     return torch.empty_like(weight).copy_(of_bands.permute(3, 0, 1, 2).reshape(weight.shape))
 
 
@@ -101,7 +101,7 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _second_gradients(ctx: Any, grad_of_weight: Tensor) -> tuple[Tensor, Tensor, None]:
-    """Of ``_weight_gradient``, linear in the output's gradient and in x."""
+    """Returns the gradients of ``_weight_gradient``, which is linear in the output's gradient and in x."""
     grad, x, _ = ctx.saved_tensors
     return _haar_conv(x, grad_of_weight), _haar_conv(grad, grad_of_weight.flip(2, 3)), None
 
@@ -111,7 +111,7 @@ _weight_gradient.register_autograd(_second_gradients, setup_context=_save)
 
 
 def implement_on_cuda(convolution: Callable[..., Tensor], weight_gradient: Callable[..., Tensor]) -> None:
-    """Has the two operators computed by other functions for tensors on a GPU."""
+    """Sets the functions that compute the two operators for tensors on a GPU."""
 
     @_haar_conv.register_kernel("cuda")
     def _(x: Tensor, weight: Tensor) -> Tensor:
@@ -125,16 +125,16 @@ def implement_on_cuda(convolution: Callable[..., Tensor], weight_gradient: Calla
 
 
 def why_not(haar: bool) -> str | None:
-    """The reason why no kernel knows the filters, or None."""
+    """Returns why the kernels do not support the filters, or None if they do."""
     return None if haar else "its kernel is for Haar's wavelet alone"
 
 
 def unavailable(device: torch.device, dtype: torch.dtype, haar: bool = True) -> str | None:
-    """The reason why the kernel cannot run there, or None."""
+    """Returns why the kernel cannot run on the device in the dtype, or None if it can."""
     return library.why_not_on(device, dtype) or why_not(haar)
 
 
 def forward(x_BCHW: Tensor, weight: Tensor, *filters: Tensor) -> Tensor:
-    """The convolution; arguments as in ``wavelet_conv``, the filters being Haar's."""
+    """Computes the convolution; arguments as in ``wavelet_conv``, with Haar's filters."""
     refuse_transforms("wavelet_conv")
     return _haar_conv(x_BCHW.permute(0, 2, 3, 1), weight).permute(0, 3, 1, 2)

@@ -1,13 +1,13 @@
-"""The convolution in Haar's wavelet domain as one Triton kernel, channels-last, and its gradients without atomics.
+"""The convolution in Haar's wavelet domain as one channels-last Triton kernel, and its gradients without atomics.
 
-The sub-bands are never written: a program has a tile of positions of the wavelet domain and of channels, transforms the
-two-by-two pixels of every position under the kernel as it reads them, and transforms its four sums back.
+The sub-bands are never written to memory. A program computes a tile of positions of the wavelet domain and channels:
+it transforms the 2 x 2 pixels of every position under the kernel as it reads them, and its four sums back.
 
-Shape letters: B batch, H and W sides, C channels, k side of a kernel. In a kernel ``x_pc`` is of a tile of positions
+Shape letters: B batch, H and W sides, C channels, k side of a kernel. In a kernel, ``x_pc`` holds a tile of positions
 and channels.
 """
 
-# The kernels' arguments have no annotations, as Triton would read them.
+# The kernels' arguments have no annotations, because Triton would interpret them.
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ from torch import Tensor
 from mobilemamba.ops import jit
 from mobilemamba.ops.wavelet import native
 
-tl: Any = None  # triton.language, once the kernels are asked for
+tl: Any = None  # triton.language, set when the kernels are first needed
 constexpr = Any  # Triton goes by the annotation's name
 
-#: Positions and channels of a program's tile; four warps. Sixteen positions share a weight that was read.
+#: Positions and channels of a program's tile, for four warps. Sixteen positions share each weight read.
 _TILE = (16, 32)
-#: Tiles that a program adds up for the weight's gradient: a part of it is written for as many only.
+#: Tiles that a program sums for the weight's gradient; one partial sum is written for that many tiles.
 _TILES = 32
 
 
 def _haar(a, b, c, d):
-    """Two-by-two pixels to the sub-bands LL, HL, LH, HH, or back: the matrix is symmetric and its own inverse."""
+    """Transforms 2 x 2 pixels to the sub-bands LL, HL, LH, HH, or back: the matrix is symmetric and its own inverse."""
     upper, lower, upper_slope, lower_slope = 0.5 * (a + b), 0.5 * (c + d), 0.5 * (a - b), 0.5 * (c - d)
     return upper + lower, upper - lower, upper_slope + lower_slope, upper_slope - lower_slope
 
 
 def _lines(at, has, side, stride):
-    """Both rows, or columns, of positions of the wavelet domain: where they are, and whether they are on the map."""
+    """Returns both rows (or columns) of positions in the wavelet domain: offsets, and whether they are on the map."""
     first = 2 * at
     has &= first >= 0
     return first * stride, first * stride + stride, has & (first < side), has & (first + 1 < side)
 
 
 def _pixel(x, row, column, has_row, has_column, has_c):
-    """Of every position; zero beyond the map, as odd sides are padded."""
+    """Reads one pixel of every position; zero beyond the map, as odd sides are padded."""
     has_pc = (has_row & has_column)[:, None] & has_c[None, :]
     return tl.load(x + (row + column)[:, None], has_pc, 0.0).to(tl.float32)
 
 
 def _bands(x, rows, columns, has_c):
-    """The four sub-bands; zero beyond the wavelet domain, as the convolution is padded."""
+    """Returns the four sub-bands; zero beyond the wavelet domain, as the convolution is padded."""
     upper, lower, has_upper, has_lower = rows
     left, right, has_left, has_right = columns
     return _haar(
@@ -62,12 +62,12 @@ def _bands(x, rows, columns, has_c):
 
 def _write(y_pc, y, row, column, has_row, has_column, has_c, RELU: constexpr):
     if RELU:
-        y_pc = tl.where(y_pc < 0, 0.0, y_pc)  # which keeps a NaN
+        y_pc = tl.where(y_pc < 0, 0.0, y_pc)  # keeps NaN
     tl.store(y + (row + column)[:, None], y_pc, (has_row & has_column)[:, None] & has_c[None, :])
 
 
 def _positions(first, pictures, height, width, BLOCK_P: constexpr):
-    """Picture, place in the wavelet domain, and whether there is one, of a tile of positions."""
+    """Returns the picture and row and column in the wavelet domain of a tile of positions, and which of them exist."""
     h_side, w_side = (height + 1) // 2, (width + 1) // 2
     p = first + tl.arange(0, BLOCK_P)
     picture = (p // (h_side * w_side)).to(tl.int64)  # tensors may have 2^31 elements and more
@@ -80,7 +80,7 @@ def _convolution(
     pictures, height, width, channels,
     KERNEL: constexpr, ADD: constexpr, RELU: constexpr, BLOCK_P: constexpr, BLOCK_C: constexpr,
 ):  # fmt: skip
-    """``y = IWT(weight * DWT(x))``, plus ``add`` and cut off at zero if asked."""
+    """``y = IWT(weight * DWT(x))``, plus ``add`` if ADD, then a ReLU if RELU."""
     picture, h, w, has_p = _positions(tl.program_id(0) * BLOCK_P, pictures, height, width, BLOCK_P)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     has_c = c < channels
@@ -120,7 +120,7 @@ def _weight_gradient(
     pictures, height, width, channels,
     KERNEL: constexpr, TILES: constexpr, BLOCK_P: constexpr, BLOCK_C: constexpr,
 ):  # fmt: skip
-    """For one of the kernel's taps, the products of x's sub-bands and the gradient's, added up over some tiles."""
+    """Sums the products of the sub-bands of x and of the gradient over some tiles, for one tap of the kernel."""
     chunk, i, j = tl.program_id(0), tl.program_id(2) // KERNEL, tl.program_id(2) % KERNEL
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     has_c = c < channels
@@ -150,7 +150,7 @@ def _weight_gradient(
 
 @cache
 def _kernels() -> tuple[Any, Any]:
-    """The convolution, and its weight's gradient."""
+    """Returns the convolution's kernel and that of its weight's gradient."""
     parts = (_positions, _lines, _bands, _pixel, _write, _haar)
     convolution, gradient, *_ = jit.compiled(globals(), _convolution, _weight_gradient, *parts)
     return convolution, gradient
@@ -161,15 +161,15 @@ def _side_by_side(x_BHWC: Tensor) -> Tensor:
 
 
 def _launch(kernel: Any, maps: list[Tensor], tensors: list[Tensor], tiles: int, *more: int, **constants: int) -> None:
-    """Calls a kernel.
+    """Launches a kernel.
 
     Args:
         kernel: The kernel.
-        maps: (B, H, W, C), whose strides it takes, channels side by side.
-        tensors: All its tensors in their order.
-        tiles: Of positions, that a program has.
-        more: Of the grid.
-        constants: The kernel's.
+        maps: (B, H, W, C) with adjacent channels; the kernel takes their strides.
+        tensors: All tensors that the kernel takes, in order.
+        tiles: Tiles of positions per program.
+        more: Further dimensions of the grid.
+        constants: Constants of the kernel.
     """
     batch, height, width, channels = maps[0].shape
     positions = batch * -(-height // 2) * -(-width // 2)
@@ -182,14 +182,14 @@ def _launch(kernel: Any, maps: list[Tensor], tensors: list[Tensor], tiles: int, 
 def convolve(
     x_BHWC: Tensor, weight_4kkC: Tensor, y_BHWC: Tensor, add: Tensor | None = None, relu: bool = False
 ) -> None:
-    """Writes the convolution to y, plus ``add`` and cut off at zero if asked; y's channels lie side by side.
+    """Writes the convolution to y, plus ``add`` and through a ReLU if given.
 
     Args:
-        x_BHWC: Maps of any strides.
-        weight_4kkC: ``native.by_band``'s.
-        y_BHWC: Where to write.
-        add: Maps of the same shape and any strides.
-        relu: Whether the sum is cut off at zero.
+        x_BHWC: Maps with any strides.
+        weight_4kkC: Weight as ``native.by_band`` returns it.
+        y_BHWC: Maps to write to, with adjacent channels.
+        add: Maps of the same shape with any strides.
+        relu: Whether to apply a ReLU to the sum.
     """
     x = _side_by_side(x_BHWC)
     other = x if add is None else _side_by_side(add)
@@ -198,14 +198,14 @@ def convolve(
 
 
 def haar_conv(x_BHWC: Tensor, weight: Tensor) -> Tensor:
-    """Of the operator, on any device that Triton runs on."""
+    """Computes the operator ``haar_conv`` on any device that Triton runs on."""
     y = x_BHWC.new_empty(x_BHWC.shape)
     convolve(x_BHWC, native.by_band(weight), y)
     return y
 
 
 def weight_gradient(grad_BHWC: Tensor, x_BHWC: Tensor, weight: Tensor) -> Tensor:
-    """The weight's, of the operator."""
+    """Computes the operator ``haar_conv_weight``: the gradient of the weight."""
     x, grad, kernel = _side_by_side(x_BHWC), _side_by_side(grad_BHWC), weight.shape[-1]
     batch, height, width, channels = x.shape
     positions = batch * -(-height // 2) * -(-width // 2)
@@ -220,7 +220,7 @@ native.implement_on_cuda(haar_conv, weight_gradient)
 
 
 def unavailable(device: torch.device, dtype: torch.dtype, haar: bool = True) -> str | None:
-    """The reason why the kernels cannot run there, or None."""
+    """Returns why the kernels cannot run on the device in the dtype, or None if they can."""
     return jit.why_not_on(device, dtype) or native.why_not(haar)
 
 
