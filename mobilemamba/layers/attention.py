@@ -1,4 +1,4 @@
-"""Softmax attention as a token mixer of feature maps: the control beside the recurrent ones."""
+"""Softmax attention as a token mixer of feature maps: the control for the recurrent mixers."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from mobilemamba.layers.sequences import HEAD_DIM, number_of_heads, to_map
 
 
 class Attention(nn.Module):
-    """Every token attends to all tokens, in heads of 16 channels, without positions; (B, C, H, W) in and out.
+    """Softmax attention of every token to all, in heads of 16 channels, without positions; (B, C, H, W) in and out.
 
     Args:
         dim: Channels C, a multiple of 16.
 
     Raises:
-        ConfigError: If they are not.
+        ConfigError: If ``dim`` is not a multiple of 16.
     """
 
     def __init__(self, dim: int):

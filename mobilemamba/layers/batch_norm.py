@@ -1,4 +1,4 @@
-"""BatchNorm that trains by whatever backend is fastest, with a ReLU if one follows."""
+"""BatchNorm that uses the fastest backend in training, optionally followed by a ReLU."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from mobilemamba.ops.batch_norm import batch_norm
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """PyTorch's, with names and numbers the same up to rounding, and a ReLU if asked; (B, C, H, W) in and out."""
+    """PyTorch's BatchNorm2d, with equal names and results (up to rounding), plus an optional ReLU on (B, C, H, W)."""
 
-    backend = "auto"  # of ``batch_norm``
+    backend = "auto"  # backend of ``batch_norm``
 
     def forward(self, x: Tensor, relu: bool = False) -> Tensor:
         momentum, mean, variance, count = self.momentum, self.running_mean, self.running_var, self.num_batches_tracked

@@ -10,23 +10,23 @@ from mobilemamba.layers.batch_norm import BatchNorm2d
 
 
 class ConvReLU(nn.Conv2d):
-    """A convolution, then ReLU: what a ConvNorm with ReLU folds into."""
+    """A convolution followed by a ReLU: the layer that a ConvNorm with ReLU folds into."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(super().forward(x))
 
 
 class ConvNorm(nn.Module):
-    """A convolution without bias, then BatchNorm, then ReLU if asked; same padding, (B, C, H, W) in and out.
+    """A convolution without bias, then BatchNorm, then an optional ReLU; same padding, (B, C, H, W) in and out.
 
     Args:
         in_chans: Input channels.
         out_chans: Output channels.
         kernel_size: Odd kernel size.
         stride: Stride.
-        groups: Groups; ``in_chans`` makes it depthwise.
-        gain: Initial weight of the norm; 0 starts a residual branch as nothing.
-        relu: Whether ReLU comes last; in one pass with the norm where that can be.
+        groups: Groups; ``in_chans`` makes the convolution depthwise.
+        gain: Initial weight of the norm; 0 makes a residual branch start at zero.
+        relu: Whether a ReLU comes last; it runs in one pass with the norm where possible.
         dilation: Distance between the kernel's taps.
     """
 
@@ -52,11 +52,11 @@ class ConvNorm(nn.Module):
         x = self.conv(x)
         if isinstance(self.norm, BatchNorm2d):
             return self.norm(x, self.relu)
-        x = self.norm(x)  # a SyncBatchNorm in its place
+        x = self.norm(x)  # e.g. a SyncBatchNorm in its place
         return F.relu(x) if self.relu else x
 
     def fuse(self) -> nn.Module:
-        """The same map as one convolution, with the norm's running statistics folded in; itself if that cannot be."""
+        """Returns one convolution with the norm's running statistics folded in; itself if that is impossible."""
         if not folds(self.norm) or type(self.conv) is not nn.Conv2d:
             return self
         return fuse_conv_norm(self.conv, self.norm, ConvReLU if self.relu else nn.Conv2d)
@@ -67,7 +67,7 @@ class NormLinear(nn.Module):
 
     Args:
         in_features: Input width.
-        out_features: Number of classes; 0 makes it the identity, norm included.
+        out_features: Number of classes; 0 makes the layer the identity, norm included.
     """
 
     def __init__(self, in_features: int, out_features: int):
@@ -83,7 +83,7 @@ class NormLinear(nn.Module):
 
     @torch.no_grad()
     def fuse(self) -> nn.Module:
-        """The same map as one linear layer; itself if that cannot be."""
+        """Returns one equivalent linear layer; itself if that is impossible."""
         norm, linear = self.norm, self.linear
         if isinstance(norm, nn.Identity):
             return linear
@@ -98,17 +98,17 @@ class NormLinear(nn.Module):
         return fused
 
 
-#: The norms that are an affine map of each channel in evaluation, if they track statistics.
+#: Norms that, if they track statistics, are an affine map of each channel in evaluation.
 _FOLDING = (nn.BatchNorm1d, nn.BatchNorm2d, BatchNorm2d, nn.SyncBatchNorm)
 
 
 def folds(norm: nn.Module) -> bool:
-    """Whether a norm can be folded into its neighbour; of a class that is not known it cannot be said."""
+    """Returns whether a norm can be folded into its neighbour; False for any class that is not known."""
     return type(norm) in _FOLDING and norm.running_var is not None
 
 
 def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """(scale, shift) that a norm that ``folds`` applies to each channel in evaluation, both (C,)."""
+    """Returns the (scale, shift), both (C,), that a foldable norm applies to each channel in evaluation."""
     assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
     assert norm.running_var is not None
     assert norm.running_mean is not None
@@ -121,7 +121,7 @@ def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def fuse_conv_norm(conv: nn.Conv2d, norm: nn.Module, kind: type[nn.Conv2d] = nn.Conv2d) -> nn.Conv2d:
-    """One convolution, of a given class, that folds ``norm(conv(x))`` in evaluation; same device and dtype."""
+    """Folds ``norm(conv(x))`` in evaluation into one convolution of class ``kind``, with the same device and dtype."""
     scale, shift = _affine(norm)
     fused = nn.utils.skip_init(
         kind,

@@ -8,11 +8,11 @@ from mobilemamba.layers.conv_norm import ConvNorm
 
 
 class FFN(nn.Module):
-    """Two 1x1 convolutions with norms and a ReLU between; (B, C, H, W) in and out.
+    """Two 1x1 convolutions with norms and a ReLU in between; (B, C, H, W) in and out.
 
     Args:
         dim: Channels.
-        ratio: Hidden channels over ``dim``.
+        ratio: Hidden channels divided by ``dim``.
     """
 
     def __init__(self, dim: int, ratio: float = 2.0):

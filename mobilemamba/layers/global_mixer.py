@@ -1,4 +1,4 @@
-"""What can stand in Mamba's place in the MRFFI module (Table 1 of the paper), by the names of ``global_mixer``."""
+"""Modules that can replace Mamba in the MRFFI module (Table 1 of the paper), by their ``global_mixer`` name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mobilemamba.layers.mlstm import MLSTM
 from mobilemamba.layers.rwkv6 import RWKV6
 from mobilemamba.layers.ttt_linear import TTTLinear
 
-#: Name to a module from (B, C, H, W) to the same shape, built from the number of channels C.
+#: Name to a function of the number of channels C that builds a module with (B, C, H, W) in and out.
 GLOBAL_MIXERS: dict[str, Callable[[int], nn.Module]] = {
     "ttt": TTTLinear,
     "mlstm": MLSTM,

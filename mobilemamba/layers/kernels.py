@@ -14,7 +14,7 @@ from mobilemamba.ops.kernels import in_one_line
 
 
 def use_scan_backend(network: nn.Module, backend: str) -> None:
-    """Lets a network's scans run by a backend; ``reference`` keeps its other layers from every kernel as well.
+    """Sets the backend of a network's scans; ``reference`` also keeps its other layers from using any kernel.
 
     Raises:
         ConfigError: If there is no such backend.
@@ -28,12 +28,12 @@ def use_scan_backend(network: nn.Module, backend: str) -> None:
 
 
 def describe_network(network: nn.Module, device: torch.device, dtype: torch.dtype = torch.float32) -> str | None:
-    """One line on the kernels that the network runs by, and why no faster ones; None if there are none for its layers.
+    """Describes in one line the kernels that a network uses, and why no faster ones; None if none apply to its layers.
 
     Args:
-        network: Any module; the memory format of its weights counts.
-        device: Where it runs.
-        dtype: Of its feature maps.
+        network: Any module; the memory format of its weights matters.
+        device: Device that it runs on.
+        dtype: Dtype of its feature maps.
 
     Raises:
         BackendUnavailableError: If a scan backend was chosen that cannot run there.

@@ -1,8 +1,8 @@
 """The xLSTM's mLSTM as a token mixer of feature maps (Table 1 of the paper).
 
-The paper gives parameters and FLOPs, not the module. What is chosen here: head width 16, both directions along the rows
-with shared projections and their own gates, projections as 1x1 convolutions with BatchNorm, and queries and keys from a
-depthwise convolution of the map, which replaces the causal one of the sequence model.
+The paper gives its parameters and FLOPs, but not the module. The choices made here: head width 16; both directions
+along the rows, with shared projections but separate gates; projections as 1x1 convolutions with BatchNorm; and queries
+and keys from a depthwise convolution of the map, which replaces the causal convolution of the sequence model.
 
 Shape letters: B batch, C channels, H and W sides, L = H * W, N heads, F channels of a head, K = 2 directions.
 """
@@ -19,13 +19,13 @@ from mobilemamba.ops.mlstm import mlstm
 
 
 class MLSTM(nn.Module):
-    """Reads a matrix memory with input and forget gates, one a head; (B, C, H, W) in and out.
+    """Reads a matrix memory with one input gate and one forget gate per head; (B, C, H, W) in and out.
 
     Args:
         dim: Channels C, a multiple of 16.
 
     Raises:
-        ConfigError: If they are not.
+        ConfigError: If ``dim`` is not a multiple of 16.
     """
 
     def __init__(self, dim: int):
@@ -41,7 +41,7 @@ class MLSTM(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The xLSTM's start: gates that depend on nothing, inputs near 1, memories of about 20 to 400 tokens."""
+        """Initialises as xLSTM does: gates that ignore the input, inputs near 1, memories of about 20 to 400 tokens."""
         nn.init.zeros_(self.gates.weight)
         with torch.no_grad():
             assert self.gates.bias is not None

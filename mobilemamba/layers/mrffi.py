@@ -9,12 +9,12 @@ from mobilemamba.layers.conv_norm import ConvNorm
 
 
 class MRFFI(nn.Module):
-    """Mixes one part of the channels globally, one locally, leaves the rest, then projects; (B, C, H, W) in and out.
+    """Mixes a part of the channels globally and a part locally, keeps the rest, and projects; (B, C, H, W) in and out.
 
     Args:
         splits: (global, local, identity) channels; each may be 0.
-        global_mixer: Module for the first part; unused if that has no channels.
-        local_mixer: Module for the second part; unused if that has no channels.
+        global_mixer: Module for the first part; unused if that part has no channels.
+        local_mixer: Module for the second part; unused if that part has no channels.
     """
 
     def __init__(self, splits: tuple[int, int, int], global_mixer: nn.Module, local_mixer: nn.Module):

@@ -1,4 +1,4 @@
-"""Patch embedding (stride 16, or 4 for four stages) and patch merging (stride 2)."""
+"""Patch embedding (stride 16, or 4 in four-stage networks) and patch merging (stride 2)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class PatchEmbed(nn.Sequential):
 
     Args:
         in_chans: Channels of the picture.
-        dim: Output channels; each step before has half of the next one's.
+        dim: Output channels; each convolution has half the channels of the next one.
         stride: A power of two; each convolution halves the map.
     """
 
@@ -24,7 +24,7 @@ class PatchEmbed(nn.Sequential):
         steps = stride.bit_length() - 1
         dims = [in_chans, *(dim // 2**i for i in reversed(range(steps)))]
         convs = [ConvNorm(i, o, 3, stride=2, relu=o < dim) for i, o in itertools.pairwise(dims)]
-        # Checkpoints count the ReLUs between them.
+        # Checkpoints number the ReLUs between the convolutions, too.
         super().__init__(OrderedDict((str(2 * step), conv) for step, conv in enumerate(convs)))
 
 

@@ -1,4 +1,4 @@
-"""x + f(x)."""
+"""The residual connection x + f(x)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Residual(nn.Module):
 
     @torch.no_grad()
     def fuse(self) -> nn.Module:
-        """Folds a depthwise ConvNorm branch and the identity into one convolution; otherwise fuses nothing here."""
+        """Folds a depthwise ConvNorm branch and the identity into one convolution; returns itself for any other."""
         branch = self.branch
         if not isinstance(branch, ConvNorm) or branch.relu or branch.conv.groups != branch.conv.in_channels:
             return self
@@ -34,5 +34,5 @@ class Residual(nn.Module):
         if not isinstance(fused, nn.Conv2d):
             return self
         height, width = fused.kernel_size
-        fused.weight[:, 0, height // 2, width // 2] += 1  # a depthwise identity: 1 at the kernel's centre
+        fused.weight[:, 0, height // 2, width // 2] += 1  # the depthwise identity has 1 at the kernel's centre
         return fused

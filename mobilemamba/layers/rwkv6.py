@@ -1,8 +1,9 @@
 """RWKV-6 as a token mixer of feature maps (Table 1 of the paper).
 
-The paper gives parameters and FLOPs, not the module. What is chosen here: head width 16, both directions along the rows
-with shared projections, projections as 1x1 convolutions with BatchNorm, low ranks 16 and 32, and in place of the
-previous token the four neighbours (Duan et al., "Vision-RWKV", arXiv:2403.02308), which have no direction.
+The paper gives its parameters and FLOPs, but not the module. The choices made here: head width 16; both directions
+along the rows, with shared projections; projections as 1x1 convolutions with BatchNorm; low ranks 16 and 32; and the
+four neighbours (Duan et al., "Vision-RWKV", arXiv:2403.02308) in place of the previous token, as they have no
+direction.
 
 Shape letters: B batch, C channels, H and W sides, L = H * W, N heads, F channels of a head, K = 2 directions.
 """
@@ -23,13 +24,13 @@ _INPUTS = 5  # receptance, key, value, gate, decay
 
 
 class RWKV6(nn.Module):
-    """Reads a decaying memory of outer products, whose decay depends on the input; (B, C, H, W) in and out.
+    """Reads a decaying memory of outer products whose decay depends on the input; (B, C, H, W) in and out.
 
     Args:
         dim: Channels C, a multiple of 16.
 
     Raises:
-        ConfigError: If they are not.
+        ConfigError: If ``dim`` is not a multiple of 16.
     """
 
     def __init__(self, dim: int):
@@ -74,7 +75,7 @@ class RWKV6(nn.Module):
 
 
 def shift_to_neighbours(x_BCHW: Tensor) -> Tensor:
-    """Each quarter of the channels moved by one place: from the left, the right, above and below; zeros come in."""
+    """Shifts each quarter of the channels by one pixel: from the left, the right, above and below; zeros move in."""
     left, right, above, below = x_BCHW.chunk(4, dim=1)
     return torch.cat(
         [

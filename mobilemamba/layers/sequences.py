@@ -1,4 +1,4 @@
-"""Feature maps as heads of scan sequences, and back, for the token mixers that can stand in Mamba's place.
+"""Converts feature maps to heads of scan sequences and back, for the token mixers that can replace Mamba.
 
 Shape letters: B batch, K = 2 scan directions (rows, rows backwards), C channels, H and W sides, L = H * W, N heads,
 F = 16 channels of a head.
@@ -18,10 +18,10 @@ DIRECTIONS = 2  # rows, rows backwards
 
 
 def number_of_heads(dim: int) -> int:
-    """N for C channels.
+    """Returns the number of heads N for C channels.
 
     Raises:
-        ConfigError: If they cannot be cut into heads of 16.
+        ConfigError: If C is not a multiple of 16.
     """
     if dim < 1 or dim % HEAD_DIM:
         nearest = max(1, round(dim / HEAD_DIM)) * HEAD_DIM
@@ -46,24 +46,24 @@ class HeadNorm(nn.LayerNorm):
 
 
 def both_ways(x_BCHW: Tensor) -> Tensor:
-    """A map's tokens row by row, and the same backwards: x_BKCL."""
+    """Returns a map's tokens row by row, and the same backwards: x_BKCL."""
     rows_BCL = x_BCHW.flatten(2)
     return torch.stack([rows_BCL, rows_BCL.flip(-1)], dim=1)
 
 
 def to_heads(x_BCHW: Tensor) -> Tensor:
-    """Both directions of a map in heads: x_BKNLF."""
+    """Returns both directions of a map, split into heads: x_BKNLF."""
     return both_ways(x_BCHW).unflatten(2, (-1, HEAD_DIM)).transpose(3, 4)
 
 
 def from_heads(y_BKNLF: Tensor) -> Tensor:
-    """Every token's outputs put back in its place and added over the directions: y_BLC, row by row."""
+    """Puts every token's outputs back in its place and adds up the directions: y_BLC, row by row."""
     forwards_BNLF, backwards_BNLF = y_BKNLF.unbind(1)
     return (forwards_BNLF + backwards_BNLF.flip(2)).transpose(1, 2).flatten(2)
 
 
 def to_map(y_BLC: Tensor, like_BCHW: Tensor) -> Tensor:
-    """The tokens as a map of another's size and memory format, y_BCHW."""
+    """Returns the tokens as a map y_BCHW with the size and memory format of ``like_BCHW``."""
     y_BCHW = y_BLC.transpose(1, 2).unflatten(2, like_BCHW.shape[-2:])
     if is_channels_last(like_BCHW):
         return y_BCHW.contiguous(memory_format=torch.channels_last)

@@ -25,11 +25,11 @@ class SS2D(nn.Module):
         dim: Channels C.
         directions: Scan directions K, see ``scan_order``.
         d_state: State size N.
-        ssm_ratio: D over C.
-        dt_rank: R; ``"auto"`` is ``ceil(C / 16)``.
+        ssm_ratio: Inner width D divided by C.
+        dt_rank: Rank R; ``"auto"`` is ``ceil(C / 16)``.
     """
 
-    backend = "auto"  # of ``selective_scan``
+    backend = "auto"  # backend of ``selective_scan``
 
     def __init__(
         self,
@@ -56,10 +56,10 @@ class SS2D(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The release's start: steps of about softplus(0) = 0.7, not Mamba's spread of small ones."""
+        """Initialises as the release does: steps of about softplus(0) = 0.7, not Mamba's range of small ones."""
         nn.init.uniform_(self.dt_proj_weight, 0, 0.1)
         nn.init.uniform_(self.dt_bias, 0, 0.1)
-        bound = self.x_proj_weight.shape[-1] ** -0.5  # that of nn.Linear
+        bound = self.x_proj_weight.shape[-1] ** -0.5  # as in nn.Linear
         nn.init.uniform_(self.x_proj_weight, -bound, bound)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -67,12 +67,12 @@ class SS2D(nn.Module):
         return self.out_proj(self.scan(x_BDHW) * F.silu(gate_BDHW))
 
     def expand(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """What is scanned, and what gates the scan's result before its SiLU; (B, D, H, W) each."""
+        """Returns the scan's input and the gate of its result, before the gate's SiLU; (B, D, H, W) each."""
         x_BDHW, gate_BDHW = self.in_proj(x_BCHW).chunk(2, dim=1)
         return F.silu(self.conv(x_BDHW)), gate_BDHW
 
     def scan(self, x_BDHW: Tensor) -> Tensor:
-        """Scan in every direction, sum, LayerNorm over the channels; the input's shape and memory format."""
+        """Scans in every direction, sums, and applies LayerNorm over the channels; keeps shape and memory format."""
         size = (x_BDHW.shape[2], x_BDHW.shape[3])
         y_BLD = selective_scan_2d(*self._selected(x_BDHW), size, self.backend, self.dt_proj_weight.transpose(1, 2))
         y_BDHW = self.out_norm(y_BLD).transpose(1, 2).unflatten(2, size)
@@ -81,12 +81,12 @@ class SS2D(nn.Module):
         return y_BDHW.contiguous()
 
     def scan_inputs(self, x_BDHW: Tensor) -> ScanInputs:
-        """The scan's input and what it selects by, by position: steps, projections and state matrix."""
+        """Returns the scan's input and the steps, projections and state matrix computed from it, by position."""
         inputs = self._selected(x_BDHW)
         return inputs._replace(dt=expand_dt(inputs.dt, self.dt_proj_weight.transpose(1, 2)))
 
     def _selected(self, x_BDHW: Tensor) -> ScanInputs:
-        """The same with steps (B, K, L, R) in their low-rank form."""
+        """Returns the same with the steps in low-rank form, (B, K, L, R)."""
         u_BLD = x_BDHW.flatten(2).transpose(1, 2)  # a view if memory is channels-last
         projected_BLKC = F.linear(u_BLD, self.x_proj_weight.flatten(0, 1)).unflatten(2, (self.directions, -1))
         dt_BKLR, B_BKLN, C_BKLN = projected_BLKC.transpose(1, 2).split([self.dt_rank, self.d_state, self.d_state], 3)

@@ -1,8 +1,8 @@
 """TTT-Linear as a token mixer of feature maps (Table 1 of the paper).
 
-The paper gives parameters and FLOPs, not the module. What is chosen here: head width 16, mini-batches of 16 tokens,
-both directions along the rows with everything shared, projections as 1x1 convolutions with BatchNorm; no rotary
-positions and no output gate.
+The paper gives its parameters and FLOPs, but not the module. The choices made here: head width 16; mini-batches of 16
+tokens; both directions along the rows, with everything shared; projections as 1x1 convolutions with BatchNorm; no
+rotary positions and no output gate.
 
 Shape letters: B batch, C channels, H and W sides, L = H * W, N heads, F channels of a head, K = 2 directions.
 """
@@ -18,13 +18,13 @@ from mobilemamba.ops.ttt_linear import MINI_BATCH, ttt_linear
 
 
 class TTTLinear(nn.Module):
-    """Answers each token by a linear map that was trained on the tokens before it; (B, C, H, W) in and out.
+    """Answers each token by a linear map trained on the tokens up to it; (B, C, H, W) in and out.
 
     Args:
         dim: Channels C, a multiple of 16.
 
     Raises:
-        ConfigError: If they are not.
+        ConfigError: If ``dim`` is not a multiple of 16.
     """
 
     def __init__(self, dim: int):
@@ -32,7 +32,7 @@ class TTTLinear(nn.Module):
         heads = number_of_heads(dim)
         self.qkv = ConvNorm(dim, 3 * dim)
         self.rate = nn.Conv2d(dim, heads, 1)
-        self.share = nn.Parameter(torch.zeros(MINI_BATCH))  # is added to 1, 1/2, 1/3, ...: the mean of the gradients
+        self.share = nn.Parameter(torch.zeros(MINI_BATCH))  # added to 1, 1/2, 1/3, ..., which average the gradients
         self.inner_weight = nn.Parameter(torch.empty(heads, HEAD_DIM, HEAD_DIM))
         self.inner_bias = nn.Parameter(torch.zeros(dim))
         self.inner_gain = nn.Parameter(torch.ones(dim))

@@ -10,9 +10,9 @@ from mobilemamba.ops.wavelet.definition import wavelet_filters
 
 
 class WaveletConv(nn.Module):
-    """A depthwise convolution in the wavelet domain, (B, C, H, W) in and out: details Mamba alone blurs.
+    """A depthwise convolution in the wavelet domain, for details that Mamba alone blurs; (B, C, H, W) in and out.
 
-    The filters are frozen parameters, one set a channel, as in the released checkpoints and in the paper's counts.
+    The filters are frozen parameters, one set per channel, as in the released checkpoints and in the paper's counts.
 
     Args:
         dim: Channels.
@@ -20,7 +20,7 @@ class WaveletConv(nn.Module):
         wavelet: PyWavelets name of an orthogonal wavelet.
     """
 
-    backend = "auto"  # of ``wavelet_conv``
+    backend = "auto"  # backend of ``wavelet_conv``
 
     def __init__(self, dim: int, kernel_size: int, wavelet: str = "db1"):
         super().__init__()
@@ -32,12 +32,12 @@ class WaveletConv(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The convolution's kernels, scaled: (4C, 1, kernel, kernel), the four sub-bands of a channel in turn."""
+        """The scaled kernels of the convolution, (4C, 1, k, k): the four sub-bands of each channel in turn."""
         return self.conv.weight * self.scale.view(-1, 1, 1, 1)
 
     @property
     def is_haar(self) -> bool:
-        """Whether the filters are Haar's now, by whatever name."""
+        """Whether the filters' current values are Haar's, whatever the wavelet's name."""
         return are_haar(self.dwt_filters, self.idwt_filters)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class WaveletMamba(nn.Module):
     """SS2D, scaled, plus the wavelet branch; (B, C, H, W) in and out.
 
     Args:
-        ss2d: The state-space module, or what stands in its place (Table 1 of the paper).
+        ss2d: The state-space module, or a module that replaces it (Table 1 of the paper).
         wavelet_conv: The wavelet branch on the same input.
         dim: Channels.
     """
