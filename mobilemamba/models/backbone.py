@@ -1,4 +1,4 @@
-"""A stem, stages and a norm: what timm asks of the package's networks, whatever their blocks are."""
+"""The backbone that timm's interface needs, of a stem, stages and a norm, whatever its blocks are."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from mobilemamba.errors import ConfigError
 
 
 class Stage(nn.Module):
-    """Downsampling, then blocks; training keeps only the inputs of each if ``grad_checkpointing`` is set.
+    """Downsampling, then blocks; with ``grad_checkpointing``, training keeps only the input of each.
 
     Args:
-        downsample: To the stage's channels and size.
-        blocks: Each of the same shape in and out.
+        downsample: Maps to the stage's channels and size.
+        blocks: Modules that keep the shape.
     """
 
     def __init__(self, downsample: nn.Module, blocks: Iterable[nn.Module]):
@@ -34,14 +34,14 @@ class Stage(nn.Module):
 
 
 class Backbone(nn.Module):
-    """Everything but the head, which a network adds with ``forward_head`` and ``reset_classifier``.
+    """Everything but the head; subclasses add it by ``forward_head`` and ``reset_classifier``.
 
     Args:
         patch_embed: The stem.
-        stages: Each but the first halves the map.
+        stages: The stages; each but the first halves the map.
         embed_dims: Channels of each stage.
-        stride: Of the first stage.
-        norm: After the last stage.
+        stride: Stride of the first stage.
+        norm: Norm after the last stage.
     """
 
     def __init__(
@@ -62,11 +62,11 @@ class Backbone(nn.Module):
         ]
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(B, in_chans, H, W) to the last stage's map, after the norm if there is one."""
+        """Maps (B, in_chans, H, W) to the map of the last stage, after the norm if there is one."""
         return self.norm(self.stages(self.patch_embed(x)))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """(B, C, h, w) to logits (B, num_classes), or to pooled features (B, C)."""
+        """Maps (B, C, h, w) to logits (B, num_classes), or to pooled features (B, C)."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,18 +81,18 @@ class Backbone(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """timm's interface: the maps of chosen stages, with the features in front unless ``intermediates_only``.
+        """timm's interface: returns the maps of chosen stages, preceded by the features unless ``intermediates_only``.
 
         Args:
             x: Pictures (B, in_chans, H, W).
-            indices: Stages, by index (negative from the end); an int takes the last so many; None takes all.
-            norm: Give the last stage's map after the norm, as the features are.
-            stop_early: Do not compute stages after the last one asked for.
+            indices: Indices of stages (negative from the end); an int takes that many of the last; None takes all.
+            norm: Whether to return the last stage's map after the norm, as the features are.
+            stop_early: Whether to skip the stages after the last one chosen.
             output_fmt: Only ``"NCHW"``.
-            intermediates_only: Return the list alone.
+            intermediates_only: Whether to return the list alone.
 
         Raises:
-            ConfigError: If ``output_fmt`` is another.
+            ConfigError: If ``output_fmt`` is not ``"NCHW"``.
         """
         if output_fmt != "NCHW":
             raise ConfigError(f"output_fmt={output_fmt!r}: only 'NCHW' is offered")
@@ -111,7 +111,7 @@ class Backbone(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """timm's interface: drops the stages after the last one asked for, with their norm, and the classifier."""
+        """timm's interface: drops the stages after the last one chosen, with their norm, and the classifier."""
         taken, last = feature_take_indices(len(self.stages), indices)
         if prune_norm or last < len(self.stages) - 1:
             self.norm = nn.Identity()
@@ -121,12 +121,12 @@ class Backbone(nn.Module):
         return taken
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A fresh classifier for another number of classes; 0 removes it."""
+        """Replaces the classifier by a fresh one for another number of classes; 0 removes it."""
         raise NotImplementedError
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade computation for memory in training: keep block inputs only."""
+        """Trades computation for memory in training, by keeping only the inputs of blocks."""
         for stage in self.modules():
             if isinstance(stage, Stage):
                 stage.grad_checkpointing = enable
@@ -140,6 +140,6 @@ class Backbone(nn.Module):
 
 
 def drop_path_rates(last: float, depths: Sequence[int]) -> list[list[float]]:
-    """Probabilities of dropping each stage's blocks, that rise linearly from 0 to that of the last block."""
+    """Returns the drop probability of each stage's blocks, rising linearly from 0 to ``last`` for the last block."""
     rates = torch.linspace(0, last, sum(depths), device="cpu").split(list(depths))
     return [stage.tolist() for stage in rates]

@@ -1,4 +1,4 @@
-"""What a weights file says of its network: architecture, classes, and how its pictures are prepared."""
+"""The model card in a weights file: the network's architecture, its classes, and how its pictures are prepared."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ from mobilemamba.models.runtime import runtime_of
 from mobilemamba.models.weights_file import EXPECTED, first_line, read_checkpoint
 from mobilemamba.text import printable
 
-#: Under which a card stands in a Lightning checkpoint, and in the header of a .safetensors file.
+#: Key of the card in a Lightning checkpoint, and in the header of a .safetensors file.
 CARD_KEY = "model_card"
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a network wants its pictures."""
+    """How pictures are prepared for a network."""
 
     img_size: tuple[int, int]  # height and width in pixels
     mean: tuple[float, ...]  # per channel, of pictures in 0..1
     std: tuple[float, ...]  # per channel, of pictures in 0..1
-    interpolation: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = "bicubic"  # of the scaling
-    crop_pct: float = 0.875  # the short side is scaled to ``img_size / crop_pct``, and the centre cut out
-    #: Whether pictures are turned as their EXIF orientation says; None if it is not known, as in older files:
-    #: ``predict`` then turns them, and data modules do as they are documented.
+    interpolation: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = "bicubic"  # for scaling
+    crop_pct: float = 0.875  # the short side is scaled to ``img_size / crop_pct``, and the centre is cropped
+    #: Whether pictures are rotated by their EXIF orientation; None if unknown, as in older files: ``predict`` then
+    #: rotates them, and data modules follow their own documentation.
     upright: bool | None = None
-    antialias: bool = True  # whether pixels are averaged where a picture is scaled down; a classifier's always are
-    #: Of a detector, whether pictures are stretched to ``img_size``, or keep their shape with sides up to its limits.
+    antialias: bool = True  # whether scaling down averages pixels; always so for classifiers
+    #: For detectors: whether pictures are stretched to ``img_size`` or keep their aspect ratio and fit into it.
     resize: Literal["fit", "stretch"] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("img_size", "mean", "std"):  # JSON brings lists
+        for name in ("img_size", "mean", "std"):  # JSON has lists
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
     @classmethod
     def of_model(cls, name: str) -> Preprocessing:
-        """What timm's configuration of a model says; for mobilemamba models, the paper's size and ImageNet's colours.
+        """Returns timm's settings of a model; for mobilemamba models, the paper's size and ImageNet's mean and std.
 
         Raises:
             ConfigError: If there is no such model.
@@ -61,26 +61,26 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """Enough to rebuild a network from its weights alone and to read its answers."""
+    """All that is needed to rebuild a network from its weights and to interpret its outputs."""
 
-    model: str  # timm's name of the network, or of the backbone below a head
+    model: str  # timm's name of the network, or of the backbone of a head
     preprocessing: Preprocessing  # how its pictures are prepared
-    num_classes: int = 1000  # outputs
+    num_classes: int = 1000  # number of outputs
     in_chans: int = 3  # channels of a picture
-    #: Architecture choices laid over the model, by the names of ``ArchOverrides``.
+    #: Architecture choices that differ from the model's, by the names of ``ArchOverrides``.
     arch: dict[str, Any] = field(default_factory=dict)
-    distilled: bool = False  # whether it has a second classifier, for a teacher's labels
-    class_names: tuple[str, ...] = ()  # in the order of the outputs; empty if they are not known
-    data: str = ""  # what it was trained on, with the numbers of pictures; empty if not known
+    distilled: bool = False  # whether it has a second classifier, trained on a teacher's labels
+    class_names: tuple[str, ...] = ()  # in the order of the outputs; empty if unknown
+    data: str = ""  # what it was trained on, with the numbers of pictures; empty if unknown
     task: str = "classification"  # what it was trained for
-    head: str = ""  # what stands on the network ``model``; blank for its own classifier
-    #: Choices of the head, by the names of the function that builds it.
+    head: str = ""  # name of the head on the backbone ``model``; empty for the model's own classifier
+    #: Options of the head, by the argument names of the function that builds it.
     head_options: dict[str, Any] = field(default_factory=dict)
     palette: tuple[tuple[int, int, int], ...] = ()  # the classes' colours, 0..255; empty if they have none
-    category_ids: tuple[int, ...] = ()  # what COCO's result files call the classes; empty for 1, 2, ...
+    category_ids: tuple[int, ...] = ()  # the classes' ids in COCO's result files; empty for 1, 2, ...
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "arch", json.loads(json.dumps(self.arch)))  # as a file keeps it, lists for tuples
+        object.__setattr__(self, "arch", json.loads(json.dumps(self.arch)))  # as in a file, with lists for tuples
         object.__setattr__(self, "head_options", json.loads(json.dumps(self.head_options)))
         object.__setattr__(self, "class_names", tuple(self.class_names))
         object.__setattr__(self, "palette", tuple(map(tuple, self.palette)))
@@ -92,15 +92,15 @@ class ModelCard:
         return ArchOverrides(**self.arch)
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON types only."""
+        """Returns the card as a dictionary of JSON types."""
         return json.loads(json.dumps(asdict(self)))
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> ModelCard:
-        """The inverse of :meth:`as_dict`.
+        """Builds a card from a dictionary; the inverse of :meth:`as_dict`.
 
         Raises:
-            ValueError: If fields are missing or unknown, or hold what they cannot.
+            ValueError: If fields are missing or unknown, or hold impossible values.
         """
         parts = _of_types(cls, content)
         _of_types(ArchOverrides, parts.get("arch", {}))
@@ -110,7 +110,7 @@ class ModelCard:
         if card.arch and card.model not in VARIANTS:
             raise ValueError(f"arch is {card.arch}, for a {card.model}, which has no such choices")
         if card.arch:
-            VARIANTS[card.model].config.override(**card.overrides.given())  # refuses what cannot be
+            VARIANTS[card.model].config.override(**card.overrides.given())  # raises for impossible choices
         numbers = len(how.std) == len(how.mean) and (card.in_chans != 3 or len(how.mean) in (1, 3))
         possible = {
             "num_classes": card.num_classes >= 0,
@@ -136,10 +136,10 @@ def _parser(cls: type) -> jsonargparse.ArgumentParser:
 
 
 def _of_types(cls: type, content: Any) -> dict[str, Any]:
-    """The arguments of a dataclass, each of the type that it is declared with.
+    """Returns the arguments of a dataclass, parsed to the types of its fields.
 
     Raises:
-        ValueError: If one is not, or is missing or unknown.
+        ValueError: If an argument has another type, or is missing or unknown.
     """
     if not isinstance(content, Mapping):
         raise ValueError(f"a {type(content).__name__} in the place of its entries")
@@ -148,18 +148,18 @@ def _of_types(cls: type, content: Any) -> dict[str, Any]:
     except jsonargparse.ArgumentError as error:
         raise ValueError(" ".join(str(error).split())) from None
     for entry in fields(cls):
-        if parts[entry.name] is None and "None" not in str(entry.type):  # which the parser lets pass
+        if parts[entry.name] is None and "None" not in str(entry.type):  # the parser accepts null
             raise ValueError(f"{entry.name} is null")
     return {name: value for name, value in parts.items() if name in content}
 
 
 def read_card(path: str | Path) -> ModelCard | None:
-    """The card in a ``.safetensors`` file, a Lightning checkpoint or an exported network; None where there is none.
+    """Reads the card of a ``.safetensors`` file, Lightning checkpoint or exported network; None if it has none.
 
     Raises:
-        ConfigError: If it is an exported network, and what reads it is not installed.
-        WeightsError: If the file cannot be read, is another program's, or its card is of another version of this
-            package.
+        ConfigError: If it is an exported network and the package that reads it is not installed.
+        WeightsError: If the file cannot be read, was written by another program, or has a card of another version of
+            this package.
     """
     path = Path(path)
     content: Any = None
@@ -178,7 +178,7 @@ def read_card(path: str | Path) -> ModelCard | None:
             with safe_open(path, "pt") as file:
                 text = (file.metadata() or {}).get(CARD_KEY)
             content = json.loads(text) if text else None
-        else:  # the reader says what is wrong with such a file
+        else:  # its errors say what is wrong with the file
             content = read_checkpoint(path, mmap=True).get(CARD_KEY)
         card = ModelCard.from_dict(content) if content is not None else None
         if card is not None and card.class_names and len(card.class_names) != card.num_classes:

@@ -1,4 +1,4 @@
-"""Loading, saving and converting weights: of any timm model, of ours also in the authors' format, fused or not."""
+"""Loading, saving and converting weights of any timm model; of ours also in the authors' format, fused or not."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mobilemamba.models.runtime import RuntimeNetwork, runtime_of
 from mobilemamba.models.weights_file import find_tensors
 from mobilemamba.text import printable
 
-#: What helps where weights do not fit the network that their own card describes.
+#: The remedy when weights do not fit the network that their own card describes.
 NOT_AS_IT_SAYS = "what the file says of its network is not true of its tensors: write it anew"
 
 
@@ -38,29 +38,30 @@ def load_weights(
     ema: bool | None = None,
     verbose: bool = True,
 ) -> LoadReport:
-    """Loads a checkpoint into a network and reports what became of each tensor.
+    """Loads a checkpoint into a network and reports what happened to each tensor.
 
-    Tensors find their places by name; else through timm's ``checkpoint_filter_fn`` for the model's older files; else,
-    if all names differ but number, order and every shape agree, by order. The last two count only if they place every
-    tensor.
+    Tensors are matched by name; failing that, through timm's ``checkpoint_filter_fn`` for the model's older files;
+    failing that, by order, if all names differ but the number, order and every shape agree. The last two ways are used
+    only if they match every tensor.
 
     Args:
-        model: Any timm model. A MobileMamba takes the release's names too; and a checkpoint with fused norms fits a
+        model: Any timm model. A MobileMamba takes the release's names too. A checkpoint with fused norms fits both a
             fused MobileMamba and an un-fused one, whose norms then become neutral (outputs equal up to rounding).
         source: A ``.safetensors``, ``.pth`` or Lightning ``.ckpt`` file, or a state dict; possibly inside ``net``,
             ``state_dict`` and the like; possibly under a prefix such as ``module.``. Files are read with
             ``weights_only=True``.
-        partial: Accept missing, unexpected and wrongly shaped tensors.
-        new_head: Let a classifier for another number of classes start afresh, at zero.
-        ema: Take the averaged weights, or the others, of a source with both; by default what its ``use_ema`` says.
-        verbose: Print the report.
+        partial: Whether to accept missing, unexpected and wrongly shaped tensors.
+        new_head: Whether a classifier with another number of classes may start afresh, at zero.
+        ema: Whether to take the averaged weights (or the others) of a source with both; by default, as its ``use_ema``
+            says.
+        verbose: Whether to print the report.
 
     Returns:
         The report.
 
     Raises:
-        WeightsError: If the file cannot be read or holds no such network, or some tensor has no match and ``partial``
-            is false; the model is untouched then.
+        WeightsError: If the file cannot be read or holds no such network, or if a tensor has no match and ``partial``
+            is false. The model is then unchanged.
     """
     found = find_tensors(source, *spellings(model), ema=ema)
     matched = match(model, found, new_head=new_head)
@@ -88,9 +89,9 @@ def load_weights(
 
 
 def _start_at_zero(head: nn.Module) -> None:
-    """Sets a classifier to zero, as in Big Transfer (Kolesnikov et al., 2020); a norm before it stays as it started.
+    """Sets a classifier to zero, as in Big Transfer (Kolesnikov et al., 2020); a norm before it is left as it is.
 
-    timm starts some of them with weights that are larger the fewer classes there are, and drown what was learned.
+    timm initialises some classifiers with weights that grow as classes get fewer, and would drown what was learned.
     """
     for module in head.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
@@ -101,27 +102,27 @@ def _start_at_zero(head: nn.Module) -> None:
 def load_network(
     path: str | Path, model: str | None = None, *, verbose: bool = True, option: str = "--model"
 ) -> tuple[nn.Module, ModelCard]:
-    """Builds the network that a weights file is of, with all its weights, in evaluation mode.
+    """Builds the network of a weights file, with all its weights, in evaluation mode.
 
-    The random state stays as it was.
+    The random state is left unchanged.
 
     Args:
-        path: As ``source`` of :func:`load_weights`; or an exported network, which then runs in its runtime.
-        model: timm's name; needed where the file has no card. Classes and a second classifier are then told by the
-            file's tensors, the preprocessing by timm's configuration of the model.
-        verbose: Print the report.
-        option: What messages call ``model``.
+        path: A file as for ``source`` of :func:`load_weights`, or an exported network, which then runs in its runtime.
+        model: timm's name of the model, required if the file has no card. The file's tensors then tell the number of
+            classes and whether there is a second classifier; timm's configuration tells the preprocessing.
+        verbose: Whether to print the report.
+        option: What error messages call ``model``.
 
     Returns:
         The network and its card.
 
     Raises:
-        ConfigError: If neither a card nor ``model`` says what it is, or they disagree, or there is no such model.
-        WeightsError: If the file cannot be read, or does not fit the network in every tensor.
+        ConfigError: If neither a card nor ``model`` names the model, or they disagree, or there is no such model.
+        WeightsError: If the file cannot be read, or any tensor does not fit the network.
     """
     if runtime := runtime_of(path):
         card = read_card(path)
-        assert card is not None  # else it would have been refused
+        assert card is not None  # a file without a card was refused above
         _check_name(model, card, printable(path), option)
         in_runtime = runtime.load(Path(path))
         in_runtime.scales = card.task == "segmentation"
@@ -135,17 +136,17 @@ def load_network(
 def convert(
     source: str | Path, target: str | Path, model_name: str | None = None, *, verbose: bool = True
 ) -> LoadReport:
-    """Writes a checkpoint in our format with its card, after a complete load into the model it is of.
+    """Rewrites a checkpoint in our format with its card, after loading it completely into its model.
 
     Args:
         source: As for :func:`load_weights`, with any number of classes.
         target: ``.safetensors`` file to write.
-        model_name: timm's name of the model, e.g. ``"mobilemamba_s6"``; needed where the source has no card.
-        verbose: Print the report.
+        model_name: timm's name of the model, e.g. ``"mobilemamba_s6"``; required if the source has no card.
+        verbose: Whether to print the report.
 
     Raises:
-        ConfigError: As :func:`load_network`.
-        WeightsError: As :func:`load_network`; or if ``target`` does not end in ``.safetensors``, or is the source.
+        ConfigError: As in :func:`load_network`.
+        WeightsError: As in :func:`load_network`; or if ``target`` does not end in ``.safetensors``, or is the source.
     """
     if Path(target).suffix != ".safetensors":
         raise WeightsError(f"cannot write {printable(target)}: expected a name that ends in .safetensors")
@@ -162,19 +163,19 @@ def save_weights(model: nn.Module, path: str | Path, card: ModelCard | None = No
     Args:
         model: The network.
         path: A ``.safetensors`` file, replaced as a whole.
-        card: What :func:`~mobilemamba.models.card.read_card` will find in the file.
+        card: The card for :func:`~mobilemamba.models.card.read_card` to read from the file.
 
     Raises:
-        WeightsError: If it cannot be written.
+        WeightsError: If the file cannot be written.
     """
-    # Clones, as the format takes neither tensors that share memory nor other layouts than the contiguous one.
+    # Clones, because the format takes neither tensors that share memory nor non-contiguous ones.
     state = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in model.state_dict().items()
     }
     metadata = {"format": "pt"} | ({} if card is None else {CARD_KEY: json.dumps(card.as_dict())})
     try:
-        # Not by safetensors' own hand: it lets only its user read the file.
+        # Not written by safetensors itself, which makes the file readable by its owner only.
         write_atomic(path, save(state, metadata=metadata))
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", error)
@@ -188,14 +189,14 @@ def _load(path: str | Path, name: str | None, option: str, *, verbose: bool) -> 
         check_model_name(name)
     card, shown = read_card(path), printable(path)
     if card is None and name is None:
-        find_tensors(path, ())  # says so if there are none
+        find_tensors(path, ())  # raises if there are none
         raise ConfigError(
             f"{shown} does not say which network it is of; give {option}, e.g. mobilemamba_s6 or another of timm's"
         )
     if card is not None:
         _check_name(name, card, shown, option)
     remedy = f"it is of another model than {name}: give that as {option}" if card is None else NOT_AS_IT_SAYS
-    # A teacher, say, must not change the random numbers that its student starts from.
+    # Loading a teacher, for example, must not change the random numbers that its student is initialised from.
     with torch.random.fork_rng(devices=[]):
         if card is None:
             assert name is not None
@@ -209,30 +210,30 @@ def _load(path: str | Path, name: str | None, option: str, *, verbose: bool) -> 
 
 
 def _check_name(name: str | None, card: ModelCard, shown: str, option: str) -> None:
-    """Refuses a model's name that a card contradicts."""
+    """Refuses a model name that contradicts the card."""
     if name not in (None, card.model):
         raise ConfigError(f"{shown} is of a {card.model}, and the model named is {name}; leave {option} out")
 
 
 def build_network(card: ModelCard, source: str = "the card") -> nn.Module:
-    """The network of a card, freshly initialised.
+    """Builds the network of a card, freshly initialised.
 
     Args:
-        card: Of any task.
-        source: What messages call it.
+        card: A card of any task.
+        source: What error messages call the card.
 
     Raises:
-        WeightsError: As :func:`check_task`.
+        WeightsError: As in :func:`check_task`.
     """
     check_task(card, source)
     return BUILDERS[card.task](card)
 
 
 def check_task(card: ModelCard, source: str) -> None:
-    """Refuses a card of a task that there is no network for.
+    """Refuses a card of a task for which there is no network.
 
     Raises:
-        WeightsError: If it is one; ``source`` is what it calls the card.
+        WeightsError: If there is none; its message calls the card ``source``.
     """
     if card.task not in BUILDERS:
         raise WeightsError(f"{source} is of a network for {card.task}; expected one for {' or '.join(BUILDERS)}")
@@ -244,14 +245,14 @@ def _build_classifier(card: ModelCard) -> nn.Module:
     )
 
 
-#: Task, as cards name it, -> builds the network of such a card.
+#: Task, as cards name it, to a function that builds the network of a card.
 BUILDERS: dict[str, Callable[[ModelCard], nn.Module]] = {"classification": _build_classifier}
 
-#: Task, as cards name it, -> makes of what another program runs, and what its file says, a network for the task; for
-#: tasks whose networks have more to them than ``forward``.
+#: Task, as cards name it, to a function that makes a network for the task of an exported one and the metadata of its
+#: file; only for tasks whose networks have more methods than ``forward``.
 IN_RUNTIME: dict[str, Callable[[RuntimeNetwork, Mapping[str, str]], RuntimeNetwork]] = {}
 
-#: Task, as cards name it, -> import path of the class that asks its networks, which is loaded when it first does.
+#: Task, as cards name it, to the import path of its predictor's class, which is imported when first needed.
 PREDICTORS: dict[str, str] = {"classification": "mobilemamba.models.predictor.ClassificationPredictor"}
 
 #: (tensors of a file without a card, timm's name of the network or its backbone) -> card; None for other files.

@@ -1,4 +1,4 @@
-"""MobileMamba's architecture as data: the choices, their limits, and the six published sizes."""
+"""MobileMamba's architecture as data: its choices, their limits, and the six published sizes."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any, Literal, get_args
 
 from mobilemamba.errors import ConfigError
 
-#: What mixes the global channels, and what a stage's blocks are.
+#: The mixers of the global channels, and the kinds of a stage's blocks.
 GlobalMixer = Literal["mamba", "ttt", "mlstm", "rwkv6", "attention", "identity"]
 StageKind = Literal["mobilemamba", "cnn"]
 
-#: Global channels come in multiples of this, so that every published model can be cut into heads of 16 channels.
+#: The number of global channels is a multiple of this, so that every published model can have heads of 16 channels.
 CHANNEL_MULTIPLE = 16
 
-#: Largest value of a choice, far beyond any network's: what is above it is a slip, and would ask for terabytes.
+#: The largest value of each choice, far beyond any network's: a larger one is a slip that would ask for terabytes.
 _MOST = {
     "embed_dims": 16_384,
     "depths": 1_024,
@@ -32,7 +32,7 @@ _MAMBA_CHOICES = ("directions", "d_state", "ssm_ratio", "dt_rank")
 
 @dataclass(frozen=True)
 class MobileMambaConfig:
-    """One MobileMamba network; the defaults are S6 (Tables 2 and 3 of the paper). Sequences have one entry a stage.
+    """Architecture of a MobileMamba, by default S6 (Tables 2 and 3 of the paper). Tuples have one entry per stage.
 
     Four-stage networks (Fig. 3) have four entries and ``stem_stride=4``; the paper does not give their widths.
 
@@ -42,23 +42,23 @@ class MobileMambaConfig:
         global_ratio: The paper's xi: share of the channels that the wavelet-enhanced Mamba mixes.
         local_ratio: The paper's mu: share of the channels that the multi-kernel depthwise convolution mixes.
         kernel_sizes: Odd kernel size of the local convolution; several (``((7, 5, 3), 5, 3)``) share its channels.
-        wavelet_kernel_sizes: Odd kernel size of the convolution between the wavelet transforms; by default the
-            (first) entry of ``kernel_sizes``.
+        wavelet_kernel_sizes: Odd kernel size of the convolution between the wavelet transforms; by default the (first)
+            entry of ``kernel_sizes``.
         wavelet: PyWavelets name of an orthogonal wavelet; ``"none"`` leaves the wavelet branch out (Table 8f).
-        global_mixer: What mixes the global channels, beside the wavelet branch (Table 1): ``"mamba"``, ``"ttt"``
-            (TTT-Linear), ``"mlstm"`` (xLSTM), ``"rwkv6"``, ``"attention"`` or ``"identity"``, nothing. The next four
-            are choices of ``"mamba"`` alone.
+        global_mixer: What mixes the global channels beside the wavelet branch (Table 1): ``"mamba"``, ``"ttt"``
+            (TTT-Linear), ``"mlstm"`` (xLSTM), ``"rwkv6"``, ``"attention"``, or ``"identity"`` for nothing. The next
+            four attributes are for ``"mamba"`` only.
         directions: Scan directions of the state-space model: 1, 2 (rows, both ways) or 4 (columns too).
         d_state: State size N of the scan.
-        ssm_ratio: Inner width of the state-space model over its input width.
+        ssm_ratio: Inner width of the state-space model divided by its input width.
         dt_rank: Rank of the step-size projection, ``"auto"`` for ``ceil(channels / 16)``.
-        ffn_ratio: Hidden width of the feed-forward layers over their input width.
-        stages: ``"mobilemamba"`` or ``"cnn"``, a block without its token mixer: ratios and kernel sizes are not used.
-            By default all are the first.
+        ffn_ratio: Hidden width of the feed-forward layers divided by their input width.
+        stages: ``"mobilemamba"``, or ``"cnn"`` for blocks without the token mixer, which ignore ratios and kernel
+            sizes. By default all stages are ``"mobilemamba"``.
         stem_stride: Stride of the first stage, 4 or 16; each later stage doubles it.
 
     Raises:
-        ConfigError: If a value is impossible; the message computes one that works.
+        ConfigError: If a value is impossible; the message suggests one that works.
     """
 
     embed_dims: tuple[int, ...] = (192, 384, 448)
@@ -78,7 +78,7 @@ class MobileMambaConfig:
     stem_stride: Literal[4, 16] = 16
 
     def __post_init__(self) -> None:
-        for field in fields(self):  # YAML and keyword arguments bring lists; tuples keep the dataclass hashable
+        for field in fields(self):  # YAML and keyword arguments may hold lists; tuples keep the dataclass hashable
             value = getattr(self, field.name)
             if isinstance(value, list | tuple):
                 frozen = tuple(tuple(item) if isinstance(item, list) else item for item in value)
@@ -140,23 +140,23 @@ class MobileMambaConfig:
 
     @property
     def stage_kinds(self) -> tuple[StageKind, ...]:
-        """What each stage's blocks are."""
+        """Kind of each stage's blocks."""
         kind: StageKind = "mobilemamba"
         return self.stages or (kind,) * len(self.embed_dims)
 
     @property
     def stage_kernels(self) -> tuple[tuple[int, ...], ...]:
-        """Kernel sizes of the local convolution, always as a tuple a stage."""
+        """Kernel sizes of each stage's local convolution, always as a tuple."""
         return tuple((k,) if isinstance(k, int) else k for k in self.kernel_sizes)
 
     @property
     def wavelet_kernels(self) -> tuple[int, ...]:
-        """Kernel size of the wavelet-domain convolution of each stage."""
+        """Kernel size of each stage's wavelet-domain convolution."""
         return self.wavelet_kernel_sizes or tuple(kernels[0] for kernels in self.stage_kernels)
 
     @property
     def channel_splits(self) -> tuple[tuple[int, int, int], ...]:
-        """(global, local, identity) channels of each stage; a CNN stage leaves all as they are."""
+        """(global, local, identity) channels of each stage; a CNN stage leaves all channels unchanged."""
         return tuple(
             split_channels(dim, *ratios) if kind == "mobilemamba" else (0, 0, dim)
             for kind, dim, *ratios in zip(
@@ -165,10 +165,10 @@ class MobileMambaConfig:
         )
 
     def override(self, **changes: Any) -> MobileMambaConfig:
-        """A copy with some choices changed.
+        """Returns a copy with some choices changed.
 
         Raises:
-            ConfigError: If a name is no architecture choice, or the result is impossible.
+            ConfigError: If a name is not an architecture choice, or the result is impossible.
         """
         known = [field.name for field in fields(self)]
         if unknown := sorted(set(changes) - set(known)):
@@ -177,10 +177,10 @@ class MobileMambaConfig:
 
 
 def split_channels(dim: int, global_ratio: float, local_ratio: float) -> tuple[int, int, int]:
-    """Cuts ``dim`` channels into global, local and identity parts as the released models do.
+    """Splits ``dim`` channels into global, local and identity parts, as in the released models.
 
-    The global part is truncated, then rounded to the nearest multiple of 16 (ties up); the local part is truncated and
-    yields where both would exceed ``dim``; the rest is left as it is.
+    The global part is truncated, then rounded to the nearest multiple of 16 (ties up); the local part is truncated, and
+    reduced if both would exceed ``dim``; the rest is left unchanged.
 
     Raises:
         ConfigError: If a ratio is outside [0, 1], their sum exceeds 1, or rounding up exceeds ``dim``.
@@ -206,7 +206,7 @@ def split_channels(dim: int, global_ratio: float, local_ratio: float) -> tuple[i
 
 
 def _numbers(value: Any) -> list[float]:
-    """All numbers in a choice of the architecture."""
+    """Returns all numbers in the value of an architecture choice."""
     if isinstance(value, tuple):
         return [number for item in value for number in _numbers(item)]
     return [value] if isinstance(value, int | float) else []
@@ -217,12 +217,12 @@ class Variant:
     """A published model and the paper's numbers for it (Tables 2 and 3).
 
     Attributes:
-        config: The network.
-        img_size: Side of the square picture that the numbers are for, in pixels.
+        config: Architecture of the network.
+        img_size: Side in pixels of the square pictures that the numbers are for.
         paper_top1: ImageNet-1k top-1 in %, 300 epochs, without distillation.
         paper_params_m: Parameters in millions.
         paper_flops_m: FLOPs in millions.
-        drop_path_rate: Stochastic depth that it was trained with.
+        drop_path_rate: Stochastic depth it was trained with.
     """
 
     config: MobileMambaConfig
@@ -247,9 +247,9 @@ VARIANTS = {
 
 @dataclass
 class ArchOverrides:
-    """Architecture choices laid over a MobileMamba variant; None keeps the variant's own.
+    """Changes to the architecture of a MobileMamba variant; None keeps the variant's own choice.
 
-    See :class:`MobileMambaConfig` for the meaning of each; a test holds the two lists of names together.
+    See :class:`MobileMambaConfig` for the meaning of each; a test checks that both classes have the same names.
     """
 
     embed_dims: tuple[int, ...] | None = None
@@ -269,5 +269,5 @@ class ArchOverrides:
     stem_stride: Literal[4, 16] | None = None
 
     def given(self) -> dict[str, Any]:
-        """The choices that were made."""
+        """Returns the choices that are not None."""
         return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}

@@ -1,4 +1,4 @@
-"""Building any timm model by name, with errors for the user rather than for the programmer."""
+"""Building any timm model by name, with errors for users rather than for programmers."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def create_model(
     """Builds a timm model without pretrained weights.
 
     Args:
-        name: Any timm model.
-        arch: Architecture choices, for a mobilemamba model only.
-        num_classes: Outputs.
+        name: Name of any timm model.
+        arch: Architecture choices; for mobilemamba models only.
+        num_classes: Number of outputs.
         in_chans: Channels of a picture.
-        drop_path_rate: Stochastic depth; 0 leaves it to the model, as not every timm model knows it.
-        distilled: A second classifier for a teacher's labels, for a mobilemamba model only.
-        options: Other ones of the model, or of timm's ``create_model``.
+        drop_path_rate: Stochastic depth; 0 leaves it to the model, because not every timm model has this option.
+        distilled: Whether to add a second classifier for a teacher's labels; for mobilemamba models only.
+        options: Further options of the model, or of timm's ``create_model``.
 
     Raises:
-        ConfigError: If there is no such model, or it does not take what is given.
+        ConfigError: If there is no such model, or it does not accept an option.
     """
     check_model_name(name)
     overrides: dict[str, Any] = arch.given() if arch is not None else {}
@@ -58,10 +58,10 @@ def create_model(
 
 
 def check_model_name(name: str) -> None:
-    """Refuses what is no timm model, or none with such weights (``resnet50.a1_in1k`` names both).
+    """Refuses a name that is no timm model or has no such pretrained weights (``resnet50.a1_in1k`` names both).
 
     Raises:
-        ConfigError: With the names that come nearest.
+        ConfigError: If it is refused; the message suggests similar names.
     """
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)

@@ -1,21 +1,23 @@
-"""EMO (Zhang et al., "Rethinking Mobile Block for Efficient Attention-based Models", ICCV 2023), to compare with.
+"""EMO (Zhang et al., "Rethinking Mobile Block for Efficient Attention-based Models", ICCV 2023), for comparison.
 
     picture (B, in_chans, H, W)
       patch_embed            stride 2: a convolution, then a block without expansion
       stages.0 ... stages.3  blocks at 1/4, 1/8, 1/16, 1/32; the first of each halves the map and widens it
       norm, head             LayerNorm, average pool, linear
 
-A block, the paper's inverted residual mobile block (iRMB), is ``x + DropPath(F(x))``, where F is norm, attention over
-dilated windows (in the last two stages), expansion, residual depthwise convolution, projection.
+A block, the paper's inverted residual mobile block (iRMB), is ``x + DropPath(F(x))``, where F consists of norm,
+attention over dilated windows (in the last two stages), expansion, residual depthwise convolution and projection.
 
-Built from what the paper says. No weights are published for these names, so that only counts tell whether it is right:
-all four sizes have the paper's parameters (cut off after a decimal; no reading fits rounded) and FLOPs (norms counted).
-For that the stem's block can have neither norm nor expansion, and biases must be in the expansions, or in both the
-queries and keys and the projections; here every 1x1 convolution has one. What the counts leave open: how narrow the
-stem's squeeze and excitation is (8 channels here), and that no activation follows its first norm. Where windows do not
-divide a map, the pixels that fill it up take no part in the attention: a window is every so many-th pixel of the map.
+It is built from what the paper says. No weights are published for these names, so only counts can show that it is
+right: all four sizes have the paper's parameters (truncated to one decimal; no reading of the paper fits rounding) and
+FLOPs (norms counted). These require that the stem's block has neither norm nor expansion, and that biases are in the
+expansions, or in both the queries and keys and the projections; here every 1x1 convolution has one. The counts leave
+open how narrow the stem's squeeze and excitation is (8 channels here), and whether an activation follows the stem's
+first norm (none here). Windows consist of every n-th pixel of a map; where they do not divide it, the padding takes no
+part in the attention.
 
-Dimension letters: B batch, C channels, H and W sides of the map; W windows of all pictures, N heads, T tokens of a
+Dimension letters: B batch, C channels, H and W sides of the map; W windows of all pictures, N heads, T tokens per
+window, F channels per head.
 window, F channels of a head.
 """
 
@@ -37,20 +39,20 @@ from mobilemamba.models.backbone import Backbone, Stage, drop_path_rates
 
 __all__ = ["emo_1m", "emo_2m", "emo_5m", "emo_6m"]
 
-#: Most tokens along a window's side.
+#: The largest number of tokens along a window's side.
 WINDOW = 7
 STEM_DIM = 24
 _EPS = 1e-6
-# Norm, activation and depthwise kernel size: first those of the stages without attention, then of those with it.
+# Norm, activation and depthwise kernel size of the stages without attention (False) and with it (True).
 _KINDS = {False: (BatchNorm2d, nn.SiLU, 3), True: (LayerNorm2d, nn.GELU, 5)}
 
 
 def to_windows(x_BCHW: Tensor, steps: tuple[int, int]) -> Tensor:
-    """Cuts maps into dilated windows: a window takes every so many-th pixel, both ways; (W, C, T).
+    """Cuts maps into dilated windows (W, C, T); a window takes every n-th pixel in both directions.
 
     Args:
-        x_BCHW: Maps; those that the steps do not divide are filled up with zeros at the bottom and on the right.
-        steps: Distance of a window's pixels down and across; their product is the number of windows of a map.
+        x_BCHW: Maps; those that the steps do not divide are padded with zeros at the bottom and on the right.
+        steps: Distance between a window's pixels, down and across; their product is the number of windows per map.
     """
     down, across = steps
     height, width = x_BCHW.shape[2:]
@@ -60,20 +62,20 @@ def to_windows(x_BCHW: Tensor, steps: tuple[int, int]) -> Tensor:
 
 
 def from_windows(x_WCT: Tensor, steps: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """The maps (B, C, H, W) of a given size that ``to_windows`` cut."""
+    """Inverts ``to_windows``: returns the maps (B, C, H, W) of a given size."""
     (down, across), (height, width) = steps, size
     x = x_WCT.unflatten(2, (-(-height // down), -(-width // across))).unflatten(0, (-1, down, across))
     return x.permute(0, 3, 4, 1, 5, 2).flatten(4).flatten(2, 3)[:, :, :height, :width]
 
 
 class WindowAttention(nn.Module):
-    """Mixes a map by softmax attention over dilated windows of at most 7x7 pixels, (B, C, H, W) in and out.
+    """Mixes a map by softmax attention over dilated windows of at most 7x7 pixels; (B, C, H, W) in and out.
 
-    Queries and keys are projected, values are the input itself: the block expands what was mixed.
+    Queries and keys are projections, values are the input itself, since the block expands what was mixed.
 
     Args:
         dim: Channels, a multiple of ``head_dim``.
-        head_dim: Channels of a head.
+        head_dim: Channels per head.
     """
 
     def __init__(self, dim: int, head_dim: int):
@@ -89,7 +91,7 @@ class WindowAttention(nn.Module):
             for x in (*self.qk(x_BCHW).chunk(2, dim=1), x_BCHW)
         )
         mask_WNTT = None
-        if height % steps[0] or width % steps[1]:  # no token looks at those that fill up
+        if height % steps[0] or width % steps[1]:  # no token attends to the padding
             exists = to_windows(x_BCHW.new_ones(1, 1, height, width), steps) > 0
             mask_WNTT = exists[:, None].repeat(batch, 1, 1, 1)
         y_WNTF = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_WNTT)
@@ -97,7 +99,7 @@ class WindowAttention(nn.Module):
 
 
 class Stem(nn.Sequential):
-    """Pictures (B, in_chans, H, W) to (B, 24, H/2, W/2)."""
+    """Maps pictures (B, in_chans, H, W) to (B, 24, H/2, W/2)."""
 
     def __init__(self, in_chans: int):
         super().__init__()
@@ -108,15 +110,15 @@ class Stem(nn.Sequential):
 
 
 class MobileBlock(nn.Sequential):
-    """F of the module's head, (B, C, H, W) to (B, C', H', W').
+    """The function F of a block (see the module's docstring), (B, C, H, W) to (B, C', H', W').
 
     Args:
         dim: Channels C.
-        out_dim: Channels C'; others than ``dim`` come with a stride.
+        out_dim: Channels C'; they differ from ``dim`` only with a stride.
         hidden_dim: Channels between expansion and projection.
-        late: Whether it stands in one of the last two stages: other norm, activation and kernel size.
-        head_dim: Channels of an attention head; 0 leaves attention out.
-        stride: Of the depthwise convolution, which is residual if it is 1.
+        late: Whether the block is in one of the last two stages, which have another norm, activation and kernel size.
+        head_dim: Channels per attention head; 0 leaves attention out.
+        stride: Stride of the depthwise convolution, which is residual if the stride is 1.
     """
 
     def __init__(self, dim: int, out_dim: int, hidden_dim: int, late: bool, head_dim: int = 0, stride: int = 1):
@@ -132,13 +134,13 @@ class MobileBlock(nn.Sequential):
 
 
 class EMOStage(Stage):
-    """Blocks, the first of which halves the map, with twice the expansion and neither attention nor residual.
+    """Blocks, the first of which halves the map; it has twice the expansion and neither attention nor residual.
 
     Args:
-        in_dim: Channels before.
-        dim: Channels after.
+        in_dim: Input channels.
+        dim: Output channels.
         ratio: Expansion.
-        head_dim: Channels of an attention head; 0 for a stage without attention.
+        head_dim: Channels per attention head; 0 for a stage without attention.
         drop_path_rates: Probability of dropping each block's branch.
     """
 
@@ -154,18 +156,18 @@ class EMOStage(Stage):
 
 
 class EMO(Backbone):
-    """The network; pictures (B, in_chans, H, W) of any size to logits (B, num_classes).
+    """EMO, from pictures (B, in_chans, H, W) of any size to logits (B, num_classes).
 
     Args:
         depths: Blocks of each stage.
         embed_dims: Channels of each stage.
-        ratios: Expansion in each stage's blocks.
-        head_dims: Channels of an attention head in each stage, 0 for none.
+        ratios: Expansion in the blocks of each stage.
+        head_dims: Channels per attention head in each stage; 0 for none.
         num_classes: Classes; 0 returns pooled features (B, C).
         in_chans: Channels of the picture.
         global_pool: timm's pooling name; ``""`` leaves the map unpooled.
         drop_rate: Dropout before the classifier.
-        drop_path_rate: Stochastic depth of the last block; earlier blocks rise linearly to it.
+        drop_path_rate: Stochastic depth of the last block; it rises linearly to this over the blocks.
     """
 
     def __init__(
@@ -193,23 +195,23 @@ class EMO(Backbone):
         self.head = ClassifierHead(self.num_features, num_classes, global_pool, drop_rate)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """(B, C, h, w) to logits (B, num_classes), or to pooled features (B, C)."""
+        """Maps (B, C, h, w) to logits (B, num_classes), or to pooled features (B, C)."""
         return self.head(x, pre_logits=pre_logits)
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
-        """The linear layer."""
+        """Returns the linear layer."""
         return self.head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A fresh classifier for another number of classes; 0 removes it."""
+        """Replaces the classifier by a fresh one for another number of classes; 0 removes it."""
         self.num_classes = num_classes
         like = next(self.parameters())
         self.head.reset(num_classes, global_pool)
         self.head.to(like.device, like.dtype)
 
 
-# Depths, channels, expansions and channels of a head.
+# Depths, channels, expansions and channels per head.
 _SIZES = {
     "emo_1m": ((2, 2, 8, 3), (32, 48, 80, 168), (2, 2.5, 3, 3.5), (0, 0, 20, 21)),
     "emo_2m": ((3, 3, 9, 3), (32, 48, 120, 200), (2, 2.5, 3, 3.5), (0, 0, 20, 20)),
@@ -246,23 +248,23 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> EMO:
 
 @register_model
 def emo_1m(pretrained: bool = False, **kwargs: Any) -> EMO:
-    """EMO-1M: 71.5 % top-1 in its paper, trained with a ``drop_path_rate`` of 0.04. Keywords as of ``EMO``."""
+    """EMO-1M: 71.5 % top-1 in its paper, trained with a ``drop_path_rate`` of 0.04. Keywords as for ``EMO``."""
     return _create("emo_1m", pretrained, **kwargs)
 
 
 @register_model
 def emo_2m(pretrained: bool = False, **kwargs: Any) -> EMO:
-    """EMO-2M: 75.1 % top-1 in its paper, trained with a ``drop_path_rate`` of 0.05. Keywords as of ``EMO``."""
+    """EMO-2M: 75.1 % top-1 in its paper, trained with a ``drop_path_rate`` of 0.05. Keywords as for ``EMO``."""
     return _create("emo_2m", pretrained, **kwargs)
 
 
 @register_model
 def emo_5m(pretrained: bool = False, **kwargs: Any) -> EMO:
-    """EMO-5M: 78.4 % top-1 in its paper, trained with a ``drop_path_rate`` of 0.05. Keywords as of ``EMO``."""
+    """EMO-5M: 78.4 % top-1 in its paper, trained with a ``drop_path_rate`` of 0.05. Keywords as for ``EMO``."""
     return _create("emo_5m", pretrained, **kwargs)
 
 
 @register_model
 def emo_6m(pretrained: bool = False, **kwargs: Any) -> EMO:
-    """EMO-6M: 79.0 % top-1 in its paper, trained with a ``drop_path_rate`` of 0.05. Keywords as of ``EMO``."""
+    """EMO-6M: 79.0 % top-1 in its paper, trained with a ``drop_path_rate`` of 0.05. Keywords as for ``EMO``."""
     return _create("emo_6m", pretrained, **kwargs)

@@ -1,4 +1,4 @@
-"""Norm fusion: the same network with every BatchNorm folded into its neighbour (Table 8c of the paper)."""
+"""Norm fusion: folds every BatchNorm of a network into its neighbour (Table 8c of the paper)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def fuse_norms(model: Model) -> Model:
-    """A copy for inference with all BatchNorms folded; same outputs up to rounding (1e-5), same device and dtype.
+    """Returns a copy for inference with all BatchNorms folded; same outputs up to rounding (1e-5), device and dtype.
 
-    Residual depthwise convolutions take the identity into their kernel as well. LayerNorms stay, as they depend on the
-    input, and so do norms of other classes in a BatchNorm's place (SyncBatchNorm folds), or without running statistics.
-    The copy is in evaluation mode; train the original.
+    The identity of residual depthwise convolutions is folded into their kernels as well. LayerNorms stay, as they
+    depend on the input; so do norms without running statistics or of other classes in a BatchNorm's place
+    (SyncBatchNorm folds). The copy is in evaluation mode; train the original.
 
     Args:
         model: A MobileMamba, or any module built of this package's layers.
@@ -42,13 +42,13 @@ def _fuse_children(module: nn.Module) -> None:
 
 @torch.no_grad()
 def unfuse_state(model: nn.Module, fused: StateDict) -> StateDict:
-    """A fused network's tensors by the names of the un-fused ``model``, its norms made neutral.
+    """Returns a fused network's tensors by the names of the un-fused ``model``, with neutral norms.
 
-    Each norm gets mean 0, variance 1, the weight that undoes its epsilon, and the fused bias; a residual depthwise
-    kernel gives the identity back. Names that belong to no fused layer are kept.
+    Each norm gets mean 0, variance 1, the weight that undoes its epsilon, and the fused bias; the identity is
+    subtracted from residual depthwise kernels. Names that belong to no fused layer are kept.
 
     Args:
-        model: The un-fused network, for the layers' places and kinds.
+        model: The un-fused network, for the places and kinds of the layers.
         fused: State dict of ``fuse_norms(model)`` or of a fused release, by our names.
     """
     state = dict(fused)
@@ -77,5 +77,5 @@ def unfuse_state(model: nn.Module, fused: StateDict) -> StateDict:
 
 
 def count_batch_norms(model: nn.Module) -> int:
-    """How many batch norms a network has that are not folded."""
+    """Counts the batch norms of a network that are not folded."""
     return sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())

@@ -1,4 +1,4 @@
-"""Which tensor of a checkpoint belongs to which of a network, with a report of every one."""
+"""Matches the tensors of a checkpoint to those of a network, and reports on every one."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from mobilemamba.models.fuse import unfuse_state
 from mobilemamba.models.release_names import Released, StateDict, is_fused, is_release
 from mobilemamba.models.weights_file import FoundTensors
 
-# A counter that only matters for norms with cumulative averages, and that some exports drop.
+# A counter that matters only for norms with cumulative averages, and that some exports drop.
 _COUNTER = "num_batches_tracked"
 
 
 @dataclass
 class LoadReport:
-    """What became of each tensor, by the network's names."""
+    """What happened to each tensor, by the network's names."""
 
     format: str  # how the checkpoint was recognised, e.g. ``"release, norms fused"`` or ``"by name"``
     loaded: list[str] = field(default_factory=list)  # tensors that were copied into the model
@@ -29,17 +29,17 @@ class LoadReport:
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)  # tensors of the checkpoint that the model lacks
     wrong_shape: list[str] = field(default_factory=list)  # tensors of both that differ in shape, with both shapes
-    #: Classifiers that start afresh, as ``new_head`` allows, with both numbers of classes.
+    #: Classifiers that start afresh because of ``new_head``, with both numbers of classes.
     fresh_heads: list[str] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
-        """Whether every tensor found its place, those of a fresh head aside."""
+        """Whether every tensor was matched, except those of a fresh head."""
         return not (self.missing or self.unexpected or self.wrong_shape)
 
     @property
     def counts(self) -> str:
-        """How many tensors were loaded, and which were not, in one line."""
+        """Summary in one line: how many tensors were loaded, and which were not."""
         lines = [f"{len(self.loaded)} tensors loaded", *self.fresh_heads]
         for title, names in (
             ("missing", self.missing),
@@ -57,29 +57,29 @@ class LoadReport:
 
 @dataclass(frozen=True)
 class Match:
-    """A checkpoint's tensors by the network's names."""
+    """A checkpoint's tensors under the network's names."""
 
     state: StateDict  # all of them, whether they fit or not
     fitting: StateDict  # those that can be copied
-    fresh: list[str]  # classifiers, by their modules' names, that none of them is for
-    report: LoadReport  # what became of each
+    fresh: list[str]  # names of the classifiers that start afresh
+    report: LoadReport  # what happened to each
 
 
 def spellings(model: nn.Module) -> list[Collection[str]]:
-    """The names of a network's tensors, by every convention they are known in."""
+    """Returns the names of a network's tensors in every convention they are known by."""
     own = model.state_dict()
     return [own.keys(), model.to_release(own).keys()] if isinstance(model, Released) else [own.keys()]
 
 
 def match(model: nn.Module, found: FoundTensors, *, new_head: bool = False) -> Match:
-    """Finds each tensor's place: by name, else through timm's filter for the model's older files, else by order.
+    """Matches tensors by name, else through timm's filter for the model's older files, else by order.
 
-    The last two count only if they place every tensor.
+    The last two ways are used only if they match every tensor.
 
     Args:
         model: The network; it is not changed.
         found: The checkpoint.
-        new_head: Leave a classifier for another number of classes out, on both sides.
+        new_head: Whether to leave a classifier with another number of classes out, on both sides.
     """
     heads = head_names(model) if new_head else []
     first = None
@@ -93,7 +93,7 @@ def match(model: nn.Module, found: FoundTensors, *, new_head: bool = False) -> M
 
 
 def head_names(model: nn.Module) -> list[str]:
-    """The modules that turn features into logits: timm's classifiers, each with the norm of a :class:`NormLinear`."""
+    """Returns the names of timm's classifiers; those inside a :class:`NormLinear` are named by that, with its norm."""
     get_classifier: Callable[[], Any] = getattr(model, "get_classifier", lambda: None)
     classifiers = get_classifier()
     classifiers = classifiers if isinstance(classifiers, tuple | list) else [classifiers]
@@ -106,13 +106,13 @@ def head_names(model: nn.Module) -> list[str]:
 
 
 def classes_of(state: StateDict, head: str) -> int:
-    """Outputs of a classifier, by its weight's first dimension; 0 if it is not there."""
+    """Returns the number of a classifier's outputs, from its weight's first dimension; 0 if it has no weight."""
     weights = [t for n, t in state.items() if n.startswith(f"{head}.") and n.endswith("weight") and t.ndim > 1]
     return len(weights[-1]) if weights else 0
 
 
 def _readings(model: nn.Module, found: FoundTensors, heads: list[str]) -> Iterator[tuple[str, StateDict]]:
-    """The tensors by the network's names, in every way there is to read them; each with its name for the report."""
+    """Yields the tensors under the network's names in every possible reading, each with its name for the report."""
     state = found.state
     if isinstance(model, Released):
         yield _as_released(model, state)
@@ -121,7 +121,7 @@ def _readings(model: nn.Module, found: FoundTensors, heads: list[str]) -> Iterat
         to_timm = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
         if to_timm is not None:
             filtered: StateDict = {}
-            # Such a function is written for certain files, and may fail on any other in any way.
+            # Such a function is written for certain files, and may raise anything for others.
             with contextlib.suppress(Exception):
                 filtered = to_timm(dict(state), model)
             yield "by name through timm's checkpoint_filter_fn", filtered
@@ -138,7 +138,7 @@ def _as_released(model: Released, state: StateDict) -> tuple[str, StateDict]:
 
 
 def _by_order(model: nn.Module, state: StateDict, heads: list[str]) -> StateDict:
-    """The tensors under the network's names in the same place; nothing unless all shapes agree and all names differ.
+    """Returns the tensors under the network's names, in order; nothing unless all shapes agree and all names differ.
 
     A file that shares some names is of a related network, whose other tensors may mean something else.
     """

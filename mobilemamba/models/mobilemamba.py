@@ -6,11 +6,11 @@
       stages.1, stages.2     downsample, then blocks, at 1/32 and 1/64
       head                   average pool, BatchNorm, linear
 
-With ``stem_stride=4`` the stages stand at 1/4, 1/8, and so on: the four-stage networks of Fig. 3.
+With ``stem_stride=4`` the stages are at 1/4, 1/8, and so on: the four-stage networks of Fig. 3.
 
-A block is ``x + DropPath(F(x))``, where F is dw0, ffn0, mixer, dw1, ffn1, each of them residual. The mixer is the MRFFI
-module; a CNN stage's blocks have none. Every residual branch starts with a norm of gain zero, so a fresh block doubles
-its input.
+A block is ``x + DropPath(F(x))``, where F consists of dw0, ffn0, mixer, dw1 and ffn1, each of them residual. The mixer
+is the MRFFI module; the blocks of a CNN stage have none. The last norm of every residual branch is initialised with
+gain zero, so a fresh block doubles its input.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from mobilemamba.models.release_names import Released, StateDict, ours_to_releas
 
 
 def depthwise(dim: int, gain: float) -> Residual:
-    """A residual 3x3 depthwise convolution."""
+    """Builds a residual 3x3 depthwise convolution."""
     return Residual(ConvNorm(dim, dim, 3, groups=dim, gain=gain))
 
 
 def build_mixer(config: MobileMambaConfig, stage: int) -> MRFFI | None:
-    """The MRFFI module of a stage's blocks; a CNN stage has none."""
+    """Builds the MRFFI module of a stage's blocks; None for a CNN stage."""
     if config.stage_kinds[stage] == "cnn":
         return None
     splits = global_dim, local_dim, _ = config.channel_splits[stage]
@@ -87,7 +87,7 @@ class MobileMambaStage(Stage):
     """Downsampling, except in the first stage, then blocks.
 
     Args:
-        config: The network.
+        config: Architecture of the network.
         stage: Index of the stage.
         drop_path_rates: Probability of dropping each block's branch.
     """
@@ -107,7 +107,7 @@ class MobileMambaStage(Stage):
 
 
 class MobileMamba(Backbone, Released):
-    """The network; pictures (B, in_chans, H, W) of 32 px a side or more to logits (B, num_classes).
+    """MobileMamba, from pictures (B, in_chans, H, W) of at least 32 px a side to logits (B, num_classes).
 
     Args:
         config: The architecture.
@@ -115,11 +115,11 @@ class MobileMamba(Backbone, Released):
         in_chans: Channels of the picture.
         global_pool: timm's pooling name; ``""`` leaves the map unpooled.
         drop_rate: Dropout before the classifier.
-        drop_path_rate: Stochastic depth of the last block; earlier blocks rise linearly to it.
-        scan_backend: Backend of the scans, see ``mobilemamba backends``; ``reference``, the definition, keeps every
-            other layer from compiled kernels as well.
-        distilled: A second classifier ``head_dist``, trained on a teacher's answers (Touvron et al., "Training
-            data-efficient image transformers", 2021); the logits are then the mean of both.
+        drop_path_rate: Stochastic depth of the last block; it rises linearly to this over the blocks.
+        scan_backend: Backend of the scans, see ``mobilemamba backends``; ``reference``, the definition, also keeps
+            every other layer from using compiled kernels.
+        distilled: Whether to add a second classifier ``head_dist``, trained on a teacher's answers (Touvron et al.,
+            "Training data-efficient image transformers", 2021); the logits are then the mean of both.
 
     Raises:
         ConfigError: If ``scan_backend`` is unknown.
@@ -152,20 +152,20 @@ class MobileMamba(Backbone, Released):
         use_scan_backend(self, scan_backend)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """(B, C, h, w) to logits (B, num_classes), or to pooled features (B, C) before the classifier's norm."""
+        """Maps (B, C, h, w) to logits (B, num_classes), or to pooled features (B, C) before the classifier's norm."""
         x = self.head_drop(self.global_pool(x))
         if pre_logits:
             return x
         return self.head(x) if self.head_dist is None else (self.head(x) + self.head_dist(x)) / 2
 
     def forward_heads(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, in_chans, H, W) to the logits of both classifiers, (B, num_classes) each, for a training with a teacher.
+        """Maps (B, in_chans, H, W) to both classifiers' logits, (B, num_classes) each, for training with a teacher.
 
         Returns:
-            Those to compare with the labels, and those to compare with the teacher.
+            The logits to compare with the labels, and those to compare with the teacher.
 
         Raises:
-            ConfigError: If the network has one classifier only.
+            ConfigError: If the network has only one classifier.
         """
         if self.head_dist is None:
             raise ConfigError("the network has one classifier; build it with distilled=True to have two")
@@ -174,13 +174,13 @@ class MobileMamba(Backbone, Released):
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
-        """The linear layer; as for timm's other distilled models, both of them where there are two."""
+        """Returns the linear layer, or both of them for two classifiers, as timm's other distilled models do."""
         heads = [self.head] if self.head_dist is None else [self.head, self.head_dist]
         head, *dist = (head.linear if isinstance(head, NormLinear) else head for head in heads)
         return (head, dist[0]) if dist else head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A fresh classifier (or two), with a fresh norm, for another number of classes; 0 removes it."""
+        """Replaces each classifier and its norm by fresh ones for another number of classes; 0 removes them."""
         self.num_classes = num_classes
         if global_pool is not None:
             self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
@@ -200,6 +200,6 @@ class MobileMamba(Backbone, Released):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Parameters that decay would harm: the state matrix, step-size biases, skip weights and learned scales."""
+        """Returns the parameters that weight decay would harm: state matrix, step-size biases, skip weights, scales."""
         leaves = ("A_log", "D", "dt_bias", "scale", "decay", "bonus", "mix")
         return {name for name, _ in self.named_parameters() if name.rsplit(".", 1)[-1] in leaves}

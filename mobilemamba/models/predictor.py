@@ -21,28 +21,28 @@ from mobilemamba.models.card import ModelCard
 from mobilemamba.models.checkpoints import PREDICTORS
 from mobilemamba.models.inference import for_inference
 
-#: One picture's answer, of plain JSON types but for what is only drawn.
+#: The answer to one picture, of plain JSON types except for what is only drawn.
 Row = dict[str, Any]
-#: In the rows of a segmentation: the class of each pixel.
+#: Key in the rows of a segmentation: the class of each pixel.
 LABELS = "labels"
-#: In the rows of a detection with masks: (n, H, W) bool, the pixels of each object.
+#: Key in the rows of a detection with masks: (n, H, W) bool, the pixels of each object.
 MASKS = "masks"
 
-#: Pixels; smaller pictures are drawn enlarged beside their answers.
+#: Pixels; smaller pictures are enlarged before they are drawn beside their answers.
 _LEAST_DRAWN = 224
 
 
 class Predictor:
-    """Answers pictures with a network; one subclass for each task.
+    """Answers pictures by a network; there is one subclass for each task.
 
     Attributes:
-        columns: The names of the values in each of :meth:`lines`.
-        drawn_only: Entries of a row that serve its drawings alone, and are not written as JSON.
-        batch_size: Pictures at a time, by default.
-        default_topk: How many answers a picture gets at most, by default; None for all.
-        least_score: Answers with a lower score are left out; None for a task whose answers have no such score.
-        network: A copy of the network, laid out for inference.
-        how: What was done to it to make it fast, in words.
+        columns: Names of the columns that :meth:`lines` returns.
+        drawn_only: Keys of a row that are only for drawings, and not JSON.
+        batch_size: Default number of pictures in a batch.
+        default_topk: Default number of answers per picture, at most; None for all.
+        least_score: Score that an answer needs to be given; None for tasks whose answers do not depend on a score.
+        network: The network, laid out for inference.
+        how: Description of how it was made fast.
     """
 
     columns: ClassVar[tuple[str, ...]]
@@ -59,20 +59,20 @@ class Predictor:
         dtype: torch.dtype = torch.float32,
         topk: int | None = None,
     ) -> None:
-        """Lays a copy of the network out for inference.
+        """Lays out a copy of the network for inference.
 
         Args:
-            network: On the CPU or on the device.
-            card: What it is of.
-            device: Where it is to run.
-            dtype: Of its weights and pictures.
-            topk: How many answers a picture gets at most; None for ``default_topk``.
+            network: The network, on the CPU or on the device.
+            card: Its card.
+            device: Device to run on.
+            dtype: Dtype of its weights and pictures.
+            topk: The most answers to give for a picture; None for the task's default.
         """
         self.card, self.device, self.dtype = card, device, dtype
         self.topk = self.default_topk if topk is None else topk
         self.network, self.how = for_inference(network, device, dtype, cuda_graph=True)
         how = {name: value for name, value in asdict(card.preprocessing).items() if value is not None}
-        self._upright = how.pop("upright", True)  # so where the weights do not say
+        self._upright = how.pop("upright", True)  # the default if the card does not say
         self._transform = self.preparation(how)
 
     @cached_property
@@ -82,23 +82,23 @@ class Predictor:
 
     @cached_property
     def palette(self) -> tuple[Colour, ...]:
-        """A colour for each class."""
+        """One colour for each class."""
         return self.card.palette or distinct_colours(self.card.num_classes)
 
     def preparation(self, how: dict[str, Any]) -> Callable[[Image.Image], Tensor]:
-        """The transform from a picture to a tensor (C, H, W).
+        """Returns the function that prepares a picture.
 
         Args:
             how: The card's preprocessing, without ``upright``.
         """
-        del how["antialias"]  # which Pillow always does
+        del how["antialias"]  # Pillow always does it
         return eval_transform(**how)
 
     def check(self) -> None:
         """Refuses a network that cannot answer pictures.
 
         Raises:
-            ConfigError: If it takes other pictures than RGB, or there is no predictor for its task.
+            ConfigError: If it takes pictures other than RGB, or is for a task without a predictor.
         """
         if self.card.task not in PREDICTORS:
             raise ConfigError(
@@ -108,20 +108,20 @@ class Predictor:
             raise ConfigError(f"the network takes {self.card.in_chans} channels; pictures are given to it in RGB")
 
     def look_closely(self, window: int | None, tta: bool) -> None:
-        """From now on, shows the network windows of a picture, or several views of it.
+        """Makes later calls average over windows of a picture, or over several views of it.
 
         Args:
-            window: The windows' side in pixels; None for whole pictures.
-            tta: Whether to average over views of other sizes and mirrored ones (test-time augmentation).
+            window: Side of the windows in pixels; None for whole pictures.
+            tta: Whether to average over scaled and mirrored views.
 
         Raises:
-            ConfigError: If the network is for a task that has neither, or the window is too small.
+            ConfigError: If the network's task has neither, or the window is too small.
         """
         if window is not None or tta:
             raise ConfigError(f"--{'tta' if window is None else 'window'} is for segmentation, not {self.card.task}")
 
     def read(self, path: Path) -> Image.Image:
-        """A picture in RGB, turned by its EXIF orientation if the training pictures were.
+        """Reads a picture in RGB, rotated by its EXIF orientation if the training pictures were.
 
         Raises:
             DataError: If it cannot be read.
@@ -129,62 +129,62 @@ class Predictor:
         return read_picture(path, upright=self._upright)
 
     def prepare(self, picture: Image.Image) -> Tensor:
-        """A picture as the network takes it, (C, H, W) float32."""
+        """Prepares a picture for the network, (C, H, W) float32."""
         return self._transform(picture)
 
     @torch.inference_mode()
     def forward(self, pictures: Tensor) -> Any:
-        """The network's outputs for prepared pictures (B, C, H, W), as :meth:`rows` takes them."""
+        """Returns the network's outputs for prepared pictures (B, C, H, W), for :meth:`rows`."""
         return self.ask(pictures.to(self.device, self.dtype, memory_format=torch.channels_last))
 
     def ask(self, x: Tensor) -> Any:
-        """:meth:`forward` for pictures that are on the network's device, in its dtype."""
+        """Does the same for pictures that are already on the network's device."""
         return self.network(x)
 
     def rows(self, outputs: Any, sizes: Sequence[tuple[int, int]] | None = None) -> list[Row]:
-        """The answer for each picture of a batch.
+        """Returns the answer for each picture of a batch.
 
         Args:
-            outputs: Of :meth:`forward`.
-            sizes: Height and width of each picture as it was read, to give answers in its own pixels; None gives them
-                in those of the prepared picture.
+            outputs: Outputs of :meth:`forward`.
+            sizes: Height and width of each picture as read, for answers that have the picture's own size; None for
+                answers in the prepared size.
         """
         raise NotImplementedError
 
     def lines(self, row: Row) -> list[list[Any]]:
-        """An answer as lines of a table, with the ``columns``."""
+        """Returns an answer as the lines of a table with the ``columns``."""
         raise NotImplementedError
 
     def draw(self, picture: Image.Image, row: Row) -> Image.Image:
-        """The picture with its answer."""
+        """Draws an answer on its picture."""
         raise NotImplementedError
 
     def drawings(self, picture: Image.Image, row: Row) -> dict[str, Image.Image]:
-        """All drawings of an answer: suffix for the file's name -> drawing; that of :meth:`draw` has no suffix."""
+        """Returns all drawings of an answer by the suffix of their file names; by default only that of :meth:`draw`."""
         return {"": self.draw(picture, row)}
 
     def results(self, answers: Sequence[tuple[str, Row]]) -> dict[str, str]:
-        """The answers in formats of other programs: file name -> content.
+        """Returns files with the answers to a folder of pictures in common formats: file name to content.
 
         Args:
-            answers: Each picture's path and row, without ``drawn_only``.
+            answers: Path and row of each picture, without what is only drawn.
         """
         return {}
 
 
 class ClassificationPredictor(Predictor):
-    """Names the likeliest classes: rows ``{"classes": [{"index", "name", "probability"}, ...]}``."""
+    """Returns the most probable classes, in rows ``{"classes": [{"index", "name", "probability"}, ...]}``."""
 
     columns = ("rank", "index", "class", "probability")
 
     def check(self) -> None:
-        """See :meth:`Predictor.check`; refuses one without a classifier, too."""
+        """Refuses what :meth:`Predictor.check` refuses, and a network without a classifier."""
         super().check()
         if not self.card.num_classes:
             raise ConfigError("the network has no classifier; give weights of one with its classes")
 
     def rows(self, outputs: Tensor, sizes: Sequence[tuple[int, int]] | None = None) -> list[Row]:
-        """The likeliest classes first, of logits (B, classes)."""
+        """Returns the most probable classes first, for logits (B, classes)."""
         top = outputs.float().softmax(-1).topk(min(self.topk or self.card.num_classes, self.card.num_classes))
         return [
             {
@@ -210,7 +210,7 @@ class ClassificationPredictor(Predictor):
 
 
 def class_names(card: ModelCard) -> tuple[str, ...]:
-    """The names in the weights; for 1,000 nameless classes those of ImageNet-1k, for others their numbers."""
+    """Returns the card's names; else those of ImageNet-1k if there are 1,000 classes, else the classes' numbers."""
     if card.class_names:
         return card.class_names
     if card.num_classes == 1000:
@@ -220,9 +220,9 @@ def class_names(card: ModelCard) -> tuple[str, ...]:
 
 
 def predictor_of(network: nn.Module, card: ModelCard, *args: Any, **options: Any) -> Predictor:
-    """The predictor for a card's task, with the arguments of :class:`Predictor`.
+    """Builds the predictor for a card's task, with the arguments of :class:`Predictor`.
 
-    For an unknown task it is one that only knows how to refuse, by :meth:`Predictor.check`.
+    For an unknown task it is one that can only refuse, by :meth:`Predictor.check`.
     """
     kind = pkgutil.resolve_name(PREDICTORS[card.task]) if card.task in PREDICTORS else Predictor
     predictor: Predictor = kind(network, card, *args, **options)

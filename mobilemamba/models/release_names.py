@@ -1,7 +1,7 @@
-"""The authors' checkpoint names and ours: one two-way table.
+"""Two-way table between the authors' checkpoint names and ours.
 
-The release numbers its stages ``blocks1..3``; in the later two, entries 0 to 2 are the downsampling and blocks begin
-at 3. The release also flattens the direction axis of two parameters, (K * D, N) for our (K, D, N).
+The release numbers its stages ``blocks1..3``; in the later two, entries 0 to 2 are the downsampling, and blocks begin
+at 3. It also flattens the direction axis of two parameters: (K * D, N) where ours are (K, D, N).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _DOWNSAMPLE = (  # (release, ours) within a stage
     ("2.0", "downsample.dw1"),
     ("2.1", "downsample.ffn1"),
 )
-_FRAGMENTS = (  # (release, ours) within a block, the more special first
+_FRAGMENTS = (  # (release, ours) within a block, more specific ones first
     ("mixer.m.attn.global_op.global_atten.x_proj_weight", "mixer.branch.global_mixer.ss2d.x_proj_weight"),
     ("mixer.m.attn.global_op.global_atten.dt_projs_weight", "mixer.branch.global_mixer.ss2d.dt_proj_weight"),
     ("mixer.m.attn.global_op.global_atten.dt_projs_bias", "mixer.branch.global_mixer.ss2d.dt_bias"),
@@ -55,31 +55,31 @@ _DIRECTION_AXIS = ("ss2d.A_log", "ss2d.D")
 
 
 class Released(nn.Module):
-    """A network that the authors' release has checkpoints of."""
+    """A network for which the authors' release has checkpoints."""
 
     @torch.jit.ignore
     def from_release(self, state: StateDict) -> StateDict:
-        """The release's tensors, norms fused or not, by the network's names; a name not known stays what it is."""
+        """Renames the release's tensors, norms fused or not, to the network's names; unknown names stay as they are."""
         raise NotImplementedError
 
     @torch.jit.ignore
     def to_release(self, state: StateDict) -> StateDict:
-        """The inverse of ``from_release`` for an un-fused state dict."""
+        """Inverts ``from_release`` for an un-fused state dict."""
         raise NotImplementedError
 
 
 def is_release(names: Iterable[str]) -> bool:
-    """Whether these are the authors' names, of a classifier or of a network with its backbone."""
+    """Returns whether these are the authors' names, of a classifier or of a network on such a backbone."""
     return any(re.match(r"(backbone\.)?blocks\d\.\d", name) for name in names)
 
 
 def is_fused(names: Iterable[str]) -> bool:
-    """Whether these names are of a network whose BatchNorms were folded."""
+    """Returns whether these names are of a network whose BatchNorms were folded."""
     return not any(name.endswith("running_mean") for name in names)
 
 
 def release_to_ours(state: StateDict, directions: int) -> StateDict:
-    """Renames and reshapes the release's tensors, fused or not; a name the table lacks will show as unexpected.
+    """Renames and reshapes the release's tensors, fused or not; names that the table lacks will show as unexpected.
 
     Args:
         state: The release's state dict.
@@ -89,7 +89,7 @@ def release_to_ours(state: StateDict, directions: int) -> StateDict:
     ours = {}
     for release_name, tensor in state.items():
         name = _our_name(release_name)
-        if fused:  # the local convolutions keep their names in the release when their norms go
+        if fused:  # fused local convolutions keep their names in the release
             name = re.sub(r"(parts\.\d+\.\d+)\.conv\.", r"\1.", name)
         if name.endswith(_DIRECTION_AXIS) and tensor.shape[0] % directions == 0:
             tensor = tensor.unflatten(0, (directions, -1))
@@ -98,7 +98,7 @@ def release_to_ours(state: StateDict, directions: int) -> StateDict:
 
 
 def ours_to_release(state: StateDict) -> StateDict:
-    """The inverse of ``release_to_ours`` for an un-fused state dict."""
+    """Inverts ``release_to_ours`` for an un-fused state dict."""
     return {
         _release_name(name): tensor.flatten(0, 1) if name.endswith(_DIRECTION_AXIS) else tensor
         for name, tensor in state.items()

@@ -1,4 +1,4 @@
-"""Exported networks: how ``load_network`` and ``read_card`` read files that other programs than PyTorch run."""
+"""Exported networks that other programs than PyTorch run, and the readers that load them and their cards."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from torch import Tensor, nn
 
 from mobilemamba.errors import ConfigError
 
-#: What a call takes: pictures, channels, height and width; None for any number.
+#: Shape of a call's input: pictures, channels, height and width; None for any number.
 Shape = tuple[int | None, ...]
-#: Under which a file says, beside its card, what its arithmetic is in.
+#: Key in a file's metadata, beside its card, for the precision of its arithmetic.
 PRECISION_KEY = "precision"
 
 
 class RuntimeNetwork(nn.Module):
-    """Pictures (B, C, H, W) to the network's answer, computed by another program on the CPU.
+    """A network that another program runs on the CPU, from pictures (B, C, H, W) to its outputs.
 
     It has no weights to train; a copy of it is the same object.
 
     Attributes:
-        scales: Whether pictures of another size than it takes are scaled to that size, and the answer's maps back:
-            for segmenters, which are given pictures of all sizes.
+        scales: Whether to scale pictures to the size that it takes, and its output maps back: for networks that answer
+            for each pixel, whose pictures come in all sizes.
 
     Args:
-        run: From a float32 batch to the answer.
-        shape: What ``run`` takes; if the number of pictures is fixed, batches are passed in parts of that number.
-        how: What runs it, in words.
-        probabilities: Whether it answers with probabilities; their logarithms then stand in for logits.
+        run: Computes the output for a float32 batch.
+        shape: Shape that ``run`` takes; with a fixed number of pictures, it is called as often as needed.
+        how: Description of what runs it.
+        probabilities: Whether ``run`` returns probabilities; their logarithms are then returned as logits.
     """
 
     def __init__(
@@ -64,60 +64,60 @@ class RuntimeNetwork(nn.Module):
         return [pictures] if batch is None else np.split(pictures, range(batch, len(pictures), batch))
 
     def _at_once(self, pictures: np.ndarray) -> np.ndarray:
-        """The answer to at most as many pictures as ``run`` takes; black ones fill up the rest."""
+        """Answers at most as many pictures as ``run`` takes; black ones fill up a fixed number."""
         lacking = 0 if self.shape[0] is None else self.shape[0] - len(pictures)
         filled = np.pad(pictures, ((0, lacking), *[(0, 0)] * 3)) if lacking else pictures
         return self.run(filled)[: len(pictures)]
 
 
 def scaled(pictures: Tensor, size: Sequence[int]) -> Tensor:
-    """Pictures (B, C, H, W) scaled to a height and width, as networks of one size are given them."""
+    """Scales pictures (B, C, H, W) to a height and width, as for networks of a fixed size."""
     if pictures.shape[2:] == tuple(size):
         return pictures
     return F.interpolate(pictures, [*size], mode="bilinear", antialias=True)
 
 
 class Runtime(Protocol):
-    """Reads files of one format.
+    """Reader of files in one format.
 
     Attributes:
-        name: Of what runs them, in :data:`RUNNERS`.
-        reads: The packages for that, as they are imported.
+        name: Name of the program that runs them, as in :data:`RUNNERS`.
+        reads: Import names of the packages that it needs.
     """
 
     name: ClassVar[str]
     reads: ClassVar[tuple[str, ...]]
 
     def need(self, packages: tuple[str, ...]) -> None:
-        """Refuses where one of the packages is missing.
+        """Raises if one of the packages is missing.
 
         Raises:
-            ConfigError: With what installs it.
+            ConfigError: If one is; the message says how to install it.
         """
 
     def metadata(self, path: Path) -> Mapping[str, str]:
-        """What a file says of itself.
+        """Returns the metadata of a file.
 
         Raises:
-            ConfigError: If a package for it is missing.
-            WeightsError: If it cannot be read.
+            ConfigError: If a package that it needs is missing.
+            WeightsError: If the file cannot be read.
         """
 
     def load(self, path: Path) -> RuntimeNetwork:
-        """The network in a file, with the errors of :meth:`metadata`."""
+        """Loads the network in a file; raises what :meth:`metadata` raises."""
 
 
-#: Ending of files -> who reads them; ``mobilemamba.export`` enters its formats.
+#: File suffix to its reader; filled by ``mobilemamba.export``.
 RUNTIMES: dict[str, Runtime] = {}
-#: Runtime's name -> a network as one that runs there; entered as well.
+#: Name of a runtime to a function that returns a network that runs in it; filled likewise.
 RUNNERS: dict[str, Callable[[nn.Module], nn.Module]] = {}
 
 
 def packages_of(runner: str) -> tuple[str, ...]:
-    """The packages by which a runtime is called, as they are imported."""
+    """Returns the import names of the packages that a runtime needs."""
     return next((runtime.reads for runtime in RUNTIMES.values() if runtime.name == runner), ())
 
 
 def runtime_of(path: str | Path) -> Runtime | None:
-    """Who reads a file, by its name; None for a file of PyTorch's."""
+    """Returns the reader of a file, by its suffix; None for a file that PyTorch reads."""
     return RUNTIMES.get(Path(path).suffix)

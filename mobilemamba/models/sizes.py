@@ -1,4 +1,4 @@
-"""The six sizes of the paper, as timm creates them: ``timm.create_model("mobilemamba_s6")``."""
+"""The six sizes of the paper as timm models: ``timm.create_model("mobilemamba_s6")``."""
 
 from __future__ import annotations
 
@@ -44,35 +44,35 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> MobileMamba:
 
 @register_model
 def mobilemamba_t2(pretrained: bool = False, **kwargs: Any) -> MobileMamba:
-    """MobileMamba-T2: 192 px, 73.6 % top-1 in the paper. Keywords as of ``MobileMambaConfig`` and ``MobileMamba``."""
+    """MobileMamba-T2: 192 px, 73.6 % top-1 in the paper. Keywords as for ``MobileMambaConfig`` and ``MobileMamba``."""
     return _create("mobilemamba_t2", pretrained, **kwargs)
 
 
 @register_model
 def mobilemamba_t4(pretrained: bool = False, **kwargs: Any) -> MobileMamba:
-    """MobileMamba-T4: 192 px, 76.1 % top-1 in the paper. Keywords as of ``MobileMambaConfig`` and ``MobileMamba``."""
+    """MobileMamba-T4: 192 px, 76.1 % top-1 in the paper. Keywords as for ``MobileMambaConfig`` and ``MobileMamba``."""
     return _create("mobilemamba_t4", pretrained, **kwargs)
 
 
 @register_model
 def mobilemamba_s6(pretrained: bool = False, **kwargs: Any) -> MobileMamba:
-    """MobileMamba-S6: 224 px, 78.0 % top-1 in the paper. Keywords as of ``MobileMambaConfig`` and ``MobileMamba``."""
+    """MobileMamba-S6: 224 px, 78.0 % top-1 in the paper. Keywords as for ``MobileMambaConfig`` and ``MobileMamba``."""
     return _create("mobilemamba_s6", pretrained, **kwargs)
 
 
 @register_model
 def mobilemamba_b1(pretrained: bool = False, **kwargs: Any) -> MobileMamba:
-    """MobileMamba-B1: 256 px, 79.9 % top-1 in the paper. Keywords as of ``MobileMambaConfig`` and ``MobileMamba``."""
+    """MobileMamba-B1: 256 px, 79.9 % top-1 in the paper. Keywords as for ``MobileMambaConfig`` and ``MobileMamba``."""
     return _create("mobilemamba_b1", pretrained, **kwargs)
 
 
 @register_model
 def mobilemamba_b2(pretrained: bool = False, **kwargs: Any) -> MobileMamba:
-    """MobileMamba-B2: 384 px, 81.6 % top-1 in the paper. Keywords as of ``MobileMambaConfig`` and ``MobileMamba``."""
+    """MobileMamba-B2: 384 px, 81.6 % top-1 in the paper. Keywords as for ``MobileMambaConfig`` and ``MobileMamba``."""
     return _create("mobilemamba_b2", pretrained, **kwargs)
 
 
 @register_model
 def mobilemamba_b4(pretrained: bool = False, **kwargs: Any) -> MobileMamba:
-    """MobileMamba-B4: 512 px, 82.5 % top-1 in the paper. Keywords as of ``MobileMambaConfig`` and ``MobileMamba``."""
+    """MobileMamba-B4: 512 px, 82.5 % top-1 in the paper. Keywords as for ``MobileMambaConfig`` and ``MobileMamba``."""
     return _create("mobilemamba_b4", pretrained, **kwargs)

@@ -1,4 +1,4 @@
-"""Reading a checkpoint: from the file to one network's tensors, out of whatever they are wrapped in."""
+"""Reads checkpoints: from a file to the tensors of one network, out of any wrappers."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from mobilemamba.text import printable
 _CONTAINER_KEYS = ("net", "state_dict", "model", "state_dict_ema", "model_ema", "ema")
 _WRAPPERS = re.compile(r"(?:(?:module|model|net|network|ema|_orig_mod)\.)+")
 _NO_FILE_OF_TORCH = "it is no file of torch's, or a damaged one"
-#: What every message about an unreadable file ends with.
+#: The end of every message about an unreadable file.
 EXPECTED = "expected a .safetensors file or a .pth state dict of plain tensors"
-#: Share of a network's tensors that has to stand behind a prefix, where a network of another kind has few by accident.
-#: Not more, as fusing the norms leaves few names as they were.
+#: Share of a network's names that must follow a prefix to be recognised; a network of another kind shares a few by
+#: chance. It cannot be larger, because fusing the norms leaves few names unchanged.
 _LEAST_SHARE = 0.05
 
 
 class _PassedOver:
-    """Stands for whatever a file calls by a name, and does nothing."""
+    """Stands for any object that a file refers to by name, and does nothing."""
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
         return super().__new__(cls)
@@ -42,8 +42,8 @@ class _PassedOver:
         pass
 
 
-#: What training scripts keep beside the weights: timm's their arguments, in a class without behaviour; mmengine's their
-#: log, which takes numbers of numpy's and a class of its own to read, and is nothing to us.
+#: What training scripts save beside the weights: timm its arguments, in a class without behaviour; mmengine its log,
+#: which needs NumPy's scalars and a class of its own to be read, and which we ignore.
 _BESIDE_WEIGHTS: list[Any] = [
     argparse.Namespace,
     *(
@@ -62,24 +62,24 @@ _BESIDE_WEIGHTS: list[Any] = [
 
 @dataclass(frozen=True)
 class FoundTensors:
-    """One network's tensors, by the names they have in the file."""
+    """The tensors of one network, by their names in the file."""
 
-    state: StateDict  # the tensors, prefix taken off
-    where: str  # the source, for messages
-    ema: bool  # whether they are an exponential moving average, by the name of what they were wrapped in
+    state: StateDict  # the tensors, without the prefix
+    where: str  # the source, as messages call it
+    ema: bool  # whether they are an exponential moving average, judging by the name of their wrapper
     ordered: bool  # whether their order is that of the network's layers; a ``.safetensors`` file does not keep it
     begin: list[str]  # the first keys of the file, for messages
 
 
 def read_checkpoint(path: str | Path, *, mmap: bool = False) -> Mapping[str, Any]:
-    """The content of a ``.safetensors`` file, or of a file that torch wrote, on the CPU; no code in it is run.
+    """Reads a ``.safetensors`` file, or a file that torch wrote, to the CPU, without running any code in it.
 
     Args:
         path: The file.
-        mmap: Do not read tensors before they are used.
+        mmap: Whether to read tensors only when they are used.
 
     Raises:
-        WeightsError: If it cannot be read or is no dictionary.
+        WeightsError: If the file cannot be read or does not hold a dictionary.
     """
     path = Path(path)
     if runtime_of(path):
@@ -99,14 +99,14 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> Mapping[str, Any
         raise
     except FileNotFoundError:
         raise WeightsError(f"no weights at {printable(path)}: expected a .safetensors, .pth or .ckpt file") from None
-    except pickle.UnpicklingError as error:  # of which torch's words are: advice to let the file run its code
+    except pickle.UnpicklingError as error:  # torch's own message advises letting the file run its code
         found = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it holds more than tensors ({found[1]})" if found else _NO_FILE_OF_TORCH
         raise WeightsError(f"cannot read {printable(path)}: {reason}; {EXPECTED}") from None
     except OSError as error:
         raise WeightsError(f"cannot read {printable(path)}: {error.strerror or error}; {EXPECTED}") from None
-    except Exception as error:  # torch's reader takes any file for a pickle, and fails in as many ways
-        words = first_line(error)  # a text's is a number or a letter of it
+    except Exception as error:  # torch reads any file as a pickle, which can fail in any way
+        words = first_line(error)  # for a text file, only a number or a letter
         reason = words if " " in words else _NO_FILE_OF_TORCH
         if "PytorchStreamReader" in str(error):
             reason = "it is damaged, or only the beginning of a file"
@@ -119,16 +119,16 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> Mapping[str, Any
 def find_tensors(
     source: str | Path | Mapping[str, Any], *spellings: Collection[str], ema: bool | None = None
 ) -> FoundTensors:
-    """The tensors of the network that has these names, out of containers such as ``state_dict`` and of a prefix.
+    """Finds the tensors of the network with these names, inside containers such as ``state_dict`` and after a prefix.
 
     Args:
-        source: A file, or what is in one.
-        spellings: The names of the network's tensors; several where there are several conventions.
-        ema: Take the averaged weights, or the others, of a source that has both; by default what a Lightning
-            checkpoint says under ``use_ema``, where false stands for a missing entry.
+        source: A file, or the content of one.
+        spellings: The names of the network's tensors, in each convention that it has.
+        ema: Whether to take the averaged weights (or the others) of a source that has both; by default what a Lightning
+            checkpoint says under ``use_ema``, with a missing entry meaning false.
 
     Raises:
-        WeightsError: If the source cannot be read, has several such networks, or has not the kind asked for.
+        WeightsError: If the source cannot be read, has several such networks, or lacks the kind asked for.
     """
     where = "the state dict" if isinstance(source, Mapping) else printable(source)
     content = source if isinstance(source, Mapping) else read_checkpoint(source)
@@ -159,7 +159,7 @@ def find_tensors(
         raise WeightsError(
             f"{where} holds {'no' if ema else 'only'} EMA weights; leave `ema` out to take what is there"
         )
-    # Not by these names: by others, perhaps, in the first container that holds tensors.
+    # No tensors with these names; perhaps with others, in the first container that holds tensors.
     container = next((name for name, state in containers.items() if _tensors(state)), None)
     if container is None:
         raise WeightsError(f"{where} holds no tensors; {EXPECTED}")
@@ -169,7 +169,7 @@ def find_tensors(
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
+    """Returns the first line of an error's message."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
@@ -178,7 +178,7 @@ def _tensors(state: Mapping[Any, Any]) -> StateDict:
 
 
 def _prefixes(state: StateDict, spellings: tuple[Collection[str], ...]) -> list[str]:
-    """What stands before the network's names, the shortest first; several if there are several such networks."""
+    """Returns the prefixes of the network's names, shortest first; several if there are several such networks."""
     names = set().union(*spellings)
     counts: Counter[str] = Counter()
     for name in state:
@@ -188,7 +188,7 @@ def _prefixes(state: StateDict, spellings: tuple[Collection[str], ...]) -> list[
     if most < max(1, _LEAST_SHARE * min(map(len, spellings))):
         return []
     found = sorted((prefix for prefix, count in counts.items() if count > most / 2), key=len)
-    # Inside of a network stands none: blocks of another kind of network have names like it.
+    # Prefixes within a network do not count: blocks of another kind of network have similar names.
     return [prefix for index, prefix in enumerate(found) if not prefix.startswith(tuple(found[:index]))]
 
 

@@ -1,4 +1,4 @@
-"""The network laid out for inference, on a CPU or a GPU."""
+"""Lays networks out for inference on a CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -23,49 +23,50 @@ from mobilemamba.ops.kernels import INFERENCE
 from mobilemamba.ops.scan_norm_gate import scan_norm_gate
 
 Model = TypeVar("Model", bound=nn.Module)
-#: Of networks that can be laid out, by device.
+#: Dtypes of networks laid out for inference, by device type.
 DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
-#: The operations that a layout is for.
+#: Operations whose kernels a layout uses, by device type.
 _TABLES: dict[str, tuple[Backends, ...]] = {"cpu": INFERENCE, "cuda": (scan_norm_gate,)}
 
 
-@torch.inference_mode(mode=False)  # whose tensors do not tell when they change
+@torch.inference_mode(mode=False)  # inference tensors have no version counter
 @torch.no_grad()
 def optimize_for_inference(
     model: Model, dtype: torch.dtype = torch.float32, cuda_graph: bool = False, runtime: str | None = None
 ) -> Model:
-    """A copy with norms folded, weights laid out for its device's kernels and element-wise steps fused.
+    """Returns a copy with norms folded, weights packed for its device's kernels and element-wise steps fused.
 
     The copy has the model's class and interface, but neither gradients nor the checkpoint's names: save the original.
     It takes pictures (B, in_chans, H, W) of ``dtype`` on the model's device in any memory format; channels-last is
     fastest. Layers that have no fast form, such as other token mixers, stay as they are.
 
-    Its outputs y are those of the original in float32 up to rounding: |y - y'| / |y| is at most 1e-5 in float32 (on a
-    GPU 1e-2 where the user lets it round to TF32), 1e-1 in bfloat16 and 2e-2 in float16, for the six sizes.
+    Its outputs y are those y' of the original in float32 up to rounding: |y - y'| / |y'| is at most 1e-5 in float32 (on
+    a GPU 1e-2 if PyTorch may round to TF32), 1e-1 in bfloat16 and 2e-2 in float16, for the six sizes.
 
-    *On a CPU* convolutions are oneDNN's and the rest compiled kernels. ``torch.compile`` leaves the copy alone, as it
-    would undo the layout; ``torch.export`` takes it. Large batches gain from ``keep_freed_memory``.
+    *On a CPU*, oneDNN computes the convolutions and compiled kernels the rest. ``torch.compile`` leaves the copy alone,
+    as it would undo the layout; ``torch.export`` takes it. Large batches gain from ``keep_freed_memory``.
 
-    *On a GPU* 1x1 convolutions are matrix products (of which PyTorch's setting for those says whether float32 is
-    rounded to TF32), and step sizes, scan, LayerNorm and gate are Triton's. Move the model there first.
+    *On a GPU*, 1x1 convolutions are matrix products (so PyTorch's setting for those decides whether float32 is rounded
+    to TF32), and Triton computes step sizes, scan, LayerNorm and gate. Move the model there first.
 
-    Where the kernels cannot be used, or the model's ``scan_backend`` is the reference, the copy is that of
-    ``fuse_norms``, and a warning says why.
+    If the kernels cannot be used, or the model's ``scan_backend`` is the reference, the copy is that of ``fuse_norms``,
+    and a warning says why.
 
     Args:
         model: A MobileMamba, or any module built of this package's layers, on a CPU or a GPU.
-        dtype: Of weights and activations: float32 or bfloat16, on a GPU float16, too; the scan accumulates in float32.
-        cuda_graph: On a GPU, have ``forward`` start all kernels at once, by a CUDA graph that the first batch of each
-            size captures; see :class:`~mobilemamba.models.inference.graphs.CudaGraphs`, which is the copy's ``graphs``.
-            It pays where the host cannot keep up: small batches, small pictures. Hooks run at the capture alone.
+        dtype: Dtype of weights and activations: float32, bfloat16 or, on a GPU, float16; the scan accumulates in
+            float32.
+        cuda_graph: Whether ``forward`` launches all kernels at once on a GPU, by a CUDA graph captured for the first
+            batch of each size; see :class:`~mobilemamba.models.inference.graphs.CudaGraphs`, the copy's ``graphs``. It
+            pays where the host cannot keep up: small batches, small pictures. Hooks run only during the capture.
         runtime: ``onnxruntime``, ``openvino``, ``litert``, ``executorch`` or ``ncnn``, to run there in float32 on the
-            CPU in place of PyTorch. The result is no copy of the model's class then but
+            CPU instead of in PyTorch. The result then is not of the model's class but
             :class:`~mobilemamba.export.inference.InRuntime`, and the first pictures of each size wait half a minute for
             an export.
 
     Raises:
-        ConfigError: If the model is on another device, or on several, for another dtype, or for a CUDA graph without
-            CUDA; or if the runtime is unknown or not installed.
+        ConfigError: If the model is on another device or on several, the dtype is another, a CUDA graph is asked for
+            without CUDA, or the runtime is unknown or not installed.
     """
     device = _device_of(model)
     if runtime is not None:
@@ -91,16 +92,16 @@ def optimize_for_inference(
 def for_inference(
     network: nn.Module, device: torch.device, dtype: torch.dtype = torch.float32, cuda_graph: bool = False
 ) -> tuple[nn.Module, str]:
-    """A copy of the network in the form that is fastest on a device.
+    """Returns a copy of the network in the form that is fastest on a device.
 
     Args:
-        network: On the CPU or on the device.
-        device: Where it is to run.
-        dtype: Of its weights and pictures.
-        cuda_graph: Have a MobileMamba on a GPU called by CUDA graphs, where batches of a size follow each other.
+        network: The network, on the CPU or on the device.
+        device: Device to run on.
+        dtype: Dtype of its weights and pictures.
+        cuda_graph: Whether to call a MobileMamba on a GPU by CUDA graphs where successive batches have the same size.
 
     Returns:
-        The copy, on the device; and what was done to it in words, and why no more.
+        The copy, on the device; and a description of what was done to it, and why no more.
     """
     if isinstance(network, RuntimeNetwork):
         return network, network.how
@@ -110,7 +111,7 @@ def for_inference(
         reason = _why_not(network, device, dtype) if known else f"it is to run in {dtype}"
         if reason is None:
             there = all(x.device == device for x in network.parameters())
-            laid_out = lay_out(network if there else fuse_norms(network).to(device), device, dtype)  # moves a copy
+            laid_out = lay_out(network if there else fuse_norms(network).to(device), device, dtype)  # moves the copy
             if not cuda_graph or device.type != "cuda" or not isinstance(network, MobileMamba):
                 return laid_out, "optimized for inference"
             return with_graphs(laid_out, CudaGraphs(at_once=False)), "optimized for inference, by CUDA graphs"
@@ -121,16 +122,16 @@ def for_inference(
 @torch.inference_mode(mode=False)
 @torch.no_grad()
 def lay_out(model: Model, device: torch.device, dtype: torch.dtype) -> Model:
-    """The copy of ``optimize_for_inference`` for a device that has the kernels, without graphs.
+    """Returns the copy that ``optimize_for_inference`` makes for a device with the kernels, without CUDA graphs.
 
     Args:
-        model: On that device.
-        device: Whose kernels are to run.
-        dtype: Of weights and activations.
+        model: The network, on that device.
+        device: Device whose kernels are used.
+        dtype: Dtype of weights and activations.
     """
     optimized = fuse_norms(model).requires_grad_(requires_grad=False)
     for layer in optimized.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):  # not the scan's parameters, which the kernel takes in float32
+        if isinstance(layer, nn.Conv2d | nn.Linear):  # not the scan's parameters: its kernel takes float32
             layer.to(dtype)
     _replace_children(optimized, device, dtype)
     cls: Any = _original(type(model))
@@ -143,7 +144,7 @@ def lay_out(model: Model, device: torch.device, dtype: torch.dtype) -> Model:
 
 
 def with_graphs(model: Model, graphs: CudaGraphs) -> Model:
-    """Has a network's ``forward`` called by CUDA graphs; it takes one tensor, and has no gradients then."""
+    """Makes a network's ``forward`` run by CUDA graphs; it must take one tensor, and loses its gradients."""
     model.requires_grad_(requires_grad=False)
     model.__class__ = _graphed(_original(type(model)))
     model.__dict__["graphs"] = graphs
@@ -166,7 +167,7 @@ def _device_of(model: nn.Module) -> torch.device:
 
 
 def _why_not(model: nn.Module, device: torch.device, dtype: torch.dtype) -> str | None:
-    """The reason why a network cannot be laid out, or None."""
+    """Returns why a network cannot be laid out, or None if it can."""
     if any(getattr(layer, "backend", None) == "reference" for layer in model.modules()):
         return "scan_backend='reference' is for no kernel at all"
     for table in _TABLES[device.type]:
@@ -176,19 +177,19 @@ def _why_not(model: nn.Module, device: torch.device, dtype: torch.dtype) -> str 
 
 
 def _original(cls: Any) -> Any:
-    """The class whose optimized copies are of this one."""
+    """Returns the class that an optimized class was derived from, or the class itself."""
     return getattr(cls, "optimized_from", cls)
 
 
 @cache
 def _optimized(cls: Any) -> Any:
-    """The class of a class's copies that are laid out for a CPU, which ``torch.compile`` leaves alone."""
+    """Derives the class of copies laid out for a CPU, which ``torch.compile`` leaves alone."""
     return _derived(cls, _optimized, forward=torch.compiler.disable(cls.forward))
 
 
 @cache
 def _graphed(cls: Any) -> Any:
-    """The class of a class's copies that run by CUDA graphs, which would not follow new weights."""
+    """Derives the class of copies that run by CUDA graphs; changing the weights clears those, which read old ones."""
 
     def forward(self: Any, x: Tensor) -> Any:
         return self.graphs(partial(cls.forward, self), x)
@@ -206,7 +207,7 @@ def _graphed(cls: Any) -> Any:
 
 def _derived(cls: Any, kind: Callable[[Any], Any], **methods: Callable[..., Any]) -> Any:
     def reduce(self: nn.Module, _: Any) -> tuple[Any, ...]:
-        """By the original class: this one has no name to be found by."""
+        """Pickles by the original class, because the derived one cannot be found by its name."""
         return _blank, (cls, kind.__name__), self.__dict__
 
     return type(cls.__name__, (cls,), {**methods, "__reduce_ex__": reduce, "optimized_from": cls})

@@ -1,4 +1,4 @@
-"""A network's calls as CUDA graphs: recorded once for each size of a batch, then started by the host in one go."""
+"""Runs a network by CUDA graphs: captured once for each size of a batch, then launched by the host in one go."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from torch.utils._pytree import tree_map_only
 from mobilemamba.errors import ConfigError
 from mobilemamba.models.inference.packed import is_traced
 
-cuda: Any = torch.cuda  # tests put another in its place
-_WARMUPS = 3  # calls before a capture, in which kernels are compiled and chosen
+cuda: Any = torch.cuda  # tests replace it
+_WARMUPS = 3  # calls before a capture, which compile and choose kernels
 
 
 class _Captured(NamedTuple):
     graph: Any
-    inputs: Tensor  # that the graph reads
-    outputs: Any  # that it writes
+    inputs: Tensor  # read by the graph
+    outputs: Any  # written by it
 
 
 class CudaGraphs:
-    """Calls functions of one tensor by CUDA graphs, which a first call of each shape, dtype and device captures.
+    """Calls functions of one tensor by CUDA graphs, captured at the first call with each shape, dtype and device.
 
-    A smaller batch is another shape and captures its own graph. The input is copied to where the graph reads it, and
-    the output is a copy of its own, which later calls leave alone. Weights, and what was made of them, are read where
-    they lay at the capture: whoever changes them calls :meth:`clear`.
+    A smaller batch has another shape and captures its own graph. The input is copied to where the graph reads it, and
+    the output is a separate copy, which later calls do not overwrite. Weights, and tensors made of them, are read where
+    they were at the capture: call :meth:`clear` after changing them.
 
     Several threads may call at a time; they wait for each other. Copies and pickles start without graphs.
 
     Args:
-        limit: Most graphs that are kept; the one that was not used for the longest goes first. Each holds its input
-            and output, and all share the memory of what lies between.
-        at_once: Capture in the first call, and raise where that cannot be; otherwise in the second of two calls alike,
-            and what cannot be captured is called as it is, with a warning.
+        limit: The most graphs to keep; the least recently used one is dropped first. Each keeps its input and output,
+            and all share the memory of intermediate results.
+        at_once: Whether to capture in the first call and raise if that fails. Otherwise the second of two successive
+            calls of the same kind captures, and a function that cannot be captured is called as it is, with a warning.
     """
 
     def __init__(self, limit: int = 8, at_once: bool = True) -> None:
@@ -62,10 +62,10 @@ class CudaGraphs:
         return {"limit": self.limit, "at_once": self.at_once}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]  # as new: what was captured is not kept
+        self.__init__(**state)  # type: ignore[misc]  # as new, without the captured graphs
 
     def __call__(self, function: Callable[[Tensor], Any], x: Tensor) -> Any:
-        """``function(x)``; the function is to be the same in every call, and neither it nor x may want gradients.
+        """Returns ``function(x)``; the function must be the same in every call, and no gradients may be needed.
 
         Raises:
             ConfigError: If x requires gradients, or the function cannot be captured.
@@ -80,7 +80,7 @@ class CudaGraphs:
                 return function(x)
             stream = cuda.current_stream()
             if self._used not in (None, stream):
-                stream.wait_stream(self._used)  # it may still read or write what this call does
+                stream.wait_stream(self._used)  # it may still use the graph's tensors
             self._used = stream
             with torch.inference_mode():
                 captured.inputs.copy_(x)
@@ -97,7 +97,7 @@ class CudaGraphs:
             return None
         try:
             while len(self._kept) >= self.limit:
-                cuda.synchronize()  # it may still run
+                cuda.synchronize()  # the graph to be dropped may still run
                 self._kept.popitem(last=False)
             self._kept[key] = self._capture(function, x)
         except RuntimeError as error:  # also torch.OutOfMemoryError
@@ -114,7 +114,7 @@ class CudaGraphs:
 
     @torch.inference_mode()
     def _capture(self, function: Callable[[Tensor], Any], x: Tensor) -> _Captured:
-        if not self._kept:  # an empty pool may be gone
+        if not self._kept:  # the pool of no graphs may have been freed
             self._pool = cuda.graph_pool_handle()
         self._beside = self._beside or cuda.Stream()
         inputs = x.clone(memory_format=torch.channels_last if x.ndim == 4 else torch.contiguous_format)
@@ -124,7 +124,7 @@ class CudaGraphs:
             for _ in range(_WARMUPS):
                 function(inputs)
         stream.wait_stream(self._beside)
-        # In other threads, loaders may go on to pin memory. What fails leaves the side stream the current one.
+        # Loaders in other threads may pin memory meanwhile. A failed capture leaves the side stream as the current one.
         with cuda.stream(stream), cuda.graph(graph, self._pool, self._beside, capture_error_mode="thread_local"):
             outputs = function(inputs)
         return _Captured(graph, inputs, outputs)

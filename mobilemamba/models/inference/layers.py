@@ -1,8 +1,8 @@
-"""The network's layers in inference: weights laid out beforehand, element-wise steps fused.
+"""The network's layers for inference, with packed weights and fused element-wise steps.
 
-Each is built from the norm-free layer that it stands for and computes the same, in channels-last memory; layers of the
-network keep their interface, (B, C, H, W) in and out. None has gradients. What a device has no kernels for stays as it
-is.
+Each is built from the norm-free layer that it replaces and computes the same, in channels-last memory; layers of the
+network keep their interface, (B, C, H, W) in and out. None has gradients. Layers for which a device has no kernels stay
+as they are.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from mobilemamba.ops.mix_channels import mix_channels
 from mobilemamba.ops.scan_norm_gate import scan_norm_gate
 from mobilemamba.ops.wavelet.native import by_band
 
-#: The backends of kernels that inference layers are made for.
+#: The backend of the kernels that inference layers use, by device type.
 KERNELS = {"cpu": "native", "cuda": "triton"}
-#: Pictures that go through the patch embedding at a time, so that its large maps stay in the cache.
+#: Pictures that pass through the patch embedding at a time, so that its large maps stay in the cache.
 _CHUNK = 8
 
 
 class Floats(nn.Module):
-    """Numbers as the kernels take them, whatever a network is converted to; they are saved and moved with it."""
+    """Weights that stay in float32, as kernels read them, when a network is converted; saved and moved with it."""
 
     def __init__(self, tensors: Iterable[Tensor | None]):
         super().__init__()
@@ -62,7 +62,7 @@ class Floats(nn.Module):
 
 
 class InferenceFFN(nn.Module):
-    """x + FFN(x)."""
+    """x + FFN(x) in one module."""
 
     def __init__(self, ffn: FFN):
         super().__init__()
@@ -117,11 +117,11 @@ class InferencePatchMerging(nn.Module):
 
 
 class InferenceSS2D(nn.Module):
-    """SS2D, times a scale; (B, H, W, C) in and out.
+    """SS2D times a scale; (B, H, W, C) in and out.
 
     Args:
         ss2d: The layer.
-        scale: One number a channel, or one for all; any shape.
+        scale: One number for each channel, or one for all, in any shape.
     """
 
     def __init__(self, ss2d: SS2D, scale: Tensor):
@@ -132,7 +132,7 @@ class InferenceSS2D(nn.Module):
         assert into.bias is not None
         assert out.bias is not None
         dtype, scale = out.weight.dtype, scale.float().flatten()
-        # Apart, as the halves of one result would have to be copied.
+        # Two projections, because the halves of a single result would have to be copied.
         halves = zip(into.weight.flatten(1).chunk(2), into.bias.chunk(2), strict=True)
         self.u_proj, self.gate_proj = (PackedLinear(weight, bias) for weight, bias in halves)
         self.conv = PackedConv(ss2d.conv.weight, ss2d.conv.bias, groups=ss2d.conv.groups, act="swish")
@@ -150,7 +150,7 @@ class InferenceSS2D(nn.Module):
 
 
 class InferenceMixer(nn.Module):
-    """SS2D, or WaveletMamba with whatever wavelet."""
+    """SS2D, or WaveletMamba with any wavelet."""
 
     def __init__(self, mixer: SS2D | WaveletMamba):
         super().__init__()
@@ -164,7 +164,7 @@ class InferenceMixer(nn.Module):
 
 
 class InferenceMRFFI(nn.Module):
-    """x + MRFFI(x), with a state-space module as the global mixer, with or without its wavelet branch."""
+    """x + MRFFI(x) with a state-space module as the global mixer, with or without its wavelet branch."""
 
     def __init__(self, mrffi: MRFFI):
         super().__init__()
@@ -191,14 +191,14 @@ class InferenceMRFFI(nn.Module):
 
 
 def replacement(layer: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module | None:
-    """The inference layer of a norm-free layer or of a residual branch's ``x + branch(x)``; None if there is none.
+    """Returns the inference layer for a norm-free layer or a residual ``x + branch(x)``; None if there is none.
 
     Args:
-        layer: Of the network.
-        device: Where it is to run.
-        dtype: Of its maps.
+        layer: A layer of the network.
+        device: Device to run on.
+        dtype: Dtype of its maps.
     """
-    if any(isinstance(part, ConvNorm) for part in layer.modules()):  # its norm is of a class that does not fold
+    if any(isinstance(part, ConvNorm) for part in layer.modules()):  # with a norm that could not be folded
         return None
     branch = layer.branch if isinstance(layer, Residual) else None
     if isinstance(branch, FFN):
@@ -219,12 +219,12 @@ def replacement(layer: nn.Module, device: torch.device, dtype: torch.dtype) -> n
 
 
 def has_kernel(table: Backends, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether an operation has more than its definition there."""
+    """Returns whether an operation has a faster backend than its definition."""
     return table.choose("auto", device, dtype).name != "reference"
 
 
 def _keeps_size(conv: nn.Conv2d) -> bool:
-    """Whether it is square, with zeros around, and makes the map smaller by its stride only."""
+    """Returns whether a convolution is square, zero-padded, and shrinks the map by its stride only."""
     kernel = conv.kernel_size[0]
     geometry = (conv.kernel_size, conv.padding, conv.dilation, conv.stride)
     return conv.padding_mode == "zeros" and geometry == (
@@ -236,19 +236,19 @@ def _keeps_size(conv: nn.Conv2d) -> bool:
 
 
 def _is_mamba(mixer: nn.Module, device: torch.device) -> bool:
-    """Whether it is SS2D, with or without the wavelet branch, and may run by the device's kernels."""
+    """Returns whether a mixer is SS2D, with or without the wavelet branch, and may use the device's kernels."""
     inner = mixer.ss2d if isinstance(mixer, WaveletMamba) else mixer
     return isinstance(inner, SS2D) and inner.backend in ("auto", KERNELS.get(device.type))
 
 
 def _fits(mrffi: MRFFI, device: torch.device) -> bool:
-    """Whether the kernels do all of it: Mamba, and Haar's wavelet or none."""
+    """Returns whether the kernels cover the whole module: Mamba, and Haar's wavelet or none."""
     mixer = mrffi.global_mixer
     return _is_mamba(mixer, device) and not (isinstance(mixer, WaveletMamba) and not mixer.wavelet_conv.is_haar)
 
 
 def _scaled(mixer: nn.Module) -> tuple[SS2D, Tensor]:
-    """SS2D, and what its result is multiplied by."""
+    """Returns a mixer's SS2D and the scale of its result."""
     inner, scale = (mixer.ss2d, mixer.scale.data) if isinstance(mixer, WaveletMamba) else (mixer, torch.ones(1))
     assert isinstance(inner, SS2D)
     return inner, scale.to(inner.A_log.device)

@@ -1,4 +1,4 @@
-"""Convolutions in inference: on a CPU by oneDNN, or small depthwise ones by this package's kernel; else by PyTorch."""
+"""Convolutions for inference: on a CPU by oneDNN, or by our own kernel if small and depthwise; else by PyTorch."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from mobilemamba.ops import onednn
 from mobilemamba.ops.backends import standard_only
 from mobilemamba.ops.depthwise import ACTIVATIONS, Activation, depthwise_conv
 
-#: On a CPU, numbers in a map up to which our depthwise convolution is done before oneDNN's, which takes longer to call.
+#: Elements of a map up to which our depthwise kernel is used on a CPU instead of oneDNN's, which takes longer to call.
 _SMALL = 2**16
-#: Forms of a weight that are kept: a head on several levels has them by turns.
+#: Packed forms of a weight that are kept: a head on several levels alternates between them.
 _USES = 2
 
 
 def is_traced() -> bool:
-    """Whether PyTorch's own operators are wanted: compilers fuse by themselves, and an export is to run anywhere."""
+    """Returns whether PyTorch's own operators are needed: compilers fuse them, and an export must run anywhere."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing() or standard_only()
 
 
 def on_gpu(x: Tensor) -> bool:
-    """Whether it is computed by the layout for a GPU."""
+    """Returns whether the layout for a GPU computes a tensor."""
     return not x.is_cpu
 
 
 def by_pytorch(x: Tensor) -> bool:
-    """Whether PyTorch's own operators are to compute it, for ``is_traced`` or as oneDNN is for CPUs alone."""
+    """Returns whether PyTorch's own operators compute a tensor: on a GPU, as oneDNN is for CPUs, or if traced."""
     return on_gpu(x) or is_traced()
 
 
 class _Packed(nn.Module):
-    """What both kinds of convolution hold."""
+    """Weight, bias and activation of both kinds of convolution, with packed forms of the weight."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, act: Activation = "none"):
         super().__init__()
@@ -47,10 +47,10 @@ class _Packed(nn.Module):
         self._laid_out: dict[Hashable, tuple[Hashable, Any]] = {}
 
     def laid_out(self, x: Tensor, use: Hashable, make: Callable[[Tensor], Tensor]) -> Tensor:
-        """The weight as it is read in a use, made when it or the use is another than before.
+        """Returns the weight packed for a use, packing it anew if the weight or the use has changed.
 
         Raises:
-            ConfigError: If x is not what the weight was laid out for.
+            ConfigError: If x has not the weight's dtype and device.
         """
         weight = self.fitting(x)
         key = weight.data_ptr(), None if weight.is_inference() else weight._version
@@ -59,14 +59,14 @@ class _Packed(nn.Module):
             packed = make(weight)
             if len(self._laid_out) >= _USES:
                 del self._laid_out[next(iter(self._laid_out))]
-        self._laid_out[use] = key, packed  # the last one used is the last
+        self._laid_out[use] = key, packed  # in order of use
         return packed
 
     def fitting(self, x: Tensor) -> Tensor:
-        """The weight.
+        """Returns the weight.
 
         Raises:
-            ConfigError: If x is not what it was made for.
+            ConfigError: If x has not the weight's dtype and device.
         """
         weight = self._parameters["weight"]  # in half the time of ``self.weight``
         assert weight is not None
@@ -78,7 +78,7 @@ class _Packed(nn.Module):
         return weight
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what was laid out, which can neither be copied nor saved."""
+        """Leaves out packed weights, which can be neither copied nor saved."""
         return self.__dict__ | {"_laid_out": {}}
 
 
@@ -87,7 +87,7 @@ class PackedConv(_Packed):
 
     Args:
         weight: (out, in / groups, kernel, kernel), float32 or bfloat16.
-        bias: (out,), or none.
+        bias: (out,), or None.
         stride: Stride; the padding is ``kernel // 2``.
         groups: Groups.
         act: Activation of the result.
@@ -102,7 +102,7 @@ class PackedConv(_Packed):
 
     @classmethod
     def of(cls, conv: nn.Module) -> PackedConv:
-        """The same convolution, with the ReLU that it may end with."""
+        """Builds the same convolution, including its ReLU if it is a ConvReLU."""
         assert isinstance(conv, nn.Conv2d)
         act: Activation = "relu" if isinstance(conv, ConvReLU) else "none"
         return cls(conv.weight, conv.bias, conv.stride[0], conv.groups, act)
@@ -114,7 +114,7 @@ class PackedConv(_Packed):
         if self.is_depthwise and (on_gpu(x) or (stride == [1, 1] and x.numel() <= _SMALL)):
             kernel = self.laid_out(x, "kkC", lambda weight: floats(weight[:, 0].permute(1, 2, 0)))
             return first(depthwise_conv(last(x), kernel, self.bias, self.act, stride[0]))
-        if on_gpu(x):  # bias and activation in one pass, where PyTorch has one for each
+        if on_gpu(x):  # bias and activation in one pass; PyTorch would take two
             y = F.conv2d(x, self.fitting(x), None, stride, padding, dilation, groups)
             one = self.laid_out(x, "one", lambda weight: weight.new_ones(1, 1, len(weight), dtype=torch.float32))
             return first(depthwise_conv(last(y), one, self.bias, self.act))
@@ -128,13 +128,13 @@ class PackedLinear(_Packed):
 
     Args:
         weight: (out, in), float32 or bfloat16.
-        bias: (out,), or none.
+        bias: (out,), or None.
         act: Activation of the result, if nothing is added.
     """
 
     @classmethod
     def of(cls, conv: nn.Module, act: Activation = "none") -> PackedLinear:
-        """The same 1x1 convolution, with an activation that follows it or its own ReLU."""
+        """Builds the same 1x1 convolution, with its own ReLU or an activation that follows it."""
         assert isinstance(conv, nn.Conv2d)
         return cls(conv.weight.flatten(1), conv.bias, "relu" if isinstance(conv, ConvReLU) else act)
 
@@ -142,11 +142,11 @@ class PackedLinear(_Packed):
         if is_traced():
             y = F.linear(x, self.weight, self.bias)
             return ACTIVATIONS[self.act](y) if add is None else y + add
-        if on_gpu(x):  # as matrices, which may be columns of a wider one
+        if on_gpu(x):  # as matrices, possibly columns of a wider one
             rows, weight = x.flatten(0, -2), self.fitting(x).t()
             if self.bias is None:
                 y = rows @ weight
-            elif self.act == "relu":  # in one pass, where cuBLAS can
+            elif self.act == "relu":  # in one pass if cuBLAS can
                 y = torch._addmm_activation(self.bias, rows, weight)
             else:
                 y = ACTIVATIONS[self.act](torch.addmm(self.bias, rows, weight))
@@ -161,16 +161,16 @@ class PackedLinear(_Packed):
 
 
 def floats(x: Tensor | None) -> Tensor:
-    """The numbers apart from any graph, in float32, as the compiled kernels read them."""
+    """Returns a tensor detached, contiguous and in float32, as the compiled kernels read it."""
     assert x is not None
     return x.detach().float().contiguous()
 
 
 def last(x_BCHW: Tensor) -> Tensor:
-    """The channels as the last dimension."""
+    """Moves the channels to the last dimension."""
     return x_BCHW.permute(0, 2, 3, 1)
 
 
 def first(x_BHWC: Tensor) -> Tensor:
-    """The channels as the second dimension."""
+    """Moves the channels to the second dimension."""
     return x_BHWC.permute(0, 3, 1, 2)

@@ -1,10 +1,11 @@
-"""Wide 3x3 convolutions on a CPU by Winograd's algorithm F(4x4, 3x3): a quarter of the multiplications.
+"""Wide 3x3 convolutions on a CPU by Winograd's algorithm F(4x4, 3x3), with a quarter of the multiplications.
 
 Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2016. A map is cut into tiles of 6 x 6 pixels, 4
-apart; in a basis in which a convolution is a product a place, tiles are multiplied by weights, a matrix product over
-channels for each of the 36 places, and brought back to 4 x 4 pixels.
+apart, which are transformed to a basis in which the convolution is an element-wise product. There, each of the 36
+places of a tile is multiplied by its weights, a matrix product over channels, and the result is transformed back to 4 x
+4 pixels.
 
-T tiles, C channels in and K out.
+Shape letters: T tiles, C input channels, K output channels.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from torch import Tensor
 
 from mobilemamba.models.inference.packed import PackedConv, by_pytorch, first, last
 
-#: Pixels of a tile that come out and that go in.
+#: Side of a tile in pixels of the output and of the input.
 _OUT, _IN = 4, 6
-#: Channels in and out, and pixels of a map, from which it pays: bringing tiles there and back costs as much for few.
+#: Least channels in and out, and least pixels of a map: with fewer, transforming the tiles costs as much as it saves.
 WIDE, _LARGE = 128, 256
 #: Tiles at a time, as many as stay in the cache.
 _TILES = 96
@@ -27,7 +28,7 @@ _TILES = 96
 
 @cache
 def _bases() -> tuple[Tensor, Tensor, Tensor]:
-    """What a column of a tile, of a kernel and of a product is multiplied by, (6, 6), (6, 3) and (4, 6)."""
+    """Returns the transforms of a column of a tile, of a kernel and of a product: (6, 6), (6, 3) and (4, 6)."""
     into = [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0]]
     into += [[0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1]]
     points = (0, 1, -1, 2, -2)  # and infinity
@@ -41,19 +42,19 @@ def _bases() -> tuple[Tensor, Tensor, Tensor]:
 
 @cache
 def _of_tiles() -> tuple[Tensor, Tensor]:
-    """What a tile's 36 pixels and a product's 36 places are multiplied by, (36, 36) and (16, 36) float32."""
+    """Returns the transforms of a tile's 36 pixels and of a product's 36 places, (36, 36) and (16, 36) float32."""
     into, _, back = _bases()
     return torch.kron(into, into).float(), torch.kron(back, back).float()
 
 
 def _transformed(weight: Tensor) -> Tensor:
-    """A kernel (K, C, 3, 3) as a matrix for each place, (36, C, K)."""
+    """Transforms a kernel (K, C, 3, 3) to one matrix for each place, (36, C, K)."""
     _, kernel, _ = _bases()
     return torch.einsum("ai,bj,kcij->abck", kernel, kernel, weight.double()).flatten(0, 1).to(weight.dtype)
 
 
 class WinogradConv(PackedConv):
-    """A wide 3x3 convolution of stride 1; small maps and what is not float32 on a CPU go the usual way."""
+    """A wide 3x3 convolution of stride 1; for small maps, or other than float32 on a CPU, computed as a PackedConv."""
 
     def forward(self, x: Tensor) -> Tensor:
         if by_pytorch(x) or x.dtype != torch.float32 or x.shape[2] * x.shape[3] < _LARGE:
