@@ -1,4 +1,4 @@
-"""Networks for dense prediction: backbones of timm's with necks and heads."""
+"""Networks for dense prediction: timm backbones with necks and heads."""
 
 from functools import partial
 
@@ -27,7 +27,7 @@ __all__ = [
     "look_closely",
 ]
 
-#: Head -> the task that it is for, as cards name both.
+#: Head to the task that it is for, both as cards name them.
 HEADS = dict.fromkeys(SEGMENTATION_HEADS, "segmentation") | dict.fromkeys(DETECTION_HEADS, "detection")
 
 BUILDERS |= {

@@ -1,8 +1,8 @@
-"""Anchors: boxes of a few shapes around every cell of a level's grid, from which a head's boxes are reckoned.
+"""Anchors: boxes of a few shapes around every cell of a level's grid, relative to which a head predicts its boxes.
 
-Here a level has the stride it is given. torchvision's generators divide the picture's side by the map's instead, which
-shifts the boxes of maps whose sides were rounded up: those of an 800 px side by up to 84 px; theirs of RetinaNet round
-sides to whole pixels too, and those of SSD hold for one size of picture.
+Here the stride of a level is given. torchvision's generators divide the picture's side by the map's instead, which
+shifts the boxes of maps whose sides were rounded up: for a side of 800 px by up to 84 px. Those of its RetinaNet also
+round sides to whole pixels, and those of its SSD are for one size of picture.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-#: (x1, y1, x2, y2) of a box, in pixels, about the corner of the first cell.
+#: (x1, y1, x2, y2) of a box, in pixels, relative to the corner of the first cell.
 Box = tuple[float, float, float, float]
 
 
 def around(x: float, y: float, width: float, height: float) -> Box:
-    """The box of a centre and its sides."""
+    """Returns the box with a centre (x, y), a width and a height."""
     return x - width / 2, y - height / 2, x + width / 2, y + height / 2
 
 
 def boxes_of_ratios(sizes: Sequence[float]) -> list[Box]:
-    """Boxes about a cell's corner, of an area of each size squared, with height to width as 1/2, 1 and 2."""
+    """Returns boxes centred on a cell's corner, with area size^2 and height to width 1/2, 1 and 2, for each size."""
     return [around(0, 0, size / ratio**0.5, size * ratio**0.5) for ratio in (0.5, 1.0, 2.0) for size in sizes]
 
 
 def default_boxes(stride: float, low: float, high: float) -> list[Box]:
-    """SSD's six boxes about a cell's centre: squares of side ``low`` and between it and ``high``, then four oblong."""
+    """Returns SSD's six boxes at a cell's centre: squares of side ``low`` and sqrt(low * high), then four oblongs."""
     mean = math.sqrt(low * high)
     sides = [(low, low), (mean, mean)]
     for ratio in (2, 3):
@@ -38,11 +38,11 @@ def default_boxes(stride: float, low: float, high: float) -> list[Box]:
 
 
 class Anchors:
-    """The anchors of every level.
+    """Anchors of every level.
 
     Args:
         strides: Pixels between neighbouring cells of each level.
-        boxes: Those of each level's first cell, as many for every level.
+        boxes: Boxes of each level's first cell, equally many for every level.
     """
 
     def __init__(self, strides: Sequence[int], boxes: Sequence[Sequence[Box]]):
@@ -51,7 +51,7 @@ class Anchors:
         self.per_cell = len(self.boxes[0])
 
     def __call__(self, grids: Sequence[tuple[int, int]], device: torch.device) -> list[Tensor]:
-        """Each level's anchors (h * w * per_cell, 4), by row, then column, then box, of grids (h, w)."""
+        """Returns each level's anchors (h * w * per_cell, 4), by row, then column, then box, for grids (h, w)."""
         levels = []
         for (height, width), stride, boxes in zip(grids, self.strides, self.boxes, strict=True):
             y, x = (stride * torch.arange(side, device=device, dtype=torch.float32) for side in (height, width))
@@ -61,7 +61,7 @@ class Anchors:
         return levels
 
     def within(self, grids: Sequence[tuple[int, int]], size: tuple[int, int], device: torch.device) -> Tensor:
-        """Which anchors are of cells that a part (height, width) of the picture reaches into, from its left top."""
+        """Returns which anchors are of cells that begin within the top left part (height, width) of the picture."""
         return torch.cat(
             [
                 within(grid, stride, self.per_cell, size, device)
@@ -73,14 +73,14 @@ class Anchors:
 def within(
     grid: tuple[int, int], stride: int, per_cell: int, size: tuple[int, int], device: torch.device | None = None
 ) -> Tensor:
-    """Which anchors (h * w * per_cell,) of a level's grid (h, w) are of cells that a part of the picture reaches into.
+    """Returns which anchors (h * w * per_cell,) of a level's grid (h, w) are of cells that begin within a part of it.
 
     Args:
         grid: Rows and columns of the level.
         stride: Pixels between its cells.
-        per_cell: Anchors of each.
-        size: Height and width of the part, from the picture's left top.
-        device: Of the answer.
+        per_cell: Anchors of each cell.
+        size: Height and width in pixels of the part, at the top left of the picture.
+        device: Device of the result.
     """
     inside = torch.zeros(*grid, per_cell, dtype=torch.bool, device=device)
     inside[: math.ceil(size[0] / stride), : math.ceil(size[1] / stride)] = True

@@ -1,4 +1,4 @@
-"""timm's EfficientFormer for pictures of any size, which in timm takes those of 224 px alone."""
+"""Lets timm's EfficientFormer take pictures of any size; timm's takes only 224 px."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class _Flat(Flat):
-    """Remembers the size of the map whose cells it puts in a row."""
+    """Remembers the size of the map that it flattens."""
 
     grid: tuple[int, int]
 
@@ -22,15 +22,15 @@ class _Flat(Flat):
 
 
 class _Attention(Attention):
-    """Adds a bias for each distance of two cells, of rows and of columns, resampled from a table for 7 x 7 cells."""
+    """Adds a bias for each distance of two cells in rows and columns, resampled from a table for 7 x 7 cells."""
 
-    flat: tuple[_Flat]  # in a tuple, as it is not a part of this module
+    flat: tuple[_Flat]  # in a tuple, so that it is no submodule
 
     def get_attention_biases(self, device: torch.device) -> Tensor:
         (flat,) = self.flat
         side = math.isqrt(self.attention_biases.shape[1])
         table = self.attention_biases.unflatten(1, (side, side))
-        if flat.grid != (side, side):  # next to each other stays so, and from edge to edge too
+        if flat.grid != (side, side):  # keeps the biases of distance 0 and from edge to edge
             table = F.interpolate(table[None], flat.grid, mode="bilinear", align_corners=True)[0]
         rows, columns = (torch.arange(cells, device=device) for cells in flat.grid)
         rows, columns = ((cells[:, None] - cells).abs() for cells in (rows, columns))
@@ -38,7 +38,7 @@ class _Attention(Attention):
 
 
 class _EfficientFormer(EfficientFormer):
-    """Pads pictures to multiples of 32 at the right and below, as timm's halves the size of the map before the last."""
+    """Pads pictures at the right and bottom to multiples of 32: timm takes the last map to be half the one before."""
 
     def forward_intermediates(self, x: Tensor, *args: Any, **options: Any) -> list[Tensor]:
         height, width = x.shape[-2:]
@@ -51,9 +51,9 @@ class _EfficientFormer(EfficientFormer):
 
 
 def take_any_size(model: nn.Module) -> None:
-    """Has an EfficientFormer give maps of pictures of any size; in place, names of weights stay.
+    """Makes an EfficientFormer return maps of pictures of any size, in place; the names of weights stay the same.
 
-    Others of timm's models stay as they are.
+    timm's other models are left as they are.
     """
     if isinstance(model, EfficientFormer):
         model.__class__ = _EfficientFormer

@@ -1,4 +1,4 @@
-"""The part of a timm model that gives maps, for necks and heads to stand on."""
+"""Backbones for necks and heads: the part of a timm model that returns feature maps."""
 
 from __future__ import annotations
 
@@ -25,19 +25,20 @@ def create_backbone(
     drop_path_rate: float = 0.0,
     output_stride: int | None = None,
 ) -> nn.Module:
-    """timm's extractor of a model's maps, without pretrained weights; pictures to a list of (B, C, h, w), finest first.
+    """Builds timm's feature extractor of a model, without pretrained weights.
 
-    The model itself is its ``model``, with its own names; ``feature_info`` tells channels and strides of the maps.
+    It maps pictures to a list of maps (B, C, h, w), finest first. The model itself is its ``model``, with its own
+    names; ``feature_info`` has the channels and strides of the maps.
 
     Args:
-        name: Any timm model that gives maps.
-        arch: Architecture choices, for a mobilemamba model only.
+        name: Any timm model that returns feature maps.
+        arch: Architecture choices; for a mobilemamba model only.
         in_chans: Channels of a picture.
         drop_path_rate: Stochastic depth.
         output_stride: Stride of the coarsest map, for models whose last stages can be dilated instead.
 
     Raises:
-        ConfigError: If there is no such model, or it does not give maps or take what is given.
+        ConfigError: If there is no such model, or it returns no feature maps, or it does not accept an option.
     """
     options: dict[str, Any] = {} if output_stride is None else {"output_stride": output_stride}
     try:
@@ -58,14 +59,14 @@ def load_backbone(backbone: nn.Module, path: str | Path, name: str, *, verbose: 
     """Loads the weights of a classifier into the backbone that is a part of it.
 
     Args:
-        backbone: Of :func:`create_backbone`.
-        path: A classifier's file, of any number of classes, as :func:`~mobilemamba.models.load_network` takes it.
+        backbone: A backbone of :func:`create_backbone`.
+        path: A classifier's file, with any number of classes, as :func:`~mobilemamba.models.load_network` takes it.
         name: timm's name of the backbone.
-        verbose: Print the report.
+        verbose: Whether to print the report.
 
     Raises:
         ConfigError: If the file is of another model.
-        WeightsError: If it cannot be read, or the classifier differs from the backbone in its maps.
+        WeightsError: If the file cannot be read, or the tensors of the classifier and the backbone differ.
     """
     classifier, _ = load_network(path, name, verbose=verbose, option="the backbone's name")
     theirs, ours = classifier.state_dict(), backbone.get_submodule("model").state_dict()
@@ -79,18 +80,18 @@ def load_backbone(backbone: nn.Module, path: str | Path, name: str, *, verbose: 
 
 
 def by_depth(backbone: nn.Module, *, coarse: bool) -> Callable[[str], float]:
-    """timm's grouping of a network's parameters by depth: the backbone's own layers, then all that stands on them."""
+    """Returns timm's grouping of parameters by depth: the backbone's own layers, then all that is built on them."""
     model: Any = backbone.model
     prefix, layers = "backbone.model.", group_parameters(model, model.group_matcher(coarse), reverse=True)
     return lambda name: layers.get(name.removeprefix(prefix), math.inf) if name.startswith(prefix) else math.inf
 
 
 def why_unsuitable(error: Exception, height: int, width: int) -> str | None:
-    """What is wrong with pictures that a network failed at, or None if the error is not about them."""
-    if isinstance(error, AssertionError):  # timm's transformers of one size
+    """Returns what is wrong with pictures at which a network failed, or None if the error has another cause."""
+    if isinstance(error, AssertionError):  # timm's transformers of a fixed size
         return f"pictures of {width} x {height} px do not suit the backbone: {error}"
     if any(part in str(error) for part in ("must match the size of tensor", "is invalid for input of size")):
-        # Others of timm's, whose attention knows one size.
+        # Other timm models, whose attention is for a fixed size.
         return f"pictures of {width} x {height} px do not suit the backbone, which is built for another size"
     if "more than 1 value per channel" in str(error):
         return (

@@ -1,4 +1,4 @@
-"""Boxes (x1, y1, x2, y2): which anchor is to find which, how a head writes them, and which of those found are kept."""
+"""Boxes (x1, y1, x2, y2): how anchors are assigned to them, how a head encodes them, and which detections are kept."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 
 from mobilemamba.errors import ConfigError
 
-#: What an anchor is to find instead of a box.
+#: Indices for anchors that no box is assigned to.
 BACKGROUND, IGNORED = -1, -2
 
 
 class BoxCoder(_utils.BoxCoder):
-    """torchvision's, which bounds how much larger a box is than its anchor; here, also how much smaller."""
+    """torchvision's coder, which limits how much larger a box is than its anchor; here also how much smaller."""
 
     def decode_single(self, rel_codes: Tensor, boxes: Tensor) -> Tensor:
-        """Boxes (n, 4) of codes (n, 4) and as many anchors; in pairs of columns, as exported graphs have them best."""
+        """Decodes codes (n, 4) of n anchors into boxes (n, 4); in pairs of columns, for simple exported graphs."""
         start, end = boxes.chunk(2, 1)
         sides = end - start
         shift, growth = (rel_codes / rel_codes.new_tensor(self.weights)).chunk(2, 1)
@@ -30,20 +30,20 @@ class BoxCoder(_utils.BoxCoder):
 
 
 def wanted(target: Mapping[str, Any], num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What of a picture's boxes is to be found in training: no crowd, and nothing without an area.
+    """Selects the boxes of a picture that training should find: no crowds, and nothing without an area.
 
     Args:
         target: ``boxes`` (N, 4), ``labels`` (N,) from 0, and ``iscrowd`` (N,) if there are crowds.
         num_classes: Classes.
 
     Returns:
-        Boxes (n, 4), labels (n,), and their places (n,) among the N.
+        Boxes (n, 4), labels (n,), and their indices (n,) among the N.
 
     Raises:
-        ConfigError: If a label is none of the classes.
+        ConfigError: If a label is not in the range of the classes.
     """
     boxes, labels = target["boxes"].float().view(-1, 4), target["labels"]
-    # False for NaN, and for what begins or ends nowhere
+    # False for NaN and for infinite sides.
     kept = (boxes[:, 2:] > boxes[:, :2]).all(1) & boxes.isfinite().all(1)
     if "iscrowd" in target:
         kept &= ~target["iscrowd"].bool()
@@ -58,19 +58,21 @@ def wanted(target: Mapping[str, Any], num_classes: int) -> tuple[Tensor, Tensor,
 def assign(
     anchors: Tensor, boxes: Tensor, positive: float, negative: float, *, lowest: float = 0.0, ties: bool = True
 ) -> Tensor:
-    """Which box each anchor is to find: (A,) indices into the boxes, ``BACKGROUND``, or ``IGNORED``.
+    """Assigns boxes to anchors: returns (A,) indices into the boxes, ``BACKGROUND``, or ``IGNORED``.
 
-    An anchor is for the box that it covers best, by intersection over union, if that is ``positive`` or above, and for
-    none below ``negative``. Then each box takes the anchors that cover it best, however little; of several boxes the
-    last one. torchvision's matcher gives such an anchor to the box that it covers best instead, and takes no empty set.
+    An anchor is assigned to the box with which its intersection over union is largest, if that is at least
+    ``positive``, and to the background below ``negative``. Then each box also takes the anchors with which its own
+    intersection over union is largest, however small; if several boxes take an anchor, the last one gets it.
+    torchvision's matcher instead gives such an anchor to the box that it overlaps most, and does not accept an empty
+    set of boxes.
 
     Args:
         anchors: (A, 4).
         boxes: (N, 4), each with an area.
         positive: See above.
-        negative: See above; what is between is ignored.
-        lowest: A box takes no anchors that cover it less than this, nor any that do not touch it.
-        ties: A box takes all anchors that cover it best, not the first of them only.
+        negative: See above; anchors between the two are ignored.
+        lowest: A box takes no anchors whose intersection over union with it is lower, or zero.
+        ties: Whether a box takes all anchors that share its largest intersection over union, or only the first.
     """
     if not len(boxes):
         return torch.full((len(anchors),), BACKGROUND, device=anchors.device)
@@ -85,13 +87,13 @@ def assign(
 
 
 def by_anchor(maps: Sequence[Tensor], width: int) -> Tensor:
-    """What a head says of every anchor, (B, N, width), of its map of each level, (B, anchors * width, h, w)."""
-    # Not len(x), which a tracer takes for a constant.
+    """Joins a head's maps of all levels, (B, anchors * width, h, w), to its outputs for every anchor, (B, N, width)."""
+    # Not len(x), which a tracer would make a constant.
     return torch.cat([x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, width) for x in maps], 1)
 
 
 def above(logits: Tensor, threshold: float, most: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Values, rows and columns of what is above a threshold in a matrix, at most so many of the largest."""
+    """Returns values, rows and columns of the elements above a threshold, but only of the ``most`` largest."""
     flat = logits.flatten()
     places = (flat > threshold).nonzero().squeeze(1)
     values = flat[places]
@@ -104,15 +106,15 @@ def above(logits: Tensor, threshold: float, most: int) -> tuple[Tensor, Tensor, 
 def keep_best(
     boxes: Tensor, scores: Tensor, labels: Tensor, size: tuple[int, int], threshold: float, most: int
 ) -> dict[str, Tensor]:
-    """What is left of boxes when each class has none that overlaps a better one of it.
+    """Removes boxes that overlap a better box of the same class (non-maximum suppression).
 
     Args:
-        boxes: (n, 4), in pixels; clipped to the picture, and left out if that leaves nothing of them.
+        boxes: (n, 4), in pixels; they are clipped to the picture, and removed if that leaves no area.
         scores: (n,).
         labels: (n,).
         size: Height and width of the picture.
-        threshold: Intersection over union above which the lesser box goes.
-        most: The number of boxes kept at most.
+        threshold: Intersection over union above which the box with the lower score is removed.
+        most: The most boxes to keep.
 
     Returns:
         ``boxes``, ``scores`` and ``labels``, best first.

@@ -1,4 +1,4 @@
-"""Detectors for other runtimes: a graph gives every anchor's box and scores; which are kept is decided after it."""
+"""Detectors for other runtimes: a graph computes every anchor's box and scores; the choice of objects follows it."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from mobilemamba.dense.single_stage import SingleStageDetector
 from mobilemamba.errors import ConfigError
 from mobilemamba.models.runtime import RuntimeNetwork, scaled
 
-#: Under which a file says how its candidates become objects.
+#: Key in a file's metadata for the rules by which its candidates become objects.
 KEPT_KEY = "kept"
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Which candidates are objects; what :class:`~mobilemamba.dense.single_stage.SingleStageDetector` says of them."""
+    """Rules that choose objects among candidates; see :class:`~mobilemamba.dense.single_stage.SingleStageDetector`."""
 
-    levels: tuple[int, ...]  # candidates of each level, in their order
+    levels: tuple[int, ...]  # number of candidates of each level, in order
     score_threshold: float
     candidates: int
     max_boxes: int
@@ -49,9 +49,9 @@ class Kept:
 
 
 class Candidates(nn.Module):
-    """Pictures (B, in_chans, H, W) to what every anchor has found, (B, N, 4 + classes).
+    """Maps pictures (B, in_chans, H, W) to the boxes and scores of all anchors, (B, N, 4 + classes).
 
-    First the box, its sides (x1, y1, x2, y2) as shares of the picture's width and height, clipped to it; then the
+    The box (x1, y1, x2, y2) comes first, in shares of the picture's width and height and clipped to it, then the
     probability of each class, from 0 to 1.
     """
 
@@ -66,7 +66,7 @@ class Candidates(nn.Module):
         return torch.cat(((boxes / sides).clamp(0, 1), probabilities), -1)
 
     def kept(self, size: tuple[int, int], channels: int) -> Kept:
-        """For pictures of a height and width."""
+        """Returns the rules for pictures of a height and width."""
         detector = self.detector
         with torch.no_grad():
             levels = detector.levels(torch.zeros(1, channels, *size))
@@ -78,10 +78,10 @@ class Candidates(nn.Module):
 
 
 def as_candidates(network: nn.Module) -> nn.Module:
-    """A network as a graph of fixed shapes can hold it; itself, if it is no detector.
+    """Returns the network in a form that a graph of fixed shapes can hold; unchanged if it is no detector.
 
     Raises:
-        ConfigError: If it is one of two stages.
+        ConfigError: If it is a two-stage detector.
     """
     if isinstance(network, SingleStageDetector):
         return Candidates(network).eval()
@@ -94,18 +94,18 @@ def as_candidates(network: nn.Module) -> nn.Module:
 
 
 def canvas(network: nn.Module, size: tuple[int, int], *, fits: bool) -> tuple[int, int]:
-    """Height and width that a graph takes of pictures that were prepared for a network.
+    """Returns the height and width of a graph's input for pictures that were prepared for a network.
 
     Args:
-        network: Any.
-        size: As the card says it.
-        fits: Whether pictures keep their shape, so that sides are padded as :class:`Detector` has it.
+        network: Any network.
+        size: Height and width on the card.
+        fits: Whether pictures keep their aspect ratio, so that sides are padded as for :class:`Detector`.
     """
     return padded(size, network.divisor if isinstance(network, Detector) and fits else 1)
 
 
 def put(picture: Tensor, place: Tensor) -> tuple[int, int]:
-    """Writes a picture (1, C, h, w) to the left top of a place (C, H, W), scaled down if it is larger.
+    """Writes a picture (1, C, h, w) to the top left of a tensor (C, H, W), scaled down if it is larger.
 
     Returns:
         Its height and width there.
@@ -120,13 +120,13 @@ def put(picture: Tensor, place: Tensor) -> tuple[int, int]:
 
 
 class RuntimeDetector(RuntimeNetwork):
-    """A detector of :class:`Candidates` that another program runs; asked as a :class:`Detector` is.
+    """A detector of :class:`Candidates` that another program runs, with the interface of :class:`Detector`.
 
-    Pictures stand at the left top of what it takes, with zeros around them; those of a larger side are scaled down.
+    Pictures are placed at the top left of its input, with zeros around them; larger ones are scaled down.
 
     Args:
-        network: The other program's.
-        said: What its file says of itself.
+        network: The network that the other program runs.
+        said: The metadata of its file.
     """
 
     divisor = 1
@@ -138,7 +138,7 @@ class RuntimeDetector(RuntimeNetwork):
         self.kept = Kept(**{**content, "levels": tuple(content["levels"]), "cells": cells})
 
     def forward(self, x: Tensor) -> Tensor:
-        """The candidates (B, N, 4 + classes), in shares of what the network takes, where pictures have found room."""
+        """Returns the candidates (B, N, 4 + classes), with boxes in shares of the network's input size."""
         placed, _ = self._placed(x, [(x.shape[-2], x.shape[-1])] * len(x))
         return super().forward(placed)
 
@@ -153,7 +153,7 @@ class RuntimeDetector(RuntimeNetwork):
         ]
 
     def _placed(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> tuple[Tensor, list[tuple[int, int]]]:
-        """Pictures in batches of the size that is taken, and their own height and width there."""
+        """Places pictures in a batch of the network's input size; returns it and their heights and widths in it."""
         height, width = (int(side or 0) for side in self.shape[2:])
         placed, shown = images.new_zeros(*images.shape[:2], height, width), []
         for place, image, size in zip(placed, images, sizes, strict=True):
@@ -161,7 +161,7 @@ class RuntimeDetector(RuntimeNetwork):
         return placed, shown
 
     def _objects(self, candidates: Tensor, shown: tuple[int, int], size: Sequence[int]) -> dict[str, Tensor]:
-        """Of one picture's candidates (N, 4 + classes), in pixels of a size where they were found in ``shown``."""
+        """Selects a picture's objects among candidates (N, 4 + classes); scales boxes from ``shown`` to ``size``."""
         height, width = (int(side or 0) for side in self.shape[2:])
         kept, boxes, scores, labels = self.kept, list[Tensor](), list[Tensor](), list[Tensor]()
         for level, inside in zip(candidates.split(kept.levels), kept.within(shown), strict=True):

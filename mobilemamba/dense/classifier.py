@@ -1,4 +1,4 @@
-"""From a map to the logits of its pixels."""
+"""Heads that map a feature map to the logits of its pixels."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class PixelClassifier(nn.Sequential):
 
 
 class AuxiliaryHead(nn.Module):
-    """A 3x3 ConvNorm with ReLU and a classifier on the last map but one, for a second loss in training.
+    """A 3x3 ConvNorm with ReLU and a classifier on the second-last map, for a second loss in training.
 
     Args:
-        channels: Channels of each of the maps, the finest first.
+        channels: Channels of each map, the finest first.
         num_classes: Classes.
     """
 

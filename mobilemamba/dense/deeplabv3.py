@@ -1,7 +1,7 @@
 """DeepLabv3's head (Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation", 2017).
 
-torchvision's joins the branches by a 1x1 convolution and has another behind it; here, as in the paper's experiments,
-one of 3x3 does both.
+torchvision's head joins its branches by a 1x1 convolution, which another one follows; here, as in the paper's
+experiments, a single 3x3 convolution does both.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from mobilemamba.layers.conv_norm import ConvNorm
 
 
 class DeepLabV3Head(nn.Module):
-    """The coarsest map seen as a whole, by pixel, and by 3x3 kernels of dilation 12, 24 and 36; maps to logits.
+    """Reads the coarsest map as a whole, by pixel, and by 3x3 kernels of dilation 12, 24 and 36; maps to logits.
 
     Args:
-        channels: Channels of each of the maps, the finest first; the last one is read.
+        channels: Channels of each map, the finest first; only the last one is read.
         num_classes: Classes.
         dim: Width.
     """

@@ -1,4 +1,4 @@
-"""Networks for detection by name."""
+"""Builds networks for detection by name."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from mobilemamba.errors import ConfigError, check_choice
 from mobilemamba.models.config import ArchOverrides
 
 DETECTION_HEADS = ("mask_rcnn", "retinanet", "ssdlite")
-#: Choices of a detector that a card keeps, as :func:`create_detector` takes them.
+#: Options of a detector that a card stores, as arguments of :func:`create_detector`.
 DETECTION_OPTIONS: dict[str, type] = {"head_dim": int, "prune": bool}
-#: A pyramid has this many levels; the finest is of the first stride in RetinaNet, of the second in Mask R-CNN.
+#: A pyramid has this many levels; the finest has the first stride in RetinaNet, and the second in Mask R-CNN.
 _LEVELS, _FINEST, _FINEST_WITH_MASKS = 5, 8, 4
 
 
@@ -40,17 +40,17 @@ def create_detector(
         head: One of ``DETECTION_HEADS``.
         backbone: Any timm model that gives maps of stride 16, 32 and, except for ``ssdlite``, others twice as coarse
             or half as fine.
-        num_classes: Classes, background not counted; labels are 0 to ``num_classes - 1``.
+        num_classes: Classes without the background; labels are 0 to ``num_classes - 1``.
         head_dim: Width of neck and head; by default the paper's.
-        frozen_norms: Keep the running statistics of the backbone's BatchNorms in training, as the paper's trainings do.
-        prune: Leave out the stages that no head reads: of ``ssdlite`` what is coarser than stride 32. They are never
-            run and never train; the paper's counts and the authors' checkpoints have them.
-        arch: Architecture choices, for a mobilemamba backbone only.
+        frozen_norms: Whether the backbone's BatchNorms keep their running statistics in training, as in the paper.
+        prune: Whether to leave out the stages that no head reads: for ``ssdlite`` those coarser than stride 32. They
+            never run or train, but the paper's counts and the authors' checkpoints include them.
+        arch: Architecture choices; for a mobilemamba backbone only.
         in_chans: Channels of a picture.
-        drop_path_rate: Stochastic depth of the backbone; 0.03 in the paper's trainings.
+        drop_path_rate: Stochastic depth of the backbone; 0.03 in the paper.
 
     Raises:
-        ConfigError: If one of these is unknown or does not fit the others.
+        ConfigError: If an argument is unknown or does not fit the others.
     """
     check_choice("head", head, DETECTION_HEADS)
     for name, value, least in (("num_classes", num_classes, 1), ("head_dim", head_dim, 4)):
@@ -77,10 +77,10 @@ def create_detector(
 
 
 def _places(strides: Sequence[int], wanted: Sequence[int], head: str, backbone: str) -> list[int]:
-    """Where the maps of the wanted strides are.
+    """Returns the indices of the maps with the wanted strides.
 
     Raises:
-        ConfigError: If one is not there.
+        ConfigError: If one is missing.
     """
     if set(wanted) - set(strides) or not wanted:
         raise ConfigError(
@@ -91,7 +91,7 @@ def _places(strides: Sequence[int], wanted: Sequence[int], head: str, backbone: 
 
 
 def _leave_unread(extractor: Any, taken: list[int], *, prune: bool) -> None:
-    """Takes away what no head reads, or frees it from training, which would wait for its gradients."""
+    """Removes the stages that no head reads, or freezes them, because training would wait for their gradients."""
     pruned = extractor if prune else copy.deepcopy(extractor)
     pruned.out_indices = pruned.feature_info.out_indices = pruned.model.prune_intermediate_layers(taken)
     read = dict(pruned.named_parameters())

@@ -1,4 +1,4 @@
-"""What a detector says of pictures: objects with their boxes and perhaps masks, in pixels of the picture."""
+"""Predictor of detectors: objects with their boxes and, for some networks, masks, in pixels of the picture."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from mobilemamba.dense.regions import paste_masks
 from mobilemamba.drawing import draw_objects, enlargement
 from mobilemamba.models.predictor import MASKS, Predictor, Row
 
-#: Of a file of answers in COCO's results format.
+#: Name of the file with answers in COCO's results format.
 RESULTS_FILE = "coco_results.json"
 
 
 class DetectionPredictor(Predictor):
-    """Names objects, the surest first.
+    """Returns objects, those with the highest scores first.
 
     Rows are ``{"objects": [{"index", "name", "score", "box": [left, top, right, bottom]}, ...]}``, in pixels of the
-    picture as it was read. Of a network that finds masks each object has ``mask``, COCO's packed runs of pixels, and
-    the row ``MASKS``, (n, H, W) bool.
+    picture as it was read. If the network finds masks, each object also has ``mask``, COCO's run-length encoding, and
+    the row has ``MASKS``, (n, H, W) bool.
 
     Attributes:
-        least_score: Objects of a lower one are left out.
+        least_score: Objects with a lower score are left out.
     """
 
     columns = ("rank", "index", "class", "score", "left", "top", "right", "bottom")
@@ -40,14 +40,14 @@ class DetectionPredictor(Predictor):
     network: Detector
 
     def preparation(self, how: dict[str, Any]) -> Callable[[Image.Image], Tensor]:
-        """Of whole pictures, scaled as the detector was trained."""
-        from mobilemamba.data.detection_transforms import eval_transform  # torchvision's, which take long to load
+        """Returns the function that prepares whole pictures, scaled as the detector was trained."""
+        from mobilemamba.data.detection_transforms import eval_transform  # imports torchvision, which takes long
 
         del how["crop_pct"]
         return eval_transform(**how)
 
     def check(self) -> None:
-        """See :meth:`Predictor.check`; masks are written by faster-coco-eval, which so has to be installed."""
+        """Also refuses networks that find masks if faster-coco-eval, which encodes them, is not installed."""
         super().check()
         if self.card.head == "mask_rcnn":
             from mobilemamba.data.coco_masks import mask_library
@@ -56,7 +56,7 @@ class DetectionPredictor(Predictor):
 
     @torch.inference_mode()
     def forward(self, pictures: Tensor) -> list[dict[str, Any]]:
-        """What is found in prepared pictures (B, C, h, w), each with their common ``size``."""
+        """Returns the detections in prepared pictures (B, C, h, w), each with their common ``size``."""
         height, width = pictures.shape[-2:]
         divisor = self.network.divisor if self.card.preprocessing.resize == "fit" else 1
         padded = F.pad(pictures, (0, -width % divisor, 0, -height % divisor))
@@ -65,7 +65,7 @@ class DetectionPredictor(Predictor):
         return [{**of_picture, "size": (height, width)} for of_picture in found]
 
     def rows(self, outputs: Sequence[Mapping[str, Any]], sizes: Sequence[tuple[int, int]] | None = None) -> list[Row]:
-        """See :meth:`Predictor.rows`; of what :meth:`forward` gives."""
+        """Returns the rows for outputs of :meth:`forward`, see :meth:`Predictor.rows`."""
         sizes = [found["size"] for found in outputs] if sizes is None else sizes
         return [self._row(found, size) for found, size in zip(outputs, sizes, strict=True)]
 
@@ -100,7 +100,7 @@ class DetectionPredictor(Predictor):
         ]
 
     def draw(self, picture: Image.Image, row: Row) -> Image.Image:
-        """The picture with the boxes, the masks, the names and the scores of its objects; a small one is enlarged."""
+        """Draws the objects' boxes, masks, names and scores on the picture; a small one is enlarged first."""
         scale, masks_NHW = enlargement(picture.size), row.get(MASKS)
         if scale > 1:
             picture = picture.resize((scale * picture.width, scale * picture.height), Image.Resampling.BILINEAR)
@@ -115,9 +115,9 @@ class DetectionPredictor(Predictor):
         )
 
     def results(self, answers: Sequence[tuple[str, Row]]) -> dict[str, str]:
-        """Objects in COCO's results format.
+        """Returns the objects in COCO's results format.
 
-        A picture's ``image_id`` is its name where that is a number, as in COCO, and else its place from 1 on.
+        A picture's ``image_id`` is its name if that is a number, as in COCO, or else its index, from 1 on.
         """
         ids = self.card.category_ids or range(1, self.card.num_classes + 1)
         rows = []

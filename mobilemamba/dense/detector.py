@@ -1,4 +1,4 @@
-"""What detectors have in common: a backbone of timm's, a neck, losses, and boxes found in pictures."""
+"""Base class of detectors: a timm backbone, a neck, losses, and the boxes found in pictures."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ Sizes = Tensor | Sequence[tuple[int, int]]
 
 
 class Detector(DenseNetwork):
-    """Boxes in pictures (B, in_chans, H, W), which are normalised, and padded at the right and below.
+    """Finds boxes in pictures (B, in_chans, H, W), which are normalised, and padded at the right and bottom.
 
-    ``forward`` gives what the heads say, for an export; ``losses`` and ``detect`` what a training and a user want.
-    Boxes are (x1, y1, x2, y2) in pixels of the picture as it stands in the batch, labels count from 0.
+    ``forward`` returns the heads' outputs, for an export; ``losses`` serves training, and ``detect`` users. Boxes are
+    (x1, y1, x2, y2) in pixels of the picture as it is in the batch; labels count from 0.
 
     Args:
-        backbone: Pictures to a list of maps, of :func:`~mobilemamba.dense.backbone.create_backbone`.
-        neck: Maps to the levels that heads read, the finest first.
-        num_classes: Classes, background not counted.
-        frozen_norms: Keep the running statistics of the backbone's BatchNorms in training; their weights train.
-        divisor: Sides of pictures are padded to multiples of it; of a training's anchors those count whose cells begin
-            within their picture padded so.
+        backbone: Maps pictures to a list of maps, see :func:`~mobilemamba.dense.backbone.create_backbone`.
+        neck: Maps the list of maps to the levels that heads read, the finest first.
+        num_classes: Classes without the background.
+        frozen_norms: Whether the backbone's BatchNorms keep their running statistics in training; their weights train.
+        divisor: Sides of pictures are padded to multiples of this; training uses only anchors whose cells begin within
+            their picture padded in this way.
 
     Raises:
-        ConfigError: If pictures are too small, or in training too few for the norms.
+        ConfigError: If pictures are too small or, in training, too few for the norms.
     """
 
-    #: Of a detection: the lowest score, exclusive; the number of boxes of a picture at most; and the overlap with a
-    #: better box of its class that is too much.
+    #: Detections have a score above this; there are at most this many per picture; and none has a larger intersection
+    #: over union than this with a better one of its class.
     score_threshold: float
     max_boxes: int
     overlap: float
@@ -54,22 +54,23 @@ class Detector(DenseNetwork):
         self.divisor = divisor
 
     def losses(self, images: Tensor, targets: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """The losses of a batch by name, scalars; a training takes their sum.
+        """Returns the losses of a batch by name, as scalars; training minimises their sum.
 
         Args:
             images: (B, in_chans, H, W).
-            targets: Of each picture ``boxes`` (N, 4), ``labels`` (N,), ``iscrowd`` (N,) if some are crowds, which are
-                not to be found, and ``size`` (height, width) of it without the padding; ``masks`` (N, h, w) for those
-                that find masks.
+            targets: For each picture: ``boxes`` (N, 4), ``labels`` (N,), ``iscrowd`` (N,) if there are crowds, which
+                need not be found, and ``size``, its height and width without padding; for networks that find masks also
+                ``masks`` (N, h, w).
         """
         raise NotImplementedError
 
     def detect(self, images: Tensor, sizes: Sizes | None = None) -> list[dict[str, Tensor]]:
-        """What is found in each picture, best first: ``boxes`` (n, 4), ``scores`` and ``labels`` (n,).
+        """Returns the detections in each picture, best first: ``boxes`` (n, 4), ``scores`` and ``labels`` (n,).
 
         Args:
             images: (B, in_chans, H, W).
-            sizes: Height and width of each without its padding, which boxes are clipped to; by default all of it.
+            sizes: Height and width of each picture without its padding, to which boxes are clipped; by default the full
+                size.
         """
         raise NotImplementedError
 
@@ -82,36 +83,36 @@ class Detector(DenseNetwork):
         return self
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """The backbone's maps, the finest first."""
+        """Returns the backbone's maps, the finest first."""
         return self.backbone(images)
 
     def levels(self, images: Tensor) -> list[Tensor]:
-        """The levels that heads read, the finest first."""
+        """Returns the levels that heads read, the finest first."""
         with self.suiting(images):
             return self.neck(self.maps(images))
 
     def sizes(self, images: Tensor, sizes: Sizes | None) -> list[tuple[int, int]]:
-        """Height and width of each picture, as numbers."""
+        """Returns height and width of each picture, as integers."""
         if sizes is None:
             return [(images.shape[-2], images.shape[-1])] * len(images)
         given = sizes.tolist() if isinstance(sizes, Tensor) else sizes
         return [(int(height), int(width)) for height, width in given]
 
     def padded(self, target: Mapping[str, Any], images: Tensor) -> tuple[int, int]:
-        """Height and width of a target's picture, padded by itself."""
+        """Returns height and width of a target's picture, padded on its own."""
         if "size" not in target:
             return images.shape[-2], images.shape[-1]
         return padded(target["size"], self.divisor)
 
     def get_classifier(self) -> tuple[nn.Module, ...]:
-        """The layers that have outputs for each class; timm's name for what a new number of classes replaces."""
+        """Returns the layers with outputs for each class, to be replaced for other classes; the name is timm's."""
         raise NotImplementedError
 
     def start_afresh(self, classifier: nn.Module) -> None:
-        """Leaves what other classes take the place of as it was built: a focal loss begins at rare boxes, not at 0."""
+        """Leaves a classifier for new classes as initialised: a focal loss must start from rare boxes, not from 0."""
 
 
 def padded(size: Sequence[int], divisor: int) -> tuple[int, int]:
-    """The next height and width that a divisor divides."""
+    """Returns height and width rounded up to multiples of a divisor."""
     height, width = (-(-int(side) // divisor) * divisor for side in size)
     return height, width

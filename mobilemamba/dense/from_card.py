@@ -1,4 +1,4 @@
-"""Segmenters and detectors from their cards."""
+"""Builds segmenters and detectors from their cards."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from mobilemamba.models.card import ModelCard
 
 
 def from_card(create: Callable[..., nn.Module], options: Mapping[str, type], card: ModelCard) -> nn.Module:
-    """The network of a card, freshly initialised.
+    """Builds the network of a card, freshly initialised.
 
     Args:
-        create: Builds it from a head, a backbone's name, a number of classes and options.
-        options: Those of them that a card's ``head_options`` may hold, with their types.
-        card: Of the task that ``create`` is for.
+        create: Builds the network from a head, a backbone's name, a number of classes and options.
+        options: The options that a card's ``head_options`` may hold, with their types.
+        card: A card of the task that ``create`` is for.
 
     Raises:
         WeightsError: If the card has other options, or there is no such network.

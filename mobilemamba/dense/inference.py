@@ -13,18 +13,19 @@ from mobilemamba.errors import ConfigError
 
 
 class SlidingWindow(nn.Module):
-    """Looks at windows of a picture, one after the other, and averages the logits where they overlap.
+    """Runs on windows of a picture, one after the other, and averages the logits where they overlap.
 
-    So activations do not grow with the picture, and a network sees no more at a time than it was trained on. The last
-    windows of a row and of a column end with the picture; what is no larger than a window is looked at as a whole.
+    Activations then do not grow with the picture, and the network sees no more at a time than it was trained on. The
+    last windows of a row and of a column end at the picture's border; a picture no larger than a window is processed as
+    a whole.
 
     Args:
-        network: Pictures (B, in_chans, H, W) to logits (B, classes, H, W).
+        network: Maps pictures (B, in_chans, H, W) to logits (B, classes, H, W).
         window: Side of a window in pixels.
-        stride: From one window to the next; by default two thirds of the side.
+        stride: Distance from one window to the next; by default two thirds of the side.
 
     Raises:
-        ConfigError: If one of these cannot be.
+        ConfigError: If ``window`` or ``stride`` is impossible.
     """
 
     def __init__(self, network: nn.Module, window: int = 512, stride: int | None = None):
@@ -43,7 +44,7 @@ class SlidingWindow(nn.Module):
         total, looks_HW = None, x.new_zeros(height, width)
         for rows, columns in spots:
             logits = self.network(x[..., rows, columns])
-            if total is None:  # channels last, where the best class is found soonest
+            if total is None:  # channels last, for the fastest argmax over classes
                 batch, classes = logits.shape[:2]
                 total = logits.new_zeros(batch, height, width, classes).permute(0, 3, 1, 2)
             total[..., rows, columns] += logits
@@ -58,13 +59,13 @@ class SlidingWindow(nn.Module):
 
 
 class Views(nn.Module):
-    """Test-time augmentation: averages the probabilities that a network gives for a picture scaled and flipped.
+    """Test-time augmentation: averages a network's probabilities over scaled and flipped views of a picture.
 
     Args:
-        network: Pictures (B, in_chans, H, W) to logits (B, classes, H, W).
-        scales: Sizes to look at, as multiples of the picture's; none falls below the least that a segmenter takes.
-        flip: Look at each mirrored, too.
-        antialias: Whether pixels are averaged where a picture is scaled down, as it was in training.
+        network: Maps pictures (B, in_chans, H, W) to logits (B, classes, H, W).
+        scales: Sizes of the views relative to the picture; no view is smaller than a segmenter accepts.
+        flip: Whether to add a mirrored view of each.
+        antialias: Whether scaling down averages pixels, as it did in training.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class Views(nn.Module):
         self.network, self.scales, self.flip, self.antialias = network, tuple(scales), flip, antialias
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logarithms of the probabilities, which are logits, (B, classes, H, W)."""
+        """Returns the logarithms of the probabilities, which are valid logits, (B, classes, H, W)."""
         size = x.shape[-2:]
         total: Tensor | None = None
         for view, mirrored in self._views(x):
@@ -100,13 +101,13 @@ class Views(nn.Module):
 
 
 def look_closely(network: nn.Module, window: int | None = None, tta: bool = False, antialias: bool = True) -> nn.Module:
-    """A segmenter that looks at pictures in windows, in several views, or both; itself for neither.
+    """Makes a segmenter use windows of a picture, several views of it, or both; returns it unchanged for neither.
 
     Args:
-        network: Pictures (B, in_chans, H, W) to logits (B, classes, H, W).
+        network: Maps pictures (B, in_chans, H, W) to logits (B, classes, H, W).
         window: Side of the windows of :class:`SlidingWindow`.
-        tta: Whether to take the :class:`Views`.
-        antialias: Of those.
+        tta: Whether to use :class:`Views`.
+        antialias: The option of :class:`Views`.
 
     Raises:
         ConfigError: If the window is too small.

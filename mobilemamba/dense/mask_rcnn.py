@@ -1,4 +1,4 @@
-"""Mask R-CNN (He et al., 2017): regions that may hold something, then what, where, and which of the pixels."""
+"""Mask R-CNN (He et al., 2017): proposes regions, then finds the class, box and mask of each."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from mobilemamba.dense.regions import cut_masks, pool_regions
 from mobilemamba.dense.release_names import MASK_RCNN, Names
 from mobilemamba.errors import ConfigError
 
-#: Side of what the box head and the mask head are given; masks have twice the latter.
+#: Sides of the inputs of the box head and the mask head; masks have twice the side of the latter.
 _BOX_SIDE, _MASK_SIDE = 7, 14
-#: The levels that regions are read from; the coarsest is for proposals alone.
+#: The number of levels that regions are read from; the coarsest level is only for proposals.
 _READ = 4
 
 
 class BoxHead(nn.Module):
-    """Regions (n, D, 7, 7) to logits (n, classes + 1), the background's last, and codes of a box a class.
+    """Maps regions (n, D, 7, 7) to logits (n, classes + 1), the background's last, and to one box's codes per class.
 
-    torchvision's has the background first, and a box for it.
+    torchvision's head has the background first, and a box for it.
 
     Args:
         in_chans: Channels D.
@@ -55,26 +55,27 @@ class BoxHead(nn.Module):
 
 
 class MaskRCNN(Detector):
-    """Mask R-CNN of torchvision's heads; ``detect`` gives ``masks`` (n, 28, 28) too, probabilities within the boxes.
+    """Mask R-CNN with torchvision's heads; ``detect`` also returns ``masks`` (n, 28, 28), probabilities in the boxes.
 
-    :func:`~mobilemamba.dense.regions.paste_masks` makes masks of pictures of them. Unlike torchvision's, regions are
-    read with ``aligned`` and as many samples as they have cells, boxes are learned by L1, and the background has
-    neither box nor mask.
+    :func:`~mobilemamba.dense.regions.paste_masks` turns them into masks of the picture. Unlike in torchvision, regions
+    are read with ``aligned`` and adaptive sampling, boxes are learned by an L1 loss, and the background has neither box
+    nor mask.
 
     Args:
-        backbone: Pictures to a list of maps.
-        neck: Maps to five levels, the finest first.
-        strides: Of the levels.
-        num_classes: Classes, background not counted.
-        dim: Channels of the levels, and width of the mask head; the box head's is four times that.
-        options: As :class:`~mobilemamba.dense.detector.Detector` takes them.
+        backbone: Maps pictures to a list of maps.
+        neck: Maps these to five levels, the finest first.
+        strides: Strides of the levels.
+        num_classes: Classes without the background.
+        dim: Channels of the levels, and width of the mask head; the box head is four times as wide.
+        options: Further options of :class:`~mobilemamba.dense.detector.Detector`.
     """
 
     release_names: Names = MASK_RCNN
     score_threshold, max_boxes, overlap = 0.05, 100, 0.5
-    #: Proposals of a level before the overlapping ones go, in training and else; and of a picture after that.
+    #: The most proposals of a level before suppression, in training and otherwise; and of a picture after suppression,
+    #: with the intersection over union at which that removes them.
     training_candidates, candidates, proposals, proposal_overlap = 2000, 1000, 1000, 0.7
-    #: What a training draws from a picture's anchors and proposals, and how much of it is to be of boxes at most.
+    #: The numbers of anchors and of proposals that training samples per picture, and the largest share of positives.
     anchor_samples, anchor_share = 256, 0.5
     region_samples, region_share = 512, 0.25
 
@@ -91,15 +92,15 @@ class MaskRCNN(Detector):
         self.coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Logits of anchors (B, N) and codes of their boxes (B, N, 4), by level, row, column, anchor; and the levels.
+        """Returns logits (B, N) and box codes (B, N, 4) of anchors, by level, row, column and anchor; and the levels.
 
-        What is in the regions is for ``box_head`` and ``mask_predictor`` of ``mask_head`` to say.
+        The regions are then for ``box_head``, and for ``mask_head`` followed by ``mask_predictor``.
         """
         levels = self.levels(images)
         return (*self._rpn(levels), *levels)
 
     def busiest(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The most that can be to do in a batch: all proposals, and a mask for every box; to be counted."""
+        """Runs the most that a batch can need, all proposals and a mask for every box, so that it can be counted."""
         levels = self.levels(images)
         channels, count = levels[0].shape[1], len(images)
         regions = levels[0].new_zeros(count * self.proposals, channels, _BOX_SIDE, _BOX_SIDE)
@@ -117,7 +118,7 @@ class MaskRCNN(Detector):
         proposals = self._propose(logits.detach(), codes.detach(), anchors, sizes, self.training_candidates)
         regions, labels, found, matches = [], [], [], []
         for (boxes, classes, _), proposed in zip(expected, proposals, strict=True):
-            # Every box is a proposal of itself.
+            # Every target box is also a proposal.
             candidates = torch.cat((boxes, proposed))
             match = assign(proposed, boxes, positive=0.5, negative=0.5, lowest=0.5)
             match = torch.cat((torch.arange(len(boxes), device=match.device), match))
@@ -170,14 +171,14 @@ class MaskRCNN(Detector):
         return self.mask_predictor(self.mask_head(regions))
 
     def _masks_of(self, levels: list[Tensor], boxes: Sequence[Tensor], labels: Tensor) -> Tensor:
-        """Logits (n, 28, 28) of the masks of each picture's boxes (n_i, 4), which have these labels (n,)."""
+        """Returns the mask logits (n, 28, 28) of each picture's boxes (n_i, 4), for their labels (n,)."""
         masks = self._masks(self._regions(levels, boxes, _MASK_SIDE)).float()
         return masks[torch.arange(len(labels), device=labels.device), labels]
 
     def _propose(
         self, logits: Tensor, codes: Tensor, anchors: list[Tensor], sizes: list[tuple[int, int]], candidates: int
     ) -> list[Tensor]:
-        """Boxes (n, 4) of each picture that may hold something."""
+        """Returns the boxes (n, 4) of each picture that may hold an object."""
         lengths = [len(level) for level in anchors]
         proposals = []
         for picture, size in enumerate(sizes):
@@ -238,13 +239,13 @@ class MaskRCNN(Detector):
 
 
 def _sample(found: Tensor, count: int, share: float) -> tuple[Tensor, Tensor]:
-    """Places, drawn by chance, of what has a box to find and of what has none."""
+    """Returns the indices of randomly sampled positives and negatives."""
     (here,), (others,) = BalancedPositiveNegativeSampler(count, share)([found + 1])
     return here.nonzero().squeeze(1), others.nonzero().squeeze(1)
 
 
 def _padded_masks(target: Mapping[str, Any], places: Tensor, images: Tensor) -> Tensor:
-    """Masks (n, H, W) of the boxes to be found, of the batch's size."""
+    """Returns the masks (n, H, W) of the boxes to be found, padded to the batch's size."""
     if "masks" not in target:
         raise ConfigError("a target has no masks, and mask_rcnn is to find them; give masks, or choose another head")
     masks = target["masks"][places]

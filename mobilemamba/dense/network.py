@@ -1,4 +1,4 @@
-"""What segmenters and detectors have in common: a backbone of timm's, and the names of the authors' checkpoints."""
+"""Base class of segmenters and detectors: a timm backbone, and the names of the authors' checkpoints."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ SMALLEST = 32
 
 
 class DenseNetwork(Released):
-    """A module with a ``backbone`` of :func:`~mobilemamba.dense.backbone.create_backbone`."""
+    """A network with a ``backbone`` of :func:`~mobilemamba.dense.backbone.create_backbone`."""
 
-    #: Of the authors' checkpoints.
+    #: Table of the names in the authors' checkpoints.
     release_names: Names = SEGMENTER
     backbone: nn.Module
 
     @contextmanager
     def suiting(self, images: Tensor) -> Iterator[None]:
-        """Says what is wrong with pictures (B, C, H, W) that the network fails at.
+        """Context that reports what is wrong with pictures (B, C, H, W) at which the network fails.
 
         Raises:
-            ConfigError: If they are too small, of another size than the backbone is for, or too few for the norms.
+            ConfigError: If they are too small, of a size that the backbone is not built for, or too few for the norms.
         """
         height, width = images.shape[-2:]
         if min(height, width) < SMALLEST:
@@ -44,13 +44,13 @@ class DenseNetwork(Released):
             raise ConfigError(reason) from error
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that decay would harm, by the backbone's own account."""
+        """Returns the parameters that weight decay would harm, according to the backbone."""
         model: Any = self.backbone.model
         return {f"backbone.model.{name}" for name in getattr(model, "no_weight_decay", set)()}
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> Callable[[str], float]:
-        """See :func:`~mobilemamba.dense.backbone.by_depth`."""
+        """Groups parameters by depth, see :func:`~mobilemamba.dense.backbone.by_depth`."""
         return by_depth(self.backbone, coarse=coarse)
 
     def from_release(self, state: StateDict) -> StateDict:

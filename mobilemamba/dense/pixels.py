@@ -1,6 +1,6 @@
-"""From logits to the class of each pixel at any size, a few rows of pixels at a time: all at once may not fit.
+"""From logits to the class of each pixel at any size, a few rows of pixels at a time, as all at once may not fit.
 
-On a CPU they would not stay in its cache either: of 150 classes at 512 px, bands of rows take half of the time.
+On a CPU all rows would not fit in the cache either: for 150 classes at 512 px, bands of rows take half the time.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ from torch import Tensor
 
 from mobilemamba.dense.pooled import resize
 
-#: Numbers at a time, on a CPU and elsewhere.
+#: Elements that are computed at a time, on a CPU and elsewhere.
 _BAND, _WIDE_BAND = 1 << 19, 1 << 24
 
 Size = tuple[int, int]
 
 
 def likeliest(logits: Tensor, *sizes: Size) -> Tensor:
-    """The class of each pixel, (B, H, W) int64, the best one of logits that are scaled to each of the sizes in turn.
+    """Returns the most probable class of each pixel, (B, H, W) int64, of logits scaled to each of the sizes in turn.
 
     Args:
         logits: (B, classes, h, w).
-        sizes: Heights and widths, the last one that of the result.
+        sizes: Heights and widths; the last one is that of the result.
     """
     return torch.cat([band_BHWC.argmax(-1) for band_BHWC in _bands(logits, sizes)], 1)
 
 
 def cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
-    """The cross entropy of each pixel, (B, H, W) float32, of logits (B, classes, h, w) that are scaled to the targets.
+    """Returns the cross entropy of each pixel, (B, H, W) float32, of logits scaled to the size of the targets.
 
     Args:
-        logits: Of any size.
-        targets: (B, H, W) int64; where they are no classes, the result means nothing.
+        logits: (B, classes, h, w).
+        targets: (B, H, W) int64; the result is meaningless where they are no class.
     """
     found, top = [], 0
     for band_BHWC in _bands(logits, [(targets.shape[-2], targets.shape[-1])]):
@@ -45,7 +45,7 @@ def cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _bands(logits: Tensor, sizes: Sequence[Size]) -> Iterator[Tensor]:
-    """Rows of the scaled logits from top to bottom, (B, rows, W, classes) float32."""
+    """Yields rows of the scaled logits from top to bottom, (B, rows, W, classes) float32."""
     maps_BHWC, batch, classes = logits.permute(0, 2, 3, 1), len(logits), logits.shape[1]
     height, width = sizes[-1]
     rows = max(1, (_BAND if logits.device.type == "cpu" else _WIDE_BAND) // (batch * width * classes))
@@ -54,7 +54,7 @@ def _bands(logits: Tensor, sizes: Sequence[Size]) -> Iterator[Tensor]:
 
 
 def _rows(maps_BHWC: Tensor, sizes: Sequence[Size], top: int, bottom: int) -> Tensor:
-    """The rows ``top`` to ``bottom`` of maps scaled to each of the sizes in turn, in float32."""
+    """Returns rows ``top`` to ``bottom`` of maps scaled to each of the sizes in turn, in float32."""
     if not sizes:
         return maps_BHWC[:, top:bottom].float()
     *before, (height, width) = sizes
@@ -69,7 +69,7 @@ def _rows(maps_BHWC: Tensor, sizes: Sequence[Size], top: int, bottom: int) -> Te
         upper_H = place_H.long()
         between_H11 = (place_H - upper_H)[:, None, None]
         lower_H = (upper_H + 1).clamp(max=part_BHWC.shape[1] - 1)
-        upper_H = upper_H.clamp(max=part_BHWC.shape[1] - 1)  # where one rounds up
+        upper_H = upper_H.clamp(max=part_BHWC.shape[1] - 1)  # if rounding put it beyond the last row
         scaled_BHWC = part_BHWC[:, upper_H].lerp(part_BHWC[:, lower_H], between_H11)
     if width == width_before:
         return scaled_BHWC

@@ -1,4 +1,4 @@
-"""A map seen through a grid of averages: how PSPNet and DeepLabv3 see the whole picture."""
+"""Averages of a map over a grid, by which PSPNet and DeepLabv3 see the whole picture."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mobilemamba.layers.conv_norm import ConvNorm
 
 
 class PooledConv(nn.Sequential):
-    """Averages of a grid of regions, a 1x1 ConvNorm with ReLU, and back to its size; (B, C, h, w) to (B, D, h, w).
+    """Averages a grid of regions, applies a 1x1 ConvNorm with ReLU, and resizes back; (B, C, h, w) to (B, D, h, w).
 
     Args:
         in_chans: Channels C of the map.
@@ -25,5 +25,5 @@ class PooledConv(nn.Sequential):
 
 
 def resize(x: Tensor, size: tuple[int, ...]) -> Tensor:
-    """A map (B, C, h, w) at another size (height, width), bilinear between the centres of pixels."""
+    """Resizes a map (B, C, h, w) to a height and width, bilinearly between the centres of pixels."""
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)

@@ -13,10 +13,10 @@ from mobilemamba.layers.conv_norm import ConvNorm
 
 
 class PSPNetHead(nn.Module):
-    """The map beside its averages over grids of 1, 2, 3 and 6 regions a side; maps to logits at the coarsest size.
+    """Joins the coarsest map to its averages over grids of 1, 2, 3 and 6 regions a side; maps to logits of its size.
 
     Args:
-        channels: Channels of each of the maps, the finest first; the last one is read.
+        channels: Channels of each map, the finest first; only the last one is read.
         num_classes: Classes.
         dim: Width.
     """

@@ -1,4 +1,4 @@
-"""The pyramid that detectors read: the backbone's maps joined from the coarsest up, with finer and coarser levels."""
+"""The feature pyramid of detectors: the backbone's maps joined from the coarsest up, plus finer and coarser levels."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from mobilemamba.dense.semantic_fpn import FPN
 
 
 class Pyramid(FPN):
-    """Levels (B, D, h, w), each twice as fine as the next, from the last of a list of maps, finest first.
+    """Computes levels (B, D, h, w), each twice as fine as the next, from the last of a list of maps, finest first.
 
-    The joined maps are levels as they are in an ordinary feature pyramid. If the finest is not fine enough, transposed
-    convolutions double it; no map of the backbone is added there. torchvision's has no room for those: its extra levels
-    see the maps, or what comes out, but not the joined ones.
+    The joined maps become levels as in an ordinary feature pyramid. If the finest is not fine enough, transposed
+    convolutions double it, without adding a map of the backbone. torchvision's pyramid has no place for these: its
+    extra levels read the input maps or the results, but not the joined maps.
 
     Args:
-        channels: Channels of each of the maps it takes.
-        doublings: Levels finer than the maps.
-        halvings: Levels coarser than the maps.
-        learned: The first of these is a 3x3 convolution of stride 2 of the coarsest map, and each other one of the one
-            before; else each is every second pixel of the one before.
+        channels: Channels of each map that is read.
+        doublings: Number of levels finer than the maps.
+        halvings: Number of levels coarser than the maps.
+        learned: Whether a coarser level is a 3x3 convolution of stride 2, the first of the coarsest map and the others
+            of the level before; otherwise it is every second pixel of the level before.
         dim: Channels D.
     """
 

@@ -1,4 +1,4 @@
-"""Regions of a picture: their part of the levels, and masks within them."""
+"""Regions of a picture: pooling them from feature maps, and masks within them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torchvision.ops import roi_align
 
 
 def pool_regions(levels: Sequence[Tensor], strides: Sequence[int], boxes: Sequence[Tensor], side: int) -> Tensor:
-    """Each box's part of the level that suits its size, resampled to (n, D, side, side); n is of all pictures.
+    """Pools each box from the level that suits its size, to (n, D, side, side) for the n boxes of all pictures.
 
-    Boxes of an area of (14 cells of the finest level) squared and less read that, and each twice as large the next.
-    torchvision's ``MultiScaleRoIAlign`` does not offer ``aligned``, without which all is half a cell off.
+    Boxes of an area below 28 x 28 cells of the finest level read that level; each doubling of this side moves to the
+    next. torchvision's ``MultiScaleRoIAlign`` does not offer ``aligned``, without which regions are off by half a cell.
 
     Args:
         levels: (B, D, h, w) each, the finest first.
-        strides: Of the levels.
-        boxes: Of each picture (n_i, 4), in its pixels.
-        side: Of the result.
+        strides: Strides of the levels.
+        boxes: (n_i, 4) for each picture, in its pixels.
+        side: Side of the result.
     """
     joined = torch.cat(list(boxes))
     picture = torch.cat([box.new_full((len(box), 1), i) for i, box in enumerate(boxes)])
@@ -36,13 +36,13 @@ def pool_regions(levels: Sequence[Tensor], strides: Sequence[int], boxes: Sequen
 
 
 def cut_masks(masks: Tensor, of: Tensor, boxes: Tensor, side: int) -> Tensor:
-    """The part of a mask within each box, resampled to (n, side, side) of 0 and 1: what a mask head is to find.
+    """Returns the part of a mask within each box, resampled to (n, side, side) of 0 and 1: the mask head's target.
 
     Args:
         masks: (N, H, W) of a picture, padded as the picture is.
-        of: Which of them each box is for, (n,).
+        of: Index of each box's mask, (n,).
         boxes: (n, 4), in pixels.
-        side: Of the result.
+        side: Side of the result.
     """
     limits = boxes.new_tensor([masks.shape[2], masks.shape[1]]).repeat(2)
     boxes = boxes.clamp(min=0).minimum(limits)
@@ -52,16 +52,15 @@ def cut_masks(masks: Tensor, of: Tensor, boxes: Tensor, side: int) -> Tensor:
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """The masks of boxes as masks of the picture, (n, height, width) of bool; bilinear between the centres of cells.
+    """Turns masks of boxes into masks of the picture, (n, height, width) bool, bilinearly between the centres of cells.
 
-    A pixel belongs to a mask from a probability of 0.5 on.
-
-    torchvision's ``paste_masks_in_image`` rounds boxes to whole pixels.
+    A pixel belongs to a mask if its probability is at least 0.5. torchvision's ``paste_masks_in_image`` rounds boxes to
+    whole pixels.
 
     Args:
         masks: Probabilities (n, m, m) within the boxes.
-        boxes: (n, 4), in pixels of the picture, wherever it is to be seen: at its own size, say.
-        size: Height and width of the picture.
+        boxes: (n, 4), in pixels of the picture at the size of the result.
+        size: Height and width of the result.
     """
     height, width = size
     pasted = torch.zeros(len(masks), height, width, dtype=torch.bool, device=masks.device)

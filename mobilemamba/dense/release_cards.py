@@ -1,4 +1,4 @@
-"""Cards for the authors' segmenters and detectors, whose files do not say what they are: told by their tensors."""
+"""Infers the cards of the authors' segmenters and detectors from their tensors, as their files have none."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from mobilemamba.models.release_names import StateDict
 
 @dataclass(frozen=True)
 class _Kind:
-    mark: str  # what the name of a tensor begins with, and of no other network's
+    mark: str  # prefix of tensor names that only this network has
     task: str
     head: str
-    logits: str  # a tensor with an entry for each logit
-    per_class: int = 1  # logits
-    others: int = 0  # that are no class's, of the background
+    logits: str  # name of a tensor with one element for each logit
+    per_class: int = 1  # logits per class
+    others: int = 0  # classes to subtract for the background
     img_size: tuple[int, int] = (512, 512)
     resize: Literal["fit", "stretch"] | None = None
 
@@ -34,13 +34,13 @@ _KINDS = (
 
 
 def card_of_release(state: StateDict, backbone: str) -> ModelCard | None:
-    """What the authors' file is of, with the preprocessing of their evaluations; None if it is none of these.
+    """Returns the card of the authors' file, with the preprocessing of their evaluations; None for any other file.
 
-    That the size of SSDLite's pictures was 320 px or 512 px does not show; it is taken to be the former.
+    The tensors do not show whether SSDLite's pictures had 320 px or 512 px; 320 px is assumed.
 
     Args:
         state: The file's tensors.
-        backbone: timm's name of the network below.
+        backbone: timm's name of the backbone.
     """
     for kind in _KINDS:
         if kind.logits in state and any(name.startswith(kind.mark) for name in state):

@@ -1,6 +1,6 @@
-"""Names of the authors' segmenters and detectors, which are mmsegmentation's and mmdetection's, and ours.
+"""Two-way tables between the names of the authors' segmenters and detectors and ours.
 
-One two-way table each, of what names begin with, and of fragments of the rest.
+Theirs are mmsegmentation's and mmdetection's. Each table pairs the beginnings of names, and fragments of the rest.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _IN_A_ROW = (("conv.weight", "0.weight"), ("conv.bias", "0.bias"))
 
 _FPN: Names = (
     (("neck.lateral_convs.", "neck.inner_blocks."), _IN_A_ROW),
-    (("neck.fpn_convs.3.", "neck.coarser_blocks.0."), _BARE),  # of three maps
+    (("neck.fpn_convs.3.", "neck.coarser_blocks.0."), _BARE),  # with three maps
     (("neck.fpn_convs.", "neck.layer_blocks."), _IN_A_ROW),
     (("neck.extra_trans_convs.", "neck.doubling_blocks."), _BARE),
     (("neck.extra_fpn_convs.", "neck.finer_blocks."), _BARE),
@@ -73,7 +73,7 @@ _RELEASE, _OURS = 0, 1
 
 
 def release_to_ours(state: StateDict, directions: int, names: Names = SEGMENTER) -> StateDict:
-    """Renames and reshapes the release's tensors; a name the table lacks will show as unexpected.
+    """Renames and reshapes the release's tensors; names that the table lacks will show as unexpected.
 
     Args:
         state: The release's state dict.
@@ -84,7 +84,7 @@ def release_to_ours(state: StateDict, directions: int, names: Names = SEGMENTER)
 
 
 def ours_to_release(state: StateDict, names: Names = SEGMENTER) -> StateDict:
-    """The inverse of ``release_to_ours`` for an un-fused state dict."""
+    """Inverts ``release_to_ours`` for an un-fused state dict."""
     return _rename(state, names, _OURS, _RELEASE, backbone_to_release)
 
 

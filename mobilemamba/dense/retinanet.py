@@ -20,15 +20,15 @@ _USUAL_DIM = 256
 
 
 def _focal(logits: Tensor) -> Tensor:
-    """The loss of each logit that should be low, times the square of how high it is."""
+    """Returns the loss of each logit that should be low, times the square of its probability."""
     return logits.sigmoid().square() * F.softplus(logits)
 
 
 class RetinaNet(SingleStageDetector):
-    """torchvision's head on a pyramid, with a logit of each class and none of the background.
+    """torchvision's RetinaNet head on a pyramid, with a logit for each class but none for the background.
 
-    torchvision's own RetinaNet divides losses by each picture's positives and averages over pictures, here
-    the sum is divided by those of the batch.
+    torchvision's own RetinaNet divides losses by each picture's positives and averages over pictures; here their sum is
+    divided by the positives of the batch.
     """
 
     release_names: Names = RETINANET
@@ -40,7 +40,7 @@ class RetinaNet(SingleStageDetector):
         boxes = [boxes_of_ratios([4 * stride * octave for octave in octaves]) for stride in strides]
         anchors = Anchors(strides, boxes)
         head = RetinaNetHead(dim, anchors.per_cell, num_classes)
-        if dim != _USUAL_DIM:  # torchvision's start fits its own width; a narrower head would hand on next to nothing
+        if dim != _USUAL_DIM:  # torchvision's initialisation is for this width; signals would vanish in a narrower head
             for name, weight in head.named_parameters():
                 if name.endswith("weight"):
                     weight.data *= (_USUAL_DIM / dim) ** 0.5
@@ -53,9 +53,9 @@ class RetinaNet(SingleStageDetector):
         return assign(anchors, boxes, positive=0.5, negative=0.4)
 
     def class_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The focal loss of torchvision's ``sigmoid_focal_loss``, in less than half of its time and memory.
+        """Computes torchvision's ``sigmoid_focal_loss`` in less than half its time and memory.
 
-        All is counted as background, and then what is none of it put right.
+        It counts all logits as background, and then corrects those that are not.
         """
         at = (labels >= 0).nonzero(as_tuple=True)
         here = logits[(*at, labels[at])]
@@ -69,7 +69,7 @@ class RetinaNet(SingleStageDetector):
         return logits.sigmoid()
 
     def best(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """See the class above; of logits, as few are worth a sigmoid."""
+        """Finds the candidates as in the base class, but compares logits, as only few are worth a sigmoid."""
         threshold = torch.logit(torch.tensor(self.score_threshold)).item()
         values, at, labels = above(logits, threshold, self.candidates)
         return values.float().sigmoid(), at, labels

@@ -1,4 +1,4 @@
-"""What a segmenter says of pictures: the class of each pixel, how large each class is, and both drawn."""
+"""Predictor of segmenters: the class of each pixel, the area of each class, and drawings of both."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _BYTE = 256  # classes that the pixels of a palette's picture can name
 
 
 class CoarseLogits(NamedTuple):
-    """What a network makes of pictures, before it is of their size."""
+    """The outputs of a network before they are scaled to the size of the pictures."""
 
     logits: Tensor  # (B, classes, h, w)
     size: tuple[int, int]  # height and width of the prepared pictures
 
 
 class SegmentationPredictor(Predictor):
-    """Names the classes of pixels, the largest first.
+    """Returns the class of each pixel, and the classes by area, the largest first.
 
     Rows are ``{"classes": [{"index", "name", "pixels", "share"}, ...], LABELS: (H, W) uint8 or uint16}``.
     """
@@ -37,8 +37,8 @@ class SegmentationPredictor(Predictor):
     default_topk = None
 
     def preparation(self, how: dict[str, Any]) -> Callable[[Image.Image], Tensor]:
-        """Of whole pictures, scaled to the shorter side of the card's size."""
-        from mobilemamba.data.segmentation_transforms import eval_transform  # torchvision's, which take long to load
+        """Returns the function that prepares whole pictures, scaled to the shorter side of the card's size."""
+        from mobilemamba.data.segmentation_transforms import eval_transform  # imports torchvision, which takes long
 
         del how["crop_pct"]
         return eval_transform(**how)
@@ -49,14 +49,14 @@ class SegmentationPredictor(Predictor):
         self.how += ", averaged over 12 views" if tta else ""
 
     def ask(self, x: Tensor) -> CoarseLogits:
-        """On a CPU without scaling the logits: only the classes are wanted, which are found a few rows at a time."""
+        """Leaves the logits unscaled on a CPU: only the classes are needed, which are found a few rows at a time."""
         network, size = self.network, (x.shape[-2], x.shape[-1])
         if isinstance(network, Segmenter) and x.device.type == "cpu":
             return CoarseLogits(network.coarse_logits(x), size)
         return CoarseLogits(network(x), size)
 
     def rows(self, outputs: CoarseLogits, sizes: Sequence[tuple[int, int]] | None = None) -> list[Row]:
-        """See :meth:`Predictor.rows`; of logits that are scaled to each picture's own size."""
+        """Returns the rows for logits, scaled to each picture's own size, see :meth:`Predictor.rows`."""
         prepared = outputs.size
         sizes = [prepared] * len(outputs.logits) if sizes is None else sizes
         kind = np.uint8 if self.card.num_classes <= _BYTE else np.uint16
@@ -84,7 +84,7 @@ class SegmentationPredictor(Predictor):
         ]
 
     def draw(self, picture: Image.Image, row: Row) -> Image.Image:
-        """The picture under the colours of its classes, and a legend of those that the row names."""
+        """Draws the colours of the classes over the picture, and a legend of those that the row names."""
         drawn = overlay(picture, row[LABELS], self.palette)
         entries = []
         for entry in row["classes"]:
@@ -94,7 +94,7 @@ class SegmentationPredictor(Predictor):
         return panels([("", drawn)], legend(entries, drawn.width))
 
     def drawings(self, picture: Image.Image, row: Row) -> dict[str, Image.Image]:
-        """Also ``_labels``: the classes as the numbers of pixels, in their colours up to 256 classes."""
+        """Adds ``_labels``: a picture with classes as pixel values, which shows their colours for up to 256 classes."""
         labels = Image.fromarray(row[LABELS])
         if self.card.num_classes <= _BYTE:
             labels = labels.copy()
@@ -102,7 +102,7 @@ class SegmentationPredictor(Predictor):
         return {**super().drawings(picture, row), "_labels": labels}
 
     def check(self) -> None:
-        """See :meth:`Predictor.check`; refuses one of more classes than pictures of labels have numbers."""
+        """Also refuses networks with more classes than pixel values can name; see :meth:`Predictor.check`."""
         super().check()
         if self.card.num_classes > 1 << 16:
             raise ConfigError(f"the network has {self.card.num_classes:,} classes; a pixel names one of 65,536 at most")

@@ -1,10 +1,10 @@
-"""Networks for semantic segmentation: a backbone of timm's, a neck if there is one, and heads.
+"""Networks for semantic segmentation: a timm backbone, an optional neck, and heads.
 
 picture (B, in_chans, H, W)
   backbone               maps, the finest first
   neck                   levels of a pyramid; semantic_fpn only
   head                   logits at a map's size, then at the picture's
-  auxiliary_head         the same from the last map but one, in training
+  auxiliary_head         the same from the second-last map, in training
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from mobilemamba.models.inference.packed import is_traced
 
 _ON_LAST_MAP: dict[str, Callable[..., nn.Module]] = {"deeplabv3": DeepLabV3Head, "pspnet": PSPNetHead}
 SEGMENTATION_HEADS = (*_ON_LAST_MAP, "semantic_fpn")
-#: Choices of a head that a card keeps, as :func:`create_segmenter` takes them.
+#: Options of a segmenter that a card stores, as arguments of :func:`create_segmenter`.
 SEGMENTATION_OPTIONS: dict[str, type] = {"auxiliary": bool, "head_dim": int, "output_stride": int}
-#: A pyramid has this many levels at most, none of a stride below this, all of this many channels.
+#: A pyramid has at most this many levels, none with a stride below this, and all with this many channels.
 _LEVELS, _FINEST, _NECK_DIM = 4, 4, 256
 
 
 class Segmenter(DenseNetwork):
-    """Pictures (B, in_chans, H, W) of any size from 32 px a side to logits (B, classes, H, W); nothing is padded.
+    """Maps pictures (B, in_chans, H, W) of any size from 32 px a side to logits (B, classes, H, W), without padding.
 
     Args:
-        backbone: Pictures to a list of maps, of :func:`~mobilemamba.dense.backbone.create_backbone`.
-        head: Maps to logits, by its ``classifier`` at last.
-        neck: Maps to those that the head reads; without one it reads the backbone's.
-        auxiliary_head: The backbone's maps to logits, for a second loss in training.
+        backbone: Maps pictures to a list of maps, see :func:`~mobilemamba.dense.backbone.create_backbone`.
+        head: Maps these to logits; its last layer is its ``classifier``.
+        neck: Maps the backbone's maps to those that the head reads; without a neck, the head reads the backbone's.
+        auxiliary_head: Maps the backbone's maps to logits, for a second loss in training.
 
     Raises:
-        ConfigError: If pictures are too small, or in training too few for the norms.
+        ConfigError: If pictures are too small or, in training, too few for the norms.
     """
 
     def __init__(
@@ -66,15 +66,15 @@ class Segmenter(DenseNetwork):
         return resize(self.coarse_logits(x), x.shape[-2:])
 
     def forward_heads(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The head's logits, then the auxiliary head's if there is one, (B, classes, H, W) each: for a training."""
+        """Returns the logits of the head and of the auxiliary head, if any, (B, classes, H, W) each, for training."""
         return tuple(resize(each, x.shape[-2:]) for each in self._logits(x, auxiliary=True))
 
     def coarse_logits(self, x: Tensor) -> Tensor:
-        """The logits at a map's size, (B, classes, h, w), which ``forward`` scales to the pictures'."""
+        """Returns the logits at a map's size, (B, classes, h, w); ``forward`` scales them to the pictures' size."""
         return self._logits(x, auxiliary=False)[0]
 
     def labels(self, x: Tensor) -> Tensor:
-        """The class of each pixel, (B, H, W) int64: the best of ``forward``'s logits, of which there are never all."""
+        """Returns the class of each pixel, (B, H, W) int64, from ``forward``'s logits without holding them all."""
         return likeliest(self.coarse_logits(x), (x.shape[-2], x.shape[-1]))
 
     def _logits(self, x: Tensor, *, auxiliary: bool) -> list[Tensor]:
@@ -83,12 +83,12 @@ class Segmenter(DenseNetwork):
             logits = [self.head(maps if self.neck is None else self.neck(maps))]
             if auxiliary and self.auxiliary_head is not None:
                 logits.append(self.auxiliary_head(maps))
-        if not (self.training or is_traced()):  # channels last: half the time to resize, a fifth to find the best class
+        if not (self.training or is_traced()):  # channels last takes half the time to resize, a fifth for the argmax
             logits = [each.contiguous(memory_format=torch.channels_last) for each in logits]
         return logits
 
     def get_classifier(self) -> tuple[nn.Module, ...]:
-        """The 1x1 convolutions that give the logits; timm's name for what a new number of classes replaces."""
+        """Returns the 1x1 convolutions of the logits, which a new number of classes replaces; timm's name for them."""
         heads: list[Any] = [self.head] if self.auxiliary_head is None else [self.head, self.auxiliary_head]
         return tuple(head.classifier[-1] for head in heads)
 
@@ -109,17 +109,17 @@ def create_segmenter(
 
     Args:
         head: One of ``SEGMENTATION_HEADS``.
-        backbone: Any timm model that gives maps.
+        backbone: Any timm model that returns feature maps.
         num_classes: Classes.
-        auxiliary: A second head, for the loss in training.
-        head_dim: Width of the head; by default the paper's, 256, and 128 of ``semantic_fpn``.
-        arch: Architecture choices, for a mobilemamba backbone only.
+        auxiliary: Whether to add a second head, for the loss in training.
+        head_dim: Width of the head; by default the paper's: 256, and 128 for ``semantic_fpn``.
+        arch: Architecture choices; for a mobilemamba backbone only.
         in_chans: Channels of a picture.
-        drop_path_rate: Stochastic depth of the backbone; 0.03 in the paper's trainings.
+        drop_path_rate: Stochastic depth of the backbone; 0.03 in the paper.
         output_stride: Stride of the coarsest map, for backbones whose last stages can be dilated instead.
 
     Raises:
-        ConfigError: If one of these is unknown or does not fit the others.
+        ConfigError: If an argument is unknown or does not fit the others.
     """
     check_choice("head", head, SEGMENTATION_HEADS)
     for name, value in (("num_classes", num_classes), ("head_dim", head_dim)):

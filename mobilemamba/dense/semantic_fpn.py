@@ -13,10 +13,10 @@ from mobilemamba.layers.conv_norm import ConvNorm
 
 
 class FPN(FeaturePyramidNetwork):
-    """torchvision's pyramid over the last of a list of maps, finest first; each to (B, D, h, w) of its own size.
+    """torchvision's pyramid on the last of a list of maps, finest first; each becomes (B, D, h, w) of its own size.
 
     Args:
-        channels: Channels of each of the maps it takes.
+        channels: Channels of each map that is read.
         dim: Channels D of the levels.
     """
 
@@ -32,11 +32,11 @@ class FPN(FeaturePyramidNetwork):
 
 
 class SemanticFPNHead(nn.Module):
-    """Each level brought to the finest one's size, a 3x3 ConvNorm and a doubling at a time, and their sum classified.
+    """Brings each level to the finest one's size by 3x3 ConvNorms and doublings, and classifies their sum.
 
     Args:
         in_chans: Channels of every level.
-        strides: Stride of each of them, the finest first.
+        strides: Stride of each level, the finest first.
         num_classes: Classes.
         dim: Width.
     """
@@ -56,5 +56,5 @@ class SemanticFPNHead(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         finest, *coarser = (level(x) for level, x in zip(self.levels, maps, strict=True))
-        # Twice the size of a map whose sides were odd before they were halved is a pixel too many.
+        # If a map's side was odd before it was halved, twice the halved side is one pixel too many.
         return self.classifier(sum((resize(x, finest.shape[-2:]) for x in coarser), start=finest))

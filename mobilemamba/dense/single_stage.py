@@ -1,4 +1,4 @@
-"""Detectors whose head says at once what every anchor has found."""
+"""Base class of detectors whose head finds classes and boxes of all anchors at once."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from mobilemamba.dense.detector import Detector, Sizes, padded
 
 
 class SingleStageDetector(Detector):
-    """One head on all levels; pictures (B, in_chans, H, W) to the logits and the boxes of N anchors.
+    """One head on all levels, from pictures (B, in_chans, H, W) to the logits and the boxes of N anchors.
 
     Args:
-        backbone: Pictures to a list of maps.
-        neck: Maps to levels, the finest first.
-        head: Levels to ``cls_logits`` (B, N, classes) and ``bbox_regression`` (B, N, 4), as torchvision's heads.
-        num_classes: Classes, background not counted.
-        anchors: Of the levels.
-        coder: Between boxes and what the head says of them.
-        options: As :class:`~mobilemamba.dense.detector.Detector` takes them.
+        backbone: Maps pictures to a list of maps.
+        neck: Maps these to levels, the finest first.
+        head: Maps levels to ``cls_logits`` (B, N, classes) and ``bbox_regression`` (B, N, 4), like torchvision's heads.
+        num_classes: Classes without the background.
+        anchors: Anchors of the levels.
+        coder: Converts between boxes and the head's codes.
+        options: Further options of :class:`~mobilemamba.dense.detector.Detector`.
     """
 
     score_threshold, max_boxes, overlap = 0.05, 100, 0.5
-    #: The number of candidates of a level at most.
+    #: The most candidates of a level.
     candidates = 1000
 
     def __init__(
@@ -47,7 +47,7 @@ class SingleStageDetector(Detector):
         self.coder = coder
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, N, classes) and codes of boxes (B, N, 4) as the head gives them; by level, row, column, anchor."""
+        """Returns the head's logits (B, N, classes) and box codes (B, N, 4), by level, row, column and anchor."""
         logits, codes, _ = self._heads(images)
         return logits, codes
 
@@ -98,28 +98,28 @@ class SingleStageDetector(Detector):
         return detections
 
     def candidates_of(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Boxes (B, N, 4) in pixels and probabilities (B, N, classes) of every anchor, float32."""
+        """Returns the boxes (B, N, 4) in pixels and probabilities (B, N, classes) of every anchor, in float32."""
         logits, codes, grids = self._heads(images)
         anchors = torch.cat(self.anchors(grids, images.device)).expand(codes.shape[0], -1, -1).flatten(0, 1)
         boxes = self.coder.decode_single(codes.float().flatten(0, 1), anchors)
         return boxes.view_as(codes), self.probabilities(logits.float())
 
     def match(self, anchors: Tensor, boxes: Tensor) -> Tensor:
-        """Which box each anchor is to find, as :func:`~mobilemamba.dense.boxes.assign` says it."""
+        """Assigns boxes to anchors, as :func:`~mobilemamba.dense.boxes.assign` does."""
         raise NotImplementedError
 
     def class_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Summed; logits (B, N, classes), labels (B, N) from 0, ``BACKGROUND`` or ``IGNORED``."""
+        """Returns the summed loss of logits (B, N, classes) for labels (B, N) from 0, ``BACKGROUND`` or ``IGNORED``."""
         raise NotImplementedError
 
     def box_loss(self, codes: Tensor, expected: Tensor) -> Tensor:
-        """Summed; both (n, 4)."""
+        """Returns the summed loss of codes (n, 4) for the expected ones (n, 4)."""
         raise NotImplementedError
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Of the classes without the background, (..., classes), of the head's logits."""
+        """Returns the probabilities of the classes without the background, (..., classes), from the head's logits."""
         raise NotImplementedError
 
     def best(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores, anchors and labels of a level's candidates, of its logits."""
+        """Returns scores, anchor indices and labels of a level's candidates, from its logits."""
         return above(self.probabilities(logits.float()), self.score_threshold, self.candidates)

@@ -14,23 +14,23 @@ from mobilemamba.dense.release_names import SSDLITE, Names
 from mobilemamba.dense.single_stage import SingleStageDetector
 from mobilemamba.layers.conv_norm import ConvNorm
 
-#: The levels' strides and the sides of their default boxes, in pixels whatever the picture's size.
+#: Strides of the levels, and sides of their default boxes, in pixels for any size of picture.
 _STRIDES, _SIDES = (16, 32, 64, 107, 160, 320), (48, 100, 150, 202, 253, 304, 320)
 
 
 def _conv(in_chans: int, out_chans: int, kernel_size: int = 1, stride: int = 1, groups: int = 1) -> list[nn.Module]:
-    """A ConvNorm and ReLU6."""
+    """Returns a ConvNorm and a ReLU6."""
     conv = ConvNorm(in_chans, out_chans, kernel_size, stride, groups)
     conv.norm.eps, conv.norm.momentum = 1e-3, 0.03
     return [conv, nn.ReLU6()]
 
 
 class ExtraLevels(nn.Module):
-    """Two maps, the finer first, and four coarser levels, each from the one before: 1x1, depthwise of stride 2, 1x1.
+    """Adds four coarser levels to two maps, finer first, each from the one before: 1x1, depthwise of stride 2, 1x1.
 
     Args:
         in_chans: Channels of the coarser map.
-        dim: Width; the levels have 2, 1, 1 and 1/2 of it.
+        dim: Width; the new levels have 2, 1, 1 and 1/2 times as many channels.
     """
 
     def __init__(self, in_chans: int, dim: int):
@@ -54,12 +54,12 @@ class ExtraLevels(nn.Module):
 
 
 class SSDLiteHead(nn.Module):
-    """Depthwise 3x3 and 1x1 convolutions on each level, its own ones; to what torchvision's heads give.
+    """Applies depthwise 3x3 and 1x1 convolutions to each level, separate ones for each; outputs as torchvision's heads.
 
     Args:
         channels: Channels of each level.
-        anchors: Boxes a cell.
-        outputs: Logits a box.
+        anchors: Boxes per cell.
+        outputs: Logits per box.
     """
 
     def __init__(self, channels: Sequence[int], anchors: int, outputs: int):
@@ -82,18 +82,18 @@ class SSDLiteHead(nn.Module):
 
 
 class SSDLite(SingleStageDetector):
-    """SSDLite; its logits are of the classes and, last, of the background, which torchvision has first.
+    """SSDLite; its logits are for the classes and, last, for the background, which torchvision has first.
 
-    Default boxes have their sizes and steps in pixels of 320 px pictures at any size of picture, as the authors' do at
-    512 px. They are not clipped to the picture, as torchvision's are by default.
+    Default boxes have the sizes and steps of 320 px pictures, in pixels, for pictures of any size, as the authors' have
+    for 512 px. Unlike torchvision's by default, they are not clipped to the picture.
 
     Args:
-        backbone: Pictures to a list of maps.
-        taken: Which of the maps are read, of stride 16 and 32.
-        channels: Channels of those.
-        num_classes: Classes, background not counted.
+        backbone: Maps pictures to a list of maps.
+        taken: Indices of the maps that are read, of stride 16 and 32.
+        channels: Channels of those maps.
+        num_classes: Classes without the background.
         dim: Width of the extra levels.
-        options: As :class:`~mobilemamba.dense.detector.Detector` takes them.
+        options: Further options of :class:`~mobilemamba.dense.detector.Detector`.
     """
 
     release_names: Names = SSDLITE
@@ -128,7 +128,7 @@ class SSDLite(SingleStageDetector):
         return assign(anchors, boxes, positive=0.5, negative=0.5, ties=False)
 
     def class_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Of all that have something to find and, for each, the three others of the picture that are most wrong."""
+        """Sums over all positives and, for each, the three negatives of the picture with the highest loss."""
         labels = labels.where(labels != BACKGROUND, self.num_classes)
         losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
         total = losses.new_zeros(())

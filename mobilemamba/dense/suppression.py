@@ -8,16 +8,16 @@ from torchvision.ops import nms
 
 from mobilemamba.dense.candidates import Kept
 
-#: Where the boxes are put that are none: on each other, so that one is left of them.
+#: Place of all boxes that are no object: on top of each other, so that suppression leaves one.
 _NOWHERE = (-2.0, -2.0, -1.0, -1.0)
 
 
 class Suppressing(nn.Module):
-    """Pictures (B, in_chans, H, W) to the candidates, (B, N, 4 + classes), and to :func:`objects_of` them.
+    """Maps pictures (B, in_chans, H, W) to the candidates, (B, N, 4 + classes), and their :func:`objects_of`.
 
     Args:
-        candidates: Pictures to what :class:`~mobilemamba.dense.candidates.Candidates` gives.
-        kept: Which of them are objects.
+        candidates: Maps pictures to candidates as :class:`~mobilemamba.dense.candidates.Candidates` does.
+        kept: Rules that choose the objects.
     """
 
     def __init__(self, candidates: nn.Module, kept: Kept):
@@ -30,21 +30,21 @@ class Suppressing(nn.Module):
 
 
 def objects_of(candidates: Tensor, kept: Kept, size: tuple[int, int]) -> Tensor:
-    """The objects of each picture, (B, ``kept.max_boxes``, 6), best first; zeros where there are no more.
+    """Returns the objects of each picture, (B, ``kept.max_boxes``, 6), best first; zeros if there are fewer.
 
-    Their boxes as the candidates have them, the probability, and the number of the class. What
-    :func:`~mobilemamba.dense.boxes.keep_best` does, without a shape that depends on a value.
+    Each has its box as the candidates have it, its probability, and the number of its class. It does what
+    :func:`~mobilemamba.dense.boxes.keep_best` does, without shapes that depend on values.
 
     Args:
         candidates: (B, N, 4 + classes).
-        kept: Which are objects.
-        size: Height and width of the pictures, as boxes overlap in pixels.
+        kept: Rules that choose the objects.
+        size: Height and width of the pictures, because overlaps are measured in pixels.
     """
     return torch.stack([_objects(of_one, kept, size) for of_one in candidates.unbind()])
 
 
 def _objects(candidates_NX: Tensor, kept: Kept, size: tuple[int, int]) -> Tensor:
-    """Of one picture, (K, 6)."""
+    """Returns the objects of one picture, (K, 6)."""
     found = []
     for level in candidates_NX.split(kept.levels):
         classes = level.shape[1] - 4
@@ -55,7 +55,7 @@ def _objects(candidates_NX: Tensor, kept: Kept, size: tuple[int, int]) -> Tensor
     box_M4, score_M, label_M1 = found_M6[:, :4], found_M6[:, 4], found_M6[:, 5:]
     score_M = score_M * ((box_M4[:, 2:] > box_M4[:, :2]).all(1) & (score_M > kept.score_threshold))
     pixels_M4 = box_M4 * box_M4.new_tensor([size[1], size[0]] * 2)
-    apart_M4 = pixels_M4 + label_M1 * (max(size) + 1)  # so that no two classes meet
+    apart_M4 = pixels_M4 + label_M1 * (max(size) + 1)  # so that boxes of different classes never overlap
     apart_M4 = torch.where(score_M[:, None] > 0, apart_M4, apart_M4.new_tensor(_NOWHERE))
     left_M = torch.zeros_like(score_M).scatter(0, nms(apart_M4, score_M, kept.overlap), 1.0)
     score_K, at_K = (score_M * left_M).topk(min(kept.max_boxes, len(found_M6)))
