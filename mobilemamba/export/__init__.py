@@ -1,4 +1,4 @@
-"""Networks in the formats of other runtimes: written, checked against the original, and read again."""
+"""Networks in the formats of other runtimes: written, verified against the original, and read back."""
 
 from mobilemamba.export.formats import FORMATS
 from mobilemamba.export.inference import runners

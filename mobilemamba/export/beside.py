@@ -18,23 +18,23 @@ from mobilemamba.text import printable
 
 
 class WithJson(Format):
-    """Of formats whose files hold a network and no more.
+    """Base class of formats whose files hold nothing but a network.
 
-    The runtimes trust them: of spoilt weights, or by another file's JSON, they may make an answer all the same, or fail
-    in ways of their own. So none is opened but that which its JSON was written for.
+    Their runtimes trust the files: with damaged weights, or the JSON of another file, they may answer all the same, or
+    fail in their own ways. So a file is opened only if its JSON was written for it.
     """
 
     def note(self, path: Path, metadata: Mapping[str, str], source: Source) -> None:
-        """Writes a file's metadata, the shape that it takes, and by what it is known."""
+        """Writes the metadata of a file, the shape that it takes, and its checksum."""
         shape = "x".join(map(str, source.shape))
         write_json(note_of(path), {**metadata, "shape": shape, "sha256": self._digest(path)})
 
     def files(self, path: Path) -> tuple[Path, ...]:
-        """All that the runtime reads."""
+        """Returns all files that the runtime reads."""
         return (path,)
 
     def open(self, path: Path) -> tuple[Callable[[np.ndarray], np.ndarray], str]:
-        """What computes the answer to a batch, and what that is in words; raises what the runtime does."""
+        """Returns a function that answers a batch, and a description of it; raises what the runtime raises."""
         raise NotImplementedError
 
     def metadata(self, path: Path) -> Mapping[str, str]:
@@ -62,7 +62,7 @@ class WithJson(Format):
             shape = tuple(int(size) for size in said["shape"].split("x"))
             with quiet():
                 run, how = self.open(path)
-        except Exception as error:  # of the runtimes' own kinds
+        except Exception as error:  # runtimes raise exceptions of their own
             raise self.unreadable(path, error) from None
         return RuntimeNetwork(run, shape, how, probabilities=said.get(OUTPUTS_KEY) == "probabilities")
 
@@ -76,5 +76,5 @@ class WithJson(Format):
 
 
 def note_of(path: Path) -> Path:
-    """Where a file's metadata stand."""
+    """Returns the path of a file's metadata."""
     return path.with_name(f"{path.name}.json")

@@ -1,4 +1,4 @@
-"""Pictures that int8 is fitted by, and what it costs in answers to them."""
+"""Pictures for the calibration of int8, and how much int8 changes the answers to them."""
 
 from __future__ import annotations
 
@@ -18,46 +18,46 @@ from mobilemamba.models.card import ModelCard
 from mobilemamba.models.runtime import scaled
 from mobilemamba.text import printable
 
-#: Most pictures, evenly spread over the folder's; more change little and take long.
+#: The most pictures, spread evenly over the folder's; more change little and take long.
 MOST = 512
 _BATCH = 16
-#: Probability from which on a detector's candidate is likely to be told.
+#: Probability from which on a detector's candidate is likely to be reported.
 SURE = 0.3
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Prepared pictures."""
+    """Prepared pictures for a calibration."""
 
     pictures: Tensor  # (B, C, H, W) float32
-    labels: Tensor | None  # (B,) int64, of pictures in folders of the network's classes; else None
+    labels: Tensor | None  # (B,) int64, if folders are named after the network's classes; else None
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How an exported network answers pictures, beside the original."""
+    """How far an exported network's answers to pictures agree with the original's."""
 
     pictures: int
-    same: float | None  # share of the pictures, or of their pixels, with the same class, in %; None of a detector
-    top1: tuple[float, float] | None = None  # the original's and the exported one's, in %, where labels are known
-    pixels: bool = False  # whether it is pixels that have classes
-    off: tuple[float, float] | None = None  # of a detector's probabilities: mean of the sure ones, largest of all
+    same: float | None  # share of the pictures, or of their pixels, with the same class, in %; None for a detector
+    top1: tuple[float, float] | None = None  # the original's and the exported network's, in %, if labels are known
+    pixels: bool = False  # whether classes are those of pixels
+    off: tuple[float, float] | None = None  # change of a detector's probabilities: mean of sure ones, largest of all
 
 
 def read_calibration(folder: Path, card: ModelCard, network: nn.Module) -> Calibration:
-    """The pictures in a folder, :data:`MOST` at most, as an export of a network takes them.
+    """Reads the pictures of a folder, at most :data:`MOST`, prepared for an export of a network.
 
     Args:
-        folder: Its pictures, and those of its folders.
-        card: How the network's pictures are prepared.
-        network: Those that keep their shape find room as it has it.
+        folder: Folder with pictures, directly or in its subfolders.
+        card: Card that says how the network's pictures are prepared.
+        network: The network, whose padding is used for pictures that keep their aspect ratio.
 
     Raises:
         ConfigError: If there is no such folder.
         DataError: If there are no pictures in it, or one cannot be read.
     """
     shown = f"--calibration {printable(folder)}"
-    from mobilemamba.data.folders import describe_left_out, list_pictures, why_no_folder  # loads what reads pictures
+    from mobilemamba.data.folders import describe_left_out, list_pictures, why_no_folder  # slow to import
     from mobilemamba.models.predictor import predictor_of
 
     if reason := why_no_folder(folder):
@@ -83,20 +83,21 @@ def read_calibration(folder: Path, card: ModelCard, network: nn.Module) -> Calib
 
 
 def whole_batches(pictures: Tensor, batch: int) -> Iterator[Tensor]:
-    """Pictures so many at a time; the last batch is filled up from the first on."""
+    """Yields pictures in batches of one size; the last batch is filled up with the first pictures."""
     for start in range(0, len(pictures), batch):
         yield pictures[torch.arange(start, start + batch) % len(pictures)]
 
 
 @torch.no_grad()
 def compare(network: nn.Module, exported: nn.Module, calibration: Calibration, answer: str) -> Agreement:
-    """How an exported network answers the pictures, beside the original.
+    """Compares an exported network's answers to pictures with the original's.
 
     Args:
         network: The original.
-        exported: What became of it.
+        exported: The exported network.
         calibration: The pictures.
-        answer: What both give: ``candidates`` of a detector; else of a picture, or of each pixel, something by class.
+        answer: Kind of both outputs: ``candidates`` of a detector; else numbers per class of a picture or of each
+            pixel.
     """
     pictures = calibration.pictures
     pairs = ((network(batch), exported(batch)) for batch in pictures.split(_BATCH))

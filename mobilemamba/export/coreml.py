@@ -1,4 +1,4 @@
-"""Core ML's packages, for iPhones and Macs. They are written anywhere and run on macOS alone."""
+"""Core ML packages, for iPhones and Macs. They can be written anywhere, but run on macOS and iOS only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mobilemamba.text import printable
 
 
 class CoreMl(Format):
-    """See the module."""
+    """The format of Core ML."""
 
     name = "Core ML"
     suffix = ".mlpackage"

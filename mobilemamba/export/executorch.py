@@ -1,4 +1,4 @@
-"""ExecuTorch's files, for phones: XNNPACK computes what it can, ExecuTorch's own operators the rest."""
+"""ExecuTorch files, for phones: XNNPACK computes what it can, and ExecuTorch's own operators the rest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mobilemamba.export.format import Source
 
 
 class ExecuTorch(WithJson):
-    """See the module."""
+    """The format of ExecuTorch."""
 
     name = "executorch"
     suffix = ".pte"
@@ -33,12 +33,12 @@ class ExecuTorch(WithJson):
         from executorch.extension.pybindings import portable_lib
         from executorch.runtime import Runtime
 
-        portable_lib._unsafe_reset_threadpool(torch.get_num_threads())  # of the whole process, and no other way
+        portable_lib._unsafe_reset_threadpool(torch.get_num_threads())  # of the whole process; there is no other way
         program = Runtime.get().load_program(path.read_bytes())
         loaded = program, program.load_method("forward")
 
         def run(batch: np.ndarray) -> np.ndarray:
-            _, method = loaded  # which reads the bytes that the program holds
+            _, method = loaded  # keeps the program alive, whose bytes the method reads
             return method.execute([torch.from_numpy(batch)])[0].numpy().copy()
 
         return run, "ExecuTorch"

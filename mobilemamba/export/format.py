@@ -1,4 +1,4 @@
-"""What a format for exported networks is."""
+"""Defines the interface of a format for exported networks."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ from mobilemamba.export.quiet import quiet
 from mobilemamba.models.runtime import Runtime, RuntimeNetwork
 from mobilemamba.text import printable
 
-#: Name of what goes in, in formats that name it.
+#: Name of the input, in formats with names.
 INPUT = "pictures"
-#: Under which a file says, beside its card, what its first answer is: logits, probabilities or a detector's candidates.
+#: Key in a file's metadata, beside its card, for its first output: logits, probabilities or a detector's candidates.
 OUTPUTS_KEY = "outputs"
 
 
 @dataclass(frozen=True)
 class Source:
-    """A network on its way into a file."""
+    """A network to be exported, and how."""
 
-    network: nn.Module  # in the form of ``exportable``, float32 pictures in
+    network: nn.Module  # as returned by ``exportable``; takes float32 pictures
     channels: int
     size: tuple[int, int] | None  # height and width; None for any
     batch: int | None  # pictures at a time; None for any
     dtype: str = "float32"  # of weights and arithmetic
-    opset: int | None = None  # ONNX's; None for the usual one
-    softmax: bool = False  # whether it answers with probabilities
-    calibration: Calibration | None = None  # pictures to fit int8 by
-    answers: tuple[str, ...] = ("logits",)  # names of what comes out, in formats that name it
-    free: bool = False  # whether the network's form is for any size, whatever the tracer sees; see ``form.free``
+    opset: int | None = None  # ONNX's; None for the default
+    softmax: bool = False  # whether outputs are probabilities
+    calibration: Calibration | None = None  # pictures that int8 is calibrated on
+    answers: tuple[str, ...] = ("logits",)  # names of the outputs, in formats with names
+    free: bool = False  # whether the form is for any size, though traced at one; see ``form.free``
 
     @property
     def example(self) -> Tensor:
-        """Of two pictures where any number is taken: of one alone the exporter would make a constant."""
+        """Example input; of two pictures if any number is allowed, as the exporter would make a constant of one."""
         return torch.zeros(self.batch or 2, self.channels, *self.sizes[0])
 
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]:
-        """Three to try, all the same where it is fixed."""
+        """Three sizes to try; all the same if the size is fixed."""
         if self.size is not None:
             return (self.size,) * 3
         return (192, 256), (256, 192), (150, 333) if self.free else (128, 320)
@@ -64,16 +64,16 @@ class Source:
 
     @cached_property
     def program(self) -> ExportedProgram:
-        """As a graph of PyTorch's own operators; raises as :attr:`traced`."""
+        """The network as a graph of PyTorch's own operators; raises as :attr:`traced`."""
         with torch.no_grad():
             return without_idle_steps(self.traced.run_decompositions(decompositions()))
 
     @cached_property
     def traced(self) -> ExportedProgram:
-        """As a graph that may have operators of ours.
+        """The network as a graph that may contain operators of ours.
 
         Raises:
-            ConfigError: If the network does not take such pictures, or cannot be followed.
+            ConfigError: If the network does not take such pictures, or cannot be traced.
         """
         dynamic: dict[int, Any] = {} if self.batch else {0: Dim("batch", min=1, max=4096)}
         if self.size is None and not self.free:
@@ -81,7 +81,7 @@ class Source:
         with torch.no_grad():
             try:
                 program = torch.export.export(self.network, (self.example,), dynamic_shapes=(dynamic,))
-            except Exception as error:  # whatever a network may raise
+            except Exception as error:  # networks may raise anything
                 reason = " ".join(str(error).split())[:300]
                 how = "" if self.size else " for pictures of any size; give --size in pixels"
                 raise ConfigError(f"the network cannot be followed{how}: {reason}") from error
@@ -97,20 +97,20 @@ class Format(Runtime):
     """Writes and reads one kind of file.
 
     Attributes:
-        name: Of what runs it.
-        suffix: Of its files.
-        extra: Of this package, that installs what is needed.
-        writes: The packages that writing needs, as they are imported.
-        reads: Those that running needs; empty where it cannot be run from Python.
-        dtypes: Of weights and arithmetic, that it knows.
-        casts: Whether the network itself is to be in another type, and the runtime does not see to that.
-        calibrates: Whether int8 is fitted by pictures.
-        any_batch: Whether one file takes any number of pictures; and is to by default.
-        one_picture: Whether a file takes one picture at a time alone.
+        name: Name of the runtime.
+        suffix: Suffix of the files.
+        extra: Extra of this package that installs what is needed.
+        writes: Import names of the packages that writing needs.
+        reads: Import names of the packages that running needs; empty if files cannot be run from Python.
+        dtypes: Dtypes of weights and arithmetic that it supports.
+        casts: Whether the network must be converted to another dtype, because the runtime does not do so.
+        calibrates: Whether int8 is calibrated on pictures.
+        any_batch: Whether one file takes any number of pictures, which is then the default.
+        one_picture: Whether a file takes only one picture at a time.
         any_size: Whether one file takes pictures of any size.
         suppresses: Whether a file can choose among a detector's boxes.
-        fixes_loops: Whether a form for any size is exact for a fixed number of pictures too.
-        opsets: Versions of ONNX's operators that can be asked for.
+        fixes_loops: Whether a form for any size is also exact for a fixed number of pictures.
+        opsets: Versions of ONNX's operators that can be chosen.
     """
 
     name: ClassVar[str]
@@ -129,7 +129,7 @@ class Format(Runtime):
     opsets: ClassVar[range] = range(0)
 
     def write(self, source: Source, metadata: Mapping[str, str], path: Path) -> None:
-        """Writes the network to ``path``, and what belongs to it beside that by the same name."""
+        """Writes the network to ``path``, and any further files beside it under the same name."""
         raise NotImplementedError
 
     def metadata(self, path: Path) -> Mapping[str, str]:
@@ -139,27 +139,27 @@ class Format(Runtime):
         raise NotImplementedError
 
     def load_objects(self, path: Path) -> RuntimeNetwork:
-        """Pictures to a file's second answer, where it ``suppresses``."""
+        """Loads a network that returns a file's second output, for formats that ``suppresses``."""
         raise NotImplementedError
 
     def in_memory(self, source: Source) -> RuntimeNetwork:
-        """The network as one that the runtime runs; by way of a file, where it takes no other."""
+        """Makes a network that the runtime runs; by a temporary file, if it takes nothing else."""
         with tempfile.TemporaryDirectory() as folder, quiet():
             path = Path(folder) / f"network{self.suffix}"
             self.write(source, {}, path)
             return self.load(path)
 
     def need(self, packages: tuple[str, ...]) -> None:
-        """Refuses where one of the packages is missing.
+        """Raises if one of the packages is missing.
 
         Raises:
-            ConfigError: With what installs it.
+            ConfigError: If one is; the message says how to install it.
         """
         if missing := [package for package in packages if importlib.util.find_spec(package) is None]:
             raise ConfigError(f"{self.suffix} files need {missing[0]}: pip install 'mobilemamba[{self.extra}]'")
 
     def unreadable(self, path: Path, error: Exception) -> WeightsError:
-        """What to raise where the runtime refuses a file."""
+        """Returns the error to raise when the runtime refuses a file."""
         if not path.exists():
             return WeightsError(f"no weights at {printable(path)}: expected a file that mobilemamba export wrote")
         reason = " ".join(str(error).split())[:200]

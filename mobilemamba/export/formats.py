@@ -1,4 +1,4 @@
-"""The formats there are."""
+"""All formats of exported networks."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from mobilemamba.export.onnx import Onnx
 from mobilemamba.export.openvino import OpenVino
 from mobilemamba.text import printable
 
-#: By the ending of their files.
+#: Formats by the suffix of their files.
 FORMATS: dict[str, Format] = {
     form.suffix: form for form in (Onnx(), OpenVino(), LiteRt(), ExecuTorch(), CoreMl(), Ncnn())
 }
 
 
 def format_of(target: Path) -> Format:
-    """The format of a file to write, by its name.
+    """Returns the format of a file to write, by its suffix.
 
     Raises:
-        ConfigError: If it is none.
+        ConfigError: If no format has this suffix.
     """
     form = FORMATS.get(target.suffix)
     if form is None:

@@ -1,4 +1,4 @@
-"""PyTorch networks that another runtime computes, without a file of one's own."""
+"""Runs networks of PyTorch in another runtime."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from mobilemamba.models.runtime import RuntimeNetwork, Shape
 
 
 class InRuntime(nn.Module):
-    """Pictures (B, C, H, W) to what the network makes of them, by another program on the CPU, without gradients.
+    """Runs a network on pictures (B, C, H, W) in another runtime on the CPU, without gradients.
 
-    The first pictures of each size have it exported, which takes half a minute; and of each number, where a format's
-    files take one alone.
+    The first pictures of each size have it exported, which takes half a minute; also the first of each batch size, if
+    the format's files take a fixed number of pictures.
 
     Args:
-        network: In float32 on the CPU.
-        form: Of the other program's files.
+        network: The network, in float32 on the CPU.
+        form: Format of the other runtime.
     """
 
     def __init__(self, network: nn.Module, form: Format) -> None:
@@ -40,7 +40,7 @@ class InRuntime(nn.Module):
 
 
 def runners() -> dict[str, Callable[[nn.Module], nn.Module]]:
-    """Runtime's name -> a network as one that runs there."""
+    """Returns, for each runtime's name, a function that makes a network run there."""
     return {form.name: partial(_run_in, form) for form in FORMATS.values() if form.reads}
 
 

@@ -1,4 +1,4 @@
-"""LiteRT's files (once TensorFlow Lite), for phones and small boards."""
+"""LiteRT files (formerly TensorFlow Lite), for phones and small boards."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mobilemamba.export.format import Source
 
 
 class LiteRt(WithJson):
-    """See the module; int8 is of weights alone, with activations scaled as they come: no pictures are needed."""
+    """The format of LiteRT; int8 is for weights only, with activations scaled at run time, so it needs no pictures."""
 
     name = "litert"
     suffix = ".tflite"
@@ -47,10 +47,10 @@ class LiteRt(WithJson):
 
 
 def _quantize(path: Path) -> None:
-    """Stores a file's weights in 8 bits, but for factors of matrix products in batches.
+    """Stores a file's weights in 8 bits, except factors of batched matrix products.
 
-    LiteRT takes a constant on the left of one, such as an inverse wavelet transform, in float alone. The others are the
-    scans' small projections, which in 8 bits would spare 3 % of the size.
+    LiteRT takes a constant left factor of one, such as an inverse wavelet transform, only in float. The others are the
+    scans' small projections, for which 8 bits would save 3 % of the size.
     """
     from ai_edge_quantizer import algorithm_manager, qtyping, quantizer, recipe
 

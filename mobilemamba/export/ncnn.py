@@ -1,4 +1,4 @@
-"""ncnn's files, for phones: ``x.param`` and beside it the weights, ``x.bin``; pnnx, its converter, writes them."""
+"""ncnn files, for phones: ``x.param`` and beside it the weights, ``x.bin``; its converter pnnx writes them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from mobilemamba.export.beside import WithJson
 from mobilemamba.export.form.side_by_side import side_by_side
 from mobilemamba.export.format import Source
 
-#: What pnnx calls the pictures and the answer.
+#: pnnx's names for the input and the output.
 _IN, _OUT = "in0", "out0"
 
 
 class Ncnn(WithJson):
-    """See the module; in float16 the weights alone are stored so."""
+    """The format of ncnn; float16 only applies to the stored weights."""
 
     name = "ncnn"
     suffix = ".param"
@@ -36,7 +36,7 @@ class Ncnn(WithJson):
     def write(self, source: Source, metadata: Mapping[str, str], path: Path) -> None:
         import pnnx
 
-        with tempfile.TemporaryDirectory() as folder:  # what else pnnx writes goes with it
+        with tempfile.TemporaryDirectory() as folder:  # also removes what else pnnx writes
             traced = Path(folder) / "network.pt"
             torch.jit.save(_traced(source), traced)
             shape = ",".join(map(str, source.example.shape))
@@ -68,7 +68,7 @@ class Ncnn(WithJson):
 
 
 def _traced(source: Source) -> torch.jit.ScriptModule:
-    """The network as pnnx reads it; by way of the exported program, in whose graph sizes are numbers."""
+    """Traces the network for pnnx; from the exported program, whose graph has constant sizes."""
     graph = replace(source, network=side_by_side(source.network)).program.module()
     aten = torch.ops.aten
     for node in graph.graph.nodes:
@@ -80,7 +80,7 @@ def _traced(source: Source) -> torch.jit.ScriptModule:
 
 
 def _check_layers(path: Path) -> None:
-    """Refuses what pnnx leaves in PyTorch's names, as ncnn has no layer for it."""
+    """Refuses layers that pnnx leaves under PyTorch's names, as ncnn does not have them."""
     layers = {line.split()[0] for line in path.read_text(encoding="utf-8").splitlines()[2:] if line}
     if unknown := sorted(layer for layer in layers if not layer.isalnum()):
         raise ConfigError(f"ncnn has no layer for {', '.join(unknown)} of this network; choose another format")

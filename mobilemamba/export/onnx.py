@@ -15,12 +15,12 @@ from mobilemamba.export.onnx_int8 import quantized
 from mobilemamba.export.quiet import load_onnxruntime, quiet
 from mobilemamba.models.runtime import RuntimeNetwork
 
-#: The newest opset that older runtimes know as well.
+#: The newest opset that older runtimes support, too.
 _OPSET = 20
 
 
 class Onnx(Format):
-    """See the module."""
+    """The format of ONNX."""
 
     name = "onnxruntime"
     suffix = ".onnx"
@@ -32,7 +32,7 @@ class Onnx(Format):
     any_batch = True
     any_size = True
     suppresses = True
-    opsets = range(18, 25)  # from the oldest that the exporter writes
+    opsets = range(18, 25)  # from the oldest one that the exporter writes
 
     def write(self, source: Source, metadata: Mapping[str, str], path: Path) -> None:
         import onnx
@@ -66,18 +66,18 @@ class Onnx(Format):
     def _session(self, path: Path, *, quick: bool = False) -> Any:
         try:
             return _session(str(path), quick=quick)
-        except Exception as error:  # its own classes, which it does not name in public
+        except Exception as error:  # its own exceptions, which are not public
             raise self.unreadable(path, error) from None
 
 
 def _session(model: str | bytes, *, quick: bool = False) -> Any:
-    """ONNX Runtime's session of a file or its content; a quick one is not to be run."""
+    """Opens ONNX Runtime's session of a file or its content; a quick one must not be run."""
     onnxruntime = load_onnxruntime()
     options = onnxruntime.SessionOptions()
-    options.enable_cpu_mem_arena = False  # which would hold the memory of the largest batch, for 2 % of the time
+    options.enable_cpu_mem_arena = False  # it would keep the largest batch's memory to save 2 % of the time
     options.intra_op_num_threads = torch.get_num_threads()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others want the processor as well
-    options.log_severity_level = 4  # what fails is raised as well
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other threads need the processor, too
+    options.log_severity_level = 4  # failures are raised, too
     if quick:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -96,14 +96,14 @@ def _in_onnxruntime(session: Any, *, output: int = 0) -> RuntimeNetwork:
 
 
 def to_onnx(source: Source) -> Any:
-    """The network as ONNX's ``ModelProto``, without the exporter's notes on source files.
+    """Converts the network to ONNX's ``ModelProto``, without the exporter's notes on source files.
 
     Raises:
-        ConfigError: If the network cannot be followed.
+        ConfigError: If the network cannot be traced.
     """
     opset = source.opset or _OPSET
     with quiet():
-        # The exporter has a pass of its own for PyTorch's operators: one for ours alone would cost a third more.
+        # The exporter decomposes PyTorch's operators itself; our own pass takes a third longer, and is only for ours.
         ours = any("mobilemamba" in str(node.target) for node in source.traced.graph.nodes)
         exported = torch.onnx.export(
             source.program if ours else source.traced,
@@ -126,7 +126,7 @@ def to_onnx(source: Source) -> Any:
 
 
 def _tidy(model: Any) -> None:
-    """Computes what is constant, once; no more, as runtimes rewrite graphs too, and the exporter takes minutes."""
+    """Folds constants, and no more, because runtimes optimise graphs, too, and the exporter would take minutes."""
     from onnx_ir import passes
     from onnxscript.optimizer import fold_constants
 
@@ -143,10 +143,10 @@ def _tidy(model: Any) -> None:
 
 
 def _strip(model: Any) -> None:
-    """Removes what the exporter noted: paths and lines of source files, names of modules."""
+    """Removes the exporter's notes: paths and lines of source files, names of modules."""
     del model.metadata_props[:]
     graph = model.graph
-    del graph.value_info[:]  # shapes, which runtimes find themselves
+    del graph.value_info[:]  # shapes, which runtimes infer
     for entry in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer, *model.functions):
         del entry.metadata_props[:]
         entry.doc_string = ""
@@ -157,13 +157,13 @@ def _strip(model: Any) -> None:
 
 
 def _name_sizes(graph: Any, source: Source) -> None:
-    """Calls sizes that are free by what they are."""
+    """Names the dynamic sizes by their meaning."""
     dims = graph.input[0].type.tensor_type.shape.dim
     names = {}
     for dim, size, name in zip(dims, source.shape, ("batch", "channels", "height", "width"), strict=True):
         if size is None:
             names[dim.dim_param] = name
-            dim.dim_param = name  # the tracer's number, where the form is free
+            dim.dim_param = name  # replaces the traced size if the form is free
     for entry in (*graph.input, *graph.output):
         for dim in entry.type.tensor_type.shape.dim:
             if dim.dim_param:

@@ -1,4 +1,4 @@
-"""ONNX files in 8 bits, as ONNX Runtime is fast with them."""
+"""Quantises ONNX models to 8 bits in a way that ONNX Runtime runs fast."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from mobilemamba.export.calibration import whole_batches
 from mobilemamba.export.format import INPUT
 from mobilemamba.export.quiet import load_onnxruntime, quiet
 
-#: Convolutions of fewer weights stay float: to convert what they read takes longer than they do.
+#: Convolutions with fewer weights stay float, as converting their input takes longer than they do.
 _FEW_WEIGHTS = 1024
 
 
 def quantized(model: Any, pictures: torch.Tensor, path: Path) -> Any:
-    """The model with 8-bit products; all else stays float, where 8 bits cost more than they bring.
+    """Returns the model with 8-bit products; all else stays float, where 8 bits cost more than they gain.
 
-    Activations are unsigned: of signed ones that several operators read, ONNX Runtime converts one side of a
-    convolution alone to what its kernels take, and then computes it as floats between conversions. A ReLU between two
-    products is in the conversion, which clips: the quantizer removes it where it is told of it.
+    Activations are unsigned. If several operators read a signed one, ONNX Runtime converts only one side of a
+    convolution for its kernels, and then computes it in float between conversions. A ReLU between two products is part
+    of the conversion, which clips: the quantizer removes it if it is listed.
     """
     import onnx
 
@@ -38,11 +38,11 @@ def quantized(model: Any, pictures: torch.Tensor, path: Path) -> Any:
             batch = next(self.batches, None)
             return None if batch is None else {INPUT: batch.numpy()}
 
-    # What folds only there, as some norms, would else stand between a convolution and the conversion of its answer.
+    # Norms that only ONNX Runtime folds would otherwise stand between a convolution and the conversion of its output.
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(path)
-    options.log_severity_level = 4  # what fails is raised as well
+    options.log_severity_level = 4  # failures are raised, too
     onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     model = onnx.load(path)
     with quiet():
@@ -60,10 +60,10 @@ def quantized(model: Any, pictures: torch.Tensor, path: Path) -> Any:
 
 
 def _stay_float(graph: Any) -> list[str]:
-    """Names of the products that eight bits make no faster.
+    """Returns the names of products that 8 bits do not make faster.
 
-    Convolutions of few weights; depthwise ones whose answer is multiplied, as SiLU and gates do, which is as floats and
-    so takes a conversion on either side of little work; and products of matrices that are not weights.
+    These are convolutions with few weights; depthwise ones whose output is multiplied, as in SiLU and gates, because
+    that happens in float and needs conversions around little work; and products of matrices that are not weights.
     """
     shapes = {weights.name: tuple(weights.dims) for weights in graph.initializer}
     multiplied = {name for node in graph.node if node.op_type == "Mul" for name in node.input}

@@ -1,4 +1,4 @@
-"""OpenVINO's files: ``x.xml`` and beside it the weights, ``x.bin``."""
+"""OpenVINO files: ``x.xml`` and beside it the weights, ``x.bin``."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from mobilemamba.export.onnx import to_onnx
 from mobilemamba.export.quiet import quiet
 from mobilemamba.models.runtime import PRECISION_KEY, RuntimeNetwork
 
-#: Where a file has what we say of it.
+#: Section of a file's runtime information that holds our metadata.
 _SECTION = "mobilemamba"
 #: Element-wise operators, which int8 makes slower and less exact.
 _STAY_FLOAT = ["Multiply", "Add", "Subtract"]
-#: Shapes of pictures that are kept compiled.
+#: Number of input shapes for which a compiled model is kept.
 _SHAPES = 4
 
 
 class OpenVino(Format):
-    """See the module."""
+    """The format of OpenVINO."""
 
     name = "openvino"
     suffix = ".xml"
@@ -70,20 +70,20 @@ class OpenVino(Format):
         try:
             with quiet():
                 return load_openvino().Core().read_model(path)
-        except Exception as error:  # RuntimeError, and others of its own
+        except Exception as error:  # RuntimeError and its own kinds
             raise self.unreadable(path, error) from None
 
 
 def load_openvino() -> Any:
-    """The package, which reports its use to Intel unless that part of it cannot be imported; then it has a stub."""
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None: is not to be found
+    """Imports OpenVINO without its telemetry to Intel, for which it has a stub if that package cannot be imported."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None: not found
     import openvino
 
     return openvino
 
 
 def in_openvino(model: Any, *, output: int = 0) -> RuntimeNetwork:
-    """A model of OpenVINO's as a network, compiled for each size of its input: that is twice as fast as a free one."""
+    """Wraps a model of OpenVINO as a network, compiled for each input size, which is twice as fast as a dynamic one."""
     openvino = load_openvino()
     said, core = _said(model), openvino.Core()
     options = {
@@ -103,7 +103,7 @@ def in_openvino(model: Any, *, output: int = 0) -> RuntimeNetwork:
     def run(batch: np.ndarray) -> np.ndarray:
         network = compiled(() if loops else batch.shape)
         answer = network(batch)[output]
-        network.release_memory()  # else it would hold that of every shape
+        network.release_memory()  # otherwise it would keep that of every shape
         return answer
 
     how = f"OpenVINO {openvino.__version__.partition('-')[0]}"
@@ -111,14 +111,14 @@ def in_openvino(model: Any, *, output: int = 0) -> RuntimeNetwork:
 
 
 def to_openvino(source: Source) -> Any:
-    """The network as a model of OpenVINO's, in int8 where that is asked for.
+    """Converts the network to a model of OpenVINO, in int8 if chosen.
 
     Raises:
         ConfigError: If it cannot be converted.
     """
     openvino = load_openvino()
     try:
-        # A form for any size has operators of ONNX's, and the choice of objects sizes that only its exporter follows.
+        # A form for any size has ONNX operators, and the choice of objects has sizes that only ONNX's exporter traces.
         model = (
             openvino.Core().read_model(to_onnx(source).SerializeToString())
             if source.free or len(source.answers) > 1
@@ -126,7 +126,7 @@ def to_openvino(source: Source) -> Any:
         )
     except RuntimeError as error:
         raise ConfigError(f"OpenVINO cannot convert the network: {' '.join(str(error).split())[:300]}") from None
-    model.reshape([-1 if size is None else size for size in source.shape])  # which the converter leaves open
+    model.reshape([-1 if size is None else size for size in source.shape])  # the converter leaves them dynamic
     model.inputs[0].get_tensor().set_names({INPUT})
     for output, name in zip(model.outputs, source.answers, strict=True):
         output.get_tensor().set_names({name})

@@ -1,4 +1,4 @@
-"""What can be asked of an export, and whether it can be done."""
+"""Options of an export, and checks whether they can work."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from mobilemamba.text import printable
 
 @dataclass(frozen=True)
 class Options:
-    """How a network is to be written.
+    """Options for writing a network.
 
     Attributes:
-        any_size: Take pictures of any size, not the card's alone, where the format and the network can.
-        batch: Pictures at a time; by default any number where the format can, else 1.
-        any_batch: Take any number; without it as the format can.
+        any_size: Take pictures of any size, not just the card's, if the format and the network can.
+        batch: Pictures at a time; by default any number if the format can, else 1.
+        any_batch: Whether to take any number of pictures; None for any number if the format can.
         dtype: float32, float16, bfloat16 or int8.
-        opset: ONNX's.
-        calibration: Pictures by whose activations int8 is scaled; and which are answered by both, to compare. Or a
-            folder, see ``read_calibration``.
-        softmax: Answer with probabilities instead of logits.
-        nms: Have a detector's file answer with the objects as well, chosen by non-maximum suppression.
-        verify: Compare the file's answers to the network's, and refuse it if they differ.
+        opset: ONNX's opset.
+        calibration: Pictures whose activations determine int8's scales, and to which both networks' answers are
+            compared; or a folder of them, see ``read_calibration``.
+        softmax: Return probabilities instead of logits.
+        nms: Let a detector's file also return objects, chosen by non-maximum suppression.
+        verify: Compare the file's outputs with the network's, and refuse it if they differ.
     """
 
     any_size: bool = False
@@ -44,19 +44,19 @@ class Options:
     verify: bool = True
 
     def pictures(self, form: Format) -> int | None:
-        """How many a file takes at a time; None for any number."""
+        """Returns how many pictures a file takes at a time; None for any number."""
         free = form.any_batch and not self.nms and self.batch is None if self.any_batch is None else self.any_batch
         return None if free else self.batch or 1
 
     def is_free(self, network: nn.Module) -> bool:
-        """Whether the network takes the form for any size, of ``form.free``."""
+        """Returns whether the network uses the form for any size, see ``form.free``."""
         return self.any_size and isinstance(network, MobileMamba)
 
     def check(self, form: Format, network: nn.Module) -> None:
-        """Refuses what cannot be done, or would do nothing, before the work for it.
+        """Refuses what is impossible or would have no effect, before any work is done for it.
 
         Raises:
-            ConfigError: If an option does not go with the format, the network or another option.
+            ConfigError: If an option does not fit the format, the network or another option.
         """
         self._check_form(form)
         self._check_network(form, network)

@@ -10,13 +10,13 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-#: Standard output and error, by which their native parts go around Python.
+#: File descriptors of standard output and error, to which native code writes without Python.
 _DESCRIPTORS = (1, 2)
 
 
 def load_onnxruntime() -> Any:
-    """The package, which reports its use to Microsoft, and keeps a number for this machine, unless told otherwise."""
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # which it reads as it is imported
+    """Imports ONNX Runtime with its telemetry, which would identify this machine to Microsoft, switched off."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it reads this when it is imported
     import onnxruntime
 
     return onnxruntime
@@ -24,18 +24,18 @@ def load_onnxruntime() -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Lets nothing of progress, versions and older operators reach the screen; errors are raised as ever."""
+    """Context that hides progress, versions and warnings about old operators; errors are raised as usual."""
     sys.stdout.flush()
     sys.stderr.flush()
     with contextlib.ExitStack() as stack:
         nowhere = stack.enter_context(open(os.devnull, "wb", buffering=0))  # noqa: PTH123
         for descriptor in _DESCRIPTORS:
-            with contextlib.suppress(OSError):  # closed, as some services have them
+            with contextlib.suppress(OSError):  # they may be closed, as in some services
                 kept = os.dup(descriptor)
                 stack.callback(os.close, kept)
                 stack.callback(os.dup2, kept, descriptor)
                 os.dup2(nowhere.fileno(), descriptor)
-        words = io.StringIO()  # loggers that begin in here keep it
+        words = io.StringIO()  # loggers created in here keep it
         stack.enter_context(contextlib.redirect_stdout(words))
         stack.enter_context(contextlib.redirect_stderr(words))
         stack.enter_context(warnings.catch_warnings())

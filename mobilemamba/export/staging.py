@@ -1,4 +1,4 @@
-"""Files and folders that take their names when they are complete, several of them together."""
+"""Writes files and folders that get their names only when complete, several of them together."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from mobilemamba.text import printable
 
 @contextmanager
 def staged(target: Path) -> Iterator[Path]:
-    """A path of the target's name in a folder beside it, from which all files move to their places at the end.
+    """Yields a path of the target's name in a folder beside it, from which all files are moved into place at the end.
 
-    The one that is named comes last, and is away while the others change: under its name stands the old or the new
-    export, or none, but never a part. What killed processes have left of such folders is removed.
+    The target itself is moved last, and is absent while the others change: its name stands for the old export or the
+    new one, or does not exist, but never for a part. Such folders that killed processes left behind are removed.
 
     Args:
-        target: The file or folder that is named.
+        target: The file or folder to write.
 
     Raises:
         WeightsError: If they cannot be written.

@@ -1,4 +1,4 @@
-"""Whether an exported network answers as the original does."""
+"""Verifies that an exported network gives the original's outputs."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from mobilemamba.export.calibration import Agreement, compare
 from mobilemamba.export.format import Format, Source
 from mobilemamba.text import printable
 
-#: The largest difference that passes, as a share of the largest logit, by what the weights are in; for int8 the answers
-#: to pictures tell more. A detector's answers are shares of a picture's side and probabilities.
+#: The largest difference that passes, by dtype, as a share of the largest logit (for detectors, of a picture's side or
+#: of probability 1). For int8 the answers to pictures tell more.
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
-#: Share of the objects that may differ, as of two that overlap and are equally probable either may be left.
+#: Share of the objects that may differ, since of two that overlap with equal probability either may be kept.
 _EQUALS = 0.05
 
 
 @dataclass(frozen=True)
 class Check:
-    """What a comparison found."""
+    """The result of a comparison."""
 
-    error: float | None  # largest difference as a share of ``unit``; None where it could not be run
-    batches: tuple[int, ...]  # numbers of pictures that were tried
-    runtime: str  # that answered, or why it could not
-    agreement: Agreement | None = None  # on the pictures that were given
-    unit: str = ""  # what differences are a share of, in words
-    limit: float | None = None  # the most that passes of ``error``; None where all does
+    error: float | None  # largest difference as a share of ``unit``; None if it could not be run
+    batches: tuple[int, ...]  # batch sizes that were tried
+    runtime: str  # the runtime that was used, or why there was none
+    agreement: Agreement | None = None  # on the given pictures
+    unit: str = ""  # description of what ``error`` is a share of
+    limit: float | None = None  # largest accepted ``error``; None if any is accepted
 
 
 @torch.no_grad()
 def check(network: nn.Module, form: Format, path: Path, source: Source) -> Check:
-    """Compares the answers to several batches of noise and of smooth pictures.
+    """Compares the outputs for several batches of noise and of smooth pictures.
 
     Args:
         network: The original, in evaluation mode.
-        form: Of the file.
+        form: Format of the file.
         path: The file.
-        source: What it was made of.
+        source: What the file was made from.
 
     Raises:
         WeightsError: If they differ by more than :data:`TOLERANCES`.
@@ -58,7 +58,7 @@ def check(network: nn.Module, form: Format, path: Path, source: Source) -> Check
         expected = network(pictures)
         try:
             given = exported(pictures)
-        except Exception as failure:  # of the runtimes' own kinds
+        except Exception as failure:  # runtimes raise exceptions of their own
             reason = " ".join(str(failure).split())[:200]
             taken = " x ".join(map(str, pictures.shape))
             raise WeightsError(
@@ -86,17 +86,17 @@ def check(network: nn.Module, form: Format, path: Path, source: Source) -> Check
 
 @torch.no_grad()
 def check_objects(form: Format, path: Path, source: Source, kept: Kept) -> None:
-    """Compares a file's objects to those among its own candidates, on the pictures that :func:`check` takes.
+    """Compares a file's objects with those chosen from its own candidates, for the pictures that :func:`check` uses.
 
     Raises:
-        WeightsError: If they are not the same, but for some among equals.
+        WeightsError: If they differ, apart from some of equal probability.
     """
-    if source.dtype not in TOLERANCES:  # in 8 bits many are equally probable
+    if source.dtype not in TOLERANCES:  # in 8 bits many have equal probabilities
         return
     candidates, objects = form.load(path), form.load_objects(path)
     for pictures in examples(source):
         given, expected = objects(pictures), objects_of(candidates(pictures), kept, source.sizes[0])
-        wrong = torch.cdist(given, expected, p=math.inf).amin(-1) > TOLERANCES["float32"]  # in whatever order
+        wrong = torch.cdist(given, expected, p=math.inf).amin(-1) > TOLERANCES["float32"]  # in any order
         if (share := float(wrong.sum() / (expected[..., 4] > 0).sum().clamp_min(1))) > _EQUALS:
             raise WeightsError(
                 f"{printable(path.name)} is not written: {100 * share:.0f} % of the objects that {candidates.how} "
@@ -105,7 +105,7 @@ def check_objects(form: Format, path: Path, source: Source, kept: Kept) -> None:
 
 
 def examples(source: Source) -> Iterator[Tensor]:
-    """Batches of several sizes; pictures as different as noise, plain colours and slow waves."""
+    """Yields batches of several sizes, of pictures as different as noise and plain colours with slow waves."""
     generator = torch.Generator().manual_seed(0)
     batches = (1, 2, 5) if source.batch is None else (source.batch, source.batch + 1, 1)
     for batch, (height, width) in zip(batches, source.sizes, strict=True):

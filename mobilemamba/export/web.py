@@ -1,4 +1,4 @@
-"""A static page that runs an exported network in the browser: in a folder, to be served as it is."""
+"""Writes a static page that runs an exported network in the browser: a folder that can be served as it is."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from mobilemamba.models.runtime import runtime_of
 from mobilemamba.text import printable
 from mobilemamba.version import __version__
 
-#: What runs the network, at the version that was tried; its npm package has many builds, of which this one needs two
-#: files: what is on the left is called as on the right.
+#: The runtime, at the version that was tested. Its npm package has many builds; this one needs two files, which are
+#: renamed from the left name to the right one.
 _PACKAGE = "onnxruntime-web@1.30.0"
 _BUILD = {"ort.wasm.bundle.min.mjs": "ort.js", "ort-wasm-simd-threaded.wasm": "ort.wasm"}
-#: Ours, and what is made for each network.
+#: The files of our page, and those that are made for each network.
 _PAGE = Path(__file__).with_name("page")
 _NETWORK, _ABOUT = "network.onnx", "network.json"
 _TIMEOUT = 600  # seconds to fetch 33 MB
@@ -39,14 +39,14 @@ def write_page(network: Path, folder: Path) -> int:
 
     Args:
         network: An ``.onnx`` file that mobilemamba export wrote.
-        folder: To be made; or one that is empty, or holds such a page, which is replaced as a whole.
+        folder: A folder that does not exist, is empty, or holds such a page, which is replaced as a whole.
 
     Returns:
         The size of all files in bytes.
 
     Raises:
-        ConfigError: If the folder holds other files or cannot be made, npm is missing, or pictures are not of three
-            colours.
+        ConfigError: If the folder holds other files or cannot be made, npm is missing, or the network does not take RGB
+            pictures.
         WeightsError: If the network cannot be read, or the page cannot be written.
     """
     about = _about(network)
@@ -62,10 +62,10 @@ def write_page(network: Path, folder: Path) -> int:
 
 
 def check_page(folder: Path) -> None:
-    """Refuses a folder that no page can be written to, before the work for it is done.
+    """Refuses a folder that no page can be written to, before any work is done for it.
 
     Raises:
-        ConfigError: With the reason.
+        ConfigError: If it is refused, with the reason.
     """
     shown = f"--web {printable(folder)}"
     if shutil.which("npm") is None:
@@ -83,19 +83,19 @@ def check_page(folder: Path) -> None:
 
 
 def check_shown(card: ModelCard, network: Path) -> None:
-    """Refuses a network of pictures or answers that no page can show.
+    """Refuses a network whose pictures or answers a page cannot show.
 
     Raises:
-        ConfigError: With the reason.
+        ConfigError: If it is refused, with the reason.
     """
     if card.in_chans != 3 or not card.num_classes:
         raise ConfigError(f"{printable(network)}: a page shows pictures of three colours, and their classes")
 
 
 def _about(network: Path) -> dict[str, Any]:
-    """What the page knows of the network."""
+    """Returns what the page needs to know about the network."""
     card, runtime = read_card(network), runtime_of(network)
-    assert card is not None  # else it would have been refused
+    assert card is not None  # a file without a card was refused above
     assert runtime is not None
     check_shown(card, network)
     said, shape = runtime.metadata(network), runtime.load(network).shape
@@ -127,7 +127,7 @@ def _described(card: ModelCard) -> str:
 
 
 def _fetch(folder: Path) -> None:
-    """Puts what runs the network into a folder, from npm's cache or registry."""
+    """Puts the runtime's files into a folder, from npm's cache or registry."""
     with tempfile.TemporaryDirectory() as scratch:
         command = ["npm", "pack", _PACKAGE, "--loglevel", "error", "--prefer-offline", "--pack-destination", scratch]
         try:
@@ -136,7 +136,7 @@ def _fetch(folder: Path) -> None:
         except subprocess.TimeoutExpired:
             failed, reason = True, f"no answer within {_TIMEOUT} s"
         archive = next(Path(scratch).glob("*.tgz"), None)
-        if failed or archive is None:  # of a full disk it may leave a part
+        if failed or archive is None:  # a full disk may leave a part
             line = " ".join(reason.replace("npm error", "").split())[:200]
             raise ConfigError(f"npm cannot fetch {_PACKAGE}: {line}; see that it reaches its registry")
         with tarfile.open(archive) as packed:

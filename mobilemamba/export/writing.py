@@ -30,19 +30,19 @@ from mobilemamba.text import printable
 from mobilemamba.version import __version__
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-#: Bytes for which there is no room on a disk that a library has filled: it may have left the rest of a buffer.
+#: Bytes that do not fit on a disk that a library has filled: it may have left room for less than a buffer.
 _ROOM = 2**20
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written."""
+    """The file that was written."""
 
     path: Path
     bytes: int  # of all its files
     size: tuple[int, int] | None  # height and width of the pictures; None for any
     batch: int | None  # pictures at a time; None for any
-    check: Check | None  # None if it was not asked for
+    check: Check | None  # None if not verified
 
 
 def export_network(
@@ -51,18 +51,18 @@ def export_network(
     target: str | Path,
     options: Options | None = None,
 ) -> Exported:
-    """Writes a network for another program, its card with it.
+    """Writes a network for another runtime, together with its card.
 
     Args:
-        network: In float32 on the CPU.
-        card: What it is of, and how its pictures are prepared.
-        target: Its ending chooses the format; replaced as a whole.
-        options: How; by default in float32, and checked.
+        network: The network, in float32 on the CPU.
+        card: Its card, which says how its pictures are prepared.
+        target: The file to write, replaced as a whole; its suffix chooses the format.
+        options: Options; by default float32, verified.
 
     Raises:
         ConfigError: If an option cannot work, or a package is missing.
         DataError: If the pictures for the calibration cannot be read.
-        WeightsError: If the file cannot be written, or does not answer as the network does.
+        WeightsError: If the file cannot be written, or its outputs differ from the network's.
     """
     target, options = Path(target), options or Options()
     form = format_of(target)
@@ -111,20 +111,20 @@ def export_network(
 
 
 def _write(form: Format, source: Source, metadata: Mapping[str, str], path: Path) -> None:
-    """Has a format write, and says what keeps it from that in one line."""
+    """Lets a format write, and reports a failure in one line."""
     try:
         with quiet():
             form.write(source, metadata, path)
     except (MobileMambaError, OSError):
         raise
-    except Exception as error:  # of the libraries' own kinds, for a full disk as for what they cannot convert
-        (path.parent / "more").write_bytes(bytes(_ROOM))  # a full disk is said in the system's words
+    except Exception as error:  # libraries raise their own kinds, even for a full disk
+        (path.parent / "more").write_bytes(bytes(_ROOM))  # a full disk raises the system's error here
         reason = " ".join(str(error).split())[:300]
         raise WeightsError(f"cannot write {printable(path.name)} for {form.name}: {reason}") from error
 
 
 class _InTypes(nn.Module):
-    """Computes in another type than its pictures and answers have."""
+    """Computes in another dtype than that of its input and output."""
 
     def __init__(self, network: nn.Module, dtype: torch.dtype, *, softmax: bool) -> None:
         super().__init__()
@@ -142,13 +142,13 @@ def _in_types(network: nn.Module, dtype: torch.dtype, *, softmax: bool) -> nn.Mo
 
 
 def _try(network: nn.Module, source: Source) -> None:
-    """Refuses pictures that the network does not take, in its own words."""
+    """Refuses pictures that the network does not take, with the network's own message."""
     try:
         with torch.no_grad():
             answer = network(source.example[:1])
     except MobileMambaError:
         raise
-    except Exception as error:  # whatever a network may raise
+    except Exception as error:  # networks may raise anything
         height, width = source.sizes[0]
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(
@@ -161,18 +161,18 @@ def _try(network: nn.Module, source: Source) -> None:
 
 
 def _check_target(target: Path) -> None:
-    """Refuses what could not be written, before the work for it is done."""
+    """Refuses a target that cannot be written, before any work is done for it."""
     if not (target.is_dir() and target.suffix == ".mlpackage"):
         check_writable(target, "the target")
-    for suffix, other in ((".xml", ".param"), (".param", ".xml")):  # the weights of both stand in .bin
+    for suffix, other in ((".xml", ".param"), (".param", ".xml")):  # both have their weights in .bin
         if target.suffix == suffix and target.with_suffix(other).exists():
             named, weights = printable(target.with_suffix(other)), target.with_suffix(".bin").name
             raise ConfigError(f"{printable(target)}: {weights} beside it has the weights of {named}; take another name")
 
 
 def _check_pixels(batch: int, height: int, width: int) -> None:
-    """Refuses what no machine holds the activations of: the system may end a process that tries."""
-    from mobilemamba.data.pictures import MAX_PIXELS  # loads what reads pictures
+    """Refuses sizes whose activations no machine can hold: the system may kill a process that tries."""
+    from mobilemamba.data.pictures import MAX_PIXELS  # slow to import
 
     if batch * height * width > MAX_PIXELS:
         raise ConfigError(
@@ -183,7 +183,7 @@ def _check_pixels(batch: int, height: int, width: int) -> None:
 
 @contextmanager
 def _in_memory(source: Source) -> Iterator[None]:
-    """Says of what there was too much, where memory ran out."""
+    """Context that reports the size of the pictures if memory runs out."""
     try:
         yield
     except Exception as error:

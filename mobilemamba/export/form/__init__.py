@@ -1,8 +1,8 @@
-"""The network in the form that other runtimes take: norms folded, every operator of ours in plain ones, few of them.
+"""Networks in the form that other runtimes need: norms folded, our operators replaced by few plain ones.
 
 Every layer computes what the original does, up to rounding. Convolutions keep (B, C, H, W), which runtimes store in
-blocks of channels; around the scan the channels come last. What would leave those blocks, such as concatenations and
-transposed convolutions, is turned into convolutions and their sums.
+blocks of channels; around the scan the channels come last. Operators that would leave those blocks, such as
+concatenations and transposed convolutions, are turned into convolutions and their sums.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ __all__ = ["decompositions", "exportable", "without_idle_steps"]
 
 
 def exportable(network: nn.Module, *, any_size: bool = False) -> nn.Module:
-    """A copy for inference with the same outputs up to rounding, whose operators :func:`decompositions` knows.
+    """Returns a copy for inference with the same outputs up to rounding, whose operators :func:`decompositions` knows.
 
     Args:
-        network: In evaluation mode.
-        any_size: Lay the scans out for maps of any size, which ONNX alone can; see ``free``.
+        network: The network, in evaluation mode.
+        any_size: Whether the scans take maps of any size, which only ONNX can; see ``free``.
 
     Raises:
-        ConfigError: If a layer beside the scans takes one size only.
+        ConfigError: If a layer other than the scans takes one size only.
     """
     copy = reparameterize_model(fuse_norms(network)).eval().requires_grad_(requires_grad=False)
     _replace_children(copy, any_size=any_size)

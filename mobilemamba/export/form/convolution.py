@@ -1,4 +1,4 @@
-"""Convolutions from their numbers."""
+"""Builds convolutions from their weights."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def conv2d(weight: Tensor, bias: Tensor | None = None, stride: int = 1, padding: int = 0, groups: int = 1) -> nn.Conv2d:
-    """The convolution with these numbers.
+    """Builds a convolution with a given weight and bias.
 
     Args:
         weight: (out, in / groups, height, width).
-        bias: (out,), or none.
-        stride: In both directions.
-        padding: On all four sides.
-        groups: Of channels.
+        bias: (out,), or None.
+        stride: Stride in both directions.
+        padding: Padding on all four sides.
+        groups: Groups of channels.
     """
     out, into, *kernel = weight.shape
     conv = nn.utils.skip_init(
@@ -28,7 +28,7 @@ def conv2d(weight: Tensor, bias: Tensor | None = None, stride: int = 1, padding:
 
 
 def numbers(conv: nn.Module) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a convolution."""
+    """Returns the weight and bias of a convolution; zeros if it has no bias."""
     assert isinstance(conv, nn.Conv2d)
     bias = conv.weight.new_zeros(len(conv.weight)) if conv.bias is None else conv.bias
     return conv.weight.detach(), bias.detach()

@@ -1,7 +1,7 @@
-"""What a form for pictures of any size has in ONNX alone: loops, and shapes that are read when it runs.
+"""Parts of the form for pictures of any size that only ONNX has: loops, and shapes that are read at run time.
 
-A tracer would have to follow sizes that it does not know through every layer, for minutes. So it sees one size, the
-layers have no operator that depends on it, and what does is a function of ONNX's, which the file then holds.
+A tracer would have to follow unknown sizes through every layer, for minutes. So it sees one size, and the layers have
+no operator that depends on it; where one is needed, it is a function in ONNX's text format, which is put into the file.
 
 Shape letters: B batch, K scan directions, H and W sides, h and w half of them, X what advances together, C channels.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: Of the functions.
+#: Domain of the functions.
 DOMAIN = "mobilemamba"
 
 _JOIN = """
@@ -28,13 +28,13 @@ join (phases, like) => (joined) {
 
 
 def join(phases_BFhw: Tensor, like_BCHW: Tensor) -> Tensor:
-    """The map (B, C, H, W) from the four pixels of each square, which stand one after another: F = 4C."""
+    """Joins the four pixels of each square, which follow each other in F = 4C channels, to the map (B, C, H, W)."""
     shape = (phases_BFhw.shape[0], phases_BFhw.shape[1] // 4, *like_BCHW.shape[2:])
     return _call("join", (phases_BFhw, like_BCHW), shape)
 
 
 def recurrence(decay_BKHWX: Tensor, drive_BKHWX: Tensor) -> Tensor:
-    """``h_t = decay_t h_{t-1} + drive_t`` from ``h = 0`` along every direction of a map; X may be several sizes."""
+    """Computes ``h_t = decay_t h_{t-1} + drive_t`` from ``h = 0`` along each direction; X may be several dimensions."""
     name = f"recurrence{drive_BKHWX.shape[1]}_{drive_BKHWX.ndim}"
     return _call(name, (decay_BKHWX, drive_BKHWX), drive_BKHWX.shape)
 
@@ -44,7 +44,7 @@ def _call(name: str, inputs: tuple[Tensor, ...], shape: Any) -> Tensor:
 
 
 def with_functions(model: Any, opset: int) -> Any:
-    """A model of ONNX's with the operators of the functions in place of their calls."""
+    """Returns an ONNX model in which the calls of the functions are replaced by their operators."""
     from onnx.inliner import inline_local_functions
     from onnx.parser import parse_function
 
@@ -59,7 +59,7 @@ def with_functions(model: Any, opset: int) -> Any:
 
 
 def _recurrence(name: str, directions: int, rank: int) -> str:
-    """The function's text: the directions side by side in one loop, which goes backwards along the later half."""
+    """Returns the function's text: all directions in one loop, which runs backwards along the later half of them."""
     each = range(directions)
     backwards = [int(direction >= directions / 2 > 0.5) for direction in each]
     columns = [directions == 4 and direction % 2 == 1 for direction in each]

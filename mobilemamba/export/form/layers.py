@@ -1,4 +1,4 @@
-"""The network's layers as a runtime computes them in the fewest steps; each is made of the norm-free layer.
+"""The network's layers in the fewest steps for a runtime; each is built from the norm-free layer.
 
 Shape letters: B batch, C channels, H and W sides, L = H * W, K scan directions, D inner width, N state size, R rank of
 the step size.
@@ -30,7 +30,7 @@ class Scan(nn.Module):
     """The scan's projections, the scan in every direction and LayerNorm; (B, H, W, D) in and out.
 
     Args:
-        ss2d: The layer whose they are.
+        ss2d: The layer that they belong to.
     """
 
     def __init__(self, ss2d: SS2D):
@@ -70,16 +70,16 @@ class Scan(nn.Module):
             h_BKLND = self.recur(decay, drive_BKLD.unsqueeze(-2) * B_BKLN.unsqueeze(-1))
             y_BKLD = (C_BKLN.unsqueeze(-2).float() @ h_BKLND).squeeze(-2)
         y_BHWD = self.in_place(y_BKLD, u_BHWD)
-        # Not ``y + u * D``: ONNX Runtime joins a sum before LayerNorm with it to an operator that takes four times as
-        # long.
+        # Not ``y + u * D``: ONNX Runtime fuses a sum with the LayerNorm that follows into an operator that takes four
+        # times as long.
         return self.norm((y_BHWD - u_BHWD * self.minus_skip_D).to(u_BHWD.dtype))
 
     def recur(self, decay_BKLX: Tensor, drive_BKLX: Tensor) -> Tensor:
-        """The states after each step; X is D, or N and D."""
+        """Returns the states after each step; X is D, or N and D."""
         return recurrence(*(x.flatten(3).flatten(0, 1) for x in (decay_BKLX, drive_BKLX))).view_as(drive_BKLX)
 
     def in_steps(self, u_BHWD: Tensor) -> Tensor:
-        """Every direction's sequence."""
+        """Returns every direction's sequence."""
         u_BLD = u_BHWD.flatten(1, 2)
         if len(self.A_KND) == 1:
             return u_BLD.unsqueeze(1)
@@ -87,7 +87,7 @@ class Scan(nn.Module):
         return u_BLD.index_select(1, torch.tensor(orders).flatten()).unflatten(1, (len(orders), -1))
 
     def in_place(self, y_BKLD: Tensor, like_BHWD: Tensor) -> Tensor:
-        """Every direction's results in their places, summed."""
+        """Puts every direction's results back in place and sums them."""
         if y_BKLD.shape[1] == 1:
             return y_BKLD.view_as(like_BHWD)
         length, y_BMD = y_BKLD.shape[2], y_BKLD.flatten(1, 2)  # M = K * L
@@ -100,7 +100,7 @@ class Scan(nn.Module):
 
 
 class FreeScan(Scan):
-    """The same for maps of any size, which stay maps: (B, K, H, W, D) where there are sequences (B, K, L, D)."""
+    """A :class:`Scan` for maps of any size, which keeps (B, K, H, W, D) where that has sequences (B, K, L, D)."""
 
     def __init__(self, ss2d: SS2D):
         super().__init__(ss2d)
@@ -118,7 +118,7 @@ class FreeScan(Scan):
 
 
 def _orders(directions: int, height: int, width: int) -> list[list[int]]:
-    """``scan_order`` in numbers that a tracer does not see."""
+    """Returns ``scan_order`` as plain lists, which a tracer does not see."""
     rows = list(range(height * width))
     columns = [row * width + column for column in range(width) for row in range(height)]
     forwards = [rows] if directions < 4 else [rows, columns]
@@ -126,11 +126,11 @@ def _orders(directions: int, height: int, width: int) -> list[list[int]]:
 
 
 class GlobalPart(nn.Module):
-    """ReLU of WTE-Mamba, or of SS2D alone; (B, C, H, W) in and out.
+    """WTE-Mamba, or SS2D alone, followed by ReLU; (B, C, H, W) in and out.
 
     Args:
         mixer: The layer.
-        any_size: Of maps; see ``free``.
+        any_size: Whether maps may have any size; see ``free``.
     """
 
     def __init__(self, mixer: WaveletMamba | SS2D, *, any_size: bool = False):
@@ -139,7 +139,7 @@ class GlobalPart(nn.Module):
         assert isinstance(ss2d, SS2D)
         into, out = numbers(ss2d.in_proj), numbers(ss2d.out_proj)
         scale_C = mixer.scale.detach().flatten() if isinstance(mixer, WaveletMamba) else torch.ones(len(out[1]))
-        # Apart, as halves of one result would have to be copied.
+        # Two convolutions, because the halves of a single result would have to be copied.
         self.into, self.gate = (conv2d(weight, bias) for weight, bias in zip(*(x.chunk(2) for x in into), strict=True))
         self.conv, self.scan = ss2d.conv, (FreeScan if any_size else Scan)(ss2d)
         bias_C = out[1] * scale_C
@@ -161,13 +161,13 @@ class GlobalPart(nn.Module):
 
 
 class LocalPart(nn.Module):
-    """ReLU of the local and the unmixed channels as one depthwise convolution; (B, C, H, W) in and out.
+    """The local and the unmixed channels, with their ReLU, as one depthwise convolution; (B, C, H, W) in and out.
 
-    A channel that stays as it is has a kernel of one 1; smaller kernels stand in the middle of the largest.
+    An unmixed channel has a kernel with a single 1; smaller kernels are centred in the largest.
 
     Args:
-        mixer: The local channels' layer; what stands in place of it mixes none.
-        identity: How many more channels stay as they are.
+        mixer: The local channels' layer; any other module than a ``MultiKernelConv`` means that there are none.
+        identity: Number of further channels that are unmixed.
     """
 
     def __init__(self, mixer: nn.Module, identity: int):
@@ -192,11 +192,11 @@ class LocalPart(nn.Module):
 
 
 class MixedResidual(nn.Module):
-    """x + MRFFI(x): the projection of each part apart, so that none are put together; (B, C, H, W) in and out.
+    """x + MRFFI(x), with a separate projection of each part to avoid a concatenation; (B, C, H, W) in and out.
 
     Args:
         mrffi: The layer.
-        any_size: Of maps; see ``free``.
+        any_size: Whether maps may have any size; see ``free``.
 
     Raises:
         ConfigError: If the global part takes one size only.
@@ -237,7 +237,7 @@ class MixedResidual(nn.Module):
 
 
 class Merging(nn.Module):
-    """Patch merging, its average by an operator for pooling."""
+    """Patch merging that averages by a pooling operator."""
 
     def __init__(self, merging: PatchMerging, *, any_size: bool = False):
         super().__init__()
@@ -251,7 +251,7 @@ class Merging(nn.Module):
 
 
 class Pooling(nn.Module):
-    """The average over the map by an operator for pooling, where its size is known; (B, C, H, W) to (B, C, 1, 1)."""
+    """The average over the map, by a pooling operator if its size is known; (B, C, H, W) to (B, C, 1, 1)."""
 
     def __init__(self, *, any_size: bool = False):
         super().__init__()
@@ -262,8 +262,8 @@ class Pooling(nn.Module):
 
 
 def replacement(layer: nn.Module, *, any_size: bool = False) -> nn.Module | None:
-    """What a runtime is to compute in place of a norm-free layer; None where that is the layer itself."""
-    if any(isinstance(part, ConvNorm) for part in layer.modules()):  # its norm is of a class that does not fold
+    """Returns the layer to compute in place of a norm-free one; None to keep the layer itself."""
+    if any(isinstance(part, ConvNorm) for part in layer.modules()):  # with a norm that could not be folded
         return None
     if isinstance(layer, Residual) and isinstance(layer.branch, MRFFI):
         return MixedResidual(layer.branch, any_size=any_size)

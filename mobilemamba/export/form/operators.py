@@ -1,4 +1,4 @@
-"""Every operator of ours that a traced network may have, as a function of plain ones."""
+"""Decomposes every operator of ours that a traced network may have into plain ones."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from mobilemamba.ops.wavelet.definition import haar_filters, wavelet_conv
 
 
 def decompositions() -> dict[Any, Callable[..., Tensor]]:
-    """Operator -> the function that computes it, as ``ExportedProgram.run_decompositions`` takes them.
+    """Returns the function that computes each operator, as ``ExportedProgram.run_decompositions`` takes them.
 
-    Those of training are left out: gradients, and norms by the batch's own statistics.
+    Operators of training are left out: gradients, and norms by the batch's own statistics.
     """
     ours = torch.ops.mobilemamba
     plain = {ours.depthwise_conv: depthwise_conv, ours.mix_channels: mix_channels, ours.scan_norm_gate: scan_norm_gate}
@@ -37,7 +37,7 @@ def decompositions() -> dict[Any, Callable[..., Tensor]]:
 
 
 def without_idle_steps(program: ExportedProgram) -> ExportedProgram:
-    """The same program without aliases, which Core ML does not know, and splits into one part, as LiteRT refuses."""
+    """Removes aliases, which Core ML does not know, and splits into a single part, which LiteRT refuses, in place."""
     aten = torch.ops.aten
     for node in list(program.graph.nodes):
         if node.target == aten.alias.default:
@@ -46,7 +46,7 @@ def without_idle_steps(program: ExportedProgram) -> ExportedProgram:
             idle = [*node.users, node]
         else:
             continue
-        if any(user.op == "output" for step in idle for user in step.users):  # whose names the signature has
+        if any(user.op == "output" for step in idle for user in step.users):  # the signature names its inputs
             continue
         for step in idle:
             step.replace_all_uses_with(node.args[0])

@@ -1,6 +1,6 @@
 """The selective scan in plain operators, for one size of the map.
 
-Shape letters: B batch, K scan directions, D inner width, N state size, L sequence length, M chunks, S steps a chunk,
+Shape letters: B batch, K scan directions, D inner width, N state size, L sequence length, M chunks, S steps per chunk,
 X what advances together.
 """
 
@@ -17,7 +17,7 @@ from mobilemamba.ops.selective_scan import expand_dt
 
 
 def softplus(x: Tensor) -> Tensor:
-    """In fewer operators than ``F.softplus`` has in exports, and as exact; OpenVINO knows the logarithm as one."""
+    """Softplus in fewer operators than ``F.softplus`` exports to, and as exact; OpenVINO fuses its logarithm term."""
     return F.relu(x) + torch.log(torch.exp(-x.abs()) + 1)
 
 
@@ -34,11 +34,11 @@ def scan(
     _: str,
     dt_weight: Tensor | None = None,
 ) -> Tensor:
-    """The selective scan in two levels: all chunks advance together, then each adds what it inherits.
+    """Computes the selective scan in two levels: all chunks advance together, then each adds what it inherits.
 
-    Nothing is divided and every factor is at most 1. Arguments as of the operator ``mobilemamba::selective_scan``.
+    Nothing is divided and every factor is at most 1. Arguments as for the operator ``mobilemamba::selective_scan``.
     """
-    if dt_weight is not None:  # low-rank step sizes, of a graph traced where Triton runs the scan
+    if dt_weight is not None:  # low-rank step sizes, from a graph traced where Triton runs the scan
         dt = expand_dt(dt.float(), dt_weight.float())
     directions, size = len(A_KDN), () if u.ndim == 4 else (height, width)
     u_LBKD, dt_LBKD, B_LBKN, C_LBKN = (in_steps(x.float(), directions, size) for x in (u, dt, B, C))
@@ -53,7 +53,7 @@ def scan(
 
 
 def recurrence(decay_BLX: Tensor, drive_BLX: Tensor) -> Tensor:
-    """``h_t = decay_t h_{t-1} + drive_t`` from ``h = 0``, of the same shape, for a length that is known."""
+    """Computes ``h_t = decay_t h_{t-1} + drive_t`` from ``h = 0``, of the same shape, for a known length."""
     length = decay_BLX.shape[1]
     steps = math.isqrt(max(length - 1, 0)) + 1
     chunks = -(-length // steps)

@@ -1,4 +1,4 @@
-"""The form for runtimes that see one picture, know four dimensions at most and gather nothing."""
+"""The form for runtimes that take one picture, at most four dimensions and no gather operators."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mobilemamba.export.form.wavelet import Inverse
 
 
 def side_by_side(network: nn.Module) -> nn.Module:
-    """Rewrites what has more dimensions, above all the scans, in a network that ``exportable`` made; and gives it."""
+    """Replaces layers with more dimensions, above all scans, in a network from ``exportable``, and returns it."""
     for name, child in network.named_children():
         if isinstance(child, Scan):
             setattr(network, name, SideBySide(child))
@@ -24,7 +24,7 @@ def side_by_side(network: nn.Module) -> nn.Module:
 
 
 class FlatInverse(Inverse):
-    """The same of all squares as one list; LiteRT's int8 takes only the other."""
+    """An :class:`Inverse` of all squares as one list; LiteRT's int8 takes only the other form."""
 
     def forward(self, bands: Tensor) -> Tensor:
         bands_BhwF = bands.permute(0, 2, 3, 1)  # F = 4C
@@ -33,9 +33,9 @@ class FlatInverse(Inverse):
 
 
 class SideBySide(nn.Module):
-    """What :class:`Scan` computes, from flips, splits and concatenations of (B, L, D); (B, H, W, D) in and out.
+    """Computes :class:`Scan` by flips, splits and concatenations of (B, L, D); (B, H, W, D) in and out.
 
-    Shape letters: as of ``Scan``, and P a direction's projections, X = K * N * D what advances together.
+    Shape letters: as for ``Scan``, and P projections of a direction, X = K * N * D values that advance together.
     """
 
     def __init__(self, scan: Scan):
@@ -75,12 +75,12 @@ class SideBySide(nn.Module):
         return self.norm(y_BHWD + u_BHWD * self.skip_D)
 
     def _in_steps(self, u_BHWD: Tensor) -> list[Tensor]:
-        """Every direction's sequence, in the order of ``scan_order``."""
+        """Returns every direction's sequence, in the order of ``scan_order``."""
         forwards = [u_BHWD.flatten(1, 2), u_BHWD.transpose(1, 2).flatten(1, 2)][: (len(self.projection_KPD) + 1) // 2]
         return [*forwards, *(u_BLD.flip(1) for u_BLD in forwards)][: len(self.projection_KPD)]
 
     def _in_place(self, directions: list[Tensor], like_BHWD: Tensor) -> Tensor:
-        """Every direction's results in their places, summed."""
+        """Puts every direction's results back in place and sums them."""
         half = (len(directions) + 1) // 2
         forwards, backwards = directions[:half], directions[half:]
         rows, *columns = (

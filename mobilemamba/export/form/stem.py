@@ -1,4 +1,4 @@
-"""The patch embedding in the blocks of channels that runtimes store together."""
+"""The patch embedding, adapted to the blocks of channels that runtimes store together."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from mobilemamba.export.form.convolution import conv2d, numbers
 from mobilemamba.layers.conv_norm import ConvReLU
 from mobilemamba.layers.patch import PatchEmbed
 
-#: Channels that runtimes store together; what is left over costs as many.
+#: Channels that runtimes store together; an incomplete block costs as much as a full one.
 _BLOCK = 16
 
 
 class Stem(nn.Module):
-    """The patch embedding, in which channels that would begin a new block are kept apart; see ``_shares``."""
+    """The patch embedding, with channels that would start an incomplete block kept separate; see ``_shares``."""
 
     def __init__(self, embed: PatchEmbed):
         super().__init__()
@@ -31,7 +31,7 @@ class Stem(nn.Module):
 
 
 class SharedConv(nn.Module):
-    """A convolution, and the ReLU that it may have, of channels that come and go in shares."""
+    """A convolution, with its ReLU if it has one, whose input and output channels are split into shares."""
 
     def __init__(self, conv: nn.Conv2d, into: list[int], out: list[int]):
         super().__init__()
@@ -57,9 +57,9 @@ class SharedConv(nn.Module):
 
 
 def _shares(channels: int) -> list[int]:
-    """Whole blocks and the rest, or all together where the rest nearly fills a block.
+    """Returns the whole blocks and the rest, or all channels together if the rest nearly fills a block.
 
-    ONNX Runtime fills the last block with zeros, and has a slow way alone for numbers that four does not divide.
+    ONNX Runtime pads the last block with zeros, and has only a slow path for numbers of channels not divisible by four.
     """
     whole, rest = channels // _BLOCK * _BLOCK, channels % _BLOCK
     return [whole, rest] if whole and rest and (rest <= _BLOCK // 2 or channels % 4) else [channels]

@@ -1,8 +1,8 @@
-"""The wavelet branch by depthwise convolutions of stride 2, without transposed ones; (B, C, H, W) in, (B, H, W, C) out.
+"""The wavelet branch by depthwise convolutions of stride 2, without transposed ones; (B, C, H, W) to (B, H, W, C).
 
 The transform, the convolution of the sub-bands and the inverse are linear and repeat every two pixels. So each of the
-four pixels of a square is a convolution of its own, with twice the kernel: ``PhaseConv``. Large kernels cost less where
-the transform stays apart: ``BandConv``.
+four pixels of a square is one convolution with twice the kernel: ``PhaseConv``. For large kernels it costs less to keep
+the transform separate: ``BandConv``.
 
 Shape letters: B batch, C channels, H and W sides, h and w half of them, P = 4 pixels of a square or sub-bands, F = 2.
 """
@@ -18,15 +18,15 @@ from mobilemamba.export.form import free
 from mobilemamba.export.form.convolution import conv2d
 from mobilemamba.layers.wavelet_mamba import WaveletConv
 
-#: The largest kernel for which one convolution a pixel is faster than one a sub-band between the transforms.
+#: The largest kernel for which one convolution per pixel is faster than one per sub-band between the transforms.
 _SMALL = 3
 
 
 def wavelet_form(conv: WaveletConv, bias_C: Tensor, *, any_size: bool = False) -> nn.Module:
-    """What computes ``conv(x) + bias`` in the fewest operators, channels last.
+    """Returns a module that computes ``conv(x) + bias`` in the fewest operators, channels last.
 
     Raises:
-        ConfigError: If it is to take maps of any size, and the filters run over their borders.
+        ConfigError: If maps may have any size, and the filters cross their borders.
     """
     if any_size and conv.dwt_filters.shape[-1] > 2:
         raise ConfigError(
@@ -45,8 +45,8 @@ class PhaseConv(nn.Module):
 
     Args:
         conv: A convolution in the wavelet domain whose filters have two taps.
-        bias_C: Is added.
-        any_size: Of maps; see ``free``.
+        bias_C: Bias to add.
+        any_size: Whether maps may have any size; see ``free``.
     """
 
     def __init__(self, conv: WaveletConv, bias_C: Tensor, *, any_size: bool = False):
@@ -55,7 +55,7 @@ class PhaseConv(nn.Module):
         channels, kernel = len(bias_C), conv.conv.kernel_size[0]
         analysis, synthesis = (f.view(channels, 4, 2, 2).double() for f in (conv.dwt_filters, conv.idwt_filters))
         weight = conv.weight.view(channels, 4, kernel, kernel).double()
-        # To pixel (p, q) from band b, tap (i, j), of which each reads the square (r, s).
+        # To pixel (p, q) from band b by tap (i, j), each of which reads pixels (r, s) of a square.
         phases = torch.einsum("cbpq,cbij,cbrs->pqcirjs", synthesis, weight, analysis)
         phases = phases.reshape(4, channels, 1, 2 * kernel, 2 * kernel).to(bias_C.dtype)
         self.padding = 2 * (kernel // 2)
@@ -64,7 +64,7 @@ class PhaseConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
         before = self.padding
-        # Where any size may come, one more row and column, which change nothing on even sides.
+        # For any size, one more row and column, which change nothing if the sides are even.
         odd_height, odd_width = (1, 1) if self.any_size else (height % 2, width % 2)
         padded = F.pad(x, (before, before + odd_width, before, before + odd_height))
         phases = torch.cat([phase(padded) for phase in self.phases], 1)
@@ -74,11 +74,11 @@ class PhaseConv(nn.Module):
 
 
 class BandConv(nn.Module):
-    """The transform as a convolution for each sub-band, those of the sub-bands, and the inverse as a small product.
+    """The transform as one convolution per sub-band, the convolutions of these, and the inverse as a small product.
 
     Args:
         conv: A convolution in the wavelet domain with Haar's filters.
-        bias_C: Is added.
+        bias_C: Bias to add.
     """
 
     def __init__(self, conv: WaveletConv, bias_C: Tensor):
@@ -86,7 +86,7 @@ class BandConv(nn.Module):
         channels, kernel = len(bias_C), conv.conv.kernel_size[0]
         analysis = conv.dwt_filters.view(channels, 4, 1, 2, 2).transpose(0, 1)
         weight = conv.weight.view(channels, 4, 1, kernel, kernel).transpose(0, 1).flatten(0, 1)
-        # A constant has the sub-bands that the transform gives it.
+        # The bias of the result, as a constant map, has these sub-bands.
         bias = (analysis.sum((2, 3, 4)) * bias_C).flatten()
         self.transform = nn.ModuleList(conv2d(band, None, stride=2, groups=channels) for band in analysis)
         self.bands = conv2d(weight, bias, padding=kernel // 2, groups=4 * channels)
@@ -100,7 +100,7 @@ class BandConv(nn.Module):
 
 
 class Inverse(nn.Module):
-    """The pixels of each square from its sub-bands, one after another; (B, 4C, h, w) to (B, h, w, 4C)."""
+    """Computes the pixels of each square from its sub-bands, one after another; (B, 4C, h, w) to (B, h, w, 4C)."""
 
     def __init__(self, matrix_PP: Tensor):
         super().__init__()
@@ -113,7 +113,7 @@ class Inverse(nn.Module):
 
 
 class _ChannelsLast(nn.Module):
-    """The original, and the bias, with the channels last."""
+    """The original layer plus the bias, with the channels last."""
 
     def __init__(self, conv: WaveletConv, bias_C: Tensor):
         super().__init__()
@@ -127,7 +127,7 @@ class _ChannelsLast(nn.Module):
 
 
 def _join(phases_BhwF: Tensor, height: int, width: int) -> Tensor:
-    """The map from the pixels of each square, which stand one after another: (B, h, w, 4C) to (B, H, W, C)."""
+    """Joins the pixels of each square, which follow each other in the channels: (B, h, w, 4C) to (B, H, W, C)."""
     batch, h, w, features = phases_BhwF.shape
     rows = phases_BhwF.reshape(batch * h, w, 2, features // 2).transpose(1, 2)
     y = rows.reshape(batch, 2 * h, 2 * w, features // 4)
