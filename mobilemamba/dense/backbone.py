@@ -46,7 +46,7 @@ def create_backbone(
             name, arch, 1, in_chans, drop_path_rate, features_only=True, feature_cls="getter", **options
         )
     except (AssertionError, AttributeError, RuntimeError, TypeError) as error:
-        asked = "maps to stand a head on" if output_stride is None else f"maps with output_stride={output_stride}"
+        asked = "feature maps for a head" if output_stride is None else f"maps with output_stride={output_stride}"
         raise ConfigError(f"model {name!r} gives no {asked}; choose another") from error
     take_any_size(backbone.model)
     given = backbone.feature_info.reduction()[-1]

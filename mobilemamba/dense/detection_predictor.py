@@ -1,4 +1,4 @@
-"""Predictor of detectors: objects with their boxes and, for some networks, masks, in pixels of the picture."""
+"""Predictor for detectors: objects with their boxes and, for some networks, masks, in pixels of the picture."""
 
 from __future__ import annotations
 

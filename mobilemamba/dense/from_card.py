@@ -30,4 +30,4 @@ def from_card(create: Callable[..., nn.Module], options: Mapping[str, type], car
     try:
         return create(card.head, card.model, card.num_classes, **chosen)
     except ConfigError as error:
-        raise WeightsError(f"what the weights say of their network cannot be: {error}") from error
+        raise WeightsError(f"the weights describe a network that cannot be built: {error}") from error

@@ -1,4 +1,4 @@
-"""Predictor of segmenters: the class of each pixel, the area of each class, and drawings of both."""
+"""Predictor for segmenters: the class of each pixel, the area of each class, and drawings of both."""
 
 from __future__ import annotations
 

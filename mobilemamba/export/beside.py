@@ -46,7 +46,7 @@ class WithJson(Format):
         try:
             said = json.loads(beside.read_text(encoding="utf-8"))
             if not isinstance(said, dict):
-                raise ValueError(f"a {type(said).__name__} in the place of its entries")
+                raise ValueError(f"a {type(said).__name__} instead of named entries")
             return {key: str(value) for key, value in said.items()}
         except (OSError, ValueError) as error:
             raise WeightsError(

@@ -96,8 +96,7 @@ def compare(network: nn.Module, exported: nn.Module, calibration: Calibration, a
         network: The original.
         exported: The exported network.
         calibration: The pictures.
-        answer: Kind of both outputs: ``candidates`` of a detector; else numbers per class of a picture or of each
-            pixel.
+        answer: Kind of both outputs: ``candidates`` of a detector, or numbers per class of a picture or pixel.
     """
     pictures = calibration.pictures
     pairs = ((network(batch), exported(batch)) for batch in pictures.split(_BATCH))

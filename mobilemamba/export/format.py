@@ -84,7 +84,7 @@ class Source:
             except Exception as error:  # networks may raise anything
                 reason = " ".join(str(error).split())[:300]
                 how = "" if self.size else " for pictures of any size; give --size in pixels"
-                raise ConfigError(f"the network cannot be followed{how}: {reason}") from error
+                raise ConfigError(f"the network cannot be traced{how}: {reason}") from error
             (name,) = program.graph_signature.user_inputs
             taken = next(node.meta["val"].shape for node in program.graph.nodes if node.name == name)
             for what, free, size in zip(("batch", "channels", "size", "size"), self.shape, taken, strict=True):

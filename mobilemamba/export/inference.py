@@ -1,4 +1,4 @@
-"""Runs networks of PyTorch in another runtime."""
+"""Runs PyTorch networks in another runtime."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ class Options:
         detects, free = isinstance(network, Detector), self.is_free(network)
         if self.any_size and not free and any(isinstance(module, SS2D) for module in network.modules()):
             raise ConfigError(
-                "--size dynamic: what stands on the network's scans is laid out for one size of pictures; "
+                "--size dynamic: a network on a mobilemamba backbone is laid out for one size of pictures; "
                 "give it in pixels"
             )
         if free and self.batch is not None and not form.fixes_loops:

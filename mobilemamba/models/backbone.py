@@ -1,4 +1,4 @@
-"""The backbone that timm's interface needs, of a stem, stages and a norm, whatever its blocks are."""
+"""A backbone of a stem, stages and a norm with timm's interface, for any kind of block."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ def _of_types(cls: type, content: Any) -> dict[str, Any]:
         ValueError: If an argument has another type, or is missing or unknown.
     """
     if not isinstance(content, Mapping):
-        raise ValueError(f"a {type(content).__name__} in the place of its entries")
+        raise ValueError(f"a {type(content).__name__} instead of named entries")
     try:
         parts = _parser(cls).parse_object(dict(content)).as_dict()
     except jsonargparse.ArgumentError as error:
@@ -167,8 +167,8 @@ def read_card(path: str | Path) -> ModelCard | None:
     said = "" if runtime is None else runtime.metadata(path).get(CARD_KEY, "")
     if runtime is not None and not said:
         raise WeightsError(
-            f"{printable(path)} is of another program: it does not say what it answers; expected a file that "
-            "mobilemamba export wrote"
+            f"{printable(path)} was written by another program: it does not describe its outputs; "
+            "expected a file that mobilemamba export wrote"
         )
     try:
         readable = path.is_file() and os.access(path, os.R_OK)

@@ -26,7 +26,7 @@ from mobilemamba.models.weights_file import find_tensors
 from mobilemamba.text import printable
 
 #: The remedy when weights do not fit the network that their own card describes.
-NOT_AS_IT_SAYS = "what the file says of its network is not true of its tensors: write it anew"
+NOT_AS_IT_SAYS = "the file's description of its network does not match its tensors: write it again"
 
 
 def load_weights(

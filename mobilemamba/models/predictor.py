@@ -33,7 +33,7 @@ _LEAST_DRAWN = 224
 
 
 class Predictor:
-    """Answers pictures by a network; there is one subclass for each task.
+    """Runs a network on pictures and returns its answers; there is one subclass for each task.
 
     Attributes:
         columns: Names of the columns that :meth:`lines` returns.

@@ -1,4 +1,4 @@
-"""Exported networks that other programs than PyTorch run, and the readers that load them and their cards."""
+"""Exported networks that programs other than PyTorch run, and the readers that load them and their cards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Triton kernels for NVIDIA's GPUs: where they can run, and how to compile them without importing Triton earlier."""
+"""Triton kernels for NVIDIA's GPUs: where they can run, and how they are compiled; imports Triton only when needed."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def why_not_on(device: torch.device, dtype: torch.dtype) -> str | None:
     if find_spec("triton") is None:
         return "Triton is not installed; it comes with PyTorch for CUDA on Linux"
     if dtype not in _DTYPES:
-        return f"its kernels compute in single precision, {_name(dtype)} is not theirs"
+        return f"its kernels compute in single precision, not in {_name(dtype)}"
     if import_module("triton").knobs.runtime.interpret:
         return None  # in the tests, which interpret the kernels with NumPy
     if device.type != "cuda":

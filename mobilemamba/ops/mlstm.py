@@ -20,7 +20,7 @@ CHUNK = 256  # computes a map of 16 x 16 in one parallel step; beyond it, memory
 def mlstm_reference(
     q_BKNLF: Tensor, k_BKNLF: Tensor, v_BKNLF: Tensor, input_BKNL: Tensor, forget_BKNL: Tensor
 ) -> Tensor:
-    """The definition: the recurrence step by step, in the inputs' dtype. Arguments and result as below."""
+    """The definition: the recurrence step by step, in the inputs' dtype. Arguments as for ``mlstm_chunked``."""
     width = q_BKNLF.shape[-1]
     memory_BKNFF = q_BKNLF.new_zeros(*q_BKNLF.shape[:3], width, width)
     normaliser_BKNF = q_BKNLF.new_zeros(*q_BKNLF.shape[:3], width)

@@ -17,7 +17,7 @@ CHUNK = 16  # the pairs of steps within a chunk take S times the input's memory
 def rwkv6_reference(
     r_BKNLF: Tensor, k_BKNLF: Tensor, v_BKNLF: Tensor, log_decay_BKNLF: Tensor, bonus_KNF: Tensor
 ) -> Tensor:
-    """The definition: the recurrence step by step, in the inputs' dtype. Arguments and result as below."""
+    """The definition: the recurrence step by step, in the inputs' dtype. Arguments as for ``rwkv6_chunked``."""
     state_BKNFF = r_BKNLF.new_zeros(*r_BKNLF.shape[:3], r_BKNLF.shape[-1], r_BKNLF.shape[-1])
     output = []
     for r, k, v, log_decay in zip(*(x.unbind(3) for x in (r_BKNLF, k_BKNLF, v_BKNLF, log_decay_BKNLF)), strict=True):

@@ -29,9 +29,10 @@ def ttt_linear_reference(
     gain_NF: Tensor,
     shift_NF: Tensor,
 ) -> Tensor:
-    """The definition: gradient descent token by token, in the inputs' dtype. Arguments and result as below.
+    """The definition: gradient descent token by token, in the inputs' dtype.
 
-    Autograd computes the gradient of the loss as the paper states it.
+    Autograd computes the gradient of the loss as the paper states it. Arguments and result as for
+    ``ttt_linear_chunked``.
     """
 
     def norm(z_BKNF: Tensor) -> Tensor:

@@ -141,7 +141,7 @@ def test_data_and_task_that_are_chosen_fit_each_other() -> None:
             "validate",
             "test_efficientnet",
             True,
-            "what the file says of its network is not true of its tensors: write.*",
+            "the file's description of its network does not match its tensors: write.*",
         ),
         ("fit", "test_efficientnet", False, "fit on .*, or start with a fresh classifier by --model.new_head true"),
         (

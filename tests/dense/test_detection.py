@@ -217,7 +217,7 @@ def test_the_stage_that_ssdlite_does_not_read(tiny_detector: Tiny) -> None:
         ({"num_classes": 0}, "num_classes=0: expected 1 or more"),
         ({"head_dim": 2}, "head_dim=2: expected 4 or more"),
         ({"backbone": "mobilemamba_s7"}, "did you mean mobilemamba_s6"),
-        ({"backbone": "hardcorenas_a"}, "model 'hardcorenas_a' gives no maps to stand a head on"),
+        ({"backbone": "hardcorenas_a"}, "model 'hardcorenas_a' gives no feature maps for a head"),
         (
             {"backbone": "vit_tiny_patch16_224"},
             "retinanet reads maps of stride 16, 32, 64, and vit_tiny_patch16_224 gives 16, 16, 16; choose another",

@@ -113,7 +113,7 @@ def test_a_card_that_cannot_be() -> None:
     for head, options, message in (
         ("ssdlite", {"window": 3}, "head_options has 'window': expected head_dim, prune"),
         ("ssdlite", {"head_dim": "wide"}, "head_options has 'head_dim' = 'wide': expected int"),
-        ("ssd", {}, "what the weights say of their network cannot be: head 'ssd'"),
+        ("ssd", {}, "the weights describe a network that cannot be built: head 'ssd'"),
     ):
         card = ModelCard("mobilemamba_t2", how, 3, task="detection", head=head, head_options=options)
         with pytest.raises(WeightsError, match=message):

@@ -140,7 +140,7 @@ def asked_closely(predictor: SegmentationPredictor) -> SegmentationPredictor:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"head": "unet"}, "what the weights say of their network cannot be: head 'unet': expected one of"),
+        ({"head": "unet"}, "the weights describe a network that cannot be built: head 'unet': expected one of"),
         ({"head_options": {"depth": 3}}, "head_options has 'depth': expected auxiliary, head_dim, output_stride"),
         ({"head_options": {"head_dim": 0}}, "head_dim=0: expected 1 or more"),
         ({"head_options": {"head_dim": "wide"}}, "head_options has 'head_dim' = 'wide'"),

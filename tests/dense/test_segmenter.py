@@ -156,7 +156,7 @@ def test_norms_of_heads_alone_can_be_synchronised(tiny: Tiny) -> None:
         ({"num_classes": 0}, "num_classes=0: expected 1 or more"),
         ({"head_dim": 0}, "head_dim=0: expected 1 or more"),
         ({"backbone": "mobilemamba_s7"}, "did you mean mobilemamba_s6"),
-        ({"backbone": "hardcorenas_a"}, "model 'hardcorenas_a' gives no maps to stand a head on"),
+        ({"backbone": "hardcorenas_a"}, "model 'hardcorenas_a' gives no feature maps for a head"),
         ({"backbone": "vgg11", "output_stride": 8}, "model 'vgg11' gives no maps with output_stride=8; choose another"),
         ({"backbone": "resnet18", "arch": ArchOverrides(d_state=2)}, "arch.d_state: only the mobilemamba"),
         (

@@ -59,10 +59,10 @@ def test_they_are_read_as_they_were_written(path: Path) -> None:
         (lambda x: x.with_suffix(".second").unlink(), "cannot read {x}: there is no x.second beside it; expected a fi"),
         (
             lambda x: note_of(x).write_text("[]"),
-            "cannot read {x}.json: a list in the place of its entries; exp",
+            "cannot read {x}.json: a list instead of named entries; exp",
         ),
         (lambda x: note_of(x).write_text("{"), "cannot read {x}.json: .*; expected what mobilemamba export wrote"),
-        (lambda x: note_of(x).write_text('{"name": "page"}'), "{x} is of another program: it does not say what it an"),
+        (lambda x: note_of(x).write_text('{"name": "page"}'), "{x} was written by another program: it does not descr"),
         (lambda x: note_of(x).write_text(note_of(x).read_text().replace("0", "1")), "cannot read {x}: it is not what"),
         (lambda x: x.write_text("2"), "cannot read {x}: it is not what x.paired.json was written for; expected a file"),
         (lambda x: x.with_suffix(".second").write_text(""), "cannot read {x}: it is not what x.paired.json was writ"),

@@ -266,7 +266,7 @@ def test_a_file_chooses_the_objects_itself(tmp_path: Path, head: str, suffix: st
     ("head", "options", "message"),
     [
         ("mask_rcnn", (), "MaskRCNN reads the regions that it has just found, .*; export a retinanet or an ssdlite"),
-        ("ssdlite", ("--size", "dynamic"), "--size dynamic: what stands on the network's scans is laid out for"),
+        ("ssdlite", ("--size", "dynamic"), "--size dynamic: a network on a mobilemamba backbone is laid out for"),
         ("ssdlite", ("--softmax",), "--softmax: not for detectors, which answer with probabilities; leave it out"),
         ("semantic_fpn", ("--nms",), "--nms: only detectors answer with boxes; leave it out"),
         (

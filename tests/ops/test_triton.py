@@ -238,7 +238,7 @@ def test_what_a_scan_s_position_costs(capability: int, tmp_path: Path) -> None:
     ("device", "dtype", "d_state", "reason"),
     [
         ("cpu", torch.float32, 1, "the tensors are on cpu, and its kernels need cuda"),
-        ("cuda", torch.float64, 1, "its kernels compute in single precision, float64 is not theirs"),
+        ("cuda", torch.float64, 1, "its kernels compute in single precision, not in float64"),
         ("cuda", torch.float32, 17, "d_state=17 exceeds the kernels' 16"),
         ("cuda", torch.float32, 16, None),
         ("cuda", torch.bfloat16, 1, "its kernels need compute capability 8.0 for bfloat16, and this is 7.5"),

@@ -331,7 +331,7 @@ def test_mistakes_are_one_line(
         ("pipe.pth", "", "pipe.pth is a pipe; give a .safetensors"),
         ("plain.pth", "", "plain.pth does not say which network it is of; give --model, e.g."),
         ("plain.pth", "--model test_resnet", "plain.pth .*; it is of another model than test_resnet: give that as"),
-        ("lie.safetensors", "", "lie.safetensors does not fit: .*; what the file says of its network is not true of"),
+        ("lie.safetensors", "", "lie.safetensors does not fit: .*; the file's description of its network does not"),
     ],
 )
 def test_weights_of_no_use_are_named_with_what_predict_can_do(

@@ -69,9 +69,9 @@ class InferenceFFN(nn.Module):
         self.pw1, self.pw2 = PackedLinear.of(ffn.pw1), PackedLinear.of(ffn.pw2)
 
     def write_over(self, conv: PackedConv) -> None:
-        """On a GPU, has the sum written over x, which a convolution makes for it alone: a product adds in place there.
+        """Makes the sum overwrite x on a GPU, where a matrix product can add in place; x must be for this layer only.
 
-        It adds no bias beside: the convolution has done so before, and ``pw1`` takes it off x again.
+        The product adds no bias, so the convolution that makes x adds it, and ``pw1`` subtracts its effect again.
         """
         bias = self.pw2.bias
         if bias is None:  # done already

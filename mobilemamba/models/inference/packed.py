@@ -155,7 +155,7 @@ class PackedLinear(_Packed):
         return onednn.linear(x, self.laid_out(x, None, onednn.pack_linear), self.bias, self.act, add)
 
     def add_to(self, y: Tensor, x: Tensor) -> Tensor:
-        """y plus the product with x, in y's memory; for a layer without bias and activation, on a GPU."""
+        """Adds the product with x to y, in y's memory; for a layer without bias and activation, on a GPU."""
         rows = y.flatten(0, -2).addmm_(x.flatten(0, -2), self.fitting(x).t())
         return rows.unflatten(0, y.shape[:-1])
 

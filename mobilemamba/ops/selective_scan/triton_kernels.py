@@ -42,7 +42,7 @@ def _after(a_left, b_left, a, b):
 
 
 def _before(p_left, h_left, a_left, b_left, p, h, a, b):
-    """The same for ``h = p h_in + h``, the state before a step, where (a, b) is the step that follows."""
+    """Combines two elements likewise: ``h = p h_in + h`` is the state before a step, (a, b) the step itself."""
     factor = p * a_left
     return factor * p_left, factor * h_left + (p * b_left + h), a, b
 
