@@ -16,9 +16,9 @@ from torch import Tensor
 from mobilemamba.ops.backends import Backend
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-#: Arguments that only count: Triton would compile a kernel anew where one is 1 or a multiple of 16, and gain nothing.
+#: Arguments not to specialise on: Triton would compile again where one is 1 or a multiple of 16, without any gain.
 _COUNTS = {"pictures", "height", "width", "y_height", "y_width", "length"}
-#: Where launches are noted instead of done, within ``noting_launches``.
+#: Launches that ``noting_launches`` records instead of running them; None outside it.
 _noted: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] | None = None
 
 
@@ -40,7 +40,7 @@ def _counts(function: Callable[..., object]) -> list[str]:
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
-    """Starts a kernel on the device of its first argument, a tensor."""
+    """Launches a kernel on the device of its first argument, which is a tensor."""
     if _noted is not None:
         _noted.append((kernel, tuple(map(_by_kind, arguments)), constants))
         return
@@ -49,7 +49,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
 
 
 class _Pointer:
-    """What the compiler is to know of a tensor, without keeping it."""
+    """What the compiler needs to know about a tensor, without keeping the tensor."""
 
     def __init__(self, x: Tensor):
         self.dtype, self.place = x.dtype, x.data_ptr() % 16
@@ -64,11 +64,11 @@ def _by_kind(value: Any) -> Any:
 
 @contextmanager
 def noting_launches() -> Iterator[dict[object, Callable[[], Any]]]:
-    """Within it kernels are not started, and what they would write is left as it is.
+    """Context that records launches of kernels instead of running them; their outputs stay as they are.
 
     Yields:
-        What at the end has a function for each kernel and kind of arguments: it compiles it, for the current device and
-        in whatever thread.
+        A dictionary that, at the end, has a function for each kernel and kind of arguments. The function compiles that
+        kernel for the current device, and may be called in any thread.
     """
     global _noted
     compilations = dict[object, Callable[[], Any]]()
@@ -84,7 +84,7 @@ def noting_launches() -> Iterator[dict[object, Callable[[], Any]]]:
 
 
 def _kind(kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any]) -> tuple[object, ...]:
-    """What a kernel is compiled anew for."""
+    """Returns a key of all that a kernel is compiled for: the kernel, its constants and the kinds of its arguments."""
     kinds: list[object] = [kernel, *constants.values()]
     for name, value in zip(kernel.arg_names, arguments, strict=False):
         if isinstance(value, _Pointer):

@@ -101,7 +101,7 @@ class CudaGraphs:
                 self._kept.popitem(last=False)
             self._kept[key] = self._capture(function, x)
         except RuntimeError as error:  # also torch.OutOfMemoryError
-            cause = error.__context__ or error  # the end of a capture that failed raises once more
+            cause = error.__context__ or error  # ending a failed capture raises a second error
             reason = str(cause).strip().splitlines()[0]
             if self.at_once:
                 raise ConfigError(
