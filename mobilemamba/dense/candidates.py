@@ -29,15 +29,15 @@ class Kept:
     candidates: int
     max_boxes: int
     overlap: float
-    #: Rows, columns and stride in pixels of each level's cells; empty in files that do not say it.
+    #: Rows, columns and stride in pixels of each level's cells; empty in files of earlier versions.
     cells: tuple[tuple[int, int, int], ...] = ()
-    divisor: int = 1  # of the sides that pictures are padded to
+    divisor: int = 1  # pictures are padded to multiples of it
 
     def within(self, shown: tuple[int, int]) -> list[Tensor]:
-        """Which candidates of each level are of cells that a picture, padded by itself, reaches into.
+        """Returns which candidates of each level are of cells that begin within a picture, padded on its own.
 
         Args:
-            shown: Its height and width, at the left top of what the network takes.
+            shown: Height and width of the picture, at the top left of the network's input.
         """
         if not self.cells:
             return [torch.ones(length, dtype=torch.bool) for length in self.levels]

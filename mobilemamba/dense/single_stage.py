@@ -82,7 +82,7 @@ class SingleStageDetector(Detector):
         starts = [0, *accumulate(lengths[:-1])]
         detections = []
         for picture, size in enumerate(self.sizes(images, sizes)):
-            # What lies beyond a picture, between larger ones, says nothing, as it was never trained.
+            # Cells beyond a picture that is smaller than its batch are never trained, so their scores mean nothing.
             inside = self.anchors.within(grids, padded(size, self.divisor), images.device)
             scores, places, labels = [], [], []
             for start, logit, own in zip(starts, logits[picture].split(lengths), inside.split(lengths), strict=True):

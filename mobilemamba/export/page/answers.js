@@ -34,7 +34,7 @@ function overlap(a, b) {
 /* Objects of candidates (N, 4 + classes), best first: [{index, score, box}], sides as shares of the shown part. */
 export function objects(values, count, kept, shown, canvas) {
   const width = 4 + count, share = [canvas[0] / shown[0], canvas[1] / shown[1]];
-  // What lies beyond the picture says nothing, as it was never trained.
+  // Cells beyond the picture are never trained, so their scores mean nothing.
   const part = shown.map((side) => Math.ceil(side / (kept.divisor ?? 1)) * (kept.divisor ?? 1));
   let first = 0;
   const found = kept.levels.flatMap((length, level) => {
