@@ -181,11 +181,13 @@ class MobileMambaCLI(LightningCLI):
             use_trained(self.command, config, given)
         self.folder = RunFolder(config, given, single=config.sweep is None)
         if config.sweep is not None:
-            self.sweep, self.rows = read_rows(parser, self.command, config, self.resolved(), given)
+            own = self._parser(self.command)
+            assert isinstance(own, Parser)
+            self.sweep, self.rows = read_rows(own, config, given)
 
     def resolved(self) -> Config:
         """Returns this run's configuration as plain values, without its sweep."""
-        return plain(self.parser, self.config)
+        return plain(self._parser(self.command), self.settings)
 
     def before_instantiate_classes(self) -> None:
         """Completes the data's settings, and locks the run folder, so that no other process trains in it."""
@@ -212,7 +214,7 @@ class MobileMambaCLI(LightningCLI):
 
     def _saved_config(self, file: Path | str) -> Config:
         assert isinstance(self.parser, Parser)
-        return plain(self.parser, self.parser.parse(["fit", "--config", str(file)]))
+        return plain(self._parser("fit"), self.parser.parse(["fit", "--config", str(file)]).fit)
 
     def _parse_ckpt_path(self) -> None:
         """Uses the settings of a checkpoint that is to be evaluated; a training uses only the given settings."""

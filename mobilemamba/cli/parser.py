@@ -34,10 +34,10 @@ class Parser(ToolParser, LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"parser_mode": MODE, **kwargs})
 
-    def parse(self, args: list[str]) -> jsonargparse.Namespace:
+    def parse(self, args: list[str], base: jsonargparse.Namespace | None = None) -> jsonargparse.Namespace:
         """Parses arguments; the error for a mistake in a configuration file names the file."""
         try:
-            return self._parse(args)
+            return self._parse(args, base)
         except ConfigError as error:
             for file in filter(os.path.isfile, config_values(args)):
                 if Path(file).name not in str(error) and self._complaint([args[0], "--config", file]) == str(error):
@@ -51,12 +51,12 @@ class Parser(ToolParser, LightningArgumentParser):
             return str(error)
         return None
 
-    def _parse(self, args: list[str]) -> jsonargparse.Namespace:
+    def _parse(self, args: list[str], base: jsonargparse.Namespace | None = None) -> jsonargparse.Namespace:
         """Parses arguments, and refuses unknown sections that are empty, which jsonargparse drops."""
         contents = [read_config(value) for value in config_values(args)]
         contents += [{name[2:]: {}} for name, value, _ in read_options(args) if name[:2] == "--" and value == "{}"]
-        config = super().parse(args)
-        parsed = config[args[0]].as_dict()
+        config = super().parse(args, base)
+        parsed = (config[args[0]] if base is None else config).as_dict()  # over a base, of the command alone
         for name in (name for content in contents for name, value in flatten(content).items() if value == {}):
             setting = ".".join(name.split(".")[:2]) if name.startswith("sweep.") else name  # not names of rows
             if lookup(parsed, setting) is None and setting not in (known := self.settings()):
@@ -107,10 +107,9 @@ def read_config(value: str) -> dict[str, Any]:
 
 
 def plain(parser: LightningArgumentParser, config: jsonargparse.Namespace) -> Config:
-    """Converts a parsed command line to JSON types, without the subcommand's name, files and sweep."""
-    text = parser.dump(config, format="json", skip_unset=False, skip_validation=True)
-    plain = json.loads(text)[config.subcommand]
-    return {key: value for key, value in plain.items() if key not in ("config", "sweep")}
+    """Converts a command's settings to JSON types, without files and sweep; the parser is that of the command."""
+    settings = json.loads(parser.dump(config, format="json", skip_unset=False, skip_validation=True))
+    return {key: value for key, value in settings.items() if key not in ("config", "sweep")}
 
 
 def given_settings(args: Sequence[str]) -> list[str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+
+from jsonargparse import Namespace
 
 from mobilemamba.cli.messages import unknown
 from mobilemamba.cli.options import read_options
@@ -21,16 +23,12 @@ _OF_SWEEP = ("config", "name", "table_size", "sweep", "trainer.default_root_dir"
 _REFUSED = ("model", "ckpt_path", "trainer.callbacks", "per_class", "plots")
 
 
-def read_rows(
-    parser: Parser, command: str, config: Any, base: Config, given: Collection[str]
-) -> tuple[Sweep, list[Row]]:
+def read_rows(parser: Parser, config: Namespace, given: Collection[str]) -> tuple[Sweep, list[Row]]:
     """Reads the ``sweep`` section of a command's settings.
 
     Args:
-        parser: Parser of all commands.
-        command: Name of the command.
+        parser: Parser of the command.
         config: Settings of the command.
-        base: The same as plain values, without the sweep.
         given: Names of the settings that are given as options.
 
     Raises:
@@ -44,11 +42,26 @@ def read_rows(
     if config.ckpt_path is not None:
         raise ConfigError(f"ckpt_path={config.ckpt_path} with a sweep: rows go on by themselves; leave it out")
 
+    base = plain(parser, config)
+
     def resolve(overrides: Config) -> Config:
-        texts = [json.dumps(base), json.dumps(overrides)]
-        return plain(parser, parser.parse([command, *(part for text in texts for part in ("--config", text))]))
+        return plain(parser, parser.parse(["--config", json.dumps(overrides)], _as_parsed(base)))
 
     return sweep, expand(sweep, Path(config.trainer.default_root_dir), resolve, given)
+
+
+def _as_parsed(base: Config) -> Namespace:
+    """Returns a base to parse a row's settings over: parsing it anew for each row would take most of the time.
+
+    Groups and classes are namespaces, as jsonargparse keeps them; their values are JSON types.
+    """
+    parsed = Namespace(**copy.deepcopy(base))
+    for name, part in list(vars(parsed).items()):
+        if isinstance(part, dict):
+            parsed[name] = Namespace(**part)
+            if "init_args" in part:
+                parsed[name].init_args = Namespace(**part["init_args"])
+    return parsed
 
 
 def passed_on(args: Sequence[str]) -> list[str]:

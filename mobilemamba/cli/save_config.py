@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,13 @@ class SaveFitConfig(SaveConfigCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the file."""
         if trainer.is_global_zero and not is_trial(trainer):
-            write_text_atomic(Path(trainer.default_root_dir) / self.config_filename, self._text())
+            write_text_atomic(Path(trainer.default_root_dir) / self.config_filename, self._text)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adds the configuration to the checkpoint, which may be moved out of its run's folder."""
-        checkpoint[RUN_CONFIG] = self._text()
+        checkpoint[RUN_CONFIG] = self._text
 
+    @cached_property
     def _text(self) -> str:
         config = self.config.clone()
         config.ckpt_path = None  # as resuming is not part of the run's configuration

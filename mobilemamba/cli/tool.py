@@ -69,10 +69,10 @@ class ToolParser(jsonargparse.ArgumentParser):
             found = user_error(error)
             raise found or mistake(str(error), args, self.settings(), self.classes(), self.helps) from error
 
-    def parse(self, args: list[str]) -> jsonargparse.Namespace:
-        """Runs ``parse_args`` with one-line errors."""
+    def parse(self, args: list[str], base: jsonargparse.Namespace | None = None) -> jsonargparse.Namespace:
+        """Runs ``parse_args`` with one-line errors; ``base``, if given, holds the settings before the options."""
         with self.short_errors(args):
-            return self.parse_args(args)
+            return self.parse_args(args, base)
 
 
 def run_tool(command: str, function: str, args: list[str]) -> None:
