@@ -1,10 +1,12 @@
 """A training that is killed in the middle of an epoch goes on to the very same end."""
 
 import json
+import multiprocessing
+import os
 import shlex
-import subprocess
-import sys
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from torch.utils._pytree import tree_flatten
 
 from mobilemamba.cli.mistakes import as_user_errors
 from mobilemamba.errors import ConfigError
+from mobilemamba.tasks import ClassificationTask
 from mobilemamba_command import main
 
 # Everything that keeps a state or draws random numbers: average, Mixup, DropPath, shifts and flips, schedule.
@@ -24,32 +27,7 @@ OPTIONS = shlex.split(
     "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint --trainer.callbacks.every_n_train_steps=5 "
     "--trainer.callbacks.filename=last --trainer.callbacks.enable_version_counter=false "
 )
-#: Given steps and command lines, it forks a process for each, which is killed before that step: what takes longest, to
-#: import everything, is done once.
-KILLED = """
-import gc, json, os, signal, sys
-gc.disable()  # what is imported is no garbage
-import mobilemamba.cli.lightning_cli
-import torch
-from mobilemamba_command import main
-from mobilemamba.tasks import ClassificationTask
-gc.freeze()
-gc.enable()
-
-step = ClassificationTask.training_step
-torch.set_num_threads(1)  # as in the tests
-for last, command in json.loads(sys.argv[1]):
-    def training_step(self, batch):
-        if self.global_step == last:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return step(self, batch)
-
-    if (process := os.fork()) == 0:
-        ClassificationTask.training_step = training_step
-        main(command)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL, (last, command)
-"""
+FORK = multiprocessing.get_context("fork")
 #: The steps before which the processes are killed, in the first epoch and in the second, and the processes that load.
 STEPS = {8: 0, 17: 1}
 
@@ -59,16 +37,33 @@ def options(name: str, workers: int) -> list[str]:
     return ["fit", *OPTIONS, f"--trainer.callbacks.dirpath={folder}", f"--data.num_workers={workers}", f"--name={name}"]
 
 
+def killed(step: int, command: list[str]) -> int | None:
+    """The exit code of a process that is killed before a step: a fork of the tests', as to import all takes seconds."""
+    process = FORK.Process(target=_train_until, args=(step, command))
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def _train_until(last: int, command: list[str]) -> None:
+    step = ClassificationTask.training_step
+
+    def training_step(self: ClassificationTask, batch: Any) -> Any:
+        if self.global_step == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(self, batch)
+
+    ClassificationTask.training_step = training_step
+    main(command)
+
+
 @pytest.mark.slow
 def test_killed_in_mid_epoch_and_resumed_equals_uninterrupted_bit_for_bit() -> None:
     """In the first epoch and in the second, with a process that loads and without."""
     main(options("straight", 0))
-    commands = [(step, options(f"killed-{step}", workers)) for step, workers in STEPS.items()]
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, json.dumps(commands)], capture_output=True, text=True, check=False
-    )
-    assert killed.returncode == 0, killed.stderr[-2000:]
-    for step, command in commands:
+    for step, workers in STEPS.items():
+        command = options(f"killed-{step}", workers)
+        assert killed(step, command) == -signal.SIGKILL
         last = torch.load(f"runs/killed-{step}/checkpoints/last.ckpt", weights_only=True)
         assert last["global_step"] == step - step % 5  # so the step is lost, and its batch comes again
         cli = main([*command, "--ckpt_path", "last"])
