@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from mobilemamba.errors import ConfigError
 
+#: timm's names of poolings, each of which may follow ``fast``; see :func:`check_ends`.
+POOLINGS = ("avg", "max", "avgmax", "catavgmax")
+
 
 class Stage(nn.Module):
     """Downsampling, then blocks; with ``grad_checkpointing``, training keeps only the input of each.
@@ -137,6 +140,30 @@ class Backbone(nn.Module):
         fine = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None)]
         stages = [(r"^stages\.(\d+)", None)] if coarse else fine
         return {"stem": r"^patch_embed", "blocks": [*stages, (r"^norm", (99999,))]}
+
+
+def check_ends(num_classes: int, global_pool: str, in_chans: int = 3) -> None:
+    """Refuses what a network can neither begin nor end with.
+
+    Args:
+        num_classes: Of the classifier; 0 for none.
+        global_pool: timm's name of a pooling, in either case; ``""`` for none, which a classifier cannot do without.
+        in_chans: Channels of the picture.
+
+    Raises:
+        ConfigError: If it is one of these.
+    """
+    if in_chans < 1:
+        raise ConfigError(f"in_chans={in_chans}: expected 1 or more, the channels of a picture")
+    if num_classes < 0:
+        raise ConfigError(f"num_classes={num_classes}: expected 1 or more, or 0 for no classifier")
+    if global_pool and global_pool != "fast" and global_pool.lower().removeprefix("fast") not in POOLINGS:
+        raise ConfigError(f"global_pool={global_pool!r}: expected one of {', '.join(POOLINGS)}, or '' for none")
+    if num_classes and not global_pool:
+        raise ConfigError(
+            f"global_pool='' with num_classes={num_classes}: a classifier needs a pooling, e.g. 'avg'; with "
+            "num_classes=0 the network gives its map"
+        )
 
 
 def drop_path_rates(last: float, depths: Sequence[int]) -> list[list[float]]:

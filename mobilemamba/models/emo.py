@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from mobilemamba.layers.batch_norm import BatchNorm2d
 from mobilemamba.layers.conv_norm import ConvNorm
 from mobilemamba.layers.residual import Residual
-from mobilemamba.models.backbone import Backbone, Stage, drop_path_rates
+from mobilemamba.models.backbone import Backbone, Stage, check_ends, drop_path_rates
 
 __all__ = ["emo_1m", "emo_2m", "emo_5m", "emo_6m"]
 
@@ -168,6 +168,9 @@ class EMO(Backbone):
         global_pool: timm's pooling name; ``""`` leaves the map unpooled.
         drop_rate: Dropout before the classifier.
         drop_path_rate: Stochastic depth of the last block; it rises linearly to this over the blocks.
+
+    Raises:
+        ConfigError: As :func:`~mobilemamba.models.backbone.check_ends`.
     """
 
     def __init__(
@@ -182,6 +185,7 @@ class EMO(Backbone):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ):
+        check_ends(num_classes, global_pool, in_chans)
         rates = drop_path_rates(drop_path_rate, depths)
         stages = zip((STEM_DIM, *embed_dims[:-1]), embed_dims, ratios, head_dims, rates, strict=True)
         super().__init__(
@@ -205,6 +209,7 @@ class EMO(Backbone):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replaces the classifier by a fresh one for another number of classes; 0 removes it."""
+        check_ends(num_classes, self.head.global_pool.pool_type if global_pool is None else global_pool)
         self.num_classes = num_classes
         like = next(self.parameters())
         self.head.reset(num_classes, global_pool)

@@ -30,7 +30,7 @@ from mobilemamba.layers.patch import PatchEmbed, PatchMerging
 from mobilemamba.layers.residual import Residual
 from mobilemamba.layers.ss2d import SS2D
 from mobilemamba.layers.wavelet_mamba import WaveletConv, WaveletMamba
-from mobilemamba.models.backbone import Backbone, Stage, drop_path_rates
+from mobilemamba.models.backbone import Backbone, Stage, check_ends, drop_path_rates
 from mobilemamba.models.config import MobileMambaConfig
 from mobilemamba.models.release_names import Released, StateDict, ours_to_release, release_to_ours
 
@@ -122,7 +122,7 @@ class MobileMamba(Backbone, Released):
             "Training data-efficient image transformers", 2021); the logits are then the mean of both.
 
     Raises:
-        ConfigError: If ``scan_backend`` is unknown.
+        ConfigError: If ``scan_backend`` is unknown, or as :func:`~mobilemamba.models.backbone.check_ends`.
     """
 
     def __init__(
@@ -136,6 +136,7 @@ class MobileMamba(Backbone, Released):
         scan_backend: str = "auto",
         distilled: bool = False,
     ):
+        check_ends(num_classes, global_pool, in_chans)
         rates = drop_path_rates(drop_path_rate, config.depths)
         super().__init__(
             PatchEmbed(in_chans, config.embed_dims[0], config.stem_stride),
@@ -147,8 +148,9 @@ class MobileMamba(Backbone, Released):
         self.num_classes = num_classes
         self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
         self.head_drop = nn.Dropout(drop_rate)
-        self.head = NormLinear(self.num_features, num_classes)
-        self.head_dist = NormLinear(self.num_features, num_classes) if distilled else None
+        pooled = self.num_features * self.global_pool.feat_mult()
+        self.head = NormLinear(pooled, num_classes)
+        self.head_dist = NormLinear(pooled, num_classes) if distilled else None
         use_scan_backend(self, scan_backend)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -181,13 +183,14 @@ class MobileMamba(Backbone, Released):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replaces each classifier and its norm by fresh ones for another number of classes; 0 removes them."""
+        check_ends(num_classes, self.global_pool.pool_type if global_pool is None else global_pool)
         self.num_classes = num_classes
         if global_pool is not None:
             self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
         like = next(self.parameters())
         for name in ("head", "head_dist"):
             if getattr(self, name) is not None:
-                head = NormLinear(self.num_features, num_classes)
+                head = NormLinear(self.num_features * self.global_pool.feat_mult(), num_classes)
                 setattr(self, name, head.to(like.device, like.dtype).train(self.training))
 
     @torch.jit.ignore

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import timm
@@ -150,6 +151,41 @@ def test_reset_classifier(small: Network) -> None:
         small.double().reset_classifier(3, "avg")
         assert small(pictures.double()).dtype == torch.float64  # a fresh classifier keeps the network's precision
         assert small(pictures.double()).shape == (2, 3)
+
+
+@pytest.mark.parametrize("name", ["mobilemamba_t2", "emo_1m"])
+def test_pooling_of_twice_the_features(name: str) -> None:
+    model = timm.create_model(name, global_pool="catavgmax", num_classes=5).eval()
+    pictures = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        features = model.forward_features(pictures)
+        both = torch.cat((features.mean((2, 3)), features.amax((2, 3))), 1)
+        torch.testing.assert_close(model.forward_head(features, pre_logits=True), both)
+        assert model(pictures).shape == (2, 5)
+        model.reset_classifier(3)
+        assert model(pictures).shape == (2, 3)
+        model.reset_classifier(3, "max")
+        assert model.get_classifier().in_features == model.num_features
+
+
+@pytest.mark.parametrize("name", ["mobilemamba_t2", "emo_1m"])
+@pytest.mark.parametrize(
+    ("choices", "why"),
+    [
+        ({"in_chans": 0}, "in_chans=0: expected 1 or more"),
+        ({"num_classes": -1}, "num_classes=-1: expected 1 or more, or 0"),
+        ({"global_pool": "mean"}, "global_pool='mean': expected one of avg, max, avgmax, catavgmax, or ''"),
+        ({"global_pool": ""}, "global_pool='' with num_classes=1000: a classifier needs a pooling"),
+    ],
+)
+def test_ends_that_cannot_be_are_refused(name: str, choices: dict[str, Any], why: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(why)):
+        timm.create_model(name, **choices)
+    if "in_chans" not in choices:
+        model = timm.create_model(name)
+        with pytest.raises(ConfigError, match=re.escape(why)):
+            model.reset_classifier(**{"num_classes": 1000, **choices})
+        assert model.num_classes == 1000
 
 
 @pytest.mark.parametrize("name", ["mobilemamba_t2", "emo_1m"])
