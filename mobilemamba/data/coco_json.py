@@ -40,7 +40,7 @@ class Faults:
     """Handles entries that cannot be used: raises an error for the first, or skips them and counts them by kind.
 
     Args:
-        file: File that contains the entries.
+        file: File that contains the entries; or a folder, where each entry names its own file.
         skip: Whether to skip them.
     """
 
@@ -68,9 +68,8 @@ class Faults:
             return
         first = entry(int(which_N.argmax()))
         if not self.skip:
-            raise DataError(
-                f"{printable(self.file)}: {first}; mend it, or data.on_error=skip goes on without what cannot be used"
-            )
+            place = "" if self.file.is_dir() else f"{printable(self.file)}: "
+            raise DataError(f"{place}{first}; mend it, or data.on_error=skip goes on without what cannot be used")
         count = int(which_N.sum())
         self._notes.append(f"{count:,} entr{'y' if count == 1 else 'ies'} {done}, the first is {first}")
 

@@ -185,13 +185,14 @@ class YOLOFolder(DetectionPictures):
             points = shares.reshape(-1, 2)
             low, high = points.min(0), points.max(0)
         else:
-            if shares[2:].min() < 0:
-                raise DataError(f"has a box of negative width or height, {' '.join(words[1:])}")
             low, high = shares[:2] - shares[2:] / 2, shares[:2] + shares[2:] / 2
             if self.masks:
                 raise DataError("has a box and no corners of a mask; data.masks=false does without")
+        if not (low < high).all():
+            raise DataError(f"has an object without width or height, {' '.join(words[1:])}")
+        outside = (high <= 0).any() or (low >= 1).any()
         beyond = min(low.min(), 1 - high.max()) < -_ROUNDING
-        if beyond and (self.on_error == "stop" or (high <= 0).any() or (low >= 1).any()):
+        if outside or (beyond and self.on_error == "stop"):
             raise DataError(f"reaches out of its picture: {' '.join(words[1:5])} are no shares of its sides, 0 to 1")
         box = np.concatenate([low, high]).clip(0, 1) * (*size, *size)
         mask = pack([(points * size).ravel().tolist()]) if self.masks else b""
