@@ -15,7 +15,7 @@ from torchvision.models.detection.rpn import RPNHead
 
 from mobilemamba.dense.anchors import Anchors, boxes_of_ratios
 from mobilemamba.dense.boxes import IGNORED, BoxCoder, above, assign, by_anchor, keep_best, wanted
-from mobilemamba.dense.detector import Detector, Sizes
+from mobilemamba.dense.detector import Detector, Sizes, padded
 from mobilemamba.dense.regions import cut_masks, pool_regions
 from mobilemamba.dense.release_names import MASK_RCNN, Names
 from mobilemamba.errors import ConfigError
@@ -115,7 +115,7 @@ class MaskRCNN(Detector):
         expected = [wanted(target, self.num_classes) for target in targets]
         losses = self._rpn_losses(logits, codes, grids, torch.cat(anchors), images, targets, expected)
         sizes = self.sizes(images, [target.get("size", images.shape[-2:]) for target in targets])
-        proposals = self._propose(logits.detach(), codes.detach(), anchors, sizes, self.training_candidates)
+        proposals = self._propose(logits.detach(), codes.detach(), anchors, grids, sizes, self.training_candidates)
         regions, labels, found, matches = [], [], [], []
         for (boxes, classes, _), proposed in zip(expected, proposals, strict=True):
             # Every target box is also a proposal.
@@ -138,10 +138,11 @@ class MaskRCNN(Detector):
     @torch.no_grad()
     def detect(self, images: Tensor, sizes: Sizes | None = None) -> list[dict[str, Tensor]]:
         levels = self.levels(images)
-        anchors = self.anchors([(x.shape[-2], x.shape[-1]) for x in levels], images.device)
+        grids = [(x.shape[-2], x.shape[-1]) for x in levels]
+        anchors = self.anchors(grids, images.device)
         given = self.sizes(images, sizes)
         logits, codes = (x.float() for x in self._rpn(levels))
-        proposals = self._propose(logits, codes, anchors, given, self.candidates)
+        proposals = self._propose(logits, codes, anchors, grids, given, self.candidates)
         classes, codes = (x.float() for x in self.box_head(self._regions(levels, proposals, _BOX_SIDE)))
         counts = [len(boxes) for boxes in proposals]
         detections = []
@@ -176,16 +177,24 @@ class MaskRCNN(Detector):
         return masks[torch.arange(len(labels), device=labels.device), labels]
 
     def _propose(
-        self, logits: Tensor, codes: Tensor, anchors: list[Tensor], sizes: list[tuple[int, int]], candidates: int
+        self,
+        logits: Tensor,
+        codes: Tensor,
+        anchors: list[Tensor],
+        grids: list[tuple[int, int]],
+        sizes: list[tuple[int, int]],
+        candidates: int,
     ) -> list[Tensor]:
         """Returns the boxes (n, 4) of each picture that may hold an object."""
         lengths = [len(level) for level in anchors]
         proposals = []
         for picture, size in enumerate(sizes):
             boxes, scores, of_level = [], [], []
-            levels = zip(anchors, logits[picture].split(lengths), codes[picture].split(lengths), strict=True)
-            for i, (level, logit, code) in enumerate(levels):
-                score, at = logit.topk(min(candidates, len(logit)))
+            # What lies beyond a picture, between larger ones, proposes nothing, as it was never trained.
+            inside = self.anchors.within(grids, padded(size, self.divisor), logits.device)
+            by_level = (x.split(lengths) for x in (logits[picture], codes[picture], inside))
+            for i, (level, logit, code, own) in enumerate(zip(anchors, *by_level, strict=True)):
+                score, at = logit.masked_fill(~own, -torch.inf).topk(min(candidates, int(own.sum())))
                 boxes.append(self.anchor_coder.decode_single(code[at], level[at]))
                 scores.append(score)
                 of_level.append(torch.full_like(at, i))

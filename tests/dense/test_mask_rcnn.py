@@ -68,9 +68,16 @@ def heads_by_hand(detector: MaskRCNN, levels: list[Tensor], picture: int) -> Ite
 def proposals_by_hand(
     detector: MaskRCNN, levels: list[Tensor], picture: int, size: tuple[int, int], candidates: int
 ) -> Tensor:
+    """Of anchors whose cells begin within the picture, padded to multiples of 32: no others are trained."""
     boxes, scores = [], []
     heads = heads_by_hand(detector, levels, picture)
-    for anchors, (logits, codes) in zip(anchors_by_hand(levels), heads, strict=True):
+    height, width = (math.ceil(side / 32) * 32 for side in size)
+    for anchors, (logits, codes), stride, level in zip(anchors_by_hand(levels), heads, STRIDES, levels, strict=True):
+        cells = [
+            y * stride < height and x * stride < width for y in range(level.shape[-2]) for x in range(level.shape[-1])
+        ]
+        inside = torch.tensor(cells).repeat_interleave(3)
+        anchors, logits, codes = anchors[inside], logits[inside], codes[inside]
         best = logits.sigmoid().argsort(descending=True)[:candidates]
         found = clip(decode(codes[best], anchors[best], (1, 1)), size)
         alive = (found[:, 2] > found[:, 0]) & (found[:, 3] > found[:, 1])
