@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from mobilemamba.errors import ConfigError, WeightsError
 from mobilemamba.export.calibration import Calibration
 from mobilemamba.export.form import decompositions, without_idle_steps
 from mobilemamba.export.quiet import quiet
+from mobilemamba.files import why_no_plain_file
 from mobilemamba.models.runtime import Runtime, RuntimeNetwork
 from mobilemamba.text import printable
 
@@ -25,6 +27,9 @@ from mobilemamba.text import printable
 INPUT = "pictures"
 #: Key in a file's metadata, beside its card, for its first output: logits, probabilities or a detector's candidates.
 OUTPUTS_KEY = "outputs"
+
+# What runtimes say before their reason: codes, and places in their own source.
+_PLACE = re.compile(r"\[\w+\] : \d+ : \w+ : |Exception from \S+:\s")
 
 
 @dataclass(frozen=True)
@@ -162,5 +167,9 @@ class Format(Runtime):
         """Returns the error to raise when the runtime refuses a file."""
         if not path.exists():
             return WeightsError(f"no weights at {printable(path)}: expected a file that mobilemamba export wrote")
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(_PLACE.sub("", str(error)).split())[:200]
+        if kind := why_no_plain_file(path):
+            reason = f"it is {kind}"
+        elif not path.stat().st_size:
+            reason = "it is empty"
         return WeightsError(f"cannot read {printable(path)}: {reason}; expected a file that mobilemamba export wrote")

@@ -171,7 +171,7 @@ def read_card(path: str | Path) -> ModelCard | None:
             "expected a file that mobilemamba export wrote"
         )
     try:
-        readable = path.is_file() and os.access(path, os.R_OK)
+        readable = path.is_file() and os.access(path, os.R_OK) and path.stat().st_size
         if runtime is not None:
             content = json.loads(said)
         elif path.suffix == ".safetensors" and readable:

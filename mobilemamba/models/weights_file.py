@@ -68,7 +68,7 @@ class FoundTensors:
     where: str  # the source, as messages call it
     ema: bool  # whether they are an exponential moving average, judging by the name of their wrapper
     ordered: bool  # whether their order is that of the network's layers; a ``.safetensors`` file does not keep it
-    begin: list[str]  # the first keys of the file, for messages
+    begin: list[str]  # the first names in the file, for messages
 
 
 def read_checkpoint(path: str | Path, *, mmap: bool = False) -> Mapping[str, Any]:
@@ -86,7 +86,9 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> Mapping[str, Any
         raise WeightsError(f"{printable(path)} is an exported network, which only its runtime reads; {EXPECTED}")
     try:
         if reason := why_no_plain_file(path):
-            raise WeightsError(f"{printable(path)} is {reason}; give a .safetensors, .pth or .ckpt file")
+            inside = sorted(path.glob("*.safetensors"))  # as in the folder of a run
+            wanted = printable(inside[0]) if inside else "a .safetensors, .pth or .ckpt file"
+            raise WeightsError(f"{printable(path)} is {reason}; give {wanted}")
         path.open("rb").close()
         if not path.stat().st_size:
             raise WeightsError(f"cannot read {printable(path)}: it is empty; {EXPECTED}")
@@ -108,6 +110,8 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> Mapping[str, Any
     except Exception as error:  # torch reads any file as a pickle, which can fail in any way
         words = first_line(error)  # for a text file, only a number or a letter
         reason = words if " " in words else _NO_FILE_OF_TORCH
+        if "inline_container" in reason:
+            reason = _NO_FILE_OF_TORCH
         if "PytorchStreamReader" in str(error):
             reason = "it is damaged, or only the beginning of a file"
         raise WeightsError(f"cannot read {printable(path)}: {reason}; {EXPECTED}") from None
@@ -134,11 +138,11 @@ def find_tensors(
     content = source if isinstance(source, Mapping) else read_checkpoint(source)
     if ema is None and ("use_ema" in content or "pytorch-lightning_version" in content):
         ema = bool(content.get("use_ema", False))
-    begin = [str(key) for key in list(content)[:3]]
     ordered = isinstance(source, Mapping) or Path(source).suffix != ".safetensors"
 
     def found(state: Mapping[Any, Any], container: str, prefix: str) -> FoundTensors:
         tensors = {k[len(prefix) :]: v for k, v in _tensors(state).items() if k.startswith(prefix)}
+        begin = list(_tensors(state))[:3]
         return FoundTensors(tensors, where, _is_ema(f"{container}.{prefix}"), ordered, begin)
 
     containers = {"": content} | {k: content[k] for k in _CONTAINER_KEYS if isinstance(content.get(k), Mapping)}

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shlex
 import warnings
 from dataclasses import replace
@@ -268,6 +269,9 @@ def test_files_of_other_programs_are_refused(tmp_path: Path, content: str | None
         with pytest.raises(WeightsError, match=f"{reason} a file that mobilemamba export wrote$") as caught:
             load_network(path)
         assert "\n" not in str(caught.value)
+        assert not re.search(r"\[ONNXRuntimeError\]|Exception from", str(caught.value))
+        if content == "" and suffix == ".onnx":
+            assert "it is empty" in str(caught.value)
 
 
 def test_a_network_without_a_card_is_refused(tmp_path: Path) -> None:

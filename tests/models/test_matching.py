@@ -199,7 +199,7 @@ def test_order_is_no_guess(damage: Callable) -> None:
     model = timm.create_model("test_resnet")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(WeightsError, match=r"holds no ResNet: its keys begin \['layer.0', .*the model's \['conv1"):
-        load_weights(model, damage(strange(model.state_dict())), partial=True)
+        load_weights(model, {"epoch": 3, "state_dict": damage(strange(model.state_dict()))}, partial=True)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 

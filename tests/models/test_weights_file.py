@@ -3,6 +3,7 @@
 import argparse
 import errno
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mobilemamba.analysis.benchmark.cases import card_of
 from mobilemamba.errors import WeightsError
 from mobilemamba.models import read_card
 from mobilemamba.models.weights_file import find_tensors, read_checkpoint
@@ -170,6 +172,27 @@ def test_unusable_files(write: Callable, message: str, tmp_path: Path, mmap: boo
     with pytest.raises(WeightsError, match=message) as error:
         read_checkpoint(path, mmap=mmap)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("suffix", "why"), [(".pth", "it is no file of torch's"), (".safetensors", "it is empty;")])
+def test_reasons_are_not_the_libraries_own(tmp_path: Path, suffix: str, why: str) -> None:
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".pth":
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("x.txt", "of no folder")
+    else:
+        path.touch()
+    for read in (read_checkpoint, read_card):
+        with pytest.raises(WeightsError, match=rf"cannot read .*{suffix}: {why}"):
+            read(path)
+
+
+def test_of_a_runs_folder_its_weights_are_named(tmp_path: Path) -> None:
+    (tmp_path / "best.safetensors").touch()
+    with pytest.raises(WeightsError, match=r"is a folder; give \S+best\.safetensors$"):
+        read_checkpoint(tmp_path)
+    with pytest.raises(WeightsError, match=r"is a folder; give \S+best\.safetensors$"):
+        card_of(str(tmp_path))
 
 
 def test_unusable_safetensors(tmp_path: Path) -> None:

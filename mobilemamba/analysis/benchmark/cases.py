@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import timm
 import torch
 
 from mobilemamba.analysis.benchmark.paper import FRONT
@@ -65,8 +66,11 @@ class Case:
 
 
 def is_file(model: str) -> bool:
-    """Whether a network is given by a weights file rather than by timm's name."""
-    return Path(model).suffix in (".safetensors", ".ckpt", ".pth") or runtime_of(model) is not None
+    """Whether a network is given by a weights file, or by a folder instead of one, rather than by timm's name."""
+    path = Path(model)
+    if path.suffix in (".safetensors", ".ckpt", ".pth") or runtime_of(path) is not None:
+        return True
+    return path.is_dir() and not timm.is_model(model)
 
 
 def under_heads(head: str, backbones: Sequence[str]) -> tuple[str, ...]:
