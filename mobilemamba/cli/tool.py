@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import itertools
 import json
@@ -75,6 +76,20 @@ class ToolParser(jsonargparse.ArgumentParser):
             return self.parse_args(args, base)
 
 
+class _ToolHelp(jsonargparse.DefaultHelpFormatter):
+    """Tells an option's default where there is one, and no types of Python's."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        if action.dest == "help":
+            return super()._get_help_string(action)
+        text, default = (action.help or "").replace("``", ""), action.default
+        if isinstance(default, bool):
+            default = str(default).lower()
+        if not action.option_strings or default in (None, argparse.SUPPRESS):
+            return text
+        return f"{text} (default: {default})"
+
+
 def run_tool(command: str, function: str, args: list[str]) -> None:
     """Runs a tool with the options of a command line.
 
@@ -88,7 +103,8 @@ def run_tool(command: str, function: str, args: list[str]) -> None:
     """
     module, _, name = function.partition(":")
     tool = getattr(import_module(module), name)
-    parser = ToolParser(prog=f"mobilemamba {command}", description=(tool.__doc__ or "").strip().partition("\n")[0])
+    does = (tool.__doc__ or "").strip().partition("\n")[0]
+    parser = ToolParser(prog=f"mobilemamba {command}", description=does, formatter_class=_ToolHelp)
     parameters = signature(tool).parameters.values()
     bare = [parameter for parameter in parameters if parameter.kind is Parameter.POSITIONAL_OR_KEYWORD]
     optional = [later.name for first, later in itertools.pairwise(bare) if first.default is Parameter.empty]

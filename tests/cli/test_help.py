@@ -78,6 +78,15 @@ def test_a_tools_help_tells_what_is_needed(command: str, capsys: pytest.CaptureF
         assert positional is not None
         assert "required" not in positional[1]
         assert len(positional[1].split()) > 3
+    assert not re.search(r"``|type:|null|<class|default: (\[|True|False)|required", text)
+
+
+def test_a_tools_help_tells_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    text = " ".join(printed(capsys, "erf", "--help").split())
+    assert "by the seed. (default: 50)" in text
+    assert "every stage. (default: false)" in text
+    assert "(default: erf)" in text
+    assert "made for. --blocks" in text  # none
 
 
 def test_the_light_answers_load_nothing() -> None:
