@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
+from mobilemamba.analysis.benchmark.cases import is_file
 from mobilemamba.analysis.erf import (
     THRESHOLDS,
     UNTRAINED,
@@ -42,6 +43,7 @@ from mobilemamba.errors import ConfigError, is_out_of_memory
 from mobilemamba.files import check_writable, make_folder, write_atomic, write_text_atomic
 from mobilemamba.models import ModelCard, Preprocessing, load_network
 from mobilemamba.models.checkpoints import BUILDERS
+from mobilemamba.models.runtime import runtime_of
 from mobilemamba.screen import fit_table, make_console, say
 from mobilemamba.text import printable
 
@@ -170,6 +172,8 @@ def _files(output: Path) -> dict[str, Path]:
 def _subjects(models: Sequence[str], weights: Sequence[str], compare: str | None, seed: int) -> list[_Subject]:
     if not models and not weights:
         raise ConfigError("there is nothing to look at: name models, e.g. mobilemamba_s6, or give --weights")
+    if files := [name for name in models if is_file(name)]:
+        raise ConfigError(f"{printable(files[0])} is no model's name; give weights by --weights")
     if models and weights and len(models) != len(weights):
         raise ConfigError(f"{len(weights)} weights for {len(models)} models: give one for each, {_NONE} for none")
     if not models and _NONE in weights:
@@ -182,6 +186,10 @@ def _subjects(models: Sequence[str], weights: Sequence[str], compare: str | None
             assert name is not None
             card = ModelCard(name, Preprocessing.of_model(name))
         else:
+            if runtime_of(path):
+                raise ConfigError(
+                    f"{printable(path)} is an exported network, without gradients; give what it was made of"
+                )
             network, card = load_network(path, name, verbose=False, option="the model")
         if card.in_chans != 3:
             raise ConfigError(f"{printable(path)}: the network takes {card.in_chans} channels; pictures have 3")

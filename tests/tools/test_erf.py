@@ -117,6 +117,8 @@ def test_the_table_fits_a_narrow_screen(printed, tmp_path: Path, monkeypatch: py
     [
         ([], "there is nothing to look at: name models"),
         (["efficientnet_b99"], "expected one of: mobilemamba_t2"),
+        (["{last}"], "last.safetensors is no model's name; give weights by --weights"),
+        (["--weights", "{folder}/x.onnx"], "x.onnx is an exported network, without gradients"),
         ([MODEL, "--weights", "{last}", "-"], "2 weights for 1 models: give one for each, - for none"),
         ([MODEL, MODEL, "--weights", "-"], "1 weights for 2 models"),
         (["--weights", "-"], "none is named"),
