@@ -22,6 +22,7 @@ from mobilemamba.cli.start import (
     start_from_file,
 )
 from mobilemamba.errors import ConfigError
+from mobilemamba.files import make_folder
 from mobilemamba.sweep import Config
 from mobilemamba.sweep.row import is_finished
 
@@ -74,7 +75,7 @@ class RunFolder:
     def take(self, resources: contextlib.ExitStack) -> None:
         """Locks the folder until ``resources`` close, so that no other process trains in it; removed if left unused."""
         is_new = not self.path.exists()
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path, "the run folder")
         if is_new:
             resources.callback(_remove_unused, self.path)
         try:

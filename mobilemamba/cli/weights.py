@@ -16,6 +16,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 
 from mobilemamba.cli.options import read_options
+from mobilemamba.cli.parser import given_settings
 from mobilemamba.cli.start import config_files, holds_run
 from mobilemamba.errors import ConfigError
 from mobilemamba.models import ModelCard, Preprocessing, read_card
@@ -59,6 +60,8 @@ def parse_with_card(parse: Callable[[list[str]], Any], args: list[str]) -> Any:
     named = [value for name, value, _ in read_options(args) if name == "--model.weights" and value]
     start = _task_of(read_card(named[-1])) if named and Path(named[-1]).is_file() else []
     config = parse([args[0], *start, *args[1:]])
+    if args[0] != "fit" and _evaluated_run(config[args[0]], given_settings(args)):
+        return config  # it says all of the network itself, and the weights that it began with may be gone
     card = _card(config[args[0]])
     if card is None:
         return config
@@ -172,19 +175,27 @@ def _is_task(config: Any) -> bool:
 
 def use_trained(subcommand: str, config: Any, given: Collection[str]) -> None:
     """Makes the configuration saved by a run refer to the run's trained network, not to its initial weights."""
-    files, model = config_files(config), _arguments(config, "model")
-    if len(files) != 1 or config.ckpt_path is not None or "model.weights" in given:
+    folder, model = _evaluated_run(config, given), _arguments(config, "model")
+    if folder is None:
         return
-    if files[0].name != "config.yaml" or not holds_run(files[0].parent):
-        return
-    best = files[0].parent / EXPORTED
+    best = folder / EXPORTED
     if "weights" not in model or not best.is_file():
         raise ConfigError(
-            f"{files[0]} is of a run that has no {EXPORTED} to {subcommand}; give one of its checkpoints by --ckpt_path"
+            f"{folder / 'config.yaml'} is of a run that has no {EXPORTED} to {subcommand}; give one of its checkpoints "
+            "by --ckpt_path"
         )
     for name, value in {"weights": str(best), "partial_weights": False, "new_head": False, "ema_decay": None}.items():
         model[name] = value
     rank_zero_info(f"weights: {printable(best)}")
+
+
+def _evaluated_run(config: Any, given: Collection[str]) -> Path | None:
+    """The folder of the run whose saved configuration is all that names the network to evaluate; else None."""
+    files = config_files(config)
+    if len(files) != 1 or config.ckpt_path is not None or "model.weights" in given:
+        return None
+    folder = files[0].parent
+    return folder if files[0].name == "config.yaml" and holds_run(folder) else None
 
 
 def read_evaluated(path: str | Path) -> Mapping[str, Any] | None:

@@ -12,7 +12,7 @@ import yaml
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from mobilemamba.errors import ConfigError, MobileMambaError
-from mobilemamba.files import read_json, remove_unfinished, write_text_atomic
+from mobilemamba.files import make_folder, read_json, remove_unfinished, write_text_atomic
 from mobilemamba.signals import stop_on_signals
 from mobilemamba.sweep.config import Sweep
 from mobilemamba.sweep.evaluate import (
@@ -142,7 +142,7 @@ class SweepRunner:
         self._raise_failures()
 
     def _lock(self) -> AcquireReturnProxy:
-        self.root.mkdir(parents=True, exist_ok=True)
+        make_folder(self.root, "the sweep folder")
         remove_unfinished(self.root / "*")
         try:
             return FileLock(self.root / ".lock", timeout=0).acquire()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from mobilemamba.errors import ConfigError
-from mobilemamba.files import write_text_atomic
+from mobilemamba.files import make_folder, write_text_atomic
 
 if TYPE_CHECKING:
     from mobilemamba.sweep.saved import SavedSweep
@@ -54,7 +54,7 @@ def report(*folders: str, output: str = "runs/report") -> None:
         )
     sweeps = _with_distinct_titles([load_sweep(Path(folder)) for folder in folders], list(folders))
     root = Path(output)
-    root.mkdir(parents=True, exist_ok=True)
+    make_folder(root, "--output")
     parts: list[tuple[Sheet | None, list[Path]]] = []
     if len(sweeps) > 1:
         plot_together({sweep.title: sweep.records for sweep in sweeps}, root / "together.png")

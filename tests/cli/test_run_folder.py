@@ -277,6 +277,16 @@ def test_a_fine_tuning_goes_on_without_the_weights_that_it_began_with(run: Calla
     weights.unlink()
     assert fit("--name tuned --weights w.safetensors --ckpt_path last") == Path("runs/tuned")
     assert yaml.safe_load(Path("runs/tuned/config.yaml").read_text())["model"]["init_args"]["weights"] == str(weights)
+    assert main(["validate", "--config", "runs/tuned/config.yaml"]), "its own weights are there"
+
+
+@pytest.mark.parametrize("sweep", ["", "--sweep.rows '{a: {model.lr: 0.1}}'"])
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sweep: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    kind = "sweep" if sweep else "run"
+    said = refusal(f"--trainer.default_root_dir file/below {sweep}")
+    assert said == f"the {kind} folder file/below: Not a directory; choose another folder"
 
 
 def test_moments_of_another_shape_are_refused() -> None:

@@ -153,3 +153,6 @@ def test_mistakes() -> None:
     with pytest.raises(ConfigError, match="given twice"):
         main(["report", root, root])
     assert not Path("runs/report").exists()
+    Path("file").touch()
+    with pytest.raises(ConfigError, match=r"^--output file/below: Not a directory; choose another folder"):
+        main(["report", root, "--output", "file/below"])
