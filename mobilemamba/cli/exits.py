@@ -23,7 +23,7 @@ from mobilemamba.signals import stop_on_signals
 def console() -> Iterator[None]:
     """Context manager for running a command as a program: a mistake is printed as one line, with exit code 2."""
     silence_advertising()
-    warnings.showwarning = _show_warning
+    former, warnings.showwarning = warnings.showwarning, _show_warning
     keep_freed_memory()
     try:
         with stop_on_signals():
@@ -54,6 +54,8 @@ def console() -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         _fail("out of memory; give smaller pictures, fewer of them at a time, or a smaller network", 2)
+    finally:
+        warnings.showwarning = former
 
 
 def end_without_reader() -> NoReturn:
@@ -69,9 +71,10 @@ def silence_advertising() -> None:
     logger.addFilter(lambda record: not re.search(r"\b(litlogger|litmodels)\b", record.getMessage()))
 
 
-def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    """Prints a warning as one line, without the place in the code, which tells a user nothing."""
-    sys.stderr.write(f"warning: {' '.join(str(message).split())}\n")
+def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+    """Prints a warning for users as one line, without the place in the code, which tells them nothing."""
+    if not issubclass(category, DeprecationWarning):
+        sys.stderr.write(f"warning: {' '.join(str(message).split())}\n")
 
 
 def _has_no_reader() -> bool:

@@ -126,7 +126,10 @@ TINY = shlex.split(
             "--trainer.callbacks EarlyStopping --trainer.callbacks.monitor val/x",
             "metric `val/x` which is not",
         ),
-        ("--trainer.default_root_dir broken.yaml/x", "Not a directory: broken.yaml/x"),
+        (
+            "--trainer.default_root_dir broken.yaml/x",
+            "the run folder broken.yaml/x: Not a directory; choose another folder",
+        ),
         ("--trainer.devices []", "trainer.devices=[]: expected 1 to"),
         (
             "--trainer.val_check_interval 100000",
