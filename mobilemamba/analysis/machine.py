@@ -25,7 +25,7 @@ def choose_device(name: str) -> torch.device:
     try:
         torch.zeros(1, device=name).cpu()
         return torch.device(name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's, by kind of device and build
         reason = str(error).splitlines()[0].rstrip(".")
         raise ConfigError(f"device {printable(name)}: {reason}; use auto or cpu") from None
 

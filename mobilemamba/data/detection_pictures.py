@@ -87,7 +87,7 @@ class DetectionPictures(PictureFiles, DetectionDataModule):
         Raises:
             DataError: If ``root`` does not contain such a data set.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # each layout of files reads its own
 
     @cached_property
     def used(self) -> dict[str, Objects]:
