@@ -46,10 +46,17 @@ class TrainingPlots(AtEnd):
         self.precisions = state_dict.get("precisions", {})
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stores the mean loss of the previous epoch, which is known only after its end."""
+        """Stores the mean loss of the previous epoch, which the module logs only after the callbacks' epoch end."""
         self._keep(trainer, "train/loss")
 
     on_train_end = on_train_epoch_start
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Adds the mean loss of an epoch that ends with this checkpoint, as a resumed run cannot know it."""
+        epochs: Any = trainer.fit_loop.epoch_progress.current
+        if epochs.processed == epochs.started:
+            self._keep(trainer, "train/loss")
+            checkpoint["callbacks"][self.state_key] = self.state_dict()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stores the scores and confusion counts; whether this is the best validation is decided later."""
@@ -91,8 +98,9 @@ class TrainingPlots(AtEnd):
         steps = max(1, trainer.num_training_batches // trainer.accumulate_grad_batches)
         rate = rate_to_show(trainer.optimizers)
         entry = {"epoch": trainer.global_step / steps, **({} if rate is None else {"lr": rate}), **found}
-        self.history = [known for known in self.history if known["epoch"] <= entry["epoch"]]
-        self.history.append(entry)
+        now = entry["epoch"]
+        before = [e for e in self.history if e["epoch"] < now or (e["epoch"] == now and not e.keys() & found)]
+        self.history = [*before, entry]
 
 
 def draw_classes(

@@ -12,7 +12,7 @@ from mobilemamba.training.callbacks import TrainingPlots
 from mobilemamba.training.callbacks import plots as module
 from mobilemamba.training.contract import TaskContract
 from tests.training.callbacks.runs import StopAfter
-from tests.training.callbacks.test_checkpoints import Counter, results, scores
+from tests.training.callbacks.test_checkpoints import Counter, Kill, results, scores
 from tests.training.callbacks.test_checkpoints import fit as fit_counter
 from tests.training.callbacks.test_progress import fit
 
@@ -78,6 +78,31 @@ def test_the_matrix_is_that_of_the_results(tmp_path, monkeypatch, checkpoints: b
         fit_counter(tmp_path, Confused(losses), TrainingPlots(), ckpt_path=last, **saving)
         assert results(tmp_path)["best_step"] == 16
     assert drawn == ([8] if not lost else [16] if checkpoints else [])
+
+
+class LoggedAtTheEnd(Counter):
+    """Its loss is logged by its own hook, after those of the callbacks."""
+
+    def on_train_epoch_end(self) -> None:
+        self.log("train/loss", self.weight.detach() - 0.5)
+
+
+@pytest.mark.parametrize("step", [4, 6, 8])
+def test_curves_of_a_resumed_training_are_those_of_a_whole_one(tmp_path, step: int) -> None:
+    def train(name: str, *others, **options) -> list[dict[str, float]]:
+        plots = TrainingPlots()
+        options |= {"max_epochs": 3, "val_check_interval": 2}
+        with contextlib.ExitStack() as killed:
+            if others:
+                killed.enter_context(pytest.raises(ConnectionAbortedError))
+            fit_counter(tmp_path / name, LoggedAtTheEnd(list(range(13))), plots, *others, **options)
+        return plots.history
+
+    whole = train("whole")
+    assert [(e["epoch"], e["train/loss"]) for e in whole if "train/loss" in e] == [(1, 3.5), (2, 7.5), (3, 11.5)]
+    assert [(e["epoch"], e["val/top1"]) for e in whole if "val/top1" in e] == [(n / 2, 2 * n) for n in range(1, 7)]
+    train("killed", Kill(step))
+    assert train("killed", ckpt_path=tmp_path / "killed/checkpoints/last.ckpt") == whole
 
 
 class NoOptimizer(LightningModule):
