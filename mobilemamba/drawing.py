@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from colorsys import hls_to_rgb
 from importlib.util import find_spec
 from pathlib import Path
@@ -148,13 +148,13 @@ def panels(pictures: Sequence[tuple[str, Image.Image]], lower: Image.Image | Non
     return drawn
 
 
-def captioned(picture: Image.Image, lines: Sequence[str]) -> Image.Image:
-    """Adds lines of text, which must be :func:`drawable`, below a picture, on white."""
+def captioned(picture: Image.Image, lines: Sequence[str], colour: str = "black") -> Image.Image:
+    """Adds lines of text in a colour, which must be :func:`drawable`, below a picture, on white."""
     width = max(picture.width, *(_text_width(line) + 2 * _GAP for line in lines))
     drawn = Image.new("RGB", (width, picture.height + len(lines) * _LINE + _GAP), "white")
     drawn.paste(picture)
     for row, line in enumerate(lines):
-        ImageDraw.Draw(drawn).text((_GAP, picture.height + _GAP // 2 + row * _LINE), line, "black", _font())
+        ImageDraw.Draw(drawn).text((_GAP, picture.height + _GAP // 2 + row * _LINE), line, colour, _font())
     return drawn
 
 
@@ -166,31 +166,30 @@ def unnormalised(image_CHW: Any, mean: Sequence[float], std: Sequence[float]) ->
 
 def compare(
     picture: Image.Image,
-    truth_HW: Any,
-    found_HW: Any,
+    labels: Mapping[str, Any],
     names: Sequence[str],
     palette: Sequence[Colour],
     side: int = 320,
 ) -> Image.Image:
-    """Draws a picture, the true classes of its pixels and the predicted ones, side by side above a legend.
+    """Draws a picture and classes of its pixels, such as the true and the predicted ones, side by side over a legend.
 
     Args:
         picture: Picture of any size.
-        truth_HW: True labels; those without a name are not coloured.
-        found_HW: Predicted labels, of the same size.
+        labels: Title -> classes (H, W) of the pixels, all of the same size; those without a name are not coloured.
         names: Names of the classes.
         palette: A colour for each class.
         side: Length of the longer side of each panel in pixels.
     """
-    truth_HW, found_HW = np.asarray(truth_HW), np.asarray(found_HW)
-    scale = side / max(truth_HW.shape)
-    size = tuple(max(1, round(length * scale)) for length in truth_HW.shape[::-1])
+    arrays = {title: np.asarray(labels_HW) for title, labels_HW in labels.items()}
+    height, width = next(iter(arrays.values())).shape
+    scale = side / max(height, width)
+    size = tuple(max(1, round(length * scale)) for length in (width, height))
     shown = picture.convert("RGB").resize(size, Image.Resampling.BILINEAR)
     drawn = [("picture", shown)]
-    for title, labels_HW in (("truth", truth_HW), ("prediction", found_HW)):
+    for title, labels_HW in arrays.items():
         scaled = Image.fromarray(labels_HW.astype(np.int32)).resize(size, Image.Resampling.NEAREST)
         drawn.append((title, overlay(shown, np.asarray(scaled), palette, alpha=0.65)))
-    present = np.union1d(truth_HW, found_HW)
+    present = np.unique(np.stack([*arrays.values()]))
     entries = [(drawable(names[i], f"class {i}"), palette[i]) for i in present.tolist() if 0 <= i < len(names)]
     return panels(drawn, legend(entries, panels(drawn).width))
 

@@ -14,6 +14,11 @@ def printable(text: object) -> str:
     return "".join(map(_visible, str(text)))
 
 
+def shorten(name: str, most: int = 30) -> str:
+    """Cuts out the middle of a long name, as names that begin alike often end differently."""
+    return name if len(name) <= most else f"{name[: most // 2]}…{name[1 - most // 2 :]}"
+
+
 def writable(text: str) -> str:
     """Converts a text of several lines so that any UTF-8 file accepts it.
 

@@ -85,8 +85,8 @@ def test_a_picture_comes_back_from_what_a_network_is_given():
 def test_truth_and_prediction_beside_the_picture_with_the_classes_that_occur():
     truth, found = np.full((10, 20), 255), np.zeros((10, 20), int)
     truth[:, 10:] = 1
-    palette = [RED, BLUE, (0, 255, 0)]
-    drawn = np.asarray(compare(Image.new("RGB", (40, 20), "white"), truth, found, ["a", "b", "c"], palette, side=100))
+    palette, labels = [RED, BLUE, (0, 255, 0)], {"truth": truth, "prediction": found}
+    drawn = np.asarray(compare(Image.new("RGB", (40, 20), "white"), labels, ["a", "b", "c"], palette, side=100))
     assert drawn.shape[1] == 3 * 100 + 2 * 6
     middle = drawn[20 + 25]  # of panels of 100 x 50 below their titles
     light, dark = (89, 89, 255), (255, 89, 89)

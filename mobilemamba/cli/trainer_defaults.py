@@ -19,6 +19,7 @@ from mobilemamba.training.callbacks import (
     SkipNonFinite,
     StepSeed,
     TrainingBar,
+    TrainingExamples,
     TrainingPlots,
     ValidateAtEnd,
     ValidationExamples,
@@ -57,8 +58,7 @@ def trainer_callbacks(
     if command != "fit":
         return callbacks
     callbacks += [StepSeed(), ValidateAtEnd(), EpochLines(), TrainingPlots(), ExportBest()]
-    if not among(ValidationExamples):
-        callbacks.append(ValidationExamples())
+    callbacks += [kind() for kind in (TrainingExamples, ValidationExamples) if not among(kind)]
     callbacks.append(RunResults(table_img_size=table_size))  # last, as its results mark the run as finished
     if given.log_every_n_steps is None:
         callbacks.append(LogInterval())

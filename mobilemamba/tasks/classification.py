@@ -7,18 +7,25 @@ from dataclasses import asdict, replace
 from typing import Any, ClassVar
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from mobilemamba.data.batches import Labels
+from mobilemamba.drawing import captioned, drawable, unnormalised
 from mobilemamba.models import ArchOverrides, ModelCard, create_model
 from mobilemamba.scores import Score
 from mobilemamba.tasks.base import Task
+from mobilemamba.text import shorten
 from mobilemamba.training.contract import network_settings
 from mobilemamba.training.distillation import Distillation, Teacher, distillation_loss
 from mobilemamba.training.metrics import ClassificationMetrics
 from mobilemamba.training.mixing import Mixing
 from mobilemamba.training.optimizer import classifier_modules
 from mobilemamba.training.optimizer import freeze_backbone as _freeze_backbone
+
+#: Pictures are drawn with sides of about this many pixels at least.
+_LEAST_DRAWN = 160
 
 
 class ClassificationTask(Task):
@@ -111,6 +118,42 @@ class ClassificationTask(Task):
 
     def new_metrics(self) -> ClassificationMetrics:
         return ClassificationMetrics(self.hparams["num_classes"])
+
+    def draw_example(self, images: Tensor, targets: Tensor) -> Image.Image | None:
+        if (picture := self._shown(images[0])) is None:
+            return None
+        (probability,), (answer,) = (found.tolist() for found in self.better_network(images)[0].softmax(-1).topk(1))
+        truth, line = int(targets[0]), f"{probability:.0%} {self._named(answer)}"
+        if answer == truth:
+            return captioned(picture, [line], "green")
+        return captioned(picture, [line, f"truth: {self._named(truth)}"], "firebrick")
+
+    def draw_training(self, images: Tensor, targets: Tensor, number: int) -> list[Image.Image]:
+        if self.mix is not None:
+            images, targets = self.mix(images.clone(), targets)
+        else:
+            targets = one_hot(targets, self.hparams["num_classes"]).float()
+        drawn = []
+        for image, shares in zip(images[:number], targets, strict=False):
+            if (picture := self._shown(image)) is None:
+                return []
+            # A mixed picture is of two classes at most.
+            found = zip(*(values.tolist() for values in shares.topk(min(2, len(shares)))), strict=True)
+            parts = [(f"{share:.0%} " if share < 1 else "", self._named(index)) for share, index in found if share > 0]
+            drawn.append(captioned(picture, ["".join(part) for part in parts]))
+        return drawn
+
+    def _shown(self, image: Tensor) -> Image.Image | None:
+        """Returns a picture (in_chans, H, W) as the network gets it, enlarged; None unless it is of known colours."""
+        if self.data is None or len(image) != 3:
+            return None
+        picture = unnormalised(image.float().cpu(), self.data.mean, self.data.std)
+        times = max(1, _LEAST_DRAWN // max(picture.size))
+        return picture.resize((times * picture.width, times * picture.height), Image.Resampling.NEAREST)
+
+    def _named(self, index: int) -> str:
+        assert self.data is not None
+        return shorten(drawable(self.data.class_names[index], f"class {index}"))
 
     @classmethod
     def settings_of(cls, card: ModelCard) -> dict[str, Any]:

@@ -199,34 +199,44 @@ class DetectionTask(DenseTask):
         data = self.data
         if not isinstance(data, DetectionDataModule):
             return None
+        target = targets[0]
         found = self.detect(self.better_network, images, targets)[0]
-        target, names = targets[0], data.class_names
+        sure = {name: value[found["scores"] >= _DRAWN] for name, value in found.items()}
+        truth, prediction = (self._drawn(data, images[0], target, objects) for objects in (target, sure))
+        return panels([("truth", truth), (f"prediction, scores from {_DRAWN}", prediction)])
+
+    def draw_training(self, images: Tensor, targets: list[dict[str, Tensor]], number: int) -> list[Image.Image]:
+        data = self.data
+        if not isinstance(data, DetectionDataModule):
+            return []
+        pairs = zip(images[:number], targets, strict=False)
+        return [self._drawn(data, image, target, target) for image, target in pairs]
+
+    def _drawn(
+        self, data: DetectionDataModule, image: Tensor, target: dict[str, Tensor], objects: dict[str, Tensor]
+    ) -> Image.Image:
+        """Draws objects, the target's own or predicted ones, on a picture (3, H, W) of a batch, without its padding."""
         height, width = target["size"].tolist()
-        picture = unnormalised(images[0, :, :height, :width].float().cpu(), data.mean, data.std)
+        picture = unnormalised(image[:, :height, :width].float().cpu(), data.mean, data.std)
         scale = enlargement((width, height))
         picture = picture.resize((scale * width, scale * height), Image.Resampling.BILINEAR)
-        sure = {name: value[found["scores"] >= _DRAWN] for name, value in found.items()}
-
-        def drawn(objects: dict[str, Tensor]) -> Image.Image:
-            labels = objects["labels"].tolist()
-            scores = (
-                [f" {score:.2f}" for score in objects["scores"].tolist()] if "scores" in objects else [""] * len(labels)
+        labels = objects["labels"].tolist()
+        scores = (
+            [f" {score:.2f}" for score in objects["scores"].tolist()] if "scores" in objects else [""] * len(labels)
+        )
+        texts = [data.class_names[label] + score for label, score in zip(labels, scores, strict=True)]
+        masks = None
+        if self.finds_masks:
+            masks = objects["masks"]  # in the size of the original picture, or of the padded batch
+            if masks.shape[1:] != (*target["original_size"].tolist(),):
+                masks = masks[:, :height, :width]
+            rows, columns = (
+                torch.arange(whole) * side // whole
+                for side, whole in zip(masks.shape[1:], picture.size[::-1], strict=True)
             )
-            texts = [names[label] + score for label, score in zip(labels, scores, strict=True)]
-            masks = None
-            if self.finds_masks:
-                masks = objects["masks"]  # in the size of the original picture, or of the padded batch
-                if masks.shape[1:] != (*target["original_size"].tolist(),):
-                    masks = masks[:, :height, :width]
-                rows, columns = (
-                    torch.arange(whole) * side // whole
-                    for side, whole in zip(masks.shape[1:], picture.size[::-1], strict=True)
-                )
-                masks = masks.cpu()[:, rows][:, :, columns]
-            boxes = (scale * objects["boxes"]).tolist()
-            return draw_objects(picture, boxes, texts, [data.palette[label] for label in labels], masks)
-
-        return panels([("truth", drawn(target)), (f"prediction, scores from {_DRAWN}", drawn(sure))])
+            masks = masks.cpu()[:, rows][:, :, columns]
+        boxes = (scale * objects["boxes"]).tolist()
+        return draw_objects(picture, boxes, texts, [data.palette[label] for label in labels], masks)
 
     def predict_step(self, batch: Any) -> list[dict[str, Tensor]]:
         """Returns the objects found in each picture of a batch (B, in_chans, H, W), alone or first in a tuple."""

@@ -137,8 +137,13 @@ class SegmentationTask(DenseTask):
         if not isinstance(data, SegmentationDataModule):
             return None
         found = likeliest(self.evaluate(self.better_network, images), (targets.shape[-2], targets.shape[-1]))
-        picture = unnormalised(images[0].float().cpu(), data.mean, data.std)
-        return compare(picture, targets[0].cpu(), found[0].cpu(), data.class_names, data.palette)
+        return _drawn(data, images[0], {"truth": targets[0], "prediction": found[0]})
+
+    def draw_training(self, images: Tensor, targets: Tensor, number: int) -> list[Image.Image]:
+        data = self.data
+        if not isinstance(data, SegmentationDataModule):
+            return []
+        return [_drawn(data, image, {"truth": labels}) for image, labels in zip(images[:number], targets, strict=False)]
 
     def setup(self, stage: str) -> None:
         shared = stage == "fit" and self.hparams["sync_heads"] and self.trainer.world_size > 1
@@ -187,3 +192,9 @@ def sync_heads(model: Segmenter) -> None:
     for name in ("head", "auxiliary_head"):
         if (head := getattr(model, name)) is not None:
             setattr(model, name, nn.SyncBatchNorm.convert_sync_batchnorm(head))
+
+
+def _drawn(data: SegmentationDataModule, image: Tensor, labels: dict[str, Tensor]) -> Image.Image:
+    """Draws a picture (3, H, W) as the network gets it, beside the classes of its pixels."""
+    picture = unnormalised(image.float().cpu(), data.mean, data.std)
+    return compare(picture, {title: one.cpu() for title, one in labels.items()}, data.class_names, data.palette)

@@ -96,6 +96,16 @@ class TaskContract:
         """
         return None
 
+    def draw_training(self, images: Any, targets: Any, number: int) -> list[Image.Image]:
+        """Draws pictures of a training batch with their targets, as the network learns from them.
+
+        Args:
+            images: The batch, which is not changed.
+            targets: Its targets.
+            number: The most pictures to draw.
+        """
+        return []
+
     @property
     def of_classes(self) -> dict[str, float]:
         """Class name -> its headline score, for the better network; empty if the headline is no mean over classes."""

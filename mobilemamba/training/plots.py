@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mobilemamba.analysis.figures import legible, png_figure
 from mobilemamba.scores import Score, score_of
-from mobilemamba.text import printable
+from mobilemamba.text import printable, shorten
 
 if TYPE_CHECKING:
     from mobilemamba.training.detection_metrics import ClassPrecision
@@ -143,9 +143,4 @@ def _pairs(axis: Any, counts: Tensor, names: list[str], counted: str) -> None:
 
 
 def _label(index: int, name: str) -> str:
-    return _shorten(name) if (name := printable(name)) == legible(name) else f"class {index}"
-
-
-def _shorten(name: str, most: int = 30) -> str:
-    """Cuts out the middle of a long name, as names that begin alike often end differently."""
-    return name if len(name) <= most else f"{name[: most // 2]}…{name[1 - most // 2 :]}"
+    return shorten(name) if (name := printable(name)) == legible(name) else f"class {index}"

@@ -7,13 +7,18 @@ import math
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
+from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from mobilemamba.errors import ConfigError, WeightsError
 from mobilemamba.models import ArchOverrides, load_network, save_weights
 from mobilemamba.models.predictor import ClassificationPredictor
 from mobilemamba.tasks import ClassificationTask
+from mobilemamba.tasks import classification as module
+from mobilemamba.training.mixing import Mixing
 from tests.states import assert_same_state
+from tests.training.callbacks.runs import Data
 
 CLASSES = 7
 
@@ -224,3 +229,54 @@ def test_what_an_evaluation_calls_fused_is_what_predict_runs(tmp_path):
         )
         assert logged["val/loss_fused"] == pytest.approx(logged["val/loss"], rel=2e-2)
     assert len(asked) == 1, "autocast would give its layers another type than theirs"
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What is drawn: each picture's size, with its lines and their colour."""
+    found = []
+    monkeypatch.setattr(module, "captioned", lambda picture, *text: found.append((picture.size, *text)) or picture)
+    return found
+
+
+def attached(task, folder):
+    trainer = make_trainer(folder)
+    trainer._data_connector.attach_datamodule(task, datamodule=Data())  # of the classes a to e
+    task.trainer = trainer
+    return task
+
+
+def test_an_answer_is_drawn_beside_the_truth(tmp_path, drawn):
+    task = attached(make_task(num_classes=5), tmp_path).eval()
+    x = torch.randn(1, 3, 32, 48)
+    with torch.no_grad():
+        share, answer = (value.item() for value in task(x).softmax(-1).max(-1))
+    for target in (answer, (answer + 1) % 5):
+        task.draw_example(x, torch.tensor([target]))
+    line = f"{100 * share:.0f}% {'abcde'[answer]}"
+    wrong = [line, f"truth: {'abcde'[(answer + 1) % 5]}"]
+    assert drawn == [((144, 96), [line], "green"), ((144, 96), wrong, "firebrick")]
+
+
+def test_pictures_are_drawn_as_they_are_learned_from(tmp_path, drawn, monkeypatch):
+    x, target = torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
+    attached(make_task(num_classes=5), tmp_path).draw_training(x, target, number=3)
+    assert [lines for _, lines in drawn] == [["a"], ["b"], ["c"]]
+    task, before = attached(make_task(num_classes=5, mixing=Mixing(mode="elem")), tmp_path), x.clone()
+    shown = []
+    monkeypatch.setattr(module, "unnormalised", lambda image, *_: shown.append(image.clone()) or Image.new("L", (9, 9)))
+    with isolate_rng():
+        task.draw_training(x, target, number=9)
+    assert torch.equal(x, before)
+    mixed, soft = task.mix(x, target)
+    assert torch.equal(torch.stack(shown), mixed)
+    for row, (_, lines) in zip(soft, drawn[3:], strict=True):
+        assert lines == [f"{100 * row[index]:.0f}% {'abcde'[index]}" for index in row.argsort(descending=True)[:2]]
+
+
+def test_pictures_of_unknown_colours_are_not_drawn(tmp_path):
+    task, x, target = attached(make_task(num_classes=5, in_chans=4), tmp_path), torch.rand(2, 4, 32, 32), torch.zeros(2)
+    assert task.draw_example(x[:1], target[:1]) is None
+    assert task.draw_training(x, target.long(), number=2) == []
+    task.trainer = make_trainer(tmp_path)  # without a data module
+    assert task.draw_training(x[:, :3], target.long(), number=2) == []

@@ -12,8 +12,9 @@ from mobilemamba.data import FashionObjects, FashionScenes
 from mobilemamba.errors import ConfigError, WeightsError
 from mobilemamba.models import ArchOverrides, ModelCard, Preprocessing, create_model, load_network, save_weights
 from mobilemamba.tasks import DetectionTask
+from mobilemamba.tasks import detection as module
 from mobilemamba.training.callbacks import RunResults, StepSeed, TrainingPlots, run_checkpoints
-from mobilemamba.training.callbacks.examples import EXAMPLES_FILE, ValidationExamples
+from mobilemamba.training.callbacks.examples import TrainingExamples, ValidationExamples
 from tests.states import assert_same_state
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::UserWarning:torch")
@@ -46,7 +47,7 @@ def test_a_training_learns_is_evaluated_and_leaves_a_whole_network(tmp_path: Pat
     masks = head == "mask_rcnn"
     task, data, results = make_task(head=head, ema_decay=0.5, regions=24), make_data(masks=masks), RunResults(tmp_path)
     plots = TrainingPlots()
-    callbacks = [*run_checkpoints(tmp_path, task), results, plots, ValidationExamples(2)]
+    callbacks = [*run_checkpoints(tmp_path, task), results, plots, TrainingExamples(2), ValidationExamples(2)]
     results.table_img_size = None
     assert not masks or task.model.region_samples == 24
     before = {name: value.clone() for name, value in task.model.state_dict().items()}
@@ -66,7 +67,8 @@ def test_a_training_learns_is_evaluated_and_leaves_a_whole_network(tmp_path: Pat
     assert sum(known.values()) / len(known) == pytest.approx(float(logged[f"val/{key}_max"]), abs=1e-3)
     assert [row["class"] for row in task.class_rows(worst_first=True)] == sorted(known, key=lambda name: known[name])
     plots.finish(trainer, task)
-    assert {"confusion_matrix.png", "precision_recall.png", EXAMPLES_FILE} <= {path.name for path in tmp_path.iterdir()}
+    written = {"confusion_matrix.png", "precision_recall.png", TrainingExamples.file, ValidationExamples.file}
+    assert written <= {path.name for path in tmp_path.iterdir()}
     network, card = load_network(tmp_path / "checkpoints/best.ckpt", verbose=False)
     assert (card.task, card.head, card.head_options) == ("detection", head, {"head_dim": 16})
     assert (card.palette, card.category_ids) == (data.palette, data.category_ids)
@@ -144,12 +146,32 @@ def test_data_without_masks_are_refused_by_a_network_for_them(tmp_path: Path) ->
         make_trainer(tmp_path).fit(make_task(head="mask_rcnn"), make_data())
 
 
+def attached(task: DetectionTask, data: Any, folder: Path) -> DetectionTask:
+    task.trainer = make_trainer(folder)
+    task.trainer._data_connector.attach_datamodule(task, datamodule=data)
+    return task
+
+
+@pytest.mark.parametrize("head", ["ssdlite", "mask_rcnn"])
+def test_pictures_are_drawn_as_they_are_learned_from(tmp_path: Path, head: str, monkeypatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(module, "draw_objects", lambda *given: drawn.append(given) or given[0])
+    data = make_data(masks=head == "mask_rcnn")
+    images, targets = next(iter(data.train_dataloader()))[:2]
+    task = attached(make_task(head=head), data, tmp_path)
+    assert [picture.size for picture in task.draw_training(images, targets, 3)] == 3 * [(256, 256)]
+    for (picture, boxes, names, colours, masks), target in zip(drawn, targets[:3], strict=True):
+        assert boxes == (4 * target["boxes"]).tolist()
+        assert names == [data.class_names[label] for label in target["labels"]]
+        assert colours == [data.palette[label] for label in target["labels"]]
+        assert masks is None if head == "ssdlite" else torch.equal(masks[:, ::4, ::4], target["masks"])
+        assert picture.size == (256, 256)
+
+
 def test_data_of_another_task_draw_nothing(tmp_path: Path) -> None:
-    task, trainer = make_task(), make_trainer(tmp_path)
-    data = FashionScenes(img_size=32, num_workers=0)
-    trainer._data_connector.attach_datamodule(task, datamodule=data)
-    task.trainer = trainer
+    task = attached(make_task(), FashionScenes(img_size=32, num_workers=0), tmp_path)
     assert task.draw_example(torch.zeros(1, 3, 64, 64), []) is None
+    assert task.draw_training(torch.zeros(1, 3, 64, 64), [], 1) == []
 
 
 @pytest.mark.parametrize(

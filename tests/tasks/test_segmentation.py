@@ -18,7 +18,7 @@ from mobilemamba.errors import ConfigError, WeightsError
 from mobilemamba.models import ArchOverrides, ModelCard, Preprocessing, create_model, load_network, save_weights
 from mobilemamba.tasks import ClassificationTask, SegmentationTask
 from mobilemamba.tasks.segmentation import sync_heads
-from mobilemamba.training.callbacks import RunResults, StepSeed, ValidationExamples, run_checkpoints
+from mobilemamba.training.callbacks import RunResults, StepSeed, TrainingExamples, ValidationExamples, run_checkpoints
 from tests.states import assert_same_state
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::UserWarning:torch")
@@ -271,7 +271,9 @@ def test_evaluations_in_windows_and_views_alone() -> None:
 
 def test_a_training_draws_validation_pictures(tmp_path: Path) -> None:
     data = FashionScenes(img_size=32, scenes=4, batch_size=2, num_workers=0)
-    trainer = make_trainer(tmp_path, callbacks=[ValidationExamples(2)], limit_val_batches=1, limit_train_batches=1)
+    trainer = make_trainer(
+        tmp_path, callbacks=[TrainingExamples(2), ValidationExamples(2)], limit_val_batches=1, limit_train_batches=1
+    )
     trainer.fit(make_task(num_classes=data.num_classes, ema_decay=0.9), data)
     with Image.open(tmp_path / "validation_examples.png") as drawn:
         assert drawn.width == 3 * 320 + 2 * 6
@@ -279,3 +281,5 @@ def test_a_training_draws_validation_pictures(tmp_path: Path) -> None:
         background = np.asarray(drawn)[20 + 5, 0]
     image = data.val_set[0][0][:, 0, 0] * torch.tensor(data.std) + torch.tensor(data.mean)
     assert np.allclose(background, 255 * image, atol=25)
+    with Image.open(tmp_path / "training_examples.png") as drawn:
+        assert drawn.width == 2 * (2 * 320 + 6) + 6  # two pictures, each beside its classes

@@ -1,7 +1,7 @@
 """Lightning callbacks: reproducible random numbers, skipped steps, checkpoints, results, plots and progress."""
 
 from mobilemamba.training.callbacks.checkpoints import BestCheckpoint, LastCheckpoint, run_checkpoints
-from mobilemamba.training.callbacks.examples import ValidationExamples
+from mobilemamba.training.callbacks.examples import TrainingExamples, ValidationExamples
 from mobilemamba.training.callbacks.export import ExportBest
 from mobilemamba.training.callbacks.kernels import SayKernels
 from mobilemamba.training.callbacks.log_interval import LogInterval
@@ -27,6 +27,7 @@ __all__ = [
     "StepSeed",
     "StopEarly",
     "TrainingBar",
+    "TrainingExamples",
     "TrainingPlots",
     "ValidateAtEnd",
     "ValidationExamples",

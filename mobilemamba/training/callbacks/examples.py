@@ -1,10 +1,11 @@
-"""Drawings of a network's predictions on a few validation pictures, after each validation of its training."""
+"""Drawings of pictures that a network learns from, and of its predictions on others after each validation."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.seed import isolate_rng
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -22,52 +24,84 @@ from mobilemamba.files import write_atomic
 from mobilemamba.training.callbacks.validation import counts
 from mobilemamba.training.contract import TaskContract
 
-#: File in the folder of a run.
-EXAMPLES_FILE = "validation_examples.png"
-_GAP = 6  # pixels
+_GAP, _MOST_WIDTH = 6, 1320  # pixels of a sheet
 
 
-class ValidationExamples(Callback):
-    """Draws the targets and predictions of a few validation pictures, the same ones each time.
+class _Examples(Callback):
+    """Base class of callbacks that draw pictures into a file of the run's folder and into TensorBoard.
 
-    ``validation_examples.png`` in the run's folder shows the last validation; TensorBoard keeps all. Tasks without
-    drawings write nothing. The callback does not change the training; if it fails, a warning says so.
+    Tasks without drawings write nothing. The callback does not change the training; if it fails, a warning says so.
+
+    Attributes:
+        file: Name of the file.
+        tag: Name in TensorBoard.
     """
 
-    def __init__(self, pictures: int = 4) -> None:
+    file: ClassVar[str]
+    tag: ClassVar[str]
+
+    def __init__(self, pictures: int = 8) -> None:
         """Sets how many pictures to draw.
 
         Args:
-            pictures: Number of validation pictures, evenly spaced from the first; 0 for none.
+            pictures: Number of pictures; 0 for none.
 
         Raises:
             ConfigError: If it is below 0.
         """
         if pictures < 0:
-            raise ConfigError(f"ValidationExamples: pictures={pictures}: expected 0 or more")
+            raise ConfigError(f"{type(self).__name__}: pictures={pictures}: expected 0 or more")
         self.pictures = pictures
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        alone = trainer.world_size == 1 or type(trainer.strategy) is DDPStrategy  # others would wait for all processes
-        if not (counts(trainer) and trainer.is_global_zero and alone and self.pictures):
-            return
-        if not isinstance(pl_module, TaskContract):
+    def _show(self, trainer: Trainer, task: Any, draw: Callable[[], list[Image.Image]]) -> None:
+        if not (counts(trainer) and trainer.is_global_zero and self.pictures and isinstance(task, TaskContract)):
             return
         try:
-            drawn = self._draw(trainer, pl_module)
-            if not drawn:
+            if not (drawn := draw()):
                 return
             folder, sheet, content = Path(trainer.default_root_dir), _sheet(drawn), io.BytesIO()
             sheet.save(content, "PNG")
             folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(folder / EXAMPLES_FILE, content.getbuffer())
+            write_atomic(folder / self.file, content.getbuffer())
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_image(
-                        "val/examples", np.asarray(sheet), trainer.global_step, dataformats="HWC"
-                    )
+                    logger.experiment.add_image(self.tag, np.asarray(sheet), trainer.global_step, dataformats="HWC")
         except Exception as error:  # any error at all, as it does not affect the training itself
-            rank_zero_warn(f"no drawings of validation pictures: {type(error).__name__}: {error}")
+            rank_zero_warn(f"no {self.file}: {type(error).__name__}: {error}")
+
+
+class TrainingExamples(_Examples):
+    """Draws the first pictures that a new training learns from, augmented and mixed, with their targets.
+
+    A look at ``training_examples.png`` in the run's folder shows whether the augmentation is too strong and whether the
+    targets are right.
+    """
+
+    file, tag = "training_examples.png", "train/examples"
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        def draw() -> list[Image.Image]:
+            images, targets = batch[:2]
+            if images is None:  # no picture of the batch can be read
+                return []
+            return pl_module.draw_training(images, targets, self.pictures)  # type: ignore[operator]  # a task's
+
+        if trainer.global_step == batch_idx == 0:
+            with isolate_rng(), torch.no_grad():  # so that the step mixes the pictures as they are drawn
+                self._show(trainer, pl_module, draw)
+
+
+class ValidationExamples(_Examples):
+    """Draws the targets and predictions of a few validation pictures, evenly spaced from the first.
+
+    ``validation_examples.png`` in the run's folder shows them after the last validation; TensorBoard keeps all.
+    """
+
+    file, tag = "validation_examples.png", "val/examples"
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.world_size == 1 or type(trainer.strategy) is DDPStrategy:  # others would wait for all processes
+            self._show(trainer, pl_module, lambda: self._draw(trainer, pl_module))
 
     def _draw(self, trainer: Trainer, task: Any) -> list[Image.Image]:
         data = data_of(trainer)
@@ -92,11 +126,13 @@ class ValidationExamples(Callback):
 
 
 def _sheet(pictures: list[Image.Image]) -> Image.Image:
-    """Stacks pictures vertically on white."""
-    height = sum(picture.height for picture in pictures) + _GAP * (len(pictures) - 1)
-    sheet = Image.new("RGB", (max(picture.width for picture in pictures), height), "white")
-    y = 0
-    for picture in pictures:
-        sheet.paste(picture, (0, y))
-        y += picture.height + _GAP
+    """Arranges pictures on white, row by row, as many beside each other as fit."""
+    cell = max(picture.width for picture in pictures) + _GAP
+    columns = max(1, min(len(pictures), (_MOST_WIDTH + _GAP) // cell))
+    rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
+    heights = [max(picture.height for picture in row) + _GAP for row in rows]
+    sheet = Image.new("RGB", (columns * cell - _GAP, sum(heights) - _GAP), "white")
+    for index, row in enumerate(rows):
+        for column, picture in enumerate(row):
+            sheet.paste(picture, (column * cell, sum(heights[:index])))
     return sheet
