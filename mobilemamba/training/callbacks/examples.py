@@ -24,7 +24,7 @@ from mobilemamba.files import write_atomic
 from mobilemamba.training.callbacks.validation import counts
 from mobilemamba.training.contract import TaskContract
 
-_GAP, _MOST_WIDTH = 6, 1320  # pixels of a sheet
+_GAP, _MOST_WIDTH = 6, 1600  # pixels of a sheet
 
 
 class _Examples(Callback):
@@ -126,7 +126,9 @@ class ValidationExamples(_Examples):
 
 
 def _sheet(pictures: list[Image.Image]) -> Image.Image:
-    """Arranges pictures on white, row by row, as many beside each other as fit."""
+    """Arranges pictures on white, row by row, as many beside each other as fit; larger ones are scaled down to fit."""
+    for picture in pictures:
+        picture.thumbnail((_MOST_WIDTH, picture.height))
     cell = max(picture.width for picture in pictures) + _GAP
     columns = max(1, min(len(pictures), (_MOST_WIDTH + _GAP) // cell))
     rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]

@@ -36,7 +36,7 @@ class Drawn(TaskContract, Net):
     def draw_training(self, images: torch.Tensor, targets: torch.Tensor, number: int) -> list[Image.Image]:
         torch.rand(3), np.random.rand(), random.random()  # noqa: NPY002 - as mixing does
         self.drawn += [(self.training, tuple(images.shape), label) for label in targets.tolist()]
-        return [Image.new("RGB", (500, 10 + 5 * index), "red") for index in range(min(number, len(images)))]
+        return [Image.new("RGB", (600, 10 + 5 * index), "red") for index in range(min(number, len(images)))]
 
 
 class NothingToDraw(Drawn):
@@ -81,16 +81,29 @@ def test_the_first_pictures_to_learn_from_row_by_row(tmp_path: Path) -> None:
     task = fit(tmp_path, Drawn, TrainingExamples(pictures=3), logger=tensorboard, accumulate_grad_batches=2)
     assert [label for _, _, label in task.drawn] == task.seen[0][1]  # of the first batch, once
     with Image.open(tmp_path / TrainingExamples.file) as sheet:
-        assert sheet.size == (2 * 500 + 6, 15 + 6 + 20)  # two fit beside each other
-        assert [sheet.getpixel((x, y)) for x, y in ((0, 9), (506, 14), (0, 40))] == 3 * [(255, 0, 0)]
-        assert [sheet.getpixel((x, y)) for x, y in ((0, 10), (503, 0), (506, 21))] == 3 * [(255, 255, 255)]
+        assert sheet.size == (2 * 600 + 6, 15 + 6 + 20)  # two fit beside each other
+        assert [sheet.getpixel((x, y)) for x, y in ((0, 9), (606, 14), (0, 40))] == 3 * [(255, 0, 0)]
+        assert [sheet.getpixel((x, y)) for x, y in ((0, 10), (603, 0), (606, 21))] == 3 * [(255, 255, 255)]
     events = EventAccumulator(tensorboard.log_dir)
     events.Reload()
     assert [image.step for image in events.Images("train/examples")] == [0]
+
+
+def test_a_picture_wider_than_a_sheet_is_scaled_down(tmp_path: Path) -> None:
+    class Wide(Drawn):
+        def draw_training(self, images: torch.Tensor, targets: torch.Tensor, number: int) -> list[Image.Image]:
+            return [Image.new("RGB", (3200, 800), "blue"), Image.new("RGB", (50, 50), "red")]
+
+    fit(tmp_path, Wide, TrainingExamples(), max_epochs=1)
+    with Image.open(tmp_path / TrainingExamples.file) as sheet:
+        assert sheet.size == (1600, 400 + 6 + 50)
+        assert (sheet.getpixel((1599, 399)), sheet.getpixel((49, 455))) == ((0, 0, 255), (255, 0, 0))
+
+
+def test_a_resumed_training_draws_none(tmp_path: Path) -> None:
     first = tmp_path / "first.ckpt"
     trainer = fit(tmp_path, Drawn, max_epochs=1).trainer
     trainer.save_checkpoint(first)
-    (tmp_path / TrainingExamples.file).unlink()
     assert not fit(tmp_path, Drawn, TrainingExamples(), ckpt_path=first).drawn  # they were drawn before the stop
 
 
