@@ -18,7 +18,7 @@ from mobilemamba.analysis.benchmark.cases import card_of, under_heads
 from mobilemamba.dense import SEGMENTATION_HEADS
 from mobilemamba.dense.mask_rcnn import MaskRCNN
 from mobilemamba.errors import ConfigError
-from mobilemamba.models import VARIANTS
+from mobilemamba.models import VARIANTS, fuse_norms
 from mobilemamba.models.checkpoints import build_network
 from mobilemamba.ops.kernels import all_kernels, describe_threads
 from mobilemamba.ops.selective_scan import BACKENDS
@@ -73,7 +73,9 @@ def summary(*models: str, head: str | None = None, config: list[str] | None = No
     console = make_console()
     numeric = range(1, len(header))
     classes = " or ".join(f"{number:,}" for number in dict.fromkeys(entry.classes for entry in counted))
-    title = f"Counts for one picture, {classes} classes, norms not fused"
+    folded = [entry.label for entry in counted if entry.folded]
+    but_in = f" but in {', '.join(folded)}" if folded else ""
+    title = f"Counts for one picture, {classes} classes, norms not fused{but_in}"
     console.print(fit_table(console.width, header, lines, title=title, numeric=numeric, spare=[4, 1]))
     print(
         "params: all, frozen wavelet filters included. FLOPs: the paper's convention (multiply-add = 1, norms and "
@@ -97,6 +99,7 @@ class _Counted(NamedTuple):
     size: tuple[int, int]
     classes: int
     head: str  # empty for a classifier
+    folded: bool = False  # whether it is counted with its norms folded
 
 
 def _named(name: str) -> _Counted:
@@ -112,14 +115,22 @@ def _rows(config: list[str]) -> list[_Counted]:
     from mobilemamba.sweep import build_task, table_network
     from mobilemamba.training.contract import TaskContract
 
+    options = [part for path in config for part in ("--config", path)]
+    try:
+        rows = plan(options)
+    except ConfigError as error:
+        if "data: missing root" not in str(error):
+            raise
+        rows = plan([*options, "--data.root", "."])  # no count reads the pictures that a recipe asks for
     found = []
-    for row in plan([part for path in config for part in ("--config", path)]):
+    for row in rows:
         task = build_task(row)
         if not isinstance(task, TaskContract):
             raise ConfigError(f"row {row.name!r}: {type(task).__name__} is no task of this package's; leave it out")
         size = row.config.get("table_size") or 224
         head = row.config["model"].get("init_args", {}).get("head", "")
-        found.append(_Counted(row.name, partial(table_network, task), (size, size), task.table_classes, head))
+        build = partial(table_network, task)
+        found.append(_Counted(row.name, build, (size, size), task.table_classes, head, row.fused_of is not None))
     return found
 
 
@@ -127,6 +138,6 @@ def _counts(entry: _Counted) -> list[str]:
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # from initialisers, which have no effect on the meta device
         network = entry.build()
-    counts = complexity(network, entry.size)
+    counts = complexity(fuse_norms(network) if entry.folded else network, entry.size)
     shown = "x".join(map(str, dict.fromkeys(entry.size)))  # only one side for a square
     return [entry.label, shown, f"{counts.params:,}", f"{counts.flops:,}", f"{counts.macs:,}"]

@@ -54,8 +54,8 @@ KNOWN = {
     "ablation_resolution_large": {
         "px_224_2305m": (2305.22, 50.727),
         "px_384": (2427.067, B),
-        "px_512": (4313.309, B),
         "px_224_4374m": (4374.26, 79.396),
+        "px_512": (4313.309, B),
     },
     "ablation_strategies": {"plain": S6, "kd": S6, "kd_1000e": S6, "kd_1000e_fused": (647.565, 15.000)},
     "ablation_ssm": {

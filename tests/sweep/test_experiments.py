@@ -29,7 +29,8 @@ from mobilemamba_command import main
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = sorted(path for path in (ROOT / "experiments").glob("*.yaml") if path.stem != "finetune")
 FINETUNE = ROOT / "experiments/finetune.yaml"
-RECIPES = sorted((ROOT / "experiments/imagenet").glob("*.yaml"))
+RECIPES = sorted((ROOT / "experiments/imagenet").glob("mobilemamba*.yaml"))
+FULL = ("imagenet", "coco", "ade20k")  # folders of trainings on data that are not built in
 OVERLAYS = sorted((ROOT / "experiments/data").glob("*.yaml"))
 XI = ROOT / "experiments/ablation_xi.yaml"
 STEP = shlex.split(
@@ -255,6 +256,10 @@ def test_the_page_lists_every_experiment_and_its_rows() -> None:
         printed = {"top1"} if path.stem == "ablation_drop_path" else {"top1", "throughput"}
         for row in rows:
             assert printed <= sweep["paper"].get(row, {}).keys() or row in sweep["notes"], (path.stem, row)
+    full = {path: yaml.safe_load(path.read_text()) for part in FULL for path in (ROOT / "experiments" / part).glob("*")}
+    for path, content in full.items():
+        rows = str(len(content["sweep"]["rows"])) if "sweep" in content else ""
+        assert re.search(rf"`{path.parent.name}/{path.name}`(?:, `[^|]*`)? \| ?{rows} \|", page), path
 
 
 def test_the_pages_commands_are_understood(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -269,3 +274,18 @@ def test_the_pages_commands_are_understood(monkeypatch: pytest.MonkeyPatch, tmp_
         else:  # nothing was trained here
             with pytest.raises(ConfigError, match=r"runs/ablation_ssm is finished|no such folder: runs/ablation_ssm"):
                 main(command[1:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_the_commands_in_a_file_are_understood(path: Path) -> None:
+    head = re.sub(r"\\\n# +", "", path.read_text())
+    lines = [re.split(r" {3,}", line)[0] for line in re.findall(r"^#   mobilemamba (.*)$", head, re.MULTILINE)]
+    shutil.copytree(ROOT / "experiments", "experiments")
+    Path("MY_FOLDER/sky").mkdir(parents=True)
+    for command, *options in map(shlex.split, lines):
+        if command == "fit":
+            at = options.index("--weights") if "--weights" in options else len(options)
+            assert plan([*options[:at], *options[at + 2 :]])
+        else:
+            assert command in ("predict", "validate") or (command == "summary" and options[:-1] == ["--config"])

@@ -97,6 +97,13 @@ def test_summary_of_a_sweep(printed, root: Path) -> None:
     ]
 
 
+def test_summary_folds_what_the_table_folds_and_needs_no_pictures(printed, root: Path) -> None:
+    out = printed("summary", "--config", str(root / "experiments/ablation_strategies.yaml"))
+    assert "norms not fused but in kd_1000e_fused" in out
+    assert re.search(r"kd_1000e_fused │ +224 │ 15,000,456 │ 647,565,424", out)
+    assert "15,036,632" in printed("summary", "--config", str(root / "experiments/imagenet/mobilemamba.yaml"))
+
+
 def test_an_unknown_tool_may_have_been_another(printed) -> None:
     with pytest.raises(ConfigError, match=r"unknown command 'sumary': did you mean summary?"):
         printed("sumary")
