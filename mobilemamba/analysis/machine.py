@@ -23,8 +23,14 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.zeros(1, device=name).cpu()
-        return torch.device(name)
+        device = torch.device(name)
+    except RuntimeError:  # whose message lists all kinds of devices that there are
+        raise ConfigError(
+            f"device {printable(name)}: torch has none of that name; use auto or cpu, or cuda for a GPU"
+        ) from None
+    try:
+        torch.zeros(1, device=device).cpu()
+        return device
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's, by kind of device and build
         reason = str(error).splitlines()[0].rstrip(".")
         raise ConfigError(f"device {printable(name)}: {reason}; use auto or cpu") from None

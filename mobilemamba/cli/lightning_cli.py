@@ -37,6 +37,7 @@ from mobilemamba.cli.weights import (
     cards,
     check_against_card,
     check_checkpoint,
+    check_class_count,
     check_classes,
     fill_classes,
     fill_preprocessing,
@@ -147,11 +148,13 @@ class MobileMambaCLI(LightningCLI):
         parser.link_arguments("data", "model.init_args.num_classes", self._count_classes, apply_on="instantiate")
 
     def _count_classes(self, data: DataModule) -> int:
-        """Returns the data's number of classes, after checking that the data are for the task.
+        """Returns the data's number of classes, after checking that the data are for the task and the weights.
 
         Otherwise the error would be that a network with so many classes does not fit the weights.
         """
         check_targets(kind_of(self.settings), data, {path: card.task for path, card in cards(self.settings)})
+        if self.command != "fit":
+            check_class_count(self.settings, data)
         return data.num_classes
 
     @property

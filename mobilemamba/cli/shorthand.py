@@ -26,6 +26,8 @@ from mobilemamba.models.create import check_model_name
 
 #: Extensions of files that may contain a section, given by their name.
 _FILES = (".yaml", ".yml", ".json")
+#: Options that may be given without a value, as those of the other commands.
+_SWITCHES = ("--tta", "--worst_first")
 #: Parser mode by which jsonargparse uses :func:`load_settings`.
 MODE = "yaml_with_unique_keys_and_short_forms"
 
@@ -39,6 +41,8 @@ def expand_options(args: list[str]) -> list[str]:
     for name, value, parts in given:
         if name in ("--config", "-c"):
             files += parts
+        elif value is None and name in _SWITCHES:
+            expanded += [name, "true"]
         elif value is None:
             expanded += [name.replace("--weights", "--model.weights")]
         elif name == "--weights":

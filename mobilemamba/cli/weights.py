@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from mobilemamba.cli.options import read_options
 from mobilemamba.cli.parser import given_settings
 from mobilemamba.cli.start import config_files, holds_run
+from mobilemamba.data import DataModule
 from mobilemamba.errors import ConfigError
 from mobilemamba.models import ModelCard, Preprocessing, read_card
 from mobilemamba.models.checkpoints import NOT_AS_IT_SAYS
@@ -132,6 +133,20 @@ def fill_classes(config: Any) -> None:
     data = _arguments(config, "data")
     if "classes" in data and data["classes"] is None:
         data["classes"] = next((list(card.class_names) for _, card in cards(config) if card.class_names), None)
+
+
+def check_class_count(config: Any, data: DataModule) -> None:
+    """Raises an error if data to be evaluated have more or fewer classes than the weights' card says.
+
+    The network would be built for the data's classes, and the error be about the shape of its tensors.
+    """
+    task = getattr(kind_of(config), "task", "")
+    for path, card in cards(config):
+        if card.task == task and card.num_classes != data.num_classes:
+            raise ConfigError(
+                f"{printable(path)} knows {card.num_classes} classes, and {type(data).__name__} has "
+                f"{data.num_classes}; give data of its classes by --data"
+            )
 
 
 def check_classes(config: Any, class_names: tuple[str, ...]) -> None:

@@ -46,7 +46,7 @@ def predict(
 
     Args:
         pictures: Files and folders (searched recursively); ``-`` reads a list of them from standard input.
-        weights: The network's weights (.safetensors, .ckpt, .pth).
+        weights: The network's weights (.safetensors, .ckpt, .pth), or an exported network (.onnx and so on).
         model: timm's name of the network, for weights that do not contain it.
         topk: Number of classes to show; by default 5, for segmentation all.
         output: A .csv or .json file to write, instead of printing the table; or a folder for the table as answers.csv,

@@ -1,5 +1,6 @@
 """Short options are written out; what the data leaves open is what the weights or the model want."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,13 @@ def pictures(tmp_path: Path) -> Path:
 def test_other_options_stay() -> None:
     options = ["--config", "x.yaml", "--trainer.max_epochs", "3", "--model.lr=2", "--data", "FashionMNISTSample"]
     assert expand_options(options) == options
+
+
+def test_switches_need_no_value() -> None:
+    assert expand_options(["--tta", "--window", "64", "--worst_first"]) == shlex.split(
+        "--tta true --window 64 --worst_first true"
+    )
+    assert expand_options(["--tta", "false"]) == ["--tta", "false"]
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50.a1_in1k"])

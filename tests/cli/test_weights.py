@@ -127,6 +127,16 @@ def test_targets_of_another_task_are_refused_before_the_weights_are_loaded(data:
             main([command, "--weights", "own.safetensors", "--data", data])
 
 
+def test_data_of_more_classes_than_the_weights_know_are_refused() -> None:
+    card = ModelCard("test_resnet", Preprocessing((32, 32), (0.5,) * 3, (0.5,) * 3), 2, class_names=("cat", "dog"))
+    save_weights(torch.nn.Linear(2, 2), "own.safetensors", card)
+    with pytest.raises(
+        ConfigError,
+        match=r"^own.safetensors knows 2 classes, and FashionMNISTSample has 10; give .* by --data$",
+    ):
+        main(["validate", "--weights", "own.safetensors"])
+
+
 def test_data_and_task_that_are_chosen_fit_each_other() -> None:
     with pytest.raises(ConfigError, match="data=FashionScenes: its targets are masks, and a ClassificationTask learns"):
         main(["fit", "--data", "FashionScenes", "--model", "test_efficientnet"])
