@@ -85,8 +85,8 @@ def load_sweep(root: Path) -> SavedSweep:
     if not root.is_dir():
         raise ConfigError(f"no such folder: {printable(root)}; give that of a sweep or a run, below runs/")
     raise ConfigError(
-        f"{root} holds no sweep that was started and no finished run; give the folders under runs/, after "
-        "mobilemamba fit (which also writes the plan of an older sweep anew, without training a finished row)"
+        f"{printable(root)} holds no sweep that was started and no finished run; give a folder that mobilemamba fit "
+        "made, below runs/"
     )
 
 

@@ -60,7 +60,7 @@ def export_network(
         return
     if web is not None:
         if out.suffix != ".onnx":
-            raise ConfigError(f"--web {printable(web)}: a page runs .onnx files; call {printable(out)} so")
+            raise ConfigError(f"--web {printable(web)}: a page runs .onnx files; write one, not {printable(out)}")
         if size == "dynamic":
             raise ConfigError(f"--size dynamic with --web {printable(web)}: a page takes one size; give it in pixels")
         check_page(web)
@@ -94,7 +94,9 @@ def export_network(
 def _page_alone(exported: Path, folder: Path | None, has_options: bool) -> None:
     """Writes only the web page of a network that was exported before."""
     if folder is None or exported.suffix != ".onnx":
-        raise ConfigError(f"of {printable(exported)} nothing is to be written: add a name such as y.onnx")
+        written = f"the file to write, e.g. {exported.with_suffix('.onnx').name}"
+        missing = "--web FOLDER for a page of it" if exported.suffix == ".onnx" else printable(written)
+        raise ConfigError(f"export {printable(exported)} to what? Add {missing}")
     if has_options:
         raise ConfigError("a page alone has no other options: name the weights and a new .onnx file to have them used")
     _page(exported, folder)

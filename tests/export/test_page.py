@@ -244,9 +244,9 @@ def test_a_page_replaces_its_former_one_alone(exported: Path, capsys: pytest.Cap
     [
         ("x.onnx --web x.onnx", "--web x.onnx: Not a directory; choose another folder"),
         ("x.onnx --web x.onnx/page", "--web x.onnx/page: (Not a directory|File exists); choose another folder"),
-        ("x.onnx", "of x.onnx nothing is to be written: add a name such as y.onnx"),
-        ("w.safetensors --web page", "of w.safetensors nothing is to be written: add a name such as y.onnx"),
-        ("w.safetensors y.xml --web page", "--web page: a page runs .onnx files; call y.xml so"),
+        ("x.onnx", r"export x.onnx to what\? Add --web FOLDER for a page of it"),
+        ("w.safetensors --web page", r"export w.safetensors to what\? Add the file to write, e.g. w.onnx"),
+        ("w.safetensors y.xml --web page", "--web page: a page runs .onnx files; write one, not y.xml"),
         ("x.onnx --web page --size 64", "a page alone has no other options: name the weights and a new .onnx file"),
         ("x.onnx --web page --dtype float16", "a page alone has no other options: name"),
         ("x.onnx --web page --no-verify", "a page alone has no other options: name"),

@@ -259,7 +259,7 @@ def test_the_page_lists_every_experiment_and_its_rows() -> None:
     full = {path: yaml.safe_load(path.read_text()) for part in FULL for path in (ROOT / "experiments" / part).glob("*")}
     for path, content in full.items():
         rows = str(len(content["sweep"]["rows"])) if "sweep" in content else ""
-        assert re.search(rf"`{path.parent.name}/{path.name}`(?:, `[^|]*`)? \| ?{rows} \|", page), path
+        assert re.search(rf"\({path.parent.name}/{path.name}\)(?:, \[[^|]*\))? \| ?{rows} \|", page), path
 
 
 def test_the_pages_commands_are_understood(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
