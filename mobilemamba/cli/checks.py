@@ -32,6 +32,12 @@ _UNLIMITED = ("max_epochs", "max_steps", "num_sanity_val_steps", "devices")
 #: Numbers of the trainer that are a fraction of the batches as floats, and a number of batches as integers.
 _SHARES = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches", "val_check_interval")
 _MOST_SEED = 2**32 - 1
+#: Kind of targets -> data that have them.
+_DATA = {
+    "labels": "a folder with a folder of pictures for each class",
+    "masks": "a folder with images/, masks/ and classes.txt",
+    "boxes": "a folder with train.json in COCO's format, or in YOLO's layout",
+}
 #: Largest value of the trainer's numbers, above which times and counters overflow.
 _MOST = 10**9
 
@@ -132,8 +138,8 @@ def check_targets(kind: type, data: DataModule, weights: Mapping[str, str]) -> N
             f"{wanted}, or weights of a network for {given}"
         )
     raise ConfigError(
-        f"data={source}: its targets are {given}, and a {kind.__name__} learns from {wanted}; choose other data or "
-        "another task"
+        f"data={source}: its targets are {given}, and a {kind.__name__} learns from {wanted}; choose another task, or "
+        f"data such as {_DATA[wanted]}"
     )
 
 

@@ -15,6 +15,8 @@ _LIST = "a list, such as [a, b]"
 #: Name of a type -> description of what a user writes.
 _WRITTEN = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "dict": _SETTINGS}
 _WRITTEN |= {"list": _LIST, "tuple": _LIST, "Iterable": _LIST}
+#: Setting -> option that chooses a class with further settings.
+_EXAMPLES = {"data": "--data ImageFolder", "model": "--model SegmentationTask or --model DetectionTask"}
 #: Similarity above which one name may have been meant by another.
 _ALIKE = 0.75
 #: Largest number of classes that are listed, which is that of the data sets.
@@ -38,8 +40,9 @@ def mistake(
         helps: Options that describe all settings.
     """
     if found := re.search(r"[Uu]nrecognized arguments: ([^-\s]\S*)", message):
+        remedy = "give each file its own --config" if found[1].endswith((".yaml", ".yml")) else "leave it out"
         return ConfigError(
-            f"unexpected {found[1]}: expected options, each a name with one value; leave it out, or see {helps}"
+            f"unexpected {found[1]}: expected options, each a name with one value; {remedy}, or see {helps}"
         )
     if name := _unknown_setting(message):
         return unknown(name, settings, helps)
@@ -68,7 +71,7 @@ def unknown(name: str, known: Collection[str], helps: str) -> ConfigError:
     """Returns the error for an unknown setting, given the ``known`` ones."""
     if name in known and "." in name:
         section = name.rpartition(".")[0]
-        example = "--data ImageFolder" if section == "data" else f"--{section} CLASS"
+        example = _EXAMPLES.get(section, f"--{section} CLASS")
         what = f"the {section} that is chosen has none"
         return ConfigError(f"unknown setting {name}; {what}; choose a class that has it before, e.g. {example}")
     parts = name.split(".")

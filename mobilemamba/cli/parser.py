@@ -39,7 +39,9 @@ class Parser(ToolParser, LightningArgumentParser):
         try:
             return self._parse(args, base)
         except ConfigError as error:
-            for file in filter(os.path.isfile, config_values(args)):
+            # What belongs to no option is of the command line, and jsonargparse repeats it in the next parsing.
+            files = [] if str(error).startswith("unexpected ") else config_values(args)
+            for file in filter(os.path.isfile, files):
                 if Path(file).name not in str(error) and self._complaint([args[0], "--config", file]) == str(error):
                     raise ConfigError(f"{file}: {error}") from error
             raise

@@ -91,6 +91,7 @@ TINY = shlex.split(
         ("resnet18", "unexpected resnet18: expected options, each a name with one value; leave it out, or see --help"),
         ("--model.betas [1]", "model.betas: expected a tuple with 2 elements, got [1"),
         ("--model.lr 1 2", "unexpected 2: expected options"),
+        ("--model.head pspnet", "before, e.g. --model SegmentationTask or --model DetectionTask"),
         ("--weights --name x", "--model.weights has no value; give one after it, or leave it out"),
         (
             "--sweep.grid {a:[1]}",
@@ -196,6 +197,12 @@ def test_mistakes_are_one_line_with_the_setting(options: str, message: str) -> N
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
+
+
+def test_a_second_file_without_an_option_is_not_a_mistake_of_the_first() -> None:
+    Path("x.yaml").write_text("name: x")
+    with pytest.raises(MobileMambaError, match=r"^unexpected y.yaml: .*; give each file its own --config, or see"):
+        main(["fit", "--config", "x.yaml", "y.yaml"])
 
 
 @pytest.mark.parametrize(
