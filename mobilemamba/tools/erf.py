@@ -91,7 +91,7 @@ def erf(
         rule: Treatment of negative features and gradients: set to zero (relu), absolute or signed.
         display: Display of fractions of the maximum: log, raw, power (the fifth root).
         scale: Colours relative to each map's own maximum (own), or to the largest density of all maps (common).
-        compare: Show each network with weights also untrained, before the trained one.
+        compare: ``untrained`` shows each network with weights also untrained, before the trained one.
         as_in_replknet: Add RepLKNet's measures, of log10(x + 1), which depend on the scale of the gradients.
         output: Folder for erf.png, erf.pdf, erf.csv and the maps, erf.npz.
         batch_size: Batch size; by default as many pictures as have a million pixels.
