@@ -14,6 +14,8 @@ from mobilemamba.data.sampling import IGNORED
 
 #: Class of a pixel that does not count.
 IGNORED_PIXEL = 255
+#: The sides of a batch of pictures that keep their aspect ratio are multiples of this.
+DIVISOR = 32
 #: Size in bytes up to which a worker passes a target tensor by value: torch shares each tensor's memory through a file,
 #: which takes 3 ms per picture if a picture has ten tensors.
 _BY_VALUE = 2**14

@@ -3,12 +3,11 @@
 from typing import Any, ClassVar
 
 from mobilemamba.data.base import DataModule
-from mobilemamba.data.batches import Boxes
+from mobilemamba.data.batches import DIVISOR, Boxes
 from mobilemamba.data.detection_transforms import Resize
 from mobilemamba.drawing import Colour, distinct_colours
 
 _LONGER = 1333 / 800  # ratio of the longer to the shorter side's limit, if only the latter is given
-_DIVISOR = 32
 
 
 class DetectionDataModule(DataModule):
@@ -48,7 +47,15 @@ class DetectionDataModule(DataModule):
     @property
     def size_divisor(self) -> int:
         """Divisor of the height and width of a batch."""
-        return _DIVISOR if self.resize == "fit" else 1
+        return DIVISOR if self.resize == "fit" else 1
+
+    @property
+    def evaluation_batch_size(self) -> int:
+        """Pictures per batch and process in validation and test.
+
+        It is 1 if pictures keep their aspect ratio: what is found would depend on the padding beside larger ones.
+        """
+        return 1 if self.resize == "fit" else super().evaluation_batch_size
 
     @property
     def image_hw(self) -> tuple[int, int]:

@@ -99,9 +99,11 @@ def canvas(network: nn.Module, size: tuple[int, int], *, fits: bool) -> tuple[in
     Args:
         network: Any network.
         size: Height and width on the card.
-        fits: Whether pictures keep their aspect ratio, so that sides are padded as for :class:`Detector`.
+        fits: Whether pictures keep their aspect ratio, so that a detector's are padded.
     """
-    return padded(size, network.divisor if isinstance(network, Detector) and fits else 1)
+    from mobilemamba.data.batches import DIVISOR  # `import mobilemamba` does without the data
+
+    return padded(size, DIVISOR if isinstance(network, Detector) and fits else 1)
 
 
 def put(picture: Tensor, place: Tensor) -> tuple[int, int]:
@@ -128,8 +130,6 @@ class RuntimeDetector(RuntimeNetwork):
         network: The network that the other program runs.
         said: The metadata of its file.
     """
-
-    divisor = 1
 
     def __init__(self, network: RuntimeNetwork, said: Mapping[str, str]) -> None:
         super().__init__(network.run, network.shape, network.how)

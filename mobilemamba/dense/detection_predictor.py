@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from mobilemamba.data.batches import DIVISOR
 from mobilemamba.dense.detector import Detector
 from mobilemamba.dense.regions import paste_masks
 from mobilemamba.drawing import draw_objects, enlargement
@@ -58,7 +59,7 @@ class DetectionPredictor(Predictor):
     def forward(self, pictures: Tensor) -> list[dict[str, Any]]:
         """Returns the detections in prepared pictures (B, C, h, w), each with their common ``size``."""
         height, width = pictures.shape[-2:]
-        divisor = self.network.divisor if self.card.preprocessing.resize == "fit" else 1
+        divisor = DIVISOR if self.card.preprocessing.resize == "fit" else 1  # as in validation
         padded = F.pad(pictures, (0, -width % divisor, 0, -height % divisor))
         padded = padded.to(self.device, self.dtype, memory_format=torch.channels_last)
         found = self.network.detect(padded, [(height, width)] * len(pictures))

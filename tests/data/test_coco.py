@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 import torch
 from pycocotools import coco as reference_coco
+from torch import Tensor
 
 from mobilemamba.data import COCO, COCOFolder
 from mobilemamba.data.detection_transforms import DetectionAugmentation, eval_transform
 from mobilemamba.data.objects import ObjectSet
 from mobilemamba.data.pictures import read_picture
 from mobilemamba.errors import ConfigError, DataError
-from mobilemamba.models import Preprocessing
+from mobilemamba.models import ModelCard, Preprocessing
+from mobilemamba.models.checkpoints import build_network
+from mobilemamba.models.predictor import predictor_of
 from tests.data.coco_files import content, write
 
 
@@ -114,6 +117,26 @@ def test_batches_of_an_epoch_are_wide_or_tall(mini: Path) -> None:
     assert {True, False} == set().union(*kinds)
 
 
+def test_an_evaluation_sees_a_picture_as_predict_does(tmp_path: Path) -> None:
+    """What is found in it must not depend on how much padding the pictures beside it would give it."""
+    write(tmp_path)
+    write(tmp_path, "val")
+    for head in ("retinanet", "ssdlite"):
+        data = ready(tmp_path, img_size=64, batch_size=3)
+        how = Preprocessing(**data.preprocessing)
+        card = ModelCard("test_resnet", how, 2, task="detection", head=head, head_options={"head_dim": 8})
+        predictor = predictor_of(build_network(card), card, torch.device("cpu"))
+        seen: list[Tensor] = []
+        predictor.network.detect = lambda images, sizes, seen=seen: seen.append(images) or [{}]  # type: ignore[method-assign]
+        assert isinstance(data.val_set, ObjectSet)
+        for index, (images, _) in enumerate(data.val_dataloader()):
+            predictor.forward(predictor.prepare(read_picture(data.val_set.name(index)))[None])
+            assert torch.equal(images, seen[-1])
+        assert len({images.shape for images in seen}) > 1
+    stretched = ready(tmp_path, img_size=64, batch_size=3, resize="stretch")
+    assert [len(images) for images, _ in stretched.val_dataloader()] == [3]
+
+
 def test_labels_are_the_categories_by_their_ids(tmp_path: Path) -> None:
     write(tmp_path)
     write(tmp_path, "val")
@@ -121,7 +144,7 @@ def test_labels_are_the_categories_by_their_ids(tmp_path: Path) -> None:
     assert data.class_names == ("cat", "dog")
     assert data.category_ids == (3, 7)
     assert data.name == f"{tmp_path.name} (3/3)"
-    _, targets = next(iter(data.val_dataloader()))
+    targets = [target for _, (target,) in data.val_dataloader()]
     assert [target["labels"].tolist() for target in targets] == [[0, 1], [0], [1]]
     assert [target["area"].tolist() for target in targets] == [[99.5, 48.0], [4.5], [200.0]]
     assert targets[0]["masks"].sum((1, 2)).tolist() == [200, 48]
@@ -175,7 +198,7 @@ def test_parts_with_other_categories_are_refused(tmp_path: Path) -> None:
     rows = [row for row in content()["annotations"] if row["category_id"] == 7]
     file.write_text(json.dumps(content(categories=[{"id": 7, "name": "dog"}], annotations=rows)))
     data = ready(tmp_path, img_size=32)
-    _, targets = next(iter(data.val_dataloader()))
+    targets = [target for _, (target,) in data.val_dataloader()]
     assert [target["labels"].tolist() for target in targets] == [[1], [], [1]]
 
 

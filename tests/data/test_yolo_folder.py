@@ -40,7 +40,7 @@ def test_boxes_are_shares_of_the_picture(tmp_path: Path, layout: str, descriptio
     data = ready(folder(tmp_path / "pets", description=description, layout=layout))
     assert data.name == "pets (1/2)"
     assert data.class_names == ("cat", "dog")
-    ((_, (first, second)),) = data.val_dataloader()
+    (_, (first,)), (_, (second,)) = data.val_dataloader()
     assert first["boxes"].tolist() == [[30, 10, 50, 30]]
     assert first["labels"].tolist() == [1]
     assert first["area"].tolist() == [400]

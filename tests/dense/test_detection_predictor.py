@@ -20,8 +20,6 @@ from mobilemamba.models.predictor import MASKS
 class Reddish(torch.nn.Module):
     """Finds the red pixels' box in pictures, and a fainter one that is the whole; and masks of all of both."""
 
-    divisor = 32
-
     def __init__(self, *, masks: bool) -> None:
         super().__init__()
         self.masks = masks
@@ -77,7 +75,8 @@ def test_boxes_are_of_the_picture_as_it_was_read(picture: Image.Image) -> None:
     assert len(row_of(predictor, picture)["objects"]) == 1
 
 
-def test_pictures_that_keep_their_shape_are_padded_for_the_network(picture: Image.Image) -> None:
+def test_pictures_that_keep_their_shape_are_padded_as_in_validation(picture: Image.Image) -> None:
+    """Whatever the network, as no ssdlite needs it."""
     predictor = asked(resize="fit", size=(50, 80))
     row = row_of(predictor, picture)
     assert predictor.network.seen == [(1, 3, 96, 64)]  # 80 x 40, up to multiples of 32
