@@ -45,6 +45,7 @@ from mobilemamba.cli.weights import (
     misfit_remedy,
     parse_with_card,
     read_evaluated,
+    scale_as_weights,
     use_trained,
 )
 from mobilemamba.data import DataModule
@@ -256,6 +257,7 @@ class MobileMambaCLI(LightningCLI):
             check_fits(self.settings.ckpt_path, self.checkpoint, self.model)
         if self.command != "fit":
             check_classes(self.settings, tuple(self.datamodule.class_names))
+            scale_as_weights(self.settings, self.datamodule)
             if isinstance(self.model, TaskContract):
                 self.model.look_closely(self.settings.window, self.settings.tta)
         else:

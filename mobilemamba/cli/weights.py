@@ -113,7 +113,7 @@ def check_against_card(config: Any) -> None:
 def fill_preprocessing(config: Any) -> None:
     """Sets the data's preprocessing, where it is not given, to that of the weights, or else of the model; in place."""
     model, data = _arguments(config, "model"), _arguments(config, "data")
-    left_open = [name for name in (*_PREPROCESSING, "upright") if name in data and data[name] is None]
+    left_open = [name for name in (*_PREPROCESSING, "upright", "resize") if name in data and data[name] is None]
     if not left_open or not model.get("name"):
         return
     card = next((card for _, card in cards(config)), None)
@@ -126,6 +126,13 @@ def fill_preprocessing(config: Any) -> None:
         data[name] = getattr(wanted, name)
     if "img_size" in left_open and wanted.img_size[0] == wanted.img_size[1]:
         data["img_size"] = wanted.img_size[0]
+
+
+def scale_as_weights(config: Any, data: Any) -> None:
+    """Makes the data of an evaluation scale pictures down as the weights' card says, and so as ``predict`` does."""
+    card = next((card for _, card in cards(config)), None)
+    if card is not None and card.task == getattr(kind_of(config), "task", "") and hasattr(data, "antialias"):
+        data.antialias = card.preprocessing.antialias
 
 
 def fill_classes(config: Any) -> None:

@@ -31,9 +31,10 @@ class DetectionPictures(PictureFiles, DetectionDataModule):
         img_size: With ``resize`` ``fit``, the limits of the shorter and the longer side, or only that of the shorter
             (the longer's is then 1333/800 of it); None for 800. With ``stretch``, the side or (height, width); None for
             320.
-        batch_size: Pictures per batch and process.
-        resize: ``fit``: pictures keep their aspect ratio, and are padded in a batch to multiples of 32; ``stretch``:
-            all are scaled to exactly ``img_size``.
+        batch_size: Training pictures per batch and process; with ``stretch`` also those of an evaluation.
+        resize: ``fit``: pictures keep their aspect ratio, are padded in a training batch to multiples of 32, and are
+            evaluated one by one; ``stretch``: all are scaled to exactly ``img_size``; None for the setting of the
+            weights, or else ``fit``.
         val_fraction: Fraction of the training pictures used for validation if there is no validation part, above 0 and
             below 1; always the same pictures, evenly spaced.
         augmentation: Random changes of training pictures.
@@ -66,13 +67,14 @@ class DetectionPictures(PictureFiles, DetectionDataModule):
         std: tuple[float, float, float] | None = None,
         img_size: int | tuple[int, int] | None = None,
         batch_size: int = 4,
-        resize: Resize = "fit",
+        resize: Resize | None = None,
         val_fraction: float = 0.2,
         augmentation: DetectionAugmentation = DetectionAugmentation(),  # noqa: B008 - read only
         on_error: Literal["stop", "skip"] = "stop",
         upright: bool | None = None,
         **options: Any,
     ) -> None:
+        resize = resize or "fit"
         usual = {"fit": 800, "stretch": 320}[resize]
         super().__init__(usual if img_size is None else img_size, batch_size, **options)
         self.take(root, mean, std, on_error, upright)

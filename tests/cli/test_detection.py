@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from mobilemamba.cli import plan
 from mobilemamba.cli.shorthand import expand_options
 from mobilemamba.models import ArchOverrides, ModelCard, Preprocessing, create_model, save_weights
+from mobilemamba.models.checkpoints import build_network
 from mobilemamba_command import main
 
 ARCH = {"embed_dims": [16, 16, 16], "depths": [1, 1, 1]}
@@ -83,6 +85,21 @@ def test_a_training_on_own_pictures(folder: Path, root: Path, classifier: str) -
         ["validate", "--weights", "runs/finetune/best.safetensors", "--data", "COCOFolder", "--data.root", "own"]
     )
     assert found.datamodule.class_names == ("roof", "door")
+
+
+def test_an_evaluation_scales_as_the_weights_say(folder: Path) -> None:
+    """A detector that knows pictures of one shape is not shown others, unless asked for; as predict shows them."""
+    options = f"--weights d.safetensors --data {folder} --data.num_workers 0 --trainer.logger false".split()
+    for how in (
+        replace(LOOK, img_size=(64, 64), resize="stretch", antialias=False),
+        replace(LOOK, img_size=(64, 90), resize="fit"),
+    ):
+        card = ModelCard("test_resnet", how, 2, class_names=("roof", "door"), task="detection", head="ssdlite")
+        save_weights(build_network(card), "d.safetensors", card)
+        data = main(["validate", *options]).datamodule
+        shown = {name: tuple(value) if name == "img_size" else value for name, value in data.preprocessing.items()}
+        assert {**asdict(how), **shown} == {**asdict(how), "upright": True}
+    assert main(["validate", *options, "--data.resize", "stretch"]).datamodule.resize == "stretch"
 
 
 def test_folders_of_boxes_are_known(folder: Path) -> None:
