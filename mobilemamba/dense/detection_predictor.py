@@ -118,16 +118,20 @@ class DetectionPredictor(Predictor):
     def results(self, answers: Sequence[tuple[str, Row]]) -> dict[str, str]:
         """Returns the objects in COCO's results format.
 
-        A picture's ``image_id`` is its name if that is a number, as in COCO, or else its index, from 1 on.
+        A picture's ``image_id`` is its name if that is a number, as in COCO, or else its index, from 1 on; the index of
+        each if two pictures would have the same id.
         """
         ids = self.card.category_ids or range(1, self.card.num_classes + 1)
+        stems = [Path(path).stem for path, _ in answers]
+        pictures = [int(stem) if stem.isascii() and stem.isdigit() else n for n, stem in enumerate(stems, 1)]
+        if len(set(pictures)) < len(pictures):
+            pictures = [*range(1, len(stems) + 1)]
         rows = []
-        for place, (path, row) in enumerate(answers, 1):
-            stem = Path(path).stem
-            for entry in row["objects"]:
+        for picture, (_, row) in zip(pictures, answers, strict=True):
+            for entry in row.get("objects", ()):
                 left, top, right, bottom = entry["box"]
                 found = {
-                    "image_id": int(stem) if stem.isascii() and stem.isdigit() else place,
+                    "image_id": picture,
                     "category_id": ids[entry["index"]],
                     "bbox": [round(side, 2) for side in (left, top, right - left, bottom - top)],
                     "score": entry["score"],

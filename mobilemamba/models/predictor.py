@@ -167,7 +167,7 @@ class Predictor:
         """Returns files with the answers to a folder of pictures in common formats: file name to content.
 
         Args:
-            answers: Path and row of each picture, without what is only drawn.
+            answers: Path and row of each picture, without what is only drawn; without an answer if it is unreadable.
         """
         return {}
 

@@ -150,8 +150,7 @@ def _hand_over(
         raise
     print(f"wrote {printable(file.path)}")
     if folder is not None:
-        read = [(found["picture"], found) for found in answers if "error" not in found]
-        for name, text in predictor.results(read).items():
+        for name, text in predictor.results([(found["picture"], found) for found in answers]).items():
             write_text_atomic(folder / name, text)
             print(f"wrote {printable(folder / name)}")
 

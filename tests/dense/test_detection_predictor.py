@@ -118,4 +118,14 @@ def test_results_are_coco_s(picture: Image.Image, tmp_path: Path) -> None:
     read = reference.loadRes(str(tmp_path / RESULTS_FILE))
     assert [row["bbox"] for row in read.dataset["annotations"]] == [row["bbox"] for row in rows]
     assert read.annToMask(read.anns[1]).sum() == 40 * 80
+    ids = {
+        ("a/1.jpg", "b/1.jpg"): [1, 2],
+        ("2.jpg", "street.jpg", "7.jpg"): [1, 2, 3],
+        ("7.jpg", "street.jpg", "9.jpg"): [7, 2, 9],
+    }
+    for paths, expected in ids.items():  # no picture gets the objects of another
+        rows = json.loads(predictor.results([(path, row) for path in paths])[RESULTS_FILE])
+        assert [row["image_id"] for row in rows] == expected
+    unreadable = [("x.jpg", row), ("y.jpg", {"error": "of no known picture format"}), ("z.jpg", row)]
+    assert [row["image_id"] for row in json.loads(predictor.results(unreadable)[RESULTS_FILE])] == [1, 3]
     assert json.loads(predictor.results([("c.png", {"objects": []})])[RESULTS_FILE]) == []
