@@ -120,7 +120,12 @@ class DetectionTask(DenseTask):
         return DetectionMetrics(self.hparams["num_classes"], masks=self.finds_masks)
 
     def setup(self, stage: str) -> None:
-        data = self.data
+        precision, data = self.trainer.precision, self.data
+        if precision in ("16-true", "bf16-true"):  # Lightning converts all of a batch
+            raise ConfigError(
+                f"trainer.precision={precision}: it rounds the pixels of boxes and areas, too; give bf16-mixed or "
+                "32-true"
+            )
         if self.finds_masks and isinstance(data, DetectionDataModule) and not data.masks:
             raise ConfigError("data.masks=False: mask_rcnn learns from masks; set data.masks to true")
         fresh = stage == "fit" and self._weights is None
@@ -239,6 +244,10 @@ class DetectionTask(DenseTask):
         return draw_objects(picture, boxes, texts, [data.palette[label] for label in labels], masks)
 
     def predict_step(self, batch: Any) -> list[dict[str, Tensor]]:
-        """Returns the objects found in each picture of a batch (B, in_chans, H, W), alone or first in a tuple."""
-        x = batch[0] if isinstance(batch, list | tuple) else batch
-        return self.model.detect(self.in_layout(x))
+        """Returns the objects found in each picture of a batch: pictures (B, in_chans, H, W), alone or with targets.
+
+        Boxes are in pixels of the pictures as they are in the batch; targets tell which part of these is padding.
+        """
+        x, targets = batch if isinstance(batch, list | tuple) else (batch, None)
+        sizes = None if targets is None else torch.stack([target["size"] for target in targets])
+        return self.model.detect(self.in_layout(x), sizes)

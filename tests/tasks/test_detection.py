@@ -168,6 +168,25 @@ def test_pictures_are_drawn_as_they_are_learned_from(tmp_path: Path, head: str, 
         assert picture.size == (256, 256)
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_a_precision_that_rounds_boxes_is_refused(tmp_path: Path, precision: Any) -> None:
+    with pytest.raises(ConfigError, match=f"precision={precision}: it rounds"):
+        make_trainer(tmp_path, precision=precision).validate(make_task(), make_data(), verbose=False)
+
+
+def test_predictions_of_a_batch_are_of_its_pictures_without_their_padding() -> None:
+    task = make_task().eval()
+    images = torch.randn(2, 3, 64, 128)
+    sizes = torch.tensor([[64, 64], [40, 128]])
+    found = task.predict_step((images, [{"size": size} for size in sizes]))
+    for of_picture, expected, (height, width) in zip(found, task.model.detect(images, sizes), sizes, strict=True):
+        assert len(of_picture["boxes"])
+        assert torch.equal(of_picture["boxes"], expected["boxes"])
+        assert (of_picture["boxes"].amax(0)[2:] <= torch.stack((width, height))).all()
+    whole = task.predict_step(images)
+    assert whole[0]["boxes"][:, 2].max() > 64
+
+
 def test_data_of_another_task_draw_nothing(tmp_path: Path) -> None:
     task = attached(make_task(), FashionScenes(img_size=32, num_workers=0), tmp_path)
     assert task.draw_example(torch.zeros(1, 3, 64, 64), []) is None
