@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from mobilemamba.data.coco_categories import CATEGORIES
 from mobilemamba.data.coco_json import ROUNDING, CocoFile, Faults, read_coco
 from mobilemamba.data.detection_pictures import DetectionPictures
 from mobilemamba.data.folders import few
@@ -19,15 +20,6 @@ from mobilemamba.data.objects import Objects
 from mobilemamba.errors import DataError
 from mobilemamba.text import printable
 
-_NAMES = """
-person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign, parking
-meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella, handbag, tie,
-suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, skateboard, surfboard, tennis
-racket, bottle, wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange, broccoli, carrot, hot dog,
-pizza, donut, cake, chair, couch, potted plant, bed, dining table, toilet, tv, laptop, mouse, remote, keyboard, cell
-phone, microwave, oven, toaster, sink, refrigerator, book, clock, vase, scissors, teddy bear, hair drier, toothbrush
-"""
-_GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)  # ids without a category
 _WORDS = re.compile(r"[a-z]+")
 
 
@@ -180,13 +172,7 @@ class COCO(COCOFolder):
     """
 
     title: ClassVar[str] = "COCO"
-    official: ClassVar[dict[int, str] | None] = dict(
-        zip(
-            (number for number in range(1, 91) if number not in _GAPS),
-            (name.strip() for name in _NAMES.replace("\n", " ").split(", ")),
-            strict=True,
-        )
-    )
+    official: ClassVar[dict[int, str] | None] = CATEGORIES
     antialias = False
     overhang: ClassVar[float] = inf  # the boxes are used unchanged, as everyone compares on them
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -36,12 +36,15 @@ _KINDS = (
 def card_of_release(state: StateDict, backbone: str) -> ModelCard | None:
     """Returns the card of the authors' file, with the preprocessing of their evaluations; None for any other file.
 
-    The tensors do not show whether SSDLite's pictures had 320 px or 512 px; 320 px is assumed.
+    A detector's classes, if there are as many as COCO has, are COCO's. The tensors do not show whether SSDLite's
+    pictures had 320 px or 512 px; 320 px is assumed.
 
     Args:
         state: The file's tensors.
         backbone: timm's name of the backbone.
     """
+    from mobilemamba.data.coco_categories import CATEGORIES  # `import mobilemamba` does without the data
+
     for kind in _KINDS:
         if kind.logits in state and any(name.startswith(kind.mark) for name in state):
             colours = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
@@ -49,5 +52,8 @@ def card_of_release(state: StateDict, backbone: str) -> ModelCard | None:
             classes = state[kind.logits].numel() // kind.per_class - kind.others
             auxiliary = any(name.startswith("auxiliary_head.") for name in state)
             options = {"auxiliary": True} if auxiliary else {}
-            return ModelCard(backbone, how, classes, task=kind.task, head=kind.head, head_options=options)
+            card = ModelCard(backbone, how, classes, task=kind.task, head=kind.head, head_options=options)
+            if kind.task == "detection" and classes == len(CATEGORIES):
+                card = replace(card, class_names=tuple(CATEGORIES.values()), category_ids=tuple(CATEGORIES))
+            return card
     return None

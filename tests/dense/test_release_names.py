@@ -79,6 +79,16 @@ def test_a_file_is_told_by_its_tensors(
     assert card.preprocessing.resize == (fitted if head in DETECTION_HEADS else None)
 
 
+@pytest.mark.parametrize(("classes", "known"), [(80, True), (79, False)])
+def test_a_detector_of_coco_s_classes_answers_in_coco_s_ids(classes: int, known: bool) -> None:
+    state = {"bbox_head.retina_cls.weight": torch.empty(0), "bbox_head.retina_cls.bias": torch.empty(9 * classes)}
+    card = card_of_release(state, "resnet18")
+    assert card is not None
+    named = dict(zip(card.category_ids, card.class_names, strict=True))
+    expected = {1: "person", 13: "stop sign", 90: "toothbrush"} if known else {}
+    assert {number: named[number] for number in (1, 12, 13, 90) if number in named} == expected
+
+
 @pytest.mark.parametrize("head", ["ssdlite", "pspnet"])
 def test_the_authors_file_becomes_one_of_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str], head: str) -> None:
     source = (
