@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from mobilemamba.data import DetectionDataModule
 from mobilemamba.data.batches import Boxes
@@ -96,6 +96,12 @@ class DetectionTask(DenseTask):
         self.keep_settings(given)
         self.scores = self.scores_with(self.hparams)
         self.use_network(self.build_model())
+        if self.hparams["compile"] and isinstance(self.model, Detector):
+            # Losses never call the network, nor ssdlite its backbone, nor a backbone its list of stages, as a whole.
+            backbone, *others = self.model.children()
+            for module in (*backbone.get_submodule("model").children(), *others):
+                for part in module.children() if isinstance(module, nn.Sequential | nn.ModuleList) else [module]:
+                    part.compile()
 
     model: Detector
 

@@ -1,5 +1,6 @@
 """The detection task: losses, weights of two kinds, frozen norms, evaluation with its curves, resuming."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from mobilemamba.data import FashionObjects, FashionScenes
 from mobilemamba.errors import ConfigError, WeightsError
@@ -166,6 +168,27 @@ def test_pictures_are_drawn_as_they_are_learned_from(tmp_path: Path, head: str, 
         assert colours == [data.palette[label] for label in target["labels"]]
         assert masks is None if head == "ssdlite" else torch.equal(masks[:, ::4, ::4], target["masks"])
         assert picture.size == (256, 256)
+
+
+@pytest.mark.parametrize("head", ["ssdlite", "mask_rcnn"])
+def test_compiled_gives_the_same_loss(monkeypatch: pytest.MonkeyPatch, head: str) -> None:
+    """Traced, but not translated to C++, which takes minutes."""
+    traced = CompileCounter()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=traced))
+    torch.compiler.reset()
+    images, targets = next(iter(make_data(masks=True).train_dataloader()))
+    losses, graphs = [], []
+    for compiled in (False, True):
+        task = make_task(head=head, compile=compiled)
+        torch.manual_seed(0)
+        losses.append(sum(task.model.losses(images, targets).values()).item())
+        graphs.append(traced.frame_count)
+    torch.compiler.reset()
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    of_heads = {"ssdlite": 1, "mask_rcnn": 3}[head]
+    stages = 2 if head == "ssdlite" else 3
+    assert graphs[0] == 0
+    assert graphs[1] >= 1 + stages + 1 + of_heads, "the stem, stages, the neck and heads"
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
