@@ -107,7 +107,7 @@ def decode_mask(path: str, classes: ClassList) -> np.ndarray:
     """Reads a mask and returns the label of each pixel, (H, W) uint8, ``IGNORED_PIXEL`` for those that do not count.
 
     Grey pictures of 1 to 16 bits and palette pictures are read as numbers, unless all their colours are in the class
-    list; colour pictures are read as colours.
+    list, or the list gives a palette's colours other numbers; colour pictures are read as colours.
 
     Raises:
         DataError: If the file is incomplete or unreadable, or a pixel has no class; the message is only the reason.
@@ -118,7 +118,7 @@ def decode_mask(path: str, classes: ClassList) -> np.ndarray:
         tiles = getattr(picture, "tile", [])
         stretched = _STRETCHED.get(str(tiles[0].args), 1) if tiles else 1
         picture.load()
-        numbers_HW, codes_HW = None, None
+        numbers_HW, codes_HW, in_palette = None, None, picture.mode == "P"
         if picture.mode in _GREY:
             numbers_HW = np.asarray(picture if picture.mode != "LA" else picture.getchannel(0)) // np.int32(stretched)
         elif picture.mode not in ("RGB", "RGBA"):
@@ -127,7 +127,8 @@ def decode_mask(path: str, classes: ClassList) -> np.ndarray:
             codes_HW = _codes(picture)
     if codes_HW is not None and len(classes.codes):
         labels_HW = _by_colour(codes_HW, classes)
-        if numbers_HW is None or (labels_HW >= 0).all():
+        known_HW = labels_HW >= 0
+        if numbers_HW is None or known_HW.all() or (in_palette and _differ(labels_HW, numbers_HW, known_HW, classes)):
             return _checked(labels_HW, codes_HW, "colour #{:06x}", "no colour of the class list")
     elif codes_HW is not None:
         numbers_HW = codes_HW & 255  # numbers saved in three equal channels
@@ -166,6 +167,10 @@ def _codes(picture: Image.Image) -> np.ndarray:
 def _by_colour(codes_HW: np.ndarray, classes: ClassList) -> np.ndarray:
     at_HW = np.searchsorted(classes.codes, codes_HW).clip(max=len(classes.codes) - 1)
     return np.where(classes.codes[at_HW] == codes_HW, classes.labels[at_HW], -1)
+
+
+def _differ(labels_HW: np.ndarray, numbers_HW: np.ndarray, among_HW: np.ndarray, classes: ClassList) -> bool:
+    return bool((classes.values[numbers_HW[among_HW]] != labels_HW[among_HW]).any())
 
 
 def _checked(labels_HW: np.ndarray, found_HW: np.ndarray, name: str, why: str) -> np.ndarray:

@@ -115,6 +115,16 @@ def test_colours(tmp_path: Path, mode: str) -> None:
     assert decode_mask(saved(tmp_path, picture), classes(tmp_path, COLOURED)).tolist() == [[0, 2], [255, 1]]
 
 
+def test_a_foreign_colour_in_a_palette_does_not_make_its_indices_numbers(tmp_path: Path) -> None:
+    """As programs that shrink PNGs write coloured masks, with a palette in any order."""
+    colours, known = np.array([[[70, 130, 180], [128, 64, 128], [9, 8, 7]]], np.uint8), classes(tmp_path, COLOURED)
+    with pytest.raises(DataError, match="colour #090807 is no colour of the class list, in 1 of its 3 pixels"):
+        decode_mask(saved(tmp_path, Image.fromarray(colours).quantize(3)), known)
+    own = Image.fromarray(np.array([[0, 2, 255]], np.uint8))
+    own.putpalette([128, 64, 128, 0, 0, 0, 250, 170, 30] + [224, 224, 192] * 253)  # as Pascal VOC's, whose 255 is void
+    assert decode_mask(saved(tmp_path, own), known).tolist() == [[0, 1, 255]]
+
+
 def test_a_class_list_with_colours_takes_numbers_too(tmp_path: Path) -> None:
     picture = Image.fromarray(np.array([[0, 1], [2, 3]], np.uint8))
     assert decode_mask(saved(tmp_path, picture), classes(tmp_path, COLOURED)).tolist() == [[0, 255], [1, 2]]
