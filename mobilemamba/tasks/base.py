@@ -188,6 +188,15 @@ class Task(EvaluatedTask):
     def on_train_epoch_end(self) -> None:
         self.log("train/loss", self.mean_train_loss.compute(), **SAME_EVERYWHERE)
 
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Makes the gradient of each step the mean over its batches, also in an epoch's last step if it has fewer.
+
+        Lightning divides every loss by ``accumulate_grad_batches``, however many batches are left for the step.
+        """
+        batches, index = self.trainer.accumulate_grad_batches, self.trainer.fit_loop.batch_idx
+        in_step = min(batches, self.trainer.num_training_batches - index + index % batches)
+        super().backward(loss * (batches / in_step) if in_step < batches else loss, *args, **kwargs)
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         if self.ema is not None:

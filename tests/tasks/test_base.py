@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -102,3 +102,29 @@ def test_pictures_of_several_sizes_are_evaluated(tmp_path):
 
 def together(items):
     return [picture for picture, _ in items], {"brightness": torch.stack([mean for _, mean in items])}
+
+
+class Watch(Callback):
+    """Keeps the weights and the gradients of each step."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.steps.append([(p.detach().clone(), p.grad.clone()) for p in pl_module.model.parameters()])
+
+
+@pytest.mark.parametrize("batches", [1, 2, 3, 4, 5])
+def test_the_gradient_of_each_step_is_the_mean_over_its_batches(tmp_path, loader, batches):
+    task, watch = Brightness(), Watch()
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    options = {"accumulate_grad_batches": batches, "max_epochs": 2, "enable_checkpointing": False}
+    Trainer(default_root_dir=tmp_path, callbacks=[watch], **quiet, **options).fit(task, loader)
+    given = list(loader)
+    in_steps = 2 * [given[start : start + batches] for start in range(0, len(given), batches)]
+    for in_step, found in zip(in_steps, watch.steps, strict=True):
+        for parameter, (value, _) in zip(task.model.parameters(), found, strict=True):
+            parameter.data.copy_(value)
+        loss = torch.stack([task.training_loss(*batch) for batch in in_step]).mean()
+        for expected, (_, gradient) in zip(torch.autograd.grad(loss, task.model.parameters()), found, strict=True):
+            torch.testing.assert_close(gradient, expected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,8 @@ class TrainingPlots(AtEnd):
         found = {name: float(v) for name, v in metrics if name.startswith(prefix) and not name.endswith("_step")}
         if not found:
             return
-        steps = max(1, trainer.num_training_batches // trainer.accumulate_grad_batches)
+        batches, together = trainer.num_training_batches, trainer.accumulate_grad_batches
+        steps = 1 if math.isinf(batches) else max(1, math.ceil(batches / together))
         rate = rate_to_show(trainer.optimizers)
         entry = {"epoch": trainer.global_step / steps, **({} if rate is None else {"lr": rate}), **found}
         now = entry["epoch"]

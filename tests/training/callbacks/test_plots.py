@@ -19,9 +19,10 @@ from tests.training.callbacks.test_progress import fit
 QUICK = {"enable_progress_bar": False, "max_epochs": 2}
 
 
-def test_curves_and_matrix_of_the_best_validation(tmp_path) -> None:
-    plots = TrainingPlots()
-    fit(plots, default_root_dir=tmp_path, **QUICK)
+@pytest.mark.parametrize("batches", [1, 2])
+def test_curves_and_matrix_of_the_best_validation(tmp_path, batches: int) -> None:
+    plots, steps = TrainingPlots(), 6 if batches == 1 else 4  # of three batches an epoch, the last step takes one
+    fit(plots, default_root_dir=tmp_path, accumulate_grad_batches=batches, **QUICK)
     for name in ("learning_curves.png", "confusion_matrix.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     epochs = {name: [e["epoch"] for e in plots.history if name in e] for name in ("train/loss", "val/loss", "lr")}
@@ -33,7 +34,7 @@ def test_curves_and_matrix_of_the_best_validation(tmp_path) -> None:
     again = TrainingPlots()
     again.load_state_dict(torch.load(path, weights_only=True))
     assert again.history == plots.history
-    assert again.confusions.keys() == plots.confusions.keys() == {6}  # without a best one, of the last
+    assert again.confusions.keys() == plots.confusions.keys() == {steps}  # without a best one, of the last
 
 
 def test_a_training_does_not_fail_for_its_pictures(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
