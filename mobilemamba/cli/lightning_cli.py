@@ -25,7 +25,7 @@ from mobilemamba.cli.checks import (
 )
 from mobilemamba.cli.parser import Parser, given_settings, plain
 from mobilemamba.cli.report import print_evaluation
-from mobilemamba.cli.resume import check_fits
+from mobilemamba.cli.resume import check_data, check_fits
 from mobilemamba.cli.rows import passed_on, read_rows
 from mobilemamba.cli.run_folder import RunFolder
 from mobilemamba.cli.save_config import SaveFitConfig
@@ -262,6 +262,8 @@ class MobileMambaCLI(LightningCLI):
                 self.model.look_closely(self.settings.window, self.settings.tta)
         else:
             check_num_classes(self.model, self.settings, self.datamodule)
+            if self.checkpoint is not None:
+                check_data(self.settings.ckpt_path, self.checkpoint, self.datamodule)
         check_pictures(self.model, self.datamodule)
         check_norms(self.settings, self.trainer)
 

@@ -1,4 +1,4 @@
-"""Checks of the checkpoint that a training resumes from: it must be readable, and fit the network and the settings.
+"""Checks of the checkpoint that a training resumes from: it must be readable, and fit the network, settings and data.
 
 Everything is checked before anything is written, so that a failed resume leaves the run unchanged; failures are
 ConfigErrors.
@@ -18,7 +18,9 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
+from mobilemamba.data import DataModule
 from mobilemamba.errors import ConfigError, WeightsError
+from mobilemamba.models.card import CARD_KEY
 from mobilemamba.sweep import Config, differences
 from mobilemamba.training.callbacks.storage import cannot_resume
 from mobilemamba.training.checkpoint_files import checkpoints_newest_first, read_training_checkpoint
@@ -142,6 +144,24 @@ def check_fits(path: str | Path, checkpoint: Mapping[str, Any], module: Lightnin
                 )
     if isinstance(module, TaskContract) and checkpoint.get("optimizer_states"):
         _check_optimizer(path, checkpoint["optimizer_states"][0], module.parameter_groups())
+
+
+def check_data(path: str | Path, checkpoint: Mapping[str, Any], data: DataModule) -> None:
+    """Raises an error if a checkpoint was trained on other classes than the data's; warns of other pictures."""
+    card = checkpoint.get(CARD_KEY) or {}
+    for there, here in zip(
+        card.get("class_names", ()), data.class_names, strict=False
+    ):  # their number has been checked
+        if there != here:
+            raise ConfigError(
+                f"{path} was trained on other classes: {there!r} where the data have {here!r}; give the data of its "
+                "run, or start a new training from its weights by --weights"
+            )
+    if card.get("data") not in (None, "", data.name):
+        rank_zero_warn(
+            f"{path} was trained on {card['data']} and goes on with {data.name}; if the pictures are others, the "
+            "result is not that of one training, and some to validate on may have been trained on"
+        )
 
 
 def _check_optimizer(path: str | Path, state: Any, groups: list[dict[str, Any]]) -> None:

@@ -165,10 +165,9 @@ class ClassificationTask(Task):
 
     def setup(self, stage: str) -> None:
         if stage == "fit" and self.distillation is not None and "teacher" not in self._beside:
-            preprocessing = self.preprocessing
-            self._beside["teacher"] = Teacher(
-                self.distillation, self.hparams["num_classes"], preprocessing.mean, preprocessing.std
-            )
+            card = self.model_card
+            how = card.preprocessing
+            self._beside["teacher"] = Teacher(self.distillation, card.num_classes, how.mean, how.std, card.class_names)
 
     def train(self, mode: bool = True) -> ClassificationTask:
         """Sets training mode as for any module, but keeps a frozen backbone's norms and dropout in evaluation mode."""

@@ -85,7 +85,12 @@ class Teacher(nn.Module):
     # evaluation mode, load a checkpoint of ours or check its classes. Older versions of timm lack it.
 
     def __init__(
-        self, config: Distillation, num_classes: int, student_mean: Sequence[float], student_std: Sequence[float]
+        self,
+        config: Distillation,
+        num_classes: int,
+        student_mean: Sequence[float],
+        student_std: Sequence[float],
+        class_names: Sequence[str] = (),
     ) -> None:
         """Loads the teacher; does not change the random state.
 
@@ -94,10 +99,11 @@ class Teacher(nn.Module):
             num_classes: Number of classes of the student.
             student_mean: Mean per channel by which the student's pictures are normalised.
             student_std: Standard deviation per channel by which they are normalised.
+            class_names: Names of the student's classes; empty if unknown.
 
         Raises:
-            ConfigError: If there is no such teacher, its weights cannot be downloaded, or its number of classes or
-                channels differs from the student's.
+            ConfigError: If there is no such teacher, its weights cannot be downloaded, or its classes, their order or
+                its number of channels differ from the student's.
             WeightsError: If its checkpoint cannot be read or does not fit.
         """
         super().__init__()
@@ -108,6 +114,12 @@ class Teacher(nn.Module):
                 f"the teacher {self.card.model} has {self.card.num_classes} classes and the network {num_classes}: "
                 "choose a teacher for the same data set, by distillation.teacher and distillation.weights"
             )
+        for there, here in zip(self.card.class_names, class_names, strict=False):  # either may be unknown
+            if there != here:
+                raise ConfigError(
+                    f"the teacher {self.card.model} knows other classes, or in another order: {there!r} where the "
+                    f"data have {here!r}; choose a teacher for the same data set by distillation.weights"
+                )
         mean, std = config.mean or own.mean, config.std or own.std
         lengths = {len(values) for values in (mean, std, student_mean, student_std)}
         if lengths != {self.card.in_chans}:

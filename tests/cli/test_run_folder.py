@@ -16,6 +16,7 @@ from lightning.pytorch import LightningModule
 from torch.utils._pytree import tree_leaves
 
 from mobilemamba.cli.resume import check_fits, newest_readable_checkpoint
+from mobilemamba.data import FashionMNISTSample
 from mobilemamba.errors import ConfigError, MobileMambaError, WeightsError
 from mobilemamba.training.callbacks.storage import AtomicCheckpointIO
 from mobilemamba.training.contract import TaskContract
@@ -242,6 +243,30 @@ def test_the_checkpoint_of_another_network_or_optimiser_is_refused(module: torch
     check_fits(Path("x.ckpt"), checkpoint, Other())
     with pytest.raises(ConfigError, match=message):
         check_fits(Path("x.ckpt"), checkpoint, module)
+
+
+def test_a_training_does_not_go_on_with_other_classes(
+    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run()
+    before = content(Path())
+    first, second, *others = FashionMNISTSample.class_names
+    monkeypatch.setattr(FashionMNISTSample, "class_names", (second, first, *others))
+    for option in ("last", "runs/default/checkpoints/last.ckpt"):
+        said = refusal(f"--ckpt_path {option}")
+        assert f"was trained on other classes: {first!r} where the data have {second!r}; give the data of its" in said
+    assert content(Path()) == before
+
+
+def test_a_training_that_goes_on_with_other_pictures_says_so(
+    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run()
+    monkeypatch.setattr(FashionMNISTSample, "name", "another sample")
+    with pytest.warns(
+        UserWarning, match=r"was trained on Fashion-MNIST sample \(8,000/2,000\) and goes on with another"
+    ):
+        fit("--ckpt_path last")
 
 
 @pytest.mark.parametrize("option", ["--ckpt_path last", "--ckpt_path runs/default/checkpoints/last.ckpt"])

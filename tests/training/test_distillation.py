@@ -212,6 +212,21 @@ def test_other_classes_are_refused(weights: Path) -> None:
         Teacher(Distillation(weights=str(weights)), 6, MEAN, STD)
 
 
+def test_classes_in_another_order_are_refused(tmp_path: Path) -> None:
+    names = tuple("abcde")
+    network = timm.create_model("test_resnet", num_classes=CLASSES)
+    for known in (names, ()):
+        save_weights(
+            network, tmp_path / "teacher.safetensors", ModelCard("test_resnet", OWN, CLASSES, class_names=known)
+        )
+        config = Distillation(weights=str(tmp_path / "teacher.safetensors"))
+        for of_student in (names, ()):
+            Teacher(config, CLASSES, MEAN, STD, of_student)
+    save_weights(network, tmp_path / "teacher.safetensors", ModelCard("test_resnet", OWN, CLASSES, class_names=names))
+    with pytest.raises(ConfigError, match="or in another order: 'b' where the data have 'c'; choose a teacher for the"):
+        Teacher(config, CLASSES, MEAN, STD, tuple("acbde"))
+
+
 @pytest.mark.parametrize(
     ("choices", "student"), [({"mean": (0.5,)}, MEAN), ({"mean": (0.5,), "std": (0.5,)}, MEAN), ({}, (0.5,))]
 )
