@@ -22,7 +22,7 @@ class Sweep:
         grid: Setting -> values; every combination is a row, for each of ``rows`` if both are given. Rows that differ
             only in ``seed_everything`` become one line of the table, with mean and standard deviation.
         scale: Setting -> factor on its values in the rows; so the rows can give the paper's sizes and lengths while a
-            small data set is trained with a fraction of them. Integers stay integers.
+            small data set is trained with a fraction of them. Integers stay integers; 0 and -1 are not scaled.
         fused: Row name -> row whose network it evaluates, without training, with folded norms (Table 8c).
         only: Names or shell patterns of the rows to run.
         jobs: Rows that run at the same time on a machine; they share its cores, and each gets ``trainer.devices`` GPUs.

@@ -140,7 +140,8 @@ def _scaled(named: dict[str, Config], scale: dict[str, float]) -> dict[str, Conf
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ConfigError(f"sweep.scale: {key} is {value!r} in row {name!r}; only numbers can be scaled")
-            changes[key] = max(1, round(value * factor)) if isinstance(value, int) else value * factor
+            if value > 0:  # 0 stays none, as of a warm-up's steps, and -1 no limit
+                changes[key] = max(1, round(value * factor)) if isinstance(value, int) else value * factor
         if not any(key in changes for changes in named.values()):
             raise ConfigError(f"sweep.scale: no row sets {key}; take it out, or set it in sweep.rows or sweep.grid")
     return named

@@ -47,7 +47,9 @@ def _merged(name: str, members: list[Record]) -> Record:
     keys = [score.key for score in members[0]["scores"]]
     if len(members) == 1:
         return {**members[0], **{f"{key}_sd": None for key in keys}, "seeds": 1, "runs": 1}
-    merged = {**members[0], "run": name, "runs": len(members)}
+    # The data and the epochs that the scores are of; those of a row that is not finished are not known, or not reached.
+    first = next((entry for entry in members if entry["status"] == "finished"), members[0])
+    merged = {**first, "run": name, "runs": len(members)}
     merged["shared_device"] = any(entry["shared_device"] for entry in members)
     for key in (*keys, *(f"{key}_ema" for key in keys), *_MEASURED):
         values = [entry[key] for entry in members if entry[key] is not None]

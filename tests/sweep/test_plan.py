@@ -62,6 +62,12 @@ def test_scaled_settings() -> None:
     assert [row.values["size"] for row in scaled] == [48, 1, 2], "the table shows what was trained"
 
 
+@pytest.mark.parametrize("value", [0, -1])
+def test_none_and_no_limit_stay_what_they_are(value: int) -> None:
+    scaled = toy_rows(rows={"a": {"size": value}, "b": {"size": 8}}, scale={"size": 0.25})
+    assert [row.config["size"] for row in scaled] == [value, 2]
+
+
 def test_a_second_file_takes_the_scale_back(write: Write, tmp_path: Path) -> None:
     (tmp_path / "full.yaml").write_text("sweep: {scale: {}}")
     options = write({"a": {"data.img_size": 160}}, scale={"data.img_size": 0.25})

@@ -45,6 +45,13 @@ def test_a_group_that_is_not_finished_says_so() -> None:
     assert merged["shared_device"]
 
 
+def test_the_conditions_are_those_of_a_row_that_is_finished() -> None:
+    rows = [entry("a,0", "a", status="failed", reason="out of memory", data=None, epochs=3)]
+    rows += [entry("a,1", "a", top1=70.0, data="pets (24/8)", epochs=10)]
+    (merged,) = over_seeds(rows)
+    assert (merged["run"], merged["top1"], merged["data"], merged["epochs"]) == ("a", 70.0, "pets (24/8)", 10)
+
+
 def test_speeds_of_seeds_that_were_measured_differently_are_said_to_be() -> None:
     ways = ["10 img/s (median of 5 rounds, spread 3%), batch 8, cpu (2 threads), x", "9e+01 img/s (median of 5), y"]
     one, two = (entry(f"a,{seed}", "a", throughput=10.0, throughput_conditions=way) for seed, way in enumerate(ways))
