@@ -13,7 +13,7 @@ from mobilemamba.cpus import usable_cpus
 from mobilemamba.data.batches import Form, MarkedByKey
 from mobilemamba.data.loader import PictureLoader
 from mobilemamba.data.pictures import MAX_PIXELS
-from mobilemamba.data.sampling import EpochSampler, EvaluationSampler, make_generator
+from mobilemamba.data.sampling import EpochSampler, EvaluationSampler, global_seed, make_generator
 from mobilemamba.errors import ConfigError, DataError
 
 #: The smallest float above 0, and the largest below 1.
@@ -34,7 +34,7 @@ class DataModule(LightningDataModule):
         img_size: Side in pixels, or (height, width); None for the model's own size, or 224 outside the command line.
         batch_size: Pictures per batch and process.
         num_workers: Number of loading processes; None for one per CPU, at most 8.
-        seed: Determines the order and the augmentation of every epoch; 0 or more.
+        seed: Determines the order and the augmentation of every epoch, 0 or more; None for that of ``seed_everything``.
 
     Attributes:
         name: Name in tables beside every score, with the numbers of training and validation pictures.
@@ -55,7 +55,7 @@ class DataModule(LightningDataModule):
         "img_size": (1, inf, "1 pixel or more, e.g. 224"),
         "batch_size": (1, inf, "1 or more, e.g. 64"),
         "num_workers": (0, inf, "0 or more, or null to choose"),
-        "seed": (0, inf, "0 or more"),
+        "seed": (0, inf, "0 or more, or null for that of seed_everything"),
     }
 
     name: str
@@ -74,13 +74,13 @@ class DataModule(LightningDataModule):
         img_size: int | tuple[int, int] | None = None,
         batch_size: int = 64,
         num_workers: int | None = None,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         self.img_size = 224 if img_size is None else img_size
         self.batch_size = batch_size
         self.num_workers = num_workers
-        self.seed = seed
+        self.seed = global_seed() or 0 if seed is None else seed
         self.train_set = None
         self.val_set = None
         self.test_set = None

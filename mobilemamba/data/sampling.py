@@ -8,6 +8,7 @@ The samplers themselves divide the pictures among the processes. They are ``Dist
 wraps any other kind, which would undo the marks of :class:`EvaluationSampler`.
 """
 
+import os
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,12 @@ from torch.utils.data import Dataset, DistributedSampler
 
 #: Label of a picture that does not count: one that is repeated to give all processes equal shares of an evaluation.
 IGNORED = -1
+
+
+def global_seed() -> int | None:
+    """Returns the seed last given to ``seed_everything``."""
+    seed = os.environ.get("PL_GLOBAL_SEED")
+    return int(seed) if seed is not None else None
 
 
 def make_generator(seed: int, *parts: int) -> torch.Generator:

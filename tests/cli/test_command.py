@@ -53,6 +53,13 @@ def test_fit_alone_trains_on_the_sample_and_keeps_runs_apart() -> None:
     assert card.preprocessing.img_size == (32, 32)
 
 
+def test_the_seed_of_everything_is_that_of_the_pictures_too() -> None:
+    """Else networks that start alike, as in fine-tuning, would be the same with any seed."""
+    trial = ["fit", *TINY, "--trainer.fast_dev_run", "1", "--seed_everything", "3"]
+    assert main(trial).datamodule.seed == 3
+    assert main([*trial, "--data.seed", "5"]).datamodule.seed == 5
+
+
 def test_last_is_written_in_epochs_that_are_not_the_best_beside_a_checkpoint_of_one_s_own() -> None:
     own = shlex.split("--trainer.callbacks+=ModelCheckpoint --trainer.callbacks.monitor=val/loss")
     main(["fit", *TINY, "--trainer.max_epochs", "3", "--model.lr", "0", *own])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lightning import LightningModule, Trainer
+from lightning import LightningModule, Trainer, seed_everything
 from torch.utils.data import DataLoader
 
 from mobilemamba.data import FashionMNISTSample
@@ -127,6 +127,13 @@ def test_shift_and_flip_are_what_they_say() -> None:
         assert found is not None, f"picture {key} is no shifted or flipped original"
         kinds.add(found)
     assert len(kinds) > 30
+
+
+def test_the_seed_is_that_of_everything_unless_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    assert FashionMNISTSample().seed == 0
+    seed_everything(3, verbose=False)
+    assert (FashionMNISTSample().seed, FashionMNISTSample(seed=0).seed) == (3, 0)
 
 
 def test_same_seed_and_epoch_give_the_same_pictures_after_anything() -> None:

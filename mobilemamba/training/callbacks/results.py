@@ -15,11 +15,11 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from mobilemamba.analysis.throughput import device_name
 from mobilemamba.data.base import data_of
+from mobilemamba.data.sampling import global_seed
 from mobilemamba.files import read_json, write_json
 from mobilemamba.scores import Score
 from mobilemamba.training.callbacks.at_end import AtEnd
 from mobilemamba.training.callbacks.checkpoints import best_checkpoint
-from mobilemamba.training.callbacks.seed import global_seed
 from mobilemamba.training.callbacks.validation import (
     Validation,
     callbacks_of,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import random
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+from mobilemamba.data.sampling import global_seed
 
 
 class StepSeed(Callback):
@@ -61,9 +62,3 @@ class StepSeed(Callback):
         torch.manual_seed(for_torch)
         np.random.seed(for_numpy)  # noqa: NPY002  the generator that timm's Mixup and the transforms of others draw from
         random.seed(for_random)
-
-
-def global_seed() -> int | None:
-    """Returns the seed last given to ``seed_everything``."""
-    seed = os.environ.get("PL_GLOBAL_SEED")
-    return int(seed) if seed is not None else None
