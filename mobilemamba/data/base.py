@@ -152,7 +152,8 @@ class DataModule(LightningDataModule):
                 "which batch norm cannot train on: use a batch size and a training set of at least 2"
             )
         # Only a last batch of one picture is dropped, so that small sets lose nothing else.
-        return self._loader(data, sampler=sampler, drop_last=share % self.batch_size == 1 and not alone)
+        drop_last, least = share % self.batch_size == 1 and not alone, 1 if self.single_pictures else 2
+        return self._loader(data, sampler=sampler, drop_last=drop_last, least=least)
 
     def val_dataloader(self) -> PictureLoader:
         """Returns a loader of all validation pictures in a fixed order."""

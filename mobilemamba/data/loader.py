@@ -1,14 +1,18 @@
 """The loader of all data sets: can resume within an epoch, raises one-line errors and reports unreadable pictures."""
 
+import itertools
 import warnings
 from collections.abc import Iterator, Sized
 from typing import Any, cast
 
 from torch.utils.data import DataLoader
 
-from mobilemamba.data.batches import Batch, Collate, Form, MarkedByKey
+from mobilemamba.data.batches import Batch, Collate, Form, MarkedByKey, Unreadable
 from mobilemamba.data.sampling import EpochSampler
 from mobilemamba.errors import ConfigError, DataError
+
+#: Number of pictures at the beginning of an epoch among which readable ones are looked for.
+_LOOKED_AT = 64
 
 
 class PictureLoader(DataLoader[Any]):
@@ -20,14 +24,16 @@ class PictureLoader(DataLoader[Any]):
     every other epoch starts at its first batch. ``len`` remains that of the whole epoch.
 
     *Unreadable pictures*, which the data set returns as :class:`~mobilemamba.data.batches.Unreadable`, are left out of
-    their batch, recorded in :attr:`skipped`, and warned about once each. In training, at least two pictures must
-    remain, as batch norm has no statistics of one. If none remains in an evaluation, one black picture that does not
-    count replaces them, so that all processes have the same number of batches.
+    their batch, recorded in :attr:`skipped`, and warned about once each. If fewer than ``least`` remain of a training
+    batch, as may happen to the last and smallest one of an epoch, the first readable pictures of the epoch replace it.
+    If none remains in an evaluation, one black picture that does not count does. So all processes have the same number
+    of batches.
 
     Args:
         *args: Arguments of DataLoader.
         form: Form of the batches.
         blank_hw: Height and width of the black picture in an evaluation; None in training.
+        least: Smallest number of pictures to train on: 2 for batch norm, which has no statistics of one.
         skipped: Dict in which unreadable pictures are recorded, name -> reason; loaders may share it.
         **kwargs: Arguments of DataLoader, except ``collate_fn``.
 
@@ -35,8 +41,9 @@ class PictureLoader(DataLoader[Any]):
         skipped: Unreadable pictures so far, name -> reason.
 
     Raises:
-        DataError: While iterating, if a picture is unreadable and not to be skipped, or too few pictures of a training
-            batch remain; a single line without the worker's traceback.
+        DataError: While iterating, if a picture is unreadable and not to be skipped, or if too few pictures of a
+            training batch remain and the beginning of the epoch has too few as well; a single line without the worker's
+            traceback.
         ConfigError: While iterating, if the loaded state is for another number of pictures or another batch size.
     """
 
@@ -45,6 +52,7 @@ class PictureLoader(DataLoader[Any]):
         *args: Any,
         form: Form,
         blank_hw: tuple[int, int] | None = None,
+        least: int = 2,
         skipped: dict[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -54,6 +62,7 @@ class PictureLoader(DataLoader[Any]):
         self.form = form
         self.collate_fn = Collate(form, whole=hasattr(data, "__getitems__"), marked=marked)
         self.blank_hw = blank_hw
+        self.least = least
         self.skipped: dict[str, str] = {} if skipped is None else skipped
         self._epoch = 0
         self._handed_out = 0
@@ -113,12 +122,21 @@ class PictureLoader(DataLoader[Any]):
                 self.skipped[name] = reason
                 warnings.warn(f"{name} cannot be read ({reason}) and is skipped", stacklevel=3)
         left = 0 if batch.images is None else len(batch.images)
-        if left and (not batch.unreadable or self.blank_hw is not None or left > 1):
+        if left and (not batch.unreadable or self.blank_hw is not None or left >= self.least):
             return batch.images, batch.targets
         if self.blank_hw is not None:
             return self.form.blank(*self.blank_hw)
+        if others := self._first_readable():
+            return self.form.collate(others)
         name, reason = next(iter(batch.unreadable.items()))
         raise DataError(
             f"{left} of the {left + len(batch.unreadable)} pictures of a training batch can be read, too few to train "
             f"on: repair or remove {name} ({reason}) and the others named above, or raise data.batch_size"
         )
+
+    def _first_readable(self) -> list[Any]:
+        """Returns the first ``least`` readable pictures of the epoch; none if there are fewer at its beginning."""
+        keys = self.sampler.keys(self._epoch)[:_LOOKED_AT] if isinstance(self.sampler, EpochSampler) else []
+        readable = (item for item in map(self.dataset.__getitem__, keys) if not isinstance(item, Unreadable))
+        found = list(itertools.islice(readable, self.least))
+        return found if len(found) == self.least else []
