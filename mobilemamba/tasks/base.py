@@ -231,7 +231,12 @@ class Task(EvaluatedTask):
         return pictures_a_step(self.trainer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the model card and which network was better; keeps only the settings that ``__init__`` takes."""
+        """Adds the model card and which network was better; keeps only the settings that ``__init__`` takes.
+
+        The epoch's mean loss so far becomes that of all processes, as each of them resumes from it.
+        """
+        for name, value in self.mean_train_loss.state_dict(prefix="mean_train_loss.").items():
+            checkpoint["state_dict"][name] = self.trainer.strategy.reduce(value.clone(), reduce_op="mean")
         kept = checkpoint.get("hyper_parameters", {})
         checkpoint["hyper_parameters"] = {name: kept[name] for name in init_arguments(type(self)) if name in kept}
         checkpoint[CARD_KEY] = self.model_card.as_dict()

@@ -47,9 +47,15 @@ RECEPTIVE_FIELDS = shlex.split(
 IN_TWO = shlex.split("--trainer.strategy ddp --trainer.devices 2")
 CLASSES = [f"class {number}" for number in range(11)]
 FIT_IN_TWO = ["fit", *OPTIONS, *IN_TWO, "--data.batch_size", "4"]  # pictures of each process
-#: What both processes do, one after the other; the second fit has a callback of which the second process knows nothing.
+EVERY_STEP = shlex.split(
+    "--trainer.callbacks+=ModelCheckpoint --trainer.callbacks.every_n_train_steps=1 --trainer.callbacks.save_top_k=-1 "
+    "--trainer.callbacks.filename={step}"
+)
+IN_MID_EPOCH = ["--ckpt_path", "runs/two/checkpoints/step=5.ckpt"]
+#: What both processes do, one after the other; the third fit has a callback of which the second process knows nothing.
 TOGETHER = [
-    [*FIT_IN_TWO, "--name", "two", *WITHOUT_BATCH_NORM],
+    [*FIT_IN_TWO, "--name", "two", *WITHOUT_BATCH_NORM, *EVERY_STEP],
+    [*FIT_IN_TWO, "--name", "resumed", *WITHOUT_BATCH_NORM, *EVERY_STEP, *IN_MID_EPOCH],
     [*FIT_IN_TWO, "--name", "mamba", *MOBILEMAMBA, *RECEPTIVE_FIELDS],
     [*EVALUATE, *IN_TWO, "--per_class", "two.csv"],
     [*EVALUATE_SAMPLE, *IN_TWO],  # the last, as its table is the last that is printed
@@ -170,6 +176,15 @@ def test_as_many_pictures_a_step_give_the_same_training() -> None:
         assert weights(name).keys() == weights("one").keys()
         for key, value in weights("one").items():
             torch.testing.assert_close(weights(name)[key], value, rtol=1e-3, atol=1e-5, msg=f"{name}: {key}")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_there")
+def test_two_processes_go_on_in_mid_epoch_to_the_same_end() -> None:
+    for name, value in weights("two").items():
+        assert torch.equal(value, weights("resumed")[name]), name
+    (resumed,) = logged("resumed")["train/loss"]
+    assert resumed == pytest.approx(logged("two")["train/loss"][1], rel=1e-6), "of all pictures that both have seen"
 
 
 @pytest.mark.slow
