@@ -84,6 +84,15 @@ class ImageFolder(PictureDataModule):
                 f"data.classes [{few(self.classes)}] is impossible: name each class once, or give null for the folders"
             )
 
+    def missing(self, part: str) -> str:
+        if part == "validation" and self.layout.val is None:
+            root = printable(self.root)
+            return (
+                f"{root} has a single picture of each class, and so none to set aside for validation: add more, or put "
+                f"some into {root}/train/<class>/ and others into {root}/val/<class>/"
+            )
+        return super().missing(part)
+
     def _list(self, part: str, folder: Path | None, left_out: Counter[str]) -> list[Sample]:
         if folder is None:
             return []

@@ -378,3 +378,12 @@ def test_names_of_classes_are_text_whatever_their_folders_are_called(tmp_path: P
     assert data.name.endswith("(6/3)")
     again = ready(tmp_path, classes=["猫", *data.class_names[:2]])
     assert [os.fsencode(Path(path).parent.name) for path in val_files(again)] == [names[2], *names[:2]]
+
+
+def test_a_single_picture_of_each_class_leaves_none_to_validate_on(tmp_path: Path) -> None:
+    paint(tmp_path / "cat", 1)
+    paint(tmp_path / "dog", 1)
+    data = ready(tmp_path)
+    assert [labels.tolist() for _, labels in data.train_dataloader()] in ([[0, 1]], [[1, 0]])
+    with pytest.raises(DataError, match=r"has a single picture of each class, .* add more, or put some into .*/train/<"):
+        data.val_dataloader()
