@@ -12,6 +12,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from mobilemamba.errors import ConfigError
 from mobilemamba.models import load_network, load_weights
 from mobilemamba.models.card import CARD_KEY
 from mobilemamba.models.runtime import runtime_of
@@ -212,15 +213,22 @@ class Task(EvaluatedTask):
         """Returns AdamW and a schedule with warm-up that sets the learning rate every step.
 
         Raises:
-            ConfigError: If the training has no end for the cosine decay, or no epochs for the warm-up.
+            ConfigError: If the training has no end for the cosine decay, or no epochs for the warm-up; or if there is
+                an average, but weights in half precision, which its small updates would not change.
         """
-        hparams = self.hparams
+        hparams, precision = self.hparams, self.trainer.precision
+        if self.ema is not None and precision in ("16-true", "bf16-true"):
+            raise ConfigError(
+                f"model.ema_decay={hparams['ema_decay']} with trainer.precision={precision}: an average in half "
+                f"precision rounds its updates away; give {precision.replace('true', 'mixed')}, or leave "
+                "model.ema_decay out"
+            )
         warmup = hparams["warmup_epochs"], hparams["warmup_steps"]
         rate = rate_of(hparams["schedule"], self.trainer, *warmup, hparams["min_lr_ratio"], hparams["warmup_lr_ratio"])
         lr = scale_lr(hparams["lr"], self.total_batch_size, hparams["reference_batch_size"])
         groups = self.parameter_groups()
         set_learning_rates(groups, lr)
-        fused = can_be_fused(self.device, self.trainer.precision, bool(self.trainer.gradient_clip_val))
+        fused = can_be_fused(self.device, precision, bool(self.trainer.gradient_clip_val))
         optimizer = torch.optim.AdamW(groups, lr=lr, betas=tuple(hparams["betas"]), fused=fused or None)
         scheduler = LambdaLR(optimizer, rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -385,5 +385,5 @@ def test_a_single_picture_of_each_class_leaves_none_to_validate_on(tmp_path: Pat
     paint(tmp_path / "dog", 1)
     data = ready(tmp_path)
     assert [labels.tolist() for _, labels in data.train_dataloader()] in ([[0, 1]], [[1, 0]])
-    with pytest.raises(DataError, match=r"has a single picture of each class, .* add more, or put some into .*/train/<"):
+    with pytest.raises(DataError, match=r"has a single picture of each class, .* add more, or put some into "):
         data.val_dataloader()

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from torch._dynamo.testing import CompileCounter
 from torch.utils.data import DataLoader
 
+from mobilemamba.errors import ConfigError
 from mobilemamba.models import ArchOverrides, ModelCard, Preprocessing, create_model, load_network, save_weights
 from mobilemamba.training.distillation import Distillation, Teacher, distillation_loss
 from mobilemamba.training.mixing import Mixing
@@ -140,6 +141,13 @@ def test_bfloat16_stays_finite_and_keeps_weights_in_fp32(tmp_path):
     trainer = fit(tmp_path, task, precision="bf16-mixed")
     assert trainer.callback_metrics["train/loss"].isfinite()
     assert all(parameter.dtype == torch.float32 for parameter in task.model.parameters())
+
+
+@pytest.mark.parametrize("precision", ["16-true", "bf16-true"])
+def test_an_average_of_weights_in_half_precision_is_refused(tmp_path, precision):
+    expected = f"ema_decay=0.9 with trainer.precision={precision}: .*; give {precision[:-4]}mixed, or leave"
+    with pytest.raises(ConfigError, match=expected):
+        fit(tmp_path, make_task(**TINY, ema_decay=0.9), precision=precision)
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
