@@ -31,6 +31,8 @@ BUSY_SPREAD = 0.1
 def record(row: Row, counts: dict[str, float], running: bool = False) -> Record:
     """Returns everything that is currently known about a row, read from its folder.
 
+    Its scores are those of the network in ``best.safetensors``, which is the averaged one if ``averaged`` is true.
+
     Args:
         row: The row.
         counts: ``flops_m``, ``macs_m``, ``params_m``, ``table_classes``.
@@ -40,6 +42,7 @@ def record(row: Row, counts: dict[str, float], running: bool = False) -> Record:
     progress = read_json(row.run_dir / "progress.json")
     if row.fused_of:
         results, status, progress = _fused_results(row, results), {}, {}
+    averaged = _average_is_better(row, results)
     measured = results.get("measured") or read_json(row.run_dir / "measure.json")
     throughput = measured.get("throughput") or {}
     slot = status.get("environment", {})
@@ -60,6 +63,7 @@ def record(row: Row, counts: dict[str, float], running: bool = False) -> Record:
     }
     of_scores = [f"{score.key}{suffix}" for suffix in ("", "_ema") for score in row.scores]
     entry |= {key: results.get(key) for key in (*of_scores, *_RESULTS)}
+    entry |= {"averaged": averaged, **{score.key: results.get(f"{score.key}_ema") for score in row.scores if averaged}}
     if not results:
         entry |= {"epochs": progress.get("epoch"), "resumes": progress.get("resumes")}
     entry |= {"table_size": row.config.get("table_size"), "table_classes": counts.get("table_classes")}
@@ -80,6 +84,15 @@ def _fused_results(row: Row, results: Record) -> Record:
         return {}
     fused = {key: round(found[f"{key}_fused"], 6) for key in keys}
     return {**results, **fused, **{f"{key}_ema": None for key in keys}, "best_epoch_ema": None}
+
+
+def _average_is_better(row: Row, results: Record) -> bool:
+    """Whether the averaged network was the better one in the best validation, as for ``best.safetensors``."""
+    for headline in row.scores[:1]:
+        raw, averaged = results.get(headline.key), results.get(f"{headline.key}_ema")
+        if raw is not None and averaged is not None:
+            return bool(averaged > raw if headline.direction == "max" else averaged < raw)
+    return False
 
 
 def paper_columns(scores: Iterable[Score]) -> list[str]:
@@ -155,6 +168,11 @@ def to_sheet(title: str, records: list[Record], swept: list[str], paper_note: st
     if sizes:
         of_classes = f" and {' or '.join(classes)} classes" if classes else ""
         notes.append(f"FLOPs (the paper's convention) and Params are for {', '.join(sizes)} px{of_classes}.")
+    if averaged := [entry["run"] for entry in records if entry.get("averaged")]:
+        of_rows = "" if len(averaged) == len(records) else f" of {', '.join(averaged)}"
+        notes.append(
+            f"The scores{of_rows} are those of the averaged weights (EMA), which were better than the last ones."
+        )
     if len(shown) < len(records):
         notes.append(
             "± is the standard deviation over the seeds, with their number in brackets where some are missing."

@@ -1,5 +1,6 @@
 import csv
 import errno
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,21 @@ def test_a_finished_sweep_leaves_its_files_and_is_not_run_again(
     sweep_faked("a", "bb", paper=paper, paper_note="ImageNet-1k, L40S")
     assert starts("a") == starts("bb") == 1
     assert not left.exists()
+
+
+def test_the_scores_are_those_of_the_better_network(sweep_faked: Sweeper) -> None:
+    """As ``best.safetensors``, which is evaluated with folded norms, has its weights."""
+    sweep_faked("a", "bb", "ccc")
+    for name, averages in {
+        "bb": {"top1_ema": 90.0, "top5_ema": 95.0},
+        "ccc": {"top1_ema": 1.0, "top5_ema": 2.0},
+    }.items():
+        path = ROOT / name / "results.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | averages))
+    sweep_faked("a", "bb", "ccc")
+    found = [(row["top1"], row["top5"], row["averaged"]) for row in table().values()]
+    assert found == [("81.0", "99.0", "false"), ("90.0", "95.0", "true"), ("83.0", "99.0", "false")]
+    assert "The scores of bb are those of the averaged weights (EMA)" in (ROOT / "results.md").read_text()
 
 
 def test_numbers_of_the_paper_are_of_costs_and_the_tasks_scores(sweep_faked: Sweeper) -> None:

@@ -202,7 +202,7 @@ class RunResults(AtEnd):
             "epoch": last.get("epoch", 0),
             "max_epochs": trainer.max_epochs,
             **{score.key: _of(last, score.key) for score in scores},
-            "best": _of(best, scores[0].key),
+            "best": best.get(monitor_of(pl_module)[0], _of(best, scores[0].key)),
             "best_epoch": best.get("epoch"),
             "best_step": best.get("step"),
             "resumes": self.resumes,

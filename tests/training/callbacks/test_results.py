@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 
+from mobilemamba.tasks import ClassificationTask
 from mobilemamba.training.callbacks import RunResults
 from mobilemamba.training.callbacks import results as results_module
 from tests.training.callbacks.runs import Data, StopAfter, fit, small_task
@@ -18,6 +19,16 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore
 def quick_measure(monkeypatch):
     """Counting and timing have tests of their own."""
     monkeypatch.setattr(results_module, "measure_network", lambda *_, **__: {"img_size": 224, "flops": 7})
+
+
+class Averaged(ClassificationTask):
+    """Its average is better than itself."""
+
+    def __init__(self):
+        super().__init__("test_efficientnet", num_classes=5, warmup_epochs=0, ema_decay=0.5)
+
+    def on_validation_epoch_end(self):
+        self.log_dict({"val/top1": 40.0, "val/top1_ema": 60.0, "val/top1_max": 60.0})
 
 
 @pytest.mark.usefixtures("quick_measure")
@@ -51,6 +62,11 @@ class TestRunResults:
         assert json.loads((tmp_path / "run" / "measure.json").read_text())["flops"] == 7
         progress = json.loads((tmp_path / "run" / "progress.json").read_text())
         assert (progress["epoch"], progress["max_epochs"], progress["top1"]) == (2, 2, written["top1_last"])
+
+    def test_the_best_is_that_of_the_better_network(self, tmp_path):
+        fit(tmp_path, 1, module=Averaged, extra=(RunResults(tmp_path),))
+        written, progress = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("results", "progress"))
+        assert (written["top1"], written["top1_ema"], written["score"], progress["best"]) == (40, 60, 60, 60)
 
     def test_a_killed_run_has_none_and_goes_on_counting(self, tmp_path):
         folder = tmp_path / "run"
