@@ -148,7 +148,9 @@ def check_fits(path: str | Path, checkpoint: Mapping[str, Any], module: Lightnin
 
 def check_data(path: str | Path, checkpoint: Mapping[str, Any], data: DataModule) -> None:
     """Raises an error if a checkpoint was trained on other classes than the data's; warns of other pictures."""
-    card = checkpoint.get(CARD_KEY) or {}
+    card = checkpoint.get(CARD_KEY)
+    if not card:  # of a module that is no task of ours, whose data may have no names
+        return
     for there, here in zip(
         card.get("class_names", ()), data.class_names, strict=False
     ):  # their number has been checked

@@ -15,8 +15,8 @@ import yaml
 from lightning.pytorch import LightningModule
 from torch.utils._pytree import tree_leaves
 
-from mobilemamba.cli.resume import check_fits, newest_readable_checkpoint
-from mobilemamba.data import FashionMNISTSample
+from mobilemamba.cli.resume import check_data, check_fits, newest_readable_checkpoint
+from mobilemamba.data import DataModule, FashionMNISTSample
 from mobilemamba.errors import ConfigError, MobileMambaError, WeightsError
 from mobilemamba.training.callbacks.storage import AtomicCheckpointIO
 from mobilemamba.training.contract import TaskContract
@@ -256,6 +256,10 @@ def test_a_training_does_not_go_on_with_other_classes(
         said = refusal(f"--ckpt_path {option}")
         assert f"was trained on other classes: {first!r} where the data have {second!r}; give the data of its" in said
     assert content(Path()) == before
+
+
+def test_the_data_of_a_module_without_a_card_need_no_names() -> None:
+    check_data("x.ckpt", {}, DataModule())
 
 
 def test_a_training_that_goes_on_with_other_pictures_says_so(
