@@ -136,7 +136,7 @@ class DataModule(LightningDataModule):
     def train_dataloader(self) -> PictureLoader:
         """Returns a loader of all training pictures in a new order each epoch.
 
-        A last batch of one picture is dropped, unless ``single_pictures`` allows it or all batches are of one picture.
+        A last batch of one picture is dropped, unless all batches are of one picture.
 
         Raises:
             ConfigError: If every batch would have a single picture and ``single_pictures`` does not allow this, as
@@ -152,8 +152,8 @@ class DataModule(LightningDataModule):
                 "which batch norm cannot train on: use a batch size and a training set of at least 2"
             )
         # Only a last batch of one picture is dropped, so that small sets lose nothing else.
-        drop_last, least = share % self.batch_size == 1 and not alone, 1 if self.single_pictures else 2
-        return self._loader(data, sampler=sampler, drop_last=drop_last, least=least)
+        drop_last = share % self.batch_size == 1 and not alone
+        return self._loader(data, sampler=sampler, drop_last=drop_last, least=1 if alone else 2)
 
     def val_dataloader(self) -> PictureLoader:
         """Returns a loader of all validation pictures in a fixed order."""

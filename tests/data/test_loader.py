@@ -354,10 +354,11 @@ def test_readable_pictures_replace_a_last_batch_of_too_few(tmp_path: Path, worke
 
 
 @pytest.mark.filterwarnings("ignore:.*cannot be read")
-def test_one_picture_is_enough_for_a_network_that_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_pictures_that_come_one_by_one_are_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageFolder, "single_pictures", True)
-    data = skipping(broken_folder(tmp_path, [*range(7)]), batch_size=8)
-    assert [len(labels) for _, labels in data.train_dataloader()] == [1]
+    data = skipping(broken_folder(tmp_path, [1, 2]), batch_size=1)
+    assert [len(labels) for _, labels in data.train_dataloader()] == [1] * 8
+    assert len(data.skipped) == 2
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="pinned memory needs a GPU")
