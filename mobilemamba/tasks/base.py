@@ -243,8 +243,10 @@ class Task(EvaluatedTask):
 
         The epoch's mean loss so far becomes that of all processes, as each of them resumes from it.
         """
-        for name, value in self.mean_train_loss.state_dict(prefix="mean_train_loss.").items():
-            checkpoint["state_dict"][name] = self.trainer.strategy.reduce(value.clone(), reduce_op="mean")
+        so_far = self.mean_train_loss.state_dict(prefix="mean_train_loss.")
+        if not self.trainer.interrupted:  # by an error in one process, which would wait for the others
+            for name, value in so_far.items():
+                checkpoint["state_dict"][name] = self.trainer.strategy.reduce(value.clone(), reduce_op="mean")
         kept = checkpoint.get("hyper_parameters", {})
         checkpoint["hyper_parameters"] = {name: kept[name] for name in init_arguments(type(self)) if name in kept}
         checkpoint[CARD_KEY] = self.model_card.as_dict()

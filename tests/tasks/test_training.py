@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerStatus
 from torch._dynamo.testing import CompileCounter
 from torch.utils.data import DataLoader
 
@@ -126,6 +127,20 @@ def test_the_second_head_learns_from_the_teacher_alone(tmp_path, teacher):
     assert task.model.head_dist.linear.weight.grad is None
     torch.testing.assert_close(task.model.eval()(x), sum(task.model.forward_heads(x)) / 2)
     assert of_teacher.shape == logits.shape
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_checkpoint_waits_for_no_process_after_an_error(tmp_path, monkeypatch, interrupted):
+    """With a second process whose loss is three times as large: each of both resumes from the mean of their sums."""
+    task = make_task()
+    trainer = fit(tmp_path, task, limit_train_batches=1)
+    own = task.mean_train_loss.mean_value.clone()
+    monkeypatch.setattr(trainer.strategy, "reduce", lambda value, reduce_op: 2 * value if reduce_op == "mean" else None)
+    trainer.state.status = TrainerStatus.INTERRUPTED if interrupted else TrainerStatus.RUNNING
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    saved = torch.load(tmp_path / "run.ckpt", weights_only=True)["state_dict"]["mean_train_loss.mean_value"]
+    assert saved == (own if interrupted else 2 * own) != 0
+    assert task.mean_train_loss.mean_value == own
 
 
 def test_a_checkpoint_of_all_of_it_loads(tmp_path, teacher):
