@@ -85,7 +85,7 @@ class ImageFolder(PictureDataModule):
             )
 
     def missing(self, part: str) -> str:
-        if part == "validation" and self.layout.val is None:
+        if part == "validation" and self.layout.train == Path(self.root):  # a folder val beside classes would not help
             root = printable(self.root)
             return (
                 f"{root} has a single picture of each class, and so none to set aside for validation: add more, or put "
