@@ -151,9 +151,8 @@ def check_data(path: str | Path, checkpoint: Mapping[str, Any], data: DataModule
     card = checkpoint.get(CARD_KEY)
     if not card:  # of a module that is no task of ours, whose data may have no names
         return
-    for there, here in zip(
-        card.get("class_names", ()), data.class_names, strict=False
-    ):  # their number has been checked
+    # Their number has been checked.
+    for there, here in zip(card.get("class_names", ()), data.class_names, strict=False):
         if there != here:
             raise ConfigError(
                 f"{path} was trained on other classes: {there!r} where the data have {here!r}; give the data of its "
