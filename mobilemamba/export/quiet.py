@@ -38,6 +38,5 @@ def quiet() -> Iterator[None]:
         words = io.StringIO()  # loggers created in here keep it
         stack.enter_context(contextlib.redirect_stdout(words))
         stack.enter_context(contextlib.redirect_stderr(words))
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")
+        stack.enter_context(warnings.catch_warnings(action="ignore"))
         yield

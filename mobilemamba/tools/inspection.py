@@ -135,8 +135,7 @@ def _rows(config: list[str]) -> list[_Counted]:
 
 
 def _counts(entry: _Counted) -> list[str]:
-    with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # from initialisers, which have no effect on the meta device
+    with torch.device("meta"), warnings.catch_warnings(action="ignore"):  # initialisers have nothing to do there
         network = entry.build()
     counts = complexity(fuse_norms(network) if entry.folded else network, entry.size)
     shown = "x".join(map(str, dict.fromkeys(entry.size)))  # only one side for a square

@@ -94,9 +94,10 @@ def describe(error: BaseException) -> str:
 def _cpu_peak(case: Case, layout: str) -> int:
     # The default allocator keeps freed memory, which would count as resident and be reused without being measured.
     return_freed_memory()
-    workload: Workload = silently(lambda: Workshop().build(case, layout))
-    for _ in range(2):  # the first step of AdamW creates its state
-        silently(workload.run)
+    workload = Workshop().build(case, layout)
+    with silently():
+        for _ in range(2):  # the first step of AdamW creates its state
+            workload.run()
     gc.collect()
     before = resident_bytes()
     forget_peak()

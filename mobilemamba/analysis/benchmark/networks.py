@@ -121,8 +121,9 @@ def _prepare(
     try:
         if device.type == "cpu" and cpu_peak is not None and case.mode not in RUNNERS:
             candidate.peak_bytes = cpu_peak(case, case.layout)
-        workload: Workload = silently(lambda: workshop.build(case, case.layout))
-        silently(workload.run)
+        workload = workshop.build(case, case.layout)
+        with silently():
+            workload.run()
         if device.type == "cuda" and memory:
             candidate.peak_bytes = cuda_peak(workload, device)
         candidate.workload = workload
@@ -146,7 +147,7 @@ def _faster(rivals: list[_Candidate], seconds: float) -> _Candidate:
 @functools.cache
 def _macs(model: str, sides: tuple[int, int]) -> int | None:
     with torch.device("meta"):
-        network = silently(lambda: create(Case(model, sides[1], height=sides[0])))
+        network = create(Case(model, sides[1], height=sides[0]))
     try:
         return complexity(network, sides).macs
     except Exception:  # a network that does not run on the meta device is timed without a count

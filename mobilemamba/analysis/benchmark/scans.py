@@ -13,7 +13,7 @@ from mobilemamba.analysis.benchmark.cases import DTYPES, Case, card_of, own_size
 from mobilemamba.analysis.benchmark.ceilings import matrix_product, memory_copy
 from mobilemamba.analysis.benchmark.memory import describe
 from mobilemamba.analysis.benchmark.networks import Progress, counting, latency
-from mobilemamba.analysis.benchmark.workload import create, silently
+from mobilemamba.analysis.benchmark.workload import create
 from mobilemamba.analysis.machine import device_name, versions
 from mobilemamba.analysis.rounds import Clock, clock_of, interleave
 from mobilemamba.errors import BackendUnavailableError, ConfigError
@@ -86,7 +86,7 @@ def _shapes_of(model: str, size: int) -> list[ScanShape]:
         shapes.append(ScanShape(1, *module.A_log.shape, *inputs[0].shape[-2:]))
 
     with torch.device("meta"):
-        network = silently(lambda: create(Case(model, size))).eval()
+        network = create(Case(model, size)).eval()
     for module in network.modules():
         if isinstance(module, SS2D):
             module.register_forward_pre_hook(note)

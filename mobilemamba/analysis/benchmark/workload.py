@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import FunctionType
@@ -25,6 +26,13 @@ from mobilemamba.models.checkpoints import build_network
 from mobilemamba.models.fuse import count_batch_norms
 from mobilemamba.models.inference.graphs import CudaGraphs
 from mobilemamba.models.runtime import RUNNERS, runtime_of
+
+
+@contextmanager
+def silently() -> Iterator[None]:
+    """Context manager and decorator that hides warnings of libraries, which the reader of a table cannot act on."""
+    with warnings.catch_warnings(action="ignore"):
+        yield
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,7 @@ class Workshop:
     def __init__(self) -> None:
         self._networks: dict[Case, nn.Module] = {}
 
+    @silently()
     def build(self, case: Case, layout: str) -> Workload:
         """Builds the workload of a case.
 
@@ -115,6 +124,7 @@ def inference(network: nn.Module, inputs: Tensor, mode: str = "eager") -> Worklo
     return Workload(run, network, held, partial(seconds_of_parts, detector, inputs) if detector else None)
 
 
+@silently()
 def create(case: Case) -> nn.Module:
     """Creates the case's network in float32 on torch's default device, not fused, with random weights.
 
@@ -198,10 +208,3 @@ def _training(case: Case, layout: str, pictures: Tensor, generator: torch.Genera
             yield from (value for value in state.values() if isinstance(value, Tensor))
 
     return Workload(run, network, held)
-
-
-def silently(build: Callable[[], Any]) -> Any:
-    """Calls a function without warnings of libraries, which the reader of a table cannot act on."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return build()

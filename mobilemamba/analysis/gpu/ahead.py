@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from mobilemamba.analysis.benchmark.cases import DTYPES, Case
 from mobilemamba.analysis.benchmark.memory import describe
 from mobilemamba.analysis.benchmark.scans import ScanShape
-from mobilemamba.analysis.benchmark.workload import Workload, Workshop, create, silently
+from mobilemamba.analysis.benchmark.workload import Workshop, create
 from mobilemamba.analysis.gpu.correct import run_scan, scan_shapes
 from mobilemamba.analysis.gpu.run import Run
 from mobilemamba.analysis.gpu.sizes import Sizes
@@ -66,12 +65,11 @@ def workloads(run: Run) -> Iterator[Callable[[], object]]:
 
 
 def _workload(workshop: Workshop, case: Case) -> None:
-    workload: Workload = silently(partial(workshop.build, case, case.layout))
-    workload.run()
+    workshop.build(case, case.layout).run()
 
 
 def _as_it_is(case: Case) -> None:
-    network: nn.Module = silently(partial(create, case)).eval().to(case.device, DTYPES[case.dtype])
+    network = create(case).eval().to(case.device, DTYPES[case.dtype])
     pictures = torch.zeros(case.batch, 3, *case.sides, device=case.device, dtype=DTYPES[case.dtype])
     with torch.inference_mode():
         network.to(memory_format=torch.channels_last)(pictures.contiguous(memory_format=torch.channels_last))

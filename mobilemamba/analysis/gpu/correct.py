@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mobilemamba.analysis.benchmark.cases import DTYPES, Case
 from mobilemamba.analysis.benchmark.scans import ScanShape, scan_inputs
-from mobilemamba.analysis.benchmark.workload import create, silently
+from mobilemamba.analysis.benchmark.workload import create
 from mobilemamba.analysis.gpu.machine import rounded_to_tf32
 from mobilemamba.analysis.gpu.run import Run
 from mobilemamba.models import for_inference
@@ -169,7 +169,7 @@ def networks(run: Run) -> None:
         if not run.has_time(8, f"{name} against the CPU"):
             continue
         size = run.sizes.size_of(name)
-        network = as_if_trained(silently(partial(create, Case(name, size))), size)
+        network = as_if_trained(create(Case(name, size)), size)
         pictures = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
         with torch.inference_mode():
             expected = network(pictures)
@@ -215,7 +215,7 @@ def _forms(run: Run, network: nn.Module, dtype: torch.dtype) -> dict[str, Callab
 
 def _gradients_against_cpu(run: Run, name: str) -> float:
     size = run.sizes.size_of(name)
-    network = as_if_trained(silently(lambda: create(Case(name, size))), size).train()
+    network = as_if_trained(create(Case(name, size)), size).train()
     pictures = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
     here, there = (
         torch.cat([g.flatten().cpu() for g in gradients(copy.deepcopy(network).to(device), pictures.to(device))])

@@ -23,7 +23,7 @@ from mobilemamba.analysis.benchmark.ceilings import memory_copy
 from mobilemamba.analysis.benchmark.networks import measure
 from mobilemamba.analysis.benchmark.records import Record
 from mobilemamba.analysis.benchmark.scans import ScanRecord, measure_scans
-from mobilemamba.analysis.benchmark.workload import Workload, Workshop, silently
+from mobilemamba.analysis.benchmark.workload import Workload, Workshop
 from mobilemamba.analysis.gpu.machine import rounded_to_tf32
 from mobilemamba.analysis.gpu.run import Run
 from mobilemamba.analysis.rounds import Clock, clock_of, interleave, synchronize
@@ -47,7 +47,7 @@ def operators(run: Run) -> None:
 
 def _operators(run: Run, batch: int, train: bool, what: str) -> None:
     case = _case(run, run.sizes.ours[0], batch, "float16", train=train)
-    calls = operator_calls(silently(lambda: Workshop().build(case, "channels_last")))
+    calls = operator_calls(Workshop().build(case, "channels_last"))
     clocks: dict[Hashable, Clock] = {key: clock_of(call, run.device) for key, (call, _, _) in calls.items()}
     copy, copied = memory_copy(str(run.device), run.sizes.copied_bytes)
     clocks["copy"] = clock_of(copy, run.device)
@@ -163,7 +163,7 @@ def _compare(run: Run, records: list[Record], precision: str, batch: int) -> Non
 def kernels(run: Run) -> None:
     """Lists the kernels in which the first network's inference spends its time."""
     case = _case(run, run.sizes.ours[0], run.sizes.batches[0], run.sizes.dtypes[0])
-    workload: Workload = silently(lambda: Workshop().build(case, "channels_last"))
+    workload = Workshop().build(case, "channels_last")
     workload.run()
     on_gpu = run.device.type == "cuda"
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu

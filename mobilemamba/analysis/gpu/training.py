@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
-from functools import partial
 
 import torch
 
@@ -13,7 +12,7 @@ from mobilemamba.analysis.benchmark.cases import Case
 from mobilemamba.analysis.benchmark.memory import cuda_peak
 from mobilemamba.analysis.benchmark.networks import measure
 from mobilemamba.analysis.benchmark.tables import LINEAR
-from mobilemamba.analysis.benchmark.workload import Workload, Workshop, create, silently
+from mobilemamba.analysis.benchmark.workload import Workshop, create
 from mobilemamba.analysis.gpu.correct import as_if_trained, gradients
 from mobilemamba.analysis.gpu.run import Run
 
@@ -44,7 +43,7 @@ def same_bits(run: Run) -> None:
     """Computes the gradients of one batch twice, with PyTorch's kernels as they are and in deterministic form."""
     name = run.sizes.ours[0]
     size, batch = run.sizes.size_of(name), run.sizes.train_batch
-    network = as_if_trained(silently(lambda: create(Case(name, size))), size)
+    network = as_if_trained(create(Case(name, size)), size)
     network = network.train().to(run.device).to(memory_format=torch.channels_last)
     pictures = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
     pictures = pictures.to(run.device, memory_format=torch.channels_last)
@@ -74,7 +73,7 @@ def memory(run: Run) -> None:
     for size in run.sizes.memory_sizes:
         if not run.has_time(4, f"memory at {size} px"):
             break
-        workload: Workload = silently(partial(Workshop().build, _case(run, name, size, batch), "channels_last"))
+        workload = Workshop().build(_case(run, name, size, batch), "channels_last")
         peaks[size] = cuda_peak(workload, run.device) - workload.held_bytes
         run.add(model=name, batch=batch, size=size, held_bytes=workload.held_bytes, peak_bytes=peaks[size])
         run.find(f"{name}, batch {batch}, {size} px", f"{peaks[size] / 2**20:,.0f} MiB")
