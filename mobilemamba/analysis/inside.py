@@ -7,6 +7,7 @@ N state size, S steps of a direction until a position.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -18,6 +19,7 @@ from mobilemamba.errors import ConfigError
 from mobilemamba.layers.mrffi import MRFFI
 from mobilemamba.layers.ss2d import SS2D
 from mobilemamba.layers.wavelet_mamba import WaveletConv, WaveletMamba
+from mobilemamba.models.evaluation import evaluating
 from mobilemamba.ops.scan_order import scan_order
 from mobilemamba.ops.selective_scan import ScanInputs
 from mobilemamba.ops.wavelet.definition import dwt2d
@@ -251,13 +253,7 @@ def _watch(
     model: nn.Module, pictures: Tensor, layers: Iterable[nn.Module], look: Callable[[nn.Module, Tensor], None]
 ) -> None:
     """Runs a network once in evaluation mode and calls ``look`` with each layer and its input; restores the mode."""
-    training = {module: module.training for module in model.modules()}
-    handles = [layer.register_forward_pre_hook(lambda layer, inputs: look(layer, inputs[0])) for layer in layers]
-    try:
-        with torch.compiler.set_stance("force_eager"):  # as compiled code has no hooks
-            model.eval()(pictures)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, mode in training.items():
-            module.training = mode
+    with ExitStack() as hooks, evaluating(model), torch.compiler.set_stance("force_eager"):  # compiled code runs none
+        for layer in layers:
+            hooks.enter_context(layer.register_forward_pre_hook(lambda layer, inputs: look(layer, inputs[0])))
+        model(pictures)

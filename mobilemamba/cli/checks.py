@@ -19,6 +19,7 @@ from mobilemamba.cpus import usable_cpus
 from mobilemamba.data import DataModule
 from mobilemamba.errors import ConfigError, MobileMambaError
 from mobilemamba.files import check_writable, make_folder
+from mobilemamba.models.evaluation import evaluating
 from mobilemamba.text import printable
 from mobilemamba.training.contract import TaskContract
 
@@ -150,12 +151,11 @@ def check_pictures(task: LightningModule, data: DataModule) -> None:
     network = task.model
     parameter = next(network.parameters(), torch.zeros(()))  # an exported network has none
     data.check_arguments()
-    training = {module: module.training for module in network.modules()}
     height, width = data.image_hw
     try:
         picture = torch.zeros(1, len(data.mean), height, width, device=parameter.device, dtype=parameter.dtype)
-        with torch.no_grad():
-            network.eval().forward(picture)  # not __call__, which would compile it
+        with torch.no_grad(), evaluating(network):
+            network.forward(picture)  # not __call__, which would compile it
     except MobileMambaError:
         raise
     except Exception as error:
@@ -165,9 +165,6 @@ def check_pictures(task: LightningModule, data: DataModule) -> None:
             f"{name} does not take the data's pictures of {len(data.mean)} channels and {height}x{width} pixels: "
             f"{reason}; change data.img_size or model.in_chans"
         ) from error
-    finally:
-        for module, mode in training.items():
-            module.training = mode
 
 
 def check_norms(config: Any, trainer: Trainer) -> None:

@@ -72,8 +72,8 @@ def _once(detector: Detector, pictures: Tensor) -> dict[str, float]:
     with ExitStack() as stack:
         for name, child in detector.named_children():
             if name != "backbone":  # timed by ``maps``, as SSDLite does not call the backbone as a whole
-                stack.callback(child.register_forward_pre_hook(begin).remove)
-                stack.callback(child.register_forward_hook(end("neck" if name == "neck" else "head")).remove)
+                stack.enter_context(child.register_forward_pre_hook(begin))
+                stack.enter_context(child.register_forward_hook(end("neck" if name == "neck" else "head")))
         detector.__dict__["maps"] = watched("backbone", detector.maps)
         stack.callback(detector.__dict__.pop, "maps")
         start = now()

@@ -19,6 +19,7 @@ from mobilemamba.analysis.erf.grid import Axis, Grid, find_grids, on_outputs
 from mobilemamba.analysis.erf.numbers import THRESHOLDS, contribution_ratios, superlevel_areas
 from mobilemamba.analysis.erf.taps import backbone_of, find_taps
 from mobilemamba.errors import ConfigError, check_choice
+from mobilemamba.models.evaluation import evaluating
 
 #: Treatment of negative features and gradients: set to zero, made positive, or kept with their sign.
 Rule = Literal["relu", "absolute", "signed"]
@@ -110,7 +111,7 @@ def receptive_fields(
     names = find_taps(network, taps)
     like = next(network.parameters(), torch.empty(()))
     sums: list[_Sum] = []
-    with _in_evaluation(network):
+    with evaluating(network), _frozen(network):
         for batch in pictures.split(batch_size) if isinstance(pictures, Tensor) else pictures:
             if not len(batch):
                 continue
@@ -217,15 +218,12 @@ def _cell(axis: Axis, at: float, length: int, name: str) -> int:
 
 
 @contextmanager
-def _in_evaluation(network: nn.Module) -> Iterator[None]:
-    """Context manager in which all modules are in evaluation mode and no parameter requires a gradient."""
-    training = [module for module in network.modules() if module.training]
+def _frozen(network: nn.Module) -> Iterator[None]:
+    """Context manager in which no parameter requires a gradient."""
     learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    network.eval().requires_grad_(requires_grad=False)
+    network.requires_grad_(requires_grad=False)
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
         for parameter in learning:
             parameter.requires_grad_()

@@ -8,7 +8,7 @@ paddings, slices and resizing; all other operations (norms, gates, scans, attent
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +42,7 @@ class Axis:
         middle = (kernel - 1) * dilation / 2 - padding
         return Axis(cells, self.first + middle * self.stride, self.stride * stride)
 
-    def spread(self, cells: int, kernel: int, stride: int, padding: int = 0, dilation: int = 1) -> Axis:
+    def spread(self, cells: int, kernel: int, stride: int, padding: int, dilation: int) -> Axis:
         """Returns the axis after a transposed convolution, the inverse of :meth:`windows` with the same arguments."""
         middle = (kernel - 1) * dilation / 2 - padding
         return Axis(cells, self.first - middle * self.stride / stride, self.stride / stride)
@@ -106,12 +106,10 @@ def on_outputs(network: nn.Module, taps: Sequence[str], see: Callable[[str, Tens
         # If there are several tensors, e.g. features and attention maps, the first one.
         return lambda module, inputs, output: see(tap, next(t for t in tree_leaves(output) if isinstance(t, Tensor)))
 
-    handles = [network.get_submodule(tap).register_forward_hook(hook_of(tap)) for tap in taps]
-    try:
+    with ExitStack() as hooks:
+        for tap in taps:
+            hooks.enter_context(network.get_submodule(tap).register_forward_hook(hook_of(tap)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @torch.no_grad()
