@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 import unicodedata
+from collections.abc import Mapping, Sequence
 
 
 def printable(text: object) -> str:
@@ -26,6 +29,15 @@ def writable(text: str) -> str:
     :func:`printable`; everything else is unchanged.
     """
     return re.sub(r"[\r\ud800-\udfff]", lambda found: printable(found[0]), text)
+
+
+def csv_of(rows: Sequence[Mapping[str, object]]) -> str:
+    """Formats rows as :func:`writable` CSV; the columns are those of all rows, in order of first occurrence."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return writable(text.getvalue())
 
 
 def _visible(character: str) -> str:

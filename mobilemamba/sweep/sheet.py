@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import html
-import io
 import json
 import re
 from dataclasses import dataclass, field
@@ -13,7 +11,7 @@ from typing import Any
 from rich.console import Group
 
 from mobilemamba.screen import fit_table
-from mobilemamba.text import writable
+from mobilemamba.text import csv_of
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -114,13 +112,8 @@ def cell(value: Any, digits: int | None = None) -> str:
 
 
 def csv_text(rows: list[dict[str, Any]]) -> str:
-    """Formats rows as CSV; the columns are those of all rows, in order of first occurrence."""
-    text = io.StringIO()
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: cell(value) for key, value in row.items()} for row in rows)
-    return writable(text.getvalue())
+    """Formats rows of values as CSV, each value as a :func:`cell`."""
+    return csv_of([{key: cell(value) for key, value in row.items()} for row in rows])
 
 
 def markdown_text(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import itertools
 import math
@@ -45,7 +44,7 @@ from mobilemamba.models import ModelCard, Preprocessing, load_network
 from mobilemamba.models.checkpoints import BUILDERS
 from mobilemamba.models.runtime import runtime_of
 from mobilemamba.screen import fit_table, make_console, say
-from mobilemamba.text import printable
+from mobilemamba.text import csv_of, printable
 
 _NONE = "-"
 _MOST = {"size": 2048, "seed": 2**32 - 1}
@@ -275,29 +274,26 @@ def _table(width: int, rows: Sequence[Row], data: str, as_in_replknet: bool) -> 
 
 
 def _csv(rows: Sequence[Row], data: str, as_in_replknet: bool) -> str:
-    text = io.StringIO()
-    lines = [
-        {
-            "map": key,
-            "network": row.name,
-            "weights": row.weights,
-            "tap": field.tap,
-            "stride": field.stride[0],
-            "height": field.size[0],
-            "width": field.size[1],
-            "data": data,
-            "pictures": field.pictures,
-            "left_out": field.left_out,
-            "rule": field.rule,
-            "cell_row": field.cell[0],
-            "cell_column": field.cell[1],
-            "centre_row": field.centre[0],
-            "centre_column": field.centre[1],
-            **{name: f"{value:.6g}" for name, value in _numbers(field, as_in_replknet).items()},
-        }
-        for key, row, field in _entries(rows)
-    ]
-    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
+    return csv_of(
+        [
+            {
+                "map": key,
+                "network": row.name,
+                "weights": row.weights,
+                "tap": field.tap,
+                "stride": field.stride[0],
+                "height": field.size[0],
+                "width": field.size[1],
+                "data": data,
+                "pictures": field.pictures,
+                "left_out": field.left_out,
+                "rule": field.rule,
+                "cell_row": field.cell[0],
+                "cell_column": field.cell[1],
+                "centre_row": field.centre[0],
+                "centre_column": field.centre[1],
+                **{name: f"{value:.6g}" for name, value in _numbers(field, as_in_replknet).items()},
+            }
+            for key, row, field in _entries(rows)
+        ]
+    )

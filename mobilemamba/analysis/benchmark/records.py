@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from mobilemamba.analysis.benchmark.cases import Case
 from mobilemamba.files import write_json, write_text_atomic
+from mobilemamba.text import csv_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +53,8 @@ def write_records(records: Iterable[Any], path: Path) -> None:
     Raises:
         OSError: If the file cannot be written; an existing file is then unchanged.
     """
-    rows = list(records)
+    rows = [asdict(record) for record in records]
     if path.suffix == ".json":
-        write_json(path, [asdict(row) for row in rows])
-        return
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(rows[0])], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    write_text_atomic(path, text.getvalue())
+        write_json(path, rows)
+    else:
+        write_text_atomic(path, csv_of(rows))
