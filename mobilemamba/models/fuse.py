@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from mobilemamba.layers.conv_norm import ConvNorm, NormLinear, folds
 from mobilemamba.layers.residual import Residual
 from mobilemamba.models.release_names import StateDict
+from mobilemamba.models.replace import replace_layers
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -26,18 +28,14 @@ def fuse_norms(model: Model) -> Model:
         model: A MobileMamba, or any module built of this package's layers.
     """
     fused = copy.deepcopy(model).eval()
-    _fuse_children(fused)
+    replace_layers(fused, _folded)
     return fused
 
 
-def _fuse_children(module: nn.Module) -> None:
-    for name, child in module.named_children():
-        fuse = getattr(child, "fuse", None)
-        replacement = fuse() if fuse is not None else child
-        if replacement is not child:
-            setattr(module, name, replacement)
-        else:
-            _fuse_children(child)
+def _folded(layer: nn.Module) -> nn.Module | None:
+    fold: Callable[[], nn.Module] = getattr(layer, "fuse", lambda: layer)
+    folded = fold()
+    return None if folded is layer else folded
 
 
 @torch.no_grad()

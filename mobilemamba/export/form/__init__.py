@@ -7,12 +7,15 @@ concatenations and transposed convolutions, are turned into convolutions and the
 
 from __future__ import annotations
 
+from functools import partial
+
 from timm.utils import reparameterize_model
 from torch import nn
 
 from mobilemamba.export.form.layers import replacement
 from mobilemamba.export.form.operators import decompositions, without_idle_steps
 from mobilemamba.models.fuse import fuse_norms
+from mobilemamba.models.replace import replace_layers
 
 __all__ = ["decompositions", "exportable", "without_idle_steps"]
 
@@ -28,14 +31,5 @@ def exportable(network: nn.Module, *, any_size: bool = False) -> nn.Module:
         ConfigError: If a layer other than the scans takes one size only.
     """
     copy = reparameterize_model(fuse_norms(network)).eval().requires_grad_(requires_grad=False)
-    _replace_children(copy, any_size=any_size)
+    replace_layers(copy, partial(replacement, any_size=any_size))
     return copy.requires_grad_(requires_grad=False)
-
-
-def _replace_children(module: nn.Module, *, any_size: bool) -> None:
-    for name, child in module.named_children():
-        form = replacement(child, any_size=any_size)
-        if form is None:
-            _replace_children(child, any_size=any_size)
-        else:
-            setattr(module, name, form)

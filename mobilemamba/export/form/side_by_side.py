@@ -9,18 +9,19 @@ from torch import Tensor, nn
 from mobilemamba.export.form.layers import Scan
 from mobilemamba.export.form.scan import recurrence, softplus
 from mobilemamba.export.form.wavelet import Inverse
+from mobilemamba.models.replace import replace_layers
 
 
 def side_by_side(network: nn.Module) -> nn.Module:
     """Replaces layers with more dimensions, above all scans, in a network from ``exportable``, and returns it."""
-    for name, child in network.named_children():
-        if isinstance(child, Scan):
-            setattr(network, name, SideBySide(child))
-        elif isinstance(child, Inverse):
-            setattr(network, name, FlatInverse(child.matrix_PP))
-        else:
-            side_by_side(child)
+    replace_layers(network, _replacement)
     return network
+
+
+def _replacement(layer: nn.Module) -> nn.Module | None:
+    if isinstance(layer, Scan):
+        return SideBySide(layer)
+    return FlatInverse(layer.matrix_PP) if isinstance(layer, Inverse) else None
 
 
 class FlatInverse(Inverse):

@@ -17,6 +17,7 @@ from mobilemamba.models.inference.graphs import CudaGraphs
 from mobilemamba.models.inference.layers import InferenceFFN, replacement
 from mobilemamba.models.inference.packed import PackedConv
 from mobilemamba.models.mobilemamba import MobileMamba
+from mobilemamba.models.replace import replace_layers
 from mobilemamba.models.runtime import RUNNERS, RuntimeNetwork
 from mobilemamba.ops.backends import Backends
 from mobilemamba.ops.kernels import INFERENCE
@@ -133,7 +134,9 @@ def lay_out(model: Model, device: torch.device, dtype: torch.dtype) -> Model:
     for layer in optimized.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):  # not the scan's parameters: its kernel takes float32
             layer.to(dtype)
-    _replace_children(optimized, device, dtype)
+    replace_layers(optimized, partial(replacement, device=device, dtype=dtype))
+    if device.type != "cpu":
+        _add_in_place(optimized)
     cls: Any = _original(type(model))
     optimized.__dict__.pop("graphs", None)
     if device.type == "cpu":
@@ -213,18 +216,13 @@ def _derived(cls: Any, kind: Callable[[Any], Any], **methods: Callable[..., Any]
     return type(cls.__name__, (cls,), {**methods, "__reduce_ex__": reduce, "optimized_from": cls})
 
 
-def _blank(cls: Any, kind: str = "_optimized") -> nn.Module:
+def _blank(cls: Any, kind: str) -> nn.Module:
     return nn.Module.__new__({"_optimized": _optimized, "_graphed": _graphed}[kind](cls))
 
 
-def _replace_children(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    for name, child in module.named_children():
-        fast = replacement(child, device, dtype)
-        if fast is None:
-            _replace_children(child, device, dtype)
-        else:
-            setattr(module, name, fast)
-    if device.type != "cpu" and isinstance(module, nn.Sequential):
-        for before, layer in pairwise(module):
+def _add_in_place(network: nn.Module) -> None:
+    """Lets feed-forward layers write over the result of a convolution that they alone read."""
+    for module in network.modules():
+        for before, layer in pairwise(module) if isinstance(module, nn.Sequential) else ():
             if isinstance(before, PackedConv) and before.act == "none" and isinstance(layer, InferenceFFN):
                 layer.write_over(before)
