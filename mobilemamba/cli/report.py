@@ -23,7 +23,7 @@ from mobilemamba.training.callbacks.plots import draw_classes
 from mobilemamba.training.confusion import class_scores
 from mobilemamba.training.contract import TaskContract, scores_of
 from mobilemamba.training.metrics import Comparison
-from mobilemamba.training.provenance import pictures_used
+from mobilemamba.training.provenance import pictures_evaluated
 
 _NETWORKS = {"raw": "", "ema": "averaged (EMA)", "fused": "norms folded"}
 
@@ -52,8 +52,7 @@ def print_evaluation(trainer: Trainer, module: LightningModule, data: DataModule
     title += ", averaged over 12 views" if settings.tta else ""
     if split == "test" and data.test_set is None:
         title += "; its validation pictures, as it has no others for a test"
-    batches, loaders = (getattr(trainer, name) for name in (f"num_{split}_batches", f"{split}_dataloaders"))
-    pictures = pictures_used(loaders, batches, trainer.world_size)
+    pictures = pictures_evaluated(trainer, split)
     counts = None if task is None else task.confusion.get("raw")
     counted = "pictures" if task is None else task.counted
     total = pictures if counts is None or counted == "pictures" else int(counts[:, 2].sum())

@@ -29,7 +29,7 @@ from mobilemamba.sweep.settings import Config, lookup
 from mobilemamba.sweep.sheet import Sheet, cell
 from mobilemamba.sweep.table import labels
 from mobilemamba.training.callbacks.checkpoints import EXPORTED
-from mobilemamba.training.provenance import pictures_used
+from mobilemamba.training.provenance import pictures_evaluated
 
 Command = Literal["validate", "test"]
 #: Runs a command line, e.g. ``["validate", "--config", "run.yaml"]``, in this process.
@@ -48,22 +48,21 @@ class SaveMetrics(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the metrics named ``val/...``."""
-        self._save(trainer, "val", trainer.val_dataloaders)
+        self._save(trainer, "val")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the metrics named ``test/...``."""
-        self._save(trainer, "test", trainer.test_dataloaders)
+        self._save(trainer, "test")
 
-    def _save(self, trainer: Trainer, split: str, loader: Any) -> None:
+    def _save(self, trainer: Trainer, split: str) -> None:
         if not trainer.is_global_zero:
             return
         data = data_of(trainer)
         metrics = trainer.callback_metrics.items()
         found: dict[str, Any] = {name.removeprefix(f"{split}/"): float(value) for name, value in metrics}
-        batches = trainer.num_val_batches if split == "val" else trainer.num_test_batches
         found |= {
             "data": None if data is None else data.name,
-            "pictures": pictures_used(loader, batches, trainer.world_size),
+            "pictures": pictures_evaluated(trainer, split),
             "img_size": None if data is None else data.img_size,
         }
         write_json(self.path, found)

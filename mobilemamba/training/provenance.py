@@ -113,6 +113,12 @@ def pictures_used(loaders: Any, batches: float | Sequence[float], devices: int) 
     return None if math.isinf(used_here) else int(min(used_here, whole))
 
 
+def pictures_evaluated(trainer: Any, split: str) -> int | None:
+    """Returns :func:`pictures_used` of an evaluation, ``"val"`` or ``"test"``."""
+    loaders, batches = (getattr(trainer, name) for name in (f"{split}_dataloaders", f"num_{split}_batches"))
+    return pictures_used(loaders, batches, trainer.world_size)
+
+
 def pictures_a_step(trainer: Any) -> int:
     """Returns the number of pictures in the first optimiser step, over all devices and accumulated batches.
 

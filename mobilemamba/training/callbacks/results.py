@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from mobilemamba.analysis.throughput import device_name
+from mobilemamba.analysis.machine import device_name
 from mobilemamba.data.base import data_of
 from mobilemamba.data.sampling import global_seed
 from mobilemamba.files import read_json, write_json
@@ -33,6 +33,7 @@ from mobilemamba.training.provenance import (
     git_revision,
     measure_network,
     peak_memory_gib,
+    pictures_evaluated,
     pictures_used,
     reset_peak_memory,
 )
@@ -257,11 +258,11 @@ def _writes(trainer: Trainer) -> bool:
 
 def describe_data(trainer: Trainer) -> dict[str, Any]:
     """Describes a training's data: name, number of classes, picture size, and pictures actually used per epoch."""
-    data, devices = data_of(trainer), trainer.world_size
+    data = data_of(trainer)
     return {
         "data": None if data is None else data.name,
         "num_classes": None if data is None else data.num_classes,
         "img_size": None if data is None else data.img_size,
-        "train_pictures": pictures_used(trainer.train_dataloader, trainer.num_training_batches, devices),
-        "val_pictures": pictures_used(trainer.val_dataloaders, trainer.num_val_batches, devices),
+        "train_pictures": pictures_used(trainer.train_dataloader, trainer.num_training_batches, trainer.world_size),
+        "val_pictures": pictures_evaluated(trainer, "val"),
     }
