@@ -31,6 +31,12 @@ def writable(text: str) -> str:
     return re.sub(r"[\r\ud800-\udfff]", lambda found: printable(found[0]), text)
 
 
+def abridged(parts: Sequence[str], separator: str = ", ") -> str:
+    """Joins the first four of some phrases, and counts the others."""
+    more = len(parts) - 4
+    return separator.join([*parts[:4], *([f"and {more} more"] if more > 0 else [])])
+
+
 def csv_of(rows: Sequence[Mapping[str, object]]) -> str:
     """Formats rows as :func:`writable` CSV; the columns are those of all rows, in order of first occurrence."""
     text = io.StringIO()

@@ -25,6 +25,7 @@ from mobilemamba.files import read_json
 from mobilemamba.models.weights_file import read_checkpoint
 from mobilemamba.sweep import PLAN_FILE, Config
 from mobilemamba.sweep.row import is_finished
+from mobilemamba.text import abridged
 from mobilemamba.training.checkpoint_files import FOLDER, checkpoints_newest_first
 
 #: Reads a run's ``config.yaml``, given its path or its text, in the form of the command's own settings.
@@ -133,10 +134,10 @@ def _run_to_go_on_with(folder: Path, runs: Sequence[Path], config: Config, saved
                 continue
             if not changed:
                 return run
-            found.append(f"{run} ({_progress(run)}) has other settings: {_some(changed, ', ')}")
-    found = found or [f"there is no run in {folder}"]
+            found.append(f"{run} ({_progress(run)}) has other settings: {abridged(changed)}")
+    reasons = abridged(found or [f"there is no run in {folder}"], "; ")
     raise ConfigError(
-        f"ckpt_path=last finds no unfinished run of this configuration: {_some(found, '; ')}; {_remedy(folder, runs)}"
+        f"ckpt_path=last finds no unfinished run of this configuration: {reasons}; {_remedy(folder, runs)}"
     )
 
 
@@ -177,10 +178,6 @@ def _further_on(run: Path, config: Config, steps: int) -> str:
 
 def _steps(checkpoint: Mapping[str, Any]) -> str:
     return f"{checkpoint['global_step']:,} steps done"
-
-
-def _some(parts: list[str], separator: str, most: int = 4) -> str:
-    return separator.join(parts[:most]) + (f"{separator}and {len(parts) - most} more" if len(parts) > most else "")
 
 
 def _progress(run: Path) -> str:

@@ -34,6 +34,7 @@ from mobilemamba.sweep.saved import SavedSweep, save_plan, write_tables
 from mobilemamba.sweep.seeds import Record
 from mobilemamba.sweep.settings import differences, lookup
 from mobilemamba.sweep.table import FUSED_FILE, record
+from mobilemamba.text import abridged
 
 
 class SweepFailedError(MobileMambaError):
@@ -95,7 +96,7 @@ class SweepRunner:
         for row in self.rows:
             complete(row)
         self.counts = check_and_count(self.rows)
-        display = Display(f"{self.root.name}", self.swept)
+        display = Display(self.root.name, self.swept)
         if self.sweep.dry_run:
             self._print_plan(display, changed)
             return
@@ -250,7 +251,7 @@ class SweepRunner:
                 if row in self.selected and not row.fused_of:
                     changed[row.name] = lines
         if changed and self.sweep.changed == "stop" and not self.sweep.dry_run:
-            shown = "; ".join(f"row {name!r}: {_shorten(lines)}" for name, lines in list(changed.items())[:2])
+            shown = "; ".join(f"row {name!r}: {abridged(lines)}" for name, lines in list(changed.items())[:2])
             more = f" (and {len(changed) - 2} more rows)" if len(changed) > 2 else ""
             raise ConfigError(
                 f"settings changed since these rows were started in {self.root}: {shown}{more}. Use another --name, or "
@@ -277,12 +278,7 @@ class SweepRunner:
     def _print_plan(self, display: Display, changed: dict[str, list[str]]) -> None:
         display.console.print(display.table(self.records(), {}))
         for name, lines in changed.items():
-            display.say(f"row {name!r}: settings changed since it was started: {_shorten(lines)}")
+            display.say(f"row {name!r}: settings changed since it was started: {abridged(lines)}")
         display.say(
             f"{len(self.selected)} of {len(self.rows)} rows, in {self.root}; dry run: nothing was run or written"
         )
-
-
-def _shorten(lines: list[str], most: int = 4) -> str:
-    more = [f"and {len(lines) - most} more"] if len(lines) > most else []
-    return ", ".join([*lines[:most], *more])
