@@ -15,8 +15,9 @@ from mobilemamba.sweep.row import FitRow
 from mobilemamba.sweep.settings import Config, lookup
 
 #: ``("started", run_dir, None)``; ``("done", run_dir, None if finished, else the reason)``; ``("said", ., a line for
-#: the user)``; ``("tick", ., None)`` about every second.
+#: the user)``; ``("tick", ., None)`` every :data:`TICK_SECONDS`.
 Event = tuple[str, Path, str | None]
+TICK_SECONDS = 1.0
 #: (run_dirs, fit) -> events. Runs ``fit`` for every folder; closing the iterator stops the rows that it started.
 Launch = Callable[[list[Path], FitRow], Generator[Event]]
 

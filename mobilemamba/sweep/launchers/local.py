@@ -15,7 +15,7 @@ import torch
 from mobilemamba.cpus import usable_cpus
 from mobilemamba.errors import ConfigError
 from mobilemamba.sweep.config import Sweep
-from mobilemamba.sweep.launchers.base import Event, Launch, try_row
+from mobilemamba.sweep.launchers.base import TICK_SECONDS, Event, Launch, try_row
 from mobilemamba.sweep.row import FitRow
 from mobilemamba.sweep.settings import Config, lookup
 
@@ -29,9 +29,7 @@ def launcher(sweep: Sweep, config: Config) -> Launch:
     return functools.partial(_launch, environments=environments(sweep.jobs, config), retries=sweep.retries)
 
 
-def _launch(
-    run_dirs: list[Path], fit: FitRow, environments: list[dict[str, str]], retries: int, tick_seconds: float = 1.0
-) -> Generator[Event]:
+def _launch(run_dirs: list[Path], fit: FitRow, environments: list[dict[str, str]], retries: int) -> Generator[Event]:
     stop = threading.Event()
     slots: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
     started: queue.SimpleQueue[Path] = queue.SimpleQueue()
@@ -50,7 +48,7 @@ def _launch(
     try:
         pending: dict[Future[str | None], Path] = {pool.submit(work, run_dir): run_dir for run_dir in run_dirs}
         while pending:
-            done, _ = wait(pending, timeout=tick_seconds, return_when=FIRST_COMPLETED)
+            done, _ = wait(pending, timeout=TICK_SECONDS, return_when=FIRST_COMPLETED)
             while not started.empty():
                 yield "started", started.get(), None
             for future in done:

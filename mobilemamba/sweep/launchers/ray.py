@@ -14,7 +14,7 @@ from typing import Any
 
 from mobilemamba.errors import ConfigError
 from mobilemamba.sweep.config import Sweep
-from mobilemamba.sweep.launchers.base import Event, Launch, check_one_machine, require, try_row_elsewhere
+from mobilemamba.sweep.launchers.base import TICK_SECONDS, Event, Launch, check_one_machine, require, try_row_elsewhere
 from mobilemamba.sweep.row import STOP_SECONDS, FitRow
 from mobilemamba.sweep.settings import Config, lookup
 
@@ -38,9 +38,7 @@ def launcher(sweep: Sweep, config: Config) -> Launch:
     return functools.partial(_launch, sweep=sweep, config=config)
 
 
-def _launch(
-    run_dirs: list[Path], fit: FitRow, sweep: Sweep, config: Config, tick_seconds: float = 1.0
-) -> Generator[Event]:
+def _launch(run_dirs: list[Path], fit: FitRow, sweep: Sweep, config: Config) -> Generator[Event]:
     if not run_dirs:
         return
     ray = require("ray")
@@ -54,7 +52,7 @@ def _launch(
         pending = {task.remote(fit, run_dir, Path.cwd(), sweep.retries, shares): run_dir for run_dir in run_dirs}
         try:
             while pending:
-                done, _ = ray.wait(list(pending), timeout=tick_seconds)
+                done, _ = ray.wait(list(pending), timeout=TICK_SECONDS)
                 for reference in done:
                     yield "done", pending.pop(reference), _result(ray, reference)
                 yield "tick", Path(), None

@@ -13,7 +13,7 @@ from typing import Any
 from mobilemamba.errors import ConfigError
 from mobilemamba.files import read_json, write_text_atomic
 from mobilemamba.sweep.config import Sweep
-from mobilemamba.sweep.launchers.base import Event, Launch, check_one_machine, require, try_row_elsewhere
+from mobilemamba.sweep.launchers.base import TICK_SECONDS, Event, Launch, check_one_machine, require, try_row_elsewhere
 from mobilemamba.sweep.row import FitRow
 from mobilemamba.sweep.settings import Config, lookup
 
@@ -83,9 +83,7 @@ class _Job:
         return require("submitit").helpers.DelayedSubmission(self, run_dir)
 
 
-def _launch(
-    run_dirs: list[Path], fit: FitRow, sweep: Sweep, config: Config, tick_seconds: float = 1.0
-) -> Generator[Event]:
+def _launch(run_dirs: list[Path], fit: FitRow, sweep: Sweep, config: Config) -> Generator[Event]:
     pending = {run_dir: job for run_dir, job in _former_jobs(run_dirs, fit).items() if not job.done()}
     for run_dir, job in pending.items():
         lost = f"if the queue has lost it, delete {run_dir / JOB_FILE}"
@@ -102,7 +100,7 @@ def _launch(
                 del pending[run_dir]
                 yield "done", run_dir, _result(job)
         yield "tick", Path(), None
-        time.sleep(tick_seconds if pending else 0)
+        time.sleep(TICK_SECONDS if pending else 0)
 
 
 def _former_jobs(run_dirs: list[Path], fit: FitRow) -> dict[Path, Any]:
