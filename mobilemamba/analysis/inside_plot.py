@@ -13,7 +13,6 @@ from mobilemamba.analysis.inside import BANDS, BranchShares, ScanAttention
 from mobilemamba.ops.scan_order import scan_order
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 #: Names of the directions of ``scan_order``.
@@ -22,8 +21,12 @@ _DIRECTIONS = {
     2: ("along rows", "along rows, backwards"),
     4: ("along rows", "along columns", "along rows, backwards", "along columns, backwards"),
 }
-_BRANCHES = {"mixer": ("global mixer", "#3b5b92"), "wavelet": ("wavelet", "#63a6a0"), "local": ("local", "#e3a857")}
-_BRANCHES |= {"identity": ("identity", "#b8b8b8")}
+_BRANCHES = {
+    "mixer": ("global mixer", "#3b5b92"),
+    "wavelet": ("wavelet", "#63a6a0"),
+    "local": ("local", "#e3a857"),
+    "identity": ("identity", "#b8b8b8"),
+}
 _WEAKEST = 1e-3  # smallest weight with a visible colour, approximately, relative to the largest
 
 
@@ -150,14 +153,8 @@ def draw_scan_order(figure: Figure, directions: int, size: tuple[int, int]) -> N
         steps[order] = np.arange(len(order))
         axis.imshow(steps.reshape(size), cmap="viridis", alpha=0.6)
         rows, columns = np.divmod(order, size[1])
-        _draw_way(axis, rows, columns)
+        way = {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.006, "color": "black"}
+        axis.quiver(columns[:-1], rows[:-1], np.diff(columns), np.diff(rows), **way)
+        axis.plot(columns[0], rows[0], "o", color="white", mec="black", ms=7)
         axis.set_title(name, fontsize=9)
         axis.set(xticks=[], yticks=[])
-
-
-def _draw_way(axis: Axes, rows: np.ndarray, columns: np.ndarray) -> None:
-    down, right = np.diff(rows), np.diff(columns)
-    axis.quiver(
-        columns[:-1], rows[:-1], right, down, angles="xy", scale_units="xy", scale=1, width=0.006, color="black"
-    )
-    axis.plot(columns[0], rows[0], "o", color="white", mec="black", ms=7)

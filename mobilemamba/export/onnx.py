@@ -147,13 +147,10 @@ def _strip(model: Any) -> None:
     del model.metadata_props[:]
     graph = model.graph
     del graph.value_info[:]  # shapes, which runtimes infer
-    for entry in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer, *model.functions):
+    nodes = [node for owner in (graph, *model.functions) for node in owner.node]
+    for entry in (graph, *nodes, *graph.input, *graph.output, *graph.initializer, *model.functions):
         del entry.metadata_props[:]
         entry.doc_string = ""
-    for function in model.functions:
-        for node in function.node:
-            del node.metadata_props[:]
-            node.doc_string = ""
 
 
 def _name_sizes(graph: Any, source: Source) -> None:

@@ -18,7 +18,6 @@ part in the attention.
 
 Dimension letters: B batch, C channels, H and W sides of the map; W windows of all pictures, N heads, T tokens per
 window, F channels per head.
-window, F channels of a head.
 """
 
 from __future__ import annotations

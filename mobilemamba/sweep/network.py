@@ -79,7 +79,8 @@ def complete(row: Row) -> None:
     variant = VARIANTS.get(str(lookup(row.config, "model.name")))
     for key, value in row.values.items():
         if value is None and variant is not None and key.startswith("model.arch."):
-            row.values[key] = _listed(getattr(variant.config, key.rpartition(".")[2], None))
+            choice = getattr(variant.config, key.rpartition(".")[2], None)
+            row.values[key] = json.loads(json.dumps(choice))  # as in a file, with lists for tuples
 
 
 def _build(base: type, config: Config) -> Any:
@@ -123,7 +124,3 @@ def _count(task: Any, row: Row) -> dict[str, float]:
     found = complexity(network, img_size)
     counts = {"flops_m": found.flops / 1e6, "macs_m": found.macs / 1e6, "params_m": found.params / 1e6}
     return {**counts, "table_classes": task.table_classes}
-
-
-def _listed(value: Any) -> Any:
-    return [_listed(item) for item in value] if isinstance(value, tuple) else value

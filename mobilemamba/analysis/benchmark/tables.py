@@ -79,7 +79,7 @@ def network_notes(records: Sequence[Record]) -> list[str]:
         lines[-1] += f"; scan backend {', '.join(backends)}"
     versions = dict.fromkeys(version for record in records for version in record.versions.split(", "))
     tf32 = f"TF32 for matrix products {_on(first.tf32_matmul)}, for convolutions {_on(first.tf32_convolution)}"
-    lines[-1] += f"; {_count(first.threads, 'thread')}; {tf32}; {', '.join(versions)}"
+    lines[-1] += f"; {first.threads} thread{'s' * (first.threads != 1)}; {tf32}; {', '.join(versions)}"
     if any(record.peak_memory_mib is not None for record in records):
         lines.append("MiB: weights and pictures, and what a call takes on top of them at its peak")
     for record in records:
@@ -172,10 +172,6 @@ def _by_conditions(values: Mapping[tuple[str, Conditions], float | str]) -> Iter
 
 def _share(value: float | None, ceiling: float | None) -> str:
     return "" if value is None or ceiling is None else f"{value / ceiling:.2f}"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _on(value: bool) -> str:

@@ -188,17 +188,10 @@ def compiled(run: Run) -> None:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "compiled.json"
         options = ["--mode", "compiled", "--layout", "channels_last", "--dtype", "float16", "--no-memory"]
-        options += [
-            "--device",
-            str(run.device),
-            "--batch",
-            str(run.sizes.batches[0]),
-            "--rounds",
-            str(run.sizes.rounds),
-        ]
+        options += [f"--device={run.device}", f"--batch={run.sizes.batches[0]}", f"--rounds={run.sizes.rounds}"]
+        options += ["--output", str(output)]
         command = [sys.executable, "-m", "mobilemamba_command", "benchmark", *run.sizes.pairs[0], *options]
         try:
-            command += ["--output", str(output)]
             done = subprocess.run(command, timeout=seconds, capture_output=True, text=True, check=False)
         except subprocess.TimeoutExpired:
             run.find("compile", f"not done in {seconds:.0f} s")

@@ -42,8 +42,11 @@ class TrainingBar(RichProgressBar):
         if (now := time.monotonic()) < self._due:
             return self._shown
         found = super().get_metrics(trainer, pl_module)
-        prefix, suffix = "train/", "_step"
-        self._shown = {n[len(prefix) :].removesuffix(suffix): v for n, v in found.items() if n.startswith(prefix)}
+        self._shown = {
+            name.removeprefix("train/").removesuffix("_step"): value
+            for name, value in found.items()
+            if name.startswith("train/")
+        }
         self._due = now + _READ_SECONDS if self._shown else 0.0
         return self._shown
 
