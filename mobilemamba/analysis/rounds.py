@@ -36,6 +36,12 @@ class Timings:
         first, _, third = statistics.quantiles(self.rounds, n=4, method="inclusive")
         return first, third
 
+    @property
+    def spread(self) -> float:
+        """(third - first quartile) / median; above about 0.1 the machine was busy."""
+        first, third = self.quartiles
+        return (third - first) / self.median
+
 
 def time_calls(run: Callable[[], object], calls: int, device: torch.device) -> float:
     """Returns the seconds of a number of calls, including the work that they queue on the device."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Iterable
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -38,7 +39,7 @@ class _Candidate:
     layout_chosen: bool = False
     workload: Workload | None = None
     peak_bytes: int | None = None
-    parts: dict[str, float] = field(default_factory=dict)  # milliseconds
+    parts: dict[str, Any] = field(default_factory=dict)  # the record's fields for a detector's parts
     error: str = ""
 
     @property
@@ -93,7 +94,9 @@ def measure(
         if number in failed:
             candidate.error = describe(failed[number])
         elif candidate.workload is not None and candidate.workload.parts is not None:
-            candidate.parts = {part: 1e3 * seconds for part, seconds in candidate.workload.parts(rounds).items()}
+            candidate.parts = {
+                f"{part}_ms": 1e3 * seconds for part, seconds in candidate.workload.parts(rounds).items()
+            }
     return [
         _record(c, timings.get(number), ceilings.get((c.case.device, c.case.dtype)), rounds)
         for number, c in enumerate(candidates)
@@ -106,12 +109,11 @@ def counting(progress: Progress, clocks: int, rounds: int) -> Callable[[], None]
     return lambda: progress("measure", next(steps), clocks * (rounds + 1))
 
 
-def latency(timings: Timings | None) -> tuple[float | None, float | None, float | None]:
-    """Returns median and quartiles of a call in milliseconds."""
-    if timings is None:
-        return None, None, None
-    first, third = timings.quartiles
-    return 1e3 * timings.median, 1e3 * first, 1e3 * third
+def latency(timings: Timings | None) -> dict[str, Any]:
+    """Returns a record's fields for the median and the quartiles of a call, in milliseconds; None if it failed."""
+    seconds = (None, None, None) if timings is None else (timings.median, *timings.quartiles)
+    names = ("latency_ms", "latency_q1_ms", "latency_q3_ms")
+    return {name: None if value is None else 1e3 * value for name, value in zip(names, seconds, strict=True)}
 
 
 def _prepare(
@@ -160,9 +162,7 @@ def _record(candidate: _Candidate, timings: Timings | None, ceiling: float | Non
     if macs and case.train:
         macs *= 3  # a backward pass has two products for each product of the forward pass
     rate = macs * case.batch / timings.median / 1e9 if macs and timings else None
-    first, third = timings.quartiles if timings else (0.0, 0.0)
     tf32_matmul, tf32_convolution = rounds_to_tf32(device)
-    ms, q1_ms, q3_ms = latency(timings)
     conditions = asdict(case)
     if (runtime := runtime_of(case.model)) and not candidate.error:
         conditions["dtype"] = runtime.metadata(Path(case.model)).get(PRECISION_KEY, case.dtype)
@@ -178,11 +178,9 @@ def _record(candidate: _Candidate, timings: Timings | None, ceiling: float | Non
         **conditions,
         layout_chosen=candidate.layout_chosen,
         batch_norms=candidate.workload.batch_norms if candidate.workload and case.mode not in RUNNERS else None,
-        latency_ms=ms,
-        latency_q1_ms=q1_ms,
-        latency_q3_ms=q3_ms,
+        **latency(timings),
         images_per_second=case.batch / timings.median if timings else None,
-        spread=(third - first) / timings.median if timings else None,
+        spread=timings.spread if timings else None,
         macs=macs,
         gmacs_per_second=rate,
         ceiling_gmacs_per_second=ceiling if timings else None,
@@ -190,10 +188,7 @@ def _record(candidate: _Candidate, timings: Timings | None, ceiling: float | Non
         peak_memory_mib=candidate.peak_bytes / 2**20 if candidate.peak_bytes is not None else None,
         rounds=rounds,
         calls_per_round=timings.calls if timings else None,
-        backbone_ms=candidate.parts.get("backbone"),
-        neck_ms=candidate.parts.get("neck"),
-        head_ms=candidate.parts.get("head"),
-        rest_ms=candidate.parts.get("rest"),
+        **candidate.parts,
         paper_top1=published_top1(case.model, case.size) if case.height is None else None,
         processor=device_name(device),
         threads=torch.get_num_threads(),

@@ -168,7 +168,6 @@ def measure_scans(
     timings, failed = interleave(clocks, rounds, seconds, min(seconds, 0.1), counting(progress, len(clocks), rounds))
 
     def record(shape: ScanShape, name: str) -> ScanRecord:
-        ms, q1_ms, q3_ms = latency(timings.get((shape, name)))
         found, place = timings.get((shape, name)), (shape.device, shape.dtype)
         copy, product = timings.get(("copy", place)), timings.get(("product", place))
         moved, operations = costs[shape]
@@ -177,9 +176,7 @@ def measure_scans(
             used_by=" ".join(f"{user}x{count}" for user, count in shapes[shape].items()),
             **asdict(shape),
             train=train,
-            latency_ms=ms,
-            latency_q1_ms=q1_ms,
-            latency_q3_ms=q3_ms,
+            **latency(found),
             gbytes_per_second=moved / found.median / 1e9 if found else None,
             gflops_per_second=operations / found.median / 1e9 if found else None,
             copy_gbytes_per_second=copies[place][1] / copy.median / 1e9 if copy else None,
