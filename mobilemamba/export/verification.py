@@ -52,7 +52,7 @@ def check(network: nn.Module, form: Format, path: Path, source: Source) -> Check
     if not form.reads:
         return Check(None, (), f"{form.name} runs elsewhere; its structure was checked by its converter")
     exported = form.load(path)
-    error, batches = 0.0, []
+    error, limit, batches = 0.0, TOLERANCES.get(source.dtype, math.inf), []
     unit = "a picture's side or a probability of 1" if source.answer == "candidates" else "the largest logit"
     for pictures in examples(source):
         expected = network(pictures)
@@ -73,11 +73,11 @@ def check(network: nn.Module, form: Format, path: Path, source: Source) -> Check
                 f"where the network has {tuple(expected.shape)}"
             )
         difference = ((given - expected).abs().max() / expected.abs().max().clamp_min(1e-6)).item()
-        error = max(error, difference) if difference == difference else difference
-        if not difference <= TOLERANCES.get(source.dtype, float("inf")):
+        error = max(error, difference)
+        if not difference <= limit:  # also if it is NaN
             raise WeightsError(
                 f"{printable(path.name)} is not written: {exported.how} is off by {difference:.1e} of {unit}, "
-                f"where {TOLERANCES[source.dtype]:.0e} is the most in {source.dtype}"
+                f"where {limit:.0e} is the most in {source.dtype}"
             )
     agreement = None if source.calibration is None else compare(network, exported, source.calibration, source.answer)
     batches = list(dict.fromkeys(batches))

@@ -85,6 +85,12 @@ def test_what_is_not_exact_is_refused(plain: Plain, tmp_path: Path, kept: bool) 
     export_network(Twice(), SMALL, tmp_path / "x.plain", Options(verify=False))
 
 
+def test_nan_is_refused_even_in_8_bits_where_no_limit_holds(plain: Plain, tmp_path: Path) -> None:
+    plain.factor, plain.dtypes = "nan", ("int8",)
+    with pytest.raises(WeightsError, match=r"^x.plain is not written: NumPy is off by nan of the largest logit"):
+        export_network(Twice(), SMALL, tmp_path / "x.plain", Options(dtype="int8"))
+
+
 def full(*_: object) -> None:
     """As a disk without room is."""
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
