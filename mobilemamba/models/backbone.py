@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
@@ -140,6 +142,21 @@ class Backbone(nn.Module):
         fine = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None)]
         stages = [(r"^stages\.(\d+)", None)] if coarse else fine
         return {"stem": r"^patch_embed", "blocks": [*stages, (r"^norm", (99999,))]}
+
+
+def timm_cfg(side: int, stride: int, **own: Any) -> dict[str, Any]:
+    """Returns timm's configuration for pictures of ``side`` px and a last stage of this stride, and ``own`` entries."""
+    return {
+        "url": "",
+        "num_classes": 1000,
+        "input_size": (3, side, side),
+        "pool_size": (math.ceil(side / stride),) * 2,
+        "crop_pct": 0.875,
+        "interpolation": "bicubic",
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        **own,
+    }
 
 
 def check_ends(num_classes: int, global_pool: str, in_chans: int = 3) -> None:

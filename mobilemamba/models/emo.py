@@ -26,7 +26,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import ClassifierHead, DropPath, LayerNorm2d, SqueezeExcite
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
@@ -34,7 +33,7 @@ from torch import Tensor, nn
 from mobilemamba.layers.batch_norm import BatchNorm2d
 from mobilemamba.layers.conv_norm import ConvNorm
 from mobilemamba.layers.residual import Residual
-from mobilemamba.models.backbone import Backbone, Stage, check_ends, drop_path_rates
+from mobilemamba.models.backbone import Backbone, Stage, check_ends, drop_path_rates, timm_cfg
 
 __all__ = ["emo_1m", "emo_2m", "emo_5m", "emo_6m"]
 
@@ -225,20 +224,14 @@ _SIZES = {
 
 default_cfgs = generate_default_cfgs(
     {
-        name: {
-            "url": "",
-            "num_classes": 1000,
-            "input_size": (3, 224, 224),
-            "pool_size": (7, 7),
-            "crop_pct": 0.875,
-            "interpolation": "bicubic",
-            "mean": IMAGENET_DEFAULT_MEAN,
-            "std": IMAGENET_DEFAULT_STD,
-            "first_conv": "patch_embed.conv.conv",
-            "classifier": "head.fc",
-            "paper_name": "Rethinking Mobile Block for Efficient Attention-based Models",
-            "paper_ids": "arXiv:2301.01146",
-        }
+        name: timm_cfg(
+            224,
+            32,
+            first_conv="patch_embed.conv.conv",
+            classifier="head.fc",
+            paper_name="Rethinking Mobile Block for Efficient Attention-based Models",
+            paper_ids="arXiv:2301.01146",
+        )
         for name in _SIZES
     }
 )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 
+from mobilemamba.models.backbone import timm_cfg
 from mobilemamba.models.config import VARIANTS, MobileMambaConfig
 from mobilemamba.models.mobilemamba import MobileMamba
 
@@ -15,21 +14,15 @@ __all__ = ["mobilemamba_b1", "mobilemamba_b2", "mobilemamba_b4", "mobilemamba_s6
 
 default_cfgs = generate_default_cfgs(
     {
-        name: {
-            "url": "",
-            "num_classes": 1000,
-            "input_size": (3, variant.img_size, variant.img_size),
-            "pool_size": (math.ceil(variant.img_size / 64),) * 2,
-            "crop_pct": 0.875,
-            "interpolation": "bicubic",
-            "mean": IMAGENET_DEFAULT_MEAN,
-            "std": IMAGENET_DEFAULT_STD,
-            "first_conv": "patch_embed.0.conv",
-            "classifier": "head.linear",
-            "license": "mit",
-            "paper_name": "MobileMamba: Lightweight Multi-Receptive Visual Mamba Network",
-            "paper_ids": "arXiv:2411.15941",
-        }
+        name: timm_cfg(
+            variant.img_size,
+            64,
+            first_conv="patch_embed.0.conv",
+            classifier="head.linear",
+            license="mit",
+            paper_name="MobileMamba: Lightweight Multi-Receptive Visual Mamba Network",
+            paper_ids="arXiv:2411.15941",
+        )
         for name, variant in VARIANTS.items()
     }
 )
