@@ -55,6 +55,29 @@ from mobilemamba.tasks import ClassificationTask
 from mobilemamba.text import printable
 from mobilemamba.training.contract import TaskContract
 
+#: Our own options: name -> type, default and help.
+_OPTIONS: dict[str, tuple[Any, Any, str]] = {
+    "name": (str | None, None, "Folder under runs/; default: the names of the config files."),
+    "table_size": (
+        int | None,
+        224,
+        "Picture size in pixels for which FLOPs and throughput are measured; null: not measured.",
+    ),
+    "per_class": (str | None, None, "CSV file for scores of all classes (validate, test)."),
+    "worst_first": (bool, False, "List the worst classes of a segmentation or detection first (validate, test)."),
+    "plots": (
+        str | None,
+        None,
+        "Folder for a confusion matrix and, for detection, precision over recall (validate, test).",
+    ),
+    "window": (int | None, None, "Side in pixels of sliding windows for segmentation (validate, test)."),
+    "tta": (
+        bool,
+        False,
+        "Average a segmentation over flipped pictures at 0.5 to 1.75 times their size (validate, test).",
+    ),
+}
+
 
 class MobileMambaCLI(LightningCLI):
     """LightningCLI with run folders under ``runs/``, defaults that need no configuration, and sweeps.
@@ -97,42 +120,8 @@ class MobileMambaCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds our own options, the default task and data, and the link between them."""
-        parser.add_argument(
-            "--name", type=str | None, default=None, help="Folder under runs/; default: the names of the config files."
-        )
-        parser.add_argument(
-            "--table_size",
-            type=int | None,
-            default=224,
-            help="Picture size in pixels for which FLOPs and throughput are measured; null: not measured.",
-        )
-        parser.add_argument(
-            "--per_class", type=str | None, default=None, help="CSV file for scores of all classes (validate, test)."
-        )
-        parser.add_argument(
-            "--worst_first",
-            type=bool,
-            default=False,
-            help="List the worst classes of a segmentation or detection first (validate, test).",
-        )
-        parser.add_argument(
-            "--plots",
-            type=str | None,
-            default=None,
-            help="Folder for a confusion matrix and, for detection, precision over recall (validate, test).",
-        )
-        parser.add_argument(
-            "--window",
-            type=int | None,
-            default=None,
-            help="Side in pixels of sliding windows for segmentation (validate, test).",
-        )
-        parser.add_argument(
-            "--tta",
-            type=bool,
-            default=False,
-            help="Average a segmentation over flipped pictures at 0.5 to 1.75 times their size (validate, test).",
-        )
+        for name, (kind, default, text) in _OPTIONS.items():
+            parser.add_argument(f"--{name}", type=kind, default=default, help=text)
         parser.add_argument(
             "--sweep", type=Sweep | None, default=None, sub_configs=True, help="Rows of a table; null: a single run."
         )
