@@ -21,7 +21,6 @@ _RESULTS = (
     *("git", "lightning", "torch"),
 )
 
-
 #: File in a run's folder with the metrics of its network with folded norms; see ``Row.fused_of``.
 FUSED_FILE = "fused.json"
 #: Relative spread of throughput measurements above which the table shows it, as something else was running.
@@ -42,17 +41,22 @@ def record(row: Row, counts: dict[str, float], running: bool = False) -> Record:
     progress = read_json(row.run_dir / "progress.json")
     if row.fused_of:
         results, status, progress = _fused_results(row, results), {}, {}
+        now = "running" if running else "finished" if results else "waiting"
+    else:
+        now = state(row.run_dir, running)
     averaged = _average_is_better(row, results)
     measured = results.get("measured") or read_json(row.run_dir / "measure.json")
     throughput = measured.get("throughput") or {}
     slot = status.get("environment", {})
-    entry: Record = {"run": row.name, "group": row.group, **row.values, "scores": row.scores}
-    entry["status"] = state(row.run_dir, running)
-    if row.fused_of:
-        entry["status"] = "running" if running else "finished" if results else "waiting"
-    entry["reason"] = status.get("reason") if entry["status"] in ("failed", "stopped") else None
-    entry |= {key: counts.get(key) for key in ("flops_m", "macs_m", "params_m")}
-    entry |= {
+    of_scores = [f"{score.key}{suffix}" for suffix in ("", "_ema") for score in row.scores]
+    entry: Record = {
+        "run": row.name,
+        "group": row.group,
+        **row.values,
+        "scores": row.scores,
+        "status": now,
+        "reason": status.get("reason") if now in ("failed", "stopped") else None,
+        **{key: counts.get(key) for key in ("flops_m", "macs_m", "params_m")},
         "throughput": throughput.get("images_per_second"),
         "batch": throughput.get("batch_size"),
         "device": throughput.get("device") or results.get("device"),
@@ -60,16 +64,17 @@ def record(row: Row, counts: dict[str, float], running: bool = False) -> Record:
         "shared_device": "OMP_NUM_THREADS" in slot and "CUDA_VISIBLE_DEVICES" not in slot,
         "throughput_spread": throughput.get("spread"),
         "throughput_conditions": throughput.get("text"),
+        **{key: results.get(key) for key in (*of_scores, *_RESULTS)},
+        "averaged": averaged,
+        **{score.key: results.get(f"{score.key}_ema") for score in row.scores if averaged},
+        **({} if results else {"epochs": progress.get("epoch"), "resumes": progress.get("resumes")}),
+        "table_size": row.config.get("table_size"),
+        "table_classes": counts.get("table_classes"),
+        "run_dir": str(row.run_dir),
+        "note": row.note,
+        "fused_of": row.fused_of,
+        **{f"paper_{key}": row.paper.get(key) for key in paper_columns(row.scores)},
     }
-    of_scores = [f"{score.key}{suffix}" for suffix in ("", "_ema") for score in row.scores]
-    entry |= {key: results.get(key) for key in (*of_scores, *_RESULTS)}
-    entry |= {"averaged": averaged, **{score.key: results.get(f"{score.key}_ema") for score in row.scores if averaged}}
-    if not results:
-        entry |= {"epochs": progress.get("epoch"), "resumes": progress.get("resumes")}
-    entry |= {"table_size": row.config.get("table_size"), "table_classes": counts.get("table_classes")}
-    entry |= {"run_dir": str(row.run_dir)}
-    entry |= {"note": row.note, "fused_of": row.fused_of}
-    entry |= {f"paper_{key}": row.paper.get(key) for key in paper_columns(row.scores)}
     for key in ("flops_m", "params_m"):  # not for scores, as a sample's score and an ImageNet score do not compare
         both = entry[key] is not None and key in row.paper
         entry[f"delta_{key}"] = entry[key] - row.paper[key] if both else None
