@@ -22,7 +22,7 @@ from mobilemamba.data.base import data_of
 from mobilemamba.errors import user_error
 from mobilemamba.files import read_json, write_json
 from mobilemamba.scores import LOSS, Score
-from mobilemamba.sweep.launchers.base import Event
+from mobilemamba.sweep.launchers import Event
 from mobilemamba.sweep.plan import Row
 from mobilemamba.sweep.row import FitRow, run_logged
 from mobilemamba.sweep.settings import Config, lookup

@@ -24,8 +24,7 @@ from mobilemamba.sweep.evaluate import (
     evaluator,
 )
 from mobilemamba.sweep.hparams import write_hparams
-from mobilemamba.sweep.launchers import Launch, launcher
-from mobilemamba.sweep.launchers.base import Event
+from mobilemamba.sweep.launchers import Event, Launch, launcher
 from mobilemamba.sweep.live import Display
 from mobilemamba.sweep.network import check_and_count, complete
 from mobilemamba.sweep.plan import PLACE, Row, select

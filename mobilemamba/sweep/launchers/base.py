@@ -53,6 +53,12 @@ def check_one_machine(launcher: str, config: Config) -> None:
         )
 
 
+def gpus_of_row(config: Config) -> int:
+    """Returns how many GPUs a row takes where it takes any; one for ``auto``, which would give it all of a machine."""
+    devices = str(lookup(config, "trainer.devices"))
+    return int(devices) if devices.isdigit() else 1
+
+
 def try_row(fit: FitRow, run_dir: Path, environment: dict[str, str], stop: threading.Event, retries: int) -> str | None:
     """Calls ``fit`` until the row is finished, at most ``1 + retries`` times.
 

@@ -15,7 +15,7 @@ import torch
 from mobilemamba.cpus import usable_cpus
 from mobilemamba.errors import ConfigError
 from mobilemamba.sweep.config import Sweep
-from mobilemamba.sweep.launchers.base import TICK_SECONDS, Event, Launch, try_row
+from mobilemamba.sweep.launchers.base import TICK_SECONDS, Event, Launch, gpus_of_row, try_row
 from mobilemamba.sweep.row import FitRow
 from mobilemamba.sweep.settings import Config, lookup
 
@@ -79,7 +79,7 @@ def environments(jobs: int, config: Config) -> list[dict[str, str]]:
     devices = lookup(config, "trainer.devices")
     if isinstance(devices, list):
         raise ConfigError(f"trainer.devices={devices} with sweep.jobs={jobs}: give their number, e.g. {len(devices)}")
-    size = int(devices) if str(devices).isdigit() else 1  # "auto" would give all GPUs to each row
+    size = gpus_of_row(config)
     groups = [gpus[start : start + size] for start in range(0, len(gpus) - size + 1, size)]
     if len(groups) < jobs:
         raise ConfigError(

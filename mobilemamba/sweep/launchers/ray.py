@@ -14,7 +14,15 @@ from typing import Any
 
 from mobilemamba.errors import ConfigError
 from mobilemamba.sweep.config import Sweep
-from mobilemamba.sweep.launchers.base import TICK_SECONDS, Event, Launch, check_one_machine, require, try_row_elsewhere
+from mobilemamba.sweep.launchers.base import (
+    TICK_SECONDS,
+    Event,
+    Launch,
+    check_one_machine,
+    gpus_of_row,
+    require,
+    try_row_elsewhere,
+)
 from mobilemamba.sweep.row import STOP_SECONDS, FitRow
 from mobilemamba.sweep.settings import Config, lookup
 
@@ -84,8 +92,7 @@ def share_of_machine(nodes: list[dict[str, Any]], jobs: int, config: Config) -> 
     if lookup(config, "trainer.accelerator") != "cpu" and any(machine.get("GPU") for machine in machines):
         machines = [machine for machine in machines if machine.get("GPU")]
         kinds.append("GPU")
-    devices = str(lookup(config, "trainer.devices"))
-    needed = {"CPU": 1, "GPU": int(devices) if devices.isdigit() else 1}
+    needed = {"CPU": 1, "GPU": gpus_of_row(config)}
     share = {}
     for kind in kinds:
         there = int(min(machine[kind] for machine in machines))

@@ -13,7 +13,15 @@ from typing import Any
 from mobilemamba.errors import ConfigError
 from mobilemamba.files import read_json, write_text_atomic
 from mobilemamba.sweep.config import Sweep
-from mobilemamba.sweep.launchers.base import TICK_SECONDS, Event, Launch, check_one_machine, require, try_row_elsewhere
+from mobilemamba.sweep.launchers.base import (
+    TICK_SECONDS,
+    Event,
+    Launch,
+    check_one_machine,
+    gpus_of_row,
+    require,
+    try_row_elsewhere,
+)
 from mobilemamba.sweep.row import FitRow
 from mobilemamba.sweep.settings import Config, lookup
 
@@ -51,10 +59,9 @@ def _executor(folder: Path, sweep: Sweep, config: Config) -> Any:
         )
     if fixed := {"nodes", "tasks_per_node", "slurm_nodes", "slurm_ntasks_per_node"} & set(sweep.slurm):
         raise ConfigError(f"sweep.slurm: {min(fixed)} is always 1, each row trains on one machine; leave it out")
-    devices = str(lookup(config, "trainer.devices"))
     ours: dict[str, Any] = {"name": "mobilemamba", "nodes": 1, "tasks_per_node": 1}
     if lookup(config, "trainer.accelerator") != "cpu":
-        ours["gpus_per_node"] = int(devices) if devices.isdigit() else 1
+        ours["gpus_per_node"] = gpus_of_row(config)
     workers = lookup(config, "data.num_workers")
     if workers is not None:
         ours["cpus_per_task"] = workers + 1
