@@ -280,13 +280,13 @@ def test_memory_against_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert training.growth({128: 999, 256: 1000, 512: 4000}) == pytest.approx(1)
     assert training.growth({512: 16000, 256: 1000}) == pytest.approx(2)
 
-    def case(run: Run, name: str, size: int, batch: int) -> Case:
-        return Case(name, size, batch, layout="channels_last", fused=False, train=True)
+    def case(run: Run, model: str, batch: int, dtype: str, *, train: bool) -> Case:
+        return Case(model, run.sizes.size_of(model), batch, layout="channels_last", fused=False, train=train)
 
     def peak(workload: Workload, device: torch.device) -> int:
         return workload.held_bytes + 100 * next(workload.held()).numel()
 
-    monkeypatch.setattr(training, "_case", case)
+    monkeypatch.setattr(Run, "case", case)
     monkeypatch.setattr(training, "cuda_peak", peak)
     monkeypatch.setattr("mobilemamba.analysis.gpu.run.synchronize", lambda device: None)
     run = new_run(tmp_path)

@@ -52,7 +52,7 @@ def workloads(run: Run) -> Iterator[Callable[[], object]]:
             yield partial(run_scan, shape)
         else:  # no network has these, and they take the longest
             others.append(shape)
-    cases = [Case(name, sizes.size_of(name), 4, str(run.device), layout="channels_last") for name in sizes.ours]
+    cases = [run.case(name, 4, "float32") for name in sizes.ours]
     for case in cases:
         for dtype in sizes.dtypes:
             yield partial(_as_it_is, replace(case, dtype=dtype))

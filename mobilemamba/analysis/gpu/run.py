@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Group
 
+from mobilemamba.analysis.benchmark.cases import Case
 from mobilemamba.analysis.benchmark.memory import describe
 from mobilemamba.analysis.gpu.sizes import Sizes
 from mobilemamba.analysis.rounds import synchronize
@@ -61,6 +62,12 @@ class Run:
     def left_of_part(self) -> float:
         """Seconds left of the current part."""
         return self._deadline - time.monotonic()
+
+    def case(self, model: str, batch: int, dtype: str, mode: str = "eager", *, train: bool = False) -> Case:
+        """Returns a network to measure on the device; a CPU, which lacks kernels for float16, gets float32 instead."""
+        dtype = "float32" if dtype == "float16" and self.device.type != "cuda" else dtype
+        size = self.sizes.size_of(model)
+        return Case(model, size, batch, str(self.device), dtype, mode, "channels_last", fused=not train, train=train)
 
     def has_time(self, seconds: float, what: str) -> bool:
         """Returns whether the part has that many seconds left; if not, reports ``what`` as skipped.

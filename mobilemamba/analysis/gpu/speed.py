@@ -18,7 +18,6 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mobilemamba.analysis.benchmark.cases import Case
 from mobilemamba.analysis.benchmark.ceilings import memory_copy
 from mobilemamba.analysis.benchmark.networks import measure
 from mobilemamba.analysis.benchmark.records import Record
@@ -46,7 +45,7 @@ def operators(run: Run) -> None:
 
 
 def _operators(run: Run, batch: int, train: bool, what: str) -> None:
-    case = _case(run, run.sizes.ours[0], batch, "float16", train=train)
+    case = run.case(run.sizes.ours[0], batch, "float16", train=train)
     calls = operator_calls(Workshop().build(case, "channels_last"))
     clocks: dict[Hashable, Clock] = {key: clock_of(call, run.device) for key, (call, _, _) in calls.items()}
     copy, copied = memory_copy(str(run.device), run.sizes.copied_bytes)
@@ -107,7 +106,7 @@ def _without_gradients(func: Any, args: Any, kwargs: Any) -> Callable[[], object
 
 
 def _scans(run: Run, batch: int, train: bool, what: str) -> None:
-    cases = [_case(run, run.sizes.ours[0], batch, "float16" if run.device.type == "cuda" else "float32", train=train)]
+    cases = [run.case(run.sizes.ours[0], batch, "float16", train=train)]
     found: dict[tuple[int, int], dict[str, ScanRecord]] = {}
     for record in measure_scans(cases, run.sizes.rounds, run.sizes.seconds):
         run.add(**asdict(record))
@@ -129,7 +128,7 @@ def networks(run: Run) -> None:
             if not run.has_time(workshop_seconds, f"networks, {precision}, batch {batch}"):
                 continue
             dtype = "float32" if precision == "tf32" else precision
-            cases = [_case(run, name, batch, dtype, mode=mode) for name in names for mode in modes]
+            cases = [run.case(name, batch, dtype, mode=mode) for name in names for mode in modes]
             with rounded_to_tf32(on=precision == "tf32"):
                 records = measure(cases, sizes.rounds, sizes.seconds, memory=False, warmup=sizes.warmup)
             for record in records:
@@ -162,7 +161,7 @@ def _compare(run: Run, records: list[Record], precision: str, batch: int) -> Non
 
 def kernels(run: Run) -> None:
     """Lists the kernels in which the first network's inference spends its time."""
-    case = _case(run, run.sizes.ours[0], run.sizes.batches[0], run.sizes.dtypes[0])
+    case = run.case(run.sizes.ours[0], run.sizes.batches[0], run.sizes.dtypes[0])
     workload = Workshop().build(case, "channels_last")
     workload.run()
     on_gpu = run.device.type == "cuda"
@@ -203,9 +202,3 @@ def compiled(run: Run) -> None:
             run.add(**record)
             speed = record["error"] or f"{record['images_per_second']:,.0f} img/s"
             run.find(f"{record['model']} compiled, float16", speed)
-
-
-def _case(run: Run, name: str, batch: int, dtype: str, mode: str = "eager", *, train: bool = False) -> Case:
-    dtype = dtype if run.device.type == "cuda" or dtype != "float16" else "float32"  # a CPU lacks kernels for float16
-    size = run.sizes.size_of(name)
-    return Case(name, size, batch, str(run.device), dtype, mode, "channels_last", fused=not train, train=train)

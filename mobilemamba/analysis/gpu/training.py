@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 
@@ -22,7 +22,7 @@ def steps(run: Run) -> None:
     for ours, peer in run.sizes.pairs:
         if not run.has_time(8, f"training step of {ours}"):
             continue
-        cases = [_case(run, name, run.sizes.size_of(name), run.sizes.train_batch) for name in (ours, peer)]
+        cases = [run.case(name, run.sizes.train_batch, "bfloat16", train=True) for name in (ours, peer)]
         sizes, on_gpu = run.sizes, run.device.type == "cuda"
         records = measure(cases, sizes.rounds, sizes.seconds, memory=on_gpu, warmup=sizes.warmup)
         for record in records:
@@ -73,7 +73,8 @@ def memory(run: Run) -> None:
     for size in run.sizes.memory_sizes:
         if not run.has_time(4, f"memory at {size} px"):
             break
-        workload = Workshop().build(_case(run, name, size, batch), "channels_last")
+        case = replace(run.case(name, batch, "bfloat16", train=True), size=size)
+        workload = Workshop().build(case, case.layout)
         peaks[size] = cuda_peak(workload, run.device) - workload.held_bytes
         run.add(model=name, batch=batch, size=size, held_bytes=workload.held_bytes, peak_bytes=peaks[size])
         run.find(f"{name}, batch {batch}, {size} px", f"{peaks[size] / 2**20:,.0f} MiB")
@@ -87,7 +88,3 @@ def growth(peaks: Mapping[int, int]) -> float:
     """Returns p in bytes = c pixels^p, from the two largest sides."""
     (small, less), (large, more) = sorted(peaks.items())[-2:]
     return math.log(more / less) / (2 * math.log(large / small))
-
-
-def _case(run: Run, name: str, size: int, batch: int) -> Case:
-    return Case(name, size, batch, str(run.device), "bfloat16", layout="channels_last", fused=False, train=True)
