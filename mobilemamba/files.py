@@ -9,7 +9,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -159,16 +159,19 @@ def write_json(path: Path, content: Any) -> None:
     write_text_atomic(path, json.dumps(content, indent=2) + "\n")
 
 
-def check_writable(path: Path, name: str) -> None:
+def check_writable(path: Path, name: str, endings: Collection[str] = ()) -> None:
     """Checks that a file can be written, before the work for it is done; leaves an existing file unchanged.
 
     Args:
         path: Path of the file.
         name: Name of the file in the message, e.g. the option.
+        endings: Endings of which the path must have one, if any are given.
 
     Raises:
         ConfigError: If it cannot be written; gives the reason.
     """
+    if endings and path.suffix not in endings:
+        raise ConfigError(f"{name} {printable(path)}: expected a name that ends in {' or '.join(endings)}")
     try:
         with temporary_beside(path):
             pass

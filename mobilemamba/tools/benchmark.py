@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
@@ -18,8 +18,8 @@ from mobilemamba.analysis.benchmark.networks import Progress as Report
 from mobilemamba.analysis.benchmark.networks import measure
 from mobilemamba.analysis.benchmark.paper import FRONT, NOT_IN_TIMM, TABLE7, published_top1
 from mobilemamba.analysis.benchmark.plot import plot as draw
-from mobilemamba.analysis.benchmark.records import write_records
-from mobilemamba.analysis.benchmark.scans import measure_scans
+from mobilemamba.analysis.benchmark.records import Record, write_records
+from mobilemamba.analysis.benchmark.scans import ScanRecord, measure_scans
 from mobilemamba.analysis.benchmark.tables import network_notes, network_table, scan_notes, scan_table
 from mobilemamba.analysis.machine import choose_device
 from mobilemamba.errors import ConfigError, MobileMambaError
@@ -105,7 +105,10 @@ def benchmark(
         NothingMeasuredError: If nothing could be measured.
     """
     _check_options(rounds=rounds, seconds=seconds, threads=threads)
-    _check_files(output, plot if not ops else None)
+    if output is not None:
+        check_writable(output, "--output", [".csv", ".json"])  # fails now rather than after minutes of measuring
+    if plot is not None and not ops:
+        check_writable(plot, "--plot", [".png"])
     if ops and (scaling or plot is not None):
         raise ConfigError(f"--ops with --{'scaling' if scaling else 'plot'}: it measures no networks; leave one out")
     names = models or (tuple(VARIANTS) if ops else SCALED_MODELS if scaling else BACKBONES if head else DEFAULT_MODELS)
@@ -134,26 +137,28 @@ def benchmark(
     if plot is not None and not any(published_top1(case.model, case.size) for case in cases):
         raise ConfigError(f"--plot {plot}: none of these networks has a published accuracy at its size; leave it out")
     console = make_console()
+    found: Sequence[Record | ScanRecord]
     with _threads(threads), _progress() as report:
         if ops:
-            scans = measure_scans(
+            found = scans = measure_scans(
                 cases,
                 rounds=rounds,
                 seconds=seconds or 0.1,
                 backends=None if scan_backend == "auto" else (scan_backend,),
                 progress=report,
             )
+            table, notes = scan_table(scans, console.width), scan_notes(scans)
         else:
             seconds = seconds or _seconds(rounds * len(cases))
             heats = [[c for c in cases if c.mode == each] for each in modes] if of_default else [cases]
             # One runtime at a time, as so many networks would need about 15 GB of memory.
             records = [record for heat in heats if heat for record in measure(heat, rounds, seconds, memory, report)]
-    found = scans if ops else records
-    shown = fastest(records) if mode is None and len(modes) > 1 else [] if ops else records
-    console.print(scan_table(scans, console.width) if ops else network_table(shown, console.width))
+            found, shown = records, fastest(records) if mode is None and len(modes) > 1 else records
+            table, notes = network_table(shown, console.width), network_notes(records)
+    console.print(table)
     if (in_torch := next((case for case in cases if case.mode in MODES), None)) is not None:
         print(describe_kernels(torch.device(in_torch.device), scan_backend))
-    for line in scan_notes(scans) if ops else network_notes(records):
+    for line in notes:
         print(line)
     if of_default:
         print(f"compared by the paper, but timm lacks them, so not measured: {', '.join(NOT_IN_TIMM)}")
@@ -185,15 +190,6 @@ def _check_options(**values: float | None) -> None:
     for name, value in values.items():
         if value is not None and value <= 0:
             raise ConfigError(f"--{name} {value}: expected more than 0")
-
-
-def _check_files(output: Path | None, plot: Path | None) -> None:
-    for name, path, endings in (("output", output, (".csv", ".json")), ("plot", plot, (".png",))):
-        if path is None:
-            continue
-        if path.suffix not in endings:
-            raise ConfigError(f"--{name} {path}: expected a name that ends in {' or '.join(endings)}")
-        check_writable(path, f"--{name}")  # fails now rather than after minutes of measuring
 
 
 def _words(text: str) -> list[str]:

@@ -67,9 +67,7 @@ def gpu(
             raise ConfigError(f"--{name} {value}: expected more than 0")
     if batch_size < 2:
         raise ConfigError(f"--batch_size {batch_size}: expected 2 or more; a norm in training needs two pictures")
-    if output.suffix != ".json":
-        raise ConfigError(f"--output {output}: expected a name that ends in .json")
-    check_writable(output, "--output")
+    check_writable(output, "--output", [".json"])
     known = [*PARTS]
     if data is not None:
         require_folder(str(data), "train/<class>/ or <class>/")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from torch import nn
 
 from mobilemamba.analysis import complexity
@@ -32,22 +32,23 @@ def backends() -> None:
     devices = [torch.device("cpu")] + ([torch.device("cuda")] if torch.cuda.is_available() else [])
     for device in devices:
         title = f"On {device.type}" + (f", {describe_threads()}" if device.type == "cpu" else "")
-        table = Table(title=title, title_justify="left")
-        for column in ("operation", "runs by", "why nothing faster does"):
-            table.add_column(column, overflow="fold")
+        table = _table(title, "operation", "runs by", "why nothing faster does")
         for kernel in all_kernels(device):
             reasons = [f"{name}: {reason}" for name, reason in kernel.refused.items()]
             table.add_row(kernel.op, kernel.runs, "; ".join(reasons))
         console.print(table)
-    table = Table(title="Backends of the scan, the fastest first (scan_backend)", title_justify="left")
-    for column in ("backend", "what it is", *(device.type for device in devices)):
-        table.add_column(column, overflow="fold")
+    title = "Backends of the scan, the fastest first (scan_backend)"
+    table = _table(title, "backend", "what it is", *(device.type for device in devices))
     for name, backend in BACKENDS.by_name.items():
         answers = [backend.unavailable(device, torch.float32) for device in devices]
         table.add_row(name, backend.summary, *("runs" if reason is None else f"no: {reason}" for reason in answers))
     console.print(table)
     for device in devices:
         console.print(f"auto on {device.type}: {BACKENDS.choose('auto', device, torch.float32).name}")
+
+
+def _table(title: str, *columns: str) -> Table:
+    return Table(*(Column(name, overflow="fold") for name in columns), title=title, title_justify="left")
 
 
 def summary(*models: str, head: str | None = None, config: list[str] | None = None) -> None:
