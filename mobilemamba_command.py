@@ -59,11 +59,12 @@ _HELP = ("-h", "--help")
 def run() -> None:
     """Runs :func:`main` as the console script, which prints the user's mistakes in one line and exits with code 2."""
     args = sys.argv[1:]
-    if quick_answer(args) is None and args[0] not in COMMANDS:
+    quick = quick_answer(args) is not None
+    if not quick and args[0] not in COMMANDS:
         sys.stderr.write(f"mobilemamba: error: {unknown_command(args[0])}\n")
         sys.exit(2)
     try:
-        if quick_answer(args) is not None:
+        if quick:
             main(args)
             sys.stdout.flush()
             return

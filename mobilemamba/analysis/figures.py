@@ -145,11 +145,10 @@ def label_points(
         ).set_in_layout(False)
 
 
-def _dots(corners: Any) -> Iterator[tuple[float, float]]:
+def _dots(corners: Any) -> Iterator[Any]:
     """Yields points along a line in pixels, close enough that no label fits between two."""
-    for (x0, y0), (x1, y1) in itertools.pairwise(corners):
-        steps = max(1, int(math.hypot(x1 - x0, y1 - y0) / 5))
-        yield from ((x0 + (x1 - x0) * i / steps, y0 + (y1 - y0) * i / steps) for i in range(steps + 1))
+    for start, end in itertools.pairwise(corners):
+        yield from np.linspace(start, end, max(1, int(math.dist(start, end) / 5)) + 1)
 
 
 def _size(axis: Any, name: str) -> tuple[float, float]:
