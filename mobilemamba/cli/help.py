@@ -60,9 +60,8 @@ def print_help(command: str, options: list[str]) -> bool:
             if described is None:
                 return False  # a class that is not ours, which the parser imports
             parser = ToolParser(prog=f"mobilemamba {command}", add_help=False)
-            parser.add_class_arguments(
-                _inside(described, f"{group}{path}"), f"{group}{path}", skip=_linked(group, path)
-            )
+            linked: set[str | int] = {"num_classes"} if (group, path) == ("model", "") else set()  # set by the data
+            parser.add_class_arguments(_inside(described, f"{group}{path}"), f"{group}{path}", skip=linked)
             sys.stdout.write(parser.format_help())
             return True
     return False
@@ -120,7 +119,3 @@ def _inside(kind: type, path: str) -> type:
             )
         kind = parts[part]
     return kind
-
-
-def _linked(group: str, path: str) -> set[str | int]:
-    return {"num_classes"} if group == "model" and not path else set()  # determined by the data

@@ -66,7 +66,10 @@ class Display:
         notes = list(dict.fromkeys(f"{_headline(entry).label} on {entry['data']}" for entry in known))
         if len(marks := condition_marks(records)) > 1:
             notes.append(f"img/s were measured in {len(marks)} ways and do not compare; results.md tells them apart")
-        shown = records if height is None else _most_telling(records, max(1, height - _AROUND))
+        shown = records
+        if height is not None:
+            telling = sorted(records, key=lambda entry: _ORDER.index(entry["status"]))[: max(1, height - _AROUND)]
+            shown = [entry for entry in records if entry in telling]
         if hidden := Counter(entry["status"] for entry in records if entry not in shown):
             counted = ", ".join(f"{count} {status}" for status, count in hidden.items())
             notes.append(f"not shown on {height} lines: {counted}")
@@ -116,10 +119,3 @@ class Display:
 
 def _headline(entry: Record) -> Score:
     return entry["scores"][0]
-
-
-def _most_telling(records: list[Record], count: int) -> list[Record]:
-    """Returns the ``count`` rows with the highest priority, in the table's order."""
-    ranked = sorted(records, key=lambda entry: _ORDER.index(entry["status"]))
-    chosen = ranked[:count]
-    return [entry for entry in records if entry in chosen]

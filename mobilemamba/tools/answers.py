@@ -37,9 +37,6 @@ _MARK = ("Software", "mobilemamba predict")  # text in a drawing's PNG header
 class AnswerFile:
     """A .csv or .json file that is rewritten periodically, so that a killed process leaves its results so far.
 
-    Args:
-        path: The file.
-
     Raises:
         ConfigError: If it cannot be written.
     """

@@ -104,7 +104,9 @@ def benchmark(
         WeightsError: If a weights file cannot be read.
         NothingMeasuredError: If nothing could be measured.
     """
-    _check_options(rounds=rounds, seconds=seconds, threads=threads)
+    for name, value in (("rounds", rounds), ("seconds", seconds), ("threads", threads)):
+        if value is not None and value <= 0:
+            raise ConfigError(f"--{name} {value}: expected more than 0")
     if output is not None:
         check_writable(output, "--output", [".csv", ".json"])  # fails now rather than after minutes of measuring
     if plot is not None and not ops:
@@ -149,7 +151,7 @@ def benchmark(
             )
             table, notes = scan_table(scans, console.width), scan_notes(scans)
         else:
-            seconds = seconds or _seconds(rounds * len(cases))
+            seconds = seconds or max(0.05, min(0.5, 600 / (rounds * len(cases))))
             heats = [[c for c in cases if c.mode == each] for each in modes] if of_default else [cases]
             # One runtime at a time, as so many networks would need about 15 GB of memory.
             records = [record for heat in heats if heat for record in measure(heat, rounds, seconds, memory, report)]
@@ -179,17 +181,6 @@ def _installed() -> list[str]:
         if name not in found:
             print(f"{name}: not installed, so not measured")
     return found
-
-
-def _seconds(timings: int) -> float:
-    """Returns the seconds per timing: half a second, or less so that all timings take ten minutes."""
-    return max(0.05, min(0.5, 600 / timings))
-
-
-def _check_options(**values: float | None) -> None:
-    for name, value in values.items():
-        if value is not None and value <= 0:
-            raise ConfigError(f"--{name} {value}: expected more than 0")
 
 
 def _words(text: str) -> list[str]:

@@ -184,14 +184,7 @@ def _listed() -> list[str]:
 
 
 def answer(paths: list[Path], predictor: Predictor, batch_size: int, drawn: Drawings | None = None) -> Iterator[Answer]:
-    """Yields the prediction for each picture, in order.
-
-    Args:
-        paths: Paths of the pictures.
-        predictor: Predictor of the network.
-        batch_size: Batch size.
-        drawn: Stores the drawings of each picture, by its number in ``paths``.
-    """
+    """Yields the prediction for each picture, in order; ``drawn`` stores its drawings, by its number in ``paths``."""
 
     def prepare(path: Path) -> tuple[Tensor, tuple[int, int]] | str:
         try:

@@ -37,7 +37,10 @@ def parameter_groups(
         Groups for a torch optimiser, each trainable parameter in exactly one; with ``layer_decay``, a group's
         ``lr_scale`` is the factor on its learning rate.
     """
-    exempt = _named_by_model(model) if rule == "clean" else _flat_in_release(model)
+    if rule == "clean":
+        exempt = set(getattr(model, "no_weight_decay", set)())
+    else:  # the skip weights have the shape (K, D) here but are vectors in the release, where vectors do not decay
+        exempt = {name for name, _ in model.named_parameters() if name.rpartition(".")[2] == "D"}
     if layer_decay is None:
         groups = param_groups_weight_decay(model, weight_decay, no_weight_decay_list=exempt)
     else:
@@ -88,16 +91,6 @@ def freeze_backbone(model: nn.Module) -> None:
 def classifier_modules(model: nn.Module) -> list[nn.Module]:
     """Returns the modules that map pooled features to logits: timm's classifiers, for MobileMamba with their norms."""
     return [model.get_submodule(name) for name in head_names(model)]
-
-
-def _flat_in_release(model: nn.Module) -> set[str]:
-    # The skip weights have the shape (K, D) here but are vectors in the release, where vectors do not decay.
-    return {name for name, _ in model.named_parameters() if name.rpartition(".")[2] == "D"}
-
-
-def _named_by_model(model: nn.Module) -> set[str]:
-    names = getattr(model, "no_weight_decay", None)
-    return set(names()) if callable(names) else set()
 
 
 def _all_but_layer_norms(model: nn.Module, groups: list[dict[str, Any]], weight_decay: float) -> list[dict[str, Any]]:

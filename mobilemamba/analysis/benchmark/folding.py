@@ -42,7 +42,8 @@ def fold_norms(network: nn.Module, pictures: Tensor) -> nn.Module:
             pairs.append((names[norm], convs[id(inputs[0])]))
 
     hooks = [module.register_forward_hook(made) for module in names if isinstance(module, nn.Conv2d)]
-    hooks += [module.register_forward_pre_hook(given) for module in names if _folds(module)]
+    norms = (module for module in names if isinstance(module, nn.BatchNorm2d) and module.track_running_stats)
+    hooks += [norm.register_forward_pre_hook(given) for norm in norms]
     folded(pictures)
     for hook in hooks:
         hook.remove()
@@ -60,7 +61,3 @@ def fold_norms(network: nn.Module, pictures: Tensor) -> nn.Module:
 
 def _answers(given: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
     return [given] if isinstance(given, Tensor) else given
-
-
-def _folds(module: nn.Module) -> bool:
-    return isinstance(module, nn.BatchNorm2d) and module.track_running_stats
