@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
+import re
 from importlib import metadata
 from pathlib import Path
 
@@ -48,12 +50,9 @@ def device_name(device: torch.device | str) -> str:
 
 
 def _cpu_name() -> str:
-    try:  # platform.processor() is empty on most Linux systems
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
+    with contextlib.suppress(OSError):  # platform.processor() is empty on most Linux systems
+        if found := re.search(r"^model name\s*:\s*(.*\S)", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+            return found[1]
     return platform.processor() or platform.machine() or "CPU"
 
 

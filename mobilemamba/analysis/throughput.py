@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import statistics
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 
 from mobilemamba.analysis.complexity import example_pictures
 from mobilemamba.analysis.machine import device_name, rounds_to_tf32
-from mobilemamba.analysis.rounds import WARMUP_SECONDS, Timings, calls_per_round, time_calls
+from mobilemamba.analysis.rounds import WARMUP_SECONDS, calls_per_round, time_calls
 from mobilemamba.errors import ConfigError
 from mobilemamba.models.fuse import count_batch_norms
 
@@ -83,12 +85,10 @@ def measure_throughput(
     batch_size, (height, width) = len(pictures), pictures.shape[-2:]
     pictures = pictures.to(device=device, dtype=parameter.dtype, memory_format=layout)
 
-    def clock(batches: int) -> float:
-        return time_batches(model, pictures, batches)
-
+    clock = partial(time_batches, model, pictures)
     batches = calls_per_round(clock, budget_s / rounds, min(WARMUP_SECONDS, budget_s))
     seconds = [clock(batches) / batches for _ in range(rounds)]
-    median = Timings(tuple(seconds), batches).median
+    median = statistics.median(seconds)
     return Throughput(
         images_per_second=batch_size / median,
         spread=median / min(seconds) - median / max(seconds),

@@ -48,13 +48,7 @@ def warmup_half_cosine(
     Reproduces the logs of the released trainings for segmentation, whose cosine is updated every step, and for
     detection, whose cosine is updated every epoch. The warm-up reaches the peak at its last step.
 
-    Args:
-        step: Number of optimiser steps already taken; after ``total_steps`` the rate stays at its minimum.
-        total_steps: Optimiser steps of the whole training, warm-up included.
-        warmup_steps: Optimiser steps of the linear warm-up; 0 for none.
-        min_ratio: Value at the end of the cosine.
-        warmup_ratio: Value at the start of the warm-up.
-        steps_an_epoch: Optimiser steps between two updates of the cosine.
+    Arguments are as in :func:`warmup_cosine`; ``steps_an_epoch`` are the steps between two updates of the cosine.
     """
     if step < warmup_steps:
         return warmup_ratio + (1 - warmup_ratio) * step / max(1, warmup_steps - 1)

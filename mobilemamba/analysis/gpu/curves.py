@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
 from mobilemamba.analysis.figures import legible, png_figure
@@ -65,12 +67,8 @@ def train(network: nn.Module, data: Any, device: torch.device, seconds: float) -
         the share of the time that went into waiting for pictures.
     """
     network = network.to(device).to(memory_format=torch.channels_last).train()
-    groups = [
-        {"params": [p for p in network.parameters() if p.requires_grad and p.ndim > 1], "weight_decay": _DECAY},
-        {"params": [p for p in network.parameters() if p.requires_grad and p.ndim <= 1], "weight_decay": 0.0},
-    ]
     peak = _LR * data.batch_size / 256
-    optimizer = torch.optim.AdamW(groups, lr=peak, fused=True)
+    optimizer = torch.optim.AdamW(param_groups_weight_decay(network, _DECAY), lr=peak, fused=True)
     losses, scores = list[dict[str, float]](), list[dict[str, float]]()
     spent = waited = 0.0
     step = counted = 0
@@ -104,11 +102,10 @@ def train(network: nn.Module, data: Any, device: torch.device, seconds: float) -
 
 
 def _batches(data: Any) -> Iterator[tuple[Tensor, Tensor]]:
-    loader, epoch = data.train_dataloader(), 0
-    while True:
+    loader = data.train_dataloader()
+    for epoch in itertools.count():
         loader.sampler.set_epoch(epoch)
         yield from loader
-        epoch += 1
 
 
 def _schedule(done: float) -> float:
