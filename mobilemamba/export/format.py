@@ -118,11 +118,9 @@ class Format(Runtime):
         opsets: Versions of ONNX's operators that can be chosen.
     """
 
-    name: ClassVar[str]
     suffix: ClassVar[str]
     extra: ClassVar[str]
     writes: ClassVar[tuple[str, ...]]
-    reads: ClassVar[tuple[str, ...]]
     dtypes: ClassVar[tuple[str, ...]] = ("float32",)
     casts: ClassVar[bool] = True
     calibrates: ClassVar[bool] = False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +48,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         write_atomic(target, buffer.getbuffer(), before=lambda: self._keep(target))
         self._sound.add(target)
 
-    def load_checkpoint(
-        self,
-        path: str | Path,
-        map_location: Callable[..., Any] | None = lambda storage, _: storage,
-        weights_only: bool | None = None,
-    ) -> dict[str, Any]:
-        content = super().load_checkpoint(path, map_location, weights_only)
+    def load_checkpoint(self, path: str | Path, *options: Any, **named: Any) -> dict[str, Any]:
+        content = super().load_checkpoint(path, *options, **named)
         self._sound.add(Path(path).absolute())
         return content
 
