@@ -91,14 +91,13 @@ def plot_together(sweeps: dict[str, list[Record]], path: Path) -> None:
         axes = figure.subplots(max(1, len(lines)), 2, squeeze=False)
         drawn: dict[str, Any] = {}
         for row, (data, score) in zip(axes, lines, strict=False):
-            of_line = {title: records for title, records in merged.items() if scores[title] == score}
             for axis, (key, label) in zip(row, _AXES.items(), strict=True):
-                for number, title in enumerate(merged):
-                    points = [e for e in of_line.get(title, []) if e["data"] == data and e[key] is not None]
-                    x, y = [entry[key] for entry in points], [entry[score.key] for entry in points]
+                for number, (title, records) in enumerate(merged.items()):
+                    known = [e for e in records if e["data"] == data and e[key] is not None and scores[title] == score]
+                    points = [(entry[key], entry[score.key], _bar(entry, score)) for entry in known]
+                    look = {"fmt": "os^D"[number // 10 % 4], "color": f"C{number % 10}", "alpha": 0.7}
                     if points:
-                        look = {"fmt": "os^D"[number // 10 % 4], "color": f"C{number % 10}", "alpha": 0.7}
-                        drawn[title] = axis.errorbar(x, y, [_bar(entry, score) for entry in points], **look)
+                        drawn[title] = axis.errorbar(*zip(*points, strict=True), **look)
                 axis.set(xlabel=label, ylabel=f"{score.head}, {data}")
                 if not axis.containers:
                     axis.remove()
