@@ -173,9 +173,10 @@ def test_as_many_pictures_a_step_give_the_same_training() -> None:
         same = ("top1", "top5", "top1_ema", "top5_ema", "best_epoch", "train_pictures", "total_batch_size")
         assert {key: results(name)[key] for key in same} == {key: results("one")[key] for key in same}
         assert results(name)["val_pictures"] == VAL
-        assert weights(name).keys() == weights("one").keys()
-        for key, value in weights("one").items():
-            torch.testing.assert_close(weights(name)[key], value, rtol=1e-3, atol=1e-5, msg=f"{name}: {key}")
+        learned, expected = weights(name), weights("one")
+        assert learned.keys() == expected.keys()
+        for key, value in expected.items():
+            torch.testing.assert_close(learned[key], value, rtol=1e-3, atol=1e-5, msg=f"{name}: {key}")
 
 
 @pytest.mark.slow

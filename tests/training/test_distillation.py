@@ -359,17 +359,14 @@ def real_teacher() -> Teacher:
 
 
 def test_a_real_teacher_is_right(real_teacher: Teacher, shared: Path) -> None:
-    """174 of 200 on pictures normalised for a student, loaded into timm's network by order alone."""
+    """42 of 50 on pictures normalised for a student, loaded into timm's network by order alone."""
     folder = shared / "data" / "imagenet_mini"
     if not folder.is_dir():
         pytest.skip(f"no {folder.name} in the optional test data")
     classes = {wnid: int(i) for i, wnid in json.loads((folder / "class_index.json").read_text()).items()}
-    files = sorted((folder / "val").glob("*/*"))
+    files = sorted((folder / "val").glob("*/*"))[::4]
     transform = create_transform((3, 224, 224), is_training=False, interpolation="bicubic", crop_pct=0.875)
-    right = 0
-    for start in range(0, len(files), 40):
-        batch = files[start : start + 40]
-        answers = real_teacher(torch.stack([transform(Image.open(path).convert("RGB")) for path in batch]))
-        right += sum(answers.argmax(1) == torch.tensor([classes[path.parent.name] for path in batch])).item()
-    assert len(files) == 200
-    assert right >= 174
+    answers = real_teacher(torch.stack([transform(Image.open(path).convert("RGB")) for path in files]))
+    right = answers.argmax(1) == torch.tensor([classes[path.parent.name] for path in files])
+    assert len(files) == 50
+    assert right.sum() >= 42
