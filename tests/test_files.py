@@ -1,13 +1,20 @@
 """Atomic writing: whole, replacing, and harmless when it fails."""
 
+import multiprocessing
 import os
-import subprocess
-import sys
 import threading
+from pathlib import Path
 
 import pytest
 
-from mobilemamba.files import check_writable, link_atomic, remove_unfinished, write_atomic, write_text_atomic
+from mobilemamba.files import (
+    check_writable,
+    link_atomic,
+    remove_unfinished,
+    temporary_beside,
+    write_atomic,
+    write_text_atomic,
+)
 
 
 def test_writes_utf8_and_replaces(tmp_path):
@@ -70,31 +77,36 @@ def test_a_second_name_keeps_the_content_when_the_first_gets_another(tmp_path, m
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_what_killed_processes_have_left_is_removed_and_what_living_ones_write_is_not(tmp_path):
-    writes = """
-import sys, time
-from pathlib import Path
-from mobilemamba.files import temporary_beside
-with temporary_beside(Path("x"), folder=True) as folder, temporary_beside(Path("x")) as file:
-    (folder / "part").touch()
-    print(folder, file, flush=True)
-    sys.stdin.read()
-"""
-    start = [sys.executable, "-c", writes]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with (
-        subprocess.Popen(start, cwd=tmp_path, **pipes) as dead,
-        subprocess.Popen(start, cwd=tmp_path, **pipes) as alive,
-    ):
-        killed, used = (process.stdout.readline().split() for process in (dead, alive))
-        dead.kill()
-        dead.wait()
+def write_until_told(told):
+    """Tells what it writes, and goes on until it is told something."""
+    with temporary_beside(Path("x"), folder=True) as folder, temporary_beside(Path("x")) as file:
+        (folder / "part").touch()
+        told.send([str(folder), str(file)])
+        told.recv()
+
+
+def test_what_killed_processes_have_left_is_removed_and_what_living_ones_write_is_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    forks = multiprocessing.get_context("fork")  # to import the package anew takes seconds
+    (dead, killed), (alive, used) = ((*forks.Pipe(),) for _ in "12")
+    processes = [forks.Process(target=write_until_told, args=(told,)) for told in (killed, used)]
+    for process in processes:
+        process.start()
+    try:
+        left, written = dead.recv(), alive.recv()
+        processes[0].kill()
+        processes[0].join()
         (tmp_path / ".x.y.tmp").touch()  # of another program
-        assert {path.name for path in tmp_path.iterdir()} == {".x.y.tmp", *killed, *used}
+        assert {path.name for path in tmp_path.iterdir()} == {".x.y.tmp", *left, *written}
         check_writable(tmp_path / "x", "x")
-        assert {path.name for path in tmp_path.iterdir()} == {".x.y.tmp", *used}
-        alive.stdin.close()
-        assert alive.wait() == 0
+        assert {path.name for path in tmp_path.iterdir()} == {".x.y.tmp", *written}
+        alive.send("end")
+        processes[1].join()
+        assert processes[1].exitcode == 0
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
     assert [path.name for path in tmp_path.iterdir()] == [".x.y.tmp"]
 
 
