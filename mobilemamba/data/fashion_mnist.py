@@ -1,6 +1,7 @@
 """The sample embedded in the package: Fashion-MNIST's test part, 10,000 pictures of clothing in 10 classes."""
 
 import gzip
+from functools import cache
 from importlib import resources
 from typing import Any, ClassVar
 
@@ -80,8 +81,12 @@ class FashionMNISTSample(ImageDataModule):
         self.val_set = _Pictures(pictures_NHW[val], labels_N[val], self.image_hw)
 
 
+@cache
 def read_sample() -> tuple[Tensor, Tensor]:
-    """Returns all pictures (10000, 28, 28) uint8 and their labels (10000,) int64, in the file's order."""
+    """Returns all pictures (10000, 28, 28) uint8 and their labels (10000,) int64, in the file's order.
+
+    Read once in a process: change neither in place.
+    """
     folder = resources.files("mobilemamba.data") / "sample"
     images = gzip.decompress((folder / "t10k-images-idx3-ubyte.gz").read_bytes())
     labels = gzip.decompress((folder / "t10k-labels-idx1-ubyte.gz").read_bytes())
