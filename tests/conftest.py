@@ -79,6 +79,10 @@ def _forget_the_automatic_backend() -> Iterator[None]:
 @pytest.fixture
 def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trainings leave empty pictures: to draw them takes longer than a tiny training, and has tests of its own."""
+    from PIL import Image
+
+    examples = "mobilemamba.training.callbacks.examples.ValidationExamples._draw"
+    monkeypatch.setattr(examples, lambda *_: [Image.new("RGB", (1, 1))])
     for draw in ("draw_curves", "draw_confusion"):
         monkeypatch.setattr(f"mobilemamba.training.callbacks.plots.{draw}", lambda _, __, path, *___: path.touch())
 
