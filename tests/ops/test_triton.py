@@ -134,9 +134,11 @@ def depthwises(dtype: torch.dtype, side: int, channels: int, kernel: int) -> lis
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What Triton has compiled for one of these tests, and for nothing else, the others find."""
+    """What Triton has compiled for one of these tests, and for nothing else, the others find, in any process."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder  # that of a run has one for each process
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+        patch.setenv("TRITON_CACHE_DIR", str(folder / "triton"))
         yield
 
 
