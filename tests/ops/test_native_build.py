@@ -344,6 +344,6 @@ def test_each_instruction_set(tmp_path: Path) -> None:
     *others, _ = [name for name, feature in features.items() if feature in known] or [""]
     if not others:
         pytest.skip("all other tests run at x86-64 here, or this processor is not known to be of another")
-    # Not -O3, which all other tests run: it takes twice as long to compile, and the instructions are the same.
+    # Not -O3, which all other tests run: it takes twice as long to compile.
     flags = {level: ("-UMOBILEMAMBA_CLONES", "-O2", f"-march={level}") for level in others}
     rerun([compile_library(tmp_path / f"{level}.so", chosen) for level, chosen in flags.items()])
