@@ -181,7 +181,7 @@ def test_polygons_far_outside_take_no_memory(tmp_path: Path) -> None:
 def test_a_picture_of_another_size_is_refused_and_its_turn_named(tmp_path: Path) -> None:
     write(tmp_path, **changed("images", 0, width=48, height=64))
     for on_error in ("stop", "skip"):
-        data = COCOFolder(str(tmp_path), num_workers=0, on_error=on_error, img_size=32, batch_size=2)  # type: ignore[arg-type]
+        data = COCOFolder(str(tmp_path), num_workers=0, on_error=on_error, img_size=32, resize="stretch")  # type: ignore[arg-type]
         write(tmp_path, "val", **changed("images", 0, width=48, height=64))
         data.setup()
         if on_error == "stop":
