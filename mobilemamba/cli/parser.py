@@ -39,9 +39,10 @@ class Parser(ToolParser, LightningArgumentParser):
         try:
             return self._parse(args, base)
         except ConfigError as error:
-            # What belongs to no option is of the command line, and jsonargparse repeats it in the next parsing.
-            files = [] if str(error).startswith("unexpected ") else config_values(args)
-            for file in filter(os.path.isfile, files):
+            # A value without an option and an option without a value are of the command line, and jsonargparse repeats
+            # them in the next parsing.
+            of_line = re.match(r"unexpected |--\S+ has no value", str(error))
+            for file in filter(os.path.isfile, [] if of_line else config_values(args)):
                 if Path(file).name not in str(error) and self._complaint([args[0], "--config", file]) == str(error):
                     raise ConfigError(f"{file}: {error}") from error
             raise

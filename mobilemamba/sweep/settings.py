@@ -26,6 +26,8 @@ def differences(
 ) -> list[str]:
     """Lists the differences between two configurations, as ``setting: old -> new``.
 
+    Whether ``data.seed`` is given as that of ``seed_everything``, or left to be that, makes none.
+
     Args:
         old: Nested settings.
         new: Nested settings.
@@ -34,8 +36,14 @@ def differences(
     """
     before, after = flatten(old), flatten(new)
     keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    keys = [key for key in keys if key != "data.seed" or _seed_of_data(before) != _seed_of_data(after)]
     keys = [key for key in keys if (within is None or is_inside(key, within)) and not is_inside(key, without)]
     return [f"{key}: {json.dumps(before.get(key))} -> {json.dumps(after.get(key))}" for key in keys]
+
+
+def _seed_of_data(flat: Config) -> Any:
+    seed = flat.get("data.seed")
+    return flat.get("seed_everything") if seed is None else seed
 
 
 def is_inside(key: str, names: Sequence[str]) -> bool:

@@ -205,6 +205,12 @@ def test_a_second_file_without_an_option_is_not_a_mistake_of_the_first() -> None
         main(["fit", "--config", "x.yaml", "y.yaml"])
 
 
+def test_an_option_without_a_value_is_not_a_mistake_of_a_file() -> None:
+    Path("x.yaml").write_text("name: x")
+    with pytest.raises(MobileMambaError, match=r"^--sweep.dry_run has no value; give one after it, or leave it out$"):
+        main(["fit", "--config", "x.yaml", "--sweep.dry_run"])
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -233,6 +233,15 @@ def test_impossible_sweeps(sweep: dict[str, Any], message: str) -> None:
         toy_rows(**sweep)
 
 
+def test_a_seed_of_the_data_that_is_left_out_is_that_of_everything() -> None:
+    """Else a run that was begun with the seed given would not go on by a command that leaves it out."""
+    given = {"seed_everything": 3, "data": {"init_args": {"seed": 3}}}
+    left_out = {"seed_everything": 3, "data": {"init_args": {"seed": None}}}
+    other = {"seed_everything": 4, "data": {"init_args": {"seed": None}}}
+    assert differences(given, left_out) == differences(left_out, given) == []
+    assert differences(given, other) == ["seed_everything: 3 -> 4", "data.seed: 3 -> null"]
+
+
 def test_differences_read_like_settings() -> None:
     old = {"model": {"class_path": "X", "init_args": {"lr": 1}}, "gone": None}
     new = json.loads(json.dumps(old).replace("1", "2"))
