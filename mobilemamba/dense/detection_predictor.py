@@ -15,7 +15,7 @@ from torch import Tensor
 from mobilemamba.data.batches import DIVISOR
 from mobilemamba.dense.detector import Detector
 from mobilemamba.dense.regions import paste_masks
-from mobilemamba.drawing import draw_objects, enlargement
+from mobilemamba.drawing import draw_objects, drawable, enlargement
 from mobilemamba.models.predictor import MASKS, Predictor, Row
 
 #: Name of the file with answers in COCO's results format.
@@ -107,10 +107,11 @@ class DetectionPredictor(Predictor):
             picture = picture.resize((scale * picture.width, scale * picture.height), Image.Resampling.BILINEAR)
             if masks_NHW is not None:
                 masks_NHW = masks_NHW.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+        names = [drawable(entry["name"], f"class {entry['index']}") for entry in row["objects"]]
         return draw_objects(
             picture,
             [[scale * side for side in entry["box"]] for entry in row["objects"]],
-            [f"{entry['name']} {entry['score']:.2f}" for entry in row["objects"]],
+            [f"{name} {entry['score']:.2f}" for name, entry in zip(names, row["objects"], strict=True)],
             [self.palette[entry["index"]] for entry in row["objects"]],
             masks_NHW,
         )

@@ -16,7 +16,7 @@ from mobilemamba.data.batches import Boxes
 from mobilemamba.dense import Detector, create_detector
 from mobilemamba.dense.mask_rcnn import MaskRCNN
 from mobilemamba.dense.regions import paste_masks
-from mobilemamba.drawing import draw_objects, enlargement, panels, unnormalised
+from mobilemamba.drawing import draw_objects, drawable, enlargement, panels, unnormalised
 from mobilemamba.errors import ConfigError
 from mobilemamba.models.fuse import count_batch_norms
 from mobilemamba.scores import Score
@@ -235,7 +235,8 @@ class DetectionTask(DenseTask):
         scores = (
             [f" {score:.2f}" for score in objects["scores"].tolist()] if "scores" in objects else [""] * len(labels)
         )
-        texts = [data.class_names[label] + score for label, score in zip(labels, scores, strict=True)]
+        names = [drawable(data.class_names[label], f"class {label}") for label in labels]
+        texts = [name + score for name, score in zip(names, scores, strict=True)]
         masks = None
         if self.finds_masks:
             masks = objects["masks"]  # in the size of the original picture, or of the padded batch
