@@ -176,7 +176,7 @@ def to_sheet(title: str, records: list[Record], swept: list[str], paper_note: st
     if averaged := [entry["run"] for entry in records if entry.get("averaged")]:
         of_rows = "" if len(averaged) == len(records) else f" of {', '.join(averaged)}"
         notes.append(
-            f"The scores{of_rows} are those of the averaged weights (EMA), which were better than the last ones."
+            f"The scores{of_rows} are those of the averaged weights (EMA), which were better than the raw ones."
         )
     if len(shown) < len(records):
         notes.append(
