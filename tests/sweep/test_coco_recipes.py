@@ -9,11 +9,12 @@ import torch
 
 from mobilemamba.cli import plan
 from mobilemamba.dense import DETECTION_HEADS
-from mobilemamba.sweep.network import check_and_count, complete
+from mobilemamba.sweep.network import complete
 from mobilemamba.sweep.plan import Row
 from mobilemamba.sweep.settings import lookup
 from mobilemamba.sweep.table import record, to_sheet
 from mobilemamba.tasks import DetectionTask
+from tests.sweep.counting import counts_of
 
 COCO_FILES = sorted((Path(__file__).resolve().parents[2] / "experiments/coco").glob("*.yaml"))
 TABLES = [path for path in COCO_FILES if path.stem.startswith("table")]
@@ -51,7 +52,7 @@ def test_recipes_have_the_released_trainings_numbers() -> None:
 )
 def test_rows_count_as_printed_or_say_why_not(path: Path) -> None:
     rows = rows_of(path)
-    counts = check_and_count(rows)
+    counts = counts_of(rows)
     for row in rows:
         complete(row)
         printed = row.paper.get("params_m")

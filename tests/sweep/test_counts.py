@@ -6,7 +6,7 @@ import pytest
 
 from mobilemamba.cli import plan
 from mobilemamba.models import VARIANTS
-from mobilemamba.sweep.network import check_and_count
+from tests.sweep.counting import counts_of
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 S6 = (652.335, 15.037)
@@ -119,7 +119,7 @@ def test_every_experiment_is_known() -> None:
 @pytest.mark.parametrize("name", KNOWN)
 def test_counts_are_those_of_the_authors_networks_and_of_the_print(name: str) -> None:
     rows = plan(["--config", str(EXPERIMENTS / f"{name}.yaml")])
-    counts = check_and_count(rows)
+    counts = counts_of(rows)
     assert [row.name for row in rows] == list(KNOWN[name])
     for row in rows:
         if known := KNOWN[name][row.name]:

@@ -8,7 +8,7 @@ import pytest
 from mobilemamba.cli import plan
 from mobilemamba.models import VARIANTS
 from mobilemamba.sweep import Row
-from mobilemamba.sweep.network import check_and_count
+from tests.sweep.counting import counts_of
 
 FOLDER = Path(__file__).resolve().parents[2] / "experiments/imagenet"
 
@@ -51,7 +51,7 @@ def test_the_other_networks_train_without_a_teacher_at_their_sizes(table: dict[s
 def test_rows_count_as_printed_or_say_why_not(table: dict[str, Row]) -> None:
     sample = {"class_path": "FashionMNISTSample", "init_args": {}}  # as ImageNet is not here
     rows = [replace(row, config={**row.config, "data": sample}) for row in table.values()]
-    for name, counts in check_and_count(rows).items():
+    for name, counts in counts_of(rows).items():
         printed, note = table[name].paper, table[name].note
         # Some papers count multiply-adds alone, and many cut digits off.
         flops = [counts[key] == pytest.approx(printed["flops_m"], rel=0.015, abs=0.6) for key in ("flops_m", "macs_m")]
