@@ -89,6 +89,12 @@ def enlargement(size: tuple[int, int]) -> int:
     return max(1, min(-(-_LEAST_SIDE // min(size)), _MOST_SIDE // max(size)))
 
 
+def enlarged(picture: Image.Image, side: int) -> Image.Image:
+    """Repeats the pixels of a small picture, as often as its longer side stays within ``side`` pixels."""
+    times = max(1, side // max(picture.size))
+    return picture.resize((times * picture.width, times * picture.height), Image.Resampling.NEAREST)
+
+
 def _place_of_name(box: Sequence[float], width: int, size: tuple[int, int], taken: Sequence[Box]) -> Box:
     """Returns the position of a box's name in a picture, if possible without overlap with positions already taken."""
     left, top, right, bottom = box

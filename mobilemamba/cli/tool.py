@@ -39,8 +39,12 @@ class ToolParser(jsonargparse.ArgumentParser):
         # Otherwise --trainer.max_epoch would be accepted as max_epochs.
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
-    # Further arguments are passed on, whatever their names in jsonargparse.
-    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def parse_args(  # type: ignore[override]  # further arguments are passed on, whatever their names in jsonargparse
+        self,
+        args: Sequence[str] | None = None,
+        *rest: Any,
+        **kwargs: Any,
+    ) -> Any:
         """Parses arguments, treating ``--setting=None`` as null, as jsonargparse turns a nested null into None."""
         if args is not None:
             args = [f"{arg[:-4]}null" if arg.startswith("--") and arg.endswith("=None") else arg for arg in args]

@@ -80,7 +80,7 @@ class DataModule(LightningDataModule):
         self.img_size = 224 if img_size is None else img_size
         self.batch_size = batch_size
         self.num_workers = num_workers
-        self.seed = global_seed() or 0 if seed is None else seed
+        self.seed = (global_seed() or 0) if seed is None else seed
         self.train_set = None
         self.val_set = None
         self.test_set = None

@@ -15,7 +15,7 @@ from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
 from mobilemamba.data.pictures import eval_transform, read_picture
-from mobilemamba.drawing import Colour, captioned, distinct_colours, drawable
+from mobilemamba.drawing import Colour, captioned, distinct_colours, drawable, enlarged
 from mobilemamba.errors import ConfigError
 from mobilemamba.models.card import ModelCard
 from mobilemamba.models.checkpoints import PREDICTORS
@@ -202,11 +202,9 @@ class ClassificationPredictor(Predictor):
         ]
 
     def draw(self, picture: Image.Image, row: Row) -> Image.Image:
-        if (times := _LEAST_DRAWN // max(picture.size)) > 1:
-            picture = picture.resize((times * picture.width, times * picture.height), Image.Resampling.NEAREST)
         names = [drawable(entry["name"], f"class {entry['index']}") for entry in row["classes"]]
         lines = [f"{entry['probability']:6.1%}  {name}" for entry, name in zip(row["classes"], names, strict=True)]
-        return captioned(picture, lines)
+        return captioned(enlarged(picture, _LEAST_DRAWN), lines)
 
 
 def class_names(card: ModelCard) -> tuple[str, ...]:

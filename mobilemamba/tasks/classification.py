@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from mobilemamba.data.batches import Labels
-from mobilemamba.drawing import captioned, drawable, unnormalised
+from mobilemamba.drawing import captioned, drawable, enlarged, unnormalised
 from mobilemamba.models import ArchOverrides, ModelCard, create_model
 from mobilemamba.scores import Score
 from mobilemamba.tasks.base import Task
@@ -24,7 +24,7 @@ from mobilemamba.training.mixing import Mixing
 from mobilemamba.training.optimizer import classifier_modules
 from mobilemamba.training.optimizer import freeze_backbone as _freeze_backbone
 
-#: Pictures are drawn with sides of about this many pixels at least.
+#: Smaller pictures are enlarged up to sides of this many pixels.
 _LEAST_DRAWN = 160
 
 
@@ -147,9 +147,7 @@ class ClassificationTask(Task):
         """Returns a picture (in_chans, H, W) as the network gets it, enlarged; None unless it is of known colours."""
         if self.data is None or len(image) != 3:
             return None
-        picture = unnormalised(image.float().cpu(), self.data.mean, self.data.std)
-        times = max(1, _LEAST_DRAWN // max(picture.size))
-        return picture.resize((times * picture.width, times * picture.height), Image.Resampling.NEAREST)
+        return enlarged(unnormalised(image.float().cpu(), self.data.mean, self.data.std), _LEAST_DRAWN)
 
     def _named(self, index: int) -> str:
         assert self.data is not None
