@@ -8,9 +8,11 @@ import re
 from collections.abc import Collection
 from typing import Literal
 
+#: Description of every lack of memory.
+OUT_OF_MEMORY = "out of memory"
 #: Phrases by which torch and the other runtimes report a lack of memory.
 _NO_MEMORY = (
-    "out of memory",
+    OUT_OF_MEMORY,
     "can't allocate memory",
     "not enough memory",
     "Storage size calculation overflowed",
@@ -98,6 +100,14 @@ def is_out_of_memory(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def in_one_line(error: BaseException) -> str:
+    """Describes any exception in one short line, for a report that goes on after it."""
+    if is_out_of_memory(error):
+        return OUT_OF_MEMORY
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"[:160]
 
 
 def user_error(error: BaseException | None) -> MobileMambaError | None:

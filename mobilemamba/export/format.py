@@ -73,6 +73,15 @@ class Source:
         with torch.no_grad():
             return without_idle_steps(self.traced.run_decompositions(decompositions()))
 
+    @property
+    def without_ours(self) -> ExportedProgram:
+        """The network as a graph without operators of ours, for converters that decompose PyTorch's own by themselves.
+
+        Nearly always that is :attr:`traced`, as the form has none; decomposing it twice would take seconds.
+        """
+        ours = any("mobilemamba" in str(node.target) for node in self.traced.graph.nodes)
+        return self.program if ours else self.traced
+
     @cached_property
     def traced(self) -> ExportedProgram:
         """The network as a graph that may contain operators of ours.

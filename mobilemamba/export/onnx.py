@@ -103,10 +103,8 @@ def to_onnx(source: Source) -> Any:
     """
     opset = source.opset or _OPSET
     with quiet():
-        # The exporter decomposes PyTorch's operators itself; our own pass takes a third longer, and is only for ours.
-        ours = any("mobilemamba" in str(node.target) for node in source.traced.graph.nodes)
         exported = torch.onnx.export(
-            source.program if ours else source.traced,
+            source.without_ours,
             (source.example,),
             dynamo=True,
             verbose=False,

@@ -122,7 +122,7 @@ def to_openvino(source: Source) -> Any:
         model = (
             openvino.Core().read_model(to_onnx(source).SerializeToString())
             if source.free or len(source.answers) > 1
-            else openvino.convert_model(source.program)
+            else openvino.convert_model(source.without_ours)
         )
     except RuntimeError as error:
         raise ConfigError(f"OpenVINO cannot convert the network: {' '.join(str(error).split())[:300]}") from None

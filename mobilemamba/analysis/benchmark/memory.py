@@ -26,9 +26,7 @@ from mobilemamba.allocator import has_choice, return_freed_memory
 from mobilemamba.analysis.benchmark.cases import Case
 from mobilemamba.analysis.benchmark.workload import Workload, Workshop, silently
 from mobilemamba.analysis.resident import can_forget_peak, forget_peak, peak_resident_bytes, resident_bytes
-from mobilemamba.errors import is_out_of_memory
-
-_TOO_LARGE = "out of memory"
+from mobilemamba.errors import OUT_OF_MEMORY, in_one_line
 
 
 def can_measure_cpu() -> bool:
@@ -51,20 +49,14 @@ class CpuMeter:
             text=True,
         )
 
-    def peak(self, case: Case, layout: str) -> int:
-        """Returns the peak memory of a case in bytes.
-
-        Raises:
-            RuntimeError: If the case fails, e.g. for lack of memory.
-        """
+    def peak(self, case: Case, layout: str) -> int | str:
+        """Returns the peak memory of a case in bytes; or if it fails, e.g. for lack of memory, why, in one line."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps({"case": asdict(case), "layout": layout}) + "\n")
         self._process.stdin.flush()
-        answer = json.loads(self._process.stdout.readline())
-        if isinstance(answer, str):
-            raise RuntimeError(answer)
-        return int(answer)
+        peak: int | str = json.loads(self._process.stdout.readline())
+        return peak
 
     def close(self) -> None:
         assert self._process.stdin is not None
@@ -81,14 +73,6 @@ def cuda_peak(workload: Workload, device: torch.device) -> int:
     workload.run()
     torch.cuda.synchronize(device)
     return workload.held_bytes + torch.cuda.max_memory_allocated(device) - before
-
-
-def describe(error: BaseException) -> str:
-    """Describes an exception in one short line."""
-    if is_out_of_memory(error):
-        return _TOO_LARGE
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"[:160]
 
 
 def _cpu_peak(case: Case, layout: str) -> int:
@@ -111,7 +95,7 @@ def _answer(request: dict[str, Any]) -> int | str:
     try:
         return _cpu_peak(Case(**request["case"]), request["layout"])
     except Exception as error:  # any error of a network, which the benchmark reports in its row
-        return describe(error)
+        return in_one_line(error)
 
 
 def _serve(threads: int) -> None:
@@ -127,7 +111,7 @@ def _serve(threads: int) -> None:
             answer = pipe.read().decode()
         os.waitpid(child, 0)
         # A process without an answer was killed by the kernel, which happens when memory runs out.
-        sys.stdout.write((answer or json.dumps(_TOO_LARGE)) + "\n")
+        sys.stdout.write((answer or json.dumps(OUT_OF_MEMORY)) + "\n")
         sys.stdout.flush()
 
 

@@ -14,14 +14,14 @@ import torch
 
 from mobilemamba.analysis.benchmark.cases import DTYPES, LAYOUTS, Case
 from mobilemamba.analysis.benchmark.ceilings import matrix_product
-from mobilemamba.analysis.benchmark.memory import CpuMeter, can_measure_cpu, cuda_peak, describe
+from mobilemamba.analysis.benchmark.memory import CpuMeter, can_measure_cpu, cuda_peak
 from mobilemamba.analysis.benchmark.paper import published_top1
 from mobilemamba.analysis.benchmark.records import Record
 from mobilemamba.analysis.benchmark.workload import Workload, Workshop, create, silently
 from mobilemamba.analysis.complexity import complexity
 from mobilemamba.analysis.machine import device_name, rounds_to_tf32, versions
 from mobilemamba.analysis.rounds import WARMUP_SECONDS, Clock, Timings, clock_of, interleave
-from mobilemamba.errors import is_out_of_memory
+from mobilemamba.errors import in_one_line, is_out_of_memory
 from mobilemamba.models.runtime import PRECISION_KEY, RUNNERS, packages_of, runtime_of
 from mobilemamba.ops.selective_scan import BACKENDS
 
@@ -92,7 +92,7 @@ def measure(
     ceilings = {place: macs / timings[place].median / 1e9 for place, (_, macs) in products.items() if place in timings}
     for number, candidate in enumerate(candidates):
         if number in failed:
-            candidate.error = describe(failed[number])
+            candidate.error = in_one_line(failed[number])
         elif candidate.workload is not None and candidate.workload.parts is not None:
             candidate.parts = {
                 f"{part}_ms": 1e3 * seconds for part, seconds in candidate.workload.parts(rounds).items()
@@ -117,12 +117,16 @@ def latency(timings: Timings | None) -> dict[str, Any]:
 
 
 def _prepare(
-    candidate: _Candidate, workshop: Workshop, cpu_peak: Callable[[Case, str], int] | None, memory: bool
+    candidate: _Candidate, workshop: Workshop, cpu_peak: Callable[[Case, str], int | str] | None, memory: bool
 ) -> None:
     case, device = candidate.case, torch.device(candidate.case.device)
     try:
         if device.type == "cpu" and cpu_peak is not None and case.mode not in RUNNERS:
-            candidate.peak_bytes = cpu_peak(case, case.layout)
+            peak = cpu_peak(case, case.layout)
+            if isinstance(peak, str):
+                candidate.error = peak
+                return
+            candidate.peak_bytes = peak
         workload = workshop.build(case, case.layout)
         with silently():
             workload.run()
@@ -130,7 +134,7 @@ def _prepare(
             candidate.peak_bytes = cuda_peak(workload, device)
         candidate.workload = workload
     except Exception as error:  # any error of a network, which is reported in its row
-        candidate.error = describe(error)
+        candidate.error = in_one_line(error)
         if device.type == "cuda" and is_out_of_memory(error):
             torch.cuda.empty_cache()
 

@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from mobilemamba.analysis.benchmark.cases import DTYPES, Case, card_of, own_size
 from mobilemamba.analysis.benchmark.ceilings import matrix_product, memory_copy
-from mobilemamba.analysis.benchmark.memory import describe
 from mobilemamba.analysis.benchmark.networks import Progress, counting, latency
 from mobilemamba.analysis.benchmark.workload import create
 from mobilemamba.analysis.machine import device_name, versions
 from mobilemamba.analysis.rounds import Clock, clock_of, interleave
-from mobilemamba.errors import BackendUnavailableError, ConfigError
+from mobilemamba.errors import BackendUnavailableError, ConfigError, in_one_line
 from mobilemamba.layers.ss2d import SS2D
 from mobilemamba.models import VARIANTS
 from mobilemamba.ops.selective_scan import BACKENDS, scan_macs, selective_scan_2d
@@ -183,7 +182,7 @@ def measure_scans(
             product_gflops_per_second=2 * products[place][1] / product.median / 1e9 if product else None,
             processor=device_name(shape.device),
             versions=versions(),
-            error=describe(failed[shape, name]) if (shape, name) in failed else "",
+            error=in_one_line(failed[shape, name]) if (shape, name) in failed else "",
         )
 
     return [record(shape, name) for shape, name in runs]

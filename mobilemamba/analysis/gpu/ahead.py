@@ -19,12 +19,12 @@ from typing import Any
 import torch
 
 from mobilemamba.analysis.benchmark.cases import DTYPES, Case
-from mobilemamba.analysis.benchmark.memory import describe
 from mobilemamba.analysis.benchmark.scans import ScanShape
 from mobilemamba.analysis.benchmark.workload import Workshop, create
 from mobilemamba.analysis.gpu.correct import run_scan, scan_shapes
 from mobilemamba.analysis.gpu.run import Run
 from mobilemamba.analysis.gpu.sizes import Sizes
+from mobilemamba.errors import in_one_line
 from mobilemamba.ops import jit
 
 
@@ -101,7 +101,7 @@ def main(device: str) -> None:
     """Prints one line at the end, and exits with code 1 if a call or a compilation failed."""
     run = Run(torch.device(device), Sizes(), Path(os.devnull), 0)
     count, errors = compile_all(workloads(run))
-    sys.stdout.write(f"{count}, {len(errors)} failed: {describe(errors[0])}\n" if errors else f"{count}\n")
+    sys.stdout.write(f"{count}, {len(errors)} failed: {in_one_line(errors[0])}\n" if errors else f"{count}\n")
     sys.exit(bool(errors))
 
 

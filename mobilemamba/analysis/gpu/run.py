@@ -12,9 +12,9 @@ import torch
 from rich.console import Group
 
 from mobilemamba.analysis.benchmark.cases import Case
-from mobilemamba.analysis.benchmark.memory import describe
 from mobilemamba.analysis.gpu.sizes import Sizes
 from mobilemamba.analysis.rounds import synchronize
+from mobilemamba.errors import in_one_line
 from mobilemamba.files import read_json, write_json
 from mobilemamba.screen import fit_table, say
 
@@ -114,7 +114,7 @@ class Run:
                 synchronize(self.device)
                 self._part["error"] = ""
             except Exception as error:  # whatever a kernel may raise; the other parts are to be measured all the same
-                self._part["error"] = describe(error)
+                self._part["error"] = in_one_line(error)
                 say(f"  FAILED: {self._part['error']}")
             self._part["seconds"] = round(time.monotonic() - began, 2)
             self._write()
