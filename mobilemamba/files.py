@@ -159,18 +159,24 @@ def write_json(path: Path, content: Any) -> None:
     write_text_atomic(path, json.dumps(content, indent=2) + "\n")
 
 
+def has_ending(path: Path, *endings: str) -> bool:
+    """Whether a path ends in one of some endings such as ``.csv``, in small or capital letters."""
+    return path.suffix.lower() in endings
+
+
 def check_writable(path: Path, name: str, endings: Collection[str] = ()) -> None:
     """Checks that a file can be written, before the work for it is done; leaves an existing file unchanged.
 
     Args:
-        path: Path of the file.
+        path: Path of the file. ``-`` is refused, as no command writes a file to standard output.
         name: Name of the file in the message, e.g. the option.
-        endings: Endings of which the path must have one, if any are given.
+        endings: Endings of which the path must have one, see :func:`has_ending`, if any are given.
 
     Raises:
         ConfigError: If it cannot be written; gives the reason.
     """
-    if endings and path.suffix not in endings:
+    _refuse_dash(path, name, "file")
+    if endings and not has_ending(path, *endings):
         raise ConfigError(f"{name} {printable(path)}: expected a name that ends in {' or '.join(endings)}")
     try:
         with temporary_beside(path):
@@ -189,17 +195,23 @@ def make_folder(path: Path, name: str) -> None:
     """Creates a folder for results, before the work for them is done.
 
     Args:
-        path: Path of the folder.
+        path: Path of the folder. ``-`` is refused, as no command writes to standard output instead.
         name: Name of the folder in the message, e.g. the option.
 
     Raises:
         ConfigError: If it cannot be created; gives the reason.
     """
+    _refuse_dash(path, name, "folder")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"{name} {printable(path)}: {reason}; choose another folder") from None
+
+
+def _refuse_dash(path: Path, name: str, what: str) -> None:
+    if str(path) == "-":
+        raise ConfigError(f"{name} -: results are not written to standard output; give the name of a {what}")
 
 
 def why_not_written(error: OSError) -> str:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from mobilemamba.errors import ConfigError
 from mobilemamba.files import (
     check_writable,
     link_atomic,
+    make_folder,
     remove_unfinished,
     temporary_beside,
     write_atomic,
@@ -115,6 +117,14 @@ def test_names_are_no_patterns(tmp_path):
         (tmp_path / name).touch()
     check_writable(tmp_path / "[a]", "x")
     assert [path.name for path in tmp_path.iterdir()] == [".a.01234567.tmp"]
+
+
+@pytest.mark.parametrize(("make", "what"), [(check_writable, "file"), (make_folder, "folder")])
+def test_a_dash_is_no_name_of_results(tmp_path, monkeypatch, make, what):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"^--x -: results are not written to standard output; .* name of a {what}$"):
+        make(Path("-"), "--x")
+    assert not list(tmp_path.iterdir())
 
 
 def test_nothing_is_lost_between_its_making_and_its_lock(tmp_path):

@@ -81,7 +81,7 @@ def check_report(command: str, config: Any) -> None:
     if command == "fit" and (config.window is not None or config.tta):
         raise ConfigError("window and tta are for validate and test; leave them out of fit")
     if config.per_class is not None:
-        check_writable(Path(config.per_class), "--per_class")
+        check_writable(Path(config.per_class), "--per_class", [".csv"])
     if config.plots is not None:
         make_folder(Path(config.plots), "--plots")
 

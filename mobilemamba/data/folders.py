@@ -46,12 +46,13 @@ def scan_folder(folder: str | Path, left_out: Counter[str] | None = None) -> tup
             for entry in entries:
                 if entry.name.startswith(".") or entry.name.lower() in _JUNK:
                     continue
-                if entry.is_dir():
+                broken = _is_broken(entry)  # asked first, as a link to itself makes the other questions raise an error
+                if not broken and entry.is_dir():
                     folders.append(entry.path)
-                elif entry.name.lower().endswith(EXTENSIONS) and (entry.is_file() or _is_broken(entry)):
+                elif entry.name.lower().endswith(EXTENSIONS) and (broken or entry.is_file()):
                     pictures.append(entry.path)  # a broken link is reported when it is read
                 elif left_out is not None:
-                    left_out[_kind(entry)] += 1
+                    left_out["broken links" if broken else _kind(entry)] += 1
     except OSError as error:
         raise DataError(f"{printable(folder)} cannot be read ({error.strerror}): mend it or remove it") from error
     return sorted(pictures), sorted(folders)
@@ -59,7 +60,7 @@ def scan_folder(folder: str | Path, left_out: Counter[str] | None = None) -> tup
 
 def _kind(entry: os.DirEntry[str]) -> str:
     if not entry.is_file():
-        return "broken links" if _is_broken(entry) else "no plain files"
+        return "no plain files"
     return Path(entry.name).suffix.lower() or "without an ending"
 
 

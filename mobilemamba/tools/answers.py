@@ -19,7 +19,14 @@ from rich.console import Console
 from rich.table import Table
 
 from mobilemamba.errors import ConfigError
-from mobilemamba.files import check_writable, make_folder, remove_unfinished, write_atomic, write_text_atomic
+from mobilemamba.files import (
+    check_writable,
+    has_ending,
+    make_folder,
+    remove_unfinished,
+    write_atomic,
+    write_text_atomic,
+)
 from mobilemamba.models.predictor import Predictor
 from mobilemamba.screen import on_screen
 from mobilemamba.text import printable, writable
@@ -27,7 +34,7 @@ from mobilemamba.text import printable, writable
 #: ``picture``, with the entries of a predictor's row for it, or with ``error``.
 Answer = dict[str, Any]
 
-#: Extensions of the files that can be written.
+#: Endings of the files that can be written.
 FORMATS = (".csv", ".json")
 _SECONDS = 5.0  # of work that may be lost when the process is killed
 _UNLIMITED = 10_000  # columns
@@ -43,9 +50,7 @@ class AnswerFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if path.suffix.lower() not in FORMATS:
-            raise ConfigError(f"--output {path}: expected a name that ends in {' or '.join(FORMATS)}")
-        check_writable(path, "--output")
+        check_writable(path, "--output", FORMATS)
         self._due = time.monotonic() + _SECONDS
 
     def keep(self, answers: list[Answer], predictor: Predictor) -> None:
@@ -60,7 +65,7 @@ class AnswerFile:
             OSError: If the file cannot be written.
         """
         began = time.monotonic()
-        as_json = self.path.suffix.lower() == ".json"
+        as_json = has_ending(self.path, ".json")
         write_text_atomic(self.path, json.dumps(answers, indent=2) + "\n" if as_json else to_csv(answers, predictor))
         took = time.monotonic() - began
         self._due = began + took + max(_SECONDS, 20 * took)  # so that writing takes at most 5 % of the time
@@ -91,6 +96,11 @@ class Drawings:
                     f"{name} {printable(folder)}: {path.name} in it was not drawn by predict and would be lost; "
                     "choose another folder"
                 )
+        self._names, self._real = {path.name for path in self._earlier}, folder.resolve()
+
+    def has_drawn(self, picture: Path) -> bool:
+        """Whether a picture is a drawing of an earlier run in this folder, which may lie in a folder of pictures."""
+        return picture.name in self._names and picture.parent.resolve() == self._real
 
     def save(self, number: int, drawings: Mapping[str, Image.Image]) -> None:
         """Writes the drawings of a picture.

@@ -18,7 +18,7 @@ from torch import Tensor
 from mobilemamba.analysis.machine import choose_device
 from mobilemamba.data.folders import describe_left_out, few, list_pictures
 from mobilemamba.errors import ConfigError, DataError, StoppedError, UnreadablePicturesError, is_out_of_memory
-from mobilemamba.files import make_folder, write_text_atomic
+from mobilemamba.files import has_ending, make_folder, write_text_atomic
 from mobilemamba.models import load_network
 from mobilemamba.models.predictor import Predictor, Row, predictor_of
 from mobilemamba.text import printable
@@ -74,14 +74,15 @@ def predict(
     if score is not None and not 0 <= score <= 1:
         raise ConfigError(f"--score {score:g}: expected 0 to 1")
     folder: Path | None = None
-    if output is not None and output.suffix.lower() not in FORMATS and (not output.suffix or output.is_dir()):
+    if output is not None and not has_ending(output, *FORMATS) and (not output.suffix or output.is_dir()):
         make_folder(output, "--output")
         draw, folder, output = draw or output, output, output / "answers.csv"
     file = None if output is None else AnswerFile(output)
     drawings = None if draw is None else Drawings(draw, "--output" if draw == folder else "--draw")
     chosen = choose_device(device)
     left_out: Counter[str] = Counter()
-    paths = list(find_pictures(pictures, left_out))
+    found_paths = list(find_pictures(pictures, left_out))
+    paths = [path for path in found_paths if drawings is None or not drawings.has_drawn(path)]
     line = describe_left_out(left_out)
     if not paths:
         where = f"in {few(['standard input' if text == '-' else text for text in pictures])}" if pictures else "named"
@@ -97,7 +98,9 @@ def predict(
         raise ConfigError(f"{printable(weights)}: {error}") from None
     if score is not None:
         predictor.least_score = score
-    for note in (line, f"{card.model} on {chosen}: {predictor.how}"):
+    drawn = len(found_paths) - len(paths)
+    own = f"left out: {drawn:,} drawing{'s' if drawn > 1 else ''} of an earlier run" if drawn else None
+    for note in (line, own, f"{card.model} on {chosen}: {predictor.how}"):
         if note:
             print(note, file=sys.stderr)
     batch_size = batch_size or predictor.batch_size

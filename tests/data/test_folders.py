@@ -74,16 +74,16 @@ def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_what_is_left_out_is_counted_by_its_kind(tmp_path: Path) -> None:
     touch(tmp_path, "1.heic", "in/2.HEIC", "in/3.txt", "in/photo", "x.jfif", ".DS_Store")
-    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
-    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")  # reading it says so
+    for name, to in (("gone", "nowhere"), ("self", "self"), ("gone.png", "nowhere"), ("self.png", "self.png")):
+        (tmp_path / name).symlink_to(tmp_path / to)
     os.mkfifo(tmp_path / "pipe.jpg")  # to read it would take for ever
     (tmp_path / "to_pipe.jpg").symlink_to(tmp_path / "pipe.jpg")
     left_out: Counter[str] = Counter()
-    assert [Path(path).name for path in list_pictures(tmp_path, left_out)] == ["gone.png", "x.jfif"]
-    assert left_out == {".heic": 2, ".txt": 1, "without an ending": 1, "broken links": 1, "no plain files": 2}
+    assert [Path(path).name for path in list_pictures(tmp_path, left_out)] == ["gone.png", "self.png", "x.jfif"]
+    assert left_out == {".heic": 2, ".txt": 1, "without an ending": 1, "broken links": 2, "no plain files": 2}
     text = describe_left_out(left_out)
     assert text is not None
-    assert text.startswith("left out, as no pictures by their names: 7 files (2 ")
+    assert text.startswith("left out, as no pictures by their names: 8 files (2 ")
     assert describe_left_out(Counter()) is None
 
 

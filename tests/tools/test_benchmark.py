@@ -44,8 +44,8 @@ def test_networks_side_by_side(printed, tmp_path: Path) -> None:
 
 
 def test_training_steps_as_json(printed, tmp_path: Path) -> None:
-    printed("benchmark", "test_efficientnet", "--train", "--batch", "2", *QUICK, "--output", str(tmp_path / "out.json"))
-    (found,) = json.loads((tmp_path / "out.json").read_text())
+    printed("benchmark", "test_efficientnet", "--train", "--batch", "2", *QUICK, "--output", str(tmp_path / "out.JSON"))
+    (found,) = json.loads((tmp_path / "out.JSON").read_text())
     assert (found["train"], found["fused"], found["error"]) == (True, False, "")
 
 

@@ -354,14 +354,16 @@ def test_weights_of_no_use_are_named_with_what_predict_can_do(
         assert not re.search(r"new_head|partial|\n", str(caught.value))
 
 
-def test_answers_are_drawn(printed, folder: Path, weights: str, tmp_path: Path) -> None:
+def test_answers_are_drawn(printed, folder: Path, weights: str, tmp_path: Path, capsys) -> None:
     printed("predict", str(folder / "pictures"), "--weights", weights, "--draw", str(tmp_path / "drawn"))
     drawn = [Image.open(path) for path in sorted((tmp_path / "drawn").iterdir())]
     assert [picture.getpixel((0, 0)) for picture in drawn] == [COLOURS[name] for name in ("green", "red", "blue")]
     with pytest.raises(ConfigError, match=r"--draw .*: File exists; choose another folder"):
         main(["predict", str(folder / "pictures"), "--weights", weights, "--draw", weights])
     assert all(picture.height > 50 + 3 * 12 for picture in drawn), "three lines of classes below"
-    printed("predict", str(folder / "pictures/red.png"), "--weights", weights, "--draw", str(tmp_path / "drawn"))
+    Image.open(folder / "pictures/red.png").save(tmp_path / "0001.png")  # a name that drawings have, elsewhere
+    main(["predict", str(tmp_path), "--weights", weights, "--draw", str(tmp_path / "drawn")])
+    assert capsys.readouterr().err.startswith("left out: 3 drawings of an earlier run\n")
     assert [path.name for path in (tmp_path / "drawn").iterdir()] == ["0001.png"], "those of an earlier run are gone"
 
 

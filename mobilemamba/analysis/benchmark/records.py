@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mobilemamba.analysis.benchmark.cases import Case
-from mobilemamba.files import write_json, write_text_atomic
+from mobilemamba.files import has_ending, write_json, write_text_atomic
 from mobilemamba.text import csv_of
 
 
@@ -54,7 +54,7 @@ def write_records(records: Iterable[Any], path: Path) -> None:
         OSError: If the file cannot be written; an existing file is then unchanged.
     """
     rows = [asdict(record) for record in records]
-    if path.suffix == ".json":
+    if has_ending(path, ".json"):
         write_json(path, rows)
     else:
         write_text_atomic(path, csv_of(rows))
