@@ -12,12 +12,15 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from mobilemamba.text import shorten
+
 Colour = tuple[int, int, int]
 Box = tuple[float, float, float, float]
 
 _SIZE = 13  # font size in pixels
 _LINE = 20
 _GAP = 6
+_FEW_LETTERS = 8
 _LEAST_SIDE, _MOST_SIDE = 256, 2048  # pictures are enlarged up to these lengths of the shorter and the longer side
 _BRIGHT = 140  # brightness of 255 above which text on a colour is black
 
@@ -54,7 +57,8 @@ def draw_objects(
 ) -> Image.Image:
     """Draws boxes with names, and optionally masks in their colours, on a picture, in RGB.
 
-    A name is drawn above its box, or if another name is in the way, inside the box or at its lower edge.
+    A name is drawn above its box, or if another name is in the way, inside the box or at its lower edge. The middle of
+    one that is wider than the picture is cut out.
 
     Args:
         picture: Picture of any mode.
@@ -70,7 +74,7 @@ def draw_objects(
     draw = ImageDraw.Draw(drawn)
     thick = max(2, round(min(drawn.size) / 250))
     # Objects are sorted by descending score: the first name is placed first and drawn last.
-    texts = [drawable(name, name.encode("ascii", "replace").decode()) for name in names]
+    texts = [_fit(drawable(name, name.encode("ascii", "replace").decode()), drawn.width - 4) for name in names]
     places: list[Box] = []
     for box, text in zip(boxes, texts, strict=True):
         places.append(_place_of_name(box, _text_width(text) + 4, drawn.size, places))
@@ -224,6 +228,13 @@ def _font() -> ImageFont.FreeTypeFont:
     """Returns the font for text: matplotlib's, as Pillow's own has no accented letters."""
     package = str(getattr(find_spec("matplotlib"), "origin", None))
     return ImageFont.truetype(str(Path(package).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"), _SIZE)
+
+
+def _fit(text: str, width: int) -> str:
+    """Shortens a text to a width in pixels, but not to less than a few letters."""
+    lengths = range(len(text), min(len(text), _FEW_LETTERS) - 1, -1)
+    shortened = (shorten(text, most) for most in lengths)
+    return next((short for short in shortened if _text_width(short) <= width), shorten(text, _FEW_LETTERS))
 
 
 def _text_width(text: str) -> int:

@@ -104,3 +104,15 @@ def test_names_of_boxes_at_one_corner_do_not_hide_each_other():
     for colour in colours:  # of the name's ground alone: at half of its height there are no lines
         rows = (drawn == colour).all(-1).sum(1)
         assert (rows >= 20).sum() >= 14
+
+
+def test_a_name_wider_than_the_picture_keeps_its_end_which_is_the_score():
+    left, right = ("a name that is longer than a picture of this width can hold", "0.87")
+    drawn = {
+        name: np.asarray(draw_objects(Image.new("RGB", (160, 60)), [[0, 30, 159, 59]], [name], [BLUE]))
+        for name in (f"{left} {right}", f"{left} 0.11")
+    }
+    one, other = drawn.values()
+    ys, xs = np.nonzero((one != other).any(-1))
+    assert 120 < xs.min() < xs.max() < 158
+    assert 10 < ys.min() < ys.max() < 30

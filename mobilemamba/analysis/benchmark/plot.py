@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def plot(records: list[Record], path: Path) -> None:
             axis.remove()
         lines = {str(line.get_label()): line for axis in figure.axes for line in axis.lines}
         title = f"size in its family; pictures of {side} px where no other side is given"
-        look: dict[str, Any] = {"frameon": False, "ncols": min(len(lines), 5), "title": title}
+        look: dict[str, Any] = {"frameon": False, "ncols": min(len(lines), 1 + 2 * columns), "title": title}
         figure.legend(list(lines.values()), list(lines), loc="outside lower center", **look)
         for axis, group in zip(figure.axes, groups.values(), strict=True):  # after everything else that takes space
             names = [(*_point(record), short_label(record, side), looks[family(record.model)][0]) for record in group]
@@ -82,9 +83,10 @@ def plot(records: list[Record], path: Path) -> None:
 def _panel(axis: Any, shared: Conditions, group: list[Record], looks: dict[str, tuple[str, str]]) -> None:
     device, dtype, mode, train, batch = shared
     place = "" if device == "cpu" else f", {device}"
+    along = f"{'training ' if train else ''}throughput (img/s, log scale), {group[0].processor}"
     axis.set(
         xscale="log",
-        xlabel=f"{'training ' if train else ''}throughput (img/s, log scale), {group[0].processor}",
+        xlabel=textwrap.fill(along, 70),
         ylabel="published ImageNet-1k top-1 (%)",
         title=f"batch {batch}, {dtype}, {mode}{', training' if train else ''}{place}",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -145,7 +146,7 @@ def draw(found: dict[str, dict[str, Any]], path: Path, title: str) -> None:
     """
     title = legible(title)
     with png_figure(path, [title], figsize=(9, 7)) as figure:
-        figure.suptitle(title)
+        figure.suptitle(textwrap.fill(title, 90))
         axes = figure.subplots(2, 2)
         for column, along in enumerate(("seconds", "step")):
             for row, (points, value, label) in enumerate([("losses", "loss", "loss"), ("scores", "top1", "top-1 (%)")]):
