@@ -46,6 +46,15 @@ def test_a_common_scale_compares_shares() -> None:
     np.testing.assert_allclose(tops, [1, 1, MAP.sum() / 32**2])
 
 
+@pytest.mark.parametrize("size", [(32, 32), (16, 48), (48, 16)])
+def test_the_figure_is_as_high_as_its_panels(size: tuple[int, int]) -> None:
+    """The lower row of panels begins little below the upper one: under it there is only the name of the row."""
+    fields = [replace(FIELD, map=np.ones(size), centre=(8.0, 8.0))] * 3
+    figure = drawn(Row("a", "", fields), Row("b", "", fields))
+    upper, lower = panels(figure)[0], panels(figure)[3]
+    assert 0 < upper.get_window_extent().y0 - lower.get_window_extent().y1 < 0.8 * figure.dpi
+
+
 def test_signs_have_colours_of_their_own() -> None:
     image = panels(drawn(Row("a", "", [replace(FIELD, map=-MAP, rule="signed")])))[0].images[0]
     assert image.get_clim() == (-1, 1)

@@ -56,7 +56,8 @@ class Row:
 def figure_size(rows: Sequence[Row]) -> tuple[float, float]:
     """Returns a suitable width and height in inches for :func:`draw_receptive_fields` with these rows."""
     width, lines = _width(rows), sum(map(len, _lines(rows)))
-    return width + 0.9, (width / _columns(rows) + 0.25) * lines + 0.25 * len(rows) + 0.9
+    tallest = max((field.size[0] / field.size[1] for row in rows for field in row.fields), default=1.0)
+    return width + 0.9, (tallest * width / _columns(rows) + 0.25) * lines + 0.25 * len(rows) + 0.9
 
 
 def draw_receptive_fields(
