@@ -19,7 +19,7 @@ from mobilemamba.layers.wavelet_mamba import WaveletConv
 class Complexity:
     """Counts for one picture in evaluation."""
 
-    params: int  # all parameters, including frozen ones (the paper's convention, for the unfused model)
+    params: int  # all parameters, including frozen ones (the paper's convention, before norms are folded)
     #: The paper's convention: a multiply-add counts 1; BatchNorm 2, LayerNorm and GroupNorm 5 per element, pooling 1
     #: per input element, the scan ``9 L D N + L D``; the depthwise convolution in the wavelet domain is not counted.
     flops: int

@@ -84,7 +84,7 @@ def release_to_ours(state: StateDict, directions: int, names: Names = SEGMENTER)
 
 
 def ours_to_release(state: StateDict, names: Names = SEGMENTER) -> StateDict:
-    """Inverts ``release_to_ours`` for an un-fused state dict."""
+    """Inverts ``release_to_ours`` for a state dict whose norms are not folded."""
     return _rename(state, names, _OURS, _RELEASE, backbone_to_release)
 
 

@@ -1,4 +1,4 @@
-"""Loading, saving and converting weights of any timm model; of ours also in the authors' format, fused or not."""
+"""Loading, saving and converting weights of any timm model; of ours also in the authors' format, norms folded too."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def load_weights(
     only if they match every tensor.
 
     Args:
-        model: Any timm model. A MobileMamba takes the release's names too. A checkpoint with fused norms fits both a
-            fused MobileMamba and an un-fused one, whose norms then become neutral (outputs equal up to rounding).
+        model: Any timm model. A MobileMamba takes the release's names too. A checkpoint with folded norms fits a
+            MobileMamba with folded norms, and one whose norms then become neutral (outputs equal up to rounding).
         source: A ``.safetensors``, ``.pth`` or Lightning ``.ckpt`` file, or a state dict; possibly inside ``net``,
             ``state_dict`` and the like; possibly under a prefix such as ``module.``. Files are read with
             ``weights_only=True``.

@@ -1,4 +1,4 @@
-"""Norm fusion: folds every BatchNorm of a network into its neighbour (Table 8c of the paper)."""
+"""Folds every BatchNorm of a network into its neighbour: the paper's norm fusion (Table 8c)."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def fuse_norms(model: Model) -> Model:
     Args:
         model: A MobileMamba, or any module built of this package's layers.
     """
-    fused = copy.deepcopy(model).eval()
-    replace_layers(fused, _folded)
-    return fused
+    folded = copy.deepcopy(model).eval()
+    replace_layers(folded, _folded)
+    return folded
 
 
 def _folded(layer: nn.Module) -> nn.Module | None:
@@ -39,17 +39,17 @@ def _folded(layer: nn.Module) -> nn.Module | None:
 
 
 @torch.no_grad()
-def unfuse_state(model: nn.Module, fused: StateDict) -> StateDict:
-    """Returns a fused network's tensors by the names of the un-fused ``model``, with neutral norms.
+def unfuse_state(model: nn.Module, folded: StateDict) -> StateDict:
+    """Returns the tensors of a network with folded norms by the names of ``model``, with neutral norms.
 
-    Each norm gets mean 0, variance 1, the weight that undoes its epsilon, and the fused bias; the identity is
-    subtracted from residual depthwise kernels. Names that belong to no fused layer are kept.
+    Each norm gets mean 0, variance 1, the weight that undoes its epsilon, and the folded bias; the identity is
+    subtracted from residual depthwise kernels. Names that belong to no folded layer are kept.
 
     Args:
-        model: The un-fused network, for the places and kinds of the layers.
-        fused: State dict of ``fuse_norms(model)`` or of a fused release, by our names.
+        model: The network with norms, for the places and kinds of the layers.
+        folded: State dict of ``fuse_norms(model)`` or of such a release, by our names.
     """
-    state = dict(fused)
+    state = dict(folded)
     for path, module in model.named_modules():
         branch = module.branch if isinstance(module, Residual) else module
         if f"{path}.weight" not in state or not isinstance(branch, ConvNorm | NormLinear) or not folds(branch.norm):

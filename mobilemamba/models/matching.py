@@ -23,7 +23,7 @@ _COUNTER = "num_batches_tracked"
 class LoadReport:
     """What happened to each tensor, by the network's names."""
 
-    format: str  # how the checkpoint was recognised, e.g. ``"release, norms fused"`` or ``"by name"``
+    format: str  # how the checkpoint was recognised, e.g. ``"release, norms folded"`` or ``"by name"``
     loaded: list[str] = field(default_factory=list)  # tensors that were copied into the model
     #: Tensors of the model that the checkpoint lacks; they keep their values.
     missing: list[str] = field(default_factory=list)
@@ -130,11 +130,11 @@ def _readings(model: nn.Module, found: FoundTensors, heads: list[str]) -> Iterat
 
 
 def _as_released(model: Released, state: StateDict) -> tuple[str, StateDict]:
-    release, fused = is_release(state), is_fused(state)
-    how = ("release" if release else "mobilemamba") + (", norms fused" if fused else "")
+    release, folded = is_release(state), is_fused(state)
+    how = ("release" if release else "mobilemamba") + (", norms folded" if folded else "")
     if release:
         state = model.from_release(state)
-    return how, unfuse_state(model, state) if fused and not is_fused(model.state_dict()) else state
+    return how, unfuse_state(model, state) if folded and not is_fused(model.state_dict()) else state
 
 
 def _by_order(model: nn.Module, state: StateDict, heads: list[str]) -> StateDict:

@@ -59,12 +59,12 @@ class Released(nn.Module):
 
     @torch.jit.ignore
     def from_release(self, state: StateDict) -> StateDict:
-        """Renames the release's tensors, norms fused or not, to the network's names; unknown names stay as they are."""
+        """Renames the release's tensors, norms folded or not, to the network's names; unknown names stay."""
         raise NotImplementedError
 
     @torch.jit.ignore
     def to_release(self, state: StateDict) -> StateDict:
-        """Inverts ``from_release`` for an un-fused state dict."""
+        """Inverts ``from_release`` for a state dict whose norms are not folded."""
         raise NotImplementedError
 
 
@@ -79,17 +79,17 @@ def is_fused(names: Iterable[str]) -> bool:
 
 
 def release_to_ours(state: StateDict, directions: int) -> StateDict:
-    """Renames and reshapes the release's tensors, fused or not; names that the table lacks will show as unexpected.
+    """Renames and reshapes the release's tensors, norms folded or not; names that the table lacks show as unexpected.
 
     Args:
         state: The release's state dict.
         directions: Scan directions K of the network.
     """
-    fused = is_fused(state)
+    folded = is_fused(state)
     ours = {}
     for release_name, tensor in state.items():
         name = _our_name(release_name)
-        if fused:  # fused local convolutions keep their names in the release
+        if folded:  # folded local convolutions keep their names in the release
             name = re.sub(r"(parts\.\d+\.\d+)\.conv\.", r"\1.", name)
         if name.endswith(_DIRECTION_AXIS) and tensor.shape[0] % directions == 0:
             tensor = tensor.unflatten(0, (directions, -1))
@@ -98,7 +98,7 @@ def release_to_ours(state: StateDict, directions: int) -> StateDict:
 
 
 def ours_to_release(state: StateDict) -> StateDict:
-    """Inverts ``release_to_ours`` for an un-fused state dict."""
+    """Inverts ``release_to_ours`` for a state dict whose norms are not folded."""
     return {
         _release_name(name): tensor.flatten(0, 1) if name.endswith(_DIRECTION_AXIS) else tensor
         for name, tensor in state.items()

@@ -28,7 +28,7 @@ _NO_FILE_OF_TORCH = "it is no file of torch's, or a damaged one"
 #: The end of every message about an unreadable file.
 EXPECTED = "expected a .safetensors file or a .pth state dict of plain tensors"
 #: Share of a network's names that must follow a prefix to be recognised; a network of another kind shares a few by
-#: chance. It cannot be larger, because fusing the norms leaves few names unchanged.
+#: chance. It cannot be larger, because folding the norms leaves few names unchanged.
 _LEAST_SHARE = 0.05
 
 

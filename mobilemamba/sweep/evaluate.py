@@ -152,8 +152,8 @@ def _evaluate(
     return None if target.exists() else ending
 
 
-def _fused(score: Score) -> Score:
-    return replace(score, key=f"{score.key}_fused", label=f"{score.label} fused")
+def _folded(score: Score) -> Score:
+    return replace(score, key=f"{score.key}_fused", label=f"{score.label} folded")
 
 
 def evaluation_sheet(title: str, rows: list[Row], swept: list[str], command: Command) -> Sheet:
@@ -162,20 +162,20 @@ def evaluation_sheet(title: str, rows: list[Row], swept: list[str], command: Com
     Rows without metrics are left out.
     """
     scores = [*dict.fromkeys(score for row in rows for score in row.scores), LOSS]
-    header = ["row", *labels(swept).values(), *(score.head for score in scores), _fused(scores[0]).head, "changed"]
+    header = ["row", *labels(swept).values(), *(score.head for score in scores), _folded(scores[0]).head, "changed"]
     lines, measured_on = [], []
     for row in rows:
         found = read_json(row.run_dir / f"{command}.json")
         if not found:
             continue
         line = [row.name, *(cell(row.values[key]) for key in swept)]
-        line += [cell(found.get(score.key), score.digits) for score in (*scores, _fused(scores[0]))]
+        line += [cell(found.get(score.key), score.digits) for score in (*scores, _folded(scores[0]))]
         lines.append([*line, cell(found.get("fused_changed"), 0)])
         pictures = "" if found["pictures"] is None else f" {found['pictures']:,} pictures,"
         measured_on.append(f"{found['data']},{pictures} {cell(found['img_size'])} px.")
     notes = list(dict.fromkeys(measured_on))
     notes.append(
-        "Of each row's best.safetensors. Fused: with the norms folded; changed: pictures whose answer this changes."
+        "Of each row's best.safetensors. Folded: with the norms folded; changed: pictures whose answer this changes."
     )
     numbers = list(range(1 + len(swept), len(header)))
     others = numbers[1 : len(scores)]

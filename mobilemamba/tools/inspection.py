@@ -76,7 +76,7 @@ def summary(*models: str, head: str | None = None, config: list[str] | None = No
     classes = " or ".join(f"{number:,}" for number in dict.fromkeys(entry.classes for entry in counted))
     folded = [entry.label for entry in counted if entry.folded]
     but_in = f" but in {', '.join(folded)}" if folded else ""
-    title = f"Counts for one picture, {classes} classes, norms not fused{but_in}"
+    title = f"Counts for one picture, {classes} classes, norms not folded{but_in}"
     console.print(fit_table(console.width, header, lines, title=title, numeric=numeric, spare=[4, 1]))
     print(
         "params: all, frozen wavelet filters included. FLOPs: the paper's convention (multiply-add = 1, norms and "

@@ -89,7 +89,9 @@ class ClassificationMetrics(Metrics):
 
 
 class Comparison(nn.Module):
-    """Metrics of several networks on the same pictures: the raw one, its average (``ema``) and its fused form.
+    """Metrics of several networks on the same pictures: the raw one, its average, and one with folded norms.
+
+    They are called ``raw``, ``ema`` and ``fused``.
 
     Args:
         metrics: Creates the metrics of one network.
@@ -136,7 +138,7 @@ class Comparison(nn.Module):
         Returns:
             ``val/KEY`` of every score and ``val/loss``, each with the network's suffix; if there is an average,
             ``val/top1_max`` (or ``_min`` if smaller is better), the better headline of raw and average; if there is a
-            fused network, ``val/fused_changed``, the number of items that it classifies differently.
+            network with folded norms, ``val/fused_changed``, the number of items that it classifies differently.
         """
         found: dict[str, Tensor] = {}
         names = list(names)

@@ -11,7 +11,7 @@ from torch import nn
 from mobilemamba.analysis.complexity import complexity
 from mobilemamba.models import VARIANTS, fuse_norms
 
-# Model: all parameters, flops, multiply-adds without the scan, parameters and flops with the norms fused.
+# Model: all parameters, flops, multiply-adds without the scan, parameters and flops with the norms folded.
 PUBLISHED = {
     "mobilemamba_t2": (8_836_890, 254_747_464, 251_717_544, 8_809_444, 252_219_672),
     "mobilemamba_t4": (14_176_090, 412_547_160, 408_698_440, 14_141_092, 409_350_472),

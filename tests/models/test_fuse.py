@@ -1,4 +1,4 @@
-"""Fused networks compute the same without a BatchNorm."""
+"""Networks with folded norms compute the same without a BatchNorm."""
 
 from collections.abc import Callable
 from typing import Any
@@ -86,7 +86,7 @@ def test_the_original_is_left_as_it_was(tiny: Build) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_fusing_twice_changes_nothing(tiny: Build) -> None:
+def test_folding_twice_changes_nothing(tiny: Build) -> None:
     once = fuse_norms(tiny())
     twice = fuse_norms(once)
     assert once.state_dict().keys() == twice.state_dict().keys()

@@ -27,7 +27,7 @@ def counters(state: State) -> set[str]:
 
 
 def release_fused(model: MobileMamba) -> State:
-    """A fused checkpoint by the release's names: its layers take the place of a convolution with norm."""
+    """A checkpoint with folded norms by the release's names: its layers take the place of a convolution with norm."""
     names = {
         "mixer.branch.global_mixer.ss2d.x_proj_weight": "mixer.m.attn.global_op.global_atten.x_proj_weight",
         "mixer.branch.global_mixer.ss2d.dt_proj_weight": "mixer.m.attn.global_op.global_atten.dt_projs_weight",
@@ -112,7 +112,7 @@ def test_fused_checkpoints(
     network = fuse_norms(target) if into == "fused" else target
     report = load_weights(network, {f"{prefix}{name}": tensor for name, tensor in state.items()}, verbose=False)
     assert report.complete
-    assert report.format == ("release" if release else "mobilemamba") + ", norms fused"
+    assert report.format == ("release" if release else "mobilemamba") + ", norms folded"
     assert near(source, network)
 
 

@@ -55,7 +55,7 @@ def test_containers_and_prefixes(state: State, wrap: Callable, ema: bool) -> Non
 
 
 def test_most_names_may_be_unknown(state: State) -> None:
-    """As where norms were fused, so that few names are as the network has them."""
+    """As where norms were folded, so that few names are as the network has them."""
     few = dict(list(state.items())[:6]) | {f"{name}_fused": tensor for name, tensor in state.items()}
     assert find_tensors(prefixed(few, "encoder."), state.keys()).state.keys() == few.keys()
 

@@ -73,7 +73,7 @@ def test_validate_goes_over_the_finished_rows(
         "top-1 (%)": "80.00",
         "top-5 (%)": "99.00",
         "loss": "0.5000",
-        "top-1 fused (%)": "79.50",
+        "top-1 folded (%)": "79.50",
         "changed": "3",
     }
     printed = capsys.readouterr().out

@@ -47,7 +47,7 @@ def test_summary_of_the_six_sizes_beside_the_paper(printed) -> None:
     assert rows["mobilemamba_s6"][-2:] == ["15.0", "652"]
     assert rows["mobilemamba_b4"][:3] == ["512", "17,122,849", "4,313,308,544"]
     assert {f"mobilemamba_{size}" for size in ("t2", "t4", "s6", "b1", "b2", "b4")} < rows.keys()
-    assert "norms not fused" in out
+    assert "norms not folded" in out
     assert "the paper's convention" in out  # each number says how it was obtained
 
 
@@ -99,7 +99,7 @@ def test_summary_of_a_sweep(printed, root: Path) -> None:
 
 def test_summary_folds_what_the_table_folds_and_needs_no_pictures(printed, root: Path) -> None:
     out = printed("summary", "--config", str(root / "experiments/ablation_strategies.yaml"))
-    assert "norms not fused but in kd_1000e_fused" in out
+    assert "norms not folded but in kd_1000e_fused" in out
     assert re.search(r"kd_1000e_fused │ +224 │ 15,000,456 │ 647,565,424", out)
     assert "15,036,632" in printed("summary", "--config", str(root / "experiments/imagenet/mobilemamba.yaml"))
 

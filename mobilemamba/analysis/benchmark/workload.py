@@ -126,7 +126,7 @@ def inference(network: nn.Module, inputs: Tensor, mode: str = "eager") -> Worklo
 
 @silently()
 def create(case: Case) -> nn.Module:
-    """Creates the case's network in float32 on torch's default device, not fused, with random weights.
+    """Creates the case's network in float32 on torch's default device, norms not folded, with random weights.
 
     Raises:
         TypeError: If the network cannot be built for pictures of this size.
