@@ -120,6 +120,8 @@ def shortened(command: str) -> list[str]:
     if "plot" in command:  # which is of published sizes
         return SHORT_BENCHMARK
     size = "--size=32,64" if "--scaling" in command else "--size=64"
+    if "--ops" in command:  # which measures no networks, so has neither mode nor layout
+        return [size, *(option for option in SHORT_BENCHMARK if "mode" not in option and "layout" not in option)]
     if "--train" in command:  # whose norms need two pictures
         return [size, "--batch=2", *SHORT_BENCHMARK[1:]]
     return [size, *SHORT_BENCHMARK]

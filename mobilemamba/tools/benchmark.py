@@ -111,8 +111,9 @@ def benchmark(
         check_writable(output, "--output", [".csv", ".json"])  # fails now rather than after minutes of measuring
     if plot is not None and not ops:
         check_writable(plot, "--plot", [".png"])
-    if ops and (scaling or plot is not None):
-        raise ConfigError(f"--ops with --{'scaling' if scaling else 'plot'}: it measures no networks; leave one out")
+    of_networks = {"scaling": scaling, "plot": plot, "mode": mode, "layout": layout != "auto", "fused": not fused}
+    if ops and (given := [name for name, value in of_networks.items() if value]):
+        raise ConfigError(f"--ops with --{given[0]}: it measures no networks; leave one out")
     names = models or (tuple(VARIANTS) if ops else SCALED_MODELS if scaling else BACKBONES if head else DEFAULT_MODELS)
     if head is not None:
         names = under_heads(head, names)

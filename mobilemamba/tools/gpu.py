@@ -40,8 +40,8 @@ def gpu(
     seconds: float = 480,
     device: str = "cuda",
     data: Path | None = None,
-    minutes: float = 3,
-    batch_size: int = 128,
+    minutes: float | None = None,
+    batch_size: int | None = None,
     parts: str | None = None,
     quick: bool = False,
 ) -> None:
@@ -52,8 +52,8 @@ def gpu(
         seconds: Time limit for all parts together; parts that do not fit are skipped and listed.
         device: cuda, or cuda:1 and so on; with quick, any device.
         data: A folder of pictures by class to train S6 and efficientvit_m5 on at the end, after those seconds.
-        minutes: Time for both trainings together.
-        batch_size: Batch size of both trainings.
+        minutes: Time for both trainings of data together; by default 3.
+        batch_size: Batch size of both trainings; by default 128.
         parts: Names of the parts to run, separated by commas, instead of all; the file keeps its other parts.
         quick: Only test that the run works, on any device, with tiny sizes whose numbers are meaningless.
 
@@ -62,6 +62,10 @@ def gpu(
         DataError: If there is no such folder.
     """
     chosen = _device(device, quick)
+    for name, value in (("minutes", minutes), ("batch_size", batch_size)):
+        if value is not None and data is None:
+            raise ConfigError(f"--{name} {value}: it is for the trainings of --data; give a folder, or leave it out")
+    minutes, batch_size = 3 if minutes is None else minutes, 128 if batch_size is None else batch_size
     for name, value in (("seconds", seconds), ("minutes", minutes)):
         if not value > 0:
             raise ConfigError(f"--{name} {value}: expected more than 0")
@@ -78,11 +82,13 @@ def gpu(
     run = Run(chosen, QUICK if quick else Sizes(), output, seconds, goes_on=parts is not None)
     if left := run.do(wanted):
         say("the GPU is of no use to this process any more; the other parts run in a new one")
-        options = {"output": output, "seconds": max(1.0, run.left), "device": device, "minutes": minutes}
-        options |= {"batch_size": batch_size, "quick": str(quick).lower(), "parts": ",".join(p.name for p in left)}
-        options |= {} if data is None else {"data": data}
+        options = {"output": output, "seconds": max(1.0, run.left), "device": device, "quick": str(quick).lower()}
+        options |= {} if data is None else {"data": data, "minutes": minutes, "batch_size": batch_size}
+        options["parts"] = ",".join(part.name for part in left)
         given = [f"--{name}={value}" for name, value in options.items()]
-        subprocess.run([sys.executable, "-m", "mobilemamba_command", "gpu", *given], check=True)
+        done = subprocess.run([sys.executable, "-m", "mobilemamba_command", "gpu", *given], check=False)
+        if done.returncode:
+            sys.exit(done.returncode)  # it has said why, e.g. that it finds no GPU any more
         return
     console = make_console()
     console.print(table(run.parts, min(console.width, 120)))

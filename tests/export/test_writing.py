@@ -91,6 +91,22 @@ def test_nan_is_refused_even_in_8_bits_where_no_limit_holds(plain: Plain, tmp_pa
         export_network(Twice(), SMALL, tmp_path / "x.plain", Options(dtype="int8"))
 
 
+def test_probabilities_too_small_for_float32_are_no_inexactness(
+    plain: Plain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sure(pictures: Tensor) -> Tensor:
+        return 2000 * pictures.mean((2, 3))
+
+    def load(*_: object) -> RuntimeNetwork:
+        run = lambda x: sure(torch.from_numpy(x)).softmax(1).numpy()  # noqa: E731
+        return RuntimeNetwork(run, (None, 3, 8, 8), "NumPy", probabilities=True)
+
+    monkeypatch.setattr(Twice, "forward", lambda _, x: sure(x))
+    monkeypatch.setattr(Plain, "load", load)
+    export_network(Twice(), SMALL, tmp_path / "x.plain", Options(softmax=True))
+    assert (tmp_path / "x.plain").exists()
+
+
 def full(*_: object) -> None:
     """As a disk without room is."""
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -143,6 +143,9 @@ def test_a_runtime_that_is_missing_is_named_before_the_measuring(printed, monkey
         (["--ops", "efficientvit_m2"], ConfigError, "no selective scan"),
         (["--ops", "--scaling"], ConfigError, "--ops with --scaling"),
         (["--ops", "--plot", "out.png"], ConfigError, "--ops with --plot"),
+        (["--ops", "--mode", "compiled"], ConfigError, "--ops with --mode"),
+        (["--ops", "--no-fused"], ConfigError, "--ops with --fused"),
+        (["test_resnet", "--scan_backend", "chunked"], ConfigError, "scan_backend chunked: none of these networks has"),
     ],
 )
 def test_mistakes_are_one_line(printed, options: list[str], error: type, message: str) -> None:

@@ -5,6 +5,7 @@ import math
 import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -95,7 +96,16 @@ def test_the_whole_run(
         ),
         (["--quick", "--device", "cpu", "--parts", "curves"], ConfigError, "it needs --data"),
         (["--quick", "--device", "cpu", "--seconds", "0"], ConfigError, "--seconds 0.*: expected more than 0"),
-        (["--quick", "--device", "cpu", "--batch_size", "1"], ConfigError, "--batch_size 1: expected 2 or more"),
+        (
+            ["--quick", "--device", "cpu", "--batch_size", "1", "--data", "x"],
+            ConfigError,
+            "--batch_size 1: expected 2 or",
+        ),
+        (
+            ["--quick", "--device", "cpu", "--minutes", "9"],
+            ConfigError,
+            "--minutes 9.0: it is for the trainings of --da",
+        ),
         (["--quick", "--device", "cpu", "--output", "gpu.txt"], ConfigError, "--output gpu.txt: .*json"),
         (["--quick", "--device", "cpu", "--data", "nowhere"], DataError, "nowhere"),
     ],
@@ -206,11 +216,17 @@ def test_after_a_fault_of_the_gpu_the_other_parts_run_in_a_new_process(
 ) -> None:
     started = []
     monkeypatch.setattr(Run, "do", lambda self, parts: list(parts[-2:]))
-    monkeypatch.setattr(subprocess, "run", lambda command, **_: started.append(command))
-    printed("gpu", "--device", "cpu", "--quick", "--output", str(tmp_path / "gpu.json"), "--minutes", "2")
-    (command,) = started
-    assert command[1:4] == ["-m", "mobilemamba_command", "gpu"]
-    assert {"--device=cpu", "--quick=true", "--parts=kernels,compiled", "--minutes=2.0"} <= set(command)
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, **_: started.append(command) or SimpleNamespace(returncode=2)
+    )
+    options = ("gpu", "--device", "cpu", "--quick", "--output", str(tmp_path / "gpu.json"))
+    for trainings in ((), ("--data", str(tmp_path), "--minutes", "2")):
+        with pytest.raises(SystemExit) as ended:  # as the new process has ended
+            printed(*options, *trainings)
+        assert ended.value.code == 2
+    assert {"-m", "mobilemamba_command", "--device=cpu", "--quick=true", "--parts=kernels,compiled"} <= set(started[0])
+    assert not [option for option in started[0] if "minutes" in option]
+    assert {"--parts=compiled,curves", f"--data={tmp_path}", "--minutes=2.0", "--batch_size=128"} <= set(started[1])
 
 
 def test_a_wrong_kernel_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

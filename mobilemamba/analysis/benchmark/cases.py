@@ -178,6 +178,8 @@ def expand(
             raise ConfigError(f"mode {mode!r} with fused=False: exports have folded norms; leave it out")
     for device, dtype in itertools.product(chosen, dtypes):
         BACKENDS.choose(scan_backend, device, DTYPES[dtype])
+    if scan_backend != "auto" and models and not ours:
+        raise ConfigError(f"scan_backend {scan_backend}: none of these networks has a scan; leave it out")
     if not models:
         raise ConfigError("no model to measure: expected at least one timm name or weights file")
     combinations = itertools.product(batches, map(str, chosen), dtypes, asked, layouts, sizes or (None,), models)
