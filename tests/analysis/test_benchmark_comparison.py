@@ -94,13 +94,13 @@ def records():
 
 @given(st.floats(0.2, 3), st.floats(1e-3, 1e3))
 def test_the_exponent_of_a_power_is_found(p, factor):
-    sizes = (192, 256, 384, 1024)
-    assert exponent(sizes, [factor * (size**2) ** p for size in sizes]) == pytest.approx(p, abs=1e-6)
+    pixels = (192**2, 256**2, 384**2, 1024**2)
+    assert exponent(pixels, [factor * number**p for number in pixels]) == pytest.approx(p, abs=1e-6)
 
 
 def test_the_exponent_is_the_least_squares_slope():
     # log2 of pixels 0, 2, 4 and of seconds 0, 3, 4: slope = (-2 * -7/3 + 2 * 5/3) / 8 = 1
-    assert exponent((1, 2, 4), (1, 8, 16)) == pytest.approx(1.0)
+    assert exponent((1, 4, 16), (1, 8, 16)) == pytest.approx(1.0)
 
 
 def test_exponents_by_model_and_conditions():
@@ -114,6 +114,8 @@ def test_exponents_by_model_and_conditions():
         {(m, b): p for m, p in (("mobilemamba_t2", 1.0), ("efficientvit_m5", 1.5)) for b in (1, 8)}
     )
     assert not exponents([record(size=192)])
+    oblong = [record(size=512, height=height, latency_ms=height) for height in (256, 512, 2048)]
+    assert [*exponents(oblong).values()] == pytest.approx([1.0])
 
 
 def test_the_line_goes_through_its_points_and_is_straight_in_the_logarithm():
@@ -130,6 +132,18 @@ def test_speed_at_equal_top1(records):
     assert found["mobilemamba_t2"] == pytest.approx(250 / (300 * (200 / 300) ** share))
     assert found["mobilemamba_s6"] == pytest.approx(90 / (100 * 0.5 ** (0.9 / 2.8)))
     assert "mobilemamba_b4" not in found  # too far beyond the line's end
+
+
+def test_of_several_layouts_the_fastest_counts(records):
+    slower = [replace(r, layout="contiguous", images_per_second=r.images_per_second / 2) for r in records]
+    slower += [record("efficientvit_m3", 1.0, 73.4, layout="contiguous"), record("efficientvit_m3", 250.0, 73.4)]
+    records.append(slower[-1])
+    for both in ([*records, *slower], [*slower, *records]):
+        assert at_equal_top1(both) == at_equal_top1(records)
+    s2 = record("shvit_s2", 250.0, size=own_size("shvit_s2"))
+    t2 = [record("mobilemamba_t2", speed, size=192, layout=layout) for speed, layout in ((5, "a"), (150, "b"))]
+    for both in (t2, t2[::-1]):
+        assert [*against_the_front([*both, s2]).values()] == [(0.6, "shvit_s2")]
 
 
 def test_only_equal_conditions_are_compared(records):

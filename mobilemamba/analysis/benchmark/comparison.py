@@ -52,15 +52,14 @@ def with_fastest(records: Sequence[Record]) -> list[Record]:
     return [*records, *(replace(record, mode=FASTEST) for record in fastest(records))]
 
 
-def exponent(sizes: Sequence[int], seconds: Sequence[float]) -> float:
+def exponent(pixels: Sequence[int], seconds: Sequence[float]) -> float:
     """Fits the p of ``seconds = c * pixels ** p`` by least squares of the logarithms.
 
     Args:
-        sizes: Sides of square pictures in pixels, at least two different ones.
-        seconds: Time per picture for each size.
+        pixels: Pixels of a picture, at least two different numbers.
+        seconds: Time per picture for each of them.
     """
-    pixels = [math.log(size**2) for size in sizes]
-    return statistics.linear_regression(pixels, [math.log(value) for value in seconds]).slope
+    return statistics.linear_regression([*map(math.log, pixels)], [*map(math.log, seconds)]).slope
 
 
 def exponents(records: Iterable[Record]) -> dict[tuple[str, Conditions], float]:
@@ -68,10 +67,10 @@ def exponents(records: Iterable[Record]) -> dict[tuple[str, Conditions], float]:
     found = {}
     for shared, group in grouped(records).items():
         for model in dict.fromkeys(record.model for record in group):
-            own = [record for record in group if record.model == model]
-            if len({record.size for record in own}) > 1:
-                times = [record.latency_ms for record in own if record.latency_ms is not None]
-                found[model, shared] = exponent([record.size for record in own], times)
+            own = [record for record in group if record.model == model and record.latency_ms is not None]
+            pixels = [math.prod(record.sides) for record in own]
+            if len(set(pixels)) > 1:
+                found[model, shared] = exponent(pixels, [record.latency_ms for record in own if record.latency_ms])
     return found
 
 
@@ -100,14 +99,13 @@ def at_equal_top1(records: Iterable[Record]) -> dict[tuple[str, Conditions], flo
     found = {}
     for shared, group in grouped(records).items():
         known = [(r, r.paper_top1, r.images_per_second) for r in group if r.paper_top1 and r.images_per_second]
-        points = [(top1, speed) for record, top1, speed in known if family(record.model) == _RIVAL]
-        accuracies = {top1 for top1, _ in points}
-        if len(accuracies) < 2:
+        known.sort(key=lambda entry: entry[2])  # of a network in several layouts, the fastest is the last and counts
+        points = {top1: speed for record, top1, speed in known if family(record.model) == _RIVAL}
+        if len(points) < 2:
             continue
         for record, top1, speed in known:
-            near = min(accuracies) - _REACH <= top1 <= max(accuracies) + _REACH
-            if family(record.model) != _RIVAL and near:
-                found[record.model, shared] = speed / line(points, top1)
+            if family(record.model) != _RIVAL and min(points) - _REACH <= top1 <= max(points) + _REACH:
+                found[record.model, shared] = speed / line([*points.items()], top1)
     return found
 
 
@@ -132,7 +130,7 @@ def against_the_front(
             and record.height is None
             and (top1 := published_top1(record.model, record.size, best=best)) is not None
         ]
-        for model, is_ours, top1, speed in speeds:
+        for model, is_ours, top1, speed in sorted(speeds, key=lambda entry: entry[3]):
             rivals = [(fast, name) for name, theirs, accuracy, fast in speeds if not theirs and accuracy >= top1]
             if is_ours and rivals:
                 fast, name = max(rivals)

@@ -57,7 +57,7 @@ def superlevel_areas(map: np.ndarray, thresholds: Sequence[float] = THRESHOLDS) 
     falling = np.sort(np.abs(map), axis=None)[::-1].cumsum()
     if not falling[-1] > 0:
         return np.full(len(thresholds), np.nan)
-    return (np.searchsorted(falling, np.multiply(thresholds, falling[-1])) + 1).clip(max=map.size) / map.size
+    return (np.searchsorted(falling, np.multiply(thresholds, falling[-1])) + 1) / map.size
 
 
 def share_beyond(map: np.ndarray, centre: tuple[float, float], radii: Sequence[float]) -> np.ndarray:  # noqa: A002
