@@ -162,7 +162,7 @@ def test_tokens_are_cells() -> None:
 
 @pytest.mark.parametrize(
     ("position", "cell", "centre"),
-    [((1, 3), (1, 3), (4.0, 12.0)), ((0.0, 1.0), (0, 8), (0.0, 32.0)), ((0.45, 0.5), (4, 4), (16.0, 16.0))],
+    [((1, 3), (1, 3), (4.0, 12.0)), ((0.061, 1.0), (0, 8), (0.0, 32.0)), ((0.45, 0.5), (4, 4), (16.0, 16.0))],
 )
 def test_position(position, cell, centre) -> None:
     (field,) = receptive_fields(boxes((5, 2, 2), (3, 2, 1)), torch.ones(1, 1, 33, 33), ["1"], position=position)
