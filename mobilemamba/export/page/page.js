@@ -182,7 +182,10 @@ turn.onclick = () => {
   start();
 };
 document.getElementById("choose").onclick = () => file.click();
-file.onchange = () => file.files[0] && choose(file.files[0]);
+file.onchange = () => {
+  if (file.files[0]) choose(file.files[0]);
+  file.value = ""; // or the same file could not be chosen again
+};
 level.oninput = () => answer && draw();
 for (const name of ["dragover", "dragleave", "drop"])
   addEventListener(name, (event) => {
