@@ -15,6 +15,7 @@ from mobilemamba import optimize_for_inference
 from mobilemamba.analysis import contribution_ratios, receptive_fields, superlevel_areas
 from mobilemamba.analysis.erf import contribution_sides, find_taps, share_beyond
 from mobilemamba.analysis.erf.grid import find_grids
+from mobilemamba.dense import create_detector, create_segmenter
 from mobilemamba.errors import ConfigError
 from mobilemamba.models import load_weights
 
@@ -212,6 +213,18 @@ def test_a_backbone_below_a_head() -> None:
     assert [field.tap for field in found] == [f"stages_{i}" for i in range(4)]
     expected = definition(segmenter.backbone, "stages_3", pictures(1), (1, 1), "relu")
     np.testing.assert_allclose(found[-1].map, expected, rtol=1e-4, atol=1e-6 * expected.max())
+
+
+@pytest.mark.parametrize("create", [create_segmenter, create_detector])
+def test_segmenters_and_detectors_have_the_stages_of_their_backbone(create: Callable[..., nn.Module]) -> None:
+    head = "semantic_fpn" if create is create_segmenter else "ssdlite"
+    whole = create(head, "mobilemamba_t2", num_classes=3)
+    found = receptive_fields(whole, pictures(1))
+    classifier = timm.create_model("mobilemamba_t2").eval()
+    classifier.load_state_dict(whole.get_submodule("backbone.model").state_dict(), strict=False)
+    for field, expected in zip(found, receptive_fields(classifier, pictures(1)), strict=True):
+        assert (field.tap, field.centre) == (expected.tap, expected.centre)
+        np.testing.assert_allclose(field.map, expected.map, rtol=1e-4, atol=1e-6 * expected.map.max())
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ _FINEST_STAGE = 4
 def backbone_of(network: nn.Module) -> nn.Module:
     """Returns the timm model inside a network with a head on a backbone, otherwise the network itself."""
     inner = getattr(network, "backbone", None)
+    inner = getattr(inner, "model", inner)  # within timm's feature extractor, which has the same stages by other names
     return inner if isinstance(inner, nn.Module) and hasattr(inner, "feature_info") else network
 
 
