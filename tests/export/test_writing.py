@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from mobilemamba.errors import ConfigError, DataError, MobileMambaError, WeightsError
-from mobilemamba.export import FORMATS, Options, export_network
+from mobilemamba.export import FORMATS, Options, calibration, export_network
 from mobilemamba.export import inference as in_runtimes
-from mobilemamba.export.calibration import whole_batches
+from mobilemamba.export.calibration import Calibration, compare, read_calibration, whole_batches
 from mobilemamba.export.format import Format, Source
 from mobilemamba.export.quiet import quiet
 from mobilemamba.models import ModelCard, Preprocessing, load_network, optimize_for_inference, read_card, save_weights
@@ -161,6 +161,26 @@ def test_scales_are_fitted_by_whole_batches() -> None:
     pictures = torch.arange(5.0)[:, None, None, None]
     assert [batch.flatten().tolist() for batch in whole_batches(pictures, 3)] == [[0, 1, 2], [3, 4, 0]]
     assert [batch.flatten().tolist() for batch in whole_batches(pictures, 7)] == [[0, 1, 2, 3, 4, 0, 1]]
+
+
+def test_of_many_pictures_some_are_taken_all_over_the_folder(
+    pictures: Path, network: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = read_calibration(pictures, CARD, network)
+    monkeypatch.setattr(calibration, "MOST", 7)
+    some = read_calibration(pictures, CARD, network)
+    assert torch.equal(some.pictures, every.pictures[::2])
+    assert torch.equal(some.labels, every.labels[::2])
+
+
+def test_probabilities_of_a_detector_are_compared_where_they_are_sure() -> None:
+    boxes, chances = torch.zeros(20, 2, 4), torch.tensor([[0.9, 0.1], [0.2, 0.3]]).expand(20, 2, 2)
+    given = Calibration(torch.zeros(20, 3, 8, 8), None)
+    original = lambda x: torch.cat([boxes, chances], 2)[: len(x)]  # noqa: E731
+    exported = lambda x: torch.cat([boxes + 9, chances + torch.tensor([0.02, 0.05])], 2)[: len(x)]  # noqa: E731
+    found = compare(original, exported, given, "candidates")  # type: ignore[arg-type]
+    assert (found.pictures, found.same) == (20, None)
+    assert found.off == pytest.approx(((0.02 + 0.05) / 2, 0.05), abs=1e-6)  # of 0.9 and 0.3, and of all
 
 
 def test_maps_of_pixels_have_the_pictures_own_size() -> None:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from mobilemamba.analysis import receptive_fields
+from mobilemamba.analysis.erf import share_beyond
 from mobilemamba.errors import ConfigError, DataError, MobileMambaError
 from mobilemamba.models import ModelCard, Preprocessing, save_weights
 from mobilemamba_command import main
@@ -33,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "pictures" / "train").mkdir()
     Image.new("RGB", (50, 50)).save(folder / "pictures" / "train" / "other.png")
     torch.manual_seed(5)
-    card = ModelCard(MODEL, Preprocessing((64, 64), (0.5,) * 3, (0.25,) * 3), num_classes=3)
+    card = ModelCard(MODEL, Preprocessing((64, 48), (0.5,) * 3, (0.25,) * 3), num_classes=3)
     network = timm.create_model(MODEL, num_classes=3)
     save_weights(network, folder / "last.safetensors", card)
     torch.save(network.state_dict(), folder / "plain.pth")
@@ -96,13 +97,17 @@ def test_before_and_after_training(printed, folder: Path, tmp_path: Path) -> Non
     half = len(lines) // 2
     assert [line["weights"] == "untrained" for line in lines] == [True] * half + [False] * half
     assert lines[0]["tap"] == "blocks.1.0"
-    assert {(line["height"], line["cell_row"]) for line in lines} == {("64", "0")}
+    assert {(line["height"], line["width"], line["cell_row"]) for line in lines} == {("64", "48", "0")}
     assert lines[0]["data"] == "the Fashion-MNIST sample"
     assert all(0 < float(line["log_r50"]) <= 1 for line in lines)
     assert lines == read(tmp_path / "b")
     a, b = (np.load(tmp_path / name / "erf.npz") for name in "ab")
     assert all((a[key] == b[key]).all() for key in a)
     assert not np.allclose(a[lines[0]["map"]], a[lines[half]["map"]])
+    for line in lines:
+        centre = float(line["centre_row"]), float(line["centre_column"])
+        (beyond,) = share_beyond(a[line["map"]], centre, [48 / 4])
+        assert float(line["beyond_1/4"]) == pytest.approx(beyond, rel=1e-4, abs=1e-5)
 
 
 def test_the_table_fits_a_narrow_screen(printed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
