@@ -1,5 +1,6 @@
 """What takes its name when it is complete: the old or the new stands there, and nothing else is left."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,3 +50,31 @@ def test_what_fails_leaves_the_old_one(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         fail()
     assert [file.read_text() for file in tmp_path.iterdir()] == ["old"]
+
+
+@pytest.mark.parametrize(
+    ("write", "steps"),
+    [
+        (lambda path: path.write_text("new"), [("x.y", "new")]),
+        (_write_files, [("x.y.former", None), ("x.bin", None), ("x.y", "new")]),
+    ],
+    ids=["one file", "two files"],
+)
+def test_the_name_never_stands_for_a_part(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    write: Callable[[Path], object],
+    steps: list[tuple[str, str | None]],
+) -> None:
+    """A single file is there all the time; one with others beside it is away while these are of another export."""
+    target, seen, replace = tmp_path / "x.y", list[tuple[str, str | None]](), os.replace
+
+    def watched(source: Path, to: Path) -> None:
+        replace(source, to)
+        seen.append((Path(to).name, target.read_text() if target.exists() else None))
+
+    target.write_text("old")
+    monkeypatch.setattr(os, "replace", watched)
+    with staged(target) as path:
+        write(path)
+    assert seen == steps
