@@ -109,7 +109,7 @@ def _wanted(names: str | None, known: list[Part]) -> list[Part]:
         return known
     by_name = {part.name: part for part in known}
     chosen = [name.strip() for name in names.split(",") if name.strip()]
-    for name in chosen:
+    for name in chosen or [names]:
         if name not in by_name:
             hint = "; it needs --data" if name == "curves" else ""
             raise ConfigError(f"--parts {name}: expected some of {', '.join(by_name)}{hint}")

@@ -94,6 +94,7 @@ def test_the_whole_run(
             ConfigError,
             "--parts speed: expected some of machine",
         ),
+        (["--quick", "--device", "cpu", "--parts", ","], ConfigError, "--parts ,: expected some of machine"),
         (["--quick", "--device", "cpu", "--parts", "curves"], ConfigError, "it needs --data"),
         (["--quick", "--device", "cpu", "--seconds", "0"], ConfigError, "--seconds 0.*: expected more than 0"),
         (

@@ -77,11 +77,14 @@ def under_heads(head: str, backbones: Sequence[str]) -> tuple[str, ...]:
     """Returns the names of networks for all combinations of heads, separated by commas, and backbones.
 
     Raises:
-        ConfigError: If a backbone is a weights file, which has its own head.
+        ConfigError: If a backbone is a weights file, which has its own head; or if there is no such head.
     """
     if files := [name for name in backbones if is_file(name)]:
         raise ConfigError(f"--head {head}: {printable(files[0])} is of a whole network; give timm's name, or no --head")
-    return tuple(f"{one}+{name}" for one in head.split(",") for name in backbones)
+    heads = [one.strip() for one in head.split(",")]
+    for one in heads:
+        check_choice("head", one, HEADS)
+    return tuple(f"{one}+{name}" for one in heads for name in backbones)
 
 
 #: Sides of the pictures for which detectors are counted and timed.
@@ -144,6 +147,9 @@ def expand(
         BackendUnavailableError: If the scan backend cannot run here.
         WeightsError: If a file cannot be read.
     """
+    given = {"batch": batches, "device": devices, "dtype": dtypes, "mode": modes, "layout": layouts}
+    if empty := [setting for setting, values in given.items() if not values]:
+        raise ConfigError(f"{empty[0]}: there is none; give at least one, or leave it out")
     exported = {name: runtime.name for name in models if (runtime := runtime_of(name))}
     asked, modes = modes, tuple(dict.fromkeys((*modes, *exported.values())))
     ours = {name for name in models if card_of(name).model in VARIANTS}
