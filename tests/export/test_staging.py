@@ -55,8 +55,8 @@ def test_what_fails_leaves_the_old_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("write", "steps"),
     [
-        (lambda path: path.write_text("new"), [("x.y", "new")]),
-        (_write_files, [("x.y.former", None), ("x.bin", None), ("x.y", "new")]),
+        (lambda path: path.write_text("new"), [("disk", "old"), ("x.y", "new")]),
+        (_write_files, [*[("disk", "old")] * 2, ("x.y.former", None), ("x.bin", None), ("x.y", "new")]),
     ],
     ids=["one file", "two files"],
 )
@@ -75,6 +75,7 @@ def test_the_name_never_stands_for_a_part(
 
     target.write_text("old")
     monkeypatch.setattr(os, "replace", watched)
+    monkeypatch.setattr(os, "fsync", lambda _: seen.append(("disk", target.read_text())))
     with staged(target) as path:
         write(path)
     assert seen == steps
