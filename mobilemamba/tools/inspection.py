@@ -62,7 +62,9 @@ def summary(*models: str, head: str | None = None, config: list[str] | None = No
             several, later ones override earlier ones.
     """
     named = models or (() if config else VARIANTS)
-    counted = [_named(name) for name in (under_heads(head, tuple(named)) if head else named)]
+    if head is not None and not named:
+        raise ConfigError(f"--head {head}: the configuration says its own; name models to put it on, or leave it out")
+    counted = [_named(name) for name in (named if head is None else under_heads(head, tuple(named)))]
     counted += _rows(config) if config else []
     lines = [_counts(entry) for entry in counted]
     header = ["model", "size (px)", "params", "FLOPs", "MACs"]

@@ -63,6 +63,14 @@ def test_summary_of_networks_by_their_names(printed) -> None:
         printed("summary", "resnet81")
 
 
+@pytest.mark.parametrize(
+    ("head", "message"), [("pspnet", "the configuration says its own; name models"), ("", "--head")]
+)
+def test_a_head_is_put_on_models_alone(printed, head: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        printed("summary", "--config", "experiments/ablation_xi.yaml", "--head", head)
+
+
 def test_summary_of_heads_on_a_backbone_and_of_weights(printed, tmp_path: Path) -> None:
     out = printed("summary", "mobilemamba_b4", "--head", "pspnet,semantic_fpn")
     assert "150 classes" in out
