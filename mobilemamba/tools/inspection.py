@@ -28,7 +28,7 @@ from mobilemamba.text import printable
 
 def backends() -> None:
     """Show which backend computes each operation on this machine, and why no faster one does."""
-    console = Console()
+    console = Console(markup=False, emoji=False)  # reasons may look like markup
     devices = [torch.device("cpu")] + ([torch.device("cuda")] if torch.cuda.is_available() else [])
     for device in devices:
         title = f"On {device.type}" + (f", {describe_threads()}" if device.type == "cpu" else "")
