@@ -4,14 +4,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mobilemamba.drawing import captioned, compare, draw_objects, drawable, legend, overlay, panels, unnormalised
+from mobilemamba.drawing import (
+    captioned,
+    compare,
+    draw_objects,
+    drawable,
+    enlarged,
+    legend,
+    overlay,
+    panels,
+    unnormalised,
+)
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 
 def test_classes_are_mixed_with_the_picture_and_what_is_none_of_them_stays():
     grey = Image.new("L", (4, 1), 100)
-    drawn = np.asarray(overlay(grey, [[0, 1, 255, -1]], [RED, BLUE], alpha=0.25))
+    drawn = np.asarray(overlay(grey, [[0, 1, 2, -1]], [RED, BLUE], alpha=0.25))
     assert drawn.tolist() == [[[139, 75, 75], [75, 75, 139], [100] * 3, [100] * 3]]
 
 
@@ -73,6 +83,17 @@ def test_a_caption_stands_below_its_picture_and_widens_it_if_need_be():
 def test_names_in_letters_that_cannot_be_drawn_have_a_stand_in():
     assert drawable("crème\n brûlée, łódź, дом, Ω", "class 3") == "crème brûlée, łódź, дом, Ω"
     assert drawable("寿司", "class 3") == "class 3"
+
+
+def test_a_box_is_drawn_where_it_is():
+    drawn = np.asarray(draw_objects(Image.new("RGB", (100, 90)), [[10, 50, 80, 70]], [""], [BLUE]))
+    ys, xs = np.nonzero((drawn == BLUE).all(-1)[50:])  # below its name
+    assert (xs.min(), ys.min() + 50, xs.max(), ys.max() + 50) == (10, 50, 80, 70)
+
+
+def test_an_oblong_picture_is_enlarged_by_its_longer_side():
+    assert enlarged(Image.new("RGB", (10, 40)), 100).size == (20, 80)
+    assert enlarged(Image.new("RGB", (10, 400)), 100).size == (10, 400)
 
 
 def test_a_picture_comes_back_from_what_a_network_is_given():

@@ -4,6 +4,7 @@ import pytest
 from rich.console import Console
 
 from mobilemamba.screen import fit_table, say
+from mobilemamba.text import shorten
 
 HEADER = ["row", "d_state", "FLOPs (M)", "top-1 (%)", "status"]
 LINES = [
@@ -59,3 +60,7 @@ def test_a_cell_stays_in_its_line_whatever_is_in_it(text: str, capsys: pytest.Ca
     assert len(printed) == 8
     say(text)
     assert plain in capsys.readouterr().out
+
+
+def test_a_long_name_keeps_both_ends() -> None:
+    assert [shorten("abcdefghijkl", most) for most in (12, 8, 7)] == ["abcdefghijkl", "abcd…jkl", "abc…kl"]

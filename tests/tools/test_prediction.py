@@ -364,6 +364,8 @@ def test_answers_are_drawn(printed, folder: Path, weights: str, tmp_path: Path, 
     Image.open(folder / "pictures/red.png").save(tmp_path / "0001.png")  # a name that drawings have, elsewhere
     main(["predict", str(tmp_path), "--weights", weights, "--draw", str(tmp_path / "drawn")])
     assert capsys.readouterr().err.startswith("left out: 3 drawings of an earlier run\n")
+    with pytest.raises(ConfigError, match=r"^--output .*: 0001.png in it was not drawn by predict"):
+        main(["predict", str(folder / "pictures"), "--weights", weights, "--output", str(tmp_path)])
     assert [path.name for path in (tmp_path / "drawn").iterdir()] == ["0001.png"], "those of an earlier run are gone"
 
 
