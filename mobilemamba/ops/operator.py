@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import register_flop_formula
 
 from mobilemamba.errors import ConfigError
@@ -16,11 +17,30 @@ from mobilemamba.ops.backends import plainly
 from mobilemamba.ops.transforms import refuse_forward_mode
 
 
+def autocasts(device: torch.device) -> bool:
+    """Returns whether autocast is on for a device; the meta device has none."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Returns a context in which autocast does not change dtypes."""
-    if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(device.type):
-        return nullcontext()  # the meta device has no autocast
-    return torch.autocast(device.type, enabled=False)
+    return torch.autocast(device.type, enabled=False) if autocasts(device) else nullcontext()
+
+
+def in_turn(operator: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+    """Returns the rule by which ``vmap`` calls an operator: once for each of the batch, one after the other.
+
+    PyTorch has such a rule itself, but only for operators without lists of tensors.
+    """
+
+    def rule(info: Any, dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        def of_one(index: int) -> Any:
+            return operator(*tree_map(lambda x, dim: x if dim is None else x.select(dim, index), args, dims))
+
+        answers = list(map(of_one, range(info.batch_size)))
+        return tree_map(lambda *parts: torch.stack(parts), *answers), tree_map(lambda _: 0, answers[0])
+
+    return rule
 
 
 def as_operator(
@@ -78,6 +98,7 @@ def as_operator(
     )
     forward.register_fake(on_shapes)
     forward.register_autograd(gradients, setup_context=save_inputs)
+    forward.register_vmap(in_turn(forward))
     # The flop counter's convention: a multiply-add is two operations.
     register_flop_formula(getattr(torch.ops.mobilemamba, name))(lambda shapes, **_: 2 * macs(*shapes))
 
@@ -124,6 +145,7 @@ def inference_operator(
         _LIBRARY.impl(name, without_gradients, "Autograd")
         torch.library.register_fake(f"mobilemamba::{name}", on_shapes, lib=_LIBRARY)
         operator = getattr(torch.ops.mobilemamba, name).default
+        torch.library.register_vmap(operator, in_turn(operator), lib=_LIBRARY)
         return operator
 
     return register

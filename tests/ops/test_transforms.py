@@ -12,6 +12,7 @@ from mobilemamba.errors import ConfigError
 from mobilemamba.layers.wavelet_mamba import WaveletConv
 from mobilemamba.ops.batch_norm import native as batch_norm
 from mobilemamba.ops.depthwise import depthwise_conv
+from mobilemamba.ops.mix_channels import mix_channels
 from mobilemamba.ops.mlstm import mlstm
 from mobilemamba.ops.rwkv6 import rwkv6
 from mobilemamba.ops.selective_scan import selective_scan, selective_scan_2d
@@ -46,6 +47,11 @@ def norm() -> tuple[Function, Tensor]:
     return lambda x: norm(x) * weights, torch.randn(2, 3, 4, 4)
 
 
+def mix() -> tuple[Function, Tensor]:
+    mixed, wavelet, local = torch.randn(1, 4, 4, 2), torch.randn(4, 3, 3, 2), [torch.randn(3, 3, 1), *torch.randn(3, 1)]
+    return lambda x: mix_channels(x, mixed, wavelet, local), torch.randn(1, 4, 4, 5)
+
+
 SEQUENCES = [(1, 2, 1, 5, 4)] * 3
 HAVE_ALL: dict[str, Callable[[], tuple[Function, Tensor]]] = {
     "reference": lambda: scan("reference"),
@@ -63,6 +69,7 @@ HAVE_NOT: dict[str, Callable[[], tuple[Function, Tensor]]] = {
     "batch norm": norm,
     "haar": lambda: of_first(haar_conv, (1, 4, 4, 3), (12, 1, 3, 3)),
     "depthwise": lambda: of_first(depthwise_conv, (1, 4, 4, 3), (3, 3, 3), (3,)),
+    "mix channels": mix,
 }
 
 
@@ -120,9 +127,30 @@ def test_second_derivatives_of_the_haar_convolution() -> None:
 
 @needs_native
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
-@pytest.mark.parametrize("name", ["native", "2d native", "haar", "depthwise"])
+@pytest.mark.parametrize("name", ["native", "2d native", "haar", "depthwise", "mix channels", "mlstm", "rwkv6", "ttt"])
 def test_vmap_calls_one_after_the_other(name: str) -> None:
-    function, x = HAVE_NOT[name]()
+    function, x = (HAVE_ALL | HAVE_NOT)[name]()
     with torch.no_grad():
         both = torch.func.vmap(function)(torch.stack([x, 2 * x]))
         torch.testing.assert_close(both, torch.stack([function(x), function(2 * x)]))
+
+
+@needs_native
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("name", ["native", "2d chunked", "haar"])
+def test_vmap_over_gradients(name: str) -> None:
+    function, x = (HAVE_ALL | HAVE_NOT)[name]()
+    y = function(x.requires_grad_())
+
+    def gradient_of(weights: Tensor) -> Tensor:
+        return torch.autograd.grad(y, x, weights, retain_graph=True)[0]
+
+    several = torch.randn(2, *y.shape)
+    torch.testing.assert_close(torch.func.vmap(gradient_of)(several), torch.stack([*map(gradient_of, several)]))
+
+
+def test_vmap_over_the_weights_of_several_layers() -> None:
+    layers, x = [WaveletConv(3, 3) for _ in range(2)], torch.randn(1, 3, 4, 4)
+    weights, _ = torch.func.stack_module_state(layers)
+    y = torch.func.vmap(lambda own: torch.func.functional_call(layers[0], own, x))(weights)
+    torch.testing.assert_close(y, torch.stack([layer(x) for layer in layers]))

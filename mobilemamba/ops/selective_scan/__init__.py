@@ -25,7 +25,7 @@ from mobilemamba.errors import ConfigError
 from mobilemamba.ops.arguments import check
 from mobilemamba.ops.backends import Backend, Backends, standard_only
 from mobilemamba.ops.native import library
-from mobilemamba.ops.operator import without_autocast
+from mobilemamba.ops.operator import in_turn, without_autocast
 from mobilemamba.ops.scan_order import check_directions
 from mobilemamba.ops.selective_scan import chunked, definition, mamba_ssm, native, triton
 from mobilemamba.ops.selective_scan.definition import ScanInputs
@@ -270,6 +270,7 @@ def _autograd_backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
 
 _scan_op.register_autograd(_autograd_backward, setup_context=_setup_context)
 _scan_backward_op.register_autograd(lambda *_: refuse_second_derivative("selective_scan"))
+_scan_backward_op.register_vmap(in_turn(_scan_backward_op))
 
 
 def scan_macs(dt_shape: Sequence[int], A_shape: Sequence[int]) -> int:

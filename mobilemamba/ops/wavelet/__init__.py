@@ -59,7 +59,9 @@ def are_haar(*filters: Tensor) -> bool:
 
     On a CPU the values are read at every call; elsewhere only after autograd's version counter of them has changed.
     """
-    if any(f.shape[-1] != 2 for f in filters) or torch._C._len_torch_dispatch_stack():  # a tracer hides the values
+    if any(f.shape[-1] != 2 or torch._C._functorch.is_batchedtensor(f) for f in filters):  # vmap hides the values
+        return False
+    if torch._C._len_torch_dispatch_stack():  # so does a tracer
         return False
     return all(map(_is_haar, filters))
 
