@@ -14,6 +14,7 @@ from mobilemamba.layers.conv_norm import ConvReLU
 from mobilemamba.ops import onednn
 from mobilemamba.ops.backends import standard_only
 from mobilemamba.ops.depthwise import ACTIVATIONS, Activation, depthwise_conv
+from mobilemamba.ops.operator import autocasts
 
 #: Elements of a map up to which our depthwise kernel is used on a CPU instead of oneDNN's, which takes longer to call.
 _SMALL = 2**16
@@ -57,8 +58,8 @@ class _Packed(nn.Module):
         kept, packed = self._laid_out.pop(use, (None, None))
         if kept != key:
             packed = make(weight)
-            if len(self._laid_out) >= _USES:
-                del self._laid_out[next(iter(self._laid_out))]
+            for oldest in [*self._laid_out][: 1 - _USES]:
+                self._laid_out.pop(oldest, None)  # another thread may have done so
         self._laid_out[use] = key, packed  # in order of use
         return packed
 
@@ -71,9 +72,10 @@ class _Packed(nn.Module):
         weight = self._parameters["weight"]  # in half the time of ``self.weight``
         assert weight is not None
         if x.dtype != weight.dtype or x.device != weight.device:
+            what = "leave autocast out" if autocasts(x.device) else "convert its input"
             raise ConfigError(
                 f"optimized for inference in {weight.dtype} on {weight.device}, the network got {x.dtype} on "
-                f"{x.device}; convert its input, or optimize the original for another dtype"
+                f"{x.device}; {what}, or optimize the original for another dtype"
             )
         return weight
 

@@ -201,6 +201,12 @@ def test_another_dtype_is_one_clear_error(tiny: Build, dtype: torch.dtype) -> No
             call(pictures)
 
 
+def test_autocast_is_named_where_it_hands_a_layer_another_dtype(tiny: Build) -> None:
+    optimized = optimize_for_inference(tiny(global_mixer="attention"))
+    with torch.autocast("cpu"), pytest.raises(ConfigError, match=r"got torch.bfloat16 on cpu; leave autocast out"):
+        optimized(torch.randn(2, 3, 64, 64))
+
+
 def test_the_compiler_leaves_it_alone(tiny: Build) -> None:
     optimized, pictures = optimize_for_inference(tiny()), torch.randn(2, 3, 64, 64)
     graphs: list[torch.fx.GraphModule] = []

@@ -1,5 +1,8 @@
 """Convolutions and linear layers whose weights are laid out once compute the same."""
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from random import Random
 from typing import Any
 
 import pytest
@@ -56,6 +59,24 @@ def test_packed_for_each_size_anew(kernel: int) -> None:
         for size in [(7, 9), (48, 48), (7, 9), (1, 1)]:
             x = torch.randn(2, 8, *size).contiguous(memory_format=torch.channels_last)
             torch.testing.assert_close(packed(x), conv(x), rtol=1e-5, atol=1e-5)
+
+
+def test_threads_with_maps_of_many_sizes() -> None:
+    """Each drops packed weights that another has just used, and none of them fails."""
+    packed, x = PackedLinear(torch.randn(4, 4)), torch.randn(1, 4)
+
+    def lay_out(seed: int) -> None:
+        sizes = Random(seed)
+        for _ in range(10_000):
+            packed.laid_out(x, sizes.randrange(5), lambda weight: weight)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lay_out, range(8)))
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_packed_addition() -> None:
