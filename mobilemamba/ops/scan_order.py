@@ -6,7 +6,7 @@ Shape letters: B batch, K scan directions, C channels, H and W sides, L = H * W.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -14,9 +14,9 @@ from torch import Tensor
 from mobilemamba.errors import ConfigError
 
 
-@cache
+@lru_cache(maxsize=64)  # pictures may come in thousands of sizes
 def scan_order(directions: int, size: tuple[int, int]) -> Tensor:
-    """Returns the positions of a map in the order in which each direction visits them; cached for each size.
+    """Returns the positions of a map in the order in which each direction visits them; cached for the sizes in use.
 
     Args:
         directions: 1: rows (l = h W + w); 2: rows, rows backwards; 4: rows, columns (l = w H + h), and both backwards.

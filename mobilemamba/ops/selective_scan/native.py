@@ -7,7 +7,7 @@ Shape letters: B batch, K scan directions, D inner width, N state size, L length
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -116,7 +116,7 @@ def _strides(x: Tensor) -> tuple[int, int, int]:
     return (stride[0], 0, stride[1]) if x.ndim == 3 else (stride[0], stride[1], stride[2])
 
 
-@cache
+@lru_cache(maxsize=64)
 def _in_order(directions: int, length: int) -> Tensor:
     return torch.arange(length, dtype=torch.int32, device="cpu").expand(directions, length).contiguous()
 
