@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from mobilemamba.ops.scan_norm_gate import definition as norm_gate_definition
 from mobilemamba.ops.scan_norm_gate import triton as norm_gate
 from mobilemamba.ops.selective_scan import selective_scan, selective_scan_2d
 from mobilemamba.ops.selective_scan import triton as selective_scan_triton
+from mobilemamba.ops.selective_scan.definition import ScanInputs
 from mobilemamba.ops.wavelet import triton as wavelet
 from mobilemamba.ops.wavelet.definition import haar_filters, wavelet_conv
 from mobilemamba.ops.wavelet.native import by_band
@@ -135,6 +138,17 @@ def test_pictures_whose_elements_32_bits_cannot_count(monkeypatch: pytest.Monkey
     monkeypatch.setattr(selective_scan_triton, "_is_wide", lambda x: True)
     inputs, size = make_low_rank_inputs(1, 4, 17, 2, 3, (3, 6), torch.float32), (3, 6)
     assert_rounds_to(low_rank_scan("triton", size), low_rank_scan("reference", size), inputs, 1e-5)
+
+
+def test_directions_whose_distance_32_bits_cannot_count(tmp_path: Path) -> None:
+    """Those of u follow each other at 2^30 elements, in a file with nothing in between."""
+    shape, K, D = (1, 4, 3, 2), 4, 2
+    u, dt, B, C = (torch.randn(shape, dtype=torch.float16) for _ in range(4))
+    x = ScanInputs(u, dt, -torch.rand(K, D, 2), B, C, torch.randn(K, D), torch.randn(K, D))
+    file = torch.from_file(str(tmp_path / "u"), shared=True, size=2**32, dtype=torch.float16)
+    far = x._replace(u=file.as_strided(shape, (2**32, 2**30, 2, 1)).copy_(u))
+    for function in (selective_scan_triton.forward, partial(selective_scan_triton.backward, torch.ones(shape))):
+        torch.testing.assert_close(function(far, ()), function(x, ()), rtol=0, atol=0)
 
 
 def transposed(x: Tensor) -> Tensor:

@@ -69,6 +69,11 @@ def _positions(first, length, width, k: constexpr, K: constexpr, MAP: constexpr,
     return step, has_t
 
 
+def _of_direction(x, picture, stride_b, k: constexpr, stride_k):
+    """Returns a pointer to a picture's part for direction k, which may be 2^31 or more elements away."""
+    return x + picture * stride_b + tl.cast(k, tl.int64) * stride_k
+
+
 def _rows(x, at_t, d, has_d):
     """Loads (positions, channels) of x = (pointer, distance of positions, distance of channels)."""
     pointer, stride_l, stride_d = x
@@ -154,10 +159,10 @@ def _forward(
         weight = _dt_weight(
             dt_weight + k * dt_weight_stride_k, dt_weight_stride_r, dt_weight_stride_d, d, has_d, DOT, R, BLOCK_R
         )
-        u_k = u + picture * u_stride_b + k * u_stride_k, u_stride_l, u_stride_d
-        dt_k = dt + picture * dt_stride_b + k * dt_stride_k, dt_stride_l, dt_stride_d
-        B_k = B + picture * B_stride_b + k * B_stride_k, B_stride_l, B_stride_n
-        C_k = C + picture * C_stride_b + k * C_stride_k, C_stride_l, C_stride_n
+        u_k = _of_direction(u, picture, u_stride_b, k, u_stride_k), u_stride_l, u_stride_d
+        dt_k = _of_direction(dt, picture, dt_stride_b, k, dt_stride_k), dt_stride_l, dt_stride_d
+        B_k = _of_direction(B, picture, B_stride_b, k, B_stride_k), B_stride_l, B_stride_n
+        C_k = _of_direction(C, picture, C_stride_b, k, C_stride_k), C_stride_l, C_stride_n
         out = (picture if MAP else picture * K + k) * length * channels
         h_dn = tl.zeros((1, BLOCK_D, BLOCK_N), tl.float32)
         first = 0
@@ -211,7 +216,7 @@ def _backward(
     has_dn = has_d[:, None] & has_n[None, :]
     first_t, last_t = (t == 0)[:, None, None], (t == BLOCK_T - 1)[:, None, None]
     dn = (d[:, None] * N + n[None, :])[None, :, :]
-    states += picture * tl.cdiv(length, BLOCK_T) * channels * N
+    state = states + picture * tl.cdiv(length, BLOCK_T) * channels * N
     partial = block * tl.num_programs(0) + picture
     for k in tl.static_range(K):
         kd = k * channels + d
@@ -221,17 +226,18 @@ def _backward(
         weight = _dt_weight(
             dt_weight + k * dt_weight_stride_k, dt_weight_stride_r, dt_weight_stride_d, d, has_d, DOT, R, BLOCK_R
         )
-        u_k = u + picture * u_stride_b + k * u_stride_k, u_stride_l, u_stride_d
-        dt_k = dt + picture * dt_stride_b + k * dt_stride_k, dt_stride_l, dt_stride_d
-        B_k = B + picture * B_stride_b + k * B_stride_k, B_stride_l, B_stride_n
-        C_k = C + picture * C_stride_b + k * C_stride_k, C_stride_l, C_stride_n
-        gy_k = gy + picture * gy_stride_b + k * gy_stride_k, gy_stride_l, gy_stride_d
+        u_k = _of_direction(u, picture, u_stride_b, k, u_stride_k), u_stride_l, u_stride_d
+        dt_k = _of_direction(dt, picture, dt_stride_b, k, dt_stride_k), dt_stride_l, dt_stride_d
+        B_k = _of_direction(B, picture, B_stride_b, k, B_stride_k), B_stride_l, B_stride_n
+        C_k = _of_direction(C, picture, C_stride_b, k, C_stride_k), C_stride_l, C_stride_n
+        gy_k = _of_direction(gy, picture, gy_stride_b, k, gy_stride_k), gy_stride_l, gy_stride_d
+        gdt_k = _of_direction(gdt, picture, gdt_stride_b, k, gdt_stride_k)
         out = (picture if MAP else picture * K + k) * length * channels
 
         h_dn = tl.zeros((1, BLOCK_D, BLOCK_N), tl.float32)
         first = 0
         while first < length:
-            tl.store(states + first // BLOCK_T * channels * N + dn, h_dn, has_dn[None, :, :])
+            tl.store(state + dn, h_dn, has_dn[None, :, :])
             at_t, _ = _positions(first, length, width, k, K, MAP, WIDE, BLOCK_T)
             _, _, _, _, a_tdn, b_tdn = _recurrence(
                 u_k, dt_k, B_k, A_dn, weight, bias_d, at_t, d, has_d, N, R, BLOCK_N, BLOCK_R
@@ -240,6 +246,7 @@ def _backward(
             _, h_tdn = tl.associative_scan((a_tdn, b_tdn), 0, _after)
             h_dn = tl.sum(tl.where(last_t, h_tdn, 0.0), 0, keep_dims=True)
             first += BLOCK_T
+            state += channels * N
         tl.debug_barrier()
 
         a_gh_dn = tl.zeros((1, BLOCK_D, BLOCK_N), tl.float32)  # at the step after the block
@@ -247,6 +254,7 @@ def _backward(
         gskip_d, gbias_d = tl.zeros((BLOCK_D,), tl.float32), tl.zeros((BLOCK_D,), tl.float32)
         while first > 0:
             first -= BLOCK_T
+            state -= channels * N
             at_t, has_t = _positions(first, length, width, k, K, MAP, WIDE, BLOCK_T)
             has_td = has_t[:, None] & has_d[None, :]
             u_td, x_td, delta_td, B_tn, a_tdn, b_tdn = _recurrence(
@@ -255,7 +263,7 @@ def _backward(
             C_tn = _columns(C_k, at_t, N, BLOCK_N)
             gy_td = tl.where(has_t[:, None], _rows(gy_k, at_t, d, has_d), 0.0)  # so missing steps add nothing
             one_tdn = tl.full((BLOCK_T, BLOCK_D, BLOCK_N), 1.0, tl.float32)
-            h_dn = tl.load(states + first // BLOCK_T * channels * N + dn, has_dn[None, :, :], 0.0)
+            h_dn = tl.load(state + dn, has_dn[None, :, :], 0.0)
             h_tdn = tl.where(first_t, h_dn, 0.0 * one_tdn)
             _, before_tdn, _, _ = tl.associative_scan((one_tdn, h_tdn, a_tdn, b_tdn), 0, _before)
             h_tdn = a_tdn * before_tdn + b_tdn
@@ -286,8 +294,7 @@ def _backward(
                 tl.store(gu_sum + here, gu_td, has_td)
             else:
                 tl.store(gu + here, gu_td, has_td)
-            here = picture * gdt_stride_b + k * gdt_stride_k + at_t[:, None] * gdt_stride_l + d[None, :] * gdt_stride_d
-            tl.store(gdt + here, gdt_td, has_td)
+            tl.store(gdt_k + at_t[:, None] * gdt_stride_l + d[None, :] * gdt_stride_d, gdt_td, has_td)
         kd += picture * K * channels
         tl.store(gA + kd[:, None] * N + n[None, :], gA_dn, has_dn)
         tl.store(gskip + kd, gskip_d, has_d)
@@ -299,4 +306,4 @@ def _backward(
 def kernels() -> list[Any]:
     """Returns the forward and the backward kernel."""
     parts = (_log2_softplus, _after, _before, _backwards, _positions, _rows, _columns, _dt_weight, _log2_dt)
-    return jit.compiled(globals(), _forward, _backward, _recurrence, *parts)[:2]
+    return jit.compiled(globals(), _forward, _backward, _recurrence, _of_direction, *parts)[:2]
