@@ -184,6 +184,12 @@ def check_ends(num_classes: int, global_pool: str, in_chans: int = 3) -> None:
 
 
 def drop_path_rates(last: float, depths: Sequence[int]) -> list[list[float]]:
-    """Returns the drop probability of each stage's blocks, rising linearly from 0 to ``last`` for the last block."""
+    """Returns the drop probability of each stage's blocks, rising linearly from 0 to ``last`` for the last block.
+
+    Raises:
+        ConfigError: If ``last`` is no probability.
+    """
+    if not 0 <= last <= 1:
+        raise ConfigError(f"drop_path_rate={last}: expected 0 to 1, e.g. 0.1")
     rates = torch.linspace(0, last, sum(depths), device="cpu").split(list(depths))
     return [stage.tolist() for stage in rates]
