@@ -59,7 +59,9 @@ def test_relu(training: bool) -> None:
     torch.testing.assert_close(ours(x, relu=True), theirs(x).relu())
 
 
-@pytest.mark.parametrize("case", ["contiguous", "float64", "cumulative", "untracked", "bfloat16 weights", "reference"])
+@pytest.mark.parametrize(
+    "case", ["contiguous", "float64", "cumulative", "untracked", "no affine", "bfloat16 weights", "reference"]
+)
 def test_else_pytorch_s_own_runs(calls: list[Tensor], case: str) -> None:
     ours, theirs = pair()
     x = maps().contiguous() if case == "contiguous" else maps()
@@ -70,6 +72,8 @@ def test_else_pytorch_s_own_runs(calls: list[Tensor], case: str) -> None:
             norm.momentum = None
         elif case == "untracked":
             norm.running_mean = norm.running_var = norm.num_batches_tracked = None
+        elif case == "no affine":
+            norm.affine, norm.weight, norm.bias = False, None, None
     if case in ("float64", "bfloat16 weights"):
         dtype = torch.float64 if case == "float64" else torch.bfloat16
         ours, theirs, x = ours.to(dtype), theirs.to(dtype), x.to(dtype)
@@ -77,9 +81,12 @@ def test_else_pytorch_s_own_runs(calls: list[Tensor], case: str) -> None:
     assert not calls
 
 
-def test_one_pixel_is_refused_as_pytorch_does() -> None:
-    with pytest.raises(ValueError, match="more than 1 value per channel"):
-        BatchNorm2d(18)(torch.ones(1, 18, 1, 1))
+@pytest.mark.parametrize(
+    ("shape", "message"), [((1, 18, 1, 1), "more than 1 value per channel"), ((18, 4, 4), "expected 4D input")]
+)
+def test_one_pixel_and_one_map_are_refused_as_by_pytorch(shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        BatchNorm2d(18)(torch.ones(shape))
 
 
 @needs_kernels

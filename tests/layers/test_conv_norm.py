@@ -24,7 +24,13 @@ def trained(module: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"kernel_size": 1}, {"stride": 2}, {"kernel_size": 3, "stride": 2, "relu": True}, {"kernel_size": 5, "groups": 4}],
+    [
+        {"kernel_size": 1},
+        {"stride": 2},
+        {"kernel_size": 3, "stride": 2, "relu": True},
+        {"kernel_size": 5, "groups": 4},
+        {"kernel_size": 3, "dilation": 2},
+    ],
     ids=str,
 )
 def test_conv_norm_fuses_exactly(arguments: dict[str, Any]) -> None:
@@ -52,7 +58,7 @@ def test_relu_stays_where_the_norm_is_another() -> None:
 
 
 def test_a_convolution_with_bias_fuses_exactly() -> None:
-    layer = trained(nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.BatchNorm2d(6)))
+    layer = trained(nn.Sequential(nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"), nn.BatchNorm2d(6)))
     x = torch.randn(2, 4, 5, 5, dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(fuse_conv_norm(*layer)(x), layer(x), rtol=1e-12, atol=1e-12)
@@ -62,6 +68,12 @@ def test_norm_linear_fuses_exactly() -> None:
     layer, x = trained(NormLinear(8, 5)), torch.randn(3, 8, dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(layer.fuse()(x), layer(x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("layer", "name"), [(ConvNorm(4, 6, 3), "conv"), (NormLinear(8, 5), "linear")])
+def test_what_computes_its_weight_is_not_folded(layer: ConvNorm | NormLinear, name: str) -> None:
+    nn.utils.parametrizations.weight_norm(getattr(layer, name))
+    assert layer.fuse() is layer
 
 
 def test_no_classes_make_the_identity() -> None:

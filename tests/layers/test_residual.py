@@ -38,7 +38,11 @@ def test_a_depthwise_branch_fuses_exactly(kernel_size: int) -> None:
         torch.testing.assert_close(fused(x), layer(x), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("branch", [FFN(8), ConvNorm(8, 8, 3)], ids=["ffn", "full-convolution"])
+@pytest.mark.parametrize(
+    "branch",
+    [FFN(8), ConvNorm(8, 8, 3), ConvNorm(8, 8, 3, groups=4), ConvNorm(8, 8, 3, groups=8, relu=True)],
+    ids=["ffn", "full convolution", "groups of channels", "depthwise with ReLU"],
+)
 def test_another_branch_stays_residual(branch: nn.Module) -> None:
     layer = Residual(branch)
     assert layer.fuse() is layer

@@ -140,23 +140,29 @@ def test_on_shapes_alone_the_same_is_refused(name: str) -> None:
 
 @needs_native
 @pytest.mark.parametrize(
-    ("name", "at", "value", "message"),
+    ("name", "at", "spoil", "message"),
     [
-        ("selective_scan", 7, 100, r"u has shape \(.*it must be \("),
-        ("selective_scan", 9, "reference", "the operator selective_scan does not know 'reference'; call the function"),
-        ("scan_norm_gate", 3, torch.ones(2, 0, 5), "rank 0; expected 1|has shape"),
-        ("haar_conv", 0, torch.ones(1, 4, 4, 3, dtype=torch.int32), "x is of torch.int32; expected real numbers"),
-        ("haar_conv", 1, torch.ones(4, 1, 2, 2), r"kernel size 2; expected an odd one|weight has shape"),
-        ("depthwise_conv", 3, "gelu", "activation 'gelu'; expected one of none, relu, swish, sigmoid"),
-        ("depthwise_conv", 4, 0, "stride=0; expected 1 to 2147483647"),
-        ("batch_norm", 0, torch.ones(1, 3, 1, 1), "two pixels|weight has shape"),
-        ("batch_norm", 1, torch.ones(3, dtype=torch.int64), "weight is of torch.int64; expected real numbers"),
+        ("selective_scan", 7, lambda _: 100, r"u has shape \(.*it must be \("),
+        (
+            "selective_scan",
+            9,
+            lambda _: "reference",
+            "operator selective_scan does not know 'reference'; call the func",
+        ),
+        ("scan_norm_gate", 3, lambda dt_weight: dt_weight[:, :0], "dt_weight has rank 0; expected 1"),
+        ("haar_conv", 0, lambda x: x.int(), "x is of torch.int32; expected real numbers"),
+        ("haar_conv", 1, lambda w: w.new_ones(*w.shape[:2], 2, 2), "kernel size 2; expected an odd one"),
+        ("mix_channels", 0, lambda x: x[..., 1:], r"the parts have (\d+) channels; x has (?!\1)"),
+        ("depthwise_conv", 3, lambda _: "gelu", "activation 'gelu'; expected one of none, relu, swish, sigmoid"),
+        ("depthwise_conv", 4, lambda _: 0, "stride=0; expected 1 to 2147483647"),
+        ("depthwise_conv", 4, lambda _: 2**31, "stride=2147483648; expected 1 to 2147483647"),
+        ("batch_norm", 0, lambda x: x[:1, :, :1, :1], "a variance needs two pixels"),
+        ("batch_norm", 1, lambda weight: weight.long(), "weight is of torch.int64; expected real numbers"),
     ],
-    ids=lambda value: "" if isinstance(value, Tensor) else str(value),
 )
-def test_the_message_names_the_mistake(name: str, at: int, value: Any, message: str) -> None:
+def test_the_message_names_the_mistake(name: str, at: int, spoil: Callable[[Any], Any], message: str) -> None:
     arguments = valid_arguments(random.Random(2))[name]
-    arguments[at] = value
+    arguments[at] = spoil(arguments[at])
     with pytest.raises(ConfigError, match=message):
         getattr(OPERATORS, name).default(*arguments)
 
