@@ -80,6 +80,13 @@ def test_start() -> None:
     assert ss2d.x_proj_weight.abs().max() <= 64**-0.5
 
 
+def test_the_state_matrix_is_not_rounded_in_half_precision() -> None:
+    ss2d = SS2D(16).bfloat16()
+    torch.nn.init.normal_(ss2d.A_log)
+    found = ss2d.scan_inputs(torch.randn(1, 32, 2, 3, dtype=torch.bfloat16)).A
+    assert torch.equal(found, -ss2d.A_log.float().exp())
+
+
 def test_reversing_a_sequence_needs_two_directions() -> None:
     """One direction sees only what came before; two see the whole map."""
     x = torch.zeros(1, 16, 1, 9, requires_grad=True)

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 from torch import Tensor
 
 from mobilemamba.errors import ConfigError
-
-I64 = ctypes.c_int64
-POINTER = ctypes.c_void_p
 
 #: The values of ``dtype`` in simd.h.
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}

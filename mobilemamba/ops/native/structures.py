@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 
-from mobilemamba.ops.native.arguments import I64, POINTER
+I64 = ctypes.c_int64
+POINTER = ctypes.c_void_p
 
 
 class ScanArgs(ctypes.Structure):
