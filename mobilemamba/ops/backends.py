@@ -22,6 +22,7 @@ from mobilemamba.ops.transforms import transforming
 logger = logging.getLogger(__name__)
 
 _standard_only = False
+_standard_users = 0  # contexts of ``standard_operators``, which threads may enter and leave in any order
 #: Tables by operation: older versions of torch.compile accept names as constants, but no objects.
 _TABLES: dict[str, Backends] = {}
 
@@ -139,16 +140,18 @@ forget_choices = _chosen.cache_clear
 
 @contextmanager
 def standard_operators() -> Iterator[None]:
-    """Context in which PyTorch's own operators compute every operation, whatever backend was chosen for it.
+    """Context in which PyTorch's own operators compute every operation, in all threads, whatever backend was chosen.
 
     A network exported or traced in it runs without this package; all derivatives and ``vmap`` work, but slowly.
     """
-    global _standard_only
-    before, _standard_only = _standard_only, True
+    global _standard_only, _standard_users
+    _standard_users += 1
+    _standard_only = True
     try:
         yield
     finally:
-        _standard_only = before
+        _standard_users -= 1
+        _standard_only = _standard_users > 0
 
 
 def standard_only() -> bool:

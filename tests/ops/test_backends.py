@@ -1,6 +1,7 @@
 """One way to choose for every operation: by name, by itself, or PyTorch's own operators alone."""
 
 import sys
+from contextlib import ExitStack
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -19,7 +20,7 @@ from mobilemamba.layers.wavelet_mamba import WaveletConv
 from mobilemamba.models import MobileMamba, optimize_for_inference
 from mobilemamba.models.fuse import fuse_norms
 from mobilemamba.ops import jit, standard_operators, wavelet
-from mobilemamba.ops.backends import forget_choices
+from mobilemamba.ops.backends import forget_choices, standard_only
 from mobilemamba.ops.kernels import INFERENCE, NETWORK
 from mobilemamba.ops.native import library
 from tests.ops.scans import needs_native
@@ -239,6 +240,16 @@ def test_an_export_in_standard_operators(part: str) -> None:
 
 
 @needs_native
+def test_standard_operators_end_with_the_last_thread_that_wants_them() -> None:
+    first, second = ExitStack(), ExitStack()
+    for thread in (first, second):
+        thread.enter_context(standard_operators())
+    first.close()
+    assert standard_only()
+    second.close()
+    assert not standard_only()
+
+
 def test_standard_operators_have_all_derivatives() -> None:
     network, x = t2(), torch.randn(1, 3, 32, 32)
     v = torch.randn_like(x)
