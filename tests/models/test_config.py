@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import timm
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -107,6 +108,12 @@ def test_the_suggested_local_ratio_works(dim: int, global_ratio: float, local_ra
     if suggested := re.search(r"local_ratio can be at most ([\d.e-]+)", refusal(dim, global_ratio, local_ratio)):
         again = refusal(dim, global_ratio, float(suggested[1]))
         assert not again or "rounds up" in again  # the other mistake, not this one again
+
+
+def test_rounding_of_ratios_is_no_excess() -> None:
+    global_ratio, local_ratio = torch.tensor([0.8, 0.2]).tolist()
+    assert global_ratio + local_ratio > 1
+    assert split_channels(160, global_ratio, local_ratio) == (128, 32, 0)
 
 
 def test_a_cnn_stage_splits_nothing() -> None:

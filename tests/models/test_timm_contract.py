@@ -142,7 +142,7 @@ def test_reset_classifier(small: Network) -> None:
         small.reset_classifier(5)
         assert small.num_classes == 5
         assert small(pictures).shape == (2, 5)
-        small.reset_classifier(5, "max")
+        small.reset_classifier(5, "Max")  # in either case
         assert torch.equal(small.forward_head(features, pre_logits=True), features.amax((2, 3)))
         small.reset_classifier(0)
         assert small(pictures).shape == (2, dim)
