@@ -22,7 +22,7 @@ def made(kind: type = nn.Conv2d, outs: int = 130) -> tuple[nn.Conv2d, WinogradCo
     return conv, packed
 
 
-@pytest.mark.parametrize("size", [(16, 16), (17, 22), (13, 31), (40, 90)])
+@pytest.mark.parametrize("size", [(16, 16), (17, 22), (13, 31), (40, 90), (2, 390)])
 def test_it_is_the_convolution(size: tuple[int, int]) -> None:
     conv, packed = made()
     x = torch.randn(2, 128, *size)
