@@ -297,6 +297,17 @@ def test_a_network_of_timm_s_without_our_layers_is_packed_too() -> None:
     assert isinstance(optimized, type(fuse_norms(model)))
 
 
+@pytest.mark.parametrize(
+    "geometry",
+    [{"padding": 1, "padding_mode": "reflect"}, {"padding": 1, "dilation": 2}, {"padding": 0}, {"stride": (1, 2)}],
+    ids=str,
+)
+def test_convolutions_that_do_not_fit_stay(geometry: dict[str, Any]) -> None:
+    model, pictures = nn.Sequential(nn.Conv2d(3, 8, 3, **geometry)).eval(), torch.randn(1, 3, 9, 9)
+    with torch.inference_mode():
+        torch.testing.assert_close(optimize_for_inference(model)(pictures), model(pictures))
+
+
 @pytest.mark.parametrize("name", OTHER_NORMS)
 def test_norms_of_other_classes_are_folded_or_left_alone(tiny: Build, name: str) -> None:
     model, pictures = OTHER_NORMS[name](tiny(num_classes=5)).eval(), torch.randn(2, 3, 64, 64)
