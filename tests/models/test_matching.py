@@ -107,6 +107,7 @@ def test_fused_checkpoints(
     source: MobileMamba, target: MobileMamba, near: Callable, into: str, release: bool, prefix: str
 ) -> None:
     state = release_fused(source) if release else fuse_norms(source).state_dict()
+    as_given = {name: tensor.clone() for name, tensor in state.items()}
     assert is_fused(state)
     assert is_release(state) == release
     network = fuse_norms(target) if into == "fused" else target
@@ -114,6 +115,7 @@ def test_fused_checkpoints(
     assert report.complete
     assert report.format == ("release" if release else "mobilemamba") + ", norms folded"
     assert near(source, network)
+    assert all(torch.equal(tensor, as_given[name]) for name, tensor in state.items())  # to be loaded once more
 
 
 def test_fused_without_global_mixers(tiny: Build, near: Callable) -> None:
