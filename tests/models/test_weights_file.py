@@ -231,3 +231,15 @@ def test_the_message_about_code_names_it_and_gives_no_dangerous_advice(tmp_path:
     with pytest.raises(WeightsError, match=r"it holds more than tensors \(torch.nn.modules.activation.ReLU\)") as error:
         read_checkpoint(tmp_path / "own.pth")
     assert "weights_only" not in str(error.value)
+
+
+def test_a_few_of_the_names_elsewhere_are_no_second_network() -> None:
+    names = [f"layer{i}.weight" for i in range(6)]
+    state = {f"model.{name}": torch.ones(1) for name in names} | {f"head.{name}": torch.zeros(1) for name in names[:3]}
+    assert find_tensors(state, names).state == dict.fromkeys(names, 1)
+
+
+def test_the_other_kind_of_weights_is_not_taken_because_of_an_empty_container() -> None:
+    source = {"state_dict": {"layer.weight": torch.ones(1)}, "ema": {"decay": torch.tensor(0.9)}}
+    with pytest.raises(WeightsError, match="holds no EMA weights"):
+        find_tensors(source, ["layer.weight"], ema=True)
