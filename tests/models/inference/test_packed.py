@@ -28,6 +28,13 @@ def test_packed_convolution(kernel: int, stride: int, groups: int, act: Any, fun
         torch.testing.assert_close(packed(x), function(conv(x)), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("channels", "kernel"), [(16, 3), (8, 2)], ids=["two channels a group", "even kernel"])
+def test_groups_that_our_depthwise_kernel_does_not_know(channels: int, kernel: int) -> None:
+    conv, x = nn.Conv2d(channels, 8, kernel, padding=kernel // 2, groups=8), torch.randn(2, channels, 7, 9)
+    with torch.no_grad():
+        torch.testing.assert_close(PackedConv.of(conv)(x), conv(x), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("side", [9, 99])
 def test_small_and_large_depthwise_convolutions(bias: bool, side: int, monkeypatch: pytest.MonkeyPatch) -> None:
