@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -166,7 +167,7 @@ def _pictures(given: list[Any], faults: Faults) -> tuple[np.ndarray, np.ndarray,
 
     bad = ~ids_good
     faults.leave_out(bad, lambda n: f"{shown(n)} has no whole number as id, but {_shown(rows[n].get('id'))}")
-    nameless = np.array([not text or "\0" in text for text in texts], bool) & ~bad
+    nameless = np.array([not _may_be_a_path(text) for text in texts], bool) & ~bad
     faults.leave_out(nameless, lambda n: f"{shown(n)} has no file_name")
     bad |= nameless
     flat = ~np.logical_and.reduce([good & (values > 0) for values, good in sides]) & ~bad
@@ -181,6 +182,13 @@ def _pictures(given: list[Any], faults: Faults) -> tuple[np.ndarray, np.ndarray,
         bad |= again
     kept = np.flatnonzero(~bad)
     return kept, ids[kept], [texts[n] for n in kept], np.stack([values[kept] for values, _ in sides], axis=1)
+
+
+def _may_be_a_path(text: str) -> bool:
+    try:
+        return bool(text) and b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:  # JSON may hold half of a surrogate pair
+        return False
 
 
 def _annotations(

@@ -136,7 +136,7 @@ class DetectionPictures(PictureFiles, DetectionDataModule):
         if "train" in used:
             change = train_transform(augmentation=self.augmentation, **how)
             self.train_set = ObjectSet(used["train"], change, self.seed, **options)
-        if "val" in used:
+        if used.get("val"):  # a single picture is for training
             self.val_set = ObjectSet(used["val"], eval_transform(**how), **options)
         if "test" in used:
             self.test_set = ObjectSet(used["test"], eval_transform(**how), **options)

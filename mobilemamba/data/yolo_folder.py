@@ -11,7 +11,7 @@ import yaml
 from mobilemamba.data.coco_json import Faults
 from mobilemamba.data.coco_masks import pack
 from mobilemamba.data.detection_pictures import DetectionPictures
-from mobilemamba.data.folders import describe_left_out, list_pictures
+from mobilemamba.data.folders import NOWHERE, describe_left_out, list_pictures, why_no_folder
 from mobilemamba.data.layout import PART_NAMES, find_parts, require_folder
 from mobilemamba.data.objects import Objects
 from mobilemamba.data.picture_set import Blobs, Texts
@@ -102,14 +102,14 @@ class YOLOFolder(DetectionPictures):
 
     def _folder(self, part: str) -> Path | None:
         """Returns the folder of a part's pictures; None if there is none."""
-        given, root = self.description.get(part), Path(self.root)
+        given, root, places = self.description.get(part), Path(self.root), list[Path]()
         if isinstance(given, str):
             # Paths may be those of the author's machine, so folders in our root take precedence.
             below = given.removeprefix("../").removeprefix("./")
             places = [root / below, root / str(self.description.get("path", "")) / given, root / given]
-            if found := next((place for place in places if place.is_dir()), None):
-                return found / "images" if (found / "images").is_dir() else found
-        elif given is not None:
+        if found := next((place for place in places if why_no_folder(place) is None), None):
+            return found / "images" if (found / "images").is_dir() else found
+        if given is not None and (not places or any(why_no_folder(place) != NOWHERE for place in places)):
             raise DataError(f"{printable(root)}: data.yaml has no folder as {part}, but {printable(given)}: give one")
         usual = [folder for name in PART_NAMES[part] for folder in (root / "images" / name, root / name / "images")]
         found = next((folder for folder in usual if folder.is_dir()), None)
@@ -137,9 +137,9 @@ class YOLOFolder(DetectionPictures):
                 wrong.append(f"{printable(path)} ({error})")
                 continue
             text = labels / Path(path).relative_to(folder).with_suffix(".txt")
-            for number, line in enumerate(_lines(text), 1):
+            for number, words in _lines(text):
                 try:
-                    rows.append(self._object(line.split(), size))
+                    rows.append(self._object(words, size))
                     entries.append(number)
                 except DataError as error:
                     wrong.append(f"{printable(text)}, line {number}, {error}")
@@ -199,8 +199,8 @@ class YOLOFolder(DetectionPictures):
         return int(label), box, mask
 
 
-def _lines(file: Path) -> list[str]:
-    """Returns the lines of a text file; none if it does not exist.
+def _lines(file: Path) -> list[tuple[int, list[str]]]:
+    """Returns the number, from 1, and the words of each line that is not blank; none if the file does not exist.
 
     Raises:
         DataError: If it cannot be read.
@@ -212,7 +212,7 @@ def _lines(file: Path) -> list[str]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
         raise DataError(f"{printable(file)} cannot be read ({reason}): mend it or remove it") from error
-    return text.rstrip().splitlines()
+    return [(number, words) for number, line in enumerate(text.splitlines(), 1) if (words := line.split())]
 
 
 def _labels_folder(pictures: Path) -> Path:

@@ -183,6 +183,10 @@ def test_a_single_file_is_shared(tmp_path: Path) -> None:
     write(tmp_path).rename(tmp_path / "boxes.json")
     (tmp_path / "train").rename(tmp_path / "images")
     assert ready(tmp_path, val_fraction=0.34).name == f"{tmp_path.name} (2/1)"
+    alone = content(images=content()["images"][:1], annotations=content()["annotations"][1:2])
+    (tmp_path / "boxes.json").write_text(json.dumps(alone))
+    with pytest.raises(DataError, match="has no validation pictures"):
+        ready(tmp_path).val_dataloader()
     (tmp_path / "boxes.json").rename(tmp_path / "boxes.txt")
     with pytest.raises(DataError, match=r"has no train\.json and val\.json"):
         ready(tmp_path)

@@ -60,6 +60,7 @@ IMAGES: list[tuple[dict[str, Any], str]] = [
     ({"id": 4}, "has the id of another"),
     ({"file_name": "4.png"}, "has the file_name of another"),
     ({"file_name": 7}, "has no file_name"),
+    ({"file_name": "\ud83d.png"}, "has no file_name"),
     ({"height": 0}, "is of 64 x 0 pixels"),
     ({"width": ...}, "is of null x 48 pixels"),
     ({"file_name": "../9.png"}, r"images\[\d\], .*9\.png, does not exist \(1 of 3 pictures are missing\)"),

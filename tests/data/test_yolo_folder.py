@@ -75,8 +75,8 @@ def test_polygons_are_masks(tmp_path: Path) -> None:
     ],
 )
 def test_lines_that_cannot_be_are_refused_or_counted(tmp_path: Path, text: str, why: str) -> None:
-    root = folder(tmp_path / "pets", "0 0.5 0.5 0.1 0.1\n" + text)
-    with pytest.raises(DataError, match=rf"^{re.escape(str(root))}/labels/train/a\.txt, line 2, [^/]*{why}"):
+    root = folder(tmp_path / "pets", "\n0 0.5 0.5 0.1 0.1\n \n" + text)  # blank lines are no objects
+    with pytest.raises(DataError, match=rf"^{re.escape(str(root))}/labels/train/a\.txt, line 4, [^/]*{why}"):
         ready(root)
     data = ready(root, on_error="skip")
     assert "1 entry left out" in data.notes[0]
@@ -99,6 +99,7 @@ def test_a_box_over_the_edge_is_cut_off_if_faults_are_skipped(tmp_path: Path) ->
         ("names: [a, b]\nnc: 3\n", "has nc 3, but 2 names"),
         ("names: [a\n", "is no YAML"),
         ("names: [a, b]\ntrain: [x, y]\n", "no folder as train"),
+        ("names: [a, b]\ntrain: data.yaml\n", "no folder as train, but data.yaml"),
     ],
 )
 def test_descriptions_that_cannot_be_are_refused(tmp_path: Path, description: str, why: str) -> None:
