@@ -36,14 +36,15 @@ _KINDS = (
 def card_of_release(state: StateDict, backbone: str) -> ModelCard | None:
     """Returns the card of the authors' file, with the preprocessing of their evaluations; None for any other file.
 
-    A detector's classes, if there are as many as COCO has, are COCO's. The tensors do not show whether SSDLite's
-    pictures had 320 px or 512 px; 320 px is assumed.
+    A detector's classes, if there are as many as COCO has, are COCO's, and likewise a segmenter's ADE20K's. The tensors
+    do not show whether SSDLite's pictures had 320 px or 512 px; 320 px is assumed.
 
     Args:
         state: The file's tensors.
         backbone: timm's name of the backbone.
     """
-    from mobilemamba.data.coco_categories import CATEGORIES  # `import mobilemamba` does without the data
+    from mobilemamba.data.ade20k_classes import CLASSES  # `import mobilemamba` does without the data
+    from mobilemamba.data.coco_categories import CATEGORIES
 
     for kind in _KINDS:
         if kind.logits in state and any(name.startswith(kind.mark) for name in state):
@@ -54,6 +55,8 @@ def card_of_release(state: StateDict, backbone: str) -> ModelCard | None:
             options = {"auxiliary": True} if auxiliary else {}
             card = ModelCard(backbone, how, classes, task=kind.task, head=kind.head, head_options=options)
             if kind.task == "detection" and classes == len(CATEGORIES):
-                card = replace(card, class_names=tuple(CATEGORIES.values()), category_ids=tuple(CATEGORIES))
+                return replace(card, class_names=tuple(CATEGORIES.values()), category_ids=tuple(CATEGORIES))
+            if kind.task == "segmentation" and classes == len(CLASSES):
+                return replace(card, class_names=CLASSES)
             return card
     return None

@@ -77,6 +77,7 @@ def test_a_file_is_told_by_its_tensors(
     assert card.head_options == ({"auxiliary": True} if head in ("deeplabv3", "pspnet") else {})
     fitted = "stretch" if head == "ssdlite" else "fit"
     assert card.preprocessing.resize == (fitted if head in DETECTION_HEADS else None)
+    assert card.class_names[:: classes - 1] == (("person", "toothbrush") if classes == 80 else ("wall", "flag"))
 
 
 @pytest.mark.parametrize(("classes", "known"), [(80, True), (79, False)])
