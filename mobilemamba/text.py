@@ -8,11 +8,15 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 
+#: Unicode's embeddings, overrides and isolates, and their ends, which turn round even what is printed after a name.
+_DIRECTIONS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+
 
 def printable(text: object) -> str:
     """Converts a text, e.g. a file's name, to one line that any UTF-8 file and any terminal accepts.
 
-    Control characters, including line breaks, and bytes that are not UTF-8 are replaced by escapes.
+    Control characters, including line breaks and those that change the direction of what follows, and bytes that are
+    not UTF-8 are replaced by escapes.
     """
     return "".join(map(_visible, str(text)))
 
@@ -49,7 +53,9 @@ def csv_of(rows: Sequence[Mapping[str, object]]) -> str:
 def _visible(character: str) -> str:
     if "\udc80" <= character <= "\udcff":  # Python's representation of an undecodable byte in a file's name
         return f"\\x{ord(character) - 0xDC00:02x}"
-    hidden = unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+    hidden = unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or (
+        unicodedata.bidirectional(character) in _DIRECTIONS
+    )
     return character.encode("unicode_escape").decode() if hidden else character
 
 

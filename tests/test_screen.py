@@ -50,7 +50,7 @@ def test_text_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert console.export_text() == "[bold]:smile: [/] a line longer than the screen\n"
 
 
-@pytest.mark.parametrize("text", ["two\nlines", "tab\there", "caf\udce9", "\x1b[31mred"])
+@pytest.mark.parametrize("text", ["two\nlines", "tab\there", "caf\udce9", "\x1b[31mred", "a\u202eb"])
 def test_a_cell_stays_in_its_line_whatever_is_in_it(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     console = Console(width=60, record=True)
     console.print(fit_table(60, ["name", text], [[text, "1"], ["b", "2"]], title=text, notes=[text]))
