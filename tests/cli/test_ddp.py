@@ -46,6 +46,7 @@ RECEPTIVE_FIELDS = shlex.split(
 )
 IN_TWO = shlex.split("--trainer.strategy ddp --trainer.devices 2")
 CLASSES = [f"class {number}" for number in range(11)]
+DAMAGED = shlex.split("--data.root damaged --data.on_error skip")
 FIT_IN_TWO = ["fit", *OPTIONS, *IN_TWO, "--data.batch_size", "4"]  # pictures of each process
 EVERY_STEP = shlex.split(
     "--trainer.callbacks+=ModelCheckpoint --trainer.callbacks.every_n_train_steps=1 --trainer.callbacks.save_top_k=-1 "
@@ -56,7 +57,7 @@ IN_MID_EPOCH = ["--ckpt_path", "runs/two/checkpoints/step=5.ckpt"]
 TOGETHER = [
     [*FIT_IN_TWO, "--name", "two", *WITHOUT_BATCH_NORM, *EVERY_STEP],
     [*FIT_IN_TWO, "--name", "resumed", *WITHOUT_BATCH_NORM, *EVERY_STEP, *IN_MID_EPOCH],
-    [*FIT_IN_TWO, "--name", "mamba", *MOBILEMAMBA, *RECEPTIVE_FIELDS],
+    [*FIT_IN_TWO, "--name", "mamba", *MOBILEMAMBA, *RECEPTIVE_FIELDS, *DAMAGED],
     [*EVALUATE, *IN_TWO, "--per_class", "two.csv"],
     [*EVALUATE_SAMPLE, *IN_TWO],  # the last, as its table is the last that is printed
 ]
@@ -106,6 +107,10 @@ def together(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
     """
     folder = tmp_path_factory.mktemp("together")
     paint_classes(folder / "pictures")
+    paint_classes(folder / "damaged")
+    for part in ("train", "val"):
+        for name in ("0.png", "12.png"):  # neighbours, so that each process evaluates one
+            (folder / "damaged" / part / "a" / name).write_bytes(b"no picture")
     paint_masks(folder / "own")
     segmenter = create_segmenter("semantic_fpn", "mobilemamba_t2", len(CLASSES))
     look = Preprocessing((32, 32), (0.5,) * 3, (0.2,) * 3, "bilinear")
@@ -191,7 +196,8 @@ def test_two_processes_go_on_in_mid_epoch_to_the_same_end() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("_there")
 def test_all_processes_evaluate_the_network_that_is_saved() -> None:
-    """Whatever the batch norms of the other process have seen, in the raw and in the averaged network."""
+    """Whatever the batch norms and unreadable pictures of the other process, in the raw and in the averaged network."""
+    assert results("mamba")["skipped_pictures"] == 4
     assert [snapshot.epoch for snapshot in read_snapshots(Path("runs/mamba/receptive_fields.npz"))] == [0, 2]
     checkpoint = ["--ckpt_path", "runs/mamba/checkpoints/last.ckpt"]
     alone = shlex.split("--config runs/mamba/config.yaml --trainer.strategy auto --trainer.devices 1")

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import lightning
 import timm
 import torch
+import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
@@ -68,6 +69,7 @@ class RunResults(AtEnd):
         self.resumed = False
         self.resumes = 0
         self.measured: dict[str, Any] | None = None
+        self.skipped: set[str] = set()
         self._started = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
@@ -108,6 +110,7 @@ class RunResults(AtEnd):
         """Stores the results of this validation and updates ``progress.json``."""
         if not counts(trainer):
             return
+        self.skipped = _gathered(trainer, _skipped(trainer))
         validation = validation_now(trainer, monitor_of(pl_module)[0])
         # A validation that is repeated after a resume replaces the first one.
         self.history = [entry for entry in self.history if entry.get("step", 0) < validation["step"]]
@@ -156,7 +159,7 @@ class RunResults(AtEnd):
             "seed": global_seed(),
             "resumes": self.resumes,
             **describe_data(trainer),
-            "skipped_pictures": 0 if (data := data_of(trainer)) is None else len(data.skipped),
+            "skipped_pictures": len(self.skipped | _skipped(trainer)),
             "total_batch_size": pl_module.total_batch_size if isinstance(pl_module, TaskContract) else None,
             "device": device_name(trainer.strategy.root_device),
             "devices": trainer.world_size,
@@ -249,6 +252,20 @@ def _in_words(results: dict[str, Any], headline: Score) -> str:
 def _of(validation: Validation, key: str) -> float | None:
     """Returns a score of a validation; modules other than ours may log it without ``val/``."""
     return validation.get(f"val/{key}", validation.get(key))
+
+
+def _skipped(trainer: Trainer) -> set[str]:
+    """Returns the names of the unreadable pictures that this process has left out so far."""
+    data = data_of(trainer)
+    return set() if data is None else set(data.skipped)
+
+
+def _gathered(trainer: Trainer, names: set[str]) -> set[str]:
+    """Returns the names that any process gives; all processes must call it."""
+    of_processes: list[Any] = [names] * trainer.world_size
+    if trainer.world_size > 1:
+        dist.all_gather_object(of_processes, names)
+    return set().union(*of_processes)
 
 
 def _writes(trainer: Trainer) -> bool:
