@@ -35,6 +35,7 @@ class DetectionPictures(PictureFiles, DetectionDataModule):
         resize: ``fit``: pictures keep their aspect ratio, are padded in a training batch to multiples of 32, and are
             evaluated one by one; ``stretch``: all are scaled to exactly ``img_size``; None for the setting of the
             weights, or else ``fit``.
+        repeats: How often an epoch goes through the training pictures, changed differently each time.
         val_fraction: Fraction of the training pictures used for validation if there is no validation part, above 0 and
             below 1; always the same pictures, evenly spaced.
         augmentation: Random changes of training pictures.
@@ -55,6 +56,7 @@ class DetectionPictures(PictureFiles, DetectionDataModule):
     LIMITS: ClassVar[dict[str, tuple[float, float, str]]] = {
         **PictureFiles.LIMITS,
         **LIMITS_OF_CHANGES,
+        "repeats": (1, inf, "1 or more, e.g. 5"),
         "augmentation.sides": (1, inf, "lengths in pixels, 1 or more"),
         "augmentation.expand": (0, 1, "a probability, 0 to 1"),
         "augmentation.swap": (0, 1, "a probability, 0 to 1"),
@@ -68,6 +70,7 @@ class DetectionPictures(PictureFiles, DetectionDataModule):
         img_size: int | tuple[int, int] | None = None,
         batch_size: int = 4,
         resize: Resize | None = None,
+        repeats: int = 1,
         val_fraction: float = 0.2,
         augmentation: DetectionAugmentation = DetectionAugmentation(),  # noqa: B008 - read only
         on_error: Literal["stop", "skip"] = "stop",
@@ -78,6 +81,7 @@ class DetectionPictures(PictureFiles, DetectionDataModule):
         usual = {"fit": 800, "stretch": 320}[resize]
         super().__init__(usual if img_size is None else img_size, batch_size, **options)
         self.take(root, mean, std, on_error, upright)
+        self.repeats = repeats
         self.val_fraction = val_fraction
         self.resize = resize
         self.augmentation = augmentation
@@ -142,11 +146,12 @@ class DetectionPictures(PictureFiles, DetectionDataModule):
             self.test_set = ObjectSet(used["test"], eval_transform(**how), **options)
 
     def train_sampler(self) -> EpochSampler:
-        if self.resize == "stretch":
-            return super().train_sampler()
         data = cast(ObjectSet, self._ready(self.train_set, "training"))
+        if self.resize == "stretch":
+            return EpochSampler(self.repeats * len(data), self.seed, *self._place)
         height_N, width_N = data.objects.sizes.T
-        return AspectSampler(width_N >= height_N, self.batch_size, self.seed, *self._place)
+        wide_N = np.tile(width_N >= height_N, self.repeats)
+        return AspectSampler(wide_N, self.batch_size, self.seed, *self._place)
 
     def missing(self, part: str) -> str:
         return f"{printable(self.root)} has no {part} pictures: add them with their annotations"

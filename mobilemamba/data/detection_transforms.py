@@ -1,6 +1,6 @@
 """Preprocessing of pictures for detection, and augmentation together with their boxes and masks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +12,7 @@ from torchvision.ops import box_iou
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
-from mobilemamba.data.segmentation_transforms import Distort
+from mobilemamba.data.shared_transforms import Distort, fitted_size
 
 Resize = Literal["fit", "stretch"]
 Target = dict[str, Tensor]
@@ -61,17 +61,6 @@ class DetectionAugmentation:
         return self.brightness, self.contrast, self.saturation, self.hue
 
 
-def fitted_size(size: Sequence[int], limits: Sequence[int]) -> list[int]:
-    """Returns height and width of a picture scaled until its shorter or its longer side reaches its limit.
-
-    Args:
-        size: Height and width before scaling.
-        limits: Limits of the shorter and of the longer side.
-    """
-    factor = min(limits[0] / min(size), limits[1] / max(size))
-    return [max(1, int(side * factor + 0.5)) for side in size]
-
-
 def eval_transform(
     img_size: tuple[int, int],
     mean: tuple[float, ...],
@@ -84,7 +73,7 @@ def eval_transform(
 
     Args:
         img_size: Height and width to stretch to; or with ``fit``, limits of the shorter and longer side, see
-            :func:`fitted_size`.
+            :func:`~mobilemamba.data.shared_transforms.fitted_size`.
         mean: Mean per channel, of pictures in 0..1.
         std: Standard deviation per channel, of pictures in 0..1.
         interpolation: Interpolation of the scaling.

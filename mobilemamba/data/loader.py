@@ -96,8 +96,8 @@ class PictureLoader(DataLoader[Any]):
 
     def _cut(self) -> dict[str, int]:
         """Returns the numbers that, with a number of batches, define a position in an epoch."""
-        ranks = getattr(self.sampler, "num_replicas", 1)
-        return {"pictures": len(cast(Sized, self.dataset)), "pictures_per_step": (self.batch_size or 0) * ranks}
+        ranks, of = getattr(self.sampler, "num_replicas", 1), getattr(self.sampler, "dataset", self.dataset)
+        return {"pictures": len(cast(Sized, of)), "pictures_per_step": (self.batch_size or 0) * ranks}
 
     def _begin(self) -> int:
         """Sets the sampler to the start of this iteration, and returns the number of batches before it."""

@@ -2,7 +2,8 @@
 
 A sampler passes *keys* rather than indices to the data set: ``key = epoch * len(data) + index``. One integer thus tells
 the data set the epoch, even in a worker that was started epochs ago. How a picture is changed then depends neither on
-the number of workers, nor on its batch, nor on interruptions of the training.
+the number of workers, nor on its batch, nor on interruptions of the training. If a training goes R times through the
+data in each of its epochs, its sampler is for R * len(data) pictures, and the data set sees R times as many epochs.
 
 The samplers themselves divide the pictures among the processes. They are ``DistributedSampler``s because Lightning
 wraps any other kind, which would undo the marks of :class:`EvaluationSampler`.

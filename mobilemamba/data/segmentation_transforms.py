@@ -1,8 +1,7 @@
 """Preprocessing of pictures for segmentation, and augmentation together with their masks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from PIL import Image
@@ -12,6 +11,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
 from mobilemamba.data.batches import IGNORED_PIXEL
+from mobilemamba.data.shared_transforms import Distort, fitted_size, uniform
 
 _LONGEST = 4  # limit of the longer side, as a multiple of the target for the shorter side
 _LEAST = 32  # smallest side in pixels for a network; pictures are stretched to it, as masks keep their own size
@@ -43,12 +43,6 @@ class SegmentationAugmentation:
     hue: float = 0.1
 
 
-def scaled_size(size: Sequence[int], shorter: float) -> list[int]:
-    """Returns height and width of a picture scaled to the side ``shorter``, or to a longer side of 4 times that."""
-    factor = min(shorter / min(size), _LONGEST * shorter / max(size))
-    return [max(1, int(side * factor + 0.5)) for side in size]
-
-
 def eval_transform(
     img_size: tuple[int, int],
     mean: tuple[float, ...],
@@ -59,9 +53,9 @@ def eval_transform(
     """Returns the transform of a whole picture to a normalised (3, h, w) float32; takes the ``preprocessing`` entries.
 
     Args:
-        img_size: Height and width, of which the smaller is the target for the picture's shorter side, see
-            :func:`scaled_size`; nothing is cropped. If a very thin picture's side would be under 32 pixels and smaller
-            than that target, it is stretched to the smaller of the two.
+        img_size: Height and width, of which the smaller is the target for the picture's shorter side, and four times
+            this the limit of its longer side; nothing is cropped. If a very thin picture's side would be under 32
+            pixels and smaller than that target, it is stretched to the smaller of the two.
         mean: Mean per channel, of pictures in 0..1.
         std: Standard deviation per channel, of pictures in 0..1.
         interpolation: Interpolation of the scaling.
@@ -114,7 +108,6 @@ def train_transform(
 
 
 Pair = tuple[Tensor, Tensor]
-_Target = TypeVar("_Target")
 
 
 class _ToSide:
@@ -125,7 +118,7 @@ class _ToSide:
 
     def __call__(self, image: Tensor) -> Tensor:
         least = min(_LEAST, self.side)
-        size = [max(least, side) for side in scaled_size(image.shape[-2:], self.side)]
+        size = [max(least, side) for side in fitted_size(image.shape[-2:], (self.side, _LONGEST * self.side))]
         return TF.resize(image, size, self.mode, antialias=self.antialias)
 
 
@@ -136,7 +129,8 @@ class _Scale:
         self.side, self.scale, self.mode, self.antialias = side, scale, mode, antialias
 
     def __call__(self, image: Tensor, mask: Tensor) -> Pair:
-        size = scaled_size(image.shape[-2:], self.side * _uniform(*self.scale))
+        shorter = self.side * uniform(*self.scale)
+        size = fitted_size(image.shape[-2:], (shorter, _LONGEST * shorter))
         return TF.resize(image, size, self.mode, antialias=self.antialias), TF.resize(mask, size)
 
 
@@ -160,36 +154,6 @@ class _Crop:
         return TF.crop(image, top, left, height, width), piece
 
 
-class Distort:
-    """Changes the colours of a picture in 0..1; unlike torchvision's, adds brightness and does not swap channels.
-
-    Args:
-        brightness: Largest value added to or subtracted from pixels.
-        contrast: Pixels are multiplied by a factor within 1 ± this.
-        saturation: The saturation is multiplied by a factor within 1 ± this.
-        hue: Largest change of the hue, in turns.
-    """
-
-    def __init__(self, brightness: float, contrast: float, saturation: float, hue: float) -> None:
-        self.brightness, self.contrast, self.saturation, self.hue = brightness, contrast, saturation, hue
-
-    def __call__(self, image: Tensor, target: _Target) -> tuple[Tensor, _Target]:
-        brightness, contrast, saturation, hue = (_uniform(0, 1) < 0.5 for _ in range(4))
-        contrast_first = _uniform(0, 1) < 0.5
-        factor = _uniform(1 - self.contrast, 1 + self.contrast)
-        if brightness:
-            image = (image + _uniform(-self.brightness, self.brightness)).clamp(0, 1)
-        if contrast and contrast_first:
-            image = (image * factor).clamp(0, 1)
-        if saturation:
-            image = _saturate(image, _uniform(1 - self.saturation, 1 + self.saturation))
-        if hue:
-            image = TF.adjust_hue(image, _uniform(-self.hue, self.hue))
-        if contrast and not contrast_first:
-            image = (image * factor).clamp(0, 1)
-        return image, target
-
-
 class _Fill:
     """Pads to a size on the right and at the bottom."""
 
@@ -199,14 +163,3 @@ class _Fill:
     def __call__(self, image: Tensor, mask: Tensor) -> Pair:
         missing = [0, 0, self.size[1] - mask.shape[-1], self.size[0] - mask.shape[-2]]
         return TF.pad(image, missing), TF.pad(mask, missing, fill=IGNORED_PIXEL)
-
-
-def _saturate(image: Tensor, factor: float) -> Tensor:
-    """Multiplies the saturation of HSV, clamped to 1; hue and value, the largest channel, stay unchanged."""
-    value = image.amax(0)
-    saturation = (value - image.amin(0)) / value.clamp(min=1e-6)
-    return value - (value - image) * (factor * saturation).clamp(max=1) / saturation.clamp(min=1e-6)
-
-
-def _uniform(low: float, high: float) -> float:
-    return low + (high - low) * float(torch.rand(()))

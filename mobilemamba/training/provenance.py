@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import math
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -109,7 +109,7 @@ def pictures_used(loaders: Any, batches: float | Sequence[float], devices: int) 
     parts: list[Any] = [sampler, getattr(loaders, "dataset", None)]
     sizes = [len(part) for part in parts if hasattr(part, "__len__")]
     used_here = min([taken * batch_size, *sizes[:1]]) * devices
-    whole = sizes[-1] if isinstance(sampler, DistributedSampler) else math.inf
+    whole = len(cast(Sized, sampler.dataset)) if isinstance(sampler, DistributedSampler) else math.inf
     return None if math.isinf(used_here) else int(min(used_here, whole))
 
 

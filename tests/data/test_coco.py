@@ -20,6 +20,7 @@ from mobilemamba.errors import ConfigError, DataError
 from mobilemamba.models import ModelCard, Preprocessing
 from mobilemamba.models.checkpoints import build_network
 from mobilemamba.models.predictor import predictor_of
+from mobilemamba.training.provenance import pictures_used
 from tests.data.coco_files import content, write
 
 
@@ -117,6 +118,17 @@ def test_batches_of_an_epoch_are_wide_or_tall(mini: Path) -> None:
     assert {True, False} == set().union(*kinds)
 
 
+@pytest.mark.parametrize("resize", ["fit", "stretch"])
+def test_an_epoch_of_several_rounds_changes_pictures_in_each(tmp_path: Path, resize: str) -> None:
+    write(tmp_path)
+    write(tmp_path, "val")
+    data = ready(tmp_path, resize=resize, img_size=(32, 64), batch_size=3, repeats=4)
+    assert data.name == f"{tmp_path.name} (3/3)"
+    assert sorted(data.train_sampler().keys(1)) == [*range(12, 24)]  # of the epochs 4 to 7 of the set itself
+    loader = data.train_dataloader()
+    assert sum(len(images) for images, _ in loader) == pictures_used(loader, 4, 1) == loader.state_dict()["pictures"]
+
+
 def test_an_evaluation_sees_a_picture_as_predict_does(tmp_path: Path) -> None:
     """What is found in it must not depend on how much padding the pictures beside it would give it."""
     write(tmp_path)
@@ -187,6 +199,7 @@ def test_a_single_file_is_shared(tmp_path: Path) -> None:
     (tmp_path / "boxes.json").write_text(json.dumps(alone))
     with pytest.raises(DataError, match="has no validation pictures"):
         ready(tmp_path).val_dataloader()
+    assert len(ready(tmp_path).train_dataloader()) == 1
     (tmp_path / "boxes.json").rename(tmp_path / "boxes.txt")
     with pytest.raises(DataError, match=r"has no train\.json and val\.json"):
         ready(tmp_path)

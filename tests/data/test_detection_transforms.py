@@ -8,9 +8,10 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import box_iou, masks_to_boxes
 
-from mobilemamba.data.detection_transforms import DetectionAugmentation, eval_transform, fitted_size, train_transform
+from mobilemamba.data.detection_transforms import DetectionAugmentation, eval_transform, train_transform
 from mobilemamba.data.objects import make_target
 from mobilemamba.data.sampling import seeded
+from mobilemamba.data.shared_transforms import fitted_size
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 EVERYTHING = DetectionAugmentation(

@@ -31,12 +31,13 @@ def test_recipes_have_the_released_trainings_numbers() -> None:
     for name, config in found.items():
         model, data = config["model"]["init_args"], config["data"]["init_args"]
         ssd = name.startswith("ssdlite")
-        expected = (2.4e-3, 192, 600, 24, "stretch") if ssd else (2e-4, 16, 12, 4, "fit")
+        expected = (2.4e-3, 192, 120, 5, 24, "stretch") if ssd else (2e-4, 16, 12, 1, 4, "fit")
         trainer = config["trainer"]
         assert (trainer["gradient_clip_val"], model["warmup_steps"], model["warmup_lr_ratio"]) == (0.1, 500, 1e-5)
         assert (model["schedule"], model["min_lr_ratio"]) == ("half_cosine_by_epoch", 0)
         assert (model["drop_path_rate"], model["weight_decay"], model["frozen_norms"]) == (0.03, 0.05, True)
-        numbers = model["lr"], model["reference_batch_size"], trainer["max_epochs"], data["batch_size"], data["resize"]
+        length = trainer["max_epochs"], data["repeats"]
+        numbers = model["lr"], model["reference_batch_size"], *length, data["batch_size"], data["resize"]
         assert numbers == expected
         changes = data["augmentation"]
         assert changes["hflip"] == 0.5
