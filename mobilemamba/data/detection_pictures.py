@@ -139,7 +139,7 @@ class DetectionPictures(PictureFiles, DetectionDataModule):
         how, options = self.start()
         if "train" in used:
             change = train_transform(augmentation=self.augmentation, **how)
-            self.train_set = ObjectSet(used["train"], change, self.seed, **options)
+            self.train_set = ObjectSet(used["train"], change, seed=self.seed, **options)
         if used.get("val"):  # a single picture is for training
             self.val_set = ObjectSet(used["val"], eval_transform(**how), **options)
         if "test" in used:

@@ -8,15 +8,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from mobilemamba.data.batches import Unreadable
 from mobilemamba.data.coco_masks import unpack
+from mobilemamba.data.picture_dataset import PictureDataset
 from mobilemamba.data.picture_set import Blobs, Texts
 from mobilemamba.data.pictures import decode_picture
-from mobilemamba.data.sampling import seeded
 from mobilemamba.errors import DataError
-from mobilemamba.text import printable
 
 
 @dataclass(frozen=True)
@@ -74,60 +71,38 @@ class Objects:
         )
 
 
-class ObjectSet(Dataset[tuple[Tensor, dict[str, Tensor]] | Unreadable]):
-    """Pictures with their objects; in training, random changes depend only on (seed, epoch, picture).
+class ObjectSet(PictureDataset):
+    """Pictures (3, H, W) float32 with their objects, a dict that :class:`~mobilemamba.data.batches.Boxes` describes.
 
-    Indexed by the keys of :mod:`mobilemamba.data.sampling`; returns (3, H, W) float32 and the target described in
-    :class:`~mobilemamba.data.batches.Boxes`. In training, crowds and objects that are thinner than a pixel or have no
-    area are left out.
+    In training, crowds and objects that are thinner than a pixel or have no area are left out.
 
     Args:
         objects: The pictures and their objects.
-        transform: Transform of the picture alone; with ``seed``, of the picture and its target.
-        seed: 0 or more; None for an evaluation.
-        upright: Rotate pictures by their EXIF orientation.
-        skip: Return an :class:`~mobilemamba.data.batches.Unreadable` for a picture that cannot be used.
-
-    Raises:
-        DataError: On access, if a picture cannot be used and ``skip`` is not set.
+        transform: Transform of the picture alone; with a seed, of the picture and its target.
+        **options: Arguments of :class:`~mobilemamba.data.picture_dataset.PictureDataset`.
     """
 
-    def __init__(
-        self,
-        objects: Objects,
-        transform: Callable[..., Any],
-        seed: int | None = None,
-        *,
-        upright: bool = True,
-        skip: bool = False,
-    ) -> None:
-        self.objects, self.transform, self.seed = objects, transform, seed
-        self.upright, self.skip = upright, skip
+    def __init__(self, objects: Objects, transform: Callable[..., Any], **options: Any) -> None:
+        super().__init__(**options)
+        self.objects, self.transform = objects, transform
 
     def __len__(self) -> int:
         return len(self.objects)
 
-    def __getitem__(self, key: int) -> tuple[Tensor, dict[str, Tensor]] | Unreadable:
-        epoch, index = divmod(key, len(self))
-        try:
-            picture, target = self._read(index)
-        except DataError as error:
-            if self.skip:
-                return Unreadable(self.name(index), str(error))
-            raise DataError(f"{printable(self.name(index))} cannot be used ({error}): mend it or remove it") from error
-        if self.seed is None:
-            image = self.transform(picture)
-            target["size"] = torch.tensor(image.shape[1:])
-            down, across = (target["size"] / target["original_size"]).tolist()
-            target["boxes"] = target["boxes"] * torch.tensor([across, down, across, down])
-            return image, target
-        with seeded(self.seed, epoch, index):
-            return self.transform(picture, target)
-
     def name(self, index: int) -> str:
         return self.objects.paths[index]
 
-    def _read(self, index: int) -> tuple[Image.Image, dict[str, Tensor]]:
+    def prepared(self, picture: Image.Image, target: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        image = self.transform(picture)
+        size = torch.tensor(image.shape[1:])
+        down, across = (size / target["original_size"]).tolist()
+        boxes = target["boxes"] * torch.tensor([across, down, across, down])
+        return image, {**target, "size": size, "boxes": boxes}
+
+    def changed(self, picture: Image.Image, target: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.transform(picture, target)
+
+    def read(self, index: int) -> tuple[Image.Image, dict[str, Tensor]]:
         objects = self.objects
         picture = decode_picture(objects.paths[index], upright=self.upright)
         width, height = picture.size

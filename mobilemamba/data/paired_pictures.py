@@ -10,18 +10,17 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from mobilemamba.data.base import ABOVE_0
-from mobilemamba.data.batches import IGNORED_PIXEL, Unreadable
+from mobilemamba.data.batches import IGNORED_PIXEL
 from mobilemamba.data.folders import describe_left_out, few, list_pictures, scan_folder
 from mobilemamba.data.layout import PART_NAMES, disguised_parts, find_parts, require_folder, spread_share
 from mobilemamba.data.masks import ClassList, decode_mask
+from mobilemamba.data.picture_dataset import PictureDataset
 from mobilemamba.data.picture_files import LIMITS_OF_CHANGES, PictureFiles
 from mobilemamba.data.picture_set import Texts
 from mobilemamba.data.pictures import EXTENSIONS, decode_picture
-from mobilemamba.data.sampling import seeded
 from mobilemamba.data.segmentation import SegmentationDataModule
 from mobilemamba.data.segmentation_transforms import SegmentationAugmentation, eval_transform, train_transform
 from mobilemamba.drawing import Colour, distinct_colours
@@ -39,22 +38,15 @@ class Pairs(NamedTuple):
     test: list[PairOfFiles]
 
 
-class PairSet(Dataset[tuple[Tensor, Tensor] | Unreadable]):
-    """Pictures with their masks; in training, random changes depend only on (seed, epoch, picture).
-
-    Indexed by the keys of :mod:`mobilemamba.data.sampling`; returns (3, H, W) float32 and (H', W') int64.
+class PairSet(PictureDataset):
+    """Pictures with their masks: (3, H, W) float32 and (H', W') int64.
 
     Args:
         pairs: Files of the pictures and masks.
         classes: Classes of the masks.
-        transform: Transform of the picture alone, while its mask stays unchanged; with ``seed``, of both.
-        seed: 0 or more; None for an evaluation.
-        upright: Rotate pictures by their EXIF orientation.
-        skip: Return an :class:`~mobilemamba.data.batches.Unreadable` for a pair that cannot be used.
+        transform: Transform of the picture alone, while its mask stays unchanged; with a seed, of both.
         empty: Whether masks may consist only of ignored pixels.
-
-    Raises:
-        DataError: On access, if a pair cannot be used and ``skip`` is not set.
+        **options: Arguments of :class:`~mobilemamba.data.picture_dataset.PictureDataset`.
     """
 
     def __init__(
@@ -62,36 +54,27 @@ class PairSet(Dataset[tuple[Tensor, Tensor] | Unreadable]):
         pairs: list[PairOfFiles],
         classes: ClassList,
         transform: Callable[..., Any],
-        seed: int | None = None,
         *,
-        upright: bool = True,
-        skip: bool = False,
         empty: bool = False,
+        **options: Any,
     ) -> None:
+        super().__init__(**options)
         self.pictures, self.masks = (Texts(pair[part] for pair in pairs) for part in (0, 1))
-        self.classes, self.transform, self.seed = classes, transform, seed
-        self.upright, self.skip, self.empty = upright, skip, empty
+        self.classes, self.transform, self.empty = classes, transform, empty
 
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def __getitem__(self, key: int) -> tuple[Tensor, Tensor] | Unreadable:
-        epoch, index = divmod(key, len(self))
-        try:
-            picture, mask = self._read(index)
-        except DataError as error:
-            if self.skip:
-                return Unreadable(self.name(index), str(error))
-            raise DataError(f"{printable(self.name(index))} cannot be used ({error}): mend it or remove it") from error
-        if self.seed is None:
-            return self.transform(picture), mask.long()
-        with seeded(self.seed, epoch, index):
-            return self.transform(picture, tv_tensors.Mask(mask))
-
     def name(self, index: int) -> str:
         return self.pictures[index]
 
-    def _read(self, index: int) -> tuple[Image.Image, Tensor]:
+    def prepared(self, picture: Image.Image, target: Tensor) -> tuple[Tensor, Tensor]:
+        return self.transform(picture), target.long()
+
+    def changed(self, picture: Image.Image, target: Tensor) -> tuple[Tensor, Tensor]:
+        return self.transform(picture, tv_tensors.Mask(target))
+
+    def read(self, index: int) -> tuple[Image.Image, Tensor]:
         picture = decode_picture(self.pictures[index], upright=self.upright)
         try:
             mask_HW = decode_mask(self.masks[index], self.classes)
@@ -236,7 +219,7 @@ class PairedPictures(PictureFiles, SegmentationDataModule):
         options["empty"] = self.masks_may_be_empty
         if pairs.train:
             change = train_transform(augmentation=self.augmentation, **how)
-            self.train_set = PairSet(pairs.train, self.classes, change, self.seed, **options)
+            self.train_set = PairSet(pairs.train, self.classes, change, seed=self.seed, **options)
         if pairs.val:
             self.val_set = PairSet(pairs.val, self.classes, eval_transform(**how), **options)
         if pairs.test:

@@ -123,7 +123,7 @@ class PictureDataModule(PictureFiles, ImageDataModule):
             statistics = {"mean": self.mean, "std": self.std}
             interpolation = self.train_interpolation
             change = train_transform(self.image_hw, self.augmentation, interpolation=interpolation, **statistics)
-            self.train_set = PictureSet(parts.train, change, self.seed, **options)
+            self.train_set = PictureSet(parts.train, change, seed=self.seed, **options)
         if parts.val is not None:
             self.val_set = PictureSet(parts.val, eval_transform(**how), **options)
         if parts.test is not None:

@@ -2,16 +2,14 @@
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from mobilemamba.data.batches import Unreadable
+from mobilemamba.data.picture_dataset import PictureDataset
 from mobilemamba.data.pictures import decode_picture, refusal
-from mobilemamba.data.sampling import seeded
 from mobilemamba.errors import DataError
 
 
@@ -88,50 +86,32 @@ class FileSource:
         return self.paths[index]
 
 
-class PictureSet(Dataset[tuple[Tensor, int] | Unreadable]):
-    """Pictures of a source; random changes depend only on (seed, epoch, picture).
-
-    Indexed by the keys of :mod:`mobilemamba.data.sampling`; returns (3, H, W) float32 and the label.
+class PictureSet(PictureDataset):
+    """Pictures of a source with their labels: (3, H, W) float32 and an integer.
 
     Args:
         source: The pictures.
         transform: Transform of a picture to a tensor.
-        seed: 0 or more.
-        upright: Rotate pictures by their EXIF orientation.
-        skip: Return an :class:`~mobilemamba.data.batches.Unreadable` for a picture that cannot be read.
-
-    Raises:
-        DataError: On access, if the picture cannot be read and ``skip`` is not set.
+        **options: Arguments of :class:`~mobilemamba.data.picture_dataset.PictureDataset`.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        transform: Callable[[Image.Image], Tensor],
-        seed: int = 0,
-        *,
-        upright: bool = True,
-        skip: bool = False,
-    ) -> None:
-        self.source = source
-        self.transform = transform
-        self.seed = seed
-        self.upright = upright
-        self.skip = skip
+    def __init__(self, source: Source, transform: Callable[[Image.Image], Tensor], **options: Any) -> None:
+        super().__init__(**options)
+        self.source, self.transform = source, transform
 
     def __len__(self) -> int:
         return len(self.source.labels)
 
-    def __getitem__(self, key: int) -> tuple[Tensor, int] | Unreadable:
-        epoch, index = divmod(key, len(self))
-        try:
-            picture = decode_picture(self.source.open(index), upright=self.upright)
-        except DataError as error:
-            if self.skip:
-                return Unreadable(self.name(index), str(error))
-            raise refusal(self.name(index), error) from error
-        with seeded(self.seed, epoch, index):
-            return self.transform(picture), int(self.source.labels[index])
-
     def name(self, index: int) -> str:
         return self.source.name(index)
+
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        return decode_picture(self.source.open(index), upright=self.upright), int(self.source.labels[index])
+
+    def prepared(self, picture: Image.Image, target: int) -> tuple[Tensor, int]:
+        return self.transform(picture), target
+
+    changed = prepared
+
+    def refusal(self, index: int, reason: DataError) -> DataError:
+        return refusal(self.name(index), reason)

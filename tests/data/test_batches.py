@@ -140,5 +140,6 @@ def test_a_blank_of_boxes_does_not_count() -> None:
     images, (target,) = Boxes(32).blank(33, 20)
     assert images.shape == (1, 3, 64, 32)
     assert not target["counted"]
+    assert not Boxes().ignored([target], torch.tensor([False]))[0]["counted"]
     assert len(target["boxes"]) == len(target["labels"]) == 0
     assert "masks" not in target

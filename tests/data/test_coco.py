@@ -150,7 +150,15 @@ def test_an_evaluation_sees_a_picture_as_predict_does(tmp_path: Path) -> None:
 
 
 def test_labels_are_the_categories_by_their_ids(tmp_path: Path) -> None:
-    write(tmp_path)
+    thick = {
+        "id": 5,
+        "image_id": 4,
+        "category_id": 7,
+        "bbox": [5, 5, 1, 9],
+        "segmentation": [[5, 5, 6, 5, 6, 14, 5, 14]],
+    }
+    flat = {**thick, "id": 6, "image_id": 9, "area": 0}
+    write(tmp_path, annotations=[*content()["annotations"], thick, flat])
     write(tmp_path, "val")
     data = ready(tmp_path, img_size=32, masks=True)
     assert data.class_names == ("cat", "dog")
@@ -162,8 +170,8 @@ def test_labels_are_the_categories_by_their_ids(tmp_path: Path) -> None:
     assert targets[0]["masks"].sum((1, 2)).tolist() == [200, 48]
     assert isinstance(data.train_set, ObjectSet)
     objects = [data.train_set[n][1] for n in range(3)]
-    # Of the picture with the crowd, the other object is left; a box thinner than a pixel is not learned.
-    assert [target["labels"].tolist() for target in objects] == [[0], [], [1]]
+    # Of the picture with the crowd, the other object is left; a box thinner than a pixel or of no area is not learned.
+    assert [target["labels"].tolist() for target in objects] == [[0], [1], [1]]
 
 
 @pytest.mark.parametrize(

@@ -188,6 +188,8 @@ def test_same_seed_and_epoch_give_the_same_pictures_after_anything(pets: Path) -
     for again, once in zip(epoch_of(resumed, 2), epochs[2], strict=True):
         assert torch.equal(again, once)
     assert not torch.equal(epochs[1][0], epochs[2][0])
+    first, second = (walked.train_set[3 + epoch * len(walked.train_set)][0] for epoch in range(2))  # type: ignore[index, arg-type]
+    assert not torch.equal(first, second), "the same picture"
     assert not torch.equal(epoch_of(ready(pets, seed=1, **RANDOM), 2)[0], epochs[2][0])
 
 

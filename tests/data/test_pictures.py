@@ -13,7 +13,15 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 
-from mobilemamba.data.pictures import MAX_PIXELS, Augmentation, eval_transform, read_picture, train_transform
+from mobilemamba.data.pictures import (
+    MAX_PIXELS,
+    Augmentation,
+    eval_transform,
+    open_picture,
+    read_picture,
+    train_transform,
+    turned_size,
+)
 from mobilemamba.errors import ConfigError, DataError
 
 AUGMENTATION = Augmentation((0.08, 1.0), (3 / 4, 4 / 3), 0.5, 0.4, None, 0.25, "pixel")
@@ -122,6 +130,8 @@ def test_exif_orientation(tmp_path: Path, orientation: int, suffix: str) -> None
         read = pixels(read_picture(file, upright=turned)).astype(int)
         assert read.shape == expected.shape
         assert np.abs(read - expected).mean() < 8
+    with open_picture(file) as opened:
+        assert turned_size(opened) == (16, 32)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
@@ -230,8 +240,9 @@ def test_evaluation_is_timms(size: tuple[int, int], picture: tuple[int, int]) ->
     assert torch.equal(eval_transform(size, crop_pct=0.9, **how)(image), expected)
 
 
-def test_the_centre_of_a_longer_picture_is_the_same() -> None:
-    ramp = np.broadcast_to(np.linspace(0, 255, 2000).astype(np.uint8)[None, :, None], (20, 2000, 3))
+@pytest.mark.parametrize("axis", [0, 1])
+def test_the_centre_of_a_longer_picture_is_the_same(axis: int) -> None:
+    ramp = np.broadcast_to(np.linspace(0, 255, 2000).astype(np.uint8)[:, None, None], (2000, 20, 3)).swapaxes(0, axis)
     image = Image.fromarray(np.ascontiguousarray(ramp))
     whole = create_transform(32, interpolation="bilinear", crop_pct=1.0)(image)
     assert (eval_transform((32, 32), interpolation="bilinear", crop_pct=1.0)(image) - whole).abs().max() < 0.05
