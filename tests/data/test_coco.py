@@ -42,6 +42,7 @@ def test_classes_are_known_without_the_set(mini: Path) -> None:
     assert data.class_names == tuple(category["name"] for category in stored)
     assert data.category_ids == tuple(category["id"] for category in stored)
     assert len(data.class_names) == len(set(data.palette)) == 80
+    assert not data.preprocessing["antialias"]
 
 
 def test_validation_has_all_that_the_reference_reads(mini: Path) -> None:

@@ -111,6 +111,7 @@ def test_a_box_over_the_edge_is_cut_off_if_faults_are_skipped(tmp_path: Path) ->
     faults = Faults(file, skip=True)
     assert read_coco(file, faults).objects.boxes[0].tolist() == [40, 10, 64, 20]
     assert "1 entry cut off at the edge of their picture" in faults.notes[0]
+    assert read_coco(file, Faults(file, skip=False), overhang=76).objects.boxes[0].tolist() == [40, 10, 140, 20]
     whole = read_coco(file, Faults(file, skip=False), overhang=np.inf).objects
     assert whole.boxes[0].tolist() == [40, 10, 140, 20]
 

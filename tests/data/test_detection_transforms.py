@@ -76,9 +76,37 @@ def test_boxes_and_masks_follow_the_picture(resize: Any, augmentation: Detection
     assert len(kinds) > (1 if resize == "stretch" and augmentation is not EVERYTHING else 3)
 
 
-def test_a_flip_alone_by_default() -> None:
-    kinds = {tuple(drawn(key, resize="stretch", img_size=(60, 90))[1]["boxes"][0].tolist()) for key in range(10)}
-    assert kinds == {(10, 10, 40, 30), (50, 10, 80, 30)}
+LEFT, RIGHT = (10, 10, 40, 30), (50, 10, 80, 30)
+
+
+@pytest.mark.parametrize(
+    ("chance", "expected"), [({}, {LEFT, RIGHT}), ({"hflip": 1.0}, {RIGHT}), ({"hflip": 0}, {LEFT})]
+)
+def test_a_flip_alone_by_default(chance: dict[str, float], expected: set[Any]) -> None:
+    options: dict[str, Any] = {
+        "resize": "stretch",
+        "img_size": (60, 90),
+        "augmentation": DetectionAugmentation(**chance),
+    }
+    assert {tuple(drawn(key, **options)[1]["boxes"][0].tolist()) for key in range(10)} == expected
+
+
+@pytest.mark.parametrize(("swap", "least", "most"), [(1.0, 3, 6), (1e-6, 1, 1)])
+def test_channels_are_swapped_as_often_as_asked(swap: float, least: int, most: int) -> None:
+    change = train_transform((60, 90), DetectionAugmentation(swap=swap), MEAN, STD)
+    orders = set()
+    for key in range(12):
+        with seeded(key):
+            image, _ = change(Image.new("RGB", (90, 60), (10, 100, 200)), scene()[1])
+        orders.add(tuple(image[:, 0, 0].tolist()))
+    assert least <= len(orders) <= most
+
+
+def test_some_pictures_are_not_cropped() -> None:
+    options: dict[str, Any] = {"resize": "stretch", "img_size": (60, 90)}
+    options["augmentation"] = DetectionAugmentation(hflip=0, crop=True)
+    whole = [torch.equal(drawn(key, **options)[1]["boxes"], scene()[1]["boxes"]) for key in range(10)]
+    assert 0 < sum(whole) < len(whole)
 
 
 def test_crops_overlap_all_boxes_as_much_as_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,14 +122,15 @@ def test_crops_overlap_all_boxes_as_much_as_drawn(monkeypatch: pytest.MonkeyPatc
     target |= {"boxes": torch.tensor([[5.0, 5, 80, 50], [10, 2, 85, 58]])}
     change = train_transform((60, 90), DetectionAugmentation(hflip=0, crop=True), MEAN, STD, resize="fit")
     monkeypatch.setattr("mobilemamba.data.detection_transforms.TF.crop", recording(pieces))
-    with seeded(0, 3):
-        _, found = change(picture, target)
-    assert pieces
-    left, top, right, bottom = pieces[0]
-    assert box_iou(torch.tensor([pieces[0]]), target["boxes"]).min() >= 0.5
-    assert 0.5 <= (bottom - top) / (right - left) <= 2
-    assert min((bottom - top) / 60, (right - left) / 90) >= 0.28
-    assert len(found["boxes"]) == 2
+    for key in range(10):
+        pieces.clear()
+        with seeded(0, key):
+            _, found = change(picture, target)
+        left, top, right, bottom = pieces[0]
+        assert box_iou(torch.tensor([pieces[0]]), target["boxes"]).min() >= 0.5
+        assert 0.5 <= (bottom - top) / (right - left) <= 2
+        assert min((bottom - top) / 60, (right - left) / 90) >= 0.28
+        assert len(found["boxes"]) == 2
 
 
 def recording(pieces: list[list[float]]) -> Any:
@@ -115,10 +144,11 @@ def recording(pieces: list[list[float]]) -> Any:
 
 
 def test_expansion_fills_with_the_mean() -> None:
-    image, target = drawn(1, augmentation=DetectionAugmentation(hflip=0, expand=1.0), resize="stretch")
-    around = (image.abs() < 0.02).all(0)
-    assert around.any()
-    assert (target["boxes"][:, 2:] - target["boxes"][:, :2]).prod(1).sum() < 1800 * 64 * 96 / (60 * 90)
+    for key in range(5):
+        image, target = drawn(key, augmentation=DetectionAugmentation(hflip=0, expand=1.0), resize="stretch")
+        around = (image.abs() < 0.02).all(0)
+        assert around.any()
+        assert (target["boxes"][:, 2:] - target["boxes"][:, :2]).prod(1).sum() < 1800 * 64 * 96 / (60 * 90)
 
 
 def test_a_picture_without_objects() -> None:

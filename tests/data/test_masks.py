@@ -135,6 +135,14 @@ def test_black_and_white_are_colours_of_the_list(tmp_path: Path) -> None:
     assert decode_mask(saved(tmp_path, picture), classes(tmp_path, "no 0 0 0\nyes 255 255 255")).tolist() == [[0, 1]]
 
 
+@pytest.mark.parametrize(("dtype", "expected"), [(np.uint8, [[1, 0]]), (np.uint16, [[0, 1]])])
+def test_grey_of_eight_bits_may_be_colours_and_of_sixteen_is_numbers(
+    tmp_path: Path, dtype: type, expected: list[list[int]]
+) -> None:
+    picture = Image.fromarray(np.array([[0, 1]], dtype))
+    assert decode_mask(saved(tmp_path, picture), classes(tmp_path, "no 1 1 1\nyes 0 0 0")).tolist() == expected
+
+
 @pytest.mark.parametrize(
     ("picture", "message"),
     [

@@ -59,6 +59,7 @@ def test_evaluation_scales_and_normalises() -> None:
 def test_thin_pictures_are_stretched_to_what_networks_take() -> None:
     transform = eval_transform((64, 64), MEAN, STD)
     assert [transform(Image.new("RGB", size)).shape[1:] for size in ((2, 300), (1, 1))] == [(256, 32), (64, 64)]
+    assert eval_transform((16, 16), MEAN, STD)(Image.new("RGB", (30, 20))).shape[1:] == (16, 24), "if so asked"
 
 
 @pytest.mark.parametrize("scale", [(0.5, 0.5), (1, 1), (2, 2), (0.5, 2)])
@@ -148,6 +149,7 @@ def test_saturation_keeps_hue_and_value() -> None:
     found = values(only(saturation=0.5), (120, 90, 60))
     assert torch.allclose(found[:, 0], torch.tensor(120 / 255), atol=1e-3)
     assert torch.allclose((found[:, 1] - found[:, 2]) / (found[:, 0] - found[:, 2]), torch.tensor(0.5), atol=0.01)
+    assert values(only(saturation=0.5), (200, 10, 0)).min() >= 0, "no more than saturated"
 
 
 def test_grey_and_black_stay_finite() -> None:
