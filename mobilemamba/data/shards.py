@@ -146,11 +146,10 @@ class _OpenFiles:
 
 def _scan(path: Path, number: int, labels: dict[str, int]) -> Iterator[_Member]:
     """Yields the pictures of one tar file, the ``number``-th."""
-    end = path.stat().st_size
     pictures: dict[str, tarfile.TarInfo] = {}
     given: dict[str, int] = {}
     try:
-        # "r:" means uncompressed. Truncated members are detected here, as tarfile accepts them.
+        # "r:" means uncompressed.
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 folder, _, base = member.name.rpartition("/")
@@ -159,8 +158,8 @@ def _scan(path: Path, number: int, labels: dict[str, int]) -> Iterator[_Member]:
                 stem, _, kind = base.partition(".")  # WebDataset's rule: the first dot ends the key
                 key = f"{folder}/{stem}"
                 if kind.lower() in _KINDS:
-                    if not member.isreg() or member.issparse() or member.offset_data + member.size > end:
-                        raise DataError(f"{path}: {member.name} is cut off or no plain file: pack the file again")
+                    if not member.isreg() or member.issparse():
+                        raise DataError(f"{path}: {member.name} is no plain file: pack the file again")
                     pictures[key] = member
                 elif kind == "cls" and member.isreg():
                     given[key] = _class_index(path, member, tar, len(labels))

@@ -92,7 +92,7 @@ class EvaluatedTask(TaskContract, LightningModule):
 
     @property
     def better(self) -> str:
-        """Name of the network with the better score in the last validation: ``raw``, or ``ema`` for the average."""
+        """Name of the network with the better score in the last evaluation: ``raw``, or ``ema`` for the average."""
         return "ema" if self.average_is_better(self.trainer.callback_metrics) else "raw"
 
     @property

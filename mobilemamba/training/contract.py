@@ -58,13 +58,14 @@ class TaskContract:
         return f"val/{self.scores[0].key}"
 
     def average_is_better(self, metrics: Mapping[str, Tensor]) -> bool:
-        """Whether the averaged network is better than the raw one in a validation.
+        """Whether the averaged network is better than the raw one in a validation or a test.
 
         Args:
-            metrics: Metrics that the validation logged.
+            metrics: Metrics that the evaluation logged.
         """
         headline = self.scores[0]
-        raw, averaged = metrics.get(f"val/{headline.key}"), metrics.get(f"val/{headline.key}_ema")
+        logged = f"val/{headline.key}" if f"val/{headline.key}" in metrics else f"test/{headline.key}"
+        raw, averaged = metrics.get(logged), metrics.get(f"{logged}_ema")
         if raw is None or averaged is None:
             return False
         return bool(averaged > raw if headline.direction == "max" else averaged < raw)

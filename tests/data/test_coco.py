@@ -43,6 +43,7 @@ def test_classes_are_known_without_the_set(mini: Path) -> None:
     assert data.category_ids == tuple(category["id"] for category in stored)
     assert len(data.class_names) == len(set(data.palette)) == 80
     assert not data.preprocessing["antialias"]
+    assert (data.image_hw, COCO("anywhere", img_size=600).image_hw) == ((800, 1333), (600, 1000))
 
 
 def test_validation_has_all_that_the_reference_reads(mini: Path) -> None:

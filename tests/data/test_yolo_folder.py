@@ -47,6 +47,19 @@ def test_boxes_are_shares_of_the_picture(tmp_path: Path, layout: str, descriptio
     assert len(second["boxes"]) == 0
 
 
+@pytest.mark.parametrize(("upright", "box"), [(True, [15, 20, 25, 60]), (False, [30, 10, 50, 30])])
+def test_boxes_are_shares_of_the_picture_as_its_exif_turns_it(tmp_path: Path, upright: bool, box: list[int]) -> None:
+    root = folder(tmp_path / "pets")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (80, 40)).save(root / "images/val/a.png", exif=turned)
+    data = ready(root, upright=upright)
+    assert isinstance(data.val_set, ObjectSet)
+    image, target = data.val_set[0]
+    assert image.shape[1:] == ((80, 40) if upright else (40, 80))
+    assert target["boxes"].tolist() == [box]
+
+
 def test_polygons_are_masks(tmp_path: Path) -> None:
     data = ready(folder(tmp_path / "pets", "0 0.25 0.25 0.75 0.25 0.75 0.75 0.25 0.75\n"), masks=True)
     assert isinstance(data.val_set, ObjectSet)

@@ -75,12 +75,12 @@ def test_the_average_is_evaluated_beside_the_network(tmp_path):
     assert "val/top1_fused" not in metrics
 
 
-@pytest.mark.parametrize("better", ["raw", "ema"])
-def test_a_checkpoint_says_which_network_is_better_and_what_it_is(tmp_path, better):
+@pytest.mark.parametrize(("split", "better"), [("val", "raw"), ("val", "ema"), ("test", "ema")])
+def test_a_checkpoint_says_which_network_is_better_and_what_it_is(tmp_path, split, better):
     task = make_task(**TINY, ema_decay=0.5)
     trainer = fit(tmp_path, task)
-    trainer.callback_metrics.update({"val/top1": torch.tensor(60.0 if better == "raw" else 40.0)})
-    trainer.callback_metrics.update({"val/top1_ema": torch.tensor(50.0)})
+    trainer.callback_metrics.update({f"{split}/top1": torch.tensor(60.0 if better == "raw" else 40.0)})
+    trainer.callback_metrics.update({f"{split}/top1_ema": torch.tensor(50.0)})
     trainer.save_checkpoint(tmp_path / "run.ckpt")
     network, card = load_network(tmp_path / "run.ckpt")
     expected = task.model if better == "raw" else task.ema.module
