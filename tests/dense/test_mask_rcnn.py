@@ -114,7 +114,7 @@ def targets() -> list[dict[str, Any]]:
     y, x = torch.meshgrid(torch.arange(70) + 0.5, torch.arange(93) + 0.5, indexing="ij")
     given = []
     for boxes, labels, size in (
-        ([[4.0, 6, 50, 60], [10, 0, 90, 40]], [0, 6], (70, 93)),
+        ([[4.0, 6, 50, 60], [10, 0, 90, 40], [30, 30, 40, 38]], [0, 6, 2], (70, 93)),  # no anchor is as small
         ([[20.5, 20, 61, 44]], [3], (60, 64)),
     ):
         ellipses = [
@@ -184,6 +184,25 @@ def test_losses_are_normalised_as_defined(detector: MaskRCNN) -> None:
         {name: float(loss) for name, loss in expected.items()}, rel=1e-4
     )
     assert 2 < len(box) < regions
+
+
+def test_a_picture_without_objects_counts_as_if_it_had_one(detector: MaskRCNN) -> None:
+    picture, none = torch.randn(1, 3, 64, 64), {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    with torch.no_grad():
+        losses = detector.losses(picture, [{**none, "masks": torch.zeros(0, 64, 64, dtype=torch.bool)}])
+        logits = torch.cat([logits for logits, _ in heads_by_hand(detector, detector.levels(picture), 0)])
+    assert losses["objectness"].item() == pytest.approx(F.softplus(logits).sum().item() / (len(logits) + 1), rel=1e-4)
+    assert losses["proposal"] == losses["box"] == losses["mask"] == 0
+
+
+def test_nothing_is_proposed_by_what_lies_beyond_a_picture(detector: MaskRCNN) -> None:
+    generous = copy.copy(detector)
+    generous.proposals, size = 10**4, (32, 40)
+    with torch.no_grad():
+        levels = detector.levels(torch.randn(1, 3, 96, 128))
+        grids = [(level.shape[-2], level.shape[-1]) for level in levels]
+        (found,) = generous._propose(*generous._rpn(levels), anchors_by_hand(levels), grids, [size], 10**4)
+        assert torch.allclose(found, proposals_by_hand(generous, levels, 0, size, 10**4), atol=1e-3)
 
 
 def test_detections_are_as_defined(detector: MaskRCNN) -> None:
