@@ -152,11 +152,11 @@ def test_padding_is_no_part_of_a_picture(tiny_detector: Tiny, head: str) -> None
 
 
 def test_cells_beyond_a_picture_say_nothing(tiny_detector: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As none of them is trained; their boxes may reach into the picture."""
-    detector, pictures, size = tiny_detector("retinanet"), torch.randn(1, 3, 64, 128), (64, 60)
+    """As none of them is trained; their boxes may reach into the picture. Those of its own padding are trained."""
+    detector, pictures, size = tiny_detector("retinanet"), torch.randn(1, 3, 64, 128), (64, 40)
     _, codes, grids = detector._heads(pictures)
-    inside = detector.anchors.within(grids, (64, 64), torch.device("cpu"))
-    for sure, found in ((~inside, False), (inside, True)):
+    inside, shown = (detector.anchors.within(grids, (64, side), torch.device("cpu")) for side in (64, 40))
+    for sure, found in ((~inside, False), (inside & ~shown, True), (shown, True)):
         logits = torch.where(sure, 9.0, -9.0)[None, :, None].expand(-1, -1, detector.num_classes)
         monkeypatch.setattr(detector, "_heads", lambda _, logits=logits: (logits, codes, grids))
         assert (len(detector.detect(pictures, [size])[0]["boxes"]) > 0) == found
