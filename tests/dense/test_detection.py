@@ -16,7 +16,7 @@ from torchvision.ops import sigmoid_focal_loss
 import mobilemamba
 from mobilemamba.analysis.complexity import complexity
 from mobilemamba.dense import DETECTION_HEADS, Detector, create_detector
-from mobilemamba.dense.boxes import IGNORED
+from mobilemamba.dense.boxes import BACKGROUND, IGNORED
 from mobilemamba.errors import ConfigError
 from mobilemamba.models import fuse_norms, load_weights, optimize_for_inference
 from mobilemamba.models.fuse import count_batch_norms
@@ -137,6 +137,16 @@ def test_the_focal_loss_is_torchvisions(tiny_detector: Tiny) -> None:
     assert loss.item() == pytest.approx(reference.item(), rel=1e-5)
     gradients = [torch.autograd.grad(each, logits)[0] for each in (loss, reference)]
     assert torch.allclose(*gradients, atol=1e-5)
+
+
+def test_ssdlite_takes_the_hardest_negatives_or_all_if_there_are_few(tiny_detector: Tiny) -> None:
+    detector, logits = tiny_detector("ssdlite"), torch.randn(1, 8, 8)
+    losses = F.cross_entropy(logits[0], torch.tensor([2, 0, *[7] * 6]), reduction="none")  # the background is the last
+    labels = torch.tensor([[2, 0, *[BACKGROUND] * 4, IGNORED, IGNORED]])
+    assert detector.class_loss(logits, labels).item() == pytest.approx(losses[:6].sum().item(), rel=1e-5)
+    labels[0, 1] = IGNORED
+    hardest = losses[2:6].sort().values[-3:]
+    assert detector.class_loss(logits, labels).item() == pytest.approx((losses[0] + hardest.sum()).item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("head", DETECTION_HEADS)

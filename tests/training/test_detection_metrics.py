@@ -147,6 +147,8 @@ def test_boxes_are_compared_in_the_original_picture() -> None:
     }
     assert math.isnan(areas["map_small"])
     assert areas["map_large"] == pytest.approx(100)
+    whole = {"boxes": torch.tensor([[0.0, 0, 200, 50]])}
+    assert result([(output | whole, shown | whole | {"area": torch.zeros(1)})])["map_large"] == pytest.approx(100)
 
 
 def test_answers_in_a_crowd_are_no_mistakes() -> None:
@@ -212,6 +214,8 @@ def test_is_exact_over_processes_that_have_unequal_numbers(
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda group=None: 2)
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
     first.precision._sync_dist()
+    order = [[labels.tolist() for labels in one.precision.groundtruth_labels] for one in (first, alone)]
+    assert order[0] == order[1]
     shared_out, whole = first.precision.compute(), alone.precision.compute()
     assert all(torch.equal(shared_out[name], whole[name]) for name in ("bbox", "segm", "classes"))
 
