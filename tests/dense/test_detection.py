@@ -139,6 +139,12 @@ def test_the_focal_loss_is_torchvisions(tiny_detector: Tiny) -> None:
     assert torch.allclose(*gradients, atol=1e-5)
 
 
+def test_ssdlites_own_norms_are_the_authors(tiny_detector: Tiny) -> None:
+    detector = tiny_detector("ssdlite")
+    norms = [m for part in (detector.neck, detector.head) for m in part.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert {(norm.eps, norm.momentum) for norm in norms} == {(1e-3, 0.03)}
+
+
 def test_ssdlite_takes_the_hardest_negatives_or_all_if_there_are_few(tiny_detector: Tiny) -> None:
     detector, logits = tiny_detector("ssdlite"), torch.randn(1, 8, 8)
     losses = F.cross_entropy(logits[0], torch.tensor([2, 0, *[7] * 6]), reduction="none")  # the background is the last
