@@ -17,6 +17,7 @@ import mobilemamba
 from mobilemamba.analysis.complexity import complexity
 from mobilemamba.dense import DETECTION_HEADS, Detector, create_detector
 from mobilemamba.dense.boxes import BACKGROUND, IGNORED
+from mobilemamba.dense.ssdlite import ExtraLevels, SSDLiteHead
 from mobilemamba.errors import ConfigError
 from mobilemamba.models import fuse_norms, load_weights, optimize_for_inference
 from mobilemamba.models.fuse import count_batch_norms
@@ -139,9 +140,9 @@ def test_the_focal_loss_is_torchvisions(tiny_detector: Tiny) -> None:
     assert torch.allclose(*gradients, atol=1e-5)
 
 
-def test_ssdlites_own_norms_are_the_authors(tiny_detector: Tiny) -> None:
-    detector = tiny_detector("ssdlite")
-    norms = [m for part in (detector.neck, detector.head) for m in part.modules() if isinstance(m, nn.BatchNorm2d)]
+def test_ssdlites_own_norms_are_the_authors() -> None:
+    parts = ExtraLevels(8, 16), SSDLiteHead([8, 16], 6, 3)
+    norms = [module for part in parts for module in part.modules() if isinstance(module, nn.BatchNorm2d)]
     assert {(norm.eps, norm.momentum) for norm in norms} == {(1e-3, 0.03)}
 
 
