@@ -31,7 +31,8 @@ class Sweep:
         slurm: Options of each row's SLURM job, by submitit's names: ``{slurm_partition: gpu, timeout_min: 1440}``.
         retries: How often a failed row is restarted.
         changed: What to do if a row's settings differ from those it was started with: ``stop`` before any row starts,
-            ``rerun`` the row from the beginning (its old results are deleted), or ``keep`` the row's old settings.
+            unless the row has no checkpoint yet, ``rerun`` the row from the beginning (its old results are deleted), or
+            ``keep`` the row's old settings.
         dry_run: Check and print the plan, but run and write nothing.
         paper: Row name -> the paper's numbers, shown beside the measured ones: ``flops_m``, ``params_m``,
             ``throughput`` and the task's scores, e.g. ``top1``. If the grid has seeds, the name is without the seed.

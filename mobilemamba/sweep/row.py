@@ -22,7 +22,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from mobilemamba.files import read_json, write_json
-from mobilemamba.training.checkpoint_files import FOLDER, can_resume
+from mobilemamba.training.checkpoint_files import FOLDER, can_resume, checkpoints_newest_first
 
 #: (run_dir, environment, stop) -> None if finished, else the reason.
 FitRow = Callable[[Path, dict[str, str], threading.Event], str | None]
@@ -41,6 +41,12 @@ _FOREIGN_VARIABLES = {
 def is_finished(run_dir: Path) -> bool:
     """Whether the row, or any other run in this folder, is complete."""
     return bool(read_json(run_dir / "results.json"))
+
+
+def has_begun(run_dir: Path) -> bool:
+    """Whether something depends on the row's settings: results, a checkpoint, or a process that may be training."""
+    running = read_json(run_dir / "status.json").get("status") == "running"
+    return running or is_finished(run_dir) or bool(checkpoints_newest_first(run_dir)) or is_locked(run_dir)
 
 
 def is_locked(run_dir: Path) -> bool:

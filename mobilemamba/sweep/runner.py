@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from mobilemamba.sweep.launchers import Event, Launch, launcher
 from mobilemamba.sweep.live import Display
 from mobilemamba.sweep.network import check_and_count, complete
 from mobilemamba.sweep.plan import PLACE, Row, select
-from mobilemamba.sweep.row import FitRow, fit_row, is_finished, is_locked
+from mobilemamba.sweep.row import FitRow, fit_row, has_begun, is_finished, is_locked
 from mobilemamba.sweep.saved import SavedSweep, save_plan, write_tables
 from mobilemamba.sweep.seeds import Record
 from mobilemamba.sweep.settings import differences, lookup
@@ -123,9 +124,10 @@ class SweepRunner:
             raise ConfigError(
                 f"no row in {self.root} is finished; train with the same options by mobilemamba fit first"
             )
+        launch = launcher(self.sweep, rows[0].config)
+        rows = [_as_started(row) for row in rows]  # the file may have other settings by now
         for row in rows:
             complete(row)
-        launch = launcher(self.sweep, rows[0].config)
         display = Display(self.root.name, self.swept)
         names = {row.run_dir: row.name for row in rows}
         self._failures = {}
@@ -231,23 +233,20 @@ class SweepRunner:
             display.say(f"the table could not be written ({error.strerror or error}); the same command will make it")
 
     def _changed(self) -> dict[str, list[str]]:
-        """Returns row name -> differences from the settings that the row was started with.
+        """Returns row name -> differences from the settings that the row was started with, if it has begun.
 
         Raises:
             ConfigError: If there are differences and ``sweep.changed`` is ``stop``.
         """
         changed: dict[str, list[str]] = {}
         for row in self.rows:
-            path = row.run_dir / "run.yaml"
-            if not path.exists():
+            if not (row.run_dir / "run.yaml").exists():
                 continue
-            former = yaml.safe_load(path.read_text(encoding="utf-8"))
-            former = former if isinstance(former, dict) else {}
-            if lines := differences(former, row.config, without=PLACE):
+            started = _as_started(row)
+            if lines := differences(started.config, row.config, without=PLACE):
                 if self.sweep.changed == "keep" or row not in self.selected:
-                    row.config = former
-                    row.values = {key: lookup(former, key) for key in row.values}
-                if row in self.selected and not row.fused_of:
+                    row.config, row.values = started.config, started.values
+                if row in self.selected and not row.fused_of and has_begun(row.run_dir):
                     changed[row.name] = lines
         if changed and self.sweep.changed == "stop" and not self.sweep.dry_run:
             shown = "; ".join(f"row {name!r}: {abridged(lines)}" for name, lines in list(changed.items())[:2])
@@ -269,7 +268,7 @@ class SweepRunner:
                     )
                 shutil.rmtree(row.run_dir)
                 shutil.rmtree(self.root / "hparams" / row.name, ignore_errors=True)
-            if not (row.run_dir / "run.yaml").exists():
+            if not ((row.run_dir / "run.yaml").exists() and has_begun(row.run_dir)):
                 row.run_dir.mkdir(parents=True, exist_ok=True)
                 text = yaml.safe_dump(row.config, sort_keys=False, allow_unicode=True)
                 write_text_atomic(row.run_dir / "run.yaml", text)
@@ -281,3 +280,10 @@ class SweepRunner:
         display.say(
             f"{len(self.selected)} of {len(self.rows)} rows, in {self.root}; dry run: nothing was run or written"
         )
+
+
+def _as_started(row: Row) -> Row:
+    """Returns a row with the settings that it was started with, which are in its folder."""
+    former = yaml.safe_load((row.run_dir / "run.yaml").read_text(encoding="utf-8"))
+    former = former if isinstance(former, dict) else {}
+    return replace(row, config=former, values={key: lookup(former, key) for key in row.values})

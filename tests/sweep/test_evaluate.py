@@ -61,6 +61,7 @@ def test_validate_goes_over_the_finished_rows(
         main(["validate", *options])
     sweep_faked("a", "bb", "cc", options=("--sweep.only", "[a, bb]"))
     export("a", "bb")
+    options = write(rows | {"bb": {"model.lr": 0.009}})  # the file has changed since the row was trained
     main(["validate", *options, "--data.batch_size", "8"])
     assert len(commands) == 2
     for name, command in zip(("a", "bb"), commands, strict=True):

@@ -86,9 +86,11 @@ def test_failing_rows_leave_the_others_finished(sweep_faked: Sweeper) -> None:
     rows = table()
     assert [row["status"] for row in rows.values()] == ["finished", "failed", "failed", "failed", "finished"]
     assert rows["bad"]["reason"] == "data.root /nope is not a folder"
-    with pytest.raises(SweepFailedError):
-        sweep_faked("a", "bad", "bug", "early", "bb")
+    with pytest.raises(SweepFailedError):  # after mending them: they have nothing to lose
+        sweep_faked("a", "bb", "bad", "bug", "early", options=("--sweep.only", "[a, bad]"))
     assert [starts(name) for name in ("a", "bad")] == [1, 2]
+    assert table()["bad"]["lr"] == str(yaml.safe_load((ROOT / "bad/run.yaml").read_text())["model"]["init_args"]["lr"])
+    assert table()["bad"]["lr"] == "0.003"
 
 
 def test_retries(sweep_faked: Sweeper) -> None:
