@@ -19,14 +19,16 @@ from mobilemamba.training.checkpoint_files import LAST, PREVIOUS, SAVED_AT
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Lightning's checkpoint IO with atomic replacement: at any moment a file is the old or the new one, never broken.
 
-    This holds on a full disk, too. Each checkpoint contains the time it was written. ``previous.ckpt`` is the
-    ``last.ckpt`` before the current one, if this process has written or read it, so that a broken file never replaces
-    an intact one. Warns once of a state that no resumed run could read.
+    This holds on a full disk, too. Each checkpoint contains the time it was written, which is later than that of the
+    checkpoint before it even if the clock has been set back. ``previous.ckpt`` is the ``last.ckpt`` before the current
+    one, if this process has written or read it, so that a broken file never replaces an intact one. Warns once of a
+    state that no resumed run could read.
     """
 
     def __init__(self) -> None:
         self._sound: set[Path] = set()
         self._looked_at = False
+        self._latest = 0.0
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Writes a temporary file beside ``path`` and renames it.
@@ -38,7 +40,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         target, buffer = Path(path).absolute(), io.BytesIO()
-        torch.save({**checkpoint, SAVED_AT: time.time()}, buffer)
+        self._latest = max(time.time(), self._latest + 0.001)
+        torch.save({**checkpoint, SAVED_AT: self._latest}, buffer)
         if "callbacks" in checkpoint and not self._looked_at:
             self._looked_at = True
             buffer.seek(0)
@@ -51,6 +54,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(self, path: str | Path, *options: Any, **named: Any) -> dict[str, Any]:
         content = super().load_checkpoint(path, *options, **named)
         self._sound.add(Path(path).absolute())
+        saved_at = content.get(SAVED_AT)
+        self._latest = saved_at if isinstance(saved_at, float) else 0.0
         return content
 
     def _keep(self, target: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 
+from mobilemamba.training.callbacks.storage import AtomicCheckpointIO
 from mobilemamba.training.checkpoint_files import checkpoints_newest_first
 from tests.training.callbacks.runs import StopAfter
 from tests.training.callbacks.test_checkpoints import Counter, fit, scores
@@ -51,6 +52,17 @@ def test_the_former_checkpoint_stays_and_the_path_is_named(tmp_path, limit):
     assert torch.load(previous, weights_only=True)["global_step"] == 4
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == names
     assert not list(tmp_path.glob(".*"))
+
+
+def test_the_last_one_is_the_newest_even_if_the_clock_is_set_back(tmp_path, monkeypatch):
+    monkeypatch.setattr("time.time", lambda: clock.pop(0))
+    clock, last = [5000.0, 100.0, 50.0], tmp_path / "checkpoints/last.ckpt"
+    first, second = AtomicCheckpointIO(), AtomicCheckpointIO()
+    for step, io in enumerate((first, first, second)):
+        if io is second:
+            io.load_checkpoint(last, weights_only=True)
+        io.save_checkpoint({"optimizer_states": [], "global_step": step}, last)
+        assert checkpoints_newest_first(tmp_path)[0] == last
 
 
 def test_a_storage_of_one_s_own_is_used(tmp_path):
