@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from collections.abc import Collection
 from pathlib import Path
@@ -59,33 +60,39 @@ class RunFolder:
 
     def choose(self, resolved: Config, saved: SavedConfig) -> Start:
         """Decides between a new run and a resumed one."""
-        config, numbered = self.config, not self.is_given
-        path = config.ckpt_path
-        if path == "last":
-            start = go_on(self.path, self._candidates(), resolved, saved)
-        elif path is not None and Path(path).exists():
-            start = start_from_file(Path(path), self.path, numbered, resolved, saved)
-        else:
-            start = start_anew(self.path, numbered)
-        config.trainer.default_root_dir = str(start.folder)
+        start = self._start(resolved, saved)
+        self._is_new = not holds_run(start.folder)
+        self.config.trainer.default_root_dir = str(start.folder)
         if start.checkpoint_path is not None:
-            config.ckpt_path = str(start.checkpoint_path)
+            self.config.ckpt_path = str(start.checkpoint_path)
         return start
+
+    def _start(self, resolved: Config, saved: SavedConfig) -> Start:
+        path, numbered = self.config.ckpt_path, not self.is_given
+        if path == "last":
+            return go_on(self.path, self._candidates(), resolved, saved)
+        if path is not None and Path(path).exists():
+            return start_from_file(Path(path), self.path, numbered, resolved, saved)
+        if path is None and os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
+            # SLURM has queued the job again, and repeats its command as it was.
+            with contextlib.suppress(ConfigError):  # none of its runs can go on
+                return go_on(self.path, self._candidates(), resolved, saved)
+        return start_anew(self.path, numbered)
 
     def take(self, resources: contextlib.ExitStack) -> None:
         """Locks the folder until ``resources`` close, so that no other process trains in it; removed if left unused."""
-        is_new = not self.path.exists()
+        was_there = self.path.exists()
         make_folder(self.path, "the run folder")
-        if is_new:
-            resources.callback(_remove_unused, self.path)
         try:
             resources.enter_context(FileLock(self.path / ".lock", timeout=LOCK_SECONDS))
         except Timeout:
             raise ConfigError(
                 f"another process is training in {self.path}; wait for it or choose another --name"
             ) from None
-        if is_finished(self.path):
-            raise ConfigError(f"{self.path} was finished by another process meanwhile; give the command once more")
+        if is_finished(self.path) or (self._is_new and holds_run(self.path)):
+            raise ConfigError(f"another process has trained in {self.path} meanwhile; give the command once more")
+        if not was_there:  # removed while it is locked, so that it is nobody else's
+            resources.callback(_remove_unused, self.path)
 
     def _candidates(self) -> list[Path]:
         """Returns the runs that ``--ckpt_path last`` may refer to."""

@@ -1,5 +1,6 @@
 """Which run a command writes to or goes on with, and that a resume that is refused leaves it as it was."""
 
+import contextlib
 import csv
 import json
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from filelock import Timeout
 from lightning.pytorch import LightningModule
 from torch.utils._pytree import tree_leaves
 
@@ -91,6 +93,37 @@ def test_last_takes_the_newest_unfinished_run_of_the_same_settings(run: Callable
     assert said == ["run folder: runs/default-3, going on from last.ckpt, 4 steps done"]
     assert (newer / "results.json").exists()
     assert content(finished) | content(older) == before
+
+
+def test_a_job_that_slurm_queues_again_goes_on(
+    run: Callable[..., Path], said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run()
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert fit() == Path("runs/default")
+    assert fit("--model.lr 0.5") == Path("runs/default-2"), "another one of the same script has nothing to go on from"
+    assert said == [
+        "run folder: runs/default, going on from last.ckpt, 4 steps done",
+        "run folder: runs/default-2",
+    ]
+
+
+def test_what_another_process_does_while_the_lock_is_waited_for(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def begun(path: Path, **_: float) -> contextlib.AbstractContextManager[None]:
+        shutil.copytree(trained, path.parent, dirs_exist_ok=True, ignore=shutil.ignore_patterns("results.json"))
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr("mobilemamba.cli.run_folder.FileLock", begun)
+    assert "another process has trained in runs/default meanwhile" in refusal("")
+    assert content(Path("runs/default/checkpoints")), "nothing of the other run is removed or replaced"
+
+    def still(path: Path, **_: float) -> None:
+        (path.parent / "theirs").touch()
+        raise Timeout(str(path))
+
+    monkeypatch.setattr("mobilemamba.cli.run_folder.FileLock", still)
+    assert "another process is training in runs/new" in refusal("--name new")
+    assert Path("runs/new/theirs").exists()
 
 
 def test_a_new_run_says_its_folder_and_what_it_leaves_unfinished(run: Callable[..., Path], said: list[str]) -> None:
