@@ -23,6 +23,7 @@ from mobilemamba.errors import user_error
 from mobilemamba.files import read_json, write_json
 from mobilemamba.scores import LOSS, Score
 from mobilemamba.sweep.launchers import Event
+from mobilemamba.sweep.launchers.base import try_row
 from mobilemamba.sweep.plan import Row
 from mobilemamba.sweep.row import FitRow, run_logged
 from mobilemamba.sweep.settings import Config, lookup
@@ -86,9 +87,10 @@ def evaluates_here(launcher: str, jobs: int, config: Config) -> bool:
 
 def evaluate_here(run_dirs: list[Path], command: Command, file: str, options: list[str], run: Run) -> Generator[Event]:
     """Acts as a launcher with :func:`evaluator`, but in this process, where ``run`` runs a command line."""
+    evaluate = functools.partial(_evaluate, command, file, options, run=run)
     for run_dir in run_dirs:
         yield "started", run_dir, None
-        yield "done", run_dir, _evaluate(command, file, options, run_dir, run=run)
+        yield "done", run_dir, try_row(evaluate, run_dir, {}, threading.Event(), retries=0)
 
 
 def _run_logged_here(run: Run, arguments: list[str], log_path: Path, title: str) -> str:

@@ -240,8 +240,6 @@ class SweepRunner:
         """
         changed: dict[str, list[str]] = {}
         for row in self.rows:
-            if not (row.run_dir / "run.yaml").exists():
-                continue
             started = _as_started(row)
             if lines := differences(started.config, row.config, without=PLACE):
                 if self.sweep.changed == "keep" or row not in self.selected:
@@ -283,7 +281,10 @@ class SweepRunner:
 
 
 def _as_started(row: Row) -> Row:
-    """Returns a row with the settings that it was started with, which are in its folder."""
-    former = yaml.safe_load((row.run_dir / "run.yaml").read_text(encoding="utf-8"))
+    """Returns a row with the settings that it was started with, which are in its folder if it was."""
+    path = row.run_dir / "run.yaml"
+    if not path.exists():
+        return row
+    former = yaml.safe_load(path.read_text(encoding="utf-8"))
     former = former if isinstance(former, dict) else {}
     return replace(row, config=former, values={key: lookup(former, key) for key in row.values})

@@ -99,11 +99,12 @@ def test_a_row_that_cannot_be_evaluated_leaves_the_others(
 
 
 def test_one_process_evaluates_the_rows_one_after_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folders = [tmp_path / name for name in ("a", "bug", "mistake", "b")]
+    folders = [tmp_path / name for name in ("a", "bug", "mistake", "gone", "b")]
     for folder in folders:
         folder.mkdir()
         (folder / "run.yaml").write_text("model: {init_args: {ema_decay: 0.9}}")
         (folder / "best.safetensors").touch()
+    (tmp_path / "gone/run.yaml").unlink()
 
     def run(args: list[str]) -> None:
         assert args[:3] == ["test", "--config", str(Path(args[2]))]
@@ -119,6 +120,7 @@ def test_one_process_evaluates_the_rows_one_after_another(tmp_path: Path, capsys
 
     events = list(evaluate_here(folders, "test", "test.json", ["--data.batch_size", "2"], run))
     reasons = {folder.name: reason for event, folder, reason in events if event == "done"}
+    assert reasons.pop("gone") == f"No such file or directory: {tmp_path / 'gone/run.yaml'}"
     assert reasons == {"a": None, "bug": "KeyError: 'x'", "mistake": "data.root: no such folder", "b": None}
     assert capsys.readouterr().out == "", "what a row says stands in its log"
     assert "said by bug\nTraceback" in (folders[1] / "log.txt").read_text()
