@@ -26,6 +26,7 @@ from mobilemamba.models.weights_file import read_checkpoint
 from mobilemamba.sweep import PLAN_FILE, Config
 from mobilemamba.sweep.row import is_finished
 from mobilemamba.text import abridged
+from mobilemamba.training.callbacks.progress import of_epochs
 from mobilemamba.training.checkpoint_files import FOLDER, checkpoints_newest_first
 
 #: Reads a run's ``config.yaml``, given its path or its text, in the form of the command's own settings.
@@ -182,7 +183,7 @@ def _steps(checkpoint: Mapping[str, Any]) -> str:
 
 def _progress(run: Path) -> str:
     progress = read_json(run / "progress.json")
-    return f"epoch {progress['epoch']} of {progress['max_epochs']}" if progress else "begun"
+    return f"epoch {progress['epoch']}{of_epochs(progress['max_epochs'])}" if progress else "begun"
 
 
 def _newest_first(runs: Iterable[Path]) -> list[Path]:

@@ -14,6 +14,7 @@ from mobilemamba.screen import fit_table, make_console, say
 from mobilemamba.sweep.seeds import Record, conditions
 from mobilemamba.sweep.sheet import cell
 from mobilemamba.sweep.table import all_scores, condition_marks, labels
+from mobilemamba.training.callbacks.progress import of_epochs
 
 _COLOURS = {"finished": "green", "running": "yellow", "failed": "red", "stopped": "red"}
 #: Priority of rows by status if the screen is too low for all of them.
@@ -97,7 +98,7 @@ class Display:
             cell(entry["flops_m"], 1),
             cell(entry["params_m"], 2),
             cell(entry["throughput"], 0) + mark,
-            f"{now['epoch']}/{now['max_epochs']}" if now else cell(entry["epochs"]),
+            f"{now['epoch']}{of_epochs(now['max_epochs'])}" if now else cell(entry["epochs"]),
             cell(now.get("best") if now else entry[_headline(entry).key], _headline(entry).digits),
             f"{entry['status']}: {entry['reason']}" if entry["reason"] else entry["status"],
         ]
@@ -113,7 +114,7 @@ class Display:
         if entry["status"] == "running" and progress:
             best = progress.get("best")
             score = "" if best is None else f", {headline.label} {headline.written(best)}"
-            return f"epoch {progress.get('epoch', 0)}/{progress.get('max_epochs')}{score}"
+            return f"epoch {progress.get('epoch', 0)}{of_epochs(progress.get('max_epochs'))}{score}"
         return f"{entry['status']}: {entry['reason']}" if entry["reason"] else entry["status"]
 
 

@@ -129,7 +129,7 @@ def test_what_another_process_does_while_the_lock_is_waited_for(trained: Path, m
 def test_a_new_run_says_its_folder_and_what_it_leaves_unfinished(run: Callable[..., Path], said: list[str]) -> None:
     run("x")
     assert fit("--name x") == Path("runs/x-2")
-    unfinished = "runs/x (epoch 2 of 2) is not finished, --ckpt_path last would go on with it"
+    unfinished = "runs/x (epoch 2/2) is not finished, --ckpt_path last would go on with it"
     assert said == [f"run folder: runs/x-2; {unfinished}"]
 
 
@@ -138,7 +138,7 @@ def test_a_new_run_says_its_folder_and_what_it_leaves_unfinished(run: Callable[.
     [
         ("--name nothing --ckpt_path last", "there is no run in runs/nothing; go on with runs/default-2 by --config"),
         ("--ckpt_path last --trainer.default_root_dir elsewhere", "there is no run in elsewhere"),
-        ("--ckpt_path last --model.lr 0.5", "runs/default-2 (epoch 2 of 2) has other settings: model.lr: 0.001 -> 0.5"),
+        ("--ckpt_path last --model.lr 0.5", "runs/default-2 (epoch 2/2) has other settings: model.lr: 0.001 -> 0.5"),
         ("--ckpt_path last --model.weight_decay 0.5", "model.weight_decay: 0.05 -> 0.5"),
         ("--ckpt_path last --model.betas [0.8,0.9]", "model.betas: [0.9, 0.999] -> [0.8, 0.9]"),
         ("--ckpt_path last --data.batch_size 8", "data.batch_size: 4 -> 8"),

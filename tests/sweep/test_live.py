@@ -31,12 +31,15 @@ def test_names_and_states_are_whole_on_eighty_columns() -> None:
         row("[red]one[/]:smile:", "finished", **measured, epochs=10, top1=81.25, data="[b]data"),
         row("two", "failed", reason="no file [/]"),
         row("three", "running"),
+        row("four", "running"),
     ]
     screen = display(80)
-    text = shown(screen, screen.table(rows, {"three": {"epoch": 3, "max_epochs": 10, "best": 70.0}}))
+    endless = {"epoch": 27, "max_epochs": -1}
+    text = shown(screen, screen.table(rows, {"three": {"epoch": 3, "max_epochs": 10, "best": 70.0}, "four": endless}))
     assert max(map(len, text.splitlines())) <= 80
     for part in ("[red]one[/]:smile:", "finished", "failed:", "no file", "[/]", "running", "3/10", "70.00", "[b]data"):
         assert part in text
+    assert " 27 " in text, "without a number of epochs if steps end the training"
     assert "not shown on 80 columns" in text
     assert "embed_dims 128, 256, 512 in all" in text
     wide = display(200)

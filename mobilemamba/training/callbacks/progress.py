@@ -51,7 +51,7 @@ class TrainingBar(RichProgressBar):
         return self._shown
 
     def _get_train_description(self, current_epoch: int) -> str:
-        return f"Epoch {current_epoch + 1}{_of_epochs(self.trainer)}".ljust(len(self.validation_description))
+        return f"Epoch {current_epoch + 1}{of_epochs(self.trainer.max_epochs)}".ljust(len(self.validation_description))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Removes the bar before other callbacks report the end of the run, at ``on_fit_end``."""
@@ -82,9 +82,9 @@ def _unwrapped(stream: Any) -> Any:
     return getattr(stream, "rich_proxied_file", stream)
 
 
-def _of_epochs(trainer: Trainer) -> str:
+def of_epochs(max_epochs: int | None) -> str:
     """Returns the suffix of an epoch's number with the number of epochs; empty if steps or time limit the training."""
-    return f"/{trainer.max_epochs}" if trainer.max_epochs is not None and trainer.max_epochs > 0 else ""
+    return f"/{max_epochs}" if max_epochs is not None and max_epochs > 0 else ""
 
 
 class EpochLines(Callback):
@@ -126,7 +126,7 @@ class EpochLines(Callback):
         parts = [f"train loss {float(self._sum) / count:.4f}"] if count else []
         self._sum, self._count = 0.0, 0
         if trainer.is_global_zero:
-            place = f"epoch {epochs_begun(trainer)}{_of_epochs(trainer)}, step {trainer.global_step:,}"
+            place = f"epoch {epochs_begun(trainer)}{of_epochs(trainer.max_epochs)}, step {trainer.global_step:,}"
             say(f"{place}: {', '.join([*parts, *scores, *self._left(trainer)])}")
 
     def _left(self, trainer: Trainer) -> list[str]:
