@@ -25,7 +25,7 @@ from mobilemamba.cli.start import (
 from mobilemamba.errors import ConfigError
 from mobilemamba.files import make_folder
 from mobilemamba.sweep import Config
-from mobilemamba.sweep.row import is_finished
+from mobilemamba.sweep.row import BY_ANOTHER, is_finished
 
 #: How long a run waits for its folder's lock, as an ending process may hold it slightly longer than its parent waits.
 LOCK_SECONDS = 5.0
@@ -87,10 +87,10 @@ class RunFolder:
             resources.enter_context(FileLock(self.path / ".lock", timeout=LOCK_SECONDS))
         except Timeout:
             raise ConfigError(
-                f"another process is training in {self.path}; wait for it or choose another --name"
+                f"{BY_ANOTHER} is training in {self.path}; wait for it or choose another --name"
             ) from None
         if is_finished(self.path) or (self._is_new and holds_run(self.path)):
-            raise ConfigError(f"another process has trained in {self.path} meanwhile; give the command once more")
+            raise ConfigError(f"{BY_ANOTHER} has trained in {self.path} meanwhile; give the command once more")
         if not was_there:  # removed while it is locked, so that it is nobody else's
             resources.callback(_remove_unused, self.path)
 

@@ -30,6 +30,8 @@ FitRow = Callable[[Path, dict[str, str], threading.Event], str | None]
 #: Seconds that a row may take to stop after SIGTERM before it is killed.
 STOP_SECONDS = 20.0
 POLL_SECONDS = 0.2
+#: Beginning of the errors with which a training refuses a folder because of a process that trains or has trained in it.
+BY_ANOTHER = "another process"
 
 #: Variables that a distributed or seeded run in this process leaves in the environment; a child must not inherit them.
 _FOREIGN_VARIABLES = {
@@ -99,6 +101,8 @@ def fit_row(
     if is_finished(run_dir):
         _write_status(run_dir, {**status, "status": "finished"})
         return None
+    if ending.startswith(BY_ANOTHER) and not stop.is_set():  # it outlived its sweep, and had not locked the folder yet
+        return fit_row(run_dir, environment, stop)
     reason = "stopped" if stop.is_set() else ending
     state = "stopped" if stop.is_set() else "failed"
     with contextlib.suppress(OSError):  # the reason is returned anyway, and it is often that the disk is full

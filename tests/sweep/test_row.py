@@ -54,6 +54,20 @@ def test_a_row_waits_for_the_process_that_still_trains_it(run_dir: Path, monkeyp
     assert not (run_dir / "log.txt").exists()
 
 
+def test_a_row_that_such_a_process_takes_first_is_not_failed(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has been started just before its sweep was killed, and locks the folder after the same command looked."""
+    code = """
+import pathlib, sys
+log, results = (pathlib.Path(sys.argv[1], name) for name in ("log.txt", "results.json"))
+if "training" not in log.read_text():
+    sys.exit("mobilemamba: error: another process is training in a; wait for it")
+results.write_text('{"top1": 1}')
+"""
+    child(monkeypatch, code)
+    assert fit_row(run_dir) is None
+    assert read_json(run_dir / "status.json")["attempts"] == 2
+
+
 def test_stop_ends_the_process_and_what_it_started(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = """
 import subprocess, sys, time
