@@ -28,11 +28,11 @@ from mobilemamba.sweep.hparams import write_hparams
 from mobilemamba.sweep.launchers import Event, Launch, launcher
 from mobilemamba.sweep.live import Display
 from mobilemamba.sweep.network import check_and_count, complete
-from mobilemamba.sweep.plan import PLACE, Row, select
+from mobilemamba.sweep.plan import PLACE, SEED, Row, select
 from mobilemamba.sweep.row import FitRow, fit_row, has_begun, is_finished, is_locked
 from mobilemamba.sweep.saved import SavedSweep, save_plan, write_tables
 from mobilemamba.sweep.seeds import Record
-from mobilemamba.sweep.settings import differences, lookup
+from mobilemamba.sweep.settings import differences, lookup, short_key
 from mobilemamba.sweep.table import FUSED_FILE, record
 from mobilemamba.text import abridged
 
@@ -124,11 +124,14 @@ class SweepRunner:
             raise ConfigError(
                 f"no row in {self.root} is finished; train with the same options by mobilemamba fit first"
             )
-        launch = launcher(self.sweep, rows[0].config)
-        rows = [_as_started(row) for row in rows]  # the file may have other settings by now
-        for row in rows:
+        launch, display = launcher(self.sweep, rows[0].config), Display(self.root.name, self.swept)
+        here, rows = rows, [_as_started(row) for row in rows]  # the file may have other settings by now
+        given = [short_key(option.removeprefix("--").partition("=")[0]) for option in self.options]
+        for row, now in zip(rows, here, strict=True):
             complete(row)
-        display = Display(self.root.name, self.swept)
+            parts = ("trainer", "model", "data", SEED)
+            if lines := differences(row.config, now.config, parts, without=(*PLACE, *given)):
+                display.say(f"{row.name}: evaluated as it was trained, other settings are ignored: {abridged(lines)}")
         names = {row.run_dir: row.name for row in rows}
         self._failures = {}
         with self._lock(), stop_on_signals():

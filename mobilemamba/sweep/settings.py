@@ -10,15 +10,23 @@ Config = dict[str, Any]
 
 
 def lookup(config: Config, key: str) -> Any:
-    """Returns the value of a dotted setting, with or without ``init_args`` in its name; None if it is not set."""
+    """Returns the value of a dotted setting, with or without ``init_args`` in its name; None if it is not set.
+
+    Classes, also those of a list, are returned as their names.
+    """
     value: Any = config
     for part in key.split("."):
         if isinstance(value, dict) and part not in value and "init_args" in value:
             value = value["init_args"]
         value = value.get(part) if isinstance(value, dict) else None
-    if isinstance(value, dict) and set(value) == {"class_path", "init_args"}:
-        return str(value["class_path"]).rpartition(".")[2]
-    return value
+    return _named(value)
+
+
+def _named(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_named(item) for item in value]
+    is_class = isinstance(value, dict) and "class_path" in value and value.keys() <= {"class_path", "init_args"}
+    return str(value["class_path"]).rpartition(".")[2] if is_class else value
 
 
 def differences(

@@ -79,6 +79,8 @@ def test_validate_goes_over_the_finished_rows(
     }
     printed = capsys.readouterr().out
     assert "1 rows are not finished and were left out" in printed
+    assert "bb: evaluated as it was trained, other settings are ignored: model.lr: 0.002 -> 0.009\n" in printed
+    assert "a: evaluated" not in printed
     assert "toys, 2,000 pictures, 32 px" in (ROOT / "validate.md").read_text()
     main(["test", *options])
     assert commands[-1][3] == "test"

@@ -163,9 +163,10 @@ def test_long_and_short_keys_mix(write: Write) -> None:
 
 
 def test_a_row_may_change_the_class_of_the_data(write: Write, tmp_path: Path) -> None:
-    row = plan(write({"a": {"data": {"class_path": "ImageFolder", "init_args": {"root": str(tmp_path)}}}}))[0]
+    changes = {"data": {"class_path": "ImageFolder", "init_args": {"root": str(tmp_path)}}}
+    row = plan(write({"a": {**changes, "trainer.callbacks": [{"class_path": "StopEarly"}]}}))[0]
     assert lookup(row.config, "data.class_path").endswith("ImageFolder")
-    assert row.values == {"data": "ImageFolder"}
+    assert row.values == {"data": "ImageFolder", "trainer.callbacks": ["StopEarly"]}
 
 
 def test_the_sweep_may_be_a_file(write: Write, tmp_path: Path) -> None:

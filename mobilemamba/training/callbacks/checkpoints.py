@@ -32,8 +32,6 @@ from mobilemamba.training.contract import monitor_of
 
 #: The exported best weights, for use elsewhere; beside the folder of the checkpoints.
 EXPORTED = "best.safetensors"
-#: Files in a run's folder that only a training writes.
-_OF_A_TRAINING = (EXPORTED, "config.yaml", "measure.json", "progress.json", "results.json")
 
 
 def run_checkpoints(root: str | Path, module: Any) -> list[ModelCheckpoint]:
@@ -202,9 +200,8 @@ class LastCheckpoint(_RunCheckpoint):
         super().on_train_start(trainer, pl_module)
         if trainer.is_global_zero:
             folder = Path(str(self.dirpath))
-            names = [(folder, f"*{self.FILE_EXTENSION}"), *((folder.parent, name) for name in _OF_A_TRAINING)]
-            for where, name in names:
-                remove_unfinished(where / name)
+            for where in (folder, folder.parent):
+                remove_unfinished(where / "*")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves, unless the epoch ends here, which saves too, or gradients are accumulating, which are not stored."""

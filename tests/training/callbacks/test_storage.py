@@ -44,7 +44,7 @@ def test_the_former_checkpoint_stays_and_the_path_is_named(tmp_path, limit):
     # A broken one is not kept in place of the one before.
     last.write_bytes(last.read_bytes()[:700])
     (tmp_path / "checkpoints/.last.ckpt.0a1b2c3d.tmp").touch()
-    for name in ("progress.json", "config.yaml", "results.json", "measure.json", "best.safetensors"):
+    for name in ("progress.json", "config.yaml", "results.json", "measure.json", "best.safetensors", "curves.png"):
         (tmp_path / f".{name}.0a1b2c3d.tmp").touch()
     with pytest.raises(ConnectionAbortedError):
         fit(tmp_path, Counter(scores()), StopAfter(2), ckpt_path=previous, max_epochs=3)
