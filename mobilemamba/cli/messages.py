@@ -15,6 +15,8 @@ _LIST = "a list, such as [a, b]"
 #: Name of a type -> description of what a user writes.
 _WRITTEN = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "dict": _SETTINGS}
 _WRITTEN |= {"list": _LIST, "tuple": _LIST, "Iterable": _LIST}
+#: How jsonargparse mentions a section's file that does not exist.
+_FILE = re.compile(r"(?:class_path '|Expected a path but |[Gg]iven value: |load config ')(\S+\.(?:ya?ml|json))\b")
 #: Setting -> option that chooses a class with further settings.
 _EXAMPLES = {"data": "--data ImageFolder", "model": "--model SegmentationTask or --model DetectionTask"}
 #: Similarity above which one name may have been meant by another.
@@ -54,6 +56,8 @@ def mistake(
     elif found := re.search(r"arguments are required: (.+)", message):
         remedy = f"give it by --{key}.{found[1]}" if key else f"give it, as {helps} says"
         text = f"{name}missing {found[1]}; {remedy}"
+    elif found := _FILE.search(message):
+        text = f"{name}no such file: {found[1]}; in a file, give its path from that file's folder, else from here"
     elif found := re.search(r"Problem with given class_path '([^']+)':\s*(.*)", message):
         text = f"{name}no such class: {found[1]} ({found[2]}); {_of_class(found[1], classes.get(key, ()))}"
     elif expected := _expected(message):

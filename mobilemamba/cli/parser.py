@@ -17,7 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from mobilemamba.cli.help import class_settings, known_classes
 from mobilemamba.cli.messages import unknown
 from mobilemamba.cli.options import config_values, read_options
-from mobilemamba.cli.shorthand import MODE
+from mobilemamba.cli.shorthand import MODE, paths_from_here
 from mobilemamba.cli.tool import ToolParser
 from mobilemamba.errors import ConfigError
 from mobilemamba.files import why_no_plain_file
@@ -58,7 +58,8 @@ class Parser(ToolParser, LightningArgumentParser):
         """Parses arguments, and refuses unknown sections that are empty, which jsonargparse drops."""
         contents = [read_config(value) for value in config_values(args)]
         contents += [{name[2:]: {}} for name, value, _ in read_options(args) if name[:2] == "--" and value == "{}"]
-        config = super().parse(args, base)
+        with paths_from_here():
+            config = super().parse(args, base)
         parsed = (config[args[0]] if base is None else config).as_dict()  # over a base, of the command alone
         for name in (name for content in contents for name, value in flatten(content).items() if value == {}):
             setting = ".".join(name.split(".")[:2]) if name.startswith("sweep.") else name  # not names of rows

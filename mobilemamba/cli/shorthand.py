@@ -8,7 +8,10 @@ used in files, too.
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,8 @@ _FILES = (".yaml", ".yml", ".json")
 _SWITCHES = ("--tta", "--worst_first")
 #: Parser mode by which jsonargparse uses :func:`load_settings`.
 MODE = "yaml_with_unique_keys_and_short_forms"
+#: The command's working folder, as jsonargparse reads a file in that file's folder.
+_here: ContextVar[Path] = ContextVar("here", default=Path())
 
 
 def expand_options(args: list[str]) -> list[str]:
@@ -59,13 +64,24 @@ def expand_options(args: list[str]) -> list[str]:
     return files + expanded
 
 
+@contextlib.contextmanager
+def paths_from_here() -> Iterator[None]:
+    """Context manager in which files that are read name folders of data from the current folder, as options do."""
+    token = _here.set(Path.cwd())
+    try:
+        yield
+    finally:
+        _here.reset(token)
+
+
 def load_settings(text: str, path: str = "") -> Any:
     """Reads YAML with :func:`load_yaml`, and expands a model given by name and data given by folder."""
     settings = load_yaml(text, path)
     for group in ("model", "data") if isinstance(settings, dict) else ():
         value = settings.get(group)
         if isinstance(value, str) and Path(value).suffix not in _FILES:  # not the name of a file with the section
-            long = _written_out(group, value)
+            with contextlib.chdir(_here.get()):
+                long = _written_out(group, value)
             arguments = {name.partition(".")[2]: given for name, given in long.items() if name != group}
             if arguments:  # without a class, they are arguments of the class that is already chosen
                 settings[group] = {"class_path": long[group], "init_args": arguments} if group in long else arguments
@@ -81,6 +97,8 @@ def _written_out(name: str, value: str) -> dict[str, str]:
         return {"data": _kind_of_folder(value), "data.root": value}
     may_be_class = "/" not in value and ("." in value or not value.islower())  # an import path, or has capitals
     if name == "data" and (reason != NOWHERE or not may_be_class):
+        if reason == NOWHERE and not Path(value).is_absolute():
+            reason += f" in {Path.cwd()}"  # not beside the file that names it
         raise ConfigError(
             f"--data {value}: {reason}; give a folder of pictures, or the name of a data set, such as "
             "FashionMNISTSample, ImageFolder or ImageNet"

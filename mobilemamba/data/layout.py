@@ -39,7 +39,7 @@ def require_folder(root: str, expected: str) -> Path:
         DataError: If it is no folder.
     """
     if reason := why_no_folder(root):
-        but = "" if reason == NOWHERE else f" but {reason}"
+        but = f" but {reason}" if reason != NOWHERE else "" if Path(root).is_absolute() else f" in {Path.cwd()}"
         raise DataError(f"data.root {printable(root)} is not a folder{but}: give one that holds {expected}")
     return Path(root)
 

@@ -75,7 +75,7 @@ def test_data_by_its_folder(pictures: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("folder", ["no/where", "No/where", "nowhere"])
 def test_a_folder_that_is_not_there(folder: str) -> None:
-    with pytest.raises(ConfigError, match=rf"--data {folder}: no such folder; .*ImageFolder or ImageNet"):
+    with pytest.raises(ConfigError, match=rf"--data {folder}: no such folder in {Path.cwd()}; .*or ImageNet"):
         expand_options(["--data", folder])
 
 
@@ -201,6 +201,9 @@ def test_files_take_a_model_by_its_name_and_data_by_their_folder(pictures: Path,
     assert row.config["model"]["init_args"]["lr"] == 0.5
     assert row.config["data"]["class_path"].endswith(".ImageFolder")
     assert row.config["data"]["init_args"]["root"] == str(pictures)
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep/short.yaml").write_text("data: pets")  # not beside the file, but where data.root is looked for
+    assert plan(["--config", "deep/short.yaml"])[0].config["data"]["init_args"]["root"] == "pets"
     file.write_text("model: part.yaml\ndata: part.yaml")
     (tmp_path / "part.yaml").write_text("{}")
     assert plan(["--config", str(file)])[0].config["data"]["class_path"].endswith(".FashionMNISTSample")
