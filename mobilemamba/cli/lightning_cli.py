@@ -23,6 +23,7 @@ from mobilemamba.cli.checks import (
     check_settings,
     check_targets,
 )
+from mobilemamba.cli.help import DEFAULTS
 from mobilemamba.cli.parser import Parser, given_settings, plain
 from mobilemamba.cli.report import print_evaluation
 from mobilemamba.cli.resume import check_data, check_fits
@@ -127,11 +128,7 @@ class MobileMambaCLI(LightningCLI):
         )
         parser.set_defaults(
             {
-                # The task's own defaults are the paper's, for 300 epochs of ImageNet in batches of 1024.
-                "model": {
-                    "class_path": "mobilemamba.tasks.ClassificationTask",
-                    "init_args": {"lr": 1e-3, "reference_batch_size": 64, "warmup_epochs": 0.5},
-                },
+                "model": {"class_path": "mobilemamba.tasks.ClassificationTask", "init_args": {**DEFAULTS}},
                 "data": {"class_path": "mobilemamba.data.FashionMNISTSample"},
             }
         )

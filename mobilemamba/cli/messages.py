@@ -13,8 +13,8 @@ from mobilemamba.text import of_names
 _SETTINGS = "settings, such as {name: value} with a blank after each colon"
 _LIST = "a list, such as [a, b]"
 #: Name of a type -> description of what a user writes.
-_WRITTEN = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "dict": _SETTINGS}
-_WRITTEN |= {"list": _LIST, "tuple": _LIST, "Iterable": _LIST}
+WRITTEN = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "dict": _SETTINGS}
+WRITTEN |= {"list": _LIST, "tuple": _LIST, "Iterable": _LIST, "NoneType": "null", "Path": "text"}
 #: How jsonargparse mentions a section's file that does not exist.
 _FILE = re.compile(r"(?:class_path '|Expected a path but |[Gg]iven value: |load config ')(\S+\.(?:ya?ml|json))\b")
 #: Setting -> option that chooses a class with further settings.
@@ -151,7 +151,7 @@ def _expected(message: str) -> list[str]:
     """Returns descriptions of the accepted types, one for each of a union, without null, which helps nobody."""
     types = re.findall(r"Expected a <class '(?:\w+\.)*(\w+)'>", message)
     types = [kind for kind in types if kind != "NoneType" and not (kind == "int" and "float" in types)]
-    words = [*dict.fromkeys(_WRITTEN.get(kind, kind) for kind in types)]
+    words = [*dict.fromkeys(WRITTEN.get(kind, kind) for kind in types)]
     words += re.findall(r"Expected (a (?:tuple|list|dict) [^.\n]*)", message)
     if re.search("Expected a dot import path|Not a valid subclass|instantiatable class", message):
         if re.search(r"Subtypes: \[<class 'mobilemamba\.(sweep|training)\.", message):  # our dataclasses of settings

@@ -14,7 +14,7 @@ import timm
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
-from mobilemamba.cli.help import class_settings, known_classes
+from mobilemamba.cli.help import SettingsHelp, class_settings, known_classes
 from mobilemamba.cli.messages import unknown
 from mobilemamba.cli.options import config_values, read_options
 from mobilemamba.cli.shorthand import MODE, paths_from_here
@@ -32,7 +32,7 @@ class Parser(ToolParser, LightningArgumentParser):
     helps = "--help or --help-all"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"parser_mode": MODE, **kwargs})
+        super().__init__(*args, **{"parser_mode": MODE, "formatter_class": SettingsHelp, **kwargs})
 
     def parse(self, args: list[str], base: jsonargparse.Namespace | None = None) -> jsonargparse.Namespace:
         """Parses arguments; the error for a mistake in a configuration file names the file."""

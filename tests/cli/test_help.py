@@ -41,7 +41,13 @@ def test_its_options_and_defaults_are_the_commands(command: str, capsys: pytest.
     for option in set(re.findall(r"^  (--[\w.]+[\w])(?= |$)", text, re.MULTILINE)):
         known = re.sub(r"\.(CHOICE|OPTION)$", "", option)
         assert known in ("--weights", "--help-all", "--sweep") or known in every, option
+    assert not re.search(r"type:|Optional\[|Union\[|Literal\[|default: (None|True|False|\()", every)
     (row,) = plan([])
+    for name in ("lr", "reference_batch_size", "warmup_epochs"):  # not as in the task's class
+        told = (
+            rf"--model.{name} [A-Z_]+ (?:(?!--).)*\(a (whole )?number; default: {lookup(row.config, f'model.{name}')}\)"
+        )
+        assert re.search(told, " ".join(every.split())), name
     for option, default in re.findall(r"^  --([\w.]+) .*\(default ([\w.-]+)\)", text, re.MULTILINE):
         value = lookup(row.config, "model.name" if option == "model" else option)
         assert default == str("32-true" if option == "trainer.precision" else value), option

@@ -136,11 +136,12 @@ def test_reserved_settings_are_refused(key: str) -> None:
         "--model.arch.global_ratio=[.1,.1,.1]",
         "--model.init_args.arch.global_ratio=[.1]",
         "--model.arch={global_ratio: [1,0,0]}",
+        "--data=FashionScenes",
     ],
 )
 def test_an_option_may_not_lose_against_the_rows(write: Write, option: str) -> None:
     with pytest.raises(ConfigError, match="would win"):
-        plan([*write({"a": {XI: [0.5] * 3}}), option])
+        plan([*write({"a": {XI: [0.5] * 3, "data.class_path": "FashionMNISTSample"}}), option])
 
 
 def test_options_after_the_file_reach_every_row(write: Write) -> None:
