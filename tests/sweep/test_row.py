@@ -11,6 +11,7 @@ from filelock import FileLock
 
 from mobilemamba.files import read_json
 from mobilemamba.sweep import fit_row, row
+from mobilemamba.sweep.table import state
 
 
 @pytest.fixture
@@ -27,6 +28,16 @@ def test_a_killed_row_says_so(run_dir: Path, monkeypatch: pytest.MonkeyPatch) ->
     child(monkeypatch, "import os; os.kill(os.getpid(), 9)")
     assert fit_row(run_dir) == "killed by SIGKILL (out of memory?)"
     assert read_json(run_dir / "status.json")["status"] == "failed"
+
+
+def test_a_row_that_was_running_when_all_was_killed_is_stopped(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert state(run_dir) == "waiting"
+    (run_dir / "status.json").write_text('{"status": "running"}')
+    assert state(run_dir) == "stopped"
+    (run_dir / ".lock").touch()
+    assert state(run_dir) == "stopped"
+    monkeypatch.setattr(row, "FileLock", lambda *_, **__: (_ for _ in ()).throw(PermissionError))
+    assert state(run_dir) == "running", "in another user's folder, for all that can be known"
 
 
 def test_no_foreign_ranks_and_seeds_reach_a_row(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,9 +59,11 @@ def test_a_row_waits_for_the_process_that_still_trains_it(run_dir: Path, monkeyp
         thread.start()
         time.sleep(0.6)
         assert thread.is_alive()
+        assert state(run_dir) == "running"
         (run_dir / "results.json").write_text('{"top1": 1}')
     thread.join(10)
     assert results == [None]
+    assert state(run_dir) == "finished"
     assert not (run_dir / "log.txt").exists()
 
 

@@ -13,8 +13,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import metadata
 
 from mobilemamba.errors import ConfigError
-from mobilemamba.sweep import SweepFailedError, runner
+from mobilemamba.files import read_json, write_json
+from mobilemamba.scores import Score
+from mobilemamba.sweep import Row, SweepFailedError, runner
 from mobilemamba.sweep.launchers import local
+from mobilemamba.sweep.table import record
 
 Sweeper = Callable[..., Any]
 ROOT = Path("runs/table")
@@ -67,6 +70,9 @@ def test_the_scores_are_those_of_the_better_network(sweep_faked: Sweeper) -> Non
     found = [(row["top1"], row["top5"], row["averaged"]) for row in table().values()]
     assert found == [("81.0", "99.0", "false"), ("90.0", "95.0", "true"), ("83.0", "99.0", "false")]
     assert "The scores of bb are those of the averaged weights (EMA)" in (ROOT / "results.md").read_text()
+    smallest = (Score("top1", "top-1", "min"),)
+    assert not record(Row("bb", ROOT / "bb", {}, scores=smallest), {})["averaged"]
+    assert record(Row("ccc", ROOT / "ccc", {}, scores=smallest), {})["averaged"]
 
 
 def test_numbers_of_the_paper_are_of_costs_and_the_tasks_scores(sweep_faked: Sweeper) -> None:
@@ -154,6 +160,10 @@ def test_jobs_share_the_cores(sweep_faked: Sweeper, monkeypatch: pytest.MonkeyPa
     assert [(ROOT / name / "starts").read_text() for name in ("a", "bb", "cc")] == ["4\n"] * 3
     assert table()["a"]["shared_device"] == "true"
     assert "(shared device)" in (ROOT / "results.md").read_text()
+    status = read_json(ROOT / "a/status.json")
+    status["environment"]["CUDA_VISIBLE_DEVICES"] = "0"  # a GPU is not shared
+    write_json(ROOT / "a/status.json", status)
+    assert not record(Row("a", ROOT / "a", {}), {})["shared_device"]
 
 
 def test_each_job_gets_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
