@@ -99,6 +99,17 @@ def test_failing_rows_leave_the_others_finished(sweep_faked: Sweeper) -> None:
     assert table()["bad"]["lr"] == "0.003"
 
 
+def test_a_row_runs_from_its_start_and_its_failure_needs_no_file(
+    sweep_faked: Sweeper, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its process locks the folder seconds later, and may be unable to write its status."""
+    events = [("started", ROOT / "a", None), ("done", ROOT / "a", "no room")]
+    monkeypatch.setattr(runner, "launcher", lambda *_: lambda run_dirs, _: (event for event in events if run_dirs))
+    with pytest.raises(SweepFailedError, match="a: no room"):
+        sweep_faked("a")
+    assert "\na: running\na: failed: no room\n" in capsys.readouterr().out
+
+
 def test_retries(sweep_faked: Sweeper) -> None:
     sweep_faked("flaky", options=("--sweep.retries", "1"))
     assert starts("flaky") == 2
@@ -132,7 +143,11 @@ def test_changed_settings_stop_before_anything_runs(sweep_faked: Sweeper) -> Non
     assert [starts(name) for name in ("a", "bb", "cc")] == [1, 1, 1]
     assert yaml.safe_load((ROOT / "a/run.yaml").read_text())["trainer"]["max_epochs"] == 2
     (ROOT / "a/checkpoints").mkdir()
-    sweep_faked("a", "bb", "cc", options=(*more, "--sweep.changed", "rerun", "--sweep.only", "[a, bb]"))
+    afresh = (*more, "--sweep.changed", "rerun", "--sweep.only", "[a, bb]")
+    with FileLock(ROOT / "a/.lock"), pytest.raises(ConfigError, match="'a' is still being trained with its former"):
+        sweep_faked("a", "bb", "cc", options=afresh)
+    assert (ROOT / "a/results.json").exists()
+    sweep_faked("a", "bb", "cc", options=afresh)
     assert yaml.safe_load((ROOT / "a/run.yaml").read_text())["trainer"]["max_epochs"] == 9
     assert not (ROOT / "a/checkpoints").exists()
     assert [row["status"] for row in table().values()] == ["finished"] * 3
