@@ -9,6 +9,7 @@ used in files, too.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -77,6 +78,8 @@ def paths_from_here() -> Iterator[None]:
 def load_settings(text: str, path: str = "") -> Any:
     """Reads YAML with :func:`load_yaml`, and expands a model given by name and data given by folder."""
     settings = load_yaml(text, path)
+    if isinstance(settings, dict | list) and _is_path(text):
+        return text
     for group in ("model", "data") if isinstance(settings, dict) else ():
         value = settings.get(group)
         if isinstance(value, str) and Path(value).suffix not in _FILES:  # not the name of a file with the section
@@ -86,6 +89,13 @@ def load_settings(text: str, path: str = "") -> Any:
             if arguments:  # without a class, they are arguments of the class that is already chosen
                 settings[group] = {"class_path": long[group], "init_args": arguments} if group in long else arguments
     return settings
+
+
+def _is_path(text: str) -> bool:
+    """Whether a text is a path, although YAML reads it as settings: ``runs/a: b``."""
+    if "\n" in text or text.startswith(("{", "[")):
+        return False
+    return "/" in text.partition(": ")[0] or os.path.exists(text)  # noqa: PTH110 - Path raises for a long text
 
 
 def _written_out(name: str, value: str) -> dict[str, str]:

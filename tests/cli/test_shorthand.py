@@ -193,6 +193,14 @@ def test_data_without_such_settings_is_left_alone() -> None:
     assert found.data.init_args.img_size is None
 
 
+@pytest.mark.parametrize("folder", ["no/a: b", "- a", "a: b"])  # a mapping or a list to YAML
+def test_a_path_is_no_settings(tmp_path: Path, folder: str) -> None:
+    if "/" not in folder:
+        (tmp_path / folder).mkdir()
+    (row,) = plan(["--data", "ImageFolder", "--data.root", folder])
+    assert row.config["data"]["init_args"]["root"] == folder
+
+
 def test_files_take_a_model_by_its_name_and_data_by_their_folder(pictures: Path, tmp_path: Path) -> None:
     file = tmp_path / "short.yaml"
     file.write_text(f"model: mobilemamba_t2\ndata: {pictures}")
