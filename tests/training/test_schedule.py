@@ -1,8 +1,10 @@
 """The learning rate against the released logs: of ImageNet, 300 epochs of 1251 steps, 20 of them warm-up; of others."""
 
+from types import SimpleNamespace
+
 import pytest
 
-from mobilemamba.training.schedule import warmup_cosine, warmup_half_cosine
+from mobilemamba.training.schedule import steps_of, warmup_cosine, warmup_half_cosine
 
 TOTAL, WARMUP = 375_300, 25_020
 
@@ -69,3 +71,18 @@ def test_or_once_an_epoch(peak, epochs, an_epoch, logged):
             rate = warmup_half_cosine(step, epochs * an_epoch, 500, 0.0, 1e-5, an_epoch)
             assert peak * rate == pytest.approx(lr, rel=4e-5)
     assert 2e-4 * warmup_half_cosine(49, 87_960, 500, 0.0, 1e-5, 7330) == pytest.approx(1.9641e-5, rel=1e-5)  # logged
+
+
+def test_the_warmups_steps():
+    trainer = SimpleNamespace(
+        fit_loop=SimpleNamespace(setup_data=lambda: None),
+        estimated_stepping_batches=9,
+        num_training_batches=5,
+        accumulate_grad_batches=2,
+        is_global_zero=True,
+        fast_dev_run=False,
+    )
+    assert steps_of(trainer, 1.0, None) == (9, 3), "an epoch's last step takes the batch that is left"
+    assert steps_of(trainer, 1.0, 8) == (9, 8)
+    with pytest.warns(UserWarning, match=r"warmup_steps=9 \(9 steps\) is no shorter than the training \(9 steps\)"):
+        steps_of(trainer, 1.0, 9)
