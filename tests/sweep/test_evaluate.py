@@ -142,9 +142,15 @@ def test_one_process_evaluates_the_rows_one_after_another(tmp_path: Path, capsys
         ("local", 1, {"devices": 2}, False),
         ("local", 1, {"strategy": "ddp"}, False),
         ("slurm", 1, {}, False),
+        ("local", 1, {"accelerator": "gpu", "devices": 1}, True),
+        ("local", 2, {"accelerator": "gpu", "devices": 1}, False),
+        ("local", 1, {"accelerator": "gpu"}, False),
     ],
 )
-def test_where_rows_are_evaluated(launcher: str, jobs: int, settings: dict[str, Any], here: bool) -> None:
+def test_where_rows_are_evaluated(
+    launcher: str, jobs: int, settings: dict[str, Any], here: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     trainer = {"accelerator": "cpu", "devices": "auto", "strategy": "auto", **settings}
     assert evaluates_here(launcher, jobs, {"trainer": trainer}) == here
 

@@ -54,6 +54,7 @@ def test_a_finished_sweep_leaves_its_files_and_is_not_run_again(
     left.touch()
     sweep_faked("a", "bb", paper=paper, paper_note="ImageNet-1k, L40S")
     assert starts("a") == starts("bb") == 1
+    assert len(list((ROOT / "hparams/a").iterdir())) == 1, "written anew, not once more"
     assert not left.exists()
 
 
