@@ -95,8 +95,12 @@ def test_a_measure_changes_no_answers():
 
 def test_one_network_alone_has_no_other_metrics():
     comparison = Comparison(lambda: ClassificationMetrics(CLASSES), ClassificationMetrics.SCORES[0])
-    comparison.update({"raw": answers(4)[0]}, answers(4)[1])
+    logits, target = answers(4)
+    comparison.update({"raw": logits, "ema": logits, "fused": -logits}, target)
+    comparison.compute(["raw", "ema", "fused"], "val")
+    comparison.update({"raw": logits}, target)
     assert set(comparison.compute(["raw"], "test")) == {"test/top1", "test/top5", "test/loss"}
+    assert set(comparison.counts) == {"raw"}, "none of the evaluation before"
 
 
 class NoWaiting(TorchDispatchMode):
