@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,16 @@ def test_labels_of_rows_closer_than_their_bars_stand_apart(drawn: list[Figure], 
         boxes = [Text.get_window_extent(text) for text in axis.texts]  # without the lines to their points
         assert len(boxes) == len(rows)
         assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+
+
+def test_a_bar_is_the_deviation_of_the_seeds_or_else_the_standard_error(drawn: list[Figure], tmp_path: Path) -> None:
+    rows = [row("a", 80.0, val_pictures=2000), *(row(f"b{x}", x, group="b", val_pictures=2000) for x in (80.0, 82.0))]
+    module.plot(rows, "sweep", tmp_path / "plot.png", "")
+    plain = [replace(score, share=False) for score in KNOWN["scores"]]
+    module.plot([row("a", 80.0, val_pictures=2000, scores=plain)], "sweep", tmp_path / "plot.png", "")
+    bars = [container.lines[2][0].get_segments()[0] for figure in drawn for container in figure.axes[0].containers]
+    halves = [(high - low) / 2 for (_, low), (_, high) in bars]
+    assert halves == pytest.approx([100 * (0.8 * 0.2 / 2000) ** 0.5, 2**0.5, 0])
 
 
 def test_conditions_that_differ_are_said_with_their_rows_above_the_panels(drawn: list[Figure], tmp_path: Path) -> None:

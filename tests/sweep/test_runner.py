@@ -174,6 +174,8 @@ def test_jobs_share_the_cores(sweep_faked: Sweeper, monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     sweep_faked("a", "bb", "cc", options=("--sweep.jobs", "2"))
     assert [(ROOT / name / "starts").read_text() for name in ("a", "bb", "cc")] == ["4\n"] * 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "6")  # the user's share of the machine
+    assert local.environments(2, {"trainer": {"accelerator": "cpu"}})[0]["OMP_NUM_THREADS"] == "3"
     assert table()["a"]["shared_device"] == "true"
     assert "(shared device)" in (ROOT / "results.md").read_text()
     status = read_json(ROOT / "a/status.json")
