@@ -33,7 +33,7 @@ def test_newest_first_by_what_is_inside_else_by_the_date(tmp_path, save):
     old, new = save("last.ckpt", saved_at=100.0, date=500), save("previous.ckpt", saved_at=300.0, date=1)
     own = save("epoch=1-val/top1=3.ckpt", date=200)  # a user's own name, with a folder in it
     (tmp_path / "checkpoints/.last.ckpt.0a0a.tmp").write_bytes(b"half")
-    (tmp_path / "checkpoints/last-v1.ckpt").symlink_to(new)
+    (tmp_path / "checkpoints/third.ckpt").symlink_to(new)
     assert checkpoints_newest_first(tmp_path) == [new, own, old]
 
 
@@ -44,6 +44,7 @@ def test_one_that_cannot_be_read_is_named_at_its_place(tmp_path, save):
     empty = tmp_path / "checkpoints/empty.ckpt"
     empty.touch()
     os.utime(empty, (50, 50))
+    (tmp_path / "checkpoints/best.ckpt").touch()  # has only weights, if anything
     assert checkpoints_newest_first(tmp_path) == [last, previous, empty]
 
 

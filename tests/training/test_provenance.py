@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -49,6 +50,15 @@ def test_the_speed_says_in_which_form_the_network_was_timed(monkeypatch):
     monkeypatch.setattr(library, "why_not", lambda: "no kernels here")
     forget_choices()
     assert "no batch norms, norms folded, not optimized for inference: no kernels here, " in text()
+
+
+@pytest.mark.parametrize(("accumulated", "batches", "pictures"), [(2, 5, 16), (3, 2, 16), (1, 5, 8)])
+def test_a_step_has_no_more_batches_than_an_epoch(accumulated, batches, pictures):
+    loader = DataLoader(range(20), batch_size=4)
+    trainer = SimpleNamespace(
+        train_dataloader=loader, accumulate_grad_batches=accumulated, num_training_batches=batches, world_size=2
+    )
+    assert provenance.pictures_a_step(trainer) == pictures
 
 
 def test_peak_memory_of_the_training_process():
