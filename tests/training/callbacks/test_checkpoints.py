@@ -138,7 +138,9 @@ class TestSeveralValidations:
         ],
     )
     def test_each_counts_and_the_end_is_validated(self, tmp_path, options, given, best):
+        (tmp_path / "best.safetensors").touch()  # exported from a former best
         fit(tmp_path, Counter(scores(**given)), **options)
+        assert not (tmp_path / "best.safetensors").exists()
         assert place(results(tmp_path)) == best
         last = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
         assert last["state_dict"]["weight"] == last["global_step"]
