@@ -139,7 +139,14 @@ class TestSeveralValidations:
     )
     def test_each_counts_and_the_end_is_validated(self, tmp_path, options, given, best):
         (tmp_path / "best.safetensors").touch()  # exported from a former best
-        fit(tmp_path, Counter(scores(**given)), **options)
+        steps = []
+
+        class Watch(Callback):
+            def on_validation_end(self, trainer, module):
+                steps.extend([] if trainer.sanity_checking else [trainer.global_step])
+
+        fit(tmp_path, Counter(scores(**given)), Watch(), **options)
+        assert len(steps) == len(set(steps)), "no step is validated twice"
         assert not (tmp_path / "best.safetensors").exists()
         assert place(results(tmp_path)) == best
         last = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)

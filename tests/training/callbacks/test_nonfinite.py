@@ -1,6 +1,7 @@
 """A step that is not finite leaves no trace but a count and a warning that names the batch."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -97,6 +98,25 @@ def test_all_batches_of_an_accumulated_step_are_left_out(tmp_path, device_decide
     with pytest.warns(UserWarning, match="1 so far"):
         net, _ = fit(tmp_path, data([2]), SkipNonFinite(), accumulate_grad_batches=2)
     assert same(without_counter(net.states[1]), without_counter(net.states[3]))  # steps are taken after 1, 3 and 4
+
+
+def test_an_overflow_in_fp16_is_left_to_the_loss_scaler():
+    weight = nn.Parameter(torch.ones(2))
+    weight.grad = torch.tensor([1.0, float("inf")])
+    strategy = SimpleNamespace(reduce_boolean_decision=lambda decision, **_: decision)
+    trainer = SimpleNamespace(
+        current_epoch=0,
+        global_step=0,
+        fit_loop=SimpleNamespace(batch_idx=0),
+        precision_plugin=SimpleNamespace(scaler=object()),
+        strategy=strategy,
+    )
+    guard = SkipNonFinite()
+    module = SimpleNamespace(log=lambda *_: None)
+    guard.on_before_backward(trainer, module, torch.tensor(1.0))
+    guard.on_before_optimizer_step(trainer, module, torch.optim.SGD([weight]))
+    assert guard.skipped == 0
+    assert weight.grad[1].isinf(), "which the scaler looks for, to lower its scale"
 
 
 def test_stops_at_the_limit(tmp_path):
