@@ -1,6 +1,9 @@
 """Resuming draws what an uninterrupted run draws."""
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 
 from mobilemamba.training.callbacks import StepSeed
 from tests.training.callbacks.runs import Data, StopAfter, fit, killed_and_resumed, same_weights, small_task
@@ -59,3 +62,13 @@ class TestStepSeed:
         _, resumed = killed_and_resumed(tmp_path / "b", 2, data=Data(**data))
         order = [labels for epoch, labels, _ in straight.seen if epoch == 2]
         assert [labels for _, labels, _ in resumed.seen] == order
+
+
+def test_each_process_draws_its_own_numbers():
+    def drawn(rank):
+        trainer = SimpleNamespace(current_epoch=0, global_rank=rank)
+        with torch.random.fork_rng(devices=[]):
+            StepSeed(0).on_train_batch_start(trainer, None, None, 0)
+            return torch.rand(())
+
+    assert drawn(0) == drawn(0) != drawn(1)
