@@ -32,7 +32,7 @@ _WORST = 10
 
 
 def print_evaluation(trainer: Trainer, module: LightningModule, data: DataModule, split: str, settings: Any) -> None:
-    """Prints the scores, then the classes, and writes plots of them if a folder is given.
+    """Prints the scores, then the classes of the better network, and writes plots of them if a folder is given.
 
     Args:
         trainer: The trainer after the evaluation.
@@ -53,7 +53,7 @@ def print_evaluation(trainer: Trainer, module: LightningModule, data: DataModule
     if split == "test" and data.test_set is None:
         title += "; its validation pictures, as it has no others for a test"
     pictures = pictures_evaluated(trainer, split)
-    counts = None if task is None else task.confusion.get("raw")
+    counts = None if task is None else task.confusion
     counted = "pictures" if task is None else task.counted
     total = pictures if counts is None or counted == "pictures" else int(counts[:, 2].sum())
     raw = "as exported" if task is not None and isinstance(task.model, RuntimeNetwork) else "as trained"
@@ -63,13 +63,15 @@ def print_evaluation(trainer: Trainer, module: LightningModule, data: DataModule
             raise ConfigError(f"per_class={settings.per_class}: the task counts no classes; leave it out")
         return
     worst_first, names = counted == "pictures" or settings.worst_first, list(data.class_names)
+    whose = f", {_NETWORKS['ema']}" if task.average_is_better(trainer.callback_metrics) else ""
+    heading = f"classes{whose}{', the worst first' if worst_first else ''}"
     if (rows := task.class_rows(worst_first=worst_first)) is not None:
-        print_rows(rows, settings.per_class, "classes", len(rows))
+        print_rows(rows, settings.per_class, heading, len(rows))
     else:
-        print_classes(counts, names, settings.per_class, counted, worst_first=worst_first)
+        print_classes(counts, names, settings.per_class, counted, heading, worst_first=worst_first)
     if settings.plots is not None:
         folder = Path(settings.plots)
-        draw_classes(folder, counts.long(), task.curves, names, title, counted)
+        draw_classes(folder, counts.long(), task.curves, names, title + whose, counted)
         rank_zero_info(f"pictures: {printable(folder)}")
 
 
@@ -112,7 +114,13 @@ def print_scores(
 
 
 def print_classes(
-    counts: Tensor, class_names: Sequence[str], path: str | None, counted: str = "pictures", *, worst_first: bool = True
+    counts: Tensor,
+    class_names: Sequence[str],
+    path: str | None,
+    counted: str = "pictures",
+    title: str = "classes",
+    *,
+    worst_first: bool = True,
 ) -> None:
     """Prints the scores of the classes, and writes them to a CSV file if a path is given.
 
@@ -123,6 +131,7 @@ def print_classes(
         class_names: In the order of the labels.
         path: Path of the file, or None.
         counted: What was counted, ``"pictures"`` or ``"pixels"``.
+        title: Title of the table.
         worst_first: Whether to sort from worst to best, rather than by label.
     """
     of_pixels, names = counted == "pixels", [*map(printable, class_names)]
@@ -140,7 +149,6 @@ def print_classes(
         }
         for score in scores
     ]
-    title = "classes, the worst first" if worst_first else "classes"
     print_rows(rows, path, title, len(rows) if of_pixels else _WORST)
 
 

@@ -100,9 +100,8 @@ class EvaluatedTask(TaskContract, LightningModule):
         return self.ema.module if self.ema is not None and self.better == "ema" else self.model
 
     @property
-    def confusion(self) -> dict[str, Tensor]:
-        """Confusion counts of the last evaluation: ``raw``, ``ema``, ``fused`` -> (n, 3): class, prediction, count."""
-        return self.comparison.counts
+    def confusion(self) -> Tensor | None:
+        return self.comparison.metrics[self.better].counts
 
     def on_validation_epoch_start(self) -> None:
         self._evaluated: dict[str, nn.Module] = {"raw": self.model}

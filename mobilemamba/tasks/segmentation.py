@@ -119,10 +119,10 @@ class SegmentationTask(DenseTask):
     @property
     def of_classes(self) -> dict[str, float]:
         """Class name -> IoU in percent, for the better network in the last evaluation."""
-        if not (counts := self.confusion):
+        if (counts := self.confusion) is None:
             return {}
         names = self.class_names
-        return {names[score.label]: round(100 * score.iou, 4) for score in class_scores(counts[self.better])}
+        return {names[score.label]: round(100 * score.iou, 4) for score in class_scores(counts)}
 
     def look_closely(self, window: int | None, tta: bool) -> None:
         look_closely(self.model, window)  # raises an error if the window is impossible

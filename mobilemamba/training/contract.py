@@ -71,9 +71,9 @@ class TaskContract:
         return bool(averaged > raw if headline.direction == "max" else averaged < raw)
 
     @property
-    def confusion(self) -> dict[str, Tensor]:
-        """Confusion counts of the last evaluation: network's name -> (n, 3): class, prediction, count; may be empty."""
-        return {}
+    def confusion(self) -> Tensor | None:
+        """Confusion counts of the better network in the last evaluation, (n, 3): class, prediction, count."""
+        return None
 
     def look_closely(self, window: int | None, tta: bool) -> None:
         """Makes later evaluations use sliding windows or test-time augmentation.

@@ -109,11 +109,6 @@ class Comparison(nn.Module):
             self.add_module(f"of_{name}", self.metrics[name])
         self.changed = SumMetric()
 
-    @property
-    def counts(self) -> dict[str, Tensor]:
-        """Network's name -> confusion counts of the last result."""
-        return {name: metrics.counts for name, metrics in self.metrics.items() if metrics.counts is not None}
-
     def update(self, outputs: dict[str, Any], targets: Any) -> None:
         """Adds a batch.
 

@@ -84,6 +84,8 @@ def test_a_checkpoint_says_which_network_is_better_and_what_it_is(tmp_path, spli
     trainer.save_checkpoint(tmp_path / "run.ckpt")
     network, card = load_network(tmp_path / "run.ckpt")
     expected = task.model if better == "raw" else task.ema.module
+    task.comparison.metrics[better].counts = torch.tensor([[0, 1, 7]])  # the others have none, as nothing was evaluated
+    assert task.confusion.tolist() == [[0, 1, 7]]
     assert_same_state(expected, network)
     assert (card.model, card.num_classes) == ("mobilemamba_t2", CLASSES)
     assert ArchOverrides(**{name: tuple(value) for name, value in card.arch.items()}) == TINY["arch"]

@@ -64,10 +64,8 @@ class TrainingPlots(AtEnd):
         if not counts(trainer):
             return
         self._keep(trainer, "val/")
-        if isinstance(pl_module, TaskContract) and (confusion := pl_module.confusion):
-            averaged = "ema" in confusion and pl_module.average_is_better(trainer.callback_metrics)
-            now = confusion["ema" if averaged else "raw"]
-            self.confusions = keep_best(self.confusions, now, trainer, pl_module)
+        if isinstance(pl_module, TaskContract) and (confusion := pl_module.confusion) is not None:
+            self.confusions = keep_best(self.confusions, confusion, trainer, pl_module)
             if curves := pl_module.curves:
                 self.precisions = keep_best(self.precisions, curves, trainer, pl_module)
 

@@ -58,8 +58,8 @@ class Confused(TaskContract, Counter):
         self.save_hyperparameters({"num_classes": 2})
 
     @property
-    def confusion(self) -> dict[str, torch.Tensor]:
-        return {"raw": torch.tensor([[0, 1, int(self.weight)]])}
+    def confusion(self) -> torch.Tensor:
+        return torch.tensor([[0, 1, int(self.weight)]])
 
 
 @pytest.mark.parametrize("checkpoints", [True, False])
