@@ -242,7 +242,7 @@ def test_what_a_scan_s_position_costs(capability: int, tmp_path: Path) -> None:
             found[call.kernel.__name__] = sum(of_loops) / 2 / a_thread_s
     assert found.keys() == {"_forward", "_backward"}
     assert 20 < found["_forward"] <= 40
-    assert 100 < found["_backward"] <= 205  # the latter with Triton 3.6
+    assert 100 < found["_backward"] <= 206  # the latter with Triton 3.6 for sm_80
 
 
 # Where it runs
