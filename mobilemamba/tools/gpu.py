@@ -79,20 +79,32 @@ def gpu(
         known.append(Part("curves", "Two trainings", train, 60 * minutes, beyond=True))
     wanted = _wanted(parts, known)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for reproducible bits; before the first product
-    run = Run(chosen, QUICK if quick else Sizes(), output, seconds, goes_on=parts is not None)
-    if left := run.do(wanted):
+
+    def go_on(left: list[Part]) -> int:
+        """Runs parts in a new process, which shows the table, and returns its exit code."""
         say("the GPU is of no use to this process any more; the other parts run in a new one")
         options = {"output": output, "seconds": max(1.0, run.left), "device": device, "quick": str(quick).lower()}
         options |= {} if data is None else {"data": data, "minutes": minutes, "batch_size": batch_size}
         options["parts"] = ",".join(part.name for part in left)
         given = [f"--{name}={value}" for name, value in options.items()]
-        done = subprocess.run([sys.executable, "-m", "mobilemamba_command", "gpu", *given], check=False)
-        if done.returncode:
-            sys.exit(done.returncode)  # it has said why, e.g. that it finds no GPU any more
-        return
-    console = make_console()
-    console.print(table(run.parts, min(console.width, 120)))
-    say(f"wrote {output}")
+        return subprocess.run([sys.executable, "-m", "mobilemamba_command", "gpu", *given], check=False).returncode
+
+    def show() -> int:
+        console = make_console()
+        console.print(table(run.parts, min(console.width, 120)))
+        say(f"wrote {output}")
+        return 0
+
+    def leave(left: list[Part]) -> None:
+        code = go_on(left) if left else show()
+        sys.stdout.flush()
+        os._exit(code)  # as a thread that waits for the GPU cannot be ended
+
+    sizes = QUICK if quick else Sizes()
+    run = Run(chosen, sizes, output, seconds, goes_on=parts is not None, leave=leave)
+    left = run.do(wanted)
+    if code := go_on(left) if left else show():
+        sys.exit(code)  # the new process has said why, e.g. that it finds no GPU any more
 
 
 def _device(name: str, quick: bool) -> torch.device:

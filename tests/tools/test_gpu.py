@@ -3,6 +3,7 @@
 import json
 import math
 import subprocess
+import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from mobilemamba.analysis.benchmark.workload import Workload, Workshop
 from mobilemamba.analysis.gpu import correct, speed, training
 from mobilemamba.analysis.gpu.run import Part, Run, table
 from mobilemamba.analysis.gpu.sizes import QUICK, Sizes
+from mobilemamba.analysis.rounds import Timings
 from mobilemamba.errors import ConfigError, DataError
 from mobilemamba.models.inference import graphs
 from mobilemamba.tools.gpu import PARTS
@@ -196,6 +198,28 @@ def test_a_fault_that_leaves_the_gpu_useless_loses_nothing(tmp_path: Path, monke
     assert "illegal memory access" in found["error"]
 
 
+def test_a_part_that_hangs_does_not_take_the_others_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process is left to them by a thread, as nothing can end a wait for the GPU."""
+    ended, left = threading.Event(), list[object]()
+
+    def hangs(run: Run) -> None:
+        run.add(before=1)
+        assert ended.wait(20)
+
+    def leave(parts: list[Part]) -> None:
+        left.append([part.name for part in parts])
+        left.append(json.loads((tmp_path / "run.json").read_text())["parts"]["bad"])
+        ended.set()
+
+    monkeypatch.setattr("mobilemamba.analysis.gpu.run._GRACE", -4.9)
+    monkeypatch.setattr("mobilemamba.analysis.gpu.run.synchronize", lambda device: None)
+    run = Run(torch.device("cuda"), QUICK, tmp_path / "run.json", 60, leave=leave)
+    run.do([Part("bad", "Bad", hangs, 5), Part("good", "Good", lambda run: None, 60)])
+    names, bad = left
+    assert names == ["good"]
+    assert (bad["records"], bad["error"]) == ([{"before": 1}], "it hangs: not done -5 s after its time")
+
+
 def test_a_run_that_is_killed_leaves_what_it_has_found(tmp_path: Path) -> None:
     left: list[dict[str, Any]] = []
 
@@ -262,11 +286,12 @@ def test_all_sizes_of_the_scan_are_among_the_shapes(tmp_path: Path) -> None:
     [
         ([(2.0, 3000.0), (3.0, 2000.0)], [("1.50 x", True), ("1.50 x", None)]),
         ([(4.0, None), (3.0, None)], [("0.75 x", False)]),
+        ([(None, None), (3.0, None)], []),
     ],
-    ids=["on a GPU", "memory not counted"],
+    ids=["on a GPU", "memory not counted", "ours fails"],
 )
 def test_a_step_is_held_against_the_peer_s(
-    found: list[tuple[float, float | None]],
+    found: list[tuple[float | None, float | None]],
     expected: list[tuple[str, bool | None]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -277,20 +302,44 @@ def test_a_step_is_held_against_the_peer_s(
     class Found:
         model: str
         batch: int
-        latency_ms: float
+        latency_ms: float | None
         peak_memory_mib: float | None
-        error: str = ""
+        error: str
 
     def step(cases: list[Case], *_: object, **__: object) -> list[Found]:
-        return [Found(case.model, case.batch, *values) for case, values in zip(cases, found, strict=True)]
+        errors = ["" if latency else "it fails" for latency, _ in found]
+        cases_found = zip(cases, found, errors, strict=True)
+        return [Found(case.model, case.batch, *values, error) for case, values, error in cases_found]
 
     monkeypatch.setattr(training, "measure", step)
     run = new_run(tmp_path)
     run.do([Part("steps", "Steps", training.steps, 60)])
-    _, peer, *ratios = run.parts["steps"]["findings"]
+    ours, peer, *ratios = run.parts["steps"]["findings"]
+    assert ours["ok"] is (None if found[0][0] else False)
     assert peer["what"] == "step of test_efficientnet, batch 2"
     assert ("MiB at the peak" in peer["found"]) == (len(expected) > 1)
     assert [(ratio["found"], ratio["ok"]) for ratio in ratios] == expected
+
+
+def test_operators_are_timed_without_the_host_s_time(
+    playing: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many calls in one CUDA graph, whose time is that of one call in the report."""
+    calls, run = list[int](), new_run(tmp_path)
+    again = speed._repeated(run, lambda: calls.append(1))
+    again()
+    noted = len(calls)
+    again()
+    assert (len(playing.captured), len(calls)) == (1, noted)
+
+    def time_all(clocks: dict[str, Any], *_: object) -> tuple[dict[str, Timings], dict[str, Exception]]:
+        return {key: Timings((20e-3,), 1) for key in clocks}, {}
+
+    monkeypatch.setattr(speed, "interleave", time_all)
+    run.do([Part("operators", "Operators", lambda run: speed._operators(run, 2, False, "inference"), 60)])
+    records = run.parts["operators"]["records"]
+    assert [record["microseconds"] for record in records] == pytest.approx([1000] * len(records))
+    assert records
 
 
 def test_memory_against_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,14 +362,14 @@ def test_memory_against_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert last == {"what": "memory = c pixels^p", "found": "p = 1.00", "goal": "<= 1.05", "ok": True}
 
 
-@pytest.mark.parametrize("ends", [True, False])
-def test_compilation_is_ended_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: bool) -> None:
+@pytest.mark.parametrize(("ends", "error"), [(True, ""), (False, ""), (True, "it fails")])
+def test_compilation_is_ended_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: bool, error: str) -> None:
     def run_process(command: list[str], timeout: float, **_: object) -> subprocess.CompletedProcess[str]:
         assert 20 < timeout < 60
         assert {"compiled", "mobilemamba_t2"} <= set(command)
         if not ends:
             raise subprocess.TimeoutExpired(command, timeout)
-        rows = [{"model": "mobilemamba_t2", "error": "", "images_per_second": 1234.5}]
+        rows = [{"model": "mobilemamba_t2", "error": error, "images_per_second": None if error else 1234.5}]
         Path(command[-1]).write_text(json.dumps(rows))
         return subprocess.CompletedProcess(command, 0)
 
@@ -328,7 +377,8 @@ def test_compilation_is_ended_in_time(tmp_path: Path, monkeypatch: pytest.Monkey
     run = new_run(tmp_path, sizes=replace(QUICK, compiled=True))
     run.do([Part("compiled", "Compiled", speed.compiled, 60)])
     (finding,) = run.parts["compiled"]["findings"]
-    assert finding["found"] == ("1,234 img/s" if ends else finding["found"])
+    assert finding["found"] == ((error or "1,234 img/s") if ends else finding["found"])
+    assert finding["ok"] is (False if error else None)
     assert ends or finding["found"].startswith("not done in 5")
 
 

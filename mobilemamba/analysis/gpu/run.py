@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +21,8 @@ from mobilemamba.files import read_json, write_json
 from mobilemamba.screen import fit_table, say
 
 _ENDED = "the process ended within it"  # error of a part until it is done
+#: Seconds after its time at which a part on a GPU is given up: as long as a slow step at its end may take.
+_GRACE = 60.0
 
 
 class Part(NamedTuple):
@@ -40,10 +44,19 @@ class Run:
         output: JSON file, written anew after each part.
         seconds: Of all parts together.
         goes_on: Whether to keep what the file has of other parts.
+        leave: Called in another thread with the parts that are left, if one hangs; it should end the process.
     """
 
-    def __init__(self, device: torch.device, sizes: Sizes, output: Path, seconds: float, goes_on: bool = False) -> None:
-        self.device, self.sizes, self.output = device, sizes, output
+    def __init__(
+        self,
+        device: torch.device,
+        sizes: Sizes,
+        output: Path,
+        seconds: float,
+        goes_on: bool = False,
+        leave: Callable[[list[Part]], object] = lambda left: None,
+    ) -> None:
+        self.device, self.sizes, self.output, self._leave = device, sizes, output, leave
         self.seconds, self._end = seconds, time.monotonic() + seconds
         self.parts: dict[str, dict[str, Any]] = read_json(output).get("parts", {}) if goes_on else {}
         self._deadline, self._part = self._end, dict[str, Any]()
@@ -110,8 +123,9 @@ class Run:
             self._deadline = began + seconds
             self._write()
             try:
-                part.function(self)
-                synchronize(self.device)
+                with self._watching(seconds, list(parts[number + 1 :])) if not part.beyond else nullcontext():
+                    part.function(self)
+                    synchronize(self.device)
                 self._part["error"] = ""
             except Exception as error:  # whatever a kernel may raise; the other parts are to be measured all the same
                 self._part["error"] = in_one_line(error)
@@ -124,6 +138,27 @@ class Run:
                 gc.collect()
                 torch.cuda.empty_cache()
         return []
+
+    @contextmanager
+    def _watching(self, seconds: float, left: list[Part]) -> Iterator[None]:
+        """Gives the current part up if it is still in this context long after its seconds."""
+        watch = threading.Timer(seconds + _GRACE, self._give_up, [left])
+        watch.daemon = True
+        if self.device.type == "cuda":
+            watch.start()
+        try:
+            yield
+        finally:
+            watch.cancel()
+            if watch.ident is not None:
+                watch.join()  # until the process ends, if the part was given up: others write the file now
+
+    def _give_up(self, left: list[Part]) -> None:
+        """Reports that the current part hangs, e.g. in a kernel that never ends, and leaves it alone."""
+        self._part["error"] = f"it hangs: not done {_GRACE:.0f} s after its time"
+        say(f"  FAILED: {self._part['error']}")
+        self._write()
+        self._leave(left)
 
     def _is_useless(self) -> bool:
         try:

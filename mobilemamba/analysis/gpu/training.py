@@ -29,7 +29,7 @@ def steps(run: Run) -> None:
             run.add(**asdict(record))
             memory = "" if record.peak_memory_mib is None else f", {record.peak_memory_mib:,.0f} MiB at the peak"
             found = record.error or f"{record.latency_ms:.4g} ms{memory}"
-            run.find(f"step of {record.model}, batch {record.batch}", found)
+            run.find(f"step of {record.model}, batch {record.batch}", found, ok=False if record.error else None)
         first, second = (record.latency_ms for record in records)
         if first and second:
             ratio = second / first
