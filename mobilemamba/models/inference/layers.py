@@ -146,7 +146,8 @@ class InferenceSS2D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         u, gate = last(self.conv(first(self.u_proj(x)))), self.gate_proj(x)
-        return self.out_proj(scan_norm_gate(u, self.x_proj(u), gate, *self.scan, self.norm_eps))
+        weights = iter(self.scan)  # the compiler of PyTorch 2.11 cannot unpack the module itself
+        return self.out_proj(scan_norm_gate(u, self.x_proj(u), gate, *weights, self.norm_eps))
 
 
 class InferenceMixer(nn.Module):
