@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from mobilemamba.ops.batch_norm import batch_norm
 
 
+@register_notrace_module  # a single node for torch.fx, like PyTorch's own
 class BatchNorm2d(nn.BatchNorm2d):
     """PyTorch's BatchNorm2d, with equal names and results (up to rounding), plus an optional ReLU on (B, C, H, W)."""
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import torch
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from mobilemamba.layers.conv_norm import ConvNorm
 
 
+@register_notrace_module  # a single node for torch.fx, which cannot follow what depends on a shape
 class MRFFI(nn.Module):
     """Mixes a part of the channels globally and a part locally, keeps the rest, and projects; (B, C, H, W) in and out.
 

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import ClassifierHead, DropPath, LayerNorm2d, SqueezeExcite
+from timm.layers import ClassifierHead, DropPath, LayerNorm2d, SqueezeExcite, register_notrace_module
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
@@ -66,6 +66,7 @@ def from_windows(x_WCT: Tensor, steps: tuple[int, int], size: tuple[int, int]) -
     return x.permute(0, 3, 4, 1, 5, 2).flatten(4).flatten(2, 3)[:, :, :height, :width]
 
 
+@register_notrace_module  # a single node for torch.fx, which cannot follow what depends on a shape
 class WindowAttention(nn.Module):
     """Mixes a map by softmax attention over dilated windows of at most 7x7 pixels; (B, C, H, W) in and out.
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from timm.models import FeatureGraphNet
 from timm.models._manipulate import group_with_matcher
 from torch import nn
 
@@ -85,6 +86,16 @@ def test_features_only_of_chosen_stages(network: Network) -> None:
         whole = network.forward_intermediates(pictures, indices=[0, 2], intermediates_only=True)
         for ours, theirs in zip(model(pictures), whole, strict=True):
             torch.testing.assert_close(ours, theirs)
+
+
+def test_features_of_the_traced_graph(small: Network) -> None:
+    """What ``features_only`` takes with ``feature_cls="fx"``."""
+    graph = FeatureGraphNet(small, (0, 2))
+    pictures = torch.randn(2, 3, 97, 131)
+    with torch.no_grad():
+        whole = small.forward_intermediates(pictures, indices=[0, 2], intermediates_only=True)
+        for traced, direct in zip(graph(pictures), whole, strict=True):
+            assert torch.equal(traced, direct)
 
 
 def test_forward_is_features_then_head(network: Network) -> None:
