@@ -49,7 +49,7 @@ class ConvNorm(nn.Module):
         nn.init.constant_(self.norm.weight, gain)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(x)
+        x = _of_one_column(self.conv, x) if self.training and _harms_gradient(self.conv, x) else self.conv(x)
         if isinstance(self.norm, BatchNorm2d):
             return self.norm(x, self.relu)
         x = self.norm(x)  # e.g. a SyncBatchNorm in its place
@@ -60,6 +60,24 @@ class ConvNorm(nn.Module):
         if not folds(self.norm) or type(self.conv) is not nn.Conv2d:
             return self
         return fuse_conv_norm(self.conv, self.norm, ConvReLU if self.relu else nn.Conv2d)
+
+
+def _harms_gradient(conv: nn.Module, x: Tensor) -> bool:
+    """Whether oneDNN leaves uninitialised memory in the gradient of the kernel's columns that meet only padding.
+
+    It does so in bfloat16 for strided convolutions of maps one pixel wide, such as those of small pictures.
+    """
+    if x.shape[-1] > 1 or x.device.type != "cpu" or type(conv) is not nn.Conv2d or conv.stride == (1, 1):
+        return False
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    return dtype == torch.bfloat16
+
+
+def _of_one_column(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Convolves maps one pixel wide by the only column of the kernel that meets them."""
+    middle = conv.weight.narrow(3, conv.kernel_size[1] // 2, 1)
+    padding = (conv.kernel_size[0] // 2 * conv.dilation[0], 0)
+    return F.conv2d(x, middle, conv.bias, conv.stride, padding, conv.dilation, conv.groups)
 
 
 class NormLinear(nn.Module):

@@ -83,6 +83,21 @@ def test_no_classes_make_the_identity() -> None:
     assert not list(layer.parameters())
 
 
+@pytest.mark.parametrize("autocast", [True, False])
+@pytest.mark.parametrize(("groups", "height"), [(1, 1), (64, 1), (64, 3)])
+def test_padding_gives_no_gradient(groups: int, height: int, autocast: bool) -> None:
+    """On CPUs that multiply bfloat16, oneDNN left whatever was in memory where a kernel meets only padding."""
+    layer, x = ConvNorm(64, 64, 3, 2, groups), torch.randn(8, height, 1, 64).permute(0, 3, 1, 2)
+    layer.norm = nn.Identity()
+    expected = torch.autograd.grad(layer(x).sum(), layer.conv.weight)[0]
+    layer, x = (layer, x) if autocast else (layer.bfloat16(), x.bfloat16())
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = layer(x).float().sum()
+    del [torch.full((2**size,), 1e38) for size in range(6, 18) for _ in range(4)][:]  # leaves this in memory
+    gradient = torch.autograd.grad(loss, layer.conv.weight)[0].float()
+    torch.testing.assert_close(gradient, expected, rtol=0.02, atol=0.1)
+
+
 @pytest.mark.parametrize("gain", [0.0, 1.0])
 def test_gain_is_the_norm_s_start(gain: float) -> None:
     assert (ConvNorm(4, 4, 3, gain=gain).norm.weight == gain).all()
