@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -112,6 +112,8 @@ class Task(EvaluatedTask):
         self.keep_settings(given)
         self._weights, self.accepted = weights, {"partial": partial_weights, "new_head": new_head}
         self.ema = None
+        #: ``lr`` and ``total_batch_size`` that the learning rate schedule was made for.
+        self._made_for: tuple[float, int] | None = None
 
     def keep_settings(self, given: Mapping[str, Any]) -> None:
         """Adds the arguments of an ``__init__`` to ``hparams``.
@@ -171,7 +173,23 @@ class Task(EvaluatedTask):
         """Sets the first step's learning rate, as that in a checkpoint is for the length of its own training."""
         schedule = self.lr_schedulers()
         if isinstance(schedule, LambdaLR):  # not the schedule of a callback that searches for a learning rate
+            self._use_what_was_found(schedule)
             set_rates_of_now(schedule)
+
+    def _use_what_was_found(self, schedule: LambdaLR) -> None:
+        """Gives the schedule what Lightning's LearningRateFinder and BatchSizeFinder have found after it was made.
+
+        ``lr`` becomes the found rate for ``reference_batch_size``, as it is set to the rate itself.
+        """
+        lr, batch_size = self._made_for or (self.hparams["lr"], self.total_batch_size)
+        if self.hparams["lr"] != lr:
+            self.hparams["lr"] *= self.hparams["reference_batch_size"] / self.total_batch_size
+        elif batch_size == self.total_batch_size:
+            return
+        peak = scale_lr(self.hparams["lr"], self.total_batch_size, self.hparams["reference_batch_size"])
+        groups = schedule.optimizer.param_groups
+        schedule.base_lrs = [peak * group.get("lr_scale", 1.0) for group in groups]
+        schedule.lr_lambdas = [self._rate()] * len(groups)
 
     def on_train_epoch_start(self) -> None:
         """Resets the epoch's mean loss; Lightning skips this if a resumed run continues within an epoch."""
@@ -223,8 +241,8 @@ class Task(EvaluatedTask):
                 f"precision rounds its updates away; give {precision.replace('true', 'mixed')}, or leave "
                 "model.ema_decay out"
             )
-        warmup = hparams["warmup_epochs"], hparams["warmup_steps"]
-        rate = rate_of(hparams["schedule"], self.trainer, *warmup, hparams["min_lr_ratio"], hparams["warmup_lr_ratio"])
+        rate = self._rate()
+        self._made_for = hparams["lr"], self.total_batch_size
         lr = scale_lr(hparams["lr"], self.total_batch_size, hparams["reference_batch_size"])
         groups = self.parameter_groups()
         set_learning_rates(groups, lr)
@@ -232,6 +250,11 @@ class Task(EvaluatedTask):
         optimizer = torch.optim.AdamW(groups, lr=lr, betas=tuple(hparams["betas"]), fused=fused or None)
         scheduler = LambdaLR(optimizer, rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _rate(self) -> Callable[[int], float]:
+        hparams = self.hparams
+        warmup = hparams["warmup_epochs"], hparams["warmup_steps"]
+        return rate_of(hparams["schedule"], self.trainer, *warmup, hparams["min_lr_ratio"], hparams["warmup_lr_ratio"])
 
     @property
     def total_batch_size(self) -> int:

@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -128,3 +129,34 @@ def test_the_gradient_of_each_step_is_the_mean_over_its_batches(tmp_path, loader
         loss = torch.stack([task.training_loss(*batch) for batch in in_step]).mean()
         for expected, (_, gradient) in zip(torch.autograd.grad(loss, task.model.parameters()), found, strict=True):
             torch.testing.assert_close(gradient, expected)
+
+
+class Sized(LightningDataModule):
+    def __init__(self, data, batch_size):
+        super().__init__()
+        self.data, self.batch_size = data, batch_size
+
+    def train_dataloader(self):
+        return DataLoader(self.data, batch_size=self.batch_size)
+
+
+@pytest.mark.parametrize(("finder", "batch_size"), [(LearningRateFinder, 2), (BatchSizeFinder, 8)])
+def test_what_lightning_finds_is_what_the_schedule_uses(tmp_path, monkeypatch, loader, finder, batch_size):
+    monkeypatch.setattr("lightning.pytorch.tuner.lr_finder._LRFinder.suggestion", lambda *_, **__: 0.02)
+    options = {"num_training_steps": 3} if finder is LearningRateFinder else {"init_val": 8, "max_trials": 1}
+    trainer = Trainer(
+        default_root_dir=tmp_path,
+        callbacks=[finder(**options)],
+        limit_val_batches=0,
+        max_epochs=2,
+        logger=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+    )
+    task = Brightness()
+    trainer.fit(task, datamodule=Sized(loader.dataset, batch_size=2))
+    peak = 0.02 if finder is LearningRateFinder else 0.05 * batch_size / 4
+    assert task.hparams["lr"] == pytest.approx(peak * 4 / batch_size), "for the reference of 4 pictures"
+    assert trainer.lr_scheduler_configs[0].scheduler.base_lrs == pytest.approx([peak])
+    # It ends at the minimum, after as many steps as there are.
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.01 * peak)
