@@ -41,7 +41,6 @@ class SegmentationTask(DenseTask):
     form: ClassVar[type] = Masks
     counted: ClassVar[str] = "pixels"
     table_classes: ClassVar[int] = 150
-    table_batch: ClassVar[int] = 1  # as the logits of one picture take 150 MB at 512 px
     scores: ClassVar[tuple[Score, ...]] = SegmentationMetrics.SCORES
     head_options: ClassVar[dict[str, Any]] = {"auxiliary": False, "head_dim": None, "output_stride": None}
     LIMITS: ClassVar[dict[str, tuple[float, float]]] = {

@@ -7,7 +7,8 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 
-from mobilemamba.tasks import ClassificationTask
+from mobilemamba.models import ArchOverrides
+from mobilemamba.tasks import ClassificationTask, DetectionTask, SegmentationTask
 from mobilemamba.training.callbacks import RunResults
 from mobilemamba.training.callbacks import results as results_module
 from tests.training.callbacks.runs import Data, StopAfter, fit, small_task
@@ -136,3 +137,9 @@ class TestRunResults:
         with pytest.warns(UserWarning, match="table_img_size"):
             fit(tmp_path, 1, module=small_task, extra=(RunResults(tmp_path),))
         assert json.loads((tmp_path / "results.json").read_text())["measured"] is None
+
+    @pytest.mark.parametrize(("task", "batch"), [(ClassificationTask, None), (DetectionTask, 1), (SegmentationTask, 1)])
+    def test_no_training_waits_for_the_timing_of_more_than_one_large_picture(self, monkeypatch, task, batch):
+        monkeypatch.setattr(results_module, "measure_network", lambda *_, batch_size, **__: {"batch": batch_size})
+        small = task("mobilemamba_t2", arch=ArchOverrides(embed_dims=(16, 16, 16), depths=(1, 1, 1)))
+        assert RunResults()._measure(small, 800, torch.device("cpu")) == {"batch": batch}
