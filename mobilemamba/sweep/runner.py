@@ -33,7 +33,7 @@ from mobilemamba.sweep.row import FitRow, fit_row, has_begun, is_finished, is_lo
 from mobilemamba.sweep.saved import SavedSweep, save_plan, write_tables
 from mobilemamba.sweep.seeds import Record
 from mobilemamba.sweep.settings import differences, lookup, short_key
-from mobilemamba.sweep.table import FUSED_FILE, record
+from mobilemamba.sweep.table import FUSED_FILE, record, state
 from mobilemamba.text import abridged
 
 
@@ -81,6 +81,7 @@ class SweepRunner:
         self.swept = list(rows[0].values)
         self.counts: dict[str, dict[str, float]] = {}
         self._running: set[str] = set()
+        self._unstarted: set[str] = set()  # rows that this command starts, and none that was stopped before
         self._failures: dict[str, str] = {}
         self._drawn: dict[str, Record] = {}
 
@@ -163,6 +164,8 @@ class SweepRunner:
         for entry in records:
             if entry["run"] in self._failures:  # known here even if a full disk kept the row from writing its status
                 entry |= {"status": "failed", "reason": self._failures[entry["run"]]}
+            elif entry["status"] == "stopped" and entry["run"] in self._unstarted:
+                entry["status"] = "running"  # it has written so itself before its launcher said that it started
         return records
 
     def _run(self, display: Display, launch: Launch) -> None:
@@ -174,12 +177,14 @@ class SweepRunner:
         self._refresh(display)
         try:
             pending = {run_dir: name for run_dir, name in trained.items() if not is_finished(run_dir)}
+            self._unstarted = {name for run_dir, name in pending.items() if state(run_dir) != "stopped"}
             self._follow(display, pending, launch(list(pending), self.fit_row))
             folds = {row.run_dir: row.name for row in self.selected if row.fused_of and is_finished(row.run_dir)}
             pending = {run_dir: name for run_dir, name in folds.items() if not read_json(run_dir / FUSED_FILE)}
             self._follow(display, pending, self._evaluations(launch, list(pending), "validate", FUSED_FILE, []))
         finally:
             self._running.clear()
+            self._unstarted.clear()
             self._refresh(display)
         display.say(f"table: {self.root / 'results.md'}")
         self._raise_failures()

@@ -166,7 +166,8 @@ def to_sheet(title: str, records: list[Record], swept: list[str], paper_note: st
         lines.append(line)
     notes = [f"[{number}] {text}" for number, text in enumerate(marks, start=1)] + describe(records)
     if alike:
-        notes.append(f"All rows: {', '.join(f'{name} {cell(shown[0][key])}' for key, name in labels(alike).items())}.")
+        told = [f"{name} {cell(shown[0][key]) or 'null'}" for key, name in labels(alike).items()]
+        notes.append(f"All rows: {', '.join(told)}.")
     sizes, classes = (
         list(dict.fromkeys(str(entry[key]) for entry in shown if entry[key])) for key in ("table_size", "table_classes")
     )

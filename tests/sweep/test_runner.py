@@ -1,7 +1,7 @@
 import csv
 import errno
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from mobilemamba.files import read_json, write_json
 from mobilemamba.scores import Score
 from mobilemamba.sweep import Row, SweepFailedError, runner
 from mobilemamba.sweep.launchers import local
+from mobilemamba.sweep.launchers.base import Event
 from mobilemamba.sweep.table import record
 
 Sweeper = Callable[..., Any]
@@ -103,12 +104,21 @@ def test_failing_rows_leave_the_others_finished(sweep_faked: Sweeper) -> None:
 def test_a_row_runs_from_its_start_and_its_failure_needs_no_file(
     sweep_faked: Sweeper, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its process locks the folder seconds later, and may be unable to write its status."""
-    events = [("started", ROOT / "a", None), ("done", ROOT / "a", "no room")]
-    monkeypatch.setattr(runner, "launcher", lambda *_: lambda run_dirs, _: (event for event in events if run_dirs))
+    """Its process locks the folder seconds later, may be unable to write its status, or writes it at once."""
+
+    def launch(run_dirs: list[Path], _: object) -> Iterator[Event]:
+        if run_dirs:
+            (ROOT / "bb/status.json").write_text('{"status": "running"}')
+            yield "started", ROOT / "a", None
+            yield "done", ROOT / "a", "no room"
+
+    monkeypatch.setattr(runner, "launcher", lambda *_: launch)
     with pytest.raises(SweepFailedError, match="a: no room"):
-        sweep_faked("a")
-    assert "\na: running\na: failed: no room\n" in capsys.readouterr().out
+        sweep_faked("a", "bb")
+    assert "\na: running\nbb: running\na: failed: no room\nbb: stopped\n" in capsys.readouterr().out
+    with pytest.raises(SweepFailedError, match="a: no room"):
+        sweep_faked("a", "bb")
+    assert "\nbb: running\n" not in capsys.readouterr().out, "it was stopped by the command before"
 
 
 def test_retries(sweep_faked: Sweeper) -> None:

@@ -30,9 +30,9 @@ def test_the_tables_can_be_made_anew_from_a_folder_that_was_moved(sweep_faked: S
 
 
 def test_a_setting_that_all_rows_share_is_a_note(sweep_faked: Sweeper) -> None:
-    sweep_faked("a", "bb", grid={"model.weight_decay": [0.1]})
+    sweep_faked("a", "bb", grid={"model.weight_decay": [0.1], "model.ema_decay": [None]})
     text = (ROOT / "results.md").read_text()
-    assert "- All rows: weight_decay 0.1." in text
+    assert "- All rows: weight_decay 0.1, ema_decay null." in text
     assert "| row | lr | FLOPs (M) |" in text
     with (ROOT / "results.csv").open() as file:
         assert {line["weight_decay"] for line in csv.DictReader(file)} == {"0.1"}
