@@ -67,7 +67,9 @@ def _harms_gradient(conv: nn.Module, x: Tensor) -> bool:
 
     It does so in bfloat16 for strided convolutions of maps one pixel wide, such as those of small pictures.
     """
-    if x.shape[-1] > 1 or x.device.type != "cpu" or type(conv) is not nn.Conv2d or conv.stride == (1, 1):
+    if type(conv) is not nn.Conv2d or conv.stride == (1, 1) or isinstance(x, torch.fx.Proxy):
+        return False
+    if x.shape[-1] > 1 or x.device.type != "cpu":
         return False
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     return dtype == torch.bfloat16
