@@ -7,9 +7,9 @@ from mobilemamba.dense.candidates import RuntimeDetector
 from mobilemamba.dense.detection import DETECTION_HEADS, DETECTION_OPTIONS, create_detector
 from mobilemamba.dense.detector import Detector
 from mobilemamba.dense.from_card import from_card
-from mobilemamba.dense.inference import SlidingWindow, Views, look_closely
 from mobilemamba.dense.release_cards import card_of_release
 from mobilemamba.dense.segmenter import SEGMENTATION_HEADS, SEGMENTATION_OPTIONS, Segmenter, create_segmenter
+from mobilemamba.dense.views import SlidingWindow, Views, look_closely
 from mobilemamba.models.checkpoints import BUILDERS, IN_RUNTIME, PREDICTORS, RECOGNISERS
 
 __all__ = [

@@ -10,7 +10,7 @@ from typing import Any
 from timm.models import group_parameters
 from torch import nn
 
-from mobilemamba.dense.any_size import take_any_size
+from mobilemamba.dense.efficientformer import take_any_size
 from mobilemamba.errors import ConfigError, WeightsError
 from mobilemamba.models.checkpoints import load_network
 from mobilemamba.models.config import ArchOverrides

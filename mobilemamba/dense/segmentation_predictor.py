@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from mobilemamba.dense.inference import look_closely
 from mobilemamba.dense.pixels import likeliest
 from mobilemamba.dense.segmenter import Segmenter
+from mobilemamba.dense.views import look_closely
 from mobilemamba.drawing import drawable, legend, overlay, panels
 from mobilemamba.errors import ConfigError
 from mobilemamba.models.predictor import LABELS, Predictor, Row

@@ -16,8 +16,8 @@ from mobilemamba.analysis.benchmark.cases import MODES, expand, under_heads
 from mobilemamba.analysis.benchmark.comparison import FASTEST, fastest
 from mobilemamba.analysis.benchmark.networks import Progress as Report
 from mobilemamba.analysis.benchmark.networks import measure
-from mobilemamba.analysis.benchmark.paper import FRONT, NOT_IN_TIMM, TABLE7, published_top1
 from mobilemamba.analysis.benchmark.plot import plot as draw
+from mobilemamba.analysis.benchmark.published import FRONT, NOT_IN_TIMM, TABLE7, published_top1
 from mobilemamba.analysis.benchmark.records import Record, write_records
 from mobilemamba.analysis.benchmark.scans import ScanRecord, measure_scans
 from mobilemamba.analysis.benchmark.tables import network_notes, network_table, scan_notes, scan_table

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mobilemamba.analysis.benchmark.cases import expand, own_size
-from mobilemamba.analysis.benchmark.paper import FRONT, NOT_IN_TIMM, PEERS, TABLE7, family, published_top1
+from mobilemamba.analysis.benchmark.published import FRONT, NOT_IN_TIMM, PEERS, TABLE7, family, published_top1
 from mobilemamba.analysis.benchmark.workload import Workshop
 from mobilemamba.errors import ConfigError, WeightsError
 from mobilemamba.models import ModelCard, Preprocessing, save_weights

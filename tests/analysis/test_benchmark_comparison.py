@@ -28,8 +28,8 @@ from mobilemamba.analysis.benchmark.comparison import (
     line,
     with_fastest,
 )
-from mobilemamba.analysis.benchmark.paper import FRONT, PEERS
 from mobilemamba.analysis.benchmark.plot import plot, short_label
+from mobilemamba.analysis.benchmark.published import FRONT, PEERS
 from mobilemamba.analysis.benchmark.records import Record, write_records
 from mobilemamba.analysis.benchmark.tables import network_notes, network_table
 from mobilemamba.errors import ConfigError

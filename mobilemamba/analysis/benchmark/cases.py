@@ -11,7 +11,7 @@ from pathlib import Path
 import timm
 import torch
 
-from mobilemamba.analysis.benchmark.paper import FRONT
+from mobilemamba.analysis.benchmark.published import FRONT
 from mobilemamba.analysis.machine import choose_device
 from mobilemamba.dense import HEADS
 from mobilemamba.errors import ConfigError, check_choice

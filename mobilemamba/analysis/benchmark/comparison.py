@@ -9,16 +9,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 
 from mobilemamba.analysis.benchmark.cases import Case
-from mobilemamba.analysis.benchmark.paper import family, published_top1
+from mobilemamba.analysis.benchmark.published import family, published_top1
 from mobilemamba.analysis.benchmark.records import Record
 
 #: Conditions that comparable records share: device, dtype, mode, whether training, batch size.
 Conditions = tuple[str, str, str, bool, int]
 #: Replaces the mode in records of each network's fastest mode.
 FASTEST = "each in its fastest mode"
-#: The family whose points the line goes through, see :func:`~mobilemamba.analysis.benchmark.paper.family`; and how far
-#: the line is extrapolated beyond its ends, in points of top-1.
-_RIVAL, _REACH = "efficientvit", 1.0
+#: The :func:`~mobilemamba.analysis.benchmark.published.family` whose points the line goes through.
+_RIVAL = "efficientvit"
+#: Points of top-1 by which the line is extrapolated beyond its ends.
+_REACH = 1.0
 
 
 def grouped(records: Iterable[Record]) -> dict[Conditions, list[Record]]:

@@ -15,7 +15,7 @@ import torch
 from mobilemamba.analysis.benchmark.cases import DTYPES, LAYOUTS, Case
 from mobilemamba.analysis.benchmark.ceilings import matrix_product
 from mobilemamba.analysis.benchmark.memory import CpuMeter, can_measure_cpu, cuda_peak
-from mobilemamba.analysis.benchmark.paper import published_top1
+from mobilemamba.analysis.benchmark.published import published_top1
 from mobilemamba.analysis.benchmark.records import Record
 from mobilemamba.analysis.benchmark.workload import Workload, Workshop, create, silently
 from mobilemamba.analysis.complexity import complexity

@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from mobilemamba.analysis.benchmark.comparison import Conditions, grouped
-from mobilemamba.analysis.benchmark.paper import family
+from mobilemamba.analysis.benchmark.published import family
 from mobilemamba.analysis.benchmark.records import Record
 from mobilemamba.analysis.figures import label_points, png_figure
 from mobilemamba.errors import ConfigError

@@ -62,8 +62,8 @@ def optimize_for_inference(
             pays where the host cannot keep up: small batches, small pictures. Hooks run only during the capture.
         runtime: ``onnxruntime``, ``openvino``, ``litert``, ``executorch`` or ``ncnn``, to run there in float32 on the
             CPU instead of in PyTorch. The result then is not of the model's class but
-            :class:`~mobilemamba.export.inference.InRuntime`, and the first pictures of each size wait half a minute for
-            an export.
+            :class:`~mobilemamba.export.in_runtime.InRuntime`, and the first pictures of each size wait half a minute
+            for an export.
 
     Raises:
         ConfigError: If the model is on another device or on several, the dtype is another, a CUDA graph is asked for
