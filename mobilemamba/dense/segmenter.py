@@ -26,7 +26,7 @@ from mobilemamba.dense.semantic_fpn import FPN, SemanticFPNHead
 from mobilemamba.errors import ConfigError, check_choice
 from mobilemamba.layers.conv_norm import ConvNorm
 from mobilemamba.models.config import ArchOverrides
-from mobilemamba.models.inference.packed import is_traced
+from mobilemamba.ops.backends import is_traced
 
 _ON_LAST_MAP: dict[str, Callable[..., nn.Module]] = {"deeplabv3": DeepLabV3Head, "pspnet": PSPNetHead}
 SEGMENTATION_HEADS = (*_ON_LAST_MAP, "semantic_fpn")

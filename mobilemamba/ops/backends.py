@@ -159,12 +159,15 @@ def standard_only() -> bool:
     return _standard_only
 
 
-def plainly(backend: str) -> str:
-    """Returns the backend to choose for an operation whose definition is fast enough to replace a kernel.
+def is_traced() -> bool:
+    """Returns whether PyTorch's own operators are needed: compilers fuse them, and an export must run anywhere."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or _standard_only
 
-    That is ``reference`` under ``standard_operators``. For ``auto`` it is also ``reference`` in an export, which must
-    run anywhere, and while derivatives are taken that only PyTorch's operators have.
+
+def needs_reference(backend: str) -> bool:
+    """Returns whether an operation whose definition is fast enough to replace a kernel must be computed by it.
+
+    That is so under ``standard_operators``. With ``auto`` it is also so in an export, which must run anywhere, and
+    while derivatives are taken that only PyTorch's operators have.
     """
-    if _standard_only or (backend == "auto" and (torch.compiler.is_exporting() or transforming())):
-        return "reference"
-    return backend
+    return _standard_only or (backend == "auto" and (torch.compiler.is_exporting() or transforming()))

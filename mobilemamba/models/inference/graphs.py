@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from mobilemamba.errors import ConfigError
-from mobilemamba.models.inference.packed import is_traced
+from mobilemamba.ops.backends import is_traced
 
 cuda: Any = torch.cuda  # tests replace it
 _WARMUPS = 3  # calls before a capture, which compile and choose kernels

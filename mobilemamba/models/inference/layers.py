@@ -24,14 +24,13 @@ from mobilemamba.models.inference.packed import (
     PackedConv,
     PackedLinear,
     by_pytorch,
-    first,
+    channels_first,
+    channels_last,
     floats,
-    is_traced,
-    last,
     on_gpu,
 )
 from mobilemamba.models.inference.winograd import WIDE, WinogradConv
-from mobilemamba.ops.backends import Backends
+from mobilemamba.ops.backends import is_traced
 from mobilemamba.ops.mix_channels import mix_channels
 from mobilemamba.ops.scan_norm_gate import scan_norm_gate
 from mobilemamba.ops.wavelet.native import by_band
@@ -83,10 +82,10 @@ class InferenceFFN(nn.Module):
         self.pw2.bias = None
 
     def forward(self, x: Tensor) -> Tensor:
-        x = last(x)
+        x = channels_last(x)
         hidden = self.pw1(x)
         in_place = self.pw2.bias is None and on_gpu(x) and not is_traced()
-        return first(self.pw2.add_to(x, hidden) if in_place else self.pw2(hidden, add=x))
+        return channels_first(self.pw2.add_to(x, hidden) if in_place else self.pw2(hidden, add=x))
 
 
 class InferencePatchEmbed(nn.Sequential):
@@ -112,8 +111,8 @@ class InferencePatchMerging(nn.Module):
         self.project = PackedLinear.of(merging.project)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = last(self.dw(first(self.expand(last(x)))))
-        return first(self.project(x * self.excite(self.squeeze(x.mean((1, 2), keepdim=True)))))
+        x = channels_last(self.dw(channels_first(self.expand(channels_last(x)))))
+        return channels_first(self.project(x * self.excite(self.squeeze(x.mean((1, 2), keepdim=True)))))
 
 
 class InferenceSS2D(nn.Module):
@@ -145,7 +144,7 @@ class InferenceSS2D(nn.Module):
         self.norm_eps = norm.eps
 
     def forward(self, x: Tensor) -> Tensor:
-        u, gate = last(self.conv(first(self.u_proj(x)))), self.gate_proj(x)
+        u, gate = channels_last(self.conv(channels_first(self.u_proj(x)))), self.gate_proj(x)
         weights = iter(self.scan)  # the compiler of PyTorch 2.11 cannot unpack the module itself
         return self.out_proj(scan_norm_gate(u, self.x_proj(u), gate, *weights, self.norm_eps))
 
@@ -160,7 +159,7 @@ class InferenceMixer(nn.Module):
         self.ss2d = InferenceSS2D(ss2d, scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        mixed = first(self.ss2d(last(x).contiguous()))
+        mixed = channels_first(self.ss2d(channels_last(x).contiguous()))
         return mixed if self.wavelet_conv is None else mixed + self.wavelet_conv(x)
 
 
@@ -184,11 +183,11 @@ class InferenceMRFFI(nn.Module):
         self.proj = PackedLinear.of(mrffi.proj)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = last(x)
+        x = channels_last(x)
         part = x[..., : self.global_dim]
         mixed = self.ss2d(part if on_gpu(x) else part.contiguous())
         wavelet_weight = next(iter(self.wavelet), None)
-        return first(self.proj(mix_channels(x, mixed, wavelet_weight, list(self.local)), add=x))
+        return channels_first(self.proj(mix_channels(x, mixed, wavelet_weight, list(self.local)), add=x))
 
 
 def replacement(layer: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module | None:
@@ -204,7 +203,7 @@ def replacement(layer: nn.Module, device: torch.device, dtype: torch.dtype) -> n
     branch = layer.branch if isinstance(layer, Residual) else None
     if isinstance(branch, FFN):
         return InferenceFFN(branch)
-    if isinstance(branch, MRFFI) and _fits(branch, device) and has_kernel(mix_channels, device, dtype):
+    if isinstance(branch, MRFFI) and _fits(branch, device, dtype):
         return InferenceMRFFI(branch)
     if isinstance(layer, PatchMerging):
         return InferencePatchMerging(layer)
@@ -217,11 +216,6 @@ def replacement(layer: nn.Module, device: torch.device, dtype: torch.dtype) -> n
         wide &= min(layer.in_channels, layer.out_channels) >= WIDE
         return (WinogradConv if wide else PackedConv).of(layer)
     return None
-
-
-def has_kernel(table: Backends, device: torch.device, dtype: torch.dtype) -> bool:
-    """Returns whether an operation has a faster backend than its definition."""
-    return table.choose("auto", device, dtype).name != "reference"
 
 
 def _keeps_size(conv: nn.Conv2d) -> bool:
@@ -242,10 +236,12 @@ def _is_mamba(mixer: nn.Module, device: torch.device) -> bool:
     return isinstance(inner, SS2D) and inner.backend in ("auto", KERNELS.get(device.type))
 
 
-def _fits(mrffi: MRFFI, device: torch.device) -> bool:
-    """Returns whether the kernels cover the whole module: Mamba, and Haar's wavelet or none."""
+def _fits(mrffi: MRFFI, device: torch.device, dtype: torch.dtype) -> bool:
+    """Returns whether there are kernels, and they cover the whole module: Mamba, and Haar's wavelet or none."""
     mixer = mrffi.global_mixer
-    return _is_mamba(mixer, device) and not (isinstance(mixer, WaveletMamba) and not mixer.wavelet_conv.is_haar)
+    if not _is_mamba(mixer, device) or (isinstance(mixer, WaveletMamba) and not mixer.wavelet_conv.is_haar):
+        return False
+    return mix_channels.choose("auto", device, dtype).name != "reference"
 
 
 def _scaled(mixer: nn.Module) -> tuple[SS2D, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mobilemamba.errors import ConfigError
 from mobilemamba.layers.conv_norm import ConvReLU
 from mobilemamba.ops import onednn
-from mobilemamba.ops.backends import standard_only
+from mobilemamba.ops.backends import is_traced
 from mobilemamba.ops.depthwise import ACTIVATIONS, Activation, depthwise_conv
 from mobilemamba.ops.operator import autocasts
 
@@ -20,11 +20,6 @@ from mobilemamba.ops.operator import autocasts
 _SMALL = 2**16
 #: Packed forms of a weight that are kept: a head on several levels alternates between them.
 _USES = 2
-
-
-def is_traced() -> bool:
-    """Returns whether PyTorch's own operators are needed: compilers fuse them, and an export must run anywhere."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or standard_only()
 
 
 def on_gpu(x: Tensor) -> bool:
@@ -115,11 +110,11 @@ class PackedConv(_Packed):
             return ACTIVATIONS[self.act](F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups))
         if self.is_depthwise and (on_gpu(x) or (stride == [1, 1] and x.numel() <= _SMALL)):
             kernel = self.laid_out(x, "kkC", lambda weight: floats(weight[:, 0].permute(1, 2, 0)))
-            return first(depthwise_conv(last(x), kernel, self.bias, self.act, stride[0]))
+            return channels_first(depthwise_conv(channels_last(x), kernel, self.bias, self.act, stride[0]))
         if on_gpu(x):  # bias and activation in one pass; PyTorch would take two
             y = F.conv2d(x, self.fitting(x), None, stride, padding, dilation, groups)
             one = self.laid_out(x, "one", lambda weight: weight.new_ones(1, 1, len(weight), dtype=torch.float32))
-            return first(depthwise_conv(last(y), one, self.bias, self.act))
+            return channels_first(depthwise_conv(channels_last(y), one, self.bias, self.act))
         size = x.shape[2:]
         packed = self.laid_out(x, size, lambda weight: onednn.pack_convolution(weight, self.geometry, size))
         return onednn.convolution(x, packed, self.bias, self.geometry, self.act)
@@ -168,11 +163,11 @@ def floats(x: Tensor | None) -> Tensor:
     return x.detach().float().contiguous()
 
 
-def last(x_BCHW: Tensor) -> Tensor:
-    """Moves the channels to the last dimension."""
+def channels_last(x_BCHW: Tensor) -> Tensor:
+    """Returns a view with the channels in the last dimension."""
     return x_BCHW.permute(0, 2, 3, 1)
 
 
-def first(x_BHWC: Tensor) -> Tensor:
-    """Moves the channels to the second dimension."""
+def channels_first(x_BHWC: Tensor) -> Tensor:
+    """Returns a view with the channels in the second dimension."""
     return x_BHWC.permute(0, 3, 1, 2)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mobilemamba.models.inference.packed import PackedConv, by_pytorch, first, last
+from mobilemamba.models.inference.packed import PackedConv, by_pytorch, channels_first, channels_last
 
 #: Side of a tile in pixels of the output and of the input.
 _OUT, _IN = 4, 6
@@ -63,7 +63,7 @@ class WinogradConv(PackedConv):
         assert bias is not None
         batch, channels, height, width = x.shape
         down, across = -(-height // _OUT), -(-width // _OUT)
-        padded = F.pad(last(x), (0, 0, 1, across * _OUT + 1 - width, 1, down * _OUT + 1 - height))
+        padded = F.pad(channels_last(x), (0, 0, 1, across * _OUT + 1 - width, 1, down * _OUT + 1 - height))
         y = x.new_empty(batch, down, _OUT, across, _OUT, weight.shape[2])
         rows = max(1, _TILES // across)
         for picture, result in zip(padded, y, strict=True):
@@ -75,4 +75,4 @@ class WinogradConv(PackedConv):
                 if self.act == "relu":
                     found.relu_()
                 done.copy_(found.permute(2, 0, 3, 1, 4))
-        return first(y.view(batch, down * _OUT, across * _OUT, -1)[:, :height, :width])
+        return channels_first(y.view(batch, down * _OUT, across * _OUT, -1)[:, :height, :width])

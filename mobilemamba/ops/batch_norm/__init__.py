@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mobilemamba.ops.backends import Backends, plainly
+from mobilemamba.ops.backends import Backends, needs_reference
 from mobilemamba.ops.batch_norm import native
 from mobilemamba.ops.batch_norm.native import Pair
 from mobilemamba.ops.native import library
@@ -45,9 +45,10 @@ def batch_norm(
     Raises:
         BackendUnavailableError: If an explicitly chosen backend cannot run on these tensors.
     """
-    weight, backend = affine[0], plainly(backend)
+    weight = affine[0]
     one_pixel = x_BCHW.numel() <= len(weight)  # PyTorch's own error message is good
-    if one_pixel or (backend == "auto" and (torch.compiler.is_compiling() or weight.dtype != torch.float32)):
+    of_pytorch = torch.compiler.is_compiling() or weight.dtype != torch.float32
+    if one_pixel or needs_reference(backend) or (backend == "auto" and of_pytorch):
         backend = "reference"
     chosen = BACKENDS.choose(backend, x_BCHW.device, x_BCHW.dtype, channels_last=is_channels_last(x_BCHW))
     return chosen.forward(x_BCHW, running, affine, momentum, eps, relu)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from mobilemamba.ops.backends import Backends, plainly
+from mobilemamba.ops.backends import Backends, needs_reference
 from mobilemamba.ops.native import library
 from mobilemamba.ops.wavelet import definition, native, triton
 from mobilemamba.ops.wavelet.definition import HAAR
@@ -42,7 +42,8 @@ def wavelet_conv(
     Raises:
         BackendUnavailableError: If an explicitly chosen backend cannot run on these tensors.
     """
-    chosen = BACKENDS.choose(plainly(backend), x_BCHW.device, x_BCHW.dtype)
+    backend = "reference" if needs_reference(backend) else backend
+    chosen = BACKENDS.choose(backend, x_BCHW.device, x_BCHW.dtype)
     if chosen.name != "reference" and not are_haar(dwt_filters, idwt_filters):
         chosen = BACKENDS.choose(backend, x_BCHW.device, x_BCHW.dtype, haar=False)
     return chosen.forward(x_BCHW, weight, dwt_filters, idwt_filters)
