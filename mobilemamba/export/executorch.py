@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mobilemamba.export.beside import WithJson
 from mobilemamba.export.format import Source
+from mobilemamba.export.sidecar import SidecarFormat
 
 
-class ExecuTorch(WithJson):
+class ExecuTorch(SidecarFormat):
     """The format of ExecuTorch."""
 
     name = "executorch"
@@ -27,7 +27,7 @@ class ExecuTorch(WithJson):
 
         lowered = to_edge_transform_and_lower(source.program, partitioner=[XnnpackPartitioner()])
         path.write_bytes(lowered.to_executorch().buffer)
-        self.note(path, metadata, source)
+        self.write_sidecar(path, metadata, source)
 
     def open(self, path: Path) -> tuple[Callable[[np.ndarray], np.ndarray], str]:
         from executorch.extension.pybindings import portable_lib

@@ -17,7 +17,7 @@ from torch.export import Dim, ExportedProgram
 
 from mobilemamba.errors import ConfigError, WeightsError
 from mobilemamba.export.calibration import Calibration
-from mobilemamba.export.form import decompositions, without_idle_steps
+from mobilemamba.export.lowering import decompositions, without_idle_steps
 from mobilemamba.export.quiet import quiet
 from mobilemamba.files import why_no_plain_file
 from mobilemamba.models.runtime import Runtime, RuntimeNetwork
@@ -45,7 +45,8 @@ class Source:
     softmax: bool = False  # whether outputs are probabilities
     calibration: Calibration | None = None  # pictures that int8 is calibrated on
     answers: tuple[str, ...] = ("logits",)  # names of the outputs, in formats with names
-    free: bool = False  # whether the form is for any size, though traced at one; see ``form.free``
+    #: Whether the network takes any size, though traced at one, by functions of ONNX; see ``lowering.onnx_functions``.
+    onnx_functions: bool = False
 
     @property
     def example(self) -> Tensor:
@@ -57,7 +58,7 @@ class Source:
         """Three sizes to try; all the same if the size is fixed."""
         if self.size is not None:
             return (self.size,) * 3
-        return (192, 256), (256, 192), (150, 333) if self.free else (128, 320)
+        return (192, 256), (256, 192), (150, 333) if self.onnx_functions else (128, 320)
 
     @property
     def answer(self) -> str:
@@ -77,7 +78,7 @@ class Source:
     def without_ours(self) -> ExportedProgram:
         """The network as a graph without operators of ours, for converters that decompose PyTorch's own by themselves.
 
-        Nearly always that is :attr:`traced`, as the form has none; decomposing it twice would take seconds.
+        Nearly always that is :attr:`traced`, as lowering leaves none; decomposing it twice would take seconds.
         """
         ours = any("mobilemamba" in str(node.target) for node in self.traced.graph.nodes)
         return self.program if ours else self.traced
@@ -90,7 +91,7 @@ class Source:
             ConfigError: If the network does not take such pictures, or cannot be traced.
         """
         dynamic: dict[int, Any] = {} if self.batch else {0: Dim("batch", min=1, max=4096)}
-        if self.size is None and not self.free:
+        if self.size is None and not self.onnx_functions:
             dynamic |= {2: Dim.AUTO, 3: Dim.AUTO}
         with torch.no_grad():
             try:
@@ -101,8 +102,8 @@ class Source:
                 raise ConfigError(f"the network cannot be traced{how}: {reason}") from error
             (name,) = program.graph_signature.user_inputs
             taken = next(node.meta["val"].shape for node in program.graph.nodes if node.name == name)
-            for what, free, size in zip(("batch", "channels", "size", "size"), self.shape, taken, strict=True):
-                if free is None and isinstance(size, int) and not (self.free and what == "size"):
+            for what, asked, size in zip(("batch", "channels", "size", "size"), self.shape, taken, strict=True):
+                if asked is None and isinstance(size, int) and not (self.onnx_functions and what == "size"):
                     raise ConfigError(f"--{what} dynamic: the network takes {size} alone; give that")
             return program
 
@@ -123,7 +124,7 @@ class Format(Runtime):
         one_picture: Whether a file takes only one picture at a time.
         any_size: Whether one file takes pictures of any size.
         suppresses: Whether a file can choose among a detector's boxes.
-        fixes_loops: Whether a form for any size is also exact for a fixed number of pictures.
+        batch_with_any_size: Whether a file that takes pictures of any size may take a fixed number of them.
         opsets: Versions of ONNX's operators that can be chosen.
     """
 
@@ -137,7 +138,7 @@ class Format(Runtime):
     one_picture: ClassVar[bool] = False
     any_size: ClassVar[bool] = False
     suppresses: ClassVar[bool] = False
-    fixes_loops: ClassVar[bool] = True
+    batch_with_any_size: ClassVar[bool] = True
     opsets: ClassVar[range] = range(0)
 
     def write(self, source: Source, metadata: Mapping[str, str], path: Path) -> None:

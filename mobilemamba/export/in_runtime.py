@@ -8,9 +8,9 @@ from functools import partial
 from torch import Tensor, nn
 
 from mobilemamba.dense.candidates import as_candidates
-from mobilemamba.export.form import exportable
 from mobilemamba.export.format import Format, Source
 from mobilemamba.export.formats import FORMATS
+from mobilemamba.export.lowering import exportable
 from mobilemamba.models.runtime import RuntimeNetwork, Shape
 
 

@@ -9,11 +9,11 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from mobilemamba.export.beside import WithJson
 from mobilemamba.export.format import Source
+from mobilemamba.export.sidecar import SidecarFormat
 
 
-class LiteRt(WithJson):
+class LiteRt(SidecarFormat):
     """The format of LiteRT; int8 is for weights only, with activations scaled at run time, so it needs no pictures."""
 
     name = "litert"
@@ -29,7 +29,7 @@ class LiteRt(WithJson):
         litert_torch.convert(source.program.module(), (source.example,)).export(str(path))
         if source.dtype == "int8":
             _quantize(path)
-        self.note(path, metadata, source)
+        self.write_sidecar(path, metadata, source)
 
     def open(self, path: Path) -> tuple[Callable[[np.ndarray], np.ndarray], str]:
         from ai_edge_litert.interpreter import Interpreter

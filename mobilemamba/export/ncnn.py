@@ -13,15 +13,15 @@ import numpy as np
 import torch
 
 from mobilemamba.errors import ConfigError
-from mobilemamba.export.beside import WithJson
-from mobilemamba.export.form.side_by_side import side_by_side
 from mobilemamba.export.format import Source
+from mobilemamba.export.lowering.side_by_side import side_by_side
+from mobilemamba.export.sidecar import SidecarFormat
 
 #: pnnx's names for the input and the output.
 _IN, _OUT = "in0", "out0"
 
 
-class Ncnn(WithJson):
+class Ncnn(SidecarFormat):
     """The format of ncnn; float16 only applies to the stored weights."""
 
     name = "ncnn"
@@ -46,7 +46,7 @@ class Ncnn(WithJson):
         if done.returncode or not path.exists():
             raise RuntimeError(f"pnnx fails: {' '.join((done.stderr or done.stdout).split())[-200:]}")
         _check_layers(path)
-        self.note(path, metadata, source)
+        self.write_sidecar(path, metadata, source)
 
     def files(self, path: Path) -> tuple[Path, ...]:
         return path, path.with_suffix(".bin")

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from mobilemamba.export.form.free import with_functions
 from mobilemamba.export.format import INPUT, OUTPUTS_KEY, Format, Source
+from mobilemamba.export.lowering.onnx_functions import with_functions
 from mobilemamba.export.onnx_int8 import quantized
 from mobilemamba.export.quiet import load_onnxruntime, quiet
 from mobilemamba.models.runtime import RuntimeNetwork
@@ -117,7 +117,7 @@ def to_onnx(source: Source) -> Any:
         _tidy(exported.model)
         model = exported.model_proto
     _strip(model)
-    if source.free:
+    if source.onnx_functions:
         model = with_functions(model, opset)
     _name_sizes(model.graph, source)
     return model
@@ -158,7 +158,7 @@ def _name_sizes(graph: Any, source: Source) -> None:
     for dim, size, name in zip(dims, source.shape, ("batch", "channels", "height", "width"), strict=True):
         if size is None:
             names[dim.dim_param] = name
-            dim.dim_param = name  # replaces the traced size if the form is free
+            dim.dim_param = name  # replaces the size traced with functions of ONNX
     for entry in (*graph.input, *graph.output):
         for dim in entry.type.tensor_type.shape.dim:
             if dim.dim_param:

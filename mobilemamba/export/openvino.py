@@ -40,7 +40,7 @@ class OpenVino(Format):
     any_batch = True
     any_size = True
     suppresses = True
-    fixes_loops = False  # OpenVINO 2026.4 miscounts the states of a loop whose shape it knows
+    batch_with_any_size = False  # OpenVINO 2026.4 miscounts the states of a loop whose shape it knows
 
     def write(self, source: Source, metadata: Mapping[str, str], path: Path) -> None:
         openvino = load_openvino()
@@ -118,10 +118,10 @@ def to_openvino(source: Source) -> Any:
     """
     openvino = load_openvino()
     try:
-        # A form for any size has ONNX operators, and the choice of objects has sizes that only ONNX's exporter traces.
+        # Functions of ONNX are of its exporter alone, and so is the tracing of sizes in the choice of objects.
         model = (
             openvino.Core().read_model(to_onnx(source).SerializeToString())
-            if source.free or len(source.answers) > 1
+            if source.onnx_functions or len(source.answers) > 1
             else openvino.convert_model(source.without_ours)
         )
     except RuntimeError as error:

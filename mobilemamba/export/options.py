@@ -43,13 +43,13 @@ class Options:
     nms: bool = False
     verify: bool = True
 
-    def pictures(self, form: Format) -> int | None:
+    def batch_size(self, form: Format) -> int | None:
         """Returns how many pictures a file takes at a time; None for any number."""
-        free = form.any_batch and not self.nms and self.batch is None if self.any_batch is None else self.any_batch
-        return None if free else self.batch or 1
+        usual = form.any_batch and not self.nms and self.batch is None
+        return None if (usual if self.any_batch is None else self.any_batch) else self.batch or 1
 
-    def is_free(self, network: nn.Module) -> bool:
-        """Returns whether the network uses the form for any size, see ``form.free``."""
+    def uses_onnx_functions(self, network: nn.Module) -> bool:
+        """Returns whether the network takes any size by functions of ONNX, see ``lowering.onnx_functions``."""
         return self.any_size and isinstance(network, MobileMamba)
 
     def check(self, form: Format, network: nn.Module) -> None:
@@ -68,8 +68,8 @@ class Options:
         if self.opset is not None and self.opset not in form.opsets:
             known = f"expected {form.opsets[0]} to {form.opsets[-1]}" if form.opsets else "only .onnx files have one"
             raise ConfigError(f"--opset {self.opset}: {known}; leave it out for the usual one")
-        for free, can, what in ((self.any_size, form.any_size, "size"), (self.any_batch, form.any_batch, "batch")):
-            if free and not can:
+        for asked, can, what in ((self.any_size, form.any_size, "size"), (self.any_batch, form.any_batch, "batch")):
+            if asked and not can:
                 raise ConfigError(f"{suffix} files take no dynamic {what}; give a number")
         if form.one_picture and self.batch not in (None, 1):
             raise ConfigError(f"--batch {self.batch}: {suffix} files take one picture at a time; leave it out")
@@ -87,13 +87,13 @@ class Options:
             raise ConfigError(f"--calibration{shown}: no scales are fitted here, and no answers compared; leave it out")
 
     def _check_network(self, form: Format, network: nn.Module) -> None:
-        detects, free = isinstance(network, Detector), self.is_free(network)
-        if self.any_size and not free and any(isinstance(module, SS2D) for module in network.modules()):
+        detects, by_functions = isinstance(network, Detector), self.uses_onnx_functions(network)
+        if self.any_size and not by_functions and any(isinstance(module, SS2D) for module in network.modules()):
             raise ConfigError(
                 "--size dynamic: a network on a mobilemamba backbone is laid out for one size of pictures; "
                 "give it in pixels"
             )
-        if free and self.batch is not None and not form.fixes_loops:
+        if by_functions and self.batch is not None and not form.batch_with_any_size:
             raise ConfigError(
                 f"--batch {self.batch} with --size dynamic: {form.suffix} files take any number of pictures then; "
                 "leave one out"

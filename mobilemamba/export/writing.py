@@ -16,7 +16,7 @@ from mobilemamba.dense.candidates import KEPT_KEY, Candidates, as_candidates, ca
 from mobilemamba.dense.suppression import Suppressing
 from mobilemamba.errors import ConfigError, MobileMambaError, WeightsError, is_out_of_memory
 from mobilemamba.export.calibration import read_calibration
-from mobilemamba.export.form import exportable
+from mobilemamba.export.lowering import exportable
 from mobilemamba.export.format import OUTPUTS_KEY, Format, Source
 from mobilemamba.export.formats import format_of
 from mobilemamba.export.options import Options
@@ -70,22 +70,23 @@ def export_network(
     options.check(form, network)
     _check_target(target)
     size = canvas(network, card.preprocessing.img_size, fits=card.preprocessing.resize == "fit")
-    _check_pixels(options.pictures(form) or 1, *size)
+    _check_pixels(options.batch_size(form) or 1, *size)
     original, network = network, as_candidates(network.eval())
     kept = network.kept(size, card.in_chans) if isinstance(network, Candidates) else None
     answer = "probabilities" if options.softmax else "candidates" if kept else "logits"
     arithmetic = _DTYPES.get(options.dtype if form.casts else "", torch.float32)
-    graph = _in_types(exportable(network, any_size=options.is_free(network)), arithmetic, softmax=options.softmax)
+    lowered = exportable(network, any_size=options.uses_onnx_functions(network))
+    graph = _in_types(lowered, arithmetic, softmax=options.softmax)
     source = Source(
         Suppressing(graph, kept).eval() if kept and options.nms else graph,
         card.in_chans,
         None if options.any_size else size,
-        options.pictures(form),
+        options.batch_size(form),
         options.dtype,
         options.opset,
         options.softmax,
         answers=(answer, "objects") if options.nms else (answer,),
-        free=options.is_free(network),
+        onnx_functions=options.uses_onnx_functions(network),
     )
     with _in_memory(source):
         _try(network, source)

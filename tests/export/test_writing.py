@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mobilemamba.errors import ConfigError, DataError, MobileMambaError, WeightsError
 from mobilemamba.export import FORMATS, Options, calibration, export_network
-from mobilemamba.export import inference as in_runtimes
+from mobilemamba.export import in_runtime as in_runtimes
 from mobilemamba.export.calibration import Calibration, compare, read_calibration, whole_batches
 from mobilemamba.export.format import Format, Source
 from mobilemamba.export.quiet import quiet

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobilemamba.errors import ConfigError
-from mobilemamba.export.form import free
-from mobilemamba.export.form.convolution import conv2d
+from mobilemamba.export.lowering import onnx_functions
+from mobilemamba.export.lowering.convolution import conv2d
 from mobilemamba.layers.wavelet_mamba import WaveletConv
 
 #: The largest kernel for which one convolution per pixel is faster than one per sub-band between the transforms.
@@ -46,7 +46,7 @@ class PhaseConv(nn.Module):
     Args:
         conv: A convolution in the wavelet domain whose filters have two taps.
         bias_C: Bias to add.
-        any_size: Whether maps may have any size; see ``free``.
+        any_size: Whether maps may have any size; see ``onnx_functions``.
     """
 
     def __init__(self, conv: WaveletConv, bias_C: Tensor, *, any_size: bool = False):
@@ -69,7 +69,7 @@ class PhaseConv(nn.Module):
         padded = F.pad(x, (before, before + odd_width, before, before + odd_height))
         phases = torch.cat([phase(padded) for phase in self.phases], 1)
         if self.any_size:
-            return free.join(phases, x).permute(0, 2, 3, 1)
+            return onnx_functions.join(phases, x).permute(0, 2, 3, 1)
         return _join(phases.permute(0, 2, 3, 1), height, width)
 
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from mobilemamba.errors import WeightsError
-from mobilemamba.export.beside import WithJson, note_of
 from mobilemamba.export.format import Source
+from mobilemamba.export.sidecar import SidecarFormat, sidecar_of
 from mobilemamba.models import load_network
 from mobilemamba.models.card import CARD_KEY
 from mobilemamba.models.runtime import RUNTIMES
 from tests.export.conftest import CARD
 
 
-class Paired(WithJson):
+class Paired(SidecarFormat):
     """Two files, each with a number: the answer is one times the picture's mean, and the other added."""
 
     name, suffix, extra = "numpy", ".paired", "numpy"
@@ -29,7 +29,7 @@ class Paired(WithJson):
     def write(self, source: Source, metadata: Mapping[str, str], path: Path) -> None:
         for file, number in zip(self.files(path), ("2.5", "1.5"), strict=True):
             file.write_text(number)
-        self.note(path, metadata, source)
+        self.write_sidecar(path, metadata, source)
 
     def open(self, path: Path) -> tuple[Callable[[np.ndarray], np.ndarray], str]:
         assert path.exists(), "the runtime may end the process"
@@ -55,15 +55,18 @@ def test_they_are_read_as_they_were_written(path: Path) -> None:
     ("spoil", "message"),
     [
         (lambda x: x.unlink(), "no weights at {x}: expected a file that mobilemamba export wrote"),
-        (lambda x: note_of(x).unlink(), "cannot read {x}: there is no x.paired.json beside it; expected a file that"),
+        (lambda x: sidecar_of(x).unlink(), "cannot read {x}: there is no x.paired.json beside it; expected a file"),
         (lambda x: x.with_suffix(".second").unlink(), "cannot read {x}: there is no x.second beside it; expected a fi"),
         (
-            lambda x: note_of(x).write_text("[]"),
+            lambda x: sidecar_of(x).write_text("[]"),
             "cannot read {x}.json: a list instead of named entries; exp",
         ),
-        (lambda x: note_of(x).write_text("{"), "cannot read {x}.json: .*; expected what mobilemamba export wrote"),
-        (lambda x: note_of(x).write_text('{"name": "page"}'), "{x} was written by another program: it does not descr"),
-        (lambda x: note_of(x).write_text(note_of(x).read_text().replace("0", "1")), "cannot read {x}: it is not what"),
+        (lambda x: sidecar_of(x).write_text("{"), "cannot read {x}.json: .*; expected what mobilemamba export wrote"),
+        (lambda x: sidecar_of(x).write_text('{"name": "page"}'), "{x} was written by another program: it does not des"),
+        (
+            lambda x: sidecar_of(x).write_text(sidecar_of(x).read_text().replace("0", "1")),
+            "cannot read {x}: it is not what",
+        ),
         (lambda x: x.write_text("2"), "cannot read {x}: it is not what x.paired.json was written for; expected a file"),
         (lambda x: x.with_suffix(".second").write_text(""), "cannot read {x}: it is not what x.paired.json was writ"),
     ],

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mobilemamba.export.form.free import DOMAIN, with_functions
+from mobilemamba.export.lowering.onnx_functions import DOMAIN, with_functions
 from mobilemamba.ops.scan_order import scan_order
 
 onnx = pytest.importorskip("onnx")

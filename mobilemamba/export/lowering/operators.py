@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from mobilemamba.export.form.scan import scan
+from mobilemamba.export.lowering.scan import scan
 from mobilemamba.ops.backends import standard_operators
 from mobilemamba.ops.depthwise import depthwise_conv
 from mobilemamba.ops.mix_channels import mix_channels
@@ -31,8 +31,8 @@ def decompositions() -> dict[Any, Callable[..., Tensor]]:
     return {
         ours.selective_scan.default: scan,
         ours.haar_conv.default: _haar_conv,
-        **{operator.default: _plainly(function) for operator, function in plain.items()},
-        **{operator.default: _of_list(_plainly(function)) for operator, function in of_lists.items()},
+        **{operator.default: _by_standard_operators(function) for operator, function in plain.items()},
+        **{operator.default: _of_list(_by_standard_operators(function)) for operator, function in of_lists.items()},
     }
 
 
@@ -55,7 +55,7 @@ def without_idle_steps(program: ExportedProgram) -> ExportedProgram:
     return program
 
 
-def _plainly(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _by_standard_operators(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def compute(*arguments: Any) -> Tensor:
         with standard_operators():
             return function(*arguments)

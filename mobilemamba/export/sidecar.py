@@ -1,4 +1,4 @@
-"""Formats whose files hold no metadata keep it in a JSON beside the file: ``x.tflite.json`` for ``x.tflite``."""
+"""Formats whose files hold no metadata keep it in a sidecar, a JSON beside the file: ``x.tflite.json``."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from mobilemamba.models.runtime import RuntimeNetwork
 from mobilemamba.text import printable
 
 
-class WithJson(Format):
+class SidecarFormat(Format):
     """Base class of formats whose files hold nothing but a network.
 
     Their runtimes trust the files: with damaged weights, or the JSON of another file, they may answer all the same, or
     fail in their own ways. So a file is opened only if its JSON was written for it.
     """
 
-    def note(self, path: Path, metadata: Mapping[str, str], source: Source) -> None:
+    def write_sidecar(self, path: Path, metadata: Mapping[str, str], source: Source) -> None:
         """Writes the metadata of a file, the shape that it takes, and its checksum."""
         shape = "x".join(map(str, source.shape))
-        write_json(note_of(path), {**metadata, "shape": shape, "sha256": self._digest(path)})
+        write_json(sidecar_of(path), {**metadata, "shape": shape, "sha256": self._digest(path)})
 
     def files(self, path: Path) -> tuple[Path, ...]:
         """Returns all files that the runtime reads."""
@@ -38,19 +38,19 @@ class WithJson(Format):
         raise NotImplementedError
 
     def metadata(self, path: Path) -> Mapping[str, str]:
-        beside = note_of(path)
+        sidecar = sidecar_of(path)
         if not path.exists():
             raise self.unreadable(path, FileNotFoundError())
-        if not beside.exists():
-            raise self.unreadable(path, FileNotFoundError(f"there is no {printable(beside.name)} beside it"))
+        if not sidecar.exists():
+            raise self.unreadable(path, FileNotFoundError(f"there is no {printable(sidecar.name)} beside it"))
         try:
-            said = json.loads(beside.read_text(encoding="utf-8"))
+            said = json.loads(sidecar.read_text(encoding="utf-8"))
             if not isinstance(said, dict):
                 raise ValueError(f"a {type(said).__name__} instead of named entries")
             return {key: str(value) for key, value in said.items()}
         except (OSError, ValueError) as error:
             raise WeightsError(
-                f"cannot read {printable(beside)}: {error}; expected what mobilemamba export wrote"
+                f"cannot read {printable(sidecar)}: {error}; expected what mobilemamba export wrote"
             ) from None
 
     def load(self, path: Path) -> RuntimeNetwork:
@@ -58,7 +58,7 @@ class WithJson(Format):
         said = self.metadata(path)
         try:
             if self._digest(path) != said.get("sha256"):
-                raise ValueError(f"it is not what {printable(note_of(path).name)} was written for")
+                raise ValueError(f"it is not what {printable(sidecar_of(path).name)} was written for")
             shape = tuple(int(size) for size in said["shape"].split("x"))
             with quiet():
                 run, how = self.open(path)
@@ -75,6 +75,6 @@ class WithJson(Format):
         return digest.hexdigest()
 
 
-def note_of(path: Path) -> Path:
-    """Returns the path of a file's metadata."""
+def sidecar_of(path: Path) -> Path:
+    """Returns the path of a file's sidecar."""
     return path.with_name(f"{path.name}.json")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mobilemamba.export.form.convolution import conv2d, numbers
+from mobilemamba.export.lowering.convolution import conv2d, numbers
 from mobilemamba.layers.conv_norm import ConvReLU
 from mobilemamba.layers.patch import PatchEmbed
 

@@ -1,4 +1,4 @@
-"""Networks in the form that other runtimes need: norms folded, our operators replaced by few plain ones.
+"""Networks lowered to what other runtimes know: norms folded, our operators replaced by few plain ones.
 
 Every layer computes what the original does, up to rounding. Convolutions keep (B, C, H, W), which runtimes store in
 blocks of channels; around the scan the channels come last. Operators that would leave those blocks, such as
@@ -12,8 +12,8 @@ from functools import partial
 from timm.utils import reparameterize_model
 from torch import nn
 
-from mobilemamba.export.form.layers import replacement
-from mobilemamba.export.form.operators import decompositions, without_idle_steps
+from mobilemamba.export.lowering.layers import replacement
+from mobilemamba.export.lowering.operators import decompositions, without_idle_steps
 from mobilemamba.models.fuse import fuse_norms
 from mobilemamba.models.replace import replace_layers
 
@@ -25,7 +25,7 @@ def exportable(network: nn.Module, *, any_size: bool = False) -> nn.Module:
 
     Args:
         network: The network, in evaluation mode.
-        any_size: Whether the scans take maps of any size, which only ONNX can; see ``free``.
+        any_size: Whether the scans take maps of any size, which only ONNX can; see ``onnx_functions``.
 
     Raises:
         ConfigError: If a layer other than the scans takes one size only.

@@ -1,4 +1,4 @@
-"""Parts of the form for pictures of any size that only ONNX has: loops, and shapes that are read at run time.
+"""Functions of ONNX for networks that take pictures of any size: loops, and shapes that are read at run time.
 
 A tracer would have to follow unknown sizes through every layer, for minutes. So it sees one size, and the layers have
 no operator that depends on it; where one is needed, it is a function in ONNX's text format, which is put into the file.

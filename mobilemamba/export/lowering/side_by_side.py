@@ -1,4 +1,4 @@
-"""The form for runtimes that take one picture, at most four dimensions and no gather operators."""
+"""Lowers networks further for runtimes that take one picture, at most four dimensions and no gather operators."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mobilemamba.export.form.layers import Scan
-from mobilemamba.export.form.scan import recurrence, softplus
-from mobilemamba.export.form.wavelet import Inverse
+from mobilemamba.export.lowering.layers import Scan
+from mobilemamba.export.lowering.scan import recurrence, softplus
+from mobilemamba.export.lowering.wavelet import Inverse
 from mobilemamba.models.replace import replace_layers
 
 

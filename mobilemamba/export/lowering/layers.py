@@ -12,11 +12,11 @@ from timm.layers import SelectAdaptivePool2d
 from torch import Tensor, nn
 
 from mobilemamba.errors import ConfigError
-from mobilemamba.export.form import free
-from mobilemamba.export.form.convolution import conv2d, numbers
-from mobilemamba.export.form.scan import recurrence, softplus
-from mobilemamba.export.form.stem import Stem
-from mobilemamba.export.form.wavelet import wavelet_form
+from mobilemamba.export.lowering import onnx_functions
+from mobilemamba.export.lowering.convolution import conv2d, numbers
+from mobilemamba.export.lowering.scan import recurrence, softplus
+from mobilemamba.export.lowering.stem import Stem
+from mobilemamba.export.lowering.wavelet import wavelet_form
 from mobilemamba.layers.conv_norm import ConvNorm
 from mobilemamba.layers.local_conv import MultiKernelConv
 from mobilemamba.layers.mrffi import MRFFI
@@ -99,7 +99,7 @@ class Scan(nn.Module):
         return y_BLD.view_as(like_BHWD)
 
 
-class FreeScan(Scan):
+class AnySizeScan(Scan):
     """A :class:`Scan` for maps of any size, which keeps (B, K, H, W, D) where that has sequences (B, K, L, D)."""
 
     def __init__(self, ss2d: SS2D):
@@ -108,7 +108,7 @@ class FreeScan(Scan):
             self.register_buffer(name, getattr(self, name).unsqueeze(1))
 
     def recur(self, decay_BKLX: Tensor, drive_BKLX: Tensor) -> Tensor:
-        return free.recurrence(decay_BKLX, drive_BKLX)
+        return onnx_functions.recurrence(decay_BKLX, drive_BKLX)
 
     def in_steps(self, u_BHWD: Tensor) -> Tensor:
         return u_BHWD.unsqueeze(1)
@@ -130,7 +130,7 @@ class GlobalPart(nn.Module):
 
     Args:
         mixer: The layer.
-        any_size: Whether maps may have any size; see ``free``.
+        any_size: Whether maps may have any size; see ``onnx_functions``.
     """
 
     def __init__(self, mixer: WaveletMamba | SS2D, *, any_size: bool = False):
@@ -141,7 +141,7 @@ class GlobalPart(nn.Module):
         scale_C = mixer.scale.detach().flatten() if isinstance(mixer, WaveletMamba) else torch.ones(len(out[1]))
         # Two convolutions, because the halves of a single result would have to be copied.
         self.into, self.gate = (conv2d(weight, bias) for weight, bias in zip(*(x.chunk(2) for x in into), strict=True))
-        self.conv, self.scan = ss2d.conv, (FreeScan if any_size else Scan)(ss2d)
+        self.conv, self.scan = ss2d.conv, (AnySizeScan if any_size else Scan)(ss2d)
         bias_C = out[1] * scale_C
         self.register_buffer("out_DC", (out[0].flatten(1).T * scale_C).contiguous())
         self.register_buffer("bias_C", bias_C)
@@ -196,7 +196,7 @@ class MixedResidual(nn.Module):
 
     Args:
         mrffi: The layer.
-        any_size: Whether maps may have any size; see ``free``.
+        any_size: Whether maps may have any size; see ``onnx_functions``.
 
     Raises:
         ConfigError: If the global part takes one size only.
@@ -217,8 +217,8 @@ class MixedResidual(nn.Module):
                     "for one size of pictures; give it in pixels"
                 )
             self.widths.append(width)
-            form = GlobalPart(mixer, any_size=any_size) if known else nn.Sequential(mixer, nn.ReLU())  # type: ignore[arg-type]  # as it is known
-            parts.append(form)
+            lowered = GlobalPart(mixer, any_size=any_size) if known else nn.Sequential(mixer, nn.ReLU())  # type: ignore[arg-type]  # as it is known
+            parts.append(lowered)
         if local + identity:
             self.widths.append(local + identity)
             parts.append(LocalPart(mrffi.local_mixer, identity) if local else nn.ReLU())

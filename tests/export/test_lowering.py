@@ -1,4 +1,4 @@
-"""The form that runtimes take computes what the network does, whatever its parts, in few operators."""
+"""Lowered networks compute what the originals do, whatever their parts, in few operators."""
 
 from collections import Counter
 from typing import Any
@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from mobilemamba.errors import ConfigError
-from mobilemamba.export.form import decompositions, exportable, without_idle_steps
-from mobilemamba.export.form.layers import Scan
-from mobilemamba.export.form.scan import recurrence, softplus
-from mobilemamba.export.form.side_by_side import side_by_side
+from mobilemamba.export.lowering import decompositions, exportable, without_idle_steps
+from mobilemamba.export.lowering.layers import Scan
+from mobilemamba.export.lowering.scan import recurrence, softplus
+from mobilemamba.export.lowering.side_by_side import side_by_side
 from mobilemamba.layers.ss2d import SS2D
 from mobilemamba.layers.wavelet_mamba import WaveletConv
 from mobilemamba.models import ArchOverrides, create_model, optimize_for_inference
@@ -66,9 +66,9 @@ def pictures(*size: int, batch: int = 2) -> Tensor:
     return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1))
 
 
-def assert_same(form: nn.Module, network: nn.Module, x: Tensor) -> None:
+def assert_same(lowered: nn.Module, network: nn.Module, x: Tensor) -> None:
     with torch.no_grad():
-        expected, given = network(x), form(x)
+        expected, given = network(x), lowered(x)
     assert (given - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
@@ -79,10 +79,10 @@ def kinds(module: nn.Module) -> Counter[str]:
 @pytest.mark.parametrize("choices", VARIANTS.values(), ids=VARIANTS)
 def test_it_computes_what_the_network_does(choices: dict[str, Any]) -> None:
     network = small(**choices)
-    form = exportable(network)
+    lowered = exportable(network)
     for size in ((96, 176), (48, 32)):  # maps of 6 x 11, 3 x 6, 2 x 3, and of one pixel
-        assert_same(form, network, pictures(*size))
-    assert kinds(form)["MRFFI"] == 0
+        assert_same(lowered, network, pictures(*size))
+    assert kinds(lowered)["MRFFI"] == 0
 
 
 def test_a_long_wavelet_has_no_sums_by_index_which_runtimes_lack_in_half_precision() -> None:
@@ -98,12 +98,12 @@ def test_scans_stand_side_by_side_for_runtimes_of_one_picture(directions: int, s
     layer.A_log += torch.randn_like(layer.A_log)
     layer.D += torch.randn_like(layer.D)
     scan = Scan(layer)
-    form = side_by_side(nn.Sequential(scan))
-    assert kinds(form)["Scan"] == 0
+    lowered = side_by_side(nn.Sequential(scan))
+    assert kinds(lowered)["Scan"] == 0
     for size in ((3, 5), (6, 4), (1, 1)):
         u_BHWD = torch.randn(2, *size, 16)
-        torch.testing.assert_close(form(u_BHWD), scan(u_BHWD), rtol=1e-4, atol=1e-5)
-    calls = [node for node in torch.export.export(form, (u_BHWD,)).graph.nodes if node.op == "call_function"]
+        torch.testing.assert_close(lowered(u_BHWD), scan(u_BHWD), rtol=1e-4, atol=1e-5)
+    calls = [node for node in torch.export.export(lowered, (u_BHWD,)).graph.nodes if node.op == "call_function"]
     assert not any("index" in str(node.target) for node in calls)
     assert all(node.meta["val"].ndim <= 4 for node in calls if isinstance(node.meta["val"], Tensor))
 
@@ -111,9 +111,9 @@ def test_scans_stand_side_by_side_for_runtimes_of_one_picture(directions: int, s
 def test_the_published_sizes_keep_nothing_that_runtimes_are_slow_at() -> None:
     for name in ("mobilemamba_t2", "mobilemamba_b1"):
         network = awaken(timm.create_model(name, depths=(1, 1, 1)))
-        form = exportable(network)
-        assert_same(form, network, pictures(128, 128, batch=1))
-        assert not {"SS2D", "WaveletConv", "PatchMerging"} & set(kinds(form))
+        lowered = exportable(network)
+        assert_same(lowered, network, pictures(128, 128, batch=1))
+        assert not {"SS2D", "WaveletConv", "PatchMerging"} & set(kinds(lowered))
 
 
 def test_a_graph_of_t2_has_few_operators() -> None:
