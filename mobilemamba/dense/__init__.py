@@ -8,7 +8,13 @@ from mobilemamba.dense.detection import DETECTION_HEADS, DETECTION_OPTIONS, crea
 from mobilemamba.dense.detector import Detector
 from mobilemamba.dense.from_card import from_card
 from mobilemamba.dense.release_cards import card_of_release
-from mobilemamba.dense.segmenter import SEGMENTATION_HEADS, SEGMENTATION_OPTIONS, Segmenter, create_segmenter
+from mobilemamba.dense.segmenter import (
+    SEGMENTATION_HEADS,
+    SEGMENTATION_OPTIONS,
+    RuntimeSegmenter,
+    Segmenter,
+    create_segmenter,
+)
 from mobilemamba.dense.views import SlidingWindow, Views, look_closely
 from mobilemamba.models.checkpoints import BUILDERS, IN_RUNTIME, PREDICTORS, RECOGNISERS
 
@@ -34,7 +40,7 @@ BUILDERS |= {
     "detection": partial(from_card, create_detector, DETECTION_OPTIONS),
     "segmentation": partial(from_card, create_segmenter, SEGMENTATION_OPTIONS),
 }
-IN_RUNTIME["detection"] = RuntimeDetector
+IN_RUNTIME |= {"detection": RuntimeDetector, "segmentation": RuntimeSegmenter}
 RECOGNISERS.append(card_of_release)
 PREDICTORS |= {
     "detection": "mobilemamba.dense.detection_predictor.DetectionPredictor",

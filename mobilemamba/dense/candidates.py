@@ -11,17 +11,18 @@ from torch import Tensor, nn
 
 from mobilemamba.dense.anchors import within
 from mobilemamba.dense.boxes import above, keep_best
-from mobilemamba.dense.detector import Detector, Sizes, padded
+from mobilemamba.dense.detector import Detector, Sizes, padded, sizes_of
 from mobilemamba.dense.single_stage import SingleStageDetector
 from mobilemamba.errors import ConfigError
+from mobilemamba.models.card import Preprocessing
 from mobilemamba.models.runtime import RuntimeNetwork, scaled
 
 #: Key in a file's metadata for the rules by which its candidates become objects.
-KEPT_KEY = "kept"
+RULES_KEY = "kept"
 
 
 @dataclass(frozen=True)
-class Kept:
+class Rules:
     """Rules that choose objects among candidates; see :class:`~mobilemamba.dense.single_stage.SingleStageDetector`."""
 
     levels: tuple[int, ...]  # number of candidates of each level, in order
@@ -65,7 +66,7 @@ class Candidates(nn.Module):
         sides = torch.tensor([width, height] * 2, dtype=torch.float32)
         return torch.cat(((boxes / sides).clamp(0, 1), probabilities), -1)
 
-    def kept(self, size: tuple[int, int], channels: int) -> Kept:
+    def rules(self, size: tuple[int, int], channels: int) -> Rules:
         """Returns the rules for pictures of a height and width."""
         detector = self.detector
         with torch.no_grad():
@@ -73,8 +74,8 @@ class Candidates(nn.Module):
         strides = detector.anchors.strides
         cells = tuple((x.shape[-2], x.shape[-1], stride) for x, stride in zip(levels, strides, strict=True))
         lengths = tuple(rows * columns * detector.anchors.per_cell for rows, columns, _ in cells)
-        rules = detector.score_threshold, detector.candidates, detector.max_boxes, detector.overlap
-        return Kept(lengths, *rules, cells, detector.divisor)
+        limits = detector.score_threshold, detector.candidates, detector.max_boxes, detector.overlap
+        return Rules(lengths, *limits, cells, detector.divisor)
 
 
 def as_candidates(network: nn.Module) -> nn.Module:
@@ -93,17 +94,14 @@ def as_candidates(network: nn.Module) -> nn.Module:
     return network
 
 
-def canvas(network: nn.Module, size: tuple[int, int], *, fits: bool) -> tuple[int, int]:
-    """Returns the height and width of a graph's input for pictures that were prepared for a network.
+def input_size(network: nn.Module, how: Preprocessing) -> tuple[int, int]:
+    """Returns the height and width of a graph's input for pictures prepared for a network.
 
-    Args:
-        network: Any network.
-        size: Height and width on the card.
-        fits: Whether pictures keep their aspect ratio, so that a detector's are padded.
+    A detector's are padded if they keep their aspect ratio.
     """
     from mobilemamba.data.batches import DIVISOR  # `import mobilemamba` does without the data
 
-    return padded(size, DIVISOR if isinstance(network, Detector) and fits else 1)
+    return padded(how.img_size, DIVISOR if isinstance(network, Detector) and how.resize == "fit" else 1)
 
 
 def put(picture: Tensor, place: Tensor) -> tuple[int, int]:
@@ -133,20 +131,20 @@ class RuntimeDetector(RuntimeNetwork):
 
     def __init__(self, network: RuntimeNetwork, said: Mapping[str, str]) -> None:
         super().__init__(network.run, network.shape, network.how)
-        content = json.loads(said[KEPT_KEY])
+        content = json.loads(said[RULES_KEY])
         cells = tuple(map(tuple, content.get("cells", ())))
-        self.kept = Kept(**{**content, "levels": tuple(content["levels"]), "cells": cells})
+        self.rules = Rules(**{**content, "levels": tuple(content["levels"]), "cells": cells})
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the candidates (B, N, 4 + classes), with boxes in shares of the network's input size."""
-        placed, _ = self._placed(x, [(x.shape[-2], x.shape[-1])] * len(x))
+        placed, _ = self._placed(x, sizes_of(x, None))
         return super().forward(placed)
 
     @torch.no_grad()
     def detect(self, images: Tensor, sizes: Sizes | None = None) -> list[dict[str, Tensor]]:
         """See :meth:`Detector.detect`."""
-        given = [images.shape[-2:]] * len(images) if sizes is None else sizes
-        placed, shown = self._placed(images, [(int(height), int(width)) for height, width in given])
+        given = sizes_of(images, sizes)
+        placed, shown = self._placed(images, given)
         return [
             self._objects(candidates, inner, outer)
             for candidates, inner, outer in zip(super().forward(placed), shown, given, strict=True)
@@ -160,17 +158,17 @@ class RuntimeDetector(RuntimeNetwork):
             shown.append(put(image[None, :, : size[0], : size[1]], place))
         return placed, shown
 
-    def _objects(self, candidates: Tensor, shown: tuple[int, int], size: Sequence[int]) -> dict[str, Tensor]:
+    def _objects(self, candidates: Tensor, shown: tuple[int, int], size: tuple[int, int]) -> dict[str, Tensor]:
         """Selects a picture's objects among candidates (N, 4 + classes); scales boxes from ``shown`` to ``size``."""
         height, width = (int(side or 0) for side in self.shape[2:])
-        kept, boxes, scores, labels = self.kept, list[Tensor](), list[Tensor](), list[Tensor]()
-        for level, inside in zip(candidates.split(kept.levels), kept.within(shown), strict=True):
+        rules, boxes, scores, labels = self.rules, list[Tensor](), list[Tensor](), list[Tensor]()
+        for level, inside in zip(candidates.split(rules.levels), rules.within(shown), strict=True):
             level = level[inside]
-            score, at, label = above(level[:, 4:], kept.score_threshold, kept.candidates)
+            score, at, label = above(level[:, 4:], rules.score_threshold, rules.candidates)
             boxes.append(level[at, :4] * level.new_tensor([width, height] * 2))
             scores.append(score)
             labels.append(label)
-        found = keep_best(torch.cat(boxes), torch.cat(scores), torch.cat(labels), shown, kept.overlap, kept.max_boxes)
-        ratio = [float(own) / inner for own, inner in zip(size, shown, strict=True)]
+        found = keep_best(torch.cat(boxes), torch.cat(scores), torch.cat(labels), shown, rules.overlap, rules.max_boxes)
+        ratio = [own / inner for own, inner in zip(size, shown, strict=True)]
         found["boxes"] = found["boxes"] * found["boxes"].new_tensor([ratio[1], ratio[0]] * 2)
         return found

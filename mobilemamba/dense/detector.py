@@ -91,25 +91,25 @@ class Detector(DenseNetwork):
         with self.suiting(images):
             return self.neck(self.maps(images))
 
-    def sizes(self, images: Tensor, sizes: Sizes | None) -> list[tuple[int, int]]:
-        """Returns height and width of each picture, as integers."""
-        if sizes is None:
-            return [(images.shape[-2], images.shape[-1])] * len(images)
-        given = sizes.tolist() if isinstance(sizes, Tensor) else sizes
-        return [(int(height), int(width)) for height, width in given]
-
-    def padded(self, target: Mapping[str, Any], images: Tensor) -> tuple[int, int]:
-        """Returns height and width of a target's picture, padded on its own."""
-        if "size" not in target:
-            return images.shape[-2], images.shape[-1]
-        return padded(target["size"], self.divisor)
-
     def get_classifier(self) -> tuple[nn.Module, ...]:
         """Returns the layers with outputs for each class, to be replaced for other classes; the name is timm's."""
         raise NotImplementedError
 
     def start_afresh(self, classifier: nn.Module) -> None:
         """Leaves a classifier for new classes as initialised: a focal loss must start from rare boxes, not from 0."""
+
+
+def sizes_of(images: Tensor, sizes: Sizes | None) -> list[tuple[int, int]]:
+    """Returns height and width of each picture as integers; None for the full size."""
+    if sizes is None:
+        return [(images.shape[-2], images.shape[-1])] * len(images)
+    given = sizes.tolist() if isinstance(sizes, Tensor) else sizes
+    return [(int(height), int(width)) for height, width in given]
+
+
+def sizes_of_targets(images: Tensor, targets: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
+    """Returns the ``size`` of each target; the full size for those without."""
+    return sizes_of(images, [target.get("size", images.shape[-2:]) for target in targets])
 
 
 def padded(size: Sequence[int], divisor: int) -> tuple[int, int]:

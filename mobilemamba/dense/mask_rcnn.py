@@ -15,7 +15,7 @@ from torchvision.models.detection.rpn import RPNHead
 
 from mobilemamba.dense.anchors import Anchors, boxes_of_ratios
 from mobilemamba.dense.boxes import IGNORED, BoxCoder, above, assign, by_anchor, keep_best, wanted
-from mobilemamba.dense.detector import Detector, Sizes, padded
+from mobilemamba.dense.detector import Detector, Sizes, padded, sizes_of, sizes_of_targets
 from mobilemamba.dense.regions import cut_masks, pool_regions
 from mobilemamba.dense.release_names import MASK_RCNN, Names
 from mobilemamba.errors import ConfigError
@@ -113,8 +113,8 @@ class MaskRCNN(Detector):
         grids = [(x.shape[-2], x.shape[-1]) for x in levels]
         anchors = self.anchors(grids, images.device)
         expected = [wanted(target, self.num_classes) for target in targets]
-        losses = self._rpn_losses(logits, codes, grids, torch.cat(anchors), images, targets, expected)
-        sizes = self.sizes(images, [target.get("size", images.shape[-2:]) for target in targets])
+        sizes = sizes_of_targets(images, targets)
+        losses = self._rpn_losses(logits, codes, grids, torch.cat(anchors), sizes, expected)
         proposals = self._propose(logits.detach(), codes.detach(), anchors, grids, sizes, self.training_candidates)
         regions, labels, found, matches = [], [], [], []
         for (boxes, classes, _), proposed in zip(expected, proposals, strict=True):
@@ -140,7 +140,7 @@ class MaskRCNN(Detector):
         levels = self.levels(images)
         grids = [(x.shape[-2], x.shape[-1]) for x in levels]
         anchors = self.anchors(grids, images.device)
-        given = self.sizes(images, sizes)
+        given = sizes_of(images, sizes)
         logits, codes = (x.float() for x in self._rpn(levels))
         proposals = self._propose(logits, codes, anchors, grids, given, self.candidates)
         classes, codes = (x.float() for x in self.box_head(self._regions(levels, proposals, _BOX_SIDE)))
@@ -208,15 +208,14 @@ class MaskRCNN(Detector):
         codes: Tensor,
         grids: list[tuple[int, int]],
         anchors: Tensor,
-        images: Tensor,
-        targets: Sequence[Mapping[str, Any]],
+        sizes: Sequence[tuple[int, int]],
         expected: Sequence[tuple[Tensor, Tensor, Tensor]],
     ) -> dict[str, Tensor]:
         objectness = box = logits.new_zeros(())
         count = 0
-        for target, (boxes, _, _), logit, code in zip(targets, expected, logits, codes, strict=True):
+        for size, (boxes, _, _), logit, code in zip(sizes, expected, logits, codes, strict=True):
             found = assign(anchors, boxes, positive=0.7, negative=0.3, lowest=0.3)
-            found[~self.anchors.within(grids, self.padded(target, images), images.device)] = IGNORED
+            found[~self.anchors.within(grids, padded(size, self.divisor), logits.device)] = IGNORED
             here, others = _sample(found, self.anchor_samples, self.anchor_share)
             objectness = objectness + F.softplus(-logit[here]).sum() + F.softplus(logit[others]).sum()
             box = box + (code[here] - self.anchor_coder.encode_single(boxes[found[here]], anchors[here])).abs().sum()

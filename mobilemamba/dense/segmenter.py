@@ -9,10 +9,11 @@ picture (B, in_chans, H, W)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobilemamba.dense.backbone import create_backbone
@@ -26,6 +27,7 @@ from mobilemamba.dense.semantic_fpn import FPN, SemanticFPNHead
 from mobilemamba.errors import ConfigError, check_choice
 from mobilemamba.layers.conv_norm import ConvNorm
 from mobilemamba.models.config import ArchOverrides
+from mobilemamba.models.runtime import RuntimeNetwork, scaled
 from mobilemamba.ops.backends import is_traced
 
 _ON_LAST_MAP: dict[str, Callable[..., nn.Module]] = {"deeplabv3": DeepLabV3Head, "pspnet": PSPNetHead}
@@ -91,6 +93,24 @@ class Segmenter(DenseNetwork):
         """Returns the 1x1 convolutions of the logits, which a new number of classes replaces; timm's name for them."""
         heads: list[Any] = [self.head] if self.auxiliary_head is None else [self.head, self.auxiliary_head]
         return tuple(head.classifier[-1] for head in heads)
+
+
+class RuntimeSegmenter(RuntimeNetwork):
+    """A segmenter that another program runs; if that takes one size, pictures are scaled to it, and the logits back.
+
+    Args:
+        network: The network that the other program runs.
+        said: The metadata of its file.
+    """
+
+    def __init__(self, network: RuntimeNetwork, said: Mapping[str, str]) -> None:
+        super().__init__(network.run, network.shape, network.how, probabilities=network.probabilities)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = self.shape[2:]
+        if height is None or width is None or x.shape[2:] == (height, width):
+            return super().forward(x)
+        return F.interpolate(super().forward(scaled(x, (height, width))), x.shape[2:], mode="bilinear")
 
 
 def create_segmenter(

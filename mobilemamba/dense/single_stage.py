@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mobilemamba.dense.anchors import Anchors
 from mobilemamba.dense.boxes import IGNORED, BoxCoder, above, keep_best, wanted
-from mobilemamba.dense.detector import Detector, Sizes, padded
+from mobilemamba.dense.detector import Detector, Sizes, padded, sizes_of, sizes_of_targets
 
 
 class SingleStageDetector(Detector):
@@ -60,10 +60,10 @@ class SingleStageDetector(Detector):
         logits, codes, grids = self._heads(images)
         anchors = torch.cat(self.anchors(grids, images.device))
         labels, matched, box_loss, positives = [], [], codes.new_zeros((), dtype=torch.float32), 0
-        for target, code in zip(targets, codes.float(), strict=True):
+        for target, code, size in zip(targets, codes.float(), sizes_of_targets(images, targets), strict=True):
             boxes, classes, _ = wanted(target, self.num_classes)
             found = self.match(anchors, boxes)
-            found[~self.anchors.within(grids, self.padded(target, images), images.device)] = IGNORED
+            found[~self.anchors.within(grids, padded(size, self.divisor), images.device)] = IGNORED
             at = (found >= 0).nonzero().squeeze(1)
             matched.append(found)
             labels.append(found.clone().index_put_((at,), classes[found[at]]))
@@ -81,7 +81,7 @@ class SingleStageDetector(Detector):
         lengths, anchors = [len(level) for level in levels], torch.cat(levels)
         starts = [0, *accumulate(lengths[:-1])]
         detections = []
-        for picture, size in enumerate(self.sizes(images, sizes)):
+        for picture, size in enumerate(sizes_of(images, sizes)):
             # Cells beyond a picture that is smaller than its batch are never trained, so their scores mean nothing.
             inside = self.anchors.within(grids, padded(size, self.divisor), images.device)
             scores, places, labels = [], [], []

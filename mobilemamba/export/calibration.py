@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mobilemamba.dense import Detector
-from mobilemamba.dense.candidates import canvas, put
+from mobilemamba.dense.candidates import input_size, put
 from mobilemamba.errors import ConfigError, DataError
 from mobilemamba.models.card import ModelCard
 from mobilemamba.models.runtime import scaled
@@ -69,7 +69,7 @@ def read_calibration(folder: Path, card: ModelCard, network: nn.Module) -> Calib
         raise DataError(f"{shown}: no pictures in it{f' ({line})' if line else ''}; give some like those to come")
     paths = paths[:: -(-len(paths) // MOST)]
     predictor = predictor_of(nn.Identity(), card, torch.device("cpu"))
-    height, width = canvas(network, card.preprocessing.img_size, fits=card.preprocessing.resize == "fit")
+    height, width = input_size(network, card.preprocessing)
     pictures = torch.zeros(len(paths), card.in_chans, height, width)
     for place, path in zip(pictures, paths, strict=True):
         picture = predictor.prepare(predictor.read(path))[None]

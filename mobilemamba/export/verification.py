@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mobilemamba.dense.candidates import Kept
+from mobilemamba.dense.candidates import Rules
 from mobilemamba.dense.suppression import objects_of
 from mobilemamba.errors import WeightsError
 from mobilemamba.export.calibration import Agreement, compare
@@ -85,7 +85,7 @@ def check(network: nn.Module, form: Format, path: Path, source: Source) -> Check
 
 
 @torch.no_grad()
-def check_objects(form: Format, path: Path, source: Source, kept: Kept) -> None:
+def check_objects(form: Format, path: Path, source: Source, rules: Rules) -> None:
     """Compares a file's objects with those chosen from its own candidates, for the pictures that :func:`check` uses.
 
     Raises:
@@ -95,7 +95,7 @@ def check_objects(form: Format, path: Path, source: Source, kept: Kept) -> None:
         return
     candidates, objects = form.load(path), form.load_objects(path)
     for pictures in examples(source):
-        given, expected = objects(pictures), objects_of(candidates(pictures), kept, source.sizes[0])
+        given, expected = objects(pictures), objects_of(candidates(pictures), rules, source.sizes[0])
         wrong = torch.cdist(given, expected, p=math.inf).amin(-1) > TOLERANCES["float32"]  # in any order
         if (share := float(wrong.sum() / (expected[..., 4] > 0).sum().clamp_min(1))) > _EQUALS:
             raise WeightsError(

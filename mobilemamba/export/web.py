@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mobilemamba.dense.candidates import KEPT_KEY
+from mobilemamba.dense.candidates import RULES_KEY
 from mobilemamba.drawing import distinct_colours
 from mobilemamba.errors import ConfigError
 from mobilemamba.export.format import OUTPUTS_KEY
@@ -111,7 +111,7 @@ def _about(network: Path) -> dict[str, Any]:
         "palette": card.palette or distinct_colours(card.num_classes),
         "size": size,
         "batch": shape[0],
-        "kept": json.loads(said[KEPT_KEY]) if KEPT_KEY in said else None,
+        "kept": json.loads(said[RULES_KEY]) if RULES_KEY in said else None,
         "probabilities": said.get(OUTPUTS_KEY) == "probabilities",
     }
 

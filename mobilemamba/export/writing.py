@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mobilemamba.dense.candidates import KEPT_KEY, Candidates, as_candidates, canvas
+from mobilemamba.dense.candidates import RULES_KEY, Candidates, as_candidates, input_size
 from mobilemamba.dense.suppression import Suppressing
 from mobilemamba.errors import ConfigError, MobileMambaError, WeightsError, is_out_of_memory
 from mobilemamba.export.calibration import read_calibration
-from mobilemamba.export.lowering import exportable
 from mobilemamba.export.format import OUTPUTS_KEY, Format, Source
 from mobilemamba.export.formats import format_of
+from mobilemamba.export.lowering import exportable
 from mobilemamba.export.options import Options
 from mobilemamba.export.quiet import quiet
 from mobilemamba.export.staging import staged
@@ -69,24 +69,24 @@ def export_network(
     form.need((*form.writes, *(form.reads if options.verify else ())))
     options.check(form, network)
     _check_target(target)
-    size = canvas(network, card.preprocessing.img_size, fits=card.preprocessing.resize == "fit")
-    _check_pixels(options.batch_size(form) or 1, *size)
+    size, batch = input_size(network, card.preprocessing), options.batch_size(form)
+    _check_pixels(batch or 1, *size)
     original, network = network, as_candidates(network.eval())
-    kept = network.kept(size, card.in_chans) if isinstance(network, Candidates) else None
-    answer = "probabilities" if options.softmax else "candidates" if kept else "logits"
+    rules = network.rules(size, card.in_chans) if isinstance(network, Candidates) else None
+    by_functions = options.uses_onnx_functions(network)
+    answer = "probabilities" if options.softmax else "candidates" if rules else "logits"
     arithmetic = _DTYPES.get(options.dtype if form.casts else "", torch.float32)
-    lowered = exportable(network, any_size=options.uses_onnx_functions(network))
-    graph = _in_types(lowered, arithmetic, softmax=options.softmax)
+    graph = _in_types(exportable(network, any_size=by_functions), arithmetic, softmax=options.softmax)
     source = Source(
-        Suppressing(graph, kept).eval() if kept and options.nms else graph,
+        Suppressing(graph, rules).eval() if rules and options.nms else graph,
         card.in_chans,
         None if options.any_size else size,
-        options.batch_size(form),
+        batch,
         options.dtype,
         options.opset,
         options.softmax,
         answers=(answer, "objects") if options.nms else (answer,),
-        onnx_functions=options.uses_onnx_functions(network),
+        onnx_functions=by_functions,
     )
     with _in_memory(source):
         _try(network, source)
@@ -100,13 +100,13 @@ def export_network(
             PRECISION_KEY: options.dtype,
             "producer": f"mobilemamba {__version__}",
         }
-        if kept is not None:
-            metadata[KEPT_KEY] = json.dumps(asdict(kept))
+        if rules is not None:
+            metadata[RULES_KEY] = json.dumps(asdict(rules))
         with staged(target) as path:
             _write(form, source, metadata, path)
             found = check(network, form, path, source) if options.verify else None
-            if found is not None and kept is not None and options.nms:
-                check_objects(form, path, source, kept)
+            if found is not None and rules is not None and options.nms:
+                check_objects(form, path, source, rules)
             written = sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file())
     return Exported(target, written, source.size, source.batch, found)
 

@@ -125,7 +125,6 @@ def load_network(
         assert card is not None  # a file without a card was refused above
         _check_name(model, card, printable(path), option)
         in_runtime = runtime.load(Path(path))
-        in_runtime.scales = card.task == "segmentation"
         if card.task in IN_RUNTIME:
             in_runtime = IN_RUNTIME[card.task](in_runtime, runtime.metadata(Path(path)))
         return in_runtime, card
@@ -249,7 +248,7 @@ def _build_classifier(card: ModelCard) -> nn.Module:
 BUILDERS: dict[str, Callable[[ModelCard], nn.Module]] = {"classification": _build_classifier}
 
 #: Task, as cards name it, to a function that makes a network for the task of an exported one and the metadata of its
-#: file; only for tasks whose networks have more methods than ``forward``.
+#: file; only for tasks whose networks have more methods than ``forward``, or take pictures of every size.
 IN_RUNTIME: dict[str, Callable[[RuntimeNetwork, Mapping[str, str]], RuntimeNetwork]] = {}
 
 #: Task, as cards name it, to the import path of its predictor's class, which is imported when first needed.

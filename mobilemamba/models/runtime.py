@@ -24,10 +24,6 @@ class RuntimeNetwork(nn.Module):
 
     It has no weights to train; a copy of it is the same object.
 
-    Attributes:
-        scales: Whether to scale pictures to the size that it takes, and its output maps back: for networks that answer
-            for each pixel, whose pictures come in all sizes.
-
     Args:
         run: Computes the output for a float32 batch.
         shape: Shape that ``run`` takes; with a fixed number of pictures, it is called as often as needed.
@@ -39,16 +35,12 @@ class RuntimeNetwork(nn.Module):
         self, run: Callable[[np.ndarray], np.ndarray], shape: Shape, how: str, *, probabilities: bool = False
     ) -> None:
         super().__init__()
-        self.scales = False
         self.run, self.shape, self.how, self.probabilities = run, shape, how, probabilities
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = self.shape[2:]
-        if self.scales and height and width and x.shape[2:] != (height, width):
-            return F.interpolate(self(scaled(x, (height, width))), x.shape[2:], mode="bilinear")
         wanted = self.shape[1:]
         if any(size not in (None, given) for size, given in zip(wanted, x.shape[1:], strict=True)):
             takes = " x ".join("any" if size is None else str(size) for size in wanted)

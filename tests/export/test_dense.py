@@ -190,7 +190,7 @@ def in_runtime(head: str, size: tuple[int, int]) -> tuple[nn.Module, RuntimeDete
     network = network_of(head)
     candidates = as_candidates(network)
     assert isinstance(candidates, Candidates)
-    kept = json.dumps(candidates.kept(size, 3).__dict__)
+    kept = json.dumps(candidates.rules(size, 3).__dict__)
     return network, RuntimeDetector(Eager(candidates, size), {"kept": kept})
 
 
@@ -224,8 +224,8 @@ def test_cells_beyond_a_picture_say_nothing() -> None:
 
         ours.run = answers
         assert (len(ours.detect(images)[0]["boxes"]) > 0) == found
-    older = {key: value for key, value in asdict(ours.kept).items() if key not in ("cells", "divisor")}
-    assert all(level.all() for level in RuntimeDetector(ours, {"kept": json.dumps(older)}).kept.within((64, 60)))
+    older = {key: value for key, value in asdict(ours.rules).items() if key not in ("cells", "divisor")}
+    assert all(level.all() for level in RuntimeDetector(ours, {"kept": json.dumps(older)}).rules.within((64, 60)))
 
 
 def test_of_padded_pictures_their_own_part_is_seen() -> None:

@@ -104,7 +104,7 @@ def test_answers_are_read_as_by_the_predictors(tmp_path: Path) -> None:
     assert len(expected) > 3
     predictor = predictor_of(ours, card, torch.device("cpu"))
     placed, shown = ours._placed(predictor.prepare(of)[None], [tuple(predictor.prepare(of).shape[1:])])
-    kept = asdict(ours.kept)
+    kept = asdict(ours.rules)
     found, classes, (labels, shares) = in_node(
         "const values = Float32Array.from(given.values), { shown } = given;"
         "const of = answers.pixels(values.subarray(0, 12), 3);"

@@ -15,6 +15,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from mobilemamba.dense.segmenter import RuntimeSegmenter
 from mobilemamba.errors import ConfigError, DataError, MobileMambaError, WeightsError
 from mobilemamba.export import FORMATS, Options, calibration, export_network
 from mobilemamba.export import in_runtime as in_runtimes
@@ -184,8 +185,7 @@ def test_probabilities_of_a_detector_are_compared_where_they_are_sure() -> None:
 
 
 def test_maps_of_pixels_have_the_pictures_own_size() -> None:
-    network = RuntimeNetwork(lambda x: x[:, :2], (None, 3, 8, 8), "")
-    network.scales = True
+    network = RuntimeSegmenter(RuntimeNetwork(lambda x: x[:, :2], (None, 3, 8, 8), ""), {})
     x = torch.arange(12.0).repeat_interleave(2)[None, None, None, :].expand(1, 3, 16, 24)
     answer = network(x)
     assert answer.shape == (1, 2, 16, 24)
