@@ -8,6 +8,7 @@ import torch
 
 from mobilemamba.analysis.benchmark.cases import DTYPES
 from mobilemamba.analysis.rounds import clock_of, interleave
+from mobilemamba.ops import onednn
 
 #: Sides of the square matrices, and bytes of the copied tensor: far larger than the caches.
 MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
@@ -30,9 +31,9 @@ def matrix_product(device: str, dtype: str, side: int | None = None) -> tuple[Ca
     left, right = (torch.randn(side, side, generator=generator, device=device).to(DTYPES[dtype]) for _ in range(2))
     product = torch.empty_like(left)
     runs: list[Callable[[], object]] = [lambda: torch.mm(left, right, out=product)]
-    if left.device.type == "cpu" and _onednn_multiplies(dtype):
-        packed = torch.ops.mkldnn._reorder_linear_weight(right.T.contiguous())
-        runs.append(lambda: torch.ops.mkldnn._linear_pointwise(left, packed, None, "none", [], ""))
+    if onednn.unavailable(left.device, left.dtype) is None:
+        packed = onednn.pack_linear(right.T)
+        runs.append(lambda: onednn.linear(left, packed, None, "none"))
     return _fastest(runs, device), side**3
 
 
@@ -47,12 +48,6 @@ def memory_copy(device: str, size: int | None = None) -> tuple[Callable[[], obje
     source = torch.zeros(size // 4, device=device)
     target = torch.empty_like(source)
     return lambda: target.copy_(source), 2 * size
-
-
-def _onednn_multiplies(dtype: str) -> bool:
-    if not torch.backends.mkldnn.is_available():
-        return False
-    return dtype == "float32" or (dtype == "bfloat16" and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _fastest(runs: list[Callable[[], object]], device: str) -> Callable[[], object]:
