@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mobilemamba.layers.wavelet_mamba import WaveletConv
+from mobilemamba.models.replace import copy_with
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ def complexity(model: nn.Module, example: int | tuple[int, int] | Tensor = 224) 
         model: Any network for pictures; the conventions for norms and pooling apply to its modules. Left unchanged.
         example: Side of the square picture, or (height, width), in pixels; or a batch of pictures (1, C, H, W).
     """
-    shadow = _without_numbers(model)
+    shadow = copy_with(model, _without_numbers).to("meta").eval()
     extra = _CountedModules(shadow)
     picture = example_pictures(shadow, example, 1).to("meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -46,14 +45,8 @@ def complexity(model: nn.Module, example: int | tuple[int, int] | Tensor = 224) 
     )
 
 
-def _without_numbers(model: nn.Module) -> nn.Module:
-    """Returns a copy on the meta device in evaluation mode, without ever copying the weights."""
-    shapes: dict[int, Any] = {id(x): nn.Parameter(x.to("meta"), requires_grad=False) for x in model.parameters()}
-    shapes |= {id(x): x.to("meta") for x in model.buffers()}
-    # A module has a dozen dicts for hooks, and deepcopy takes longer for these than for all else.
-    parts = [part for module in model.modules() for part in vars(module).values()]
-    shapes |= {id(x): type(x)() for x in parts if type(x) in (dict, OrderedDict) and not x}
-    return copy.deepcopy(model, shapes).to("meta").eval()
+def _without_numbers(x: Tensor) -> Tensor:
+    return nn.Parameter(x.to("meta"), requires_grad=False) if isinstance(x, nn.Parameter) else x.to("meta")
 
 
 def example_pictures(model: nn.Module, example: int | tuple[int, int] | Tensor, batch: int) -> Tensor:

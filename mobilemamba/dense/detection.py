@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
-
-from torch import nn
 
 from mobilemamba.dense.backbone import create_backbone
 from mobilemamba.dense.detector import Detector
@@ -17,6 +13,7 @@ from mobilemamba.dense.retinanet import RetinaNet
 from mobilemamba.dense.ssdlite import SSDLite
 from mobilemamba.errors import ConfigError, check_choice
 from mobilemamba.models.config import ArchOverrides
+from mobilemamba.models.replace import copy_with
 
 DETECTION_HEADS = ("mask_rcnn", "retinanet", "ssdlite")
 #: Options of a detector that a card stores, as arguments of :func:`create_detector`.
@@ -95,18 +92,9 @@ def _places(strides: Sequence[int], wanted: Sequence[int], head: str, backbone: 
 
 def _leave_unread(extractor: Any, taken: list[int], *, prune: bool) -> None:
     """Removes the stages that no head reads, or freezes them, because training would wait for their gradients."""
-    pruned = extractor if prune else _names_only(extractor)
+    pruned = extractor if prune else copy_with(extractor, lambda x: x)  # only to learn the names
     pruned.out_indices = pruned.feature_info.out_indices = pruned.model.prune_intermediate_layers(taken)
     read = dict(pruned.named_parameters())
     for name, parameter in extractor.named_parameters():
         if name not in read:
             parameter.requires_grad_(requires_grad=False)
-
-
-def _names_only(network: nn.Module) -> Any:
-    """Returns a copy with the same parameters and buffers, not copies of them."""
-    kept: dict[int, Any] = {id(x): x for x in (*network.parameters(), *network.buffers())}
-    # A module has a dozen dicts for hooks, and deepcopy takes longer for these than for all else.
-    parts = [part for module in network.modules() for part in vars(module).values()]
-    kept |= {id(x): OrderedDict() for x in parts if type(x) is OrderedDict and not x}
-    return copy.deepcopy(network, kept)
