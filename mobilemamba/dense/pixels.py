@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-
-from mobilemamba.dense.pooled import resize
 
 #: Elements that are computed at a time, on a CPU and elsewhere.
 _BAND, _WIDE_BAND = 1 << 19, 1 << 24
@@ -73,4 +72,5 @@ def _rows(maps_BHWC: Tensor, sizes: Sequence[Size], top: int, bottom: int) -> Te
         scaled_BHWC = part_BHWC[:, upper_H].lerp(part_BHWC[:, lower_H], between_H11)
     if width == width_before:
         return scaled_BHWC
-    return resize(scaled_BHWC.permute(0, 3, 1, 2), (bottom - top, width)).permute(0, 2, 3, 1)
+    scaled_BCHW = F.interpolate(scaled_BHWC.permute(0, 3, 1, 2), (bottom - top, width), mode="bilinear")
+    return scaled_BCHW.permute(0, 2, 3, 1)

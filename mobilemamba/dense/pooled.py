@@ -21,9 +21,4 @@ class PooledConv(nn.Sequential):
         super().__init__(nn.AdaptiveAvgPool2d(grid), ConvNorm(in_chans, dim, relu=True))
 
     def forward(self, x: Tensor) -> Tensor:
-        return resize(super().forward(x), x.shape[-2:])
-
-
-def resize(x: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Resizes a map (B, C, h, w) to a height and width, bilinearly between the centres of pixels."""
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+        return F.interpolate(super().forward(x), x.shape[-2:], mode="bilinear")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 
 from mobilemamba.dense.classifier import PixelClassifier
-from mobilemamba.dense.pooled import resize
 from mobilemamba.layers.conv_norm import ConvNorm
 
 
@@ -57,4 +57,5 @@ class SemanticFPNHead(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         finest, *coarser = (level(x) for level, x in zip(self.levels, maps, strict=True))
         # If a map's side was odd before it was halved, twice the halved side is one pixel too many.
-        return self.classifier(sum((resize(x, finest.shape[-2:]) for x in coarser), start=finest))
+        fitting = (F.interpolate(x, finest.shape[-2:], mode="bilinear") for x in coarser)
+        return self.classifier(sum(fitting, start=finest))

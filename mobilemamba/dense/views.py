@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobilemamba.dense.network import SMALLEST
-from mobilemamba.dense.pooled import resize
 from mobilemamba.errors import ConfigError
 
 
@@ -83,7 +83,7 @@ class Views(nn.Module):
         size = x.shape[-2:]
         total: Tensor | None = None
         for view, mirrored in self._views(x):
-            probabilities = resize(self.network(view), size).float().softmax(1)
+            probabilities = F.interpolate(self.network(view), size, mode="bilinear").float().softmax(1)
             probabilities = probabilities.flip(-1) if mirrored else probabilities
             total = probabilities if total is None else total.add_(probabilities)
         assert total is not None
@@ -94,7 +94,7 @@ class Views(nn.Module):
         for scale in self.scales:
             size = [max(SMALLEST, int(side * scale + 0.5)) for side in x.shape[-2:]]
             antialias = self.antialias and scale < 1
-            view = nn.functional.interpolate(x, size, mode="bilinear", antialias=antialias) if scale != 1 else x
+            view = F.interpolate(x, size, mode="bilinear", antialias=antialias) if scale != 1 else x
             yield view, False
             if self.flip:
                 yield view.flip(-1), True

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from mobilemamba.dense import Segmenter
-from mobilemamba.dense.pooled import resize
 from mobilemamba.dense.segmentation_predictor import CoarseLogits, SegmentationPredictor
 from mobilemamba.errors import ConfigError, WeightsError
 from mobilemamba.models import ModelCard, Preprocessing, load_network, save_weights
@@ -123,11 +123,11 @@ def test_a_file_alone_builds_and_draws(tiny: Callable[..., Segmenter], tmp_path:
     assert coarse.shape == (1, 7, 1, 2)  # not scaled, as only labels are wanted
     with torch.no_grad():
         expected = segmenter(x)
-        torch.testing.assert_close(resize(coarse, size), expected, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(F.interpolate(coarse, size, mode="bilinear"), expected, rtol=1e-3, atol=1e-4)
         assert (segmenter.labels(x) == expected.argmax(1)).float().mean() > 0.99
         for wrapped in (predictor, asked_closely(predictor)):
             (row,) = wrapped.rows(wrapped.forward(x))
-            agreed = torch.from_numpy(row[LABELS]) == resize(expected, size).argmax(1)[0]
+            agreed = torch.from_numpy(row[LABELS]) == F.interpolate(expected, size, mode="bilinear").argmax(1)[0]
             assert agreed.float().mean() > 0.99
 
 
