@@ -18,8 +18,9 @@ from mobilemamba.models.replace import copy_with
 DETECTION_HEADS = ("mask_rcnn", "retinanet", "ssdlite")
 #: Options of a detector that a card stores, as arguments of :func:`create_detector`.
 DETECTION_OPTIONS: dict[str, type] = {"head_dim": int, "prune": bool}
-#: A pyramid has this many levels; the finest has the first stride in RetinaNet, and the second in Mask R-CNN.
-_LEVELS, _FINEST, _FINEST_WITH_MASKS = 5, 8, 4
+_LEVELS = 5  # of a pyramid
+#: Stride of a pyramid's finest level.
+_FINEST = {"retinanet": 8, "mask_rcnn": 4}
 
 
 def create_detector(
@@ -63,8 +64,7 @@ def create_detector(
         taken = _places(strides, (16, 32), head, backbone)
         _leave_unread(extractor, taken, prune=prune)
         return SSDLite(extractor, taken, [channels[i] for i in taken], num_classes, head_dim, frozen_norms=frozen_norms)
-    with_masks = head == "mask_rcnn"
-    finest = _FINEST_WITH_MASKS if with_masks else _FINEST
+    with_masks, finest = head == "mask_rcnn", _FINEST[head]
     first = next((i for i, stride in enumerate(strides) if stride >= finest), 0)
     expected = [strides[first] * 2**i for i in range(len(strides) - first)][:_LEVELS]
     taken = _places(strides, expected, head, backbone)

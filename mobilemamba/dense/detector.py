@@ -31,11 +31,9 @@ class Detector(DenseNetwork):
         ConfigError: If pictures are too small or, in training, too few for the norms.
     """
 
-    #: Detections have a score above this; there are at most this many per picture; and none has a larger intersection
-    #: over union than this with a better one of its class.
-    score_threshold: float
-    max_boxes: int
-    overlap: float
+    score_threshold: float  # detections have a score above this
+    max_boxes: int  # the most detections per picture
+    overlap: float  # largest intersection over union of a detection with a better one of its class
 
     def __init__(
         self,

@@ -20,10 +20,9 @@ from mobilemamba.dense.regions import cut_masks, pool_regions
 from mobilemamba.dense.release_names import MASK_RCNN, Names
 from mobilemamba.errors import ConfigError
 
-#: Sides of the inputs of the box head and the mask head; masks have twice the side of the latter.
-_BOX_SIDE, _MASK_SIDE = 7, 14
-#: The number of levels that regions are read from; the coarsest level is only for proposals.
-_READ = 4
+_BOX_SIDE = 7  # of the box head's input
+_MASK_SIDE = 14  # of the mask head's input; masks have twice this side
+_READ = 4  # levels that regions are read from; the coarsest level is only for proposals
 
 
 class BoxHead(nn.Module):
@@ -71,13 +70,17 @@ class MaskRCNN(Detector):
     """
 
     release_names: Names = MASK_RCNN
-    score_threshold, max_boxes, overlap = 0.05, 100, 0.5
-    #: The most proposals of a level before suppression, in training and otherwise; and of a picture after suppression,
-    #: with the intersection over union at which that removes them.
-    training_candidates, candidates, proposals, proposal_overlap = 2000, 1000, 1000, 0.7
-    #: The numbers of anchors and of proposals that training samples per picture, and the largest share of positives.
-    anchor_samples, anchor_share = 256, 0.5
-    region_samples, region_share = 512, 0.25
+    score_threshold = 0.05
+    max_boxes = 100
+    overlap = 0.5
+    training_candidates = 2000  # the most proposals of a level before suppression, in training
+    candidates = 1000  # the same otherwise
+    proposals = 1000  # the most of a picture after suppression
+    proposal_overlap = 0.7  # intersection over union above which suppression removes a proposal
+    anchor_samples = 256  # anchors of a picture that training samples
+    anchor_share = 0.5  # largest share of positives among them
+    region_samples = 512  # proposals of a picture that training samples
+    region_share = 0.25  # largest share of positives among them
 
     def __init__(
         self, backbone: nn.Module, neck: nn.Module, strides: Sequence[int], num_classes: int, dim: int, **options: Any

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: Elements that are computed at a time, on a CPU and elsewhere.
-_BAND, _WIDE_BAND = 1 << 19, 1 << 24
+_BAND = 1 << 19  # elements that are computed at a time on a CPU
+_WIDE_BAND = 1 << 24  # and elsewhere
 
 Size = tuple[int, int]
 

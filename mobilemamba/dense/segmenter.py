@@ -33,8 +33,9 @@ _ON_LAST_MAP: dict[str, Callable[..., nn.Module]] = {"deeplabv3": DeepLabV3Head,
 SEGMENTATION_HEADS = (*_ON_LAST_MAP, "semantic_fpn")
 #: Options of a segmenter that a card stores, as arguments of :func:`create_segmenter`.
 SEGMENTATION_OPTIONS: dict[str, type] = {"auxiliary": bool, "head_dim": int, "output_stride": int}
-#: A pyramid has at most this many levels, none with a stride below this, and all with this many channels.
-_LEVELS, _FINEST, _NECK_DIM = 4, 4, 256
+_LEVELS = 4  # the most of a pyramid
+_FINEST = 4  # least stride of a level
+_NECK_DIM = 256  # channels of every level
 
 
 class Segmenter(DenseNetwork):

@@ -27,9 +27,10 @@ class SingleStageDetector(Detector):
         options: Further options of :class:`~mobilemamba.dense.detector.Detector`.
     """
 
-    score_threshold, max_boxes, overlap = 0.05, 100, 0.5
-    #: The most candidates of a level.
-    candidates = 1000
+    score_threshold = 0.05
+    max_boxes = 100
+    overlap = 0.5
+    candidates = 1000  # the most of a level
 
     def __init__(
         self,

@@ -14,8 +14,10 @@ from mobilemamba.dense.release_names import SSDLITE, Names
 from mobilemamba.dense.single_stage import SingleStageDetector
 from mobilemamba.layers.conv_norm import ConvNorm
 
-#: Strides of the levels, and sides of their default boxes, in pixels for any size of picture.
-_STRIDES, _SIDES = (16, 32, 64, 107, 160, 320), (48, 100, 150, 202, 253, 304, 320)
+#: Strides of the levels, in pixels for any size of picture.
+_STRIDES = (16, 32, 64, 107, 160, 320)
+#: Sides of the default boxes: each level's own, and the next one's.
+_SIDES = (48, 100, 150, 202, 253, 304, 320)
 
 
 def _conv(in_chans: int, out_chans: int, kernel_size: int = 1, stride: int = 1, groups: int = 1) -> list[nn.Module]:
@@ -97,7 +99,9 @@ class SSDLite(SingleStageDetector):
     """
 
     release_names: Names = SSDLITE
-    score_threshold, max_boxes, overlap = 0.02, 200, 0.45
+    score_threshold = 0.02
+    max_boxes = 200
+    overlap = 0.45
 
     def __init__(
         self,

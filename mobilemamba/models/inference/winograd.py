@@ -18,12 +18,12 @@ from torch import Tensor
 
 from mobilemamba.models.inference.packed import PackedConv, by_pytorch, channels_first, channels_last
 
-#: Side of a tile in pixels of the output and of the input.
-_OUT, _IN = 4, 6
-#: Least channels in and out, and least pixels of a map: with fewer, transforming the tiles costs as much as it saves.
-WIDE, _LARGE = 128, 256
-#: Tiles at a time, as many as stay in the cache.
-_TILES = 96
+_OUT = 4  # side of a tile in pixels of the output
+_IN = 6  # and of the input
+#: Least channels in and out: with fewer, as with fewer pixels, transforming the tiles costs as much as it saves.
+WIDE = 128
+_LARGE = 256  # least pixels of a map
+_TILES = 96  # tiles at a time, as many as stay in the cache
 
 
 @cache

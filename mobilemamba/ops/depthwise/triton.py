@@ -20,10 +20,11 @@ from mobilemamba.ops.operator import implement_on_cuda
 tl: Any = None  # triton.language, set when the kernel is first needed
 constexpr = Any  # Triton goes by the annotation's name
 
-#: Columns of a strip, which share what is read, and channels of a program.
-_COLUMNS, _BLOCK_C = 4, 32
-#: Strips and warps of a program; the small pair if the large one would give fewer programs than keep the GPU busy.
-_LARGE, _SMALL, _ENOUGH = (32, 4), (8, 1), 512
+_COLUMNS = 4  # of a strip, which share what is read
+_BLOCK_C = 32  # channels of a program
+_LARGE = (32, 4)  # strips and warps of a program
+_SMALL = (8, 1)  # the same where large programs would be too few
+_ENOUGH = 512  # programs that keep a GPU busy
 
 
 def _relu(x):
