@@ -76,7 +76,7 @@ def export_network(
     by_functions = options.uses_onnx_functions(network)
     answer = "probabilities" if options.softmax else "candidates" if rules else "logits"
     arithmetic = _DTYPES.get(options.dtype if form.casts else "", torch.float32)
-    graph = _in_types(exportable(network, any_size=by_functions), arithmetic, softmax=options.softmax)
+    graph = _adapted(exportable(network, any_size=by_functions), arithmetic, softmax=options.softmax)
     source = Source(
         Suppressing(graph, rules).eval() if rules and options.nms else graph,
         card.in_chans,
@@ -124,8 +124,8 @@ def _write(form: Format, source: Source, metadata: Mapping[str, str], path: Path
         raise WeightsError(f"cannot write {printable(path.name)} for {form.name}: {reason}") from error
 
 
-class _InTypes(nn.Module):
-    """Computes in another dtype than that of its input and output."""
+class _Adapted(nn.Module):
+    """Computes in another dtype than that of its input and output, or answers with probabilities, or both."""
 
     def __init__(self, network: nn.Module, dtype: torch.dtype, *, softmax: bool) -> None:
         super().__init__()
@@ -136,10 +136,10 @@ class _InTypes(nn.Module):
         return answer.softmax(1) if self.softmax else answer
 
 
-def _in_types(network: nn.Module, dtype: torch.dtype, *, softmax: bool) -> nn.Module:
+def _adapted(network: nn.Module, dtype: torch.dtype, *, softmax: bool) -> nn.Module:
     if dtype == torch.float32 and not softmax:
         return network
-    return _InTypes(network.to(dtype), dtype, softmax=softmax).eval()
+    return _Adapted(network.to(dtype), dtype, softmax=softmax).eval()
 
 
 def _try(network: nn.Module, source: Source) -> None:

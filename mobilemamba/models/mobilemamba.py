@@ -175,11 +175,11 @@ class MobileMamba(Backbone, Released):
         return self.head(x), self.head_dist(x)
 
     @torch.jit.ignore
-    def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
+    def get_classifier(self) -> nn.Module | tuple[nn.Module, ...]:
         """Returns the linear layer, or both of them for two classifiers, as timm's other distilled models do."""
         heads = [self.head] if self.head_dist is None else [self.head, self.head_dist]
-        head, *dist = (head.linear if isinstance(head, NormLinear) else head for head in heads)
-        return (head, dist[0]) if dist else head
+        linear = tuple(head.linear if isinstance(head, NormLinear) else head for head in heads)
+        return linear if len(linear) > 1 else linear[0]
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replaces each classifier and its norm by fresh ones for another number of classes; 0 removes them."""

@@ -71,9 +71,9 @@ class Predictor:
         self.card, self.device, self.dtype = card, device, dtype
         self.topk = self.default_topk if topk is None else topk
         self.network, self.how = for_inference(network, device, dtype, cuda_graph=True)
-        how = {name: value for name, value in asdict(card.preprocessing).items() if value is not None}
-        self._upright = how.pop("upright", True)  # the default if the card does not say
-        self._transform = self.preparation(how)
+        preprocessing = {name: value for name, value in asdict(card.preprocessing).items() if value is not None}
+        self._upright = preprocessing.pop("upright", True)  # the default if the card does not say
+        self._transform = self.preparation(preprocessing)
 
     @cached_property
     def names(self) -> tuple[str, ...]:

@@ -140,9 +140,8 @@ def networks(run: Run) -> None:
     modes = ("graph", "eager") if run.has_graphs else ("eager",)
     precisions = [dtype for dtype in sizes.dtypes if dtype != "float32"] + ["tf32", "float32"]
     for batch in sizes.batches:
-        workshop_seconds = 2.0 * len(names)
         for precision in precisions:
-            if not run.has_time(workshop_seconds, f"networks, {precision}, batch {batch}"):
+            if not run.has_time(2.0 * len(names), f"networks, {precision}, batch {batch}"):
                 continue
             dtype = "float32" if precision == "tf32" else precision
             cases = [run.case(name, batch, dtype, mode=mode) for name in names for mode in modes]
