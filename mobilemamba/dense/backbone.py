@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from timm.models import group_parameters
 from torch import nn
 
 from mobilemamba.dense.efficientformer import take_any_size
@@ -77,25 +74,3 @@ def load_backbone(backbone: nn.Module, path: str | Path, name: str, *, verbose: 
             "backbone with the same arch"
         )
     backbone.get_submodule("model").load_state_dict({key: theirs[key] for key in ours})
-
-
-def by_depth(backbone: nn.Module, *, coarse: bool) -> Callable[[str], float]:
-    """Returns timm's grouping of parameters by depth: the backbone's own layers, then all that is built on them."""
-    model: Any = backbone.model
-    prefix, layers = "backbone.model.", group_parameters(model, model.group_matcher(coarse), reverse=True)
-    return lambda name: layers.get(name.removeprefix(prefix), math.inf) if name.startswith(prefix) else math.inf
-
-
-def why_unsuitable(error: Exception, height: int, width: int) -> str | None:
-    """Returns what is wrong with pictures at which a network failed, or None if the error has another cause."""
-    if isinstance(error, AssertionError):  # timm's transformers of a fixed size
-        return f"pictures of {width} x {height} px do not suit the backbone: {error}"
-    if any(part in str(error) for part in ("must match the size of tensor", "is invalid for input of size")):
-        # Other timm models, whose attention is for a fixed size.
-        return f"pictures of {width} x {height} px do not suit the backbone, which is built for another size"
-    if "more than 1 value per channel" in str(error):
-        return (
-            f"a batch of one picture of {width} x {height} px: the norms need more than one number a channel to "
-            "train on, and an average of the whole picture has no more; train on two pictures at a time or more"
-        )
-    return None

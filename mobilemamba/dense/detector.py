@@ -86,7 +86,7 @@ class Detector(DenseNetwork):
 
     def levels(self, images: Tensor) -> list[Tensor]:
         """Returns the levels that heads read, the finest first."""
-        with self.suiting(images):
+        with self.refusing_unsuitable(images):
             return self.neck(self.maps(images))
 
     def get_classifier(self) -> tuple[nn.Module, ...]:

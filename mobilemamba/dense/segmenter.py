@@ -80,7 +80,7 @@ class Segmenter(DenseNetwork):
         return likeliest(self.coarse_logits(x), (x.shape[-2], x.shape[-1]))
 
     def _logits(self, x: Tensor, *, auxiliary: bool) -> list[Tensor]:
-        with self.suiting(x):
+        with self.refusing_unsuitable(x):
             maps = self.backbone(x)
             logits = [self.head(maps if self.neck is None else self.neck(maps))]
             if auxiliary and self.auxiliary_head is not None:

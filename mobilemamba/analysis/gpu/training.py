@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 
 import torch
 
 from mobilemamba.analysis.benchmark.cases import Case
+from mobilemamba.analysis.benchmark.comparison import exponent
 from mobilemamba.analysis.benchmark.memory import cuda_peak
 from mobilemamba.analysis.benchmark.networks import measure
 from mobilemamba.analysis.benchmark.tables import LINEAR
@@ -80,11 +80,11 @@ def memory(run: Run) -> None:
         run.find(f"{name}, batch {batch}, {size} px", f"{peaks[size] / 2**20:,.0f} MiB")
         del workload
     if len(peaks) > 1:
-        exponent = growth(peaks)
-        run.find("memory = c pixels^p", f"p = {exponent:.2f}", f"<= {LINEAR}", exponent <= LINEAR)
+        power = growth(peaks)
+        run.find("memory = c pixels^p", f"p = {power:.2f}", f"<= {LINEAR}", power <= LINEAR)
 
 
 def growth(peaks: Mapping[int, int]) -> float:
     """Returns p in bytes = c pixels^p, from the two largest sides."""
-    (small, less), (large, more) = sorted(peaks.items())[-2:]
-    return math.log(more / less) / (2 * math.log(large / small))
+    largest = sorted(peaks)[-2:]
+    return exponent([side**2 for side in largest], [peaks[side] for side in largest])
