@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,14 +34,14 @@ def complexity(model: nn.Module, example: int | tuple[int, int] | Tensor = 224) 
         example: Side of the square picture, or (height, width), in pixels; or a batch of pictures (1, C, H, W).
     """
     shadow = copy_with(model, _without_numbers).to("meta").eval()
-    extra = _CountedModules(shadow)
+    counts = _count_modules(shadow)
     picture = example_pictures(shadow, example, 1).to("meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         getattr(shadow, "busiest", shadow)(picture)  # ``busiest`` of detectors whose work depends on what they find
     macs = counter.get_total_flops() // 2
     return Complexity(
         params=sum(p.numel() for p in model.parameters()),
-        flops=macs + extra.norms_and_pooling - extra.wavelet_convs,
+        flops=macs + counts["norms_and_pooling"] - counts["wavelet_convs"],
         macs=macs,
     )
 
@@ -68,28 +69,25 @@ def _unchanged(x: Tensor, *_: Any, **__: Any) -> Tensor:
     return x
 
 
-class _CountedModules:
-    """Forward hooks that count what the operator counter does not see, and what the paper's counter did not see."""
+def _count_modules(model: nn.Module) -> Counter[str]:
+    """Returns what hooks will count as it runs: what the operator counter misses, and what the paper's missed."""
+    counts = Counter[str]()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.register_forward_hook(lambda m, x, y: counts.update(norms_and_pooling=2 * y.numel()))
+            # Skipped, as it changes no shape, and on the meta device takes PyTorch longer than everything else.
+            vars(module)["forward"] = _unchanged
+        elif isinstance(module, nn.LayerNorm | nn.GroupNorm):
+            module.register_forward_hook(lambda m, x, y: counts.update(norms_and_pooling=5 * y.numel()))
+        elif isinstance(module, SelectAdaptivePool2d):
+            module.register_forward_hook(lambda m, x, y: counts.update(norms_and_pooling=x[0].numel()))
+        elif isinstance(module, WaveletConv):
+            module.register_forward_hook(lambda m, x, y: counts.update(wavelet_convs=_wavelet_macs(m, y)))
+    return counts
 
-    def __init__(self, model: nn.Module):
-        self.norms_and_pooling = 0
-        self.wavelet_convs = 0
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-                module.register_forward_hook(lambda m, inputs, output: self._add(2 * output.numel()))
-                # Skipped, as it changes no shape, and on the meta device takes PyTorch longer than everything else.
-                vars(module)["forward"] = _unchanged
-            elif isinstance(module, nn.LayerNorm | nn.GroupNorm):
-                module.register_forward_hook(lambda m, inputs, output: self._add(5 * output.numel()))
-            elif isinstance(module, SelectAdaptivePool2d):
-                module.register_forward_hook(lambda m, inputs, output: self._add(inputs[0].numel()))
-            elif isinstance(module, WaveletConv):
-                module.register_forward_hook(self._wavelet_conv)
 
-    def _add(self, count: int) -> None:
-        self.norms_and_pooling += count
-
-    def _wavelet_conv(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-        assert isinstance(module, WaveletConv)
-        batch, _, height, width = output.shape
-        self.wavelet_convs += batch * -(-height // 2) * -(-width // 2) * module.conv.weight.numel()
+def _wavelet_macs(module: nn.Module, output: Tensor) -> int:
+    """Returns the multiply-adds of the convolution of the sub-bands."""
+    assert isinstance(module, WaveletConv)
+    batch, _, height, width = output.shape
+    return batch * -(-height // 2) * -(-width // 2) * module.conv.weight.numel()

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-from tests.export.test_form import small
 from torch import nn
 
 from mobilemamba.errors import ConfigError
@@ -19,6 +18,7 @@ from mobilemamba_command import main
 from tests.export import test_dense
 from tests.export.conftest import CARD
 from tests.export.test_dense import answer, assert_same_objects, card_of, network_of, picture
+from tests.export.test_lowering import small
 
 PACKAGES = {
     ".tflite": ("litert_torch", "ai_edge_litert", "ai_edge_quantizer"),

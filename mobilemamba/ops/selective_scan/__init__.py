@@ -132,6 +132,10 @@ def expand_dt(dt_BKLR: Tensor, weight_KRD: Tensor) -> Tensor:
     return torch.bmm(dt_KMR, weight_KRD).unflatten(1, (batch, length)).transpose(0, 1)
 
 
+def _expanded(inputs: ScanInputs, dt_weight: Tensor) -> ScanInputs:
+    return inputs._replace(dt=expand_dt(inputs.dt.to(dt_weight.dtype), dt_weight))
+
+
 def _is_triton(inputs: ScanInputs, backend: str) -> bool:
     u, d_state = inputs.u, inputs.A.shape[2]
     return BACKENDS.choose(backend, u.device, u.dtype, d_state=d_state).name == triton.BACKEND.name
@@ -200,7 +204,7 @@ def _scan_op(*arguments: Any) -> Tensor:
         elif forward is triton.forward:
             y = forward(inputs, size, dt_weight)
         else:
-            y = forward(inputs._replace(dt=expand_dt(inputs.dt.to(dt_weight.dtype), dt_weight)), size)
+            y = forward(_expanded(inputs, dt_weight), size)
         return y.to(inputs.u.dtype).contiguous()
 
 
@@ -227,17 +231,10 @@ def _scan_backward_op(grad_y: Tensor, *arguments: Any) -> list[Tensor]:
         if backward is triton.backward:
             gu, gdt, *others = backward(grad_y, inputs, size, dt_weight)
         else:
-            gu, gdt, *others = backward(
-                grad_y, inputs._replace(dt=expand_dt(inputs.dt.to(dt_weight.dtype), dt_weight)), size
-            )
+            gu, gdt, *others = backward(grad_y, _expanded(inputs, dt_weight), size)
         gdt_KMD, dt_KMR = (x.to(gdt.dtype).transpose(0, 1).flatten(1, 2) for x in (gdt, inputs.dt))
-        gdt_KMR = torch.bmm(gdt_KMD, dt_weight.to(gdt.dtype).mT)
-        grads = (
-            gu,
-            gdt_KMR.unflatten(1, (gdt.shape[0], gdt.shape[2])).transpose(0, 1),
-            *others,
-            torch.bmm(dt_KMR.mT, gdt_KMD),
-        )
+        gdt_BKLR = expand_dt(gdt, dt_weight.to(gdt.dtype).mT)  # the same product, back to the low rank
+        grads = gu, gdt_BKLR, *others, torch.bmm(dt_KMR.mT, gdt_KMD)
         return list(map(_as, grads, (*inputs, dt_weight)))
 
 
