@@ -126,12 +126,12 @@ class RuntimeDetector(RuntimeNetwork):
 
     Args:
         network: The network that the other program runs.
-        said: The metadata of its file.
+        metadata: The metadata of its file.
     """
 
-    def __init__(self, network: RuntimeNetwork, said: Mapping[str, str]) -> None:
+    def __init__(self, network: RuntimeNetwork, metadata: Mapping[str, str]) -> None:
         super().__init__(network.run, network.shape, network.how)
-        content = json.loads(said[RULES_KEY])
+        content = json.loads(metadata[RULES_KEY])
         cells = tuple(map(tuple, content.get("cells", ())))
         self.rules = Rules(**{**content, "levels": tuple(content["levels"]), "cells": cells})
 

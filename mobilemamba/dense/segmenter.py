@@ -100,10 +100,10 @@ class RuntimeSegmenter(RuntimeNetwork):
 
     Args:
         network: The network that the other program runs.
-        said: The metadata of its file.
+        metadata: The metadata of its file.
     """
 
-    def __init__(self, network: RuntimeNetwork, said: Mapping[str, str]) -> None:
+    def __init__(self, network: RuntimeNetwork, metadata: Mapping[str, str]) -> None:
         super().__init__(network.run, network.shape, network.how, probabilities=network.probabilities)
 
     def forward(self, x: Tensor) -> Tensor:

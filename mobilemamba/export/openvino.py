@@ -51,7 +51,7 @@ class OpenVino(Format):
 
     def metadata(self, path: Path) -> Mapping[str, str]:
         self.need(self.reads)
-        return _said(self._read(path))
+        return _metadata_of(self._read(path))
 
     def load(self, path: Path) -> RuntimeNetwork:
         self.need(self.reads)
@@ -85,9 +85,9 @@ def load_openvino() -> Any:
 def in_openvino(model: Any, *, output: int = 0) -> RuntimeNetwork:
     """Wraps a model of OpenVINO as a network, compiled for each input size, which is twice as fast as a dynamic one."""
     openvino = load_openvino()
-    said, core = _said(model), openvino.Core()
+    metadata, core = _metadata_of(model), openvino.Core()
     options = {
-        "INFERENCE_PRECISION_HINT": "bf16" if said.get(PRECISION_KEY) == "bfloat16" else "f32",
+        "INFERENCE_PRECISION_HINT": "bf16" if metadata.get(PRECISION_KEY) == "bfloat16" else "f32",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
     sizes = tuple(None if size.is_dynamic else size.get_length() for size in model.inputs[0].partial_shape)
@@ -107,7 +107,7 @@ def in_openvino(model: Any, *, output: int = 0) -> RuntimeNetwork:
         return answer
 
     how = f"OpenVINO {openvino.__version__.partition('-')[0]}"
-    return RuntimeNetwork(run, sizes, how, probabilities=said.get(OUTPUTS_KEY) == "probabilities")
+    return RuntimeNetwork(run, sizes, how, probabilities=metadata.get(OUTPUTS_KEY) == "probabilities")
 
 
 def to_openvino(source: Source) -> Any:
@@ -147,5 +147,5 @@ def _quantized(model: Any, pictures: torch.Tensor, batch: int) -> Any:
     )
 
 
-def _said(model: Any) -> Mapping[str, str]:
+def _metadata_of(model: Any) -> Mapping[str, str]:
     return dict(model.get_rt_info(_SECTION).value) if model.has_rt_info(_SECTION) else {}

@@ -44,10 +44,10 @@ class SidecarFormat(Format):
         if not sidecar.exists():
             raise self.unreadable(path, FileNotFoundError(f"there is no {printable(sidecar.name)} beside it"))
         try:
-            said = json.loads(sidecar.read_text(encoding="utf-8"))
-            if not isinstance(said, dict):
-                raise ValueError(f"a {type(said).__name__} instead of named entries")
-            return {key: str(value) for key, value in said.items()}
+            metadata = json.loads(sidecar.read_text(encoding="utf-8"))
+            if not isinstance(metadata, dict):
+                raise ValueError(f"a {type(metadata).__name__} instead of named entries")
+            return {key: str(value) for key, value in metadata.items()}
         except (OSError, ValueError) as error:
             raise WeightsError(
                 f"cannot read {printable(sidecar)}: {error}; expected what mobilemamba export wrote"
@@ -55,16 +55,16 @@ class SidecarFormat(Format):
 
     def load(self, path: Path) -> RuntimeNetwork:
         self.need(self.reads)
-        said = self.metadata(path)
+        metadata = self.metadata(path)
         try:
-            if self._digest(path) != said.get("sha256"):
+            if self._digest(path) != metadata.get("sha256"):
                 raise ValueError(f"it is not what {printable(sidecar_of(path).name)} was written for")
-            shape = tuple(int(size) for size in said["shape"].split("x"))
+            shape = tuple(int(size) for size in metadata["shape"].split("x"))
             with quiet():
                 run, how = self.open(path)
         except Exception as error:  # runtimes raise exceptions of their own
             raise self.unreadable(path, error) from None
-        return RuntimeNetwork(run, shape, how, probabilities=said.get(OUTPUTS_KEY) == "probabilities")
+        return RuntimeNetwork(run, shape, how, probabilities=metadata.get(OUTPUTS_KEY) == "probabilities")
 
     def _digest(self, path: Path) -> str:
         digest = hashlib.sha256()

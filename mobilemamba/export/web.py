@@ -98,7 +98,7 @@ def _about(network: Path) -> dict[str, Any]:
     assert card is not None  # a file without a card was refused above
     assert runtime is not None
     check_shown(card, network)
-    said, shape = runtime.metadata(network), runtime.load(network).shape
+    metadata, shape = runtime.metadata(network), runtime.load(network).shape
     size = shape[2:]
     if None in size:
         raise ConfigError(f"{printable(network)} takes pictures of any size; export it anew with a size, for the page")
@@ -111,8 +111,8 @@ def _about(network: Path) -> dict[str, Any]:
         "palette": card.palette or distinct_colours(card.num_classes),
         "size": size,
         "batch": shape[0],
-        "kept": json.loads(said[RULES_KEY]) if RULES_KEY in said else None,
-        "probabilities": said.get(OUTPUTS_KEY) == "probabilities",
+        "kept": json.loads(metadata[RULES_KEY]) if RULES_KEY in metadata else None,
+        "probabilities": metadata.get(OUTPUTS_KEY) == "probabilities",
     }
 
 

@@ -164,8 +164,8 @@ def read_card(path: str | Path) -> ModelCard | None:
     path = Path(path)
     content: Any = None
     runtime = runtime_of(path)
-    said = "" if runtime is None else runtime.metadata(path).get(CARD_KEY, "")
-    if runtime is not None and not said:
+    exported = "" if runtime is None else runtime.metadata(path).get(CARD_KEY, "")
+    if runtime is not None and not exported:
         raise WeightsError(
             f"{printable(path)} was written by another program: it does not describe its outputs; "
             "expected a file that mobilemamba export wrote"
@@ -173,7 +173,7 @@ def read_card(path: str | Path) -> ModelCard | None:
     try:
         readable = path.is_file() and os.access(path, os.R_OK) and path.stat().st_size
         if runtime is not None:
-            content = json.loads(said)
+            content = json.loads(exported)
         elif path.suffix == ".safetensors" and readable:
             with safe_open(path, "pt") as file:
                 text = (file.metadata() or {}).get(CARD_KEY)
