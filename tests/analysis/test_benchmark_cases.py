@@ -42,8 +42,8 @@ def test_a_weights_file_is_what_its_card_says(tmp_path):
     (case,) = expand([str(tmp_path / "own.safetensors")], batches=(2,), scan_backend="chunked")
     assert (case.size, case.is_ours, case.scan_backend) == (64, True, "chunked")
     for other in (case, replace(case, scan_backend="auto"), replace(case, fused=False, train=True)):
-        Workshop().build(other, "channels_last").run()
-    workload = Workshop().build(replace(case, fused=False, train=False), "contiguous")
+        Workshop().build(replace(other, layout="channels_last")).run()
+    workload = Workshop().build(replace(case, fused=False, train=False, layout="contiguous"))
     assert workload.run().shape == (2, 7)
     held = workload.network.state_dict()
     assert all(torch.equal(held[name], tensor) for name, tensor in network.state_dict().items())

@@ -22,7 +22,8 @@ from mobilemamba.models.card import CARD_KEY, ModelCard, Preprocessing
 from mobilemamba.models.runtime import PRECISION_KEY, RUNNERS, RUNTIMES, RuntimeNetwork
 from mobilemamba.version import __version__
 
-TINY = Case("test_efficientnet", 64, 2, layout="contiguous")
+contiguous = functools.partial(Case, layout="contiguous")
+TINY = contiguous("test_efficientnet", 64, 2)
 
 
 @pytest.fixture
@@ -64,15 +65,15 @@ def test_training_counts_three_forward_passes(short_benchmarks, clockwork):
 def test_one_that_fails_is_recorded_and_the_others_go_on(short_benchmarks, clockwork, monkeypatch):
     build = Workshop.build
 
-    def out_of_memory(self, case, layout):
+    def out_of_memory(self, case):
         if case.batch == 7:
             raise torch.OutOfMemoryError("tried to allocate everything")
-        return build(self, case, layout)
+        return build(self, case)
 
     monkeypatch.setattr(Workshop, "build", out_of_memory)
     monkeypatch.setattr(networks, "can_measure_cpu", lambda: True)
     monkeypatch.setattr(networks, "CpuMeter", lambda threads: meter)
-    meter = SimpleNamespace(peak=lambda case, _: "ValueError: no" if case.batch == 9 else 2**20, close=lambda: None)
+    meter = SimpleNamespace(peak=lambda case: "ValueError: no" if case.batch == 9 else 2**20, close=lambda: None)
     found = measure([Case("test_efficientnet", 64, 7), Case("test_efficientnet", 64, 9), TINY], rounds=1)
     assert [record.error for record in found] == ["out of memory", "ValueError: no", ""]
     assert found[0].latency_ms is None
@@ -88,8 +89,8 @@ def test_auto_measures_both_layouts_and_keeps_one(short_benchmarks, clockwork):
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_inference_runs_on_what_is_described(layout):
-    case = Case("mobilemamba_t2", 64, 2, dtype="bfloat16", scan_backend="chunked")
-    workload = Workshop().build(case, layout)
+    case = Case("mobilemamba_t2", 64, 2, dtype="bfloat16", layout=layout, scan_backend="chunked")
+    workload = Workshop().build(case)
     logits = workload.run()
     assert (logits.shape, logits.dtype, logits.is_inference()) == ((2, 1000), torch.bfloat16, True)
     assert workload.batch_norms == 0
@@ -101,16 +102,16 @@ def test_inference_runs_on_what_is_described(layout):
 
 @pytest.mark.parametrize("model", ["test_efficientnet", "ssdlite+test_resnet"])
 def test_norms_of_timm_s_networks_are_folded(model):
-    fused = Workshop().build(Case(model, 64), "contiguous")
-    plain = Workshop().build(Case(model, 64, fused=False), "contiguous")
+    fused = Workshop().build(contiguous(model, 64))
+    plain = Workshop().build(contiguous(model, 64, fused=False))
     assert plain.batch_norms > 0
     assert fused.batch_norms == 0
 
 
 def test_batches_share_a_network_but_dtypes_do_not():
     workshop = Workshop()
-    first, second = (workshop.build(Case("test_efficientnet", 64, batch), "contiguous") for batch in (1, 2))
-    other = workshop.build(Case("test_efficientnet", 64, dtype="bfloat16"), "contiguous")
+    first, second = (workshop.build(contiguous("test_efficientnet", 64, batch)) for batch in (1, 2))
+    other = workshop.build(contiguous("test_efficientnet", 64, dtype="bfloat16"))
     assert first.network is second.network
     assert first.network is not other.network
     assert (first.run().shape, second.run().shape) == ((1, 1000), (2, 1000))
@@ -119,7 +120,7 @@ def test_batches_share_a_network_but_dtypes_do_not():
 def test_an_exported_network_gives_the_same():
     workshop = Workshop()
     eager, exported = (
-        workshop.build(Case("mobilemamba_t2", 64, 2, mode=mode), "contiguous").run() for mode in ("eager", "exported")
+        workshop.build(contiguous("mobilemamba_t2", 64, 2, mode=mode)).run() for mode in ("eager", "exported")
     )
     torch.testing.assert_close(exported, eager, atol=1e-5, rtol=1e-5)
 
@@ -156,13 +157,13 @@ def test_compiled_networks_of_one_class_do_not_use_up_each_other_s_cache(monkeyp
     workshop = Workshop()
     with torch._dynamo.config.patch(recompile_limit=2):
         for batch in range(1, 5):
-            case = Case("test_byobnet", 32, batch, mode="compiled")
-            assert workshop.build(case, "contiguous").run().shape == (batch, 1000)
+            case = contiguous("test_byobnet", 32, batch, mode="compiled")
+            assert workshop.build(case).run().shape == (batch, 1000)
     assert counters["stats"]["unique_graphs"] == 4
 
 
 def test_a_training_step_moves_the_weights_and_lowers_the_loss():
-    workload = Workshop().build(Case("test_efficientnet", 64, 4, fused=False, train=True), "channels_last")
+    workload = Workshop().build(Case("test_efficientnet", 64, 4, fused=False, train=True, layout="channels_last"))
     before = [parameter.clone() for parameter in workload.network.parameters()]
     losses = [workload.run().item() for _ in range(8)]
     assert losses[-1] < losses[0]
@@ -171,16 +172,16 @@ def test_a_training_step_moves_the_weights_and_lowers_the_loss():
 
 
 def test_training_in_bfloat16_keeps_weights_in_float32():
-    workload = Workshop().build(Case("test_efficientnet", 64, 2, dtype="bfloat16", train=True), "contiguous")
+    workload = Workshop().build(contiguous("test_efficientnet", 64, 2, dtype="bfloat16", train=True))
     assert torch.isfinite(workload.run())
     assert {parameter.dtype for parameter in workload.network.parameters()} == {torch.float32}
 
 
 def test_what_is_held_is_weights_pictures_and_the_optimiser_s_state():
-    inference = Workshop().build(TINY, "contiguous")
+    inference = Workshop().build(TINY)
     weights = sum(t.nbytes for t in (*inference.network.parameters(), *inference.network.buffers()))
     assert inference.held_bytes == weights + 2 * 3 * 64 * 64 * 4
-    training = Workshop().build(Case("test_efficientnet", 64, 2, train=True), "contiguous")
+    training = Workshop().build(contiguous("test_efficientnet", 64, 2, train=True))
     training.run()
     trained = sum(parameter.nbytes for parameter in training.network.parameters())
     assert training.held_bytes >= weights + 2 * trained  # AdamW's two averages
@@ -194,10 +195,10 @@ def test_peak_memory_of_known_tensors():
     """
     assert can_measure_cpu()
     with closing(CpuMeter(1)) as meter:
-        small, large = (meter.peak(Case("resnet18", 224, batch), "contiguous") for batch in (4, 8))
-        assert meter.peak(Case("resnet18", 224, 10**8), "contiguous") == "out of memory"
-        assert str(meter.peak(Case("test_vit", 100), "contiguous")).startswith("AssertionError: Input height (100)")
-        again = meter.peak(Case("resnet18", 224, 4), "contiguous")  # the process goes on after failures
+        small, large = (meter.peak(contiguous("resnet18", 224, batch)) for batch in (4, 8))
+        assert meter.peak(contiguous("resnet18", 224, 10**8)) == "out of memory"
+        assert str(meter.peak(contiguous("test_vit", 100))).startswith("AssertionError: Input height (100)")
+        again = meter.peak(contiguous("resnet18", 224, 4))  # the process goes on after failures
     weights = sum(tensor.nbytes for tensor in create(Case("resnet18", 224)).parameters())
     pictures, stem = 3 * 224 * 224 * 4, 64 * 112 * 112 * 4
     assert small == pytest.approx(weights + 4 * (pictures + 2 * stem), rel=0.05)

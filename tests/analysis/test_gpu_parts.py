@@ -185,5 +185,5 @@ def test_what_a_gpu_measures_is_made_there(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(AskedError):
         matrix_product("cuda", "float16", 64)
     with pytest.raises(AskedError):
-        Workshop().build(Case("mobilemamba_t2", 64, device="cuda"), "channels_last")
+        Workshop().build(Case("mobilemamba_t2", 64, device="cuda", layout="channels_last"))
     assert asked == ["cuda", "cuda"]

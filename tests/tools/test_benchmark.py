@@ -72,7 +72,7 @@ def test_ops_beside_the_ceilings(printed, tmp_path: Path) -> None:
 def test_the_paper_s_table_is_the_default_and_names_what_is_missing(printed, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def fail(self: Workshop, case: networks.Case, layout: str) -> None:
+    def fail(self: Workshop, case: networks.Case) -> None:
         asked.append(case.model)
         raise torch.OutOfMemoryError
 

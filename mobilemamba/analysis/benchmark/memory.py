@@ -49,11 +49,11 @@ class CpuMeter:
             text=True,
         )
 
-    def peak(self, case: Case, layout: str) -> int | str:
+    def peak(self, case: Case) -> int | str:
         """Returns the peak memory of a case in bytes; or if it fails, e.g. for lack of memory, why, in one line."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps({"case": asdict(case), "layout": layout}) + "\n")
+        self._process.stdin.write(json.dumps(asdict(case)) + "\n")
         self._process.stdin.flush()
         peak: int | str = json.loads(self._process.stdout.readline())
         return peak
@@ -75,10 +75,10 @@ def cuda_peak(workload: Workload, device: torch.device) -> int:
     return workload.held_bytes + torch.cuda.max_memory_allocated(device) - before
 
 
-def _cpu_peak(case: Case, layout: str) -> int:
+def _cpu_peak(case: Case) -> int:
     # The default allocator keeps freed memory, which would count as resident and be reused without being measured.
     return_freed_memory()
-    workload = Workshop().build(case, layout)
+    workload = Workshop().build(case)
     with silently():
         for _ in range(2):  # the first step of AdamW creates its state
             workload.run()
@@ -91,9 +91,9 @@ def _cpu_peak(case: Case, layout: str) -> int:
     return workload.held_bytes + peak - before
 
 
-def _answer(request: dict[str, Any]) -> int | str:
+def _answer(case: dict[str, Any]) -> int | str:
     try:
-        return _cpu_peak(Case(**request["case"]), request["layout"])
+        return _cpu_peak(Case(**case))
     except Exception as error:  # any error of a network, which the benchmark reports in its row
         return in_one_line(error)
 

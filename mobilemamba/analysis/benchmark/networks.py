@@ -117,17 +117,17 @@ def latency(timings: Timings | None) -> dict[str, Any]:
 
 
 def _prepare(
-    candidate: _Candidate, workshop: Workshop, cpu_peak: Callable[[Case, str], int | str] | None, memory: bool
+    candidate: _Candidate, workshop: Workshop, cpu_peak: Callable[[Case], int | str] | None, memory: bool
 ) -> None:
     case, device = candidate.case, torch.device(candidate.case.device)
     try:
         if device.type == "cpu" and cpu_peak is not None and case.mode not in RUNNERS:
-            peak = cpu_peak(case, case.layout)
+            peak = cpu_peak(case)
             if isinstance(peak, str):
                 candidate.error = peak
                 return
             candidate.peak_bytes = peak
-        workload = workshop.build(case, case.layout)
+        workload = workshop.build(case)
         with silently():
             workload.run()
         if device.type == "cuda" and memory:

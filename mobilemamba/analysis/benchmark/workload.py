@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import FunctionType
 from typing import Any
@@ -69,26 +69,21 @@ class Workshop:
         self._networks: dict[Case, nn.Module] = {}
 
     @silently()
-    def build(self, case: Case, layout: str) -> Workload:
-        """Builds the workload of a case.
-
-        Args:
-            case: The case; its own layout is ignored.
-            layout: ``"contiguous"`` or ``"channels_last"``.
-        """
+    def build(self, case: Case) -> Workload:
+        """Builds the workload of a case, whose layout must not be ``auto``."""
         generator = torch.Generator(case.device).manual_seed(0)
         pictures = torch.randn(case.batch, case.card.in_chans, *case.sides, generator=generator, device=case.device)
-        pictures = pictures.contiguous(memory_format=LAYOUTS[layout])
+        pictures = pictures.contiguous(memory_format=LAYOUTS[case.layout])
         if case.train:
-            return _training(case, layout, pictures, generator)
+            return _training(case, pictures, generator)
         pictures = pictures.to(DTYPES[case.dtype])
         run_in = RUNNERS.get(case.mode)
-        key = Case(**{**vars(case), "batch": 0, "mode": case.mode if run_in else "", "layout": layout})
+        key = replace(case, batch=0, mode=case.mode if run_in else "")
         if key not in self._networks:
             if runtime_of(case.model):
                 network, _ = load_network(case.model)
             else:
-                network = run_in(_loaded(case).eval()) if run_in else _for_inference(case, layout)
+                network = run_in(_loaded(case).eval()) if run_in else _for_inference(case)
             if isinstance(network, Detector) and not is_file(case.model):
                 find_some(network, pictures)
             self._networks[key] = network
@@ -152,9 +147,10 @@ def _loaded(case: Case) -> nn.Module:
     return network
 
 
-def _for_inference(case: Case, layout: str) -> nn.Module:
+def _for_inference(case: Case) -> nn.Module:
     network, device, dtype = _loaded(case).eval(), torch.device(case.device), DTYPES[case.dtype]
-    if case.fused and case.is_ours and layout == "channels_last" and case.scan_backend in ("auto", "native", "triton"):
+    by_kernels = case.layout == "channels_last" and case.scan_backend in ("auto", "native", "triton")
+    if case.fused and case.is_ours and by_kernels:
         network, _ = for_inference(network, device, dtype)
     elif case.fused and case.is_ours:
         network = fuse_norms(network)
@@ -165,7 +161,7 @@ def _for_inference(case: Case, layout: str) -> nn.Module:
             network.set_submodule("backbone", fold_norms(network.get_submodule("backbone"), pictures))
         else:
             network = fold_norms(network, pictures)
-    return network.to(device, dtype).to(memory_format=LAYOUTS[layout]).requires_grad_(False)
+    return network.to(device, dtype).to(memory_format=LAYOUTS[case.layout]).requires_grad_(False)
 
 
 def _compiled(network: nn.Module) -> Callable[[Tensor], Any]:
@@ -182,8 +178,8 @@ def _compiled(network: nn.Module) -> Callable[[Tensor], Any]:
     return torch.compile(own, dynamic=False)
 
 
-def _training(case: Case, layout: str, pictures: Tensor, generator: torch.Generator) -> Workload:
-    network = _loaded(case).to(case.device).to(memory_format=LAYOUTS[layout]).train()
+def _training(case: Case, pictures: Tensor, generator: torch.Generator) -> Workload:
+    network = _loaded(case).to(case.device).to(memory_format=LAYOUTS[case.layout]).train()
     of_pixels = case.sides if case.card.task == "segmentation" else ()
     shape = case.batch, *of_pixels
     labels = torch.randint(case.card.num_classes, shape, generator=generator, device=case.device)

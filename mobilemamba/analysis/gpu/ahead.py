@@ -65,7 +65,7 @@ def workloads(run: Run) -> Iterator[Callable[[], object]]:
 
 
 def _workload(workshop: Workshop, case: Case) -> None:
-    workshop.build(case, case.layout).run()
+    workshop.build(case).run()
 
 
 def _as_it_is(case: Case) -> None:

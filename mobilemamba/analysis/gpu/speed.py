@@ -49,7 +49,7 @@ def operators(run: Run) -> None:
 
 def _operators(run: Run, batch: int, train: bool, what: str) -> None:
     case = run.case(run.sizes.ours[0], batch, "float16", train=train)
-    calls = operator_calls(Workshop().build(case, "channels_last"))
+    calls = operator_calls(Workshop().build(case))
     clocks: dict[Hashable, Clock] = {
         key: clock_of(_repeated(run, call), run.device) for key, (call, _, _) in calls.items()
     }
@@ -178,7 +178,7 @@ def _compare(run: Run, records: list[Record], precision: str, batch: int) -> Non
 def kernels(run: Run) -> None:
     """Lists the kernels in which the first network's inference spends its time."""
     case = run.case(run.sizes.ours[0], run.sizes.batches[0], run.sizes.dtypes[0])
-    workload = Workshop().build(case, "channels_last")
+    workload = Workshop().build(case)
     workload.run()
     on_gpu = run.device.type == "cuda"
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu

@@ -74,7 +74,7 @@ def memory(run: Run) -> None:
         if not run.has_time(4, f"memory at {size} px"):
             break
         case = replace(run.case(name, batch, "bfloat16", train=True), size=size)
-        workload = Workshop().build(case, case.layout)
+        workload = Workshop().build(case)
         peaks[size] = cuda_peak(workload, run.device) - workload.held_bytes
         run.add(model=name, batch=batch, size=size, held_bytes=workload.held_bytes, peak_bytes=peaks[size])
         run.find(f"{name}, batch {batch}, {size} px", f"{peaks[size] / 2**20:,.0f} MiB")
