@@ -47,7 +47,7 @@ def check_directions(directions: int) -> None:
         raise ConfigError(f"{directions} scan directions; expected 1, 2 or 4")
 
 
-def in_steps(x: Tensor, directions: int, size: Sequence[int]) -> Tensor:
+def by_step(x: Tensor, directions: int, size: Sequence[int]) -> Tensor:
     """Puts each direction's sequence in the order of its steps.
 
     It flips and transposes, because indices would have to be copied to the tensor's device.
@@ -71,8 +71,8 @@ def in_steps(x: Tensor, directions: int, size: Sequence[int]) -> Tensor:
     return torch.stack([*sequences[:half], *(x.flip(0) for x in sequences[half:])], 2)
 
 
-def in_place(x_LBKC: Tensor, size: Sequence[int]) -> Tensor:
-    """Puts each direction's steps back in their places, x_BKLC: the inverse of ``in_steps``, and its transpose."""
+def by_position(x_LBKC: Tensor, size: Sequence[int]) -> Tensor:
+    """Puts each direction's steps back in their places, x_BKLC: the inverse of ``by_step``, and its transpose."""
     directions = x_LBKC.shape[2]
     if directions > 1 and size:
         half = directions // 2

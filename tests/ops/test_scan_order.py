@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mobilemamba.errors import ConfigError
-from mobilemamba.ops.scan_order import in_place, in_steps, scan_order
+from mobilemamba.ops.scan_order import by_position, by_step, scan_order
 
 # The picture 0 1 2    row-major 0..5, column-major 0 3 1 4 2 5
 #             3 4 5
@@ -36,21 +36,21 @@ def test_each_direction_visits_each_position_once(directions: int, size: tuple[i
 @pytest.mark.parametrize("directions", ORDERS)
 def test_steps_come_in_that_order_and_go_back(directions: int, size: tuple[int, int]) -> None:
     x_BKLC = torch.randn(2, directions, size[0] * size[1], 3)
-    steps_LBKC = in_steps(x_BKLC, directions, size)
+    steps_LBKC = by_step(x_BKLC, directions, size)
     for k, order in enumerate(scan_order(directions, size).long()):
         assert torch.equal(steps_LBKC[:, :, k], x_BKLC[:, k, order].transpose(0, 1))
-    assert torch.equal(in_place(steps_LBKC, size), x_BKLC)
+    assert torch.equal(by_position(steps_LBKC, size), x_BKLC)
 
 
 def test_a_map_is_every_direction_s() -> None:
     x_BLC = torch.randn(2, 6, 3)
-    assert torch.equal(in_steps(x_BLC, 4, (2, 3)), in_steps(torch.stack(4 * [x_BLC], 1), 4, (2, 3)))
+    assert torch.equal(by_step(x_BLC, 4, (2, 3)), by_step(torch.stack(4 * [x_BLC], 1), 4, (2, 3)))
 
 
 def test_sequences_stand_in_order() -> None:
     x_BKLC = torch.randn(2, 5, 7, 3)
-    assert torch.equal(in_place(in_steps(x_BKLC, 5, ()), ()), x_BKLC)
-    assert torch.equal(in_steps(x_BKLC, 5, ()), x_BKLC.permute(2, 0, 1, 3))
+    assert torch.equal(by_position(by_step(x_BKLC, 5, ()), ()), x_BKLC)
+    assert torch.equal(by_step(x_BKLC, 5, ()), x_BKLC.permute(2, 0, 1, 3))
 
 
 def test_the_order_is_on_the_cpu_whatever_the_default_device() -> None:

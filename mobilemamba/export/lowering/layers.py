@@ -59,7 +59,7 @@ class Scan(nn.Module):
     minus_skip_D: Tensor
 
     def forward(self, u_BHWD: Tensor) -> Tensor:
-        u_BKLD = self.in_steps(u_BHWD)
+        u_BKLD = self.by_step(u_BHWD)
         dt_BKLR, B_BKLN, C_BKLN = (u_BKLD @ self.projection_KDC + self.one_C).split(self.widths, -1)
         dt_BKLD = softplus((dt_BKLR @ self.expansion_KRD).float())
         A_KND, drive_BKLD = self.A_KND.float(), dt_BKLD * u_BKLD
@@ -69,7 +69,7 @@ class Scan(nn.Module):
             decay = torch.exp(dt_BKLD.unsqueeze(-2) * A_KND.unsqueeze(-3))
             h_BKLND = self.recur(decay, drive_BKLD.unsqueeze(-2) * B_BKLN.unsqueeze(-1))
             y_BKLD = (C_BKLN.unsqueeze(-2).float() @ h_BKLND).squeeze(-2)
-        y_BHWD = self.in_place(y_BKLD, u_BHWD)
+        y_BHWD = self.merge(y_BKLD, u_BHWD)
         # Not ``y + u * D``: ONNX Runtime fuses a sum with the LayerNorm that follows into an operator that takes four
         # times as long.
         return self.norm((y_BHWD - u_BHWD * self.minus_skip_D).to(u_BHWD.dtype))
@@ -78,7 +78,7 @@ class Scan(nn.Module):
         """Returns the states after each step; X is D, or N and D."""
         return recurrence(*(x.flatten(3).flatten(0, 1) for x in (decay_BKLX, drive_BKLX))).view_as(drive_BKLX)
 
-    def in_steps(self, u_BHWD: Tensor) -> Tensor:
+    def by_step(self, u_BHWD: Tensor) -> Tensor:
         """Returns every direction's sequence."""
         u_BLD = u_BHWD.flatten(1, 2)
         if len(self.A_KND) == 1:
@@ -86,7 +86,7 @@ class Scan(nn.Module):
         orders = _orders(len(self.A_KND), *u_BHWD.shape[1:3])
         return u_BLD.index_select(1, torch.tensor(orders).flatten()).unflatten(1, (len(orders), -1))
 
-    def in_place(self, y_BKLD: Tensor, like_BHWD: Tensor) -> Tensor:
+    def merge(self, y_BKLD: Tensor, like_BHWD: Tensor) -> Tensor:
         """Puts every direction's results back in place and sums them."""
         if y_BKLD.shape[1] == 1:
             return y_BKLD.view_as(like_BHWD)
@@ -110,10 +110,10 @@ class AnySizeScan(Scan):
     def recur(self, decay_BKLX: Tensor, drive_BKLX: Tensor) -> Tensor:
         return onnx_functions.recurrence(decay_BKLX, drive_BKLX)
 
-    def in_steps(self, u_BHWD: Tensor) -> Tensor:
+    def by_step(self, u_BHWD: Tensor) -> Tensor:
         return u_BHWD.unsqueeze(1)
 
-    def in_place(self, y_BKLD: Tensor, like_BHWD: Tensor) -> Tensor:
+    def merge(self, y_BKLD: Tensor, like_BHWD: Tensor) -> Tensor:
         return y_BKLD.sum(1)
 
 

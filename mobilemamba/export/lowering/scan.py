@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mobilemamba.ops.scan_order import in_place, in_steps
+from mobilemamba.ops.scan_order import by_position, by_step
 from mobilemamba.ops.selective_scan import expand_dt
 
 
@@ -41,14 +41,14 @@ def scan(
     if dt_weight is not None:  # low-rank step sizes, from a graph traced where Triton runs the scan
         dt = expand_dt(dt.float(), dt_weight.float())
     directions, size = len(A_KDN), () if u.ndim == 4 else (height, width)
-    u_LBKD, dt_LBKD, B_LBKN, C_LBKN = (in_steps(x.float(), directions, size) for x in (u, dt, B, C))
+    u_LBKD, dt_LBKD, B_LBKN, C_LBKN = (by_step(x.float(), directions, size) for x in (u, dt, B, C))
     dt_LBKD = softplus(dt_LBKD + dt_bias_KD.float())
     decay = torch.exp(dt_LBKD[..., None] * A_KDN.float())
     drive = (dt_LBKD * u_LBKD)[..., None] * B_LBKN[..., None, :]
     h_BLX = recurrence(decay.flatten(2).transpose(0, 1), drive.flatten(2).transpose(0, 1))
     h_LBKDN = h_BLX.transpose(0, 1).unflatten(2, tuple(A_KDN.shape))
     y_LBKD = (h_LBKDN * C_LBKN[..., None, :]).sum(-1) + D_KD.float() * u_LBKD
-    y_BKLD = in_place(y_LBKD, size)
+    y_BKLD = by_position(y_LBKD, size)
     return (y_BKLD if u.ndim == 4 else y_BKLD.sum(1)).to(u.dtype).contiguous()
 
 

@@ -61,7 +61,7 @@ class SideBySide(nn.Module):
         states, inner = self.widths[1], u_BHWD.shape[3]
         steps, drives, outputs = list[Tensor](), list[Tensor](), list[Tensor]()
         for u_BLD, projection_PD, expansion_DR in zip(
-            self._in_steps(u_BHWD), self.projection_KPD, self.expansion_KDR, strict=True
+            self._by_step(u_BHWD), self.projection_KPD, self.expansion_KDR, strict=True
         ):
             dt_BLR, B_BLN, C_BLN = F.linear(u_BLD, projection_PD, self.one_P).split(self.widths, 2)
             dt_BLD = softplus(F.linear(dt_BLR, expansion_DR))
@@ -72,15 +72,15 @@ class SideBySide(nn.Module):
         h_BLX = recurrence(torch.exp(torch.cat(steps, 2) * self.A_X), torch.cat(drives, 2))
         y = [h_BLD * C_BL1 for h_BLD, C_BL1 in zip(h_BLX.split(inner, 2), outputs, strict=True)]
         directions = [sum(y[k + 1 : k + states], y[k]) for k in range(0, len(y), states)]
-        y_BHWD = self._in_place(directions, u_BHWD)
+        y_BHWD = self._merge(directions, u_BHWD)
         return self.norm(y_BHWD + u_BHWD * self.skip_D)
 
-    def _in_steps(self, u_BHWD: Tensor) -> list[Tensor]:
+    def _by_step(self, u_BHWD: Tensor) -> list[Tensor]:
         """Returns every direction's sequence, in the order of ``scan_order``."""
         forwards = [u_BHWD.flatten(1, 2), u_BHWD.transpose(1, 2).flatten(1, 2)][: (len(self.projection_KPD) + 1) // 2]
         return [*forwards, *(u_BLD.flip(1) for u_BLD in forwards)][: len(self.projection_KPD)]
 
-    def _in_place(self, directions: list[Tensor], like_BHWD: Tensor) -> Tensor:
+    def _merge(self, directions: list[Tensor], like_BHWD: Tensor) -> Tensor:
         """Puts every direction's results back in place and sums them."""
         half = (len(directions) + 1) // 2
         forwards, backwards = directions[:half], directions[half:]

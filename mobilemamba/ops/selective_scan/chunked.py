@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mobilemamba.ops.scan_order import in_place, in_steps
+from mobilemamba.ops.scan_order import by_position, by_step
 from mobilemamba.ops.selective_scan.definition import ScanInputs
 
 # On a CPU, from this many states per step on, arithmetic outweighs the launches, and chunks only add memory traffic.
@@ -83,7 +83,7 @@ def _advance(decay_MSX: Tensor, drive_MSX: Tensor, reverse: bool, overwrite: boo
 
 def _discretise(x: ScanInputs, size: Sequence[int]) -> _Discretised:
     dtype = torch.promote_types(x.u.dtype, torch.float32)
-    u_LBKD, dt_LBKD, B_LBKN, C_LBKN = (s.to(dtype).contiguous() for s in x.in_steps(size))
+    u_LBKD, dt_LBKD, B_LBKN, C_LBKN = (s.to(dtype).contiguous() for s in x.by_step(size))
     dt_raw_LBKD = dt_LBKD + x.dt_bias.to(dtype)
     dt_LBKD = F.softplus(dt_raw_LBKD)
     decay = torch.exp(dt_LBKD[..., None] * x.A.to(dtype))
@@ -96,7 +96,7 @@ def forward(inputs: ScanInputs, size: Sequence[int], overwrite: bool = True) -> 
     x = _discretise(inputs, size)
     h_LBKDN = linear_recurrence(x.decay_LBKDN, x.drive_LBKDN, overwrite=overwrite)
     y_LBKD = (h_LBKDN * x.C_LBK1N).sum(-1) + inputs.D.to(h_LBKDN.dtype) * x.u_LBKD
-    return inputs.merge(in_place(y_LBKD, size))
+    return inputs.merge(by_position(y_LBKD, size))
 
 
 def backward(grad_y: Tensor, inputs: ScanInputs, size: Sequence[int]) -> tuple[Tensor, ...]:
@@ -104,7 +104,7 @@ def backward(grad_y: Tensor, inputs: ScanInputs, size: Sequence[int]) -> tuple[T
     x = _discretise(inputs, size)
     dtype = x.u_LBKD.dtype
     h_LBKDN = linear_recurrence(x.decay_LBKDN, x.drive_LBKDN, overwrite=True)
-    gy_LBKD = in_steps(grad_y.to(dtype), len(inputs.A), size).contiguous()
+    gy_LBKD = by_step(grad_y.to(dtype), len(inputs.A), size).contiguous()
 
     grad_D = (gy_LBKD * x.u_LBKD).sum((0, 1))
     grad_C = (gy_LBKD[..., None] * h_LBKDN).sum(3)
@@ -123,5 +123,5 @@ def backward(grad_y: Tensor, inputs: ScanInputs, size: Sequence[int]) -> tuple[T
     gdt_LBKD *= torch.sigmoid(x.dt_raw_LBKD)  # the derivative of softplus
     gu_LBKD = gdrive_LBKD * x.dt_LBKD + inputs.D.to(dtype) * gy_LBKD
 
-    gu, gdt, gB, gC = (in_place(g, size) for g in (gu_LBKD, gdt_LBKD, grad_B, grad_C))
+    gu, gdt, gB, gC = (by_position(g, size) for g in (gu_LBKD, gdt_LBKD, grad_B, grad_C))
     return inputs.merge(gu), gdt, grad_A, gB, gC, grad_D, gdt_LBKD.sum((0, 1))

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mobilemamba.ops.scan_order import in_place, in_steps
+from mobilemamba.ops.scan_order import by_position, by_step
 
 
 class ScanInputs(NamedTuple):
@@ -36,9 +36,9 @@ class ScanInputs(NamedTuple):
     D: Tensor
     dt_bias: Tensor
 
-    def in_steps(self, size: Sequence[int]) -> tuple[Tensor, ...]:
+    def by_step(self, size: Sequence[int]) -> tuple[Tensor, ...]:
         """Returns u, dt, B and C as LBKC, in the order of the steps of a map of ``size`` (empty for sequences)."""
-        return tuple(in_steps(x, len(self.A), size) for x in (self.u, self.dt, self.B, self.C))
+        return tuple(by_step(x, len(self.A), size) for x in (self.u, self.dt, self.B, self.C))
 
     def merge(self, x_BKLD: Tensor) -> Tensor:
         """Reduces a tensor of all directions to u's shape: sums over the directions if they share u."""
@@ -65,6 +65,6 @@ def selective_scan_reference(
 def forward(x: ScanInputs, size: Sequence[int]) -> Tensor:
     """Scans by position."""
     exact = x.u.to(torch.promote_types(x.u.dtype, torch.float32))  # so that only the sum over the directions is rounded
-    u_BKDL, dt_BKDL, B_BKNL, C_BKNL = (s.permute(1, 2, 3, 0) for s in x._replace(u=exact).in_steps(size))
+    u_BKDL, dt_BKDL, B_BKNL, C_BKNL = (s.permute(1, 2, 3, 0) for s in x._replace(u=exact).by_step(size))
     y_BKDL = selective_scan_reference(u_BKDL, dt_BKDL, x.A, B_BKNL, C_BKNL, x.D, x.dt_bias)
-    return x.merge(in_place(y_BKDL.permute(3, 0, 1, 2), size))
+    return x.merge(by_position(y_BKDL.permute(3, 0, 1, 2), size))

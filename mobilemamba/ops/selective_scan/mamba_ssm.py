@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mobilemamba.ops.backends import Backend
-from mobilemamba.ops.scan_order import in_place, in_steps
+from mobilemamba.ops.scan_order import by_position, by_step
 from mobilemamba.ops.selective_scan.definition import ScanInputs
 
 _MAX_STATE = 256
@@ -47,7 +47,7 @@ def unavailable(device: torch.device, dtype: torch.dtype, d_state: int = 1) -> s
 
 def _pack(x: ScanInputs, size: Sequence[int]) -> tuple[Tensor, ...]:
     """Lays out inputs for the kernel: directions as groups of channels; u, dt, B, C in u's dtype, the rest in fp32."""
-    u, dt, B, C = (s.to(x.u.dtype).permute(1, 2, 3, 0).contiguous() for s in x.in_steps(size))
+    u, dt, B, C = (s.to(x.u.dtype).permute(1, 2, 3, 0).contiguous() for s in x.by_step(size))
     A, D, dt_bias = (s.float().contiguous() for s in (x.A.flatten(0, 1), x.D.flatten(), x.dt_bias.flatten()))
     return u.flatten(1, 2), dt.flatten(1, 2), A, B, C, D, dt_bias
 
@@ -58,7 +58,7 @@ def forward(x: ScanInputs, size: Sequence[int]) -> Tensor:
     assert isinstance(kernel, ModuleType)
     u, dt, A, B, C, D, dt_bias = _pack(x, size)
     y, _states = kernel.fwd(u, dt, A, B, C, D, None, dt_bias, True)[:2]
-    return x.merge(in_place(y.unflatten(1, x.D.shape).permute(3, 0, 1, 2), size))
+    return x.merge(by_position(y.unflatten(1, x.D.shape).permute(3, 0, 1, 2), size))
 
 
 def backward(grad_y: Tensor, x: ScanInputs, size: Sequence[int]) -> tuple[Tensor, ...]:
@@ -67,11 +67,11 @@ def backward(grad_y: Tensor, x: ScanInputs, size: Sequence[int]) -> tuple[Tensor
     assert isinstance(kernel, ModuleType)
     u, dt, A, B, C, D, dt_bias = _pack(x, size)
     _, states = kernel.fwd(u, dt, A, B, C, D, None, dt_bias, True)[:2]
-    gy = in_steps(grad_y.to(u.dtype), len(x.A), size).permute(1, 2, 3, 0).contiguous().flatten(1, 2)
+    gy = by_step(grad_y.to(u.dtype), len(x.A), size).permute(1, 2, 3, 0).contiguous().flatten(1, 2)
     grads = kernel.bwd(u, dt, A, B, C, D, None, dt_bias, gy, states, None, None, True, False)
     gu, gdt, gA, gB, gC, gD, gbias = grads[:7]
     gu, gdt = (g.unflatten(1, x.D.shape) for g in (gu, gdt))
-    gu, gdt, gB, gC = (in_place(g.permute(3, 0, 1, 2), size) for g in (gu, gdt, gB, gC))
+    gu, gdt, gB, gC = (by_position(g.permute(3, 0, 1, 2), size) for g in (gu, gdt, gB, gC))
     return x.merge(gu), gdt, gA.view_as(x.A), gB, gC, gD.view_as(x.D), gbias.view_as(x.D)
 
 
