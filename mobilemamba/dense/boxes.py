@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,15 +29,20 @@ class BoxCoder(_utils.BoxCoder):
         return torch.cat((centre - half, centre + half), 1)
 
 
-def wanted(target: Mapping[str, Any], num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Selects the boxes of a picture that training should find: no crowds, and nothing without an area.
+class Wanted(NamedTuple):
+    """The n objects of a picture that training should find."""
+
+    boxes: Tensor  # (n, 4)
+    labels: Tensor  # (n,)
+    places: Tensor  # (n,), their indices among all N of the target
+
+
+def wanted(target: Mapping[str, Any], num_classes: int) -> Wanted:
+    """Selects the objects of a picture that training should find: no crowds, and nothing without an area.
 
     Args:
         target: ``boxes`` (N, 4), ``labels`` (N,) from 0, and ``iscrowd`` (N,) if there are crowds.
         num_classes: Classes.
-
-    Returns:
-        Boxes (n, 4), labels (n,), and their indices (n,) among the N.
 
     Raises:
         ConfigError: If a label is not in the range of the classes.
@@ -52,7 +57,7 @@ def wanted(target: Mapping[str, Any], num_classes: int) -> tuple[Tensor, Tensor,
     if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
         wrong = labels[(labels < 0) | (labels >= num_classes)][0]
         raise ConfigError(f"label {wrong.item()} of a box: expected 0 to {num_classes - 1}; count classes from 0")
-    return boxes[places], labels, places
+    return Wanted(boxes[places], labels, places)
 
 
 def assign(

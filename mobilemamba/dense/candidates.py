@@ -104,7 +104,7 @@ def input_size(network: nn.Module, how: Preprocessing) -> tuple[int, int]:
     return padded(how.img_size, DIVISOR if isinstance(network, Detector) and how.resize == "fit" else 1)
 
 
-def put(picture: Tensor, place: Tensor) -> tuple[int, int]:
+def place_top_left(picture: Tensor, place: Tensor) -> tuple[int, int]:
     """Writes a picture (1, C, h, w) to the top left of a tensor (C, H, W), scaled down if it is larger.
 
     Returns:
@@ -155,7 +155,7 @@ class RuntimeDetector(RuntimeNetwork):
         height, width = (int(side or 0) for side in self.shape[2:])
         placed, shown = images.new_zeros(*images.shape[:2], height, width), []
         for place, image, size in zip(placed, images, sizes, strict=True):
-            shown.append(put(image[None, :, : size[0], : size[1]], place))
+            shown.append(place_top_left(image[None, :, : size[0], : size[1]], place))
         return placed, shown
 
     def _objects(self, candidates: Tensor, shown: tuple[int, int], size: tuple[int, int]) -> dict[str, Tensor]:

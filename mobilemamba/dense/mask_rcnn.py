@@ -14,7 +14,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.rpn import RPNHead
 
 from mobilemamba.dense.anchors import Anchors, boxes_of_ratios
-from mobilemamba.dense.boxes import IGNORED, BoxCoder, above, assign, by_anchor, keep_best, wanted
+from mobilemamba.dense.boxes import IGNORED, BoxCoder, Wanted, above, assign, by_anchor, keep_best, wanted
 from mobilemamba.dense.detector import Detector, Sizes, padded, sizes_of, sizes_of_targets
 from mobilemamba.dense.regions import cut_masks, pool_regions
 from mobilemamba.dense.release_names import MASK_RCNN, Names
@@ -120,22 +120,20 @@ class MaskRCNN(Detector):
         losses = self._rpn_losses(logits, codes, grids, torch.cat(anchors), sizes, expected)
         proposals = self._propose(logits.detach(), codes.detach(), anchors, grids, sizes, self.training_candidates)
         regions, labels, found, matches = [], [], [], []
-        for (boxes, classes, _), proposed in zip(expected, proposals, strict=True):
+        for own, proposed in zip(expected, proposals, strict=True):
             # Every target box is also a proposal.
-            candidates = torch.cat((boxes, proposed))
-            match = assign(proposed, boxes, positive=0.5, negative=0.5, lowest=0.5)
-            match = torch.cat((torch.arange(len(boxes), device=match.device), match))
+            candidates = torch.cat((own.boxes, proposed))
+            match = assign(proposed, own.boxes, positive=0.5, negative=0.5, lowest=0.5)
+            match = torch.cat((torch.arange(len(own.boxes), device=match.device), match))
             here, others = _sample(match, self.region_samples, self.region_share)
             regions.append(candidates[torch.cat((here, others))])
-            labels.append(F.pad(classes[match[here]], (0, len(others)), value=self.num_classes))
+            labels.append(F.pad(own.labels[match[here]], (0, len(others)), value=self.num_classes))
             found.append(candidates[here])
             matches.append(match[here])
         losses |= self._box_losses(levels, regions, torch.cat(labels), found, matches, expected)
-        masks = [
-            _padded_masks(target, places, images) for target, (_, _, places) in zip(targets, expected, strict=True)
-        ]
+        masks = [_padded_masks(target, own.places, images) for target, own in zip(targets, expected, strict=True)]
         cuts = [cut_masks(*cut, 2 * _MASK_SIDE) for cut in zip(masks, matches, found, strict=True)]
-        classes = torch.cat([classes[match] for (_, classes, _), match in zip(expected, matches, strict=True)])
+        classes = torch.cat([own.labels[match] for own, match in zip(expected, matches, strict=True)])
         return losses | {"mask": self._mask_loss(levels, found, classes, torch.cat(cuts))}
 
     @torch.no_grad()
@@ -212,16 +210,17 @@ class MaskRCNN(Detector):
         grids: list[tuple[int, int]],
         anchors: Tensor,
         sizes: Sequence[tuple[int, int]],
-        expected: Sequence[tuple[Tensor, Tensor, Tensor]],
+        expected: Sequence[Wanted],
     ) -> dict[str, Tensor]:
         objectness = box = logits.new_zeros(())
         count = 0
-        for size, (boxes, _, _), logit, code in zip(sizes, expected, logits, codes, strict=True):
-            found = assign(anchors, boxes, positive=0.7, negative=0.3, lowest=0.3)
+        for size, own, logit, code in zip(sizes, expected, logits, codes, strict=True):
+            found = assign(anchors, own.boxes, positive=0.7, negative=0.3, lowest=0.3)
             found[~self.anchors.within(grids, padded(size, self.divisor), logits.device)] = IGNORED
             here, others = _sample(found, self.anchor_samples, self.anchor_share)
             objectness = objectness + F.softplus(-logit[here]).sum() + F.softplus(logit[others]).sum()
-            box = box + (code[here] - self.anchor_coder.encode_single(boxes[found[here]], anchors[here])).abs().sum()
+            offsets = self.anchor_coder.encode_single(own.boxes[found[here]], anchors[here])
+            box = box + (code[here] - offsets).abs().sum()
             count += max(1, len(here)) + max(1, len(others))
         return {"objectness": objectness / count, "proposal": box / count}
 
@@ -232,12 +231,12 @@ class MaskRCNN(Detector):
         labels: Tensor,
         found: list[Tensor],
         matches: list[Tensor],
-        expected: Sequence[tuple[Tensor, Tensor, Tensor]],
+        expected: Sequence[Wanted],
     ) -> dict[str, Tensor]:
         logits, codes = (x.float() for x in self.box_head(self._regions(levels, regions, _BOX_SIDE)))
         count = max(1, len(labels))
         here = (labels < self.num_classes).nonzero().squeeze(1)
-        boxes = torch.cat([boxes[match] for (boxes, _, _), match in zip(expected, matches, strict=True)])
+        boxes = torch.cat([own.boxes[match] for own, match in zip(expected, matches, strict=True)])
         offsets = self.coder.encode_single(boxes, torch.cat(found))
         return {
             "class": F.cross_entropy(logits, labels, reduction="sum") / count,

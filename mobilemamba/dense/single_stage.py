@@ -62,13 +62,13 @@ class SingleStageDetector(Detector):
         anchors = torch.cat(self.anchors(grids, images.device))
         labels, matched, box_loss, positives = [], [], codes.new_zeros((), dtype=torch.float32), 0
         for target, code, size in zip(targets, codes.float(), sizes_of_targets(images, targets), strict=True):
-            boxes, classes, _ = wanted(target, self.num_classes)
-            found = self.match(anchors, boxes)
+            own = wanted(target, self.num_classes)
+            found = self.match(anchors, own.boxes)
             found[~self.anchors.within(grids, padded(size, self.divisor), images.device)] = IGNORED
             at = (found >= 0).nonzero().squeeze(1)
             matched.append(found)
-            labels.append(found.clone().index_put_((at,), classes[found[at]]))
-            box_loss = box_loss + self.box_loss(code[at], self.coder.encode_single(boxes[found[at]], anchors[at]))
+            labels.append(found.clone().index_put_((at,), own.labels[found[at]]))
+            box_loss = box_loss + self.box_loss(code[at], self.coder.encode_single(own.boxes[found[at]], anchors[at]))
             positives += max(1, len(at))
         return {
             "class": self.class_loss(logits.float(), torch.stack(labels)) / positives,

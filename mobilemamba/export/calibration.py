@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mobilemamba.dense import Detector
-from mobilemamba.dense.candidates import input_size, put
+from mobilemamba.dense.candidates import input_size, place_top_left
 from mobilemamba.errors import ConfigError, DataError
 from mobilemamba.models.card import ModelCard
 from mobilemamba.models.runtime import scaled
@@ -75,7 +75,7 @@ def read_calibration(folder: Path, card: ModelCard, network: nn.Module) -> Calib
         picture = predictor.prepare(predictor.read(path))[None]
         if not isinstance(network, Detector):
             picture = scaled(picture, (height, width))
-        put(picture, place)
+        place_top_left(picture, place)
     classes = [path.parent.name for path in paths]
     known = {name: index for index, name in enumerate(card.class_names)}
     labelled = known and all(printable(name) in known for name in classes)

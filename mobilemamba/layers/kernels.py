@@ -10,7 +10,7 @@ from mobilemamba.layers.batch_norm import BatchNorm2d
 from mobilemamba.layers.ss2d import SS2D
 from mobilemamba.layers.wavelet_mamba import WaveletConv
 from mobilemamba.ops import batch_norm, selective_scan, wavelet
-from mobilemamba.ops.kernels import in_one_line
+from mobilemamba.ops.kernels import summarize
 
 
 def use_scan_backend(network: nn.Module, backend: str) -> None:
@@ -50,4 +50,4 @@ def describe_network(network: nn.Module, device: torch.device, dtype: torch.dtyp
         elif isinstance(layer, BatchNorm2d):
             kernels.append(batch_norm.BACKENDS.explain(layer.backend, device, dtype, channels_last=last))
     different = [kernel for i, kernel in enumerate(kernels) if kernel not in kernels[:i]]
-    return in_one_line(different, device) if different else None
+    return summarize(different, device) if different else None

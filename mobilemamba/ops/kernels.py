@@ -31,10 +31,10 @@ def describe_kernels(device: torch.device, scan_backend: str = "auto") -> str:
     others = scan_backend if scan_backend == "reference" else "auto"
     requested = (scan_backend, others, others)
     kernels = [table.explain(name, device, torch.float32) for name, table in zip(requested, NETWORK, strict=True)]
-    return in_one_line(kernels, device)
+    return summarize(kernels, device)
 
 
-def in_one_line(kernels: Sequence[Kernel], device: torch.device) -> str:
+def summarize(kernels: Sequence[Kernel], device: torch.device) -> str:
     """Describes in one line what runs, why nothing faster does and, on a CPU, the number of threads."""
     reasons: dict[tuple[str, str], list[str]] = {}
     for kernel in kernels:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from mobilemamba.analysis.benchmark.parts import PARTS, find_some, seconds_of_parts
+from mobilemamba.analysis.benchmark.parts import PARTS, lower_threshold, seconds_of_parts
 from mobilemamba.dense import DETECTION_HEADS, create_detector
 from mobilemamba.dense.detector import Detector
 from mobilemamba.models import ArchOverrides
@@ -45,6 +45,6 @@ def test_random_weights_find_something(head: str) -> None:
     detector: Detector = create_detector(head, "mobilemamba_s6", 80, arch=ARCH, head_dim=16).eval()
     pictures = torch.randn(1, 3, 128, 128)
     assert not len(detector.detect(pictures)[0]["scores"])
-    find_some(detector, pictures)
+    lower_threshold(detector, pictures)
     assert len(detector.detect(pictures)[0]["scores"]) > 20
     assert (detector.max_boxes, detector.overlap) == (type(detector).max_boxes, type(detector).overlap)

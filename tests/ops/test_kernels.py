@@ -8,7 +8,7 @@ import torch
 from mobilemamba.errors import BackendUnavailableError
 from mobilemamba.ops import batch_norm, selective_scan
 from mobilemamba.ops.backends import Kernel
-from mobilemamba.ops.kernels import describe_kernels, in_one_line
+from mobilemamba.ops.kernels import describe_kernels, summarize
 from mobilemamba.ops.native import library
 from mobilemamba.ops.selective_scan import mamba_ssm
 from tests.ops.scans import needs_native
@@ -52,7 +52,7 @@ def test_a_chosen_scan_shows_as_what_it_is(backend: str) -> None:
         selective_scan.BACKENDS.explain(backend, CPU, torch.float32),
         batch_norm.BACKENDS.explain("auto", CPU, torch.float32),
     ]
-    assert in_one_line(kernels, CPU) == (
+    assert summarize(kernels, CPU) == (
         f"kernels: scan {backend} (chosen), batch norm PyTorch, 1 thread; "
         "no native batch norm: switched off by MOBILEMAMBA_NATIVE=0"
     )
@@ -99,4 +99,4 @@ def test_reasons_are_said_once() -> None:
         Kernel("a", "PyTorch", {"native": "x"}),
         Kernel("b", "PyTorch", {"native": "x"}),
     ]
-    assert in_one_line(kernels, CUDA) == "kernels: scan native, a PyTorch, b PyTorch; no native a and b: x"
+    assert summarize(kernels, CUDA) == "kernels: scan native, a PyTorch, b PyTorch; no native a and b: x"

@@ -21,7 +21,7 @@ _CANDIDATES = 1000
 
 
 @torch.inference_mode()
-def find_some(detector: Detector, pictures: Tensor) -> None:
+def lower_threshold(detector: Detector, pictures: Tensor) -> None:
     """Lowers the score threshold so that a detector with random weights has boxes to post-process."""
     limits = {"score_threshold": 0.0, "max_boxes": _CANDIDATES + 1, "overlap": 1.0}
     own = {name: getattr(detector, name) for name in limits}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mobilemamba.analysis.benchmark.cases import DTYPES, LAYOUTS, Case, is_file, own_size
 from mobilemamba.analysis.benchmark.folding import fold_norms
-from mobilemamba.analysis.benchmark.parts import find_some, seconds_of_parts
+from mobilemamba.analysis.benchmark.parts import lower_threshold, seconds_of_parts
 from mobilemamba.dense import Detector, Segmenter
 from mobilemamba.layers.kernels import use_scan_backend
 from mobilemamba.models import for_inference, fuse_norms, load_network, load_weights
@@ -85,7 +85,7 @@ class Workshop:
             else:
                 network = run_in(_loaded(case).eval()) if run_in else _for_inference(case)
             if isinstance(network, Detector) and not is_file(case.model):
-                find_some(network, pictures)
+                lower_threshold(network, pictures)
             self._networks[key] = network
         return inference(self._networks[key], pictures, case.mode)
 
