@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from mobilemamba import fuse_norms
-from mobilemamba.analysis.rounds import interleave
 from mobilemamba.analysis.throughput import time_batches
+from mobilemamba.analysis.timing import interleave
 from mobilemamba.cli import plan
 from mobilemamba.sweep import network_kwargs
 

@@ -90,14 +90,14 @@ def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def short_benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Benchmarks that time a call a round after a first one, beside the limits of a small machine."""
-    from mobilemamba.analysis import rounds
+    from mobilemamba.analysis import timing
     from mobilemamba.analysis.benchmark import ceilings
 
-    def one_call(clock: rounds.Clock, *_: float) -> int:
+    def one_call(clock: timing.Clock, *_: float) -> int:
         clock(1)
         return 1
 
-    monkeypatch.setattr(rounds, "calls_per_round", one_call)
+    monkeypatch.setattr(timing, "calls_per_round", one_call)
     monkeypatch.setattr(ceilings, "MATRIX_SIDE", {"cpu": 16})
     monkeypatch.setattr(ceilings, "COPIED_BYTES", {"cpu": 4096})
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from mobilemamba.analysis.complexity import example_pictures
 from mobilemamba.analysis.machine import device_name, rounds_to_tf32
-from mobilemamba.analysis.rounds import WARMUP_SECONDS, calls_per_round, time_calls
+from mobilemamba.analysis.timing import WARMUP_SECONDS, calls_per_round, time_calls
 from mobilemamba.errors import ConfigError
 from mobilemamba.models.fuse import count_batch_norms
 

@@ -1,4 +1,4 @@
-"""Refuses derivatives that our operators do not have, and that torch would silently take for zero."""
+"""Forward-mode and ``torch.func`` derivatives: those that our operators lack are refused, as torch would give zero."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from mobilemamba.analysis.gpu import ahead, correct, curves, machine, speed, training
+from mobilemamba.analysis.gpu import ahead, correctness, curves, machine, speed, training
 from mobilemamba.analysis.gpu.run import Part, Run, table
 from mobilemamba.analysis.gpu.sizes import QUICK, Sizes
 from mobilemamba.analysis.machine import choose_device
@@ -23,8 +23,8 @@ from mobilemamba.screen import make_console, say
 PARTS = (
     Part("machine", "The machine", machine.machine, 20),
     Part("ahead", "Kernels compiled, side by side", ahead.kernels_ahead, 80),
-    Part("scans", "The scan and its gradients against float64", correct.scans, 60),
-    Part("right", "Networks against the CPU", correct.networks, 50),
+    Part("scans", "The scan and its gradients against float64", correctness.scans, 60),
+    Part("right", "Networks against the CPU", correctness.networks, 50),
     Part("steps", "Training steps", training.steps, 40),
     Part("bits", "Gradients twice", training.same_bits, 15),
     Part("memory", "Memory against pixels", training.memory, 20),

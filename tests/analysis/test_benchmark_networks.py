@@ -17,7 +17,7 @@ from mobilemamba.analysis.benchmark.cases import Case
 from mobilemamba.analysis.benchmark.memory import CpuMeter, can_measure_cpu
 from mobilemamba.analysis.benchmark.networks import measure
 from mobilemamba.analysis.benchmark.workload import Workshop, create
-from mobilemamba.analysis.rounds import Timings
+from mobilemamba.analysis.timing import Timings
 from mobilemamba.models.card import CARD_KEY, ModelCard, Preprocessing
 from mobilemamba.models.runtime import PRECISION_KEY, RUNNERS, RUNTIMES, RuntimeNetwork
 from mobilemamba.version import __version__

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from mobilemamba.analysis.gpu import ahead, correct
+from mobilemamba.analysis.gpu import ahead, correctness
 from mobilemamba.analysis.gpu.run import Part, Run
 from mobilemamba.analysis.gpu.sizes import QUICK
 from mobilemamba.ops.depthwise.triton import _kernels as kernels
@@ -56,7 +56,7 @@ def test_kernels_are_compiled_ahead_and_none_twice(tmp_path: Path, monkeypatch: 
 @pytest.mark.slow
 def test_what_is_compiled_ahead_are_scans_and_networks_in_all_forms(tmp_path: Path) -> None:
     calls = [*ahead.workloads(new_run(tmp_path))]
-    assert len(calls) == len(correct.scan_shapes(new_run(tmp_path))) + 2 * (1 + 2) + 3
+    assert len(calls) == len(correctness.scan_shapes(new_run(tmp_path))) + 2 * (1 + 2) + 3
     for call in calls:
         call()
 

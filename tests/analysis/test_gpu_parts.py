@@ -14,44 +14,44 @@ from mobilemamba.analysis.benchmark.cases import Case
 from mobilemamba.analysis.benchmark.ceilings import matrix_product
 from mobilemamba.analysis.benchmark.scans import ScanShape
 from mobilemamba.analysis.benchmark.workload import Workload, Workshop
-from mobilemamba.analysis.gpu import correct, speed, training
+from mobilemamba.analysis.gpu import correctness, speed, training
 from mobilemamba.analysis.gpu.run import Part, Run
 from mobilemamba.analysis.gpu.sizes import QUICK, Sizes
-from mobilemamba.analysis.rounds import Timings
+from mobilemamba.analysis.timing import Timings
 from tests.analysis.gpu_runs import new_run, play_gpu
 
 
 def test_a_wrong_kernel_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(size: tuple[int, int], *args: torch.Tensor) -> torch.Tensor:
-        y = correct._by_definition(size, *args).clone()
+        y = correctness._by_definition(size, *args).clone()
         y[:, -1] = torch.empty_like(y[:, -1])  # forgotten
         return y
 
     shape = ScanShape(1, 2, 3, 1, 2, 3)
-    assert max(correct.check_scan(shape)[0].values()) < 1e-5
-    monkeypatch.setattr(correct, "_scan", wrong)
-    errors, same = correct.check_scan(shape)
+    assert max(correctness.check_scan(shape)[0].values()) < 1e-5
+    monkeypatch.setattr(correctness, "_scan", wrong)
+    errors, same = correctness.check_scan(shape)
     assert math.isinf(errors["y"])
     assert not same  # NaN is unequal to itself
     run = new_run(tmp_path)
-    run.do([Part("scans", "Scans", correct.scans, 60)])
+    run.do([Part("scans", "Scans", correctness.scans, 60)])
     assert False in {finding["ok"] for finding in run.parts["scans"]["findings"]}
 
 
 def test_a_wrong_gradient_of_the_wavelet_branch_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = new_run(tmp_path)
-    assert correct.check_wavelet(run, "float32", 3) < 1e-6
-    right = correct.wavelet_conv
+    assert correctness.check_wavelet(run, "float32", 3) < 1e-6
+    right = correctness.wavelet_conv
 
     def wrong(x: torch.Tensor, weight: torch.Tensor, *others: Any) -> torch.Tensor:
         return right(x, weight, *others) + (0 if others[-1] == "reference" else 1e-3) * (weight - weight.detach()).sum()
 
-    monkeypatch.setattr(correct, "wavelet_conv", wrong)
-    assert correct.check_wavelet(run, "float32", 3) > 1e-5
+    monkeypatch.setattr(correctness, "wavelet_conv", wrong)
+    assert correctness.check_wavelet(run, "float32", 3) > 1e-5
 
 
 def test_all_sizes_of_the_scan_are_among_the_shapes(tmp_path: Path) -> None:
-    shapes = correct.scan_shapes(new_run(tmp_path, sizes=Sizes()))
+    shapes = correctness.scan_shapes(new_run(tmp_path, sizes=Sizes()))
     assert {shape.height * shape.map_width for shape in shapes} == {1, 7, 9, 16, 36, 49, 64, 144, 196, 225, 256, 1024}
     assert {(s.directions, s.width, s.d_state) for s in shapes} == {
         (k, d, n) for k in (1, 2, 4) for d in (30, 224, 320, 544) for n in (1, 16)

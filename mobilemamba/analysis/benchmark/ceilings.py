@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from mobilemamba.analysis.benchmark.cases import DTYPES
-from mobilemamba.analysis.rounds import clock_of, interleave
+from mobilemamba.analysis.timing import clock_of, interleave
 from mobilemamba.ops import onednn
 
 #: Sides of the square matrices, and bytes of the copied tensor: far larger than the caches.

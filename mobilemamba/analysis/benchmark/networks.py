@@ -20,7 +20,7 @@ from mobilemamba.analysis.benchmark.records import Record
 from mobilemamba.analysis.benchmark.workload import Workload, Workshop, create, silently
 from mobilemamba.analysis.complexity import complexity
 from mobilemamba.analysis.machine import device_name, rounds_to_tf32, versions
-from mobilemamba.analysis.rounds import WARMUP_SECONDS, Clock, Timings, clock_of, interleave
+from mobilemamba.analysis.timing import WARMUP_SECONDS, Clock, Timings, clock_of, interleave
 from mobilemamba.errors import in_one_line, is_out_of_memory
 from mobilemamba.models.runtime import PRECISION_KEY, RUNNERS, packages_of, runtime_of
 from mobilemamba.ops.selective_scan import BACKENDS
@@ -104,7 +104,7 @@ def measure(
 
 
 def counting(progress: Progress, clocks: int, rounds: int) -> Callable[[], None]:
-    """Returns the ``advance`` of :func:`~mobilemamba.analysis.rounds.interleave` that reports its progress."""
+    """Returns the ``advance`` of :func:`~mobilemamba.analysis.timing.interleave` that reports its progress."""
     steps = itertools.count(1)
     return lambda: progress("measure", next(steps), clocks * (rounds + 1))
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mobilemamba.analysis.rounds import synchronize
+from mobilemamba.analysis.timing import synchronize
 from mobilemamba.dense import Detector
 
 #: The last part is anchors and boxes, regions, and non-maximum suppression.

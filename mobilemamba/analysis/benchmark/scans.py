@@ -14,7 +14,7 @@ from mobilemamba.analysis.benchmark.ceilings import matrix_product, memory_copy
 from mobilemamba.analysis.benchmark.networks import Progress, counting, latency
 from mobilemamba.analysis.benchmark.workload import create
 from mobilemamba.analysis.machine import device_name, versions
-from mobilemamba.analysis.rounds import Clock, clock_of, interleave
+from mobilemamba.analysis.timing import Clock, clock_of, interleave
 from mobilemamba.errors import BackendUnavailableError, ConfigError, in_one_line
 from mobilemamba.layers.ss2d import SS2D
 from mobilemamba.models import VARIANTS

@@ -21,7 +21,7 @@ import torch
 from mobilemamba.analysis.benchmark.cases import DTYPES, Case
 from mobilemamba.analysis.benchmark.scans import ScanShape
 from mobilemamba.analysis.benchmark.workload import Workshop, create
-from mobilemamba.analysis.gpu.correct import run_scan, scan_shapes
+from mobilemamba.analysis.gpu.correctness import run_scan, scan_shapes
 from mobilemamba.analysis.gpu.run import Run
 from mobilemamba.analysis.gpu.sizes import Sizes
 from mobilemamba.errors import in_one_line

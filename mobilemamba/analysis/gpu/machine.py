@@ -12,7 +12,7 @@ import torch
 from mobilemamba.analysis.benchmark.ceilings import matrix_product, memory_copy
 from mobilemamba.analysis.gpu.run import Run
 from mobilemamba.analysis.machine import device_name, versions
-from mobilemamba.analysis.rounds import clock_of, interleave
+from mobilemamba.analysis.timing import clock_of, interleave
 from mobilemamba.ops.kernels import describe_kernels
 
 

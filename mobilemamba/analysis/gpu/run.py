@@ -15,7 +15,7 @@ from rich.console import Group
 
 from mobilemamba.analysis.benchmark.cases import Case
 from mobilemamba.analysis.gpu.sizes import Sizes
-from mobilemamba.analysis.rounds import synchronize
+from mobilemamba.analysis.timing import synchronize
 from mobilemamba.errors import in_one_line
 from mobilemamba.files import read_json, write_json
 from mobilemamba.screen import fit_table, say

@@ -26,7 +26,7 @@ from mobilemamba.analysis.benchmark.scans import ScanRecord, measure_scans
 from mobilemamba.analysis.benchmark.workload import Workload, Workshop
 from mobilemamba.analysis.gpu.machine import rounded_to_tf32
 from mobilemamba.analysis.gpu.run import Run
-from mobilemamba.analysis.rounds import Clock, clock_of, interleave, synchronize
+from mobilemamba.analysis.timing import Clock, clock_of, interleave, synchronize
 from mobilemamba.models.inference.graphs import CudaGraphs
 
 _KERNELS_SHOWN, _OPERATORS_SHOWN = 15, 6

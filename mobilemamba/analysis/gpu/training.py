@@ -13,7 +13,7 @@ from mobilemamba.analysis.benchmark.memory import cuda_peak
 from mobilemamba.analysis.benchmark.networks import measure
 from mobilemamba.analysis.benchmark.tables import LINEAR
 from mobilemamba.analysis.benchmark.workload import Workshop, create
-from mobilemamba.analysis.gpu.correct import as_if_trained, gradients
+from mobilemamba.analysis.gpu.correctness import as_if_trained, gradients
 from mobilemamba.analysis.gpu.run import Run
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mobilemamba.analysis.rounds import Timings, calls_per_round, interleave, time_calls
+from mobilemamba.analysis.timing import Timings, calls_per_round, interleave, time_calls
 
 
 class FakeClock:
