@@ -153,35 +153,11 @@ def expand(
     exported = {name: runtime.name for name in models if (runtime := runtime_of(name))}
     asked, modes = modes, tuple(dict.fromkeys((*modes, *exported.values())))
     ours = {name for name in models if card_of(name).model in VARIANTS}
-    for setting, values, known in (
-        ("dtype", dtypes, tuple(DTYPES)),
-        ("mode", modes, (*MODES, *RUNNERS)),
-        ("layout", layouts, ("auto", *LAYOUTS)),
-    ):
-        for value in values:
-            check_choice(setting, value, known)
-    sides = [side for size in sizes for side in ((size,) if isinstance(size, int) else size)]
-    for setting, numbers, least in (("size", sides, 32), ("batch", batches, 2 if train else 1)):
-        for number in numbers:
-            if number < least:
-                why = "; a norm in training needs two pictures" if setting == "batch" and train else ""
-                raise ConfigError(f"{setting} {number}: expected {least} or more{why}")
-    others = [(runtime, "another runtime") for runtime in RUNNERS]
-    for mode, what in (("exported", "an exported network"), ("graph", "a CUDA graph"), *others):
-        if train and mode in modes:
-            raise ConfigError(f"mode {mode!r}: {what} is for inference; leave it out or leave train out")
-    if train and (of_boxes := next((name for name in models if card_of(name).task == "detection"), None)):
-        raise ConfigError(f"train with {printable(of_boxes)}: detectors are timed in inference; leave train out")
+    _check_values(sizes, batches, dtypes, modes, layouts, train=train)
+    if train:
+        _check_training(models, modes)
     chosen = [choose_device(name) for name in devices]
-    if "graph" in modes and (other := next((device for device in chosen if device.type != "cuda"), None)):
-        raise ConfigError(f"mode 'graph' on device {other}: CUDA graphs need cuda; leave it out or choose cuda")
-    for mode in (mode for mode in modes if mode in RUNNERS):
-        if elsewhere := [device for device in chosen if device.type != "cpu"]:
-            raise ConfigError(f"mode {mode!r} on device {elsewhere[0]}: it is measured on the cpu; choose that")
-        if other_dtypes := [dtype for dtype in dtypes if dtype != "float32"]:
-            raise ConfigError(f"mode {mode!r} with dtype {other_dtypes[0]}: it is measured in float32; leave dtype out")
-        if not fused:
-            raise ConfigError(f"mode {mode!r} with fused=False: exports have folded norms; leave it out")
+    _check_modes(modes, chosen, dtypes, fused=fused)
     for device, dtype in itertools.product(chosen, dtypes):
         BACKENDS.choose(scan_backend, device, DTYPES[dtype])
     if scan_backend != "auto" and models and not ours:
@@ -203,6 +179,54 @@ def expand(
         for in_mode in [exported.get(model, mode)]  # an exported file runs only in its own runtime
     ]
     return list(dict.fromkeys(cases))
+
+
+def _check_values(
+    sizes: Sequence[int | tuple[int, int]],
+    batches: Sequence[int],
+    dtypes: Sequence[str],
+    modes: Sequence[str],
+    layouts: Sequence[str],
+    *,
+    train: bool,
+) -> None:
+    """Refuses values that are unknown, or too small."""
+    for setting, values, known in (
+        ("dtype", dtypes, tuple(DTYPES)),
+        ("mode", modes, (*MODES, *RUNNERS)),
+        ("layout", layouts, ("auto", *LAYOUTS)),
+    ):
+        for value in values:
+            check_choice(setting, value, known)
+    sides = [side for size in sizes for side in ((size,) if isinstance(size, int) else size)]
+    for setting, numbers, least in (("size", sides, 32), ("batch", batches, 2 if train else 1)):
+        for number in numbers:
+            if number < least:
+                why = "; a norm in training needs two pictures" if setting == "batch" and train else ""
+                raise ConfigError(f"{setting} {number}: expected {least} or more{why}")
+
+
+def _check_training(models: Sequence[str], modes: Sequence[str]) -> None:
+    """Refuses modes and networks that cannot be trained."""
+    others = [(runtime, "another runtime") for runtime in RUNNERS]
+    for mode, what in (("exported", "an exported network"), ("graph", "a CUDA graph"), *others):
+        if mode in modes:
+            raise ConfigError(f"mode {mode!r}: {what} is for inference; leave it out or leave train out")
+    if of_boxes := next((name for name in models if card_of(name).task == "detection"), None):
+        raise ConfigError(f"train with {printable(of_boxes)}: detectors are timed in inference; leave train out")
+
+
+def _check_modes(modes: Sequence[str], devices: Sequence[torch.device], dtypes: Sequence[str], *, fused: bool) -> None:
+    """Refuses modes that are not for all of the devices and dtypes."""
+    if "graph" in modes and (other := next((device for device in devices if device.type != "cuda"), None)):
+        raise ConfigError(f"mode 'graph' on device {other}: CUDA graphs need cuda; leave it out or choose cuda")
+    for mode in (mode for mode in modes if mode in RUNNERS):
+        if elsewhere := [device for device in devices if device.type != "cpu"]:
+            raise ConfigError(f"mode {mode!r} on device {elsewhere[0]}: it is measured on the cpu; choose that")
+        if other_dtypes := [dtype for dtype in dtypes if dtype != "float32"]:
+            raise ConfigError(f"mode {mode!r} with dtype {other_dtypes[0]}: it is measured in float32; leave dtype out")
+        if not fused:
+            raise ConfigError(f"mode {mode!r} with fused=False: exports have folded norms; leave it out")
 
 
 def own_size(model: str) -> int:
