@@ -209,16 +209,18 @@ class MixedResidual(nn.Module):
         self.widths: list[int] = []
         parts: list[nn.Module] = []
         if width:
-            mixer = mrffi.global_mixer
-            known = isinstance(getattr(mixer, "ss2d", mixer), SS2D)
-            if any_size and not known:
-                raise ConfigError(
-                    f"--size dynamic: {type(getattr(mixer, 'ss2d', mixer)).__name__} in the place of Mamba is laid out "
-                    "for one size of pictures; give it in pixels"
-                )
+            mixer: nn.Module = mrffi.global_mixer
+            inner = mixer.ss2d if isinstance(mixer, WaveletMamba) else mixer
             self.widths.append(width)
-            lowered = GlobalPart(mixer, any_size=any_size) if known else nn.Sequential(mixer, nn.ReLU())  # type: ignore[arg-type]  # as it is known
-            parts.append(lowered)
+            if isinstance(mixer, SS2D | WaveletMamba) and isinstance(inner, SS2D):
+                parts.append(GlobalPart(mixer, any_size=any_size))
+            elif any_size:
+                raise ConfigError(
+                    f"--size dynamic: {type(inner).__name__} in the place of Mamba is laid out for one size of "
+                    "pictures; give it in pixels"
+                )
+            else:
+                parts.append(nn.Sequential(mixer, nn.ReLU()))
         if local + identity:
             self.widths.append(local + identity)
             parts.append(LocalPart(mrffi.local_mixer, identity) if local else nn.ReLU())
