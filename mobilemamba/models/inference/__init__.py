@@ -84,7 +84,7 @@ def optimize_for_inference(
         raise ConfigError(f"optimize_for_inference: cuda_graph with the model on {device}; move it to cuda first")
     if reason := _why_not(model, device, dtype):
         warnings.warn(f"optimize_for_inference: norms are folded, and no more: {reason}", stacklevel=4)
-        optimized = _folded(model, device, dtype).requires_grad_(requires_grad=False)
+        optimized = _folded(model).to(device, dtype).requires_grad_(requires_grad=False)
     else:
         optimized = lay_out(model, device, dtype)
     return with_graphs(optimized, CudaGraphs()) if cuda_graph else optimized
@@ -117,7 +117,7 @@ def for_inference(
                 return laid_out, "optimized for inference"
             return with_graphs(laid_out, CudaGraphs(at_once=False)), "optimized for inference, by CUDA graphs"
         how = f"norms folded, not optimized for inference: {reason}"
-    return _folded(network, device, dtype).to(memory_format=torch.channels_last), how
+    return _folded(network).to(device, dtype).to(memory_format=torch.channels_last), how
 
 
 @torch.inference_mode(mode=False)
@@ -130,19 +130,16 @@ def lay_out(model: Model, device: torch.device, dtype: torch.dtype) -> Model:
         device: Device whose kernels are used.
         dtype: Dtype of weights and activations.
     """
-    optimized = fuse_norms(model).requires_grad_(requires_grad=False)
+    optimized = _folded(model).requires_grad_(requires_grad=False)
     for layer in optimized.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):  # not the scan's parameters: its kernel takes float32
             layer.to(dtype)
     replace_layers(optimized, partial(replacement, device=device, dtype=dtype))
-    if device.type != "cpu":
-        _add_in_place(optimized)
-    cls: Any = _original(type(model))
-    optimized.__dict__.pop("graphs", None)
     if device.type == "cpu":
+        cls: Any = type(optimized)
         optimized.__class__ = _optimized(cls)
         return optimized.to(dtype)
-    optimized.__class__ = cls
+    _add_in_place(optimized)
     return optimized.to(dtype).to(memory_format=torch.channels_last)
 
 
@@ -154,11 +151,12 @@ def with_graphs(model: Model, graphs: CudaGraphs) -> Model:
     return model
 
 
-def _folded(model: Model, device: torch.device, dtype: torch.dtype) -> Model:
+def _folded(model: Model) -> Model:
+    """Returns the copy of ``fuse_norms``, without what an earlier call of ``optimize_for_inference`` has added."""
     folded = fuse_norms(model)
     folded.__dict__.pop("graphs", None)
     folded.__class__ = _original(type(model))
-    return folded.to(device, dtype)
+    return folded
 
 
 def _device_of(model: nn.Module) -> torch.device:
