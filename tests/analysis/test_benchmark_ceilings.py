@@ -25,6 +25,13 @@ def test_every_library_multiplies_the_same_matrices(dtype, tolerance, monkeypatc
         torch.testing.assert_close(product.double(), left @ right, atol=tolerance, rtol=tolerance)
 
 
+def test_half_precision_without_instructions_for_it_gets_smaller_matrices(monkeypatch):
+    monkeypatch.setattr(ceilings, "MATRIX_SIDE", {"cpu": 64})
+    for dtype in DTYPES:
+        loops = dtype == "float16" and onednn.unavailable(torch.device("cpu"), torch.float16)
+        assert matrix_product("cpu", dtype)[1] == (16 if loops else 64) ** 3
+
+
 def test_the_fastest_is_taken():
     def slow():
         time.sleep(0.01)
