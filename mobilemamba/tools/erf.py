@@ -37,7 +37,7 @@ from mobilemamba.analysis.erf import (
 )
 from mobilemamba.analysis.figures import png_figure
 from mobilemamba.analysis.machine import choose_device
-from mobilemamba.data.draw import draw_pictures
+from mobilemamba.data.random_pictures import random_pictures
 from mobilemamba.errors import ConfigError, is_out_of_memory
 from mobilemamba.files import check_writable, make_folder, write_atomic, write_text_atomic
 from mobilemamba.models import ModelCard, Preprocessing, load_network
@@ -108,19 +108,19 @@ def erf(
             raise ConfigError(f"--{name} {value}: expected {least} {f'to {most}' if most else 'or more'}")
     if position is not None and len(position) != 2:
         raise ConfigError(f"--position {' '.join(map(str, position))}: expected a row and a column, e.g. 0.25 0.75")
+    at = None if position is None else (float(position[0]), float(position[1]))
     chosen = choose_device(device)
     subjects = _subjects(models, weights or [], compare, seed)
     sides = [(size, size) if size else subject.card.preprocessing.img_size for subject in subjects]
     name_of_data = "the Fashion-MNIST sample" if data is None else printable(data.name or data)
-    drawn = _draw(data, pictures, seed, set(sides))
+    scaled = _pictures(data, pictures, seed, set(sides))
     files = _files(output)
     rows = []
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         for subject, side in zip(subjects, sides, strict=True):
-            task = bar.add_task(subject.name, total=len(drawn[side]))
+            task = bar.add_task(subject.name, total=len(scaled[side]))
             number = batch_size or max(1, _AT_A_TIME // math.prod(side))
-            batches = _batches(drawn[side], subject.card.preprocessing, number, partial(bar.advance, task))
-            at = None if position is None else (float(position[0]), float(position[1]))
+            batches = _batches(scaled[side], subject.card.preprocessing, number, partial(bar.advance, task))
             rows.append(subject.row(batches, "blocks" if blocks else "stages", rule, at, chosen))
     console = make_console()
     console.print(_table(console.width, rows, name_of_data, as_in_replknet))
@@ -201,15 +201,15 @@ def _subjects(models: Sequence[str], weights: Sequence[str], compare: str | None
     return subjects
 
 
-def _draw(
+def _pictures(
     data: Path | None, number: int, seed: int, sides: set[tuple[int, int]]
 ) -> dict[tuple[int, int], list[np.ndarray]]:
     """Returns the same pictures (H, W, 3) uint8 in each size."""
-    drawn: dict[tuple[int, int], list[np.ndarray]] = {side: [] for side in sides}
-    for picture in draw_pictures(data, number, seed, lambda error: print(f"skipped: {error}", file=sys.stderr)):
-        for (height, width), kept in drawn.items():
+    scaled: dict[tuple[int, int], list[np.ndarray]] = {side: [] for side in sides}
+    for picture in random_pictures(data, number, seed, lambda error: print(f"skipped: {error}", file=sys.stderr)):
+        for (height, width), kept in scaled.items():
             kept.append(np.asarray(picture.resize((width, height), Resampling.BICUBIC)))
-    return drawn
+    return scaled
 
 
 def _batches(

@@ -107,17 +107,17 @@ class ReceptiveFields(AtEnd):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures before the training, or when a training resumes that had no such callback before."""
         if not self.snapshots:
-            self._look(trainer, pl_module)
+            self._measure(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if epochs_begun(trainer) % self.every_n_epochs == 0:
-            self._look(trainer, pl_module)
+            self._measure(trainer, pl_module)
 
     def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.snapshots or self.snapshots[-1].step != trainer.global_step:
-            self._look(trainer, pl_module)
+            self._measure(trainer, pl_module)
 
-    def _look(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not counts(trainer) or not trainer.is_global_zero:
             return
         try:
@@ -125,7 +125,7 @@ class ReceptiveFields(AtEnd):
                 raise ConfigError("no process has the whole network, as with trainer.strategy ddp it has")
             network, data = getattr(pl_module, "model", pl_module), data_of(trainer)
             with torch.compiler.set_stance("force_eager"):  # avoids recompilation because of the hooks
-                fields = fields_of(network, self._draw(trainer))
+                fields = fields_of(network, self._pictures(trainer))
             # In the stored precision, so that a resumed training draws the same.
             fields = [replace(field, map=field.map.astype(np.float32)) for field in fields]
             name = "the validation set" if data is None else data.name
@@ -140,7 +140,7 @@ class ReceptiveFields(AtEnd):
         except Exception as error:  # any error at all, as it does not affect the training itself
             rank_zero_warn(f"no receptive fields: {type(error).__name__}: {error}")
 
-    def _draw(self, trainer: Trainer) -> Tensor:
+    def _pictures(self, trainer: Trainer) -> Tensor:
         """Returns pictures (N, C, H, W) of the validation set, without unreadable ones."""
         data = data_of(trainer)
         loader = trainer.val_dataloaders if data is None else data.val_dataloader()

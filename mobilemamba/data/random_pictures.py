@@ -13,7 +13,7 @@ from mobilemamba.errors import DataError
 from mobilemamba.text import printable
 
 
-def draw_pictures(
+def random_pictures(
     folder: Path | None, number: int, seed: int, skipped: Callable[[DataError], object]
 ) -> Iterator[Image.Image]:
     """Yields random pictures in RGB, read one by one; unreadable ones are replaced by others.
