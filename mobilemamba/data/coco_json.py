@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mobilemamba.data.arrays import find, numbers, repeated, whole
+from mobilemamba.data.blobs import Blobs, Texts
 from mobilemamba.data.coco_masks import pack
 from mobilemamba.data.objects import Objects
-from mobilemamba.data.picture_set import Blobs, Texts
 from mobilemamba.errors import DataError
 from mobilemamba.text import printable
 

@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from mobilemamba.data.base import ABOVE_0, BELOW_1
+from mobilemamba.data.classification_pictures import ClassificationPictures, Sources
 from mobilemamba.data.folders import class_folders, describe_left_out, few, list_classes, scan_folder
+from mobilemamba.data.labelled_pictures import FileSource
 from mobilemamba.data.layout import Layout, find_layout, refuse_nested, require_folder, spread_share
-from mobilemamba.data.picture_data import PictureDataModule, Sources
-from mobilemamba.data.picture_set import FileSource
 from mobilemamba.errors import ConfigError
 from mobilemamba.text import printable
 
 Sample = tuple[str, int]  # the picture's path, its label
 
 
-class ImageFolder(PictureDataModule):
+class ImageFolder(ClassificationPictures):
     """Pictures in ``root/train/<class>/`` and ``root/val/<class>/``; or, without ``train``, in ``root/<class>/``.
 
     Without ``val``, a fraction of each class is set aside for validation: always the same pictures, evenly spaced in
@@ -29,11 +29,11 @@ class ImageFolder(PictureDataModule):
         val_fraction: Fraction of each class for validation if there is no ``val`` folder, above 0 and below 1.
         classes: Names of the class folders in the order of the labels, some of which may be missing; None for the
             classes of the weights to validate or test, or else the existing folders, sorted.
-        **options: Arguments of :class:`PictureDataModule`.
+        **options: Arguments of :class:`ClassificationPictures`.
     """
 
     LIMITS: ClassVar[dict[str, tuple[float, float, str]]] = {
-        **PictureDataModule.LIMITS,
+        **ClassificationPictures.LIMITS,
         "val_fraction": (ABOVE_0, BELOW_1, "a share above 0 and below 1"),
     }
 

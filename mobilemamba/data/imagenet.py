@@ -6,12 +6,12 @@ from math import inf
 from pathlib import Path
 from typing import Any, ClassVar
 
+from mobilemamba.data.classification_pictures import ClassificationPictures, Sources
+from mobilemamba.data.classification_transforms import Augmentation
 from mobilemamba.data.folders import describe_left_out, list_classes, scan_folder
 from mobilemamba.data.imagenet_labels import find_val_labels, imagenet_classes, read_val_labels
+from mobilemamba.data.labelled_pictures import FileSource
 from mobilemamba.data.layout import find_parts, require_folder
-from mobilemamba.data.picture_data import PictureDataModule, Sources
-from mobilemamba.data.picture_set import FileSource
-from mobilemamba.data.pictures import Augmentation
 from mobilemamba.data.sampling import EpochSampler
 from mobilemamba.data.shards import ShardSource, find_shards
 from mobilemamba.errors import DataError
@@ -23,7 +23,7 @@ _PARTS = {"train": "train", "val": "val|validation"}
 PAPERS = Augmentation(scale=(0.08, 1.0), color_jitter=0.4, auto_augment="rand-m9-mstd0.5-inc1", re_prob=0.25)
 
 
-class ImageNet(PictureDataModule):
+class ImageNet(ClassificationPictures):
     """ImageNet-1k, or a part of it, with the augmentation of the paper's recipe.
 
     The labels are the 1,000 classes in the usual order, even if some are missing. Each part, ``train`` and ``val``, is
@@ -45,7 +45,7 @@ class ImageNet(PictureDataModule):
         shard_window: For tar files on storage with slow random access. None shuffles over all pictures, as in folders;
             a number shuffles the tar files, and the pictures only within each group of this many files. The pictures
             must have been packed in random order, or batches would contain few classes.
-        **options: Arguments of :class:`PictureDataModule`.
+        **options: Arguments of :class:`ClassificationPictures`.
 
     Attributes:
         wnids: The WordNet ids of the classes, in the order of the labels.
@@ -54,7 +54,7 @@ class ImageNet(PictureDataModule):
     title: ClassVar[str] = "ImageNet-1k"
     upright = False
     LIMITS: ClassVar[dict[str, tuple[float, float, str]]] = {
-        **PictureDataModule.LIMITS,
+        **ClassificationPictures.LIMITS,
         "shard_window": (1, inf, "1 tar file or more, or null"),
     }
 

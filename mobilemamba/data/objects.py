@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mobilemamba.data.blobs import Blobs, Texts
 from mobilemamba.data.coco_masks import unpack
 from mobilemamba.data.picture_dataset import PictureDataset
-from mobilemamba.data.picture_set import Blobs, Texts
 from mobilemamba.data.pictures import decode_picture
 from mobilemamba.errors import DataError
 

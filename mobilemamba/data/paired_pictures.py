@@ -14,12 +14,12 @@ from torchvision import tv_tensors
 
 from mobilemamba.data.base import ABOVE_0
 from mobilemamba.data.batches import IGNORED_PIXEL
+from mobilemamba.data.blobs import Texts
 from mobilemamba.data.folders import describe_left_out, few, list_pictures, scan_folder
 from mobilemamba.data.layout import PART_NAMES, disguised_parts, find_parts, require_folder, spread_share
 from mobilemamba.data.masks import ClassList, decode_mask
 from mobilemamba.data.picture_dataset import PictureDataset
 from mobilemamba.data.picture_files import LIMITS_OF_CHANGES, PictureFiles
-from mobilemamba.data.picture_set import Texts
 from mobilemamba.data.pictures import EXTENSIONS, decode_picture
 from mobilemamba.data.segmentation import SegmentationDataModule
 from mobilemamba.data.segmentation_transforms import SegmentationAugmentation, eval_transform, train_transform

@@ -17,7 +17,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from mobilemamba.data.picture_set import Texts
+from mobilemamba.data.blobs import Texts
 from mobilemamba.data.pictures import EXTENSIONS
 from mobilemamba.errors import DataError
 from mobilemamba.files import write_text_atomic

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import yaml
 
+from mobilemamba.data.blobs import Blobs, Texts
 from mobilemamba.data.coco_json import Faults
 from mobilemamba.data.coco_masks import pack
 from mobilemamba.data.detection_pictures import DetectionPictures
 from mobilemamba.data.folders import NOWHERE, describe_left_out, list_pictures, why_no_folder
 from mobilemamba.data.layout import PART_NAMES, find_parts, require_folder
 from mobilemamba.data.objects import Objects
-from mobilemamba.data.picture_set import Blobs, Texts
 from mobilemamba.data.pictures import open_picture, turned_size
 from mobilemamba.errors import DataError
 from mobilemamba.text import printable

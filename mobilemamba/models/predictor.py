@@ -14,7 +14,8 @@ from PIL import Image
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
-from mobilemamba.data.pictures import eval_transform, read_picture
+from mobilemamba.data.classification_transforms import eval_transform
+from mobilemamba.data.pictures import read_picture
 from mobilemamba.drawing import Colour, captioned, distinct_colours, drawable, enlarged
 from mobilemamba.errors import ConfigError
 from mobilemamba.models.card import ModelCard

@@ -11,8 +11,8 @@ from PIL import Image
 from timm.data import create_transform
 
 from mobilemamba.data import ImageFolder
+from mobilemamba.data.classification_transforms import Augmentation
 from mobilemamba.data.image_folder import _set_aside
-from mobilemamba.data.pictures import Augmentation
 from mobilemamba.errors import ConfigError, DataError
 
 

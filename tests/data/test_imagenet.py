@@ -9,8 +9,8 @@ import webdataset
 from PIL import Image
 
 from mobilemamba.data import ImageFolder, ImageNet
+from mobilemamba.data.classification_transforms import Augmentation
 from mobilemamba.data.imagenet import holds_imagenet
-from mobilemamba.data.pictures import Augmentation
 from mobilemamba.errors import ConfigError, DataError
 
 WNIDS = ("n01440764", "n01443537", "n01484850", "n15075141")

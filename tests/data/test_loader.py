@@ -16,8 +16,8 @@ from torch.utils.data import Dataset
 
 from mobilemamba.data import IGNORED, FashionMNISTSample, ImageDataModule, ImageFolder
 from mobilemamba.data.batches import Labels
+from mobilemamba.data.classification_transforms import Augmentation
 from mobilemamba.data.loader import PictureLoader
-from mobilemamba.data.pictures import Augmentation
 from mobilemamba.data.sampling import EpochSampler
 from mobilemamba.errors import ConfigError, DataError
 

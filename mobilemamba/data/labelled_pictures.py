@@ -1,13 +1,13 @@
 """Data sets of labelled pictures, read one by one on access, from files or other sources."""
 
-import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import IO, Any, Protocol
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from mobilemamba.data.blobs import Texts
 from mobilemamba.data.picture_dataset import PictureDataset
 from mobilemamba.data.pictures import decode_picture, refusal
 from mobilemamba.errors import DataError
@@ -29,39 +29,6 @@ class Source(Protocol):
     def open(self, index: int) -> str | IO[bytes]:
         """Returns the path of the picture, or a file object with its bytes."""
         ...
-
-
-class Blobs:
-    """A sequence of bytes objects in one block of memory.
-
-    Forked worker processes share such a block. They would copy a list over time, as reading an element changes its
-    reference count: a quarter of a GB per worker for the paths of ImageNet.
-    """
-
-    def __init__(self, pieces: Iterable[bytes]) -> None:
-        pieces = list(pieces)
-        self._bytes = b"".join(pieces)
-        self._ends = np.cumsum([0, *map(len, pieces)])
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def __getitem__(self, index: int) -> bytes:
-        i = range(len(self))[index]
-        return self._bytes[self._ends[i] : self._ends[i + 1]]
-
-
-class Texts:
-    """A sequence of strings in one block of memory, see :class:`Blobs`."""
-
-    def __init__(self, texts: Iterable[str]) -> None:
-        self._encoded = Blobs(os.fsencode(text) for text in texts)
-
-    def __len__(self) -> int:
-        return len(self._encoded)
-
-    def __getitem__(self, index: int) -> str:
-        return os.fsdecode(self._encoded[index])
 
 
 class FileSource:
@@ -86,7 +53,7 @@ class FileSource:
         return self.paths[index]
 
 
-class PictureSet(PictureDataset):
+class LabelledSet(PictureDataset):
     """Pictures of a source with their labels: (3, H, W) float32 and an integer.
 
     Args:

@@ -9,9 +9,9 @@ import numpy as np
 
 from mobilemamba.data.base import ABOVE_0
 from mobilemamba.data.classification import ImageDataModule
+from mobilemamba.data.classification_transforms import Augmentation, eval_transform, train_transform
+from mobilemamba.data.labelled_pictures import LabelledSet, Source
 from mobilemamba.data.picture_files import PictureFiles
-from mobilemamba.data.picture_set import PictureSet, Source
-from mobilemamba.data.pictures import Augmentation, eval_transform, train_transform
 from mobilemamba.errors import ConfigError
 from mobilemamba.text import printable
 
@@ -26,7 +26,7 @@ class Sources(NamedTuple):
     test: Source | None = None
 
 
-class PictureDataModule(PictureFiles, ImageDataModule):
+class ClassificationPictures(PictureFiles, ImageDataModule):
     """Base class of data modules that list their pictures in :attr:`sources`, with their common arguments.
 
     Args:
@@ -123,11 +123,11 @@ class PictureDataModule(PictureFiles, ImageDataModule):
             statistics = {"mean": self.mean, "std": self.std}
             interpolation = self.train_interpolation
             change = train_transform(self.image_hw, self.augmentation, interpolation=interpolation, **statistics)
-            self.train_set = PictureSet(parts.train, change, seed=self.seed, **options)
+            self.train_set = LabelledSet(parts.train, change, seed=self.seed, **options)
         if parts.val is not None:
-            self.val_set = PictureSet(parts.val, eval_transform(**how), **options)
+            self.val_set = LabelledSet(parts.val, eval_transform(**how), **options)
         if parts.test is not None:
-            self.test_set = PictureSet(parts.test, eval_transform(**how), **options)
+            self.test_set = LabelledSet(parts.test, eval_transform(**how), **options)
 
     def missing(self, part: str) -> str:
         folder = Path(self.root) / {"training": "train", "validation": "val"}[part]
