@@ -118,7 +118,7 @@ def train_transform(
         v2.RandomHorizontalFlip(augmentation.hflip),
         v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True),
         Distort(*augmentation.colours) if any(augmentation.colours) else None,
-        _Swap(augmentation.swap) if augmentation.swap else None,
+        v2.RandomApply([v2.RandomChannelPermutation()], augmentation.swap) if augmentation.swap else None,
         v2.Normalize(list(mean), list(std)),
         _Unwrap(),
     ]
@@ -202,18 +202,6 @@ class _Crop:
                 target = _of_objects(target, inside)
                 cut = {name: TF.crop(target[name], down, across, high, wide) for name in _PLACED if name in target}
                 return TF.crop(image, down, across, high, wide), {**target, **cut}
-        return image, target
-
-
-class _Swap:
-    """Permutes the colour channels of a picture at random."""
-
-    def __init__(self, probability: float) -> None:
-        self.probability = probability
-
-    def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
-        if torch.rand(()) < self.probability:
-            image = tv_tensors.wrap(image[torch.randperm(3)], like=image)
         return image, target
 
 
