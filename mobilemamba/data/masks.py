@@ -1,5 +1,6 @@
 """Mask files, which give the class of each pixel of a picture by a number or a colour."""
 
+import itertools
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -48,11 +49,9 @@ def class_list(lines: list[tuple[str, tuple[int, int, int] | None]], ignore: int
         lines: Name and colour for the numbers 0, 1, ... in a mask; either all have a colour or none.
         ignore: Another number for pixels that do not count.
     """
-    of_line: list[int] = []
+    labels = itertools.count()
+    of_line = [IGNORED_PIXEL if name == IGNORED_NAME else next(labels) for name, _ in lines]
     kept = [line for line in lines if line[0] != IGNORED_NAME]
-    for name, _ in lines:
-        label = sum(known != IGNORED_PIXEL for known in of_line)
-        of_line.append(IGNORED_PIXEL if name == IGNORED_NAME else label)
     values = np.full(_MOST, -1, np.int16)
     values[: len(lines)] = of_line
     if ignore is not None:
