@@ -45,6 +45,7 @@ class DataModule(LightningDataModule):
         form: How pictures and targets are batched.
         single_pictures: Whether training batches may have one picture, as is possible for networks that never
             normalise pooled features over the batch.
+        skipped: Unreadable pictures that this process has left out so far, name -> reason.
 
     Raises:
         ConfigError: In :meth:`setup` and in the loaders, if an argument is invalid.
@@ -84,7 +85,7 @@ class DataModule(LightningDataModule):
         self.train_set = None
         self.val_set = None
         self.test_set = None
-        self._skipped: dict[str, str] = {}
+        self.skipped: dict[str, str] = {}
 
     @property
     def num_classes(self) -> int:
@@ -104,11 +105,6 @@ class DataModule(LightningDataModule):
     def preprocessing(self) -> dict[str, Any]:
         """Preprocessing of validation pictures: img_size (h, w), mean, std, upright, and what a subclass adds."""
         return {"img_size": self.image_hw, "mean": self.mean, "std": self.std, "upright": self.upright}
-
-    @property
-    def skipped(self) -> dict[str, str]:
-        """Unreadable pictures that this process has left out so far: name -> reason."""
-        return self._skipped
 
     def check_arguments(self) -> None:
         """Checks the values of the arguments.
@@ -207,7 +203,7 @@ class DataModule(LightningDataModule):
             # Without its own generator, a loader draws from the global one and thus changes the model's dropout.
             generator=make_generator(self.seed),
             form=self.form,
-            skipped=self._skipped,
+            skipped=self.skipped,
             **options,
         )
 
