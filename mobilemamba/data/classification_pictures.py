@@ -74,7 +74,7 @@ class ClassificationPictures(PictureFiles, ImageDataModule):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.take(root, mean, std, on_error, upright)
+        self.store_arguments(root, mean, std, on_error, upright)
         self.train_interpolation = interpolation or "bicubic"
         self.interpolation = "bicubic" if self.train_interpolation == "random" else self.train_interpolation
         self.crop_pct = 0.875 if crop_pct is None else crop_pct
@@ -118,7 +118,8 @@ class ClassificationPictures(PictureFiles, ImageDataModule):
             for part, classes in self.classes_present.items()
             if classes < self.num_classes
         ]
-        how, options = self.start(*missing)
+        self.print_notes(*missing)
+        how, options = self.transform_options, self.set_options
         if parts.train is not None:
             statistics = {"mean": self.mean, "std": self.std}
             interpolation = self.train_interpolation

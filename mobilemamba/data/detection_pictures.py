@@ -80,7 +80,7 @@ class DetectionPictures(PictureFiles, DetectionDataModule):
         resize = resize or "fit"
         usual = {"fit": 800, "stretch": 320}[resize]
         super().__init__(usual if img_size is None else img_size, batch_size, **options)
-        self.take(root, mean, std, on_error, upright)
+        self.store_arguments(root, mean, std, on_error, upright)
         self.repeats = repeats
         self.val_fraction = val_fraction
         self.resize = resize
@@ -136,7 +136,8 @@ class DetectionPictures(PictureFiles, DetectionDataModule):
         if self.is_set_up:
             return
         used = self.used
-        how, options = self.start()
+        self.print_notes()
+        how, options = self.transform_options, self.set_options
         if "train" in used:
             change = train_transform(augmentation=self.augmentation, **how)
             self.train_set = ObjectSet(used["train"], change, seed=self.seed, **options)

@@ -16,9 +16,7 @@ from mobilemamba.data.sampling import EpochSampler
 from mobilemamba.data.shards import ShardSource, find_shards
 from mobilemamba.errors import DataError
 
-_PARTS = {"train": "train", "val": "val|validation"}
-
-
+_PARTS = {"train": "train", "val": "val|validation"}  # regular expressions for the names of tar files
 #: The paper's augmentation.
 PAPERS = Augmentation(scale=(0.08, 1.0), color_jitter=0.4, auto_augment="rand-m9-mstd0.5-inc1", re_prob=0.25)
 

@@ -148,7 +148,7 @@ class PairedPictures(PictureFiles, SegmentationDataModule):
         **options: Any,
     ) -> None:
         super().__init__(512 if img_size is None else img_size, batch_size, **options)
-        self.take(root, mean, std, on_error, upright)
+        self.store_arguments(root, mean, std, on_error, upright)
         self.val_fraction = val_fraction
         self.augmentation = augmentation
 
@@ -215,7 +215,8 @@ class PairedPictures(PictureFiles, SegmentationDataModule):
         if self.is_set_up:
             return
         pairs = self.pairs
-        how, options = self.start()
+        self.print_notes()
+        how, options = self.transform_options, self.set_options
         options["empty"] = self.masks_may_be_empty
         if pairs.train:
             change = train_transform(augmentation=self.augmentation, **how)

@@ -24,7 +24,10 @@ LIMITS_OF_CHANGES: dict[str, tuple[float, float, str]] = {
 
 
 class PictureFiles(DataModule):
-    """First base class of data modules with a folder of pictures, before that for their targets; has no ``__init__``.
+    """First base class of data modules with a folder of pictures, before that for their targets.
+
+    It has no ``__init__``: each subclass lists the common arguments among its own, and passes them to
+    :meth:`store_arguments`.
 
     Attributes:
         notes: Messages about unused data that are printed at the start, one line each.
@@ -40,7 +43,7 @@ class PictureFiles(DataModule):
     root: str
     on_error: Literal["stop", "skip"]
 
-    def take(
+    def store_arguments(
         self,
         root: str,
         mean: tuple[float, float, float] | None,
@@ -62,12 +65,20 @@ class PictureFiles(DataModule):
         shown = "/".join(f"{number:,}" for number in numbers[: 3 if numbers[2] else 2])
         return f"{self.title or Path(self.root).resolve().name} ({shown})"
 
-    def start(self, *notes: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Prints the notes, and others; returns the arguments of the transforms and those of all data sets."""
-        for line in (*self.notes, *notes):
+    def print_notes(self, *more: str) -> None:
+        """Prints :attr:`notes` and further ones."""
+        for line in (*self.notes, *more):
             rank_zero_info(f"{printable(self.root)}: {line}")
-        how = self.preprocessing
-        return how, {"upright": how.pop("upright"), "skip": self.on_error == "skip"}
+
+    @property
+    def transform_options(self) -> dict[str, Any]:
+        """Arguments of the transforms: ``preprocessing`` without ``upright``, which is applied when reading."""
+        return {name: value for name, value in self.preprocessing.items() if name != "upright"}
+
+    @property
+    def set_options(self) -> dict[str, Any]:
+        """Arguments of all data sets."""
+        return {"upright": self.upright, "skip": self.on_error == "skip"}
 
     @property
     def is_set_up(self) -> bool:
