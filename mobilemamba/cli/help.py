@@ -40,7 +40,7 @@ from mobilemamba.data import (
 from mobilemamba.errors import ConfigError
 from mobilemamba.sweep import Sweep
 from mobilemamba.tasks import TASKS
-from mobilemamba.training.contract import init_arguments
+from mobilemamba.tasks.settings import init_arguments
 
 #: Setting -> classes of this package to choose from, the default first. Importing them makes their names known.
 KINDS: dict[str, list[type]] = {

@@ -25,9 +25,10 @@ from mobilemamba.models.checkpoints import NOT_AS_IT_SAYS
 from mobilemamba.models.runtime import runtime_of
 from mobilemamba.models.weights_file import read_checkpoint
 from mobilemamba.tasks import TASKS, ClassificationTask
+from mobilemamba.tasks.settings import init_arguments
 from mobilemamba.text import printable
 from mobilemamba.training.callbacks.checkpoints import EXPORTED
-from mobilemamba.training.contract import TaskContract, init_arguments
+from mobilemamba.training.contract import TaskContract
 
 #: Settings that, if not given, come from the weights; or from the model, for data modules that have all of them.
 _PREPROCESSING = ("img_size", "mean", "std", "interpolation", "crop_pct")

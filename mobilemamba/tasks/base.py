@@ -17,7 +17,7 @@ from mobilemamba.models import load_network, load_weights
 from mobilemamba.models.card import CARD_KEY
 from mobilemamba.models.runtime import runtime_of
 from mobilemamba.tasks.evaluation import SAME_EVERYWHERE, EvaluatedTask
-from mobilemamba.training.contract import init_arguments, plain_settings
+from mobilemamba.tasks.settings import init_arguments, plain_settings
 from mobilemamba.training.metrics import Comparison, DeviceMean, Metrics
 from mobilemamba.training.optimizer import (
     DecayRule,

@@ -16,8 +16,8 @@ from mobilemamba.drawing import captioned, drawable, enlarged, unnormalised
 from mobilemamba.models import ArchOverrides, ModelCard, create_model
 from mobilemamba.scores import Score
 from mobilemamba.tasks.base import Task
+from mobilemamba.tasks.settings import network_settings
 from mobilemamba.text import shorten
-from mobilemamba.training.contract import network_settings
 from mobilemamba.training.distillation import Distillation, Teacher, distillation_loss
 from mobilemamba.training.metrics import ClassificationMetrics
 from mobilemamba.training.mixing import Mixing

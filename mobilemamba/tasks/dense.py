@@ -13,7 +13,7 @@ from mobilemamba.models import ArchOverrides, ModelCard, load_weights, read_card
 from mobilemamba.models.matching import match, spellings
 from mobilemamba.models.weights_file import find_tensors
 from mobilemamba.tasks.base import Task
-from mobilemamba.training.contract import network_settings
+from mobilemamba.tasks.settings import network_settings
 from mobilemamba.training.optimizer import DecayRule
 
 
