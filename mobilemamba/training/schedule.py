@@ -58,7 +58,12 @@ def warmup_half_cosine(
 
 
 def rate_of(
-    schedule: Schedule, trainer: Any, warmup_epochs: float, warmup_steps: int | None, min_ratio: float, ratio: float
+    schedule: Schedule,
+    trainer: Any,
+    warmup_epochs: float,
+    warmup_steps: int | None,
+    min_ratio: float,
+    warmup_ratio: float,
 ) -> Callable[[int], float]:
     """Returns a function from the step of a training to its learning rate as a fraction of the peak.
 
@@ -68,29 +73,35 @@ def rate_of(
         warmup_epochs: Length of the warm-up in epochs.
         warmup_steps: Length of the warm-up in steps, instead of ``warmup_epochs``; None to use those.
         min_ratio: Value at the end of the cosine.
-        ratio: Value at the start of the warm-up.
+        warmup_ratio: Value at the start of the warm-up.
 
     Raises:
         ConfigError: In the cases of :func:`steps_of`; or if the schedule goes by epochs and their length is unknown.
     """
-    length = *steps_of(trainer, warmup_epochs, warmup_steps), min_ratio, ratio
+    shape = *steps_of(trainer, warmup_epochs, warmup_steps), min_ratio, warmup_ratio
     if schedule == "cosine":
-        return lambda step: warmup_cosine(step, *length)
+        return lambda step: warmup_cosine(step, *shape)
     if schedule == "half_cosine":
-        return lambda step: warmup_half_cosine(step, *length)
-    if math.isinf(trainer.num_training_batches):
+        return lambda step: warmup_half_cosine(step, *shape)
+    of_epoch = steps_an_epoch(trainer)
+    if of_epoch is None:
         raise ConfigError(
             f"schedule={schedule}: the training loader has no length, so its epochs are of unknown steps; give "
             "model.schedule=half_cosine"
         )
-    steps_an_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-    return lambda step: warmup_half_cosine(step, *length, steps_an_epoch)
+    return lambda step: warmup_half_cosine(step, *shape, of_epoch)
 
 
 def set_rates_of_now(schedule: LambdaLR) -> None:
     """Sets the optimiser's learning rates to those of the schedule's current step, replacing those of a checkpoint."""
     for group, peak, ratio in zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
         group["lr"] = peak * ratio(schedule.last_epoch)
+
+
+def steps_an_epoch(trainer: Any) -> int | None:
+    """Returns the optimiser steps of an epoch; None if its loader has no length."""
+    batches = trainer.num_training_batches
+    return None if math.isinf(batches) else math.ceil(batches / trainer.accumulate_grad_batches)
 
 
 def steps_of(trainer: Any, warmup_epochs: float, warmup_steps: int | None) -> tuple[int, int]:
@@ -105,7 +116,7 @@ def steps_of(trainer: Any, warmup_epochs: float, warmup_steps: int | None) -> tu
         ConfigError: If the training has no end for the cosine decay, or no epochs for the warm-up.
     """
     trainer.fit_loop.setup_data()  # Lightning does this only if it needs the length of an epoch itself
-    total, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
+    total, of_epoch = trainer.estimated_stepping_batches, steps_an_epoch(trainer)
     if not 0 < total < math.inf:
         raise ConfigError(
             f"trainer.max_epochs={trainer.max_epochs}, trainer.max_steps={trainer.max_steps}: the learning rate's "
@@ -113,12 +124,12 @@ def steps_of(trainer: Any, warmup_epochs: float, warmup_steps: int | None) -> tu
         )
     name, given = ("warmup_steps", warmup_steps) if warmup_steps is not None else ("warmup_epochs", warmup_epochs)
     if warmup_steps is None and warmup_epochs:
-        if math.isinf(batches):
+        if of_epoch is None:
             raise ConfigError(
                 f"warmup_epochs={warmup_epochs:g}: the training loader has no length, so its epochs are of unknown "
                 "steps; give model.warmup_steps"
             )
-        warmup_steps = round(warmup_epochs * math.ceil(batches / trainer.accumulate_grad_batches))
+        warmup_steps = round(warmup_epochs * of_epoch)
     warmup_steps = warmup_steps or 0
     if warmup_steps >= total and trainer.is_global_zero and not trainer.fast_dev_run:
         warnings.warn(

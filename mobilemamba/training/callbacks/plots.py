@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from mobilemamba.training.contract import TaskContract, scores_of
 from mobilemamba.training.detection_metrics import ClassPrecision
 from mobilemamba.training.optimizer import rate_to_show
 from mobilemamba.training.plots import draw_confusion, draw_curves, draw_precision_recall
+from mobilemamba.training.schedule import steps_an_epoch
 
 
 class TrainingPlots(AtEnd):
@@ -94,12 +94,9 @@ class TrainingPlots(AtEnd):
         found = {name: float(v) for name, v in metrics if name.startswith(prefix) and not name.endswith("_step")}
         if not found:
             return
-        batches, together = trainer.num_training_batches, trainer.accumulate_grad_batches
-        steps = 1 if math.isinf(batches) else max(1, math.ceil(batches / together))
-        rate = rate_to_show(trainer.optimizers)
-        entry = {"epoch": trainer.global_step / steps, **({} if rate is None else {"lr": rate}), **found}
-        now = entry["epoch"]
-        before = [e for e in self.history if e["epoch"] < now or (e["epoch"] == now and not e.keys() & found)]
+        epoch, rate = trainer.global_step / (steps_an_epoch(trainer) or 1), rate_to_show(trainer.optimizers)
+        entry = {"epoch": epoch, **({} if rate is None else {"lr": rate}), **found}
+        before = [e for e in self.history if e["epoch"] < epoch or (e["epoch"] == epoch and not e.keys() & found)]
         self.history = [*before, entry]
 
 
