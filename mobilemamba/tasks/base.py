@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -19,14 +19,7 @@ from mobilemamba.models.runtime import runtime_of
 from mobilemamba.tasks.evaluation import SAME_EVERYWHERE, EvaluatedTask
 from mobilemamba.tasks.settings import init_arguments, plain_settings
 from mobilemamba.training.metrics import Comparison, DeviceMean, Metrics
-from mobilemamba.training.optimizer import (
-    DecayRule,
-    can_be_fused,
-    parameter_groups,
-    rate_to_show,
-    scale_lr,
-    set_learning_rates,
-)
+from mobilemamba.training.optimizer import DecayRule, can_be_fused, parameter_groups, rate_to_show
 from mobilemamba.training.provenance import pictures_a_step
 from mobilemamba.training.schedule import Schedule, rate_of, set_rates_of_now
 
@@ -186,10 +179,8 @@ class Task(EvaluatedTask):
             self.hparams["lr"] *= self.hparams["reference_batch_size"] / self.total_batch_size
         elif batch_size == self.total_batch_size:
             return
-        peak = scale_lr(self.hparams["lr"], self.total_batch_size, self.hparams["reference_batch_size"])
-        groups = schedule.optimizer.param_groups
-        schedule.base_lrs = [peak * group.get("lr_scale", 1.0) for group in groups]
-        schedule.lr_lambdas = [self._rate()] * len(groups)
+        schedule.base_lrs = [*self._peak_rates(schedule.optimizer.param_groups)]
+        schedule.lr_lambdas = [self._rate()] * len(schedule.base_lrs)
 
     def on_train_epoch_start(self) -> None:
         """Resets the epoch's mean loss; Lightning skips this if a resumed run continues within an epoch."""
@@ -243,13 +234,17 @@ class Task(EvaluatedTask):
             )
         rate = self._rate()
         self._made_for = hparams["lr"], self.total_batch_size
-        lr = scale_lr(hparams["lr"], self.total_batch_size, hparams["reference_batch_size"])
         groups = self.parameter_groups()
-        set_learning_rates(groups, lr)
+        groups = [{**group, "lr": lr} for group, lr in zip(groups, self._peak_rates(groups), strict=True)]
         fused = can_be_fused(self.device, precision, bool(self.trainer.gradient_clip_val))
-        optimizer = torch.optim.AdamW(groups, lr=lr, betas=tuple(hparams["betas"]), fused=fused or None)
+        optimizer = torch.optim.AdamW(groups, betas=tuple(hparams["betas"]), fused=fused or None)
         scheduler = LambdaLR(optimizer, rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _peak_rates(self, groups: Iterable[Mapping[str, Any]]) -> list[float]:
+        """Returns the peak learning rate of each parameter group, in proportion to the real batch size."""
+        peak = self.hparams["lr"] * self.total_batch_size / self.hparams["reference_batch_size"]
+        return [peak * group.get("lr_scale", 1.0) for group in groups]
 
     def _rate(self) -> Callable[[int], float]:
         hparams = self.hparams

@@ -1,4 +1,4 @@
-"""Arguments of the optimiser: parameter groups, and the learning rate scaled to the batch size."""
+"""Arguments of the optimiser: its parameter groups, and what of the network is frozen."""
 
 from __future__ import annotations
 
@@ -48,12 +48,6 @@ def parameter_groups(
     return _all_but_layer_norms(model, groups, weight_decay) if rule == "downstream" else groups
 
 
-def set_learning_rates(groups: list[dict[str, Any]], lr: float) -> None:
-    """Sets the learning rate of each group to ``lr`` times its ``lr_scale``."""
-    for group in groups:
-        group["lr"] = lr * group.get("lr_scale", 1.0)
-
-
 def rate_to_show(optimizers: Iterable[Optimizer]) -> float | None:
     """Returns the learning rate of the schedule: that of a group without a factor for its depth or for a head.
 
@@ -64,17 +58,6 @@ def rate_to_show(optimizers: Iterable[Optimizer]) -> float | None:
     scaled = [(group.get("lr_scale", 1.0), group["lr"]) for group in groups]
     learning = [(abs(scale - 1), -rate / scale) for scale, rate in scaled if scale]
     return -min(learning)[1] if learning else None
-
-
-def scale_lr(lr: float, batch_size: int, reference_batch_size: int) -> float:
-    """Scales a learning rate in proportion to the batch size.
-
-    Args:
-        lr: Peak learning rate for ``reference_batch_size``; the release's is 3e-3 for 1024 pictures per step.
-        batch_size: Pictures per optimiser step, over all devices and accumulated batches.
-        reference_batch_size: Batch size for which ``lr`` is given.
-    """
-    return lr * batch_size / reference_batch_size
 
 
 def freeze_backbone(model: nn.Module) -> None:

@@ -13,8 +13,6 @@ from mobilemamba.training.optimizer import (
     freeze_backbone,
     parameter_groups,
     rate_to_show,
-    scale_lr,
-    set_learning_rates,
 )
 
 
@@ -85,8 +83,7 @@ def test_layer_decay_goes_by_depth():
     model = timm.create_model("mobilemamba_t2")
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = parameter_groups(model, 0.05, "clean", 0.5)
-    set_learning_rates(groups, 1.0)
-    rate = {names[id(parameter)]: group["lr"] for group in groups for parameter in group["params"]}
+    rate = {names[id(parameter)]: group["lr_scale"] for group in groups for parameter in group["params"]}
     stem, head = rate["patch_embed.0.conv.weight"], rate["head.linear.weight"]
     first, last = (rate[f"stages.{block}.branch.dw0.branch.conv.weight"] for block in ("0.blocks.0", "2.blocks.1"))
     assert head == 1.0
@@ -119,11 +116,6 @@ def test_the_rate_to_show_is_the_schedule_s(groups, shown):
     kept = [{"lr": rate, **({} if scale is None else {"lr_scale": scale})} for scale, rate in groups]
     found = rate_to_show([SimpleNamespace(param_groups=kept)])
     assert found == (shown if shown is None else pytest.approx(shown))
-
-
-def test_lr_is_in_proportion_to_the_batch():
-    assert scale_lr(3e-3, 1024, 1024) == 3e-3
-    assert scale_lr(3e-3, 64, 1024) == pytest.approx(3e-3 / 16)
 
 
 @pytest.mark.parametrize(
