@@ -23,7 +23,7 @@ import mobilemamba
 from mobilemamba.cli.options import read_options
 from mobilemamba.errors import ConfigError, MobileMambaError, is_out_of_memory, user_error
 from mobilemamba.text import of_names
-from mobilemamba.training.callbacks.others import complaint
+from mobilemamba.training.callbacks.user_callbacks import complaint
 
 _PACKAGE = Path(mobilemamba.__file__).parent
 _CALLBACKS = Path(lightning.__file__).parent / "pytorch" / "callbacks"

@@ -22,7 +22,7 @@ from mobilemamba.data import DataModule
 from mobilemamba.errors import ConfigError, WeightsError
 from mobilemamba.models.card import CARD_KEY
 from mobilemamba.sweep import Config, differences
-from mobilemamba.training.callbacks.storage import cannot_resume
+from mobilemamba.training.callbacks.checkpoint_io import cannot_resume
 from mobilemamba.training.checkpoint_files import checkpoints_newest_first, read_training_checkpoint
 from mobilemamba.training.contract import TaskContract
 

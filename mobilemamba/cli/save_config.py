@@ -11,7 +11,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 
 from mobilemamba.cli.resume import RUN_CONFIG
 from mobilemamba.files import write_text_atomic
-from mobilemamba.training.callbacks.validation import is_trial
+from mobilemamba.training.callbacks.trainer_state import is_trial
 
 
 class SaveFitConfig(SaveConfigCallback):

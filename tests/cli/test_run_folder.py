@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from mobilemamba.cli.resume import check_data, check_fits, newest_readable_checkpoint
 from mobilemamba.data import DataModule, FashionMNISTSample
 from mobilemamba.errors import ConfigError, MobileMambaError, WeightsError
-from mobilemamba.training.callbacks.storage import AtomicCheckpointIO
+from mobilemamba.training.callbacks.checkpoint_io import AtomicCheckpointIO
 from mobilemamba.training.contract import TaskContract
 from mobilemamba_command import main
 

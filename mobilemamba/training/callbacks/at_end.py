@@ -7,8 +7,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loops.utilities import _is_max_limit_reached
 
-from mobilemamba.training.callbacks.others import culprit, is_ours
-from mobilemamba.training.callbacks.validation import ValidateAtEnd, callbacks_of, counts
+from mobilemamba.training.callbacks.trainer_state import callbacks_of, is_recorded
+from mobilemamba.training.callbacks.user_callbacks import culprit, is_ours
+from mobilemamba.training.callbacks.validation import ValidateAtEnd
 
 
 class AtEnd(Callback):
@@ -30,7 +31,7 @@ class AtEnd(Callback):
             self._once(trainer, pl_module)
 
     def _once(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._begun and counts(trainer):
+        if not self._begun and is_recorded(trainer):
             self._begun = True
             self.finish(trainer, pl_module)
 
@@ -43,7 +44,7 @@ def _is_over(trainer: Trainer) -> bool:
         or _is_max_limit_reached(loop.epoch_progress.current.processed, loop.max_epochs)
         or (trainer.should_stop and loop._can_stop_early)
     )
-    if trainer.global_step == 0 or not ended or not counts(trainer):
+    if trainer.global_step == 0 or not ended or not is_recorded(trainer):
         return False
     validations = callbacks_of(trainer, ValidateAtEnd)
     return not trainer.enable_validation or any(one.validated_step == trainer.global_step for one in validations)

@@ -17,16 +17,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from mobilemamba.errors import WeightsError
 from mobilemamba.files import remove_unfinished
 from mobilemamba.models.weights_file import read_checkpoint
-from mobilemamba.training.callbacks.others import check_destination
-from mobilemamba.training.callbacks.storage import AtomicCheckpointIO
-from mobilemamba.training.callbacks.validation import (
-    ValidateAtEnd,
-    Validation,
-    callbacks_of,
-    counts,
-    is_of_epochs,
-    validation_now,
-)
+from mobilemamba.training.callbacks.checkpoint_io import AtomicCheckpointIO
+from mobilemamba.training.callbacks.trainer_state import callbacks_of, is_recorded
+from mobilemamba.training.callbacks.user_callbacks import check_destination
+from mobilemamba.training.callbacks.validation import ValidateAtEnd, Validation, is_of_epochs, validation_now
 from mobilemamba.training.checkpoint_files import BEST, FOLDER, LAST, PREVIOUS
 from mobilemamba.training.contract import monitor_of
 
@@ -116,7 +110,7 @@ class BestCheckpoint(_RunCheckpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the weights if this is the best validation so far."""
-        if not counts(trainer):
+        if not is_recorded(trainer):
             return
         found = validation_now(trainer, self.monitor)
         if self.validation is not None and self.validation["step"] == found["step"]:
@@ -127,7 +121,7 @@ class BestCheckpoint(_RunCheckpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the weights if this is the best epoch so far, by a metric of the training."""
         assert self.monitor is not None
-        if not counts(trainer) or not is_of_epochs(trainer, self.monitor):
+        if not is_recorded(trainer) or not is_of_epochs(trainer, self.monitor):
             return
         score = float(trainer.callback_metrics.get(self.monitor, math.nan))
         if math.isfinite(score):
@@ -208,11 +202,11 @@ class LastCheckpoint(_RunCheckpoint):
         loop = trainer.fit_loop.epoch_loop
         epochs: Any = trainer.fit_loop.epoch_progress.current
         within = epochs.processed < epochs.started
-        if counts(trainer) and not (within and (loop._num_ready_batches_reached() or loop._should_accumulate())):
+        if is_recorded(trainer) and not (within and (loop._num_ready_batches_reached() or loop._should_accumulate())):
             self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if counts(trainer):
+        if is_recorded(trainer):
             self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

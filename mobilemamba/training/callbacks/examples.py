@@ -21,7 +21,7 @@ from mobilemamba.data.base import data_of
 from mobilemamba.data.sampling import make_generator, seeded
 from mobilemamba.errors import ConfigError
 from mobilemamba.files import write_atomic
-from mobilemamba.training.callbacks.validation import counts
+from mobilemamba.training.callbacks.trainer_state import is_recorded
 from mobilemamba.training.contract import TaskContract
 
 _GAP, _MOST_WIDTH = 6, 1600  # pixels of a sheet
@@ -54,7 +54,7 @@ class _Examples(Callback):
         self.pictures = pictures
 
     def _show(self, trainer: Trainer, task: Any, draw: Callable[[], list[Image.Image]]) -> None:
-        if not (counts(trainer) and trainer.is_global_zero and self.pictures and isinstance(task, TaskContract)):
+        if not (is_recorded(trainer) and trainer.is_global_zero and self.pictures and isinstance(task, TaskContract)):
             return
         try:
             if not (drawn := draw()):

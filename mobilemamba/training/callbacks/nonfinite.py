@@ -57,7 +57,7 @@ class SkipNonFinite(Callback):
         self._trainer: Trainer | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        self._look(0)
+        self._count_skipped(0)
         return {"skipped": self.skipped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -96,7 +96,7 @@ class SkipNonFinite(Callback):
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
         if not scaled and self._leaves_it_to_device(norm, optimizer):
             self._awaited.append(self._skip_on_device(~norm.isfinite(), optimizer, place))
-            self._look(self.LAG)
+            self._count_skipped(self.LAG)
             return
         if torch.isfinite(norm):
             return
@@ -112,7 +112,7 @@ class SkipNonFinite(Callback):
         self._count(trainer, place, loss_finite, everywhere)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._look(0)
+        self._count_skipped(0)
 
     on_train_epoch_end = on_train_end = on_validation_start
 
@@ -134,8 +134,8 @@ class SkipNonFinite(Callback):
             event.record()
         return _Awaited(pinned, event, place)
 
-    def _look(self, lag: int) -> None:
-        """Counts the steps that the device has skipped, except the last ``lag`` steps. All processes call it alike."""
+    def _count_skipped(self, lag: int) -> None:
+        """Counts the steps that the device has skipped, without the last ``lag`` steps. All processes call it alike."""
         while len(self._awaited) > lag:
             found, event, place = self._awaited.popleft()
             if event is not None:
@@ -160,12 +160,11 @@ class SkipNonFinite(Callback):
 
 def _what(trainer: Trainer, place: _Place, loss_finite: bool) -> str:
     """Describes the bad batch, as far as this process knows it."""
-    epoch, batch_idx = place.epoch, place.batch
     value = "a gradient" if loss_finite else "the loss"
-    where = f"epoch {epoch}, batch {batch_idx}"
+    where = f"epoch {place.epoch}, batch {place.batch}"
     if trainer.world_size > 1:
         where += f", rank {trainer.global_rank}"
     data = data_of(trainer)
-    names = [] if data is None else data.describe_batch(epoch, batch_idx)
+    names = [] if data is None else data.describe_batch(place.epoch, place.batch)
     shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     return f"{value} is not finite in {where}" + (f" ({shown})" if shown else "")

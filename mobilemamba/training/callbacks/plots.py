@@ -12,7 +12,7 @@ from torch import Tensor
 from mobilemamba.data.base import data_of
 from mobilemamba.training.callbacks.at_end import AtEnd
 from mobilemamba.training.callbacks.results import best_of, best_validation, keep_best
-from mobilemamba.training.callbacks.validation import counts
+from mobilemamba.training.callbacks.trainer_state import is_recorded
 from mobilemamba.training.contract import TaskContract, scores_of
 from mobilemamba.training.detection_metrics import ClassPrecision
 from mobilemamba.training.optimizer import rate_to_show
@@ -61,7 +61,7 @@ class TrainingPlots(AtEnd):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stores the scores and confusion counts; whether this is the best validation is decided later."""
-        if not counts(trainer):
+        if not is_recorded(trainer):
             return
         self._keep(trainer, "val/")
         if isinstance(pl_module, TaskContract) and (confusion := pl_module.confusion) is not None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mobilemamba.scores import Score, score_of
 from mobilemamba.screen import say
-from mobilemamba.training.callbacks.validation import epochs_begun
+from mobilemamba.training.callbacks.trainer_state import epochs_begun
 from mobilemamba.training.contract import scores_of
 
 _READ_SECONDS = 0.3  # interval at which the progress bar reads the loss

@@ -29,7 +29,7 @@ from mobilemamba.data.sampling import make_generator, seeded
 from mobilemamba.errors import ConfigError
 from mobilemamba.files import write_atomic
 from mobilemamba.training.callbacks.at_end import AtEnd
-from mobilemamba.training.callbacks.validation import counts, epochs_begun
+from mobilemamba.training.callbacks.trainer_state import epochs_begun, is_recorded
 
 #: File of the maps in a run's folder, and file of their plot.
 MAPS_FILE = "receptive_fields.npz"
@@ -118,7 +118,7 @@ class ReceptiveFields(AtEnd):
             self._measure(trainer, pl_module)
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not counts(trainer) or not trainer.is_global_zero:
+        if not is_recorded(trainer) or not trainer.is_global_zero:
             return
         try:
             if trainer.world_size > 1 and type(trainer.strategy) is not DDPStrategy:  # would wait for all processes

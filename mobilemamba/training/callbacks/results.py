@@ -21,14 +21,8 @@ from mobilemamba.files import read_json, write_json
 from mobilemamba.scores import Score
 from mobilemamba.training.callbacks.at_end import AtEnd
 from mobilemamba.training.callbacks.checkpoints import best_checkpoint
-from mobilemamba.training.callbacks.validation import (
-    Validation,
-    callbacks_of,
-    counts,
-    epochs_begun,
-    is_trial,
-    validation_now,
-)
+from mobilemamba.training.callbacks.trainer_state import callbacks_of, epochs_begun, is_recorded, is_trial
+from mobilemamba.training.callbacks.validation import Validation, validation_now
 from mobilemamba.training.contract import TaskContract, monitor_of, scores_of
 from mobilemamba.training.provenance import (
     git_revision,
@@ -108,7 +102,7 @@ class RunResults(AtEnd):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stores the results of this validation and updates ``progress.json``."""
-        if not counts(trainer):
+        if not is_recorded(trainer):
             return
         self.skipped = _gathered(trainer, _skipped(trainer))
         validation = validation_now(trainer, monitor_of(pl_module)[0])

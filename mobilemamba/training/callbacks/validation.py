@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, TypeVar
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
 
-Kind = TypeVar("Kind")
+from mobilemamba.training.callbacks.trainer_state import epochs_begun, is_recorded, is_trial
+
 #: Record of a validation: ``epoch`` (from 1), ``step`` (optimiser steps taken), and the metrics by their names.
 Validation = dict[str, Any]
-
-
-def counts(trainer: Trainer) -> bool:
-    """Whether the trainer is in a recorded training: no sanity check, trial of a few batches or other command."""
-    return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and not is_trial(trainer)
-
-
-def is_trial(trainer: Trainer) -> bool:
-    """Whether this is a trial of a few batches (``fast_dev_run``), which writes nothing."""
-    return bool(getattr(trainer, "fast_dev_run", False))
-
-
-def callbacks_of(trainer: Trainer, kind: type[Kind]) -> list[Kind]:
-    """Returns the trainer's callbacks of a class."""
-    found: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # set by its connector
-    return [callback for callback in found if isinstance(callback, kind)]
 
 
 def validation_now(trainer: Trainer, monitor: str | None) -> Validation:
@@ -42,15 +26,6 @@ def validation_now(trainer: Trainer, monitor: str | None) -> Validation:
         if (name.startswith("val") or name == monitor) and math.isfinite(value)
     }
     return {"epoch": epochs_begun(trainer), "step": trainer.global_step, **metrics}
-
-
-def epochs_begun(trainer: Trainer) -> int:
-    """Returns the number of the current epoch, from 1; of the last epoch if the training is over or has none left.
-
-    Unlike ``trainer.current_epoch``, it does not count up as soon as an epoch has ended.
-    """
-    progress: Any = trainer.fit_loop.epoch_progress.current
-    return int(progress.started)
 
 
 def is_of_epochs(trainer: Trainer, metric: str) -> bool:
@@ -80,7 +55,7 @@ class ValidateAtEnd(Callback):
         self.validated_step = state_dict["validated_step"]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if counts(trainer):
+        if is_recorded(trainer):
             self.validated_step = trainer.global_step
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -8,7 +8,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 
-from mobilemamba.training.callbacks.storage import AtomicCheckpointIO
+from mobilemamba.training.callbacks.checkpoint_io import AtomicCheckpointIO
 from mobilemamba.training.checkpoint_files import checkpoints_newest_first
 from tests.training.callbacks.runs import StopAfter
 from tests.training.callbacks.test_checkpoints import Counter, fit, scores

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, OnExceptionCh
 from lightning.pytorch.loggers import CSVLogger
 
 from mobilemamba.errors import ConfigError, user_error
-from mobilemamba.training.callbacks.others import complaint
+from mobilemamba.training.callbacks.user_callbacks import complaint
 from mobilemamba_command import main
 from tests.training.callbacks.test_checkpoints import Counter, fit, results, scores
 
@@ -143,4 +143,4 @@ def test_a_class_of_one_s_own_is_named_at_set_up_and_keeps_its_traceback_in_trai
         fit(tmp_path, Counter(scores()), failing)
     line = complaint(caught.value)
     assert (line is not None) == said
-    assert not said or line.startswith("trainer.callbacks: Fails fails: KeyError: 'odd' (test_others.py, line ")
+    assert not said or line.startswith("trainer.callbacks: Fails fails: KeyError: 'odd' (test_user_callbacks.py, line ")
