@@ -45,13 +45,12 @@ class RunFolder:
             raise ConfigError(f"name={config.name!r}: expected the name of a folder below runs/, e.g. base")
         if "name" in given and config.name is not None:
             config.trainer.default_root_dir = None  # overrides that of a file, e.g. of the run that saved it
-        self.is_given = config.trainer.default_root_dir is not None
-        if self.is_given:
-            config.name = config.name if not single else None
-        else:
+        self.is_given, name = config.trainer.default_root_dir is not None, None
+        if not self.is_given:
             name = config.name or "-".join(file.stem for file in config_files(config)) or "default"
             config.trainer.default_root_dir = str(Path("runs", name))
-            config.name = config.name if not single else name
+        if single:
+            config.name = name
 
     @property
     def path(self) -> Path:
