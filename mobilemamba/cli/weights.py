@@ -185,15 +185,13 @@ def check_checkpoint(subcommand: str, config: Any) -> None:
             raise ConfigError(f"ckpt_path={path}: a registry of models needs litmodels; pip install litmodels")
         if not _elsewhere(path) and not Path(path).exists():
             raise ConfigError(f"ckpt_path={path}: no such file; give one of a run's folder checkpoints")
-    elif subcommand != "fit" and model.get("weights") is None and ("weights" in model or _is_task(config)):
+    elif (
+        subcommand != "fit"
+        and model.get("weights") is None
+        and ("weights" in model or issubclass(kind_of(config), TaskContract))
+    ):
         option = "--weights" if "weights" in model else "--ckpt_path"
         raise ConfigError(f"{subcommand} has no weights, only a network that is not trained; give {option} FILE")
-
-
-def _is_task(config: Any) -> bool:
-    """Whether the evaluated module is one of our tasks, or derived from one."""
-    path = config.model.get("class_path")
-    return path is not None and issubclass(pkgutil.resolve_name(path), TaskContract)
 
 
 def use_trained(subcommand: str, config: Any, given: Collection[str]) -> None:

@@ -16,7 +16,8 @@ from mobilemamba_command import main
 
 
 def config(ckpt_path: str | None = None, **model: str | None) -> Namespace:
-    return Namespace(ckpt_path=ckpt_path, model=Namespace(init_args=Namespace(**model)))
+    task = Namespace(class_path="lightning.pytorch.LightningModule", init_args=Namespace(**model))
+    return Namespace(ckpt_path=ckpt_path, model=task)
 
 
 def save(path: str, *class_names: str) -> str:
