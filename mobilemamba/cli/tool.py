@@ -111,8 +111,9 @@ def run_tool(command: str, function: str, args: list[str]) -> None:
     parser = ToolParser(prog=f"mobilemamba {command}", description=does, formatter_class=_ToolHelp)
     parameters = signature(tool).parameters.values()
     bare = [parameter for parameter in parameters if parameter.kind is Parameter.POSITIONAL_OR_KEYWORD]
-    optional = [later.name for first, later in itertools.pairwise(bare) if first.default is Parameter.empty]
-    optional = [parameter.name for parameter in bare if parameter.name in optional and parameter.default is None]
+    # After an argument without a name, one that may be left out needs no name either: export WEIGHTS [OUT].
+    pairs = itertools.pairwise(bare)
+    optional = [after.name for before, after in pairs if before.default is Parameter.empty and after.default is None]
     parser.add_function_arguments(tool, as_group=False, as_positional=True, skip=set(optional))
     several = [parameter.name for parameter in parameters if parameter.kind is Parameter.VAR_POSITIONAL]
     described = {entry.arg_name: entry.description for entry in docstring_parser.parse(tool.__doc__ or "").params}
