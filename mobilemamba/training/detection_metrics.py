@@ -20,20 +20,18 @@ from mobilemamba.scores import Score
 from mobilemamba.training.confusion import ConfusionCounts
 from mobilemamba.training.metrics import Metrics
 
-_SCORES = {
-    "map": "AP",
-    "map50": "AP50",
-    "map75": "AP75",
-    "map_small": "AP S",
-    "map_medium": "AP M",
-    "map_large": "AP L",
-}
-BOX_SCORES = tuple(Score(key, label) for key, label in _SCORES.items())
-MASK_SCORES = tuple(Score(f"mask_{key}", f"mask {label}") for key, label in _SCORES.items())
-#: Indices of the IoU thresholds (0.5, 0.55 to 0.95) and of the area (any, small, medium, large) of each score.
 _ALL = slice(None)
-_PLACES = [(_ALL, 0), (slice(0, 1), 0), (slice(5, 6), 0), (_ALL, 1), (_ALL, 2), (_ALL, 3)]
-_PARTS = dict(zip(_SCORES, _PLACES, strict=True))
+#: Key -> label, indices of the IoU thresholds (0.5, 0.55 to 0.95), and index of the area (any, small, medium, large).
+_SCORES = {
+    "map": ("AP", _ALL, 0),
+    "map50": ("AP50", slice(0, 1), 0),
+    "map75": ("AP75", slice(5, 6), 0),
+    "map_small": ("AP S", _ALL, 1),
+    "map_medium": ("AP M", _ALL, 2),
+    "map_large": ("AP L", _ALL, 3),
+}
+BOX_SCORES = tuple(Score(key, label) for key, (label, *_) in _SCORES.items())
+MASK_SCORES = tuple(Score(f"mask_{key}", f"mask {label}") for key, (label, *_) in _SCORES.items())
 _KINDS: dict[str, Literal["bbox", "segm"]] = {"": "bbox", "mask_": "segm"}
 #: For confusion counts: minimal score of a prediction, and minimal IoU at which it matches an object.
 CONFIDENT, OVERLAPPING = 0.25, 0.5
@@ -119,7 +117,7 @@ class DetectionMetrics(Metrics):
         values: dict[str, Tensor] = {}
         for prefix, kind in self.kinds.items():
             precision_TRCA = found[kind]
-            for key, (thresholds, area) in _PARTS.items():
+            for key, (_, thresholds, area) in _SCORES.items():
                 part = precision_TRCA[thresholds, :, :, area]
                 mean = part[part >= 0].mean().float()  # NaN if there are none
                 values[prefix + key] = 100 * mean.to(self.confusion.device)
