@@ -156,15 +156,10 @@ def _scatter(
     axis: Any, points: list[Record], x: str, y: str, colours: dict[str, str], marker: str
 ) -> list[tuple[float, float, str, str]]:
     """Draws the points and returns their labels for :func:`label_points`."""
-    hollow = {"facecolors": "none"} if marker == "D" else {}
     for entry in points:
-        axis.scatter(
-            entry[x],
-            entry[y],
-            marker=marker,
-            edgecolors=colours[entry["run"]],
-            **(hollow or {"c": colours[entry["run"]]}),
-        )
+        colour = colours[entry["run"]]
+        inside = "none" if marker == "D" else colour
+        axis.scatter(entry[x], entry[y], marker=marker, edgecolors=colour, facecolors=inside)
     axis.margins(0.3, 0.18)
     return [(entry[x], entry[y], entry["run"], colours[entry["run"]]) for entry in points]
 
