@@ -15,8 +15,8 @@ from typing import Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from mobilemamba.errors import ConfigError
 from mobilemamba.files import (
@@ -28,7 +28,7 @@ from mobilemamba.files import (
     write_text_atomic,
 )
 from mobilemamba.models.predictor import Predictor
-from mobilemamba.screen import on_screen
+from mobilemamba.screen import make_console, on_screen
 from mobilemamba.text import printable, writable
 
 #: ``picture``, with the entries of a predictor's row for it, or with ``error``.
@@ -37,7 +37,6 @@ Answer = dict[str, Any]
 #: Endings of the files that can be written.
 FORMATS = (".csv", ".json")
 _SECONDS = 5.0  # of work that may be lost when the process is killed
-_UNLIMITED = 10_000  # columns
 _MARK = ("Software", "mobilemamba predict")  # text in a drawing's PNG header
 
 
@@ -155,10 +154,7 @@ def to_csv(answers: list[Answer], predictor: Predictor) -> str:
 
 def print_table(answers: list[Answer], predictor: Predictor) -> None:
     """Prints the results of each picture; it is no error if the reader of the output, e.g. ``head``, has ended."""
-    # Names may look like markup but are not. Without a terminal they are not wrapped.
-    console = Console(markup=False, emoji=False, highlight=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = _UNLIMITED
+    console = make_console()
     with console.capture() as captured:
         console.print(_table(answers, predictor))
     try:
@@ -172,7 +168,8 @@ def _table(answers: list[Answer], predictor: Predictor) -> Table:
     height, width = predictor.card.preprocessing.img_size
     card = predictor.card
     network = f"{card.model} with {card.head}" if card.head else card.model
-    table = Table(title=f"{on_screen(network)}, {height}x{width} px", title_justify="left")
+    title = Text(f"{on_screen(network)}, {height}x{width} px", "table.title")
+    table = Table(title=title, title_justify="left")
     shown = [column for column in predictor.columns if column not in ("rank", "index")]  # these are only for files
     table.add_column("picture", overflow="fold")
     for column in shown:
@@ -183,9 +180,9 @@ def _table(answers: list[Answer], predictor: Predictor) -> Table:
             lines = [dict(zip(predictor.columns, line, strict=True)) for line in predictor.lines(found)]
             lines = lines or [dict.fromkeys(shown, "") | {shown[0]: "nothing found"}]
         for number, line in enumerate(lines):
-            cells = [_written(line[column]) for column in shown]
             picture = on_screen(found["picture"]) if number == 0 else ""
-            table.add_row(picture, *cells, end_section=number == len(lines) - 1)
+            cells = [picture, *(_written(line[column]) for column in shown)]
+            table.add_row(*map(Text, cells), end_section=number == len(lines) - 1)  # names may look like markup
     return table
 
 
