@@ -46,6 +46,7 @@ class DetectionTask(DenseTask):
     table_classes: ClassVar[int] = 80
     head_options: ClassVar[dict[str, Any]] = {"head_dim": 256, "prune": False}
     scores: tuple[Score, ...] = BOX_SCORES  # type: ignore[misc]  # more in an instance with masks
+    model: Detector
     LIMITS: ClassVar[dict[str, tuple[float, float]]] = {
         "num_classes": (1, math.inf),
         "head_dim": (4, math.inf),
@@ -102,8 +103,6 @@ class DetectionTask(DenseTask):
             for module in (*backbone.get_submodule("model").children(), *others):
                 for part in module.children() if isinstance(module, nn.Sequential | nn.ModuleList) else [module]:
                     part.compile()
-
-    model: Detector
 
     @classmethod
     def scores_with(cls, settings: Mapping[str, Any]) -> tuple[Score, ...]:

@@ -43,6 +43,7 @@ class SegmentationTask(DenseTask):
     table_classes: ClassVar[int] = 150
     scores: ClassVar[tuple[Score, ...]] = SegmentationMetrics.SCORES
     head_options: ClassVar[dict[str, Any]] = {"auxiliary": False, "head_dim": None, "output_stride": None}
+    model: Segmenter
     LIMITS: ClassVar[dict[str, tuple[float, float]]] = {
         "num_classes": (2, IGNORED_PIXEL),
         "auxiliary_weight": (0, math.inf),
@@ -101,8 +102,6 @@ class SegmentationTask(DenseTask):
         self.use_network(self.build_model())
         if self.hparams["compile"] and auxiliary:
             self.model.forward_heads = torch.compile(self.model.forward_heads)  # type: ignore[method-assign]  # on purpose
-
-    model: Segmenter
 
     def build_model(self, num_classes: int | None = None, in_chans: int | None = None) -> Segmenter:
         """See :meth:`~mobilemamba.training.contract.TaskContract.build_model`."""
