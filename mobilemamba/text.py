@@ -59,6 +59,6 @@ def _visible(character: str) -> str:
     return character.encode("unicode_escape").decode() if hidden else character
 
 
-def of_names(text: str) -> str:
+def explain_encoding(text: str) -> str:
     """Replaces Python's message about a name that is not UTF-8 by a readable one."""
     return re.sub(r"'utf-8' codec can't encode .* not allowed", "a name that is not UTF-8; rename it", text)

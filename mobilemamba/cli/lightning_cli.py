@@ -32,7 +32,7 @@ from mobilemamba.cli.run_folder import RunFolder
 from mobilemamba.cli.save_config import SaveFitConfig
 from mobilemamba.cli.shorthand import expand_options
 from mobilemamba.cli.start import is_run
-from mobilemamba.cli.stopping import name_the_way_on
+from mobilemamba.cli.stopping import add_hint_to_continue
 from mobilemamba.cli.trainer_defaults import trainer_callbacks, trainer_options
 from mobilemamba.cli.weights import (
     cards,
@@ -104,7 +104,7 @@ class MobileMambaCLI(LightningCLI):
         args = [*args[:1], *expand_options(args[1:])]
         self.given_args = args
         self.resources = resources
-        resources.push(partial(name_the_way_on, self))
+        resources.push(partial(add_hint_to_continue, self))
         super().__init__(
             LightningModule,
             DataModule,

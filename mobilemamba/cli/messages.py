@@ -8,7 +8,7 @@ from difflib import SequenceMatcher, get_close_matches
 
 from mobilemamba.cli.options import read_options
 from mobilemamba.errors import ConfigError
-from mobilemamba.text import of_names
+from mobilemamba.text import explain_encoding
 
 _SETTINGS = "settings, such as {name: value} with a blank after each colon"
 _LIST = "a list, such as [a, b]"
@@ -68,7 +68,7 @@ def mistake(
         text += f"; {near or 'give that, or leave it out'}"
     else:
         text = name + re.sub(r'Parser key "[^"]+":?\s*', "", message) + f"; {helps} says what it takes"
-    return ConfigError(of_names(" ".join(text.replace("init_args.", "").split())))
+    return ConfigError(explain_encoding(" ".join(text.replace("init_args.", "").split())))
 
 
 def unknown(name: str, known: Collection[str], helps: str) -> ConfigError:

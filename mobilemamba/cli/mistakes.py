@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 import mobilemamba
 from mobilemamba.cli.options import read_options
 from mobilemamba.errors import ConfigError, MobileMambaError, is_out_of_memory, user_error
-from mobilemamba.text import of_names
+from mobilemamba.text import explain_encoding
 from mobilemamba.training.callbacks.user_callbacks import complaint
 
 _PACKAGE = Path(mobilemamba.__file__).parent
@@ -112,7 +112,7 @@ def _line(error: Exception, options: list[str]) -> str:
 def _said(error: Exception) -> str:
     root = _root(error)
     said = f"{root.strerror}: {root.filename}" if isinstance(root, OSError) and root.strerror else str(root)
-    text = of_names(" ".join(said.split()))
+    text = explain_encoding(" ".join(said.split()))
     if not text or isinstance(root, LookupError | AttributeError):  # their message is only a name
         text = f"{type(root).__name__} {text}".strip()
     installs = isinstance(root, ModuleNotFoundError) and "pip install" not in text

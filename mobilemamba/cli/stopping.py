@@ -23,7 +23,7 @@ class EndOnSecondInterrupt(Callback):
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def name_the_way_on(cli: Any, kind: type[BaseException] | None, error: BaseException | None, *_: Any) -> None:
+def add_hint_to_continue(cli: Any, kind: type[BaseException] | None, error: BaseException | None, *_: Any) -> None:
     """Adds a hint on how to continue to the exception of a signal: ``KeyboardInterrupt(exit code, hint)``.
 
     Called with the exception that ends a command, if any.
@@ -32,11 +32,11 @@ def name_the_way_on(cli: Any, kind: type[BaseException] | None, error: BaseExcep
     if not isinstance(stop, KeyboardInterrupt):
         return
     code = stop.args[0] if stop.args else 130
-    hint = way_on(cli)
+    hint = hint_to_continue(cli)
     raise KeyboardInterrupt(code, *([hint] if hint else [])) from None
 
 
-def way_on(cli: Any) -> str:
+def hint_to_continue(cli: Any) -> str:
     """Returns a hint on how to continue a stopped command; empty if there is nothing to continue."""
     command, *options = cli.typed_args
     if os.environ.get("LOCAL_RANK", "0") != "0" or getattr(cli, "config", None) is None:

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mobilemamba.errors import ConfigError
 from mobilemamba.files import check_writable
-from mobilemamba.text import of_names
+from mobilemamba.text import explain_encoding
 
 _PACKAGE, _FOLDER = __name__.partition(".")[0], Path(__file__).parents[2]
 #: Names of Lightning's local variables for the callback or logger that it is calling.
@@ -53,7 +53,7 @@ def complaint(error: Exception) -> str | None:
     place = "" if of_lightning else f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
     setting = "trainer.logger" if isinstance(found, Logger) else "trainer.callbacks"
     kind = "" if isinstance(error, MisconfigurationException) else f"{type(error).__name__}: "
-    said = of_names(" ".join(f"{kind}{error}".split()).rstrip("."))
+    said = explain_encoding(" ".join(f"{kind}{error}".split()).rstrip("."))
     return f"{setting}: {type(found).__name__} fails: {said}{place}; change its settings, or leave it out"
 
 
