@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,10 @@ class Score:
     def head(self) -> str:
         """Label with the unit, for the header of a column."""
         return f"{self.label} ({self.unit})" if self.unit else self.label
+
+    def is_better(self, value: Any, other: Any) -> bool:
+        """Whether a value is better than another one; both are numbers or tensors of one."""
+        return bool(value > other if self.direction == "max" else value < other)
 
     def number(self, value: float) -> str:
         """Formats a value without its unit; ``-`` for an undefined percentage, e.g. for a size that no object has."""

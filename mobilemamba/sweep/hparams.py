@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mobilemamba.sweep.config import PAPER_COSTS
 from mobilemamba.sweep.plan import SEED
-from mobilemamba.sweep.seeds import Record
+from mobilemamba.sweep.record import Record
 from mobilemamba.sweep.sheet import cell
 from mobilemamba.sweep.table import labels
 

@@ -11,9 +11,9 @@ from rich.live import Live
 
 from mobilemamba.scores import Score
 from mobilemamba.screen import fit_table, make_console, say
-from mobilemamba.sweep.seeds import Record, conditions
+from mobilemamba.sweep.record import Record, all_scores, conditions, status_of
 from mobilemamba.sweep.sheet import cell
-from mobilemamba.sweep.table import all_scores, condition_marks, labels
+from mobilemamba.sweep.table import condition_marks, labels
 from mobilemamba.training.callbacks.progress import of_epochs
 
 _COLOURS = {"finished": "green", "running": "yellow", "failed": "red", "stopped": "red"}
@@ -100,7 +100,7 @@ class Display:
             cell(entry["throughput"], 0) + mark,
             f"{now['epoch']}{of_epochs(now['max_epochs'])}" if now else cell(entry["epochs"]),
             cell(now.get("best") if now else entry[_headline(entry).key], _headline(entry).digits),
-            f"{entry['status']}: {entry['reason']}" if entry["reason"] else entry["status"],
+            status_of(entry),
         ]
 
     @staticmethod
@@ -115,7 +115,7 @@ class Display:
             best = progress.get("best")
             score = "" if best is None else f", {headline.label} {headline.written(best)}"
             return f"epoch {progress.get('epoch', 0)}{of_epochs(progress.get('max_epochs'))}{score}"
-        return f"{entry['status']}: {entry['reason']}" if entry["reason"] else entry["status"]
+        return status_of(entry)
 
 
 def _headline(entry: Record) -> Score:

@@ -16,8 +16,8 @@ from mobilemamba.errors import ConfigError, user_error
 from mobilemamba.models import fuse_norms
 from mobilemamba.models.config import VARIANTS
 from mobilemamba.sweep.plan import Row
+from mobilemamba.sweep.record import paper_columns
 from mobilemamba.sweep.settings import Config, lookup
-from mobilemamba.sweep.table import paper_columns
 from mobilemamba.training.contract import TaskContract, scores_of
 from mobilemamba.training.provenance import TABLE_CHANNELS
 

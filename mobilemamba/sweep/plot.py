@@ -10,8 +10,9 @@ from mobilemamba.analysis.erf import Row, draw_receptive_fields, figure_size
 from mobilemamba.analysis.figures import label_points, legible, png_figure
 from mobilemamba.scores import Score
 from mobilemamba.screen import say
-from mobilemamba.sweep.seeds import Record, over_seeds
-from mobilemamba.sweep.table import all_scores, condition_marks, describe
+from mobilemamba.sweep.record import Record, all_scores
+from mobilemamba.sweep.seeds import over_seeds
+from mobilemamba.sweep.table import condition_marks, describe
 from mobilemamba.training.callbacks.receptive_fields import MAPS_FILE, Snapshot, read_snapshots
 
 _AXES = {"flops_m": "FLOPs (M), paper's convention", "throughput": "throughput (img/s)"}

@@ -11,8 +11,8 @@ from mobilemamba.files import read_json, write_json, write_text_atomic
 from mobilemamba.scores import Score
 from mobilemamba.sweep.plan import Row
 from mobilemamba.sweep.plot import plot, plot_receptive_fields
-from mobilemamba.sweep.seeds import Record
-from mobilemamba.sweep.table import record, to_csv, to_sheet
+from mobilemamba.sweep.record import Record, record
+from mobilemamba.sweep.table import to_csv, to_sheet
 from mobilemamba.text import printable
 from mobilemamba.training.callbacks.receptive_fields import PICTURE_FILE
 from mobilemamba.training.contract import scores_of
@@ -29,7 +29,7 @@ class SavedSweep:
         title: The folder's name.
         swept: Settings that the rows change.
         paper_note: Conditions under which the paper's numbers were measured.
-        records: Records of its rows, see :func:`mobilemamba.sweep.table.record`.
+        records: Records of its rows, see :func:`mobilemamba.sweep.record.record`.
     """
 
     title: str

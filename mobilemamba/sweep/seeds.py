@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from statistics import fmean, stdev
-from typing import Any
 
-#: One row of a table, as returned by :func:`mobilemamba.sweep.table.record`.
-Record = dict[str, Any]
+from mobilemamba.sweep.record import Record, conditions
 
 #: Columns besides the scores that differ between repetitions.
 _MEASURED = ("throughput", "throughput_spread", "hours", "peak_mem_gib")
@@ -36,11 +33,6 @@ def spread(entry: Record, key: str) -> str:
     if deviation is None or deviation != deviation:
         return ""
     return f" ± {deviation:.2f}" + (f" ({entry['seeds']})" if entry["seeds"] < entry["runs"] else "")
-
-
-def conditions(entry: Record) -> str:
-    """Returns how a throughput was measured, without its value and spread; blank if unknown."""
-    return re.sub(r"^\S+ img/s \(median[^)]*\), ", "", entry["throughput_conditions"] or "")
 
 
 def _merged(name: str, members: list[Record]) -> Record:

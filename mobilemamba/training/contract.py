@@ -59,9 +59,7 @@ class TaskContract:
         headline = self.scores[0]
         logged = f"val/{headline.key}" if f"val/{headline.key}" in metrics else f"test/{headline.key}"
         raw, averaged = metrics.get(logged), metrics.get(f"{logged}_ema")
-        if raw is None or averaged is None:
-            return False
-        return bool(averaged > raw if headline.direction == "max" else averaged < raw)
+        return raw is not None and averaged is not None and headline.is_better(averaged, raw)
 
     @property
     def confusion(self) -> Tensor | None:

@@ -11,8 +11,9 @@ from mobilemamba.cli import plan
 from mobilemamba.dense import DETECTION_HEADS
 from mobilemamba.sweep.network import complete
 from mobilemamba.sweep.plan import Row
+from mobilemamba.sweep.record import record
 from mobilemamba.sweep.settings import lookup
-from mobilemamba.sweep.table import record, to_sheet
+from mobilemamba.sweep.table import to_sheet
 from mobilemamba.tasks import DetectionTask
 from tests.sweep.counting import counts_of
 

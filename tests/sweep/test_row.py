@@ -11,7 +11,7 @@ from filelock import FileLock
 
 from mobilemamba.files import read_json
 from mobilemamba.sweep import fit_row, row
-from mobilemamba.sweep.table import state
+from mobilemamba.sweep.record import state
 
 
 @pytest.fixture

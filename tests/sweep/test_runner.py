@@ -18,7 +18,7 @@ from mobilemamba.scores import Score
 from mobilemamba.sweep import Row, SweepFailedError, runner
 from mobilemamba.sweep.launchers import local
 from mobilemamba.sweep.launchers.base import Event
-from mobilemamba.sweep.table import record
+from mobilemamba.sweep.record import record
 
 Sweeper = Callable[..., Any]
 ROOT = Path("runs/table")

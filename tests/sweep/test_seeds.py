@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mobilemamba.sweep.seeds import conditions, over_seeds, spread
+from mobilemamba.sweep.record import conditions
+from mobilemamba.sweep.seeds import over_seeds, spread
 from mobilemamba.training.metrics import ClassificationMetrics
 
 
