@@ -8,52 +8,22 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import inspect
 import json
 import re
 import sys
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jsonargparse
-from lightning.pytorch import Callback
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.profilers import Profiler
 
+from mobilemamba.cli.classes import DEFAULTS, KINDS, class_named, parts_of
 from mobilemamba.cli.messages import WRITTEN
 from mobilemamba.cli.options import read_options
 from mobilemamba.cli.tool import ToolParser
-from mobilemamba.data import (
-    ADE20K,
-    COCO,
-    COCOFolder,
-    FashionMNISTSample,
-    FashionObjects,
-    FashionScenes,
-    ImageFolder,
-    ImageNet,
-    SegmentationFolder,
-    YOLOFolder,
-)
 from mobilemamba.errors import ConfigError
-from mobilemamba.sweep import Sweep
-from mobilemamba.tasks import TASKS
-from mobilemamba.tasks.settings import init_arguments
 
-#: Setting -> classes of this package to choose from, the default first. Importing them makes their names known.
-KINDS: dict[str, list[type]] = {
-    "model": [*TASKS.values()],
-    "data": [
-        *(FashionMNISTSample, ImageFolder, ImageNet),
-        *(FashionScenes, SegmentationFolder, ADE20K),
-        *(FashionObjects, COCOFolder, YOLOFolder, COCO),
-    ],
-}
-
-#: Defaults of the default task's arguments, whose own are the paper's, for 300 epochs of ImageNet in batches of 1024.
-DEFAULTS = {"lr": 1e-3, "reference_batch_size": 64, "warmup_epochs": 0.5}
 _LISTS = (list, tuple, Sequence, Iterable)
 
 
@@ -95,10 +65,10 @@ def print_help(command: str, options: list[str]) -> bool:
     for name, value, _ in read_options(options):
         if name in ("--model", "--data"):
             group = name.removeprefix("--")
-            chosen[group] = _class_named(value or "") or chosen[group]
+            chosen[group] = class_named(value or "") or chosen[group]
         elif found := re.fullmatch(r"--(model|data)((?:\.\w+)*)\.help", name):
             group, path = found[1], found[2]
-            described = _class_named(value) if value and not path else chosen[group]
+            described = class_named(value) if value and not path else chosen[group]
             if described is None:
                 return False  # a class that is not ours, which the parser imports
             parser = ToolParser(prog=f"mobilemamba {command}", add_help=False, formatter_class=SettingsHelp)
@@ -109,49 +79,6 @@ def print_help(command: str, options: list[str]) -> bool:
             sys.stdout.write(parser.format_help())
             return True
     return False
-
-
-def class_settings() -> list[str]:
-    """Lists the settings of sweeps, of this package's tasks and data sets, and of Lightning's callbacks and loggers."""
-    kinds = [("sweep", Sweep), *((group, kind) for group, found in known_classes().items() for kind in found)]
-    return [setting for group, kind in kinds for setting in _settings(kind, group)]
-
-
-def known_classes() -> dict[str, list[type]]:
-    """Returns setting -> classes to choose from."""
-    bases: dict[str, type] = {"trainer.callbacks": Callback, "trainer.logger": Logger, "trainer.profiler": Profiler}
-    return KINDS | {group: list(_below(base)) for group, base in bases.items()}
-
-
-def _below(base: type) -> Iterator[type]:
-    kinds: list[type] = base.__subclasses__()
-    for kind in kinds:
-        yield kind
-        yield from _below(kind)
-
-
-def _settings(kind: type, prefix: str) -> Iterator[str]:
-    own = kind.__module__.startswith("mobilemamba.")
-    parts = parts_of(kind) if own else {}
-    for name in init_arguments(kind) if own else inspect.signature(kind).parameters:
-        yield f"{prefix}.{name}"
-        if name in parts:
-            yield from _settings(parts[name], f"{prefix}.{name}")
-
-
-def parts_of(kind: type) -> dict[str, type]:
-    """Returns the arguments of a class that are configured by a dataclass: name -> dataclass."""
-    parts: dict[str, type] = {}
-    for name, hint in init_arguments(kind).items():
-        for choice in (hint, *typing.get_args(hint)):
-            if isinstance(choice, type) and dataclasses.is_dataclass(choice):
-                parts[name] = choice
-    return parts
-
-
-def _class_named(name: str) -> type | None:
-    named = (kind for kinds in KINDS.values() for kind in kinds if kind.__name__ == name.rpartition(".")[2])
-    return next(named, None)
 
 
 def _inside(kind: type, path: str) -> type:

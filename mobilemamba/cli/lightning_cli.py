@@ -23,7 +23,7 @@ from mobilemamba.cli.checks import (
     check_settings,
     check_targets,
 )
-from mobilemamba.cli.help import DEFAULTS
+from mobilemamba.cli.classes import DEFAULTS
 from mobilemamba.cli.parser import Parser, given_settings, plain
 from mobilemamba.cli.report import print_evaluation
 from mobilemamba.cli.resume import check_data, check_fits

@@ -14,7 +14,8 @@ import timm
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
-from mobilemamba.cli.help import SettingsHelp, class_settings, known_classes
+from mobilemamba.cli.classes import class_settings, known_classes
+from mobilemamba.cli.help import SettingsHelp
 from mobilemamba.cli.messages import unknown
 from mobilemamba.cli.options import config_values, read_options
 from mobilemamba.cli.shorthand import MODE, paths_from_here
