@@ -4,7 +4,6 @@ import gc
 import json
 import os
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -165,6 +164,9 @@ def _pictures(given: list[Any], faults: Faults) -> tuple[np.ndarray, np.ndarray,
     def shown(n: int) -> str:
         return f"images[{n}] ({_shown(names[n])})"
 
+    def shares(what: str) -> Callable[[int], str]:
+        return lambda n: f"{shown(n)} has the {what} of another: which of them is meant?"
+
     bad = ~ids_good
     faults.leave_out(bad, lambda n: f"{shown(n)} has no whole number as id, but {_shown(rows[n].get('id'))}")
     nameless = np.array([not _may_be_a_path(text) for text in texts], bool) & ~bad
@@ -177,8 +179,7 @@ def _pictures(given: list[Any], faults: Faults) -> tuple[np.ndarray, np.ndarray,
     bad |= flat
     for what, values in (("id", ids), ("file_name", np.array(texts, object))):
         again = repeated(values, ~bad)
-        said = f"has the {what} of another: which of them is meant?"
-        faults.leave_out(again, partial(lambda said, n: f"{shown(n)} {said}", said))
+        faults.leave_out(again, shares(what))
         bad |= again
     kept = np.flatnonzero(~bad)
     return kept, ids[kept], [texts[n] for n in kept], np.stack([values[kept] for values, _ in sides], axis=1)
