@@ -59,13 +59,13 @@ _HELP = ("-h", "--help")
 def run() -> None:
     """Runs :func:`main` as the console script, which prints the user's mistakes in one line and exits with code 2."""
     args = sys.argv[1:]
-    quick = quick_answer(args) is not None
-    if not quick and args[0] not in COMMANDS:
+    answer = quick_answer(args)
+    if answer is None and args[0] not in COMMANDS:
         sys.stderr.write(f"mobilemamba: error: {unknown_command(args[0])}\n")
         sys.exit(2)
     try:
-        if quick:
-            main(args)
+        if answer is not None:
+            sys.stdout.write(answer)
             sys.stdout.flush()
             return
         gc.disable()  # imports create no garbage, and collecting during them takes a third of a short run
