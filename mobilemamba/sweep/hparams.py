@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from mobilemamba.sweep.config import PAPER_COSTS
 from mobilemamba.sweep.plan import SEED
 from mobilemamba.sweep.record import Record
+from mobilemamba.sweep.section import PAPER_COSTS
 from mobilemamba.sweep.sheet import cell
 from mobilemamba.sweep.table import labels
 

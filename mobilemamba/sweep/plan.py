@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from mobilemamba.errors import ConfigError, MobileMambaError
 from mobilemamba.scores import Score
-from mobilemamba.sweep.config import Sweep
+from mobilemamba.sweep.section import Sweep
 from mobilemamba.sweep.settings import Config, flatten, lookup, short_key
 
 Value = TypeVar("Value")

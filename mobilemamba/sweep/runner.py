@@ -15,7 +15,6 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 from mobilemamba.errors import ConfigError, MobileMambaError
 from mobilemamba.files import make_folder, read_json, remove_unfinished, write_text_atomic
 from mobilemamba.signals import stop_on_signals
-from mobilemamba.sweep.config import Sweep
 from mobilemamba.sweep.evaluate import (
     Command,
     Run,
@@ -32,6 +31,7 @@ from mobilemamba.sweep.plan import PLACE, SEED, Row, select
 from mobilemamba.sweep.record import FUSED_FILE, Record, record, state
 from mobilemamba.sweep.row import FitRow, fit_row, has_begun, is_finished, is_locked
 from mobilemamba.sweep.saved import SavedSweep, save_plan, write_tables
+from mobilemamba.sweep.section import Sweep
 from mobilemamba.sweep.settings import differences, lookup, short_key
 from mobilemamba.text import abridged
 

@@ -1,8 +1,8 @@
 """Launchers of a sweep's rows: on this machine, a Ray cluster or SLURM. One file each, with the same interface."""
 
-from mobilemamba.sweep.config import Sweep
 from mobilemamba.sweep.launchers import local, ray, slurm
 from mobilemamba.sweep.launchers.base import Event, Launch
+from mobilemamba.sweep.section import Sweep
 from mobilemamba.sweep.settings import Config
 
 __all__ = ["Event", "Launch", "launcher"]

@@ -14,9 +14,9 @@ import torch
 
 from mobilemamba.cpus import usable_cpus
 from mobilemamba.errors import ConfigError
-from mobilemamba.sweep.config import Sweep
 from mobilemamba.sweep.launchers.base import TICK_SECONDS, Event, Launch, gpus_of_row, try_row
 from mobilemamba.sweep.row import FitRow
+from mobilemamba.sweep.section import Sweep
 from mobilemamba.sweep.settings import Config, lookup
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from mobilemamba.errors import ConfigError
-from mobilemamba.sweep.config import Sweep
 from mobilemamba.sweep.launchers.base import (
     TICK_SECONDS,
     Event,
@@ -24,6 +23,7 @@ from mobilemamba.sweep.launchers.base import (
     try_row_elsewhere,
 )
 from mobilemamba.sweep.row import STOP_SECONDS, FitRow
+from mobilemamba.sweep.section import Sweep
 from mobilemamba.sweep.settings import Config, lookup
 
 #: How many lost machines a row survives; limited, as a row may itself crash every machine it runs on.

@@ -12,7 +12,6 @@ from typing import Any
 
 from mobilemamba.errors import ConfigError
 from mobilemamba.files import read_json, write_text_atomic
-from mobilemamba.sweep.config import Sweep
 from mobilemamba.sweep.launchers.base import (
     TICK_SECONDS,
     Event,
@@ -23,6 +22,7 @@ from mobilemamba.sweep.launchers.base import (
     try_row_elsewhere,
 )
 from mobilemamba.sweep.row import FitRow
+from mobilemamba.sweep.section import Sweep
 from mobilemamba.sweep.settings import Config, lookup
 
 #: Folder with submitit's scripts, logs and results, beside the rows' folders.
