@@ -199,7 +199,7 @@ class MobileMambaCLI(LightningCLI):
             start = self.folder.choose(self.resolved(), self._saved_config)
             self.checkpoint = start.checkpoint
             if is_first_process():
-                self.folder.take(self.resources)
+                self.folder.lock(self.resources)
             rank_zero_info(printable(start.said))
 
     def _saved_config(self, file: Path | str) -> Config:

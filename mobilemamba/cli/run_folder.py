@@ -15,9 +15,9 @@ from mobilemamba.cli.start import (
     SavedConfig,
     Start,
     config_files,
-    go_on,
     holds_run,
     is_run,
+    resume_newest,
     runs_named,
     start_anew,
     start_from_file,
@@ -69,16 +69,16 @@ class RunFolder:
     def _start(self, resolved: Config, saved: SavedConfig) -> Start:
         path, numbered = self.config.ckpt_path, not self.is_given
         if path == "last":
-            return go_on(self.path, self._candidates(), resolved, saved)
+            return resume_newest(self.path, self._candidates(), resolved, saved)
         if path is not None and Path(path).exists():
             return start_from_file(Path(path), self.path, numbered, resolved, saved)
         if path is None and os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
             # SLURM has queued the job again, and repeats its command as it was.
             with contextlib.suppress(ConfigError):  # none of its runs can go on
-                return go_on(self.path, self._candidates(), resolved, saved)
+                return resume_newest(self.path, self._candidates(), resolved, saved)
         return start_anew(self.path, numbered)
 
-    def take(self, resources: contextlib.ExitStack) -> None:
+    def lock(self, resources: contextlib.ExitStack) -> None:
         """Locks the folder until ``resources`` close, so that no other process trains in it; removed if left unused."""
         was_there = self.path.exists()
         make_folder(self.path, "the run folder")

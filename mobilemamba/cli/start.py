@@ -64,7 +64,7 @@ def start_anew(folder: Path, numbered: bool, checkpoint: tuple[Path, Mapping[str
     return Start(folder, *checkpoint, f"run folder: {folder}, from {checkpoint[0]} on, {_steps(checkpoint[1])}")
 
 
-def go_on(folder: Path, runs: Sequence[Path], config: Config, saved: SavedConfig) -> Start:
+def resume_newest(folder: Path, runs: Sequence[Path], config: Config, saved: SavedConfig) -> Start:
     """Resumes the newest unfinished run with exactly this configuration, from its newest readable checkpoint.
 
     ``runs`` are the runs that the command may refer to, the newest first.
@@ -86,7 +86,7 @@ def start_from_file(path: Path, folder: Path, numbered: bool, config: Config, sa
     of_run = saved(text) if text else None
     newest = path in checkpoints_newest_first(run)[:1] and not is_finished(run)
     if newest and of_run is not None and not changed_settings(of_run, config):
-        return go_on(folder, [run], config, saved)
+        return resume_newest(folder, [run], config, saved)
     check_kept_settings(path, checkpoint, of_run, config)
     return start_anew(folder, numbered, (path, checkpoint))
 
