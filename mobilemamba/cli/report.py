@@ -22,8 +22,8 @@ from mobilemamba.text import printable
 from mobilemamba.training.callbacks.plots import draw_classes
 from mobilemamba.training.confusion import class_scores
 from mobilemamba.training.contract import TaskContract, scores_of
+from mobilemamba.training.loaders import pictures_evaluated
 from mobilemamba.training.metrics import Comparison
-from mobilemamba.training.provenance import pictures_evaluated
 
 _NETWORKS = {"raw": "", "ema": "averaged (EMA)", "fused": "norms folded"}
 

@@ -30,7 +30,7 @@ from mobilemamba.sweep.settings import Config, lookup
 from mobilemamba.sweep.sheet import Sheet, cell
 from mobilemamba.sweep.table import labels
 from mobilemamba.training.callbacks.checkpoints import EXPORTED
-from mobilemamba.training.provenance import pictures_evaluated
+from mobilemamba.training.loaders import pictures_evaluated
 
 Command = Literal["validate", "test"]
 #: Runs a command line, e.g. ``["validate", "--config", "run.yaml"]``, in this process.

@@ -18,9 +18,9 @@ from mobilemamba.models.card import CARD_KEY
 from mobilemamba.models.runtime import runtime_of
 from mobilemamba.tasks.evaluation import SAME_EVERYWHERE, EvaluatedTask
 from mobilemamba.tasks.settings import init_arguments, plain_settings
+from mobilemamba.training.loaders import pictures_a_step
 from mobilemamba.training.metrics import Comparison, DeviceMean, Metrics
 from mobilemamba.training.optimizer import DecayRule, can_be_fused, parameter_groups, rate_to_show
-from mobilemamba.training.provenance import pictures_a_step
 from mobilemamba.training.schedule import Schedule, rate_of, set_rates_of_now
 
 

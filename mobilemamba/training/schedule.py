@@ -10,6 +10,7 @@ from typing import Any, Literal
 from torch.optim.lr_scheduler import LambdaLR
 
 from mobilemamba.errors import ConfigError
+from mobilemamba.training.loaders import steps_an_epoch
 
 Schedule = Literal["cosine", "half_cosine", "half_cosine_by_epoch"]
 
@@ -96,12 +97,6 @@ def set_rates_of_now(schedule: LambdaLR) -> None:
     """Sets the optimiser's learning rates to those of the schedule's current step, replacing those of a checkpoint."""
     for group, peak, ratio in zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
         group["lr"] = peak * ratio(schedule.last_epoch)
-
-
-def steps_an_epoch(trainer: Any) -> int | None:
-    """Returns the optimiser steps of an epoch; None if its loader has no length."""
-    batches = trainer.num_training_batches
-    return None if math.isinf(batches) else math.ceil(batches / trainer.accumulate_grad_batches)
 
 
 def steps_of(trainer: Any, warmup_epochs: float, warmup_steps: int | None) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from mobilemamba.errors import ConfigError, DataError
 from mobilemamba.models import ModelCard, Preprocessing
 from mobilemamba.models.checkpoints import build_network
 from mobilemamba.models.predictor import predictor_of
-from mobilemamba.training.provenance import pictures_used
+from mobilemamba.training.loaders import pictures_used
 from tests.data.coco_files import content, write
 
 

@@ -15,9 +15,9 @@ from mobilemamba.training.callbacks.results import best_of, best_validation, kee
 from mobilemamba.training.callbacks.trainer_state import is_recorded
 from mobilemamba.training.contract import TaskContract, scores_of
 from mobilemamba.training.detection_metrics import ClassPrecision
+from mobilemamba.training.loaders import steps_an_epoch
 from mobilemamba.training.optimizer import rate_to_show
 from mobilemamba.training.plots import draw_confusion, draw_curves, draw_precision_recall
-from mobilemamba.training.schedule import steps_an_epoch
 
 
 class TrainingPlots(AtEnd):

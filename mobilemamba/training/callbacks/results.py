@@ -24,14 +24,8 @@ from mobilemamba.training.callbacks.checkpoints import best_checkpoint
 from mobilemamba.training.callbacks.trainer_state import callbacks_of, epochs_begun, is_recorded, is_trial
 from mobilemamba.training.callbacks.validation import Validation, validation_now
 from mobilemamba.training.contract import TaskContract, monitor_of, scores_of
-from mobilemamba.training.provenance import (
-    git_revision,
-    measure_network,
-    peak_memory_gib,
-    pictures_evaluated,
-    pictures_used,
-    reset_peak_memory,
-)
+from mobilemamba.training.loaders import pictures_evaluated, pictures_used
+from mobilemamba.training.provenance import git_revision, measure_network, peak_memory_gib, reset_peak_memory
 
 Kept = TypeVar("Kept")
 
@@ -152,7 +146,7 @@ class RunResults(AtEnd):
             "peak_mem_of": memory_of,
             "seed": global_seed(),
             "resumes": self.resumes,
-            **describe_data(trainer),
+            **_describe_data(trainer),
             "skipped_pictures": len(self.skipped | _skipped(trainer)),
             "total_batch_size": pl_module.total_batch_size if isinstance(pl_module, TaskContract) else None,
             "device": device_name(trainer.strategy.root_device),
@@ -267,7 +261,7 @@ def _writes(trainer: Trainer) -> bool:
     return trainer.is_global_zero and not is_trial(trainer)
 
 
-def describe_data(trainer: Trainer) -> dict[str, Any]:
+def _describe_data(trainer: Trainer) -> dict[str, Any]:
     """Describes a training's data: name, number of classes, picture size, and pictures actually used per epoch."""
     data = data_of(trainer)
     return {
