@@ -181,5 +181,5 @@ def evaluation_sheet(title: str, rows: list[Row], swept: list[str], command: Com
     )
     numbers = list(range(1 + len(swept), len(header)))
     others = numbers[1 : len(scores)]
-    spare = [*range(len(swept), 0, -1), *reversed(others), *numbers[:-3:-1]]
+    spare = [*range(len(swept), 0, -1), *reversed(others), *reversed(numbers[-2:])]
     return Sheet(title, header, lines, notes, set(numbers), spare)

@@ -76,16 +76,16 @@ class Display:
             notes.append(f"not shown on {height} lines: {counted}")
         swept = list(labels(self.swept).values())
         header = ["row", *swept, "FLOPs (M)", "Params (M)", "img/s", "epoch", all_scores(records)[0].head, "status"]
-        costs = list(range(1 + len(swept), 4 + len(swept)))
+        *costs, epoch, score = range(1 + len(swept), 6 + len(swept))
         return fit_table(
             self.console.width,
             header,
             [self._cells(entry, progress.get(entry["run"], {}), marks) for entry in shown],
             title=self.title,
             notes=notes,
-            numeric=[*costs, *range(4 + len(swept), 6 + len(swept))],
+            numeric=[*costs, epoch, score],
             # Swept settings may go, as the rows' names tell them; epoch and score go last, or first if still blank.
-            spare=[*reversed(costs), *range(len(swept), 0, -1), 4 + len(swept), 5 + len(swept)],
+            spare=[*reversed(costs), *range(len(swept), 0, -1), epoch, score],
             styles=[_COLOURS.get(entry["status"]) for entry in shown],
         )
 

@@ -268,9 +268,8 @@ def _table(width: int, rows: Sequence[Row], data: str, as_in_replknet: bool) -> 
     pictures = count_pictures(fields)
     title = f"Effective receptive fields in % of the picture: {pictures} of {data}, rule {fields[0].rule}"
     ends = [last - 1 for last in itertools.accumulate(len(row.fields) for row in rows)]
-    return fit_table(
-        width, header, lines, title=title, notes=notes, numeric=range(3, len(header)), spare=[9, 3, 8], sections=ends
-    )
+    numeric, spare = range(3, len(header)), [header.index(name) for name in ("area50", "px", "r50 of pictures")]
+    return fit_table(width, header, lines, title=title, notes=notes, numeric=numeric, spare=spare, sections=ends)
 
 
 def _csv(rows: Sequence[Row], data: str, as_in_replknet: bool) -> str:

@@ -79,7 +79,8 @@ def summary(*models: str, head: str | None = None, config: list[str] | None = No
     folded = [entry.label for entry in counted if entry.folded]
     but_in = f" but in {', '.join(folded)}" if folded else ""
     title = f"Counts for one picture, {classes} classes, norms not folded{but_in}"
-    console.print(fit_table(console.width, header, lines, title=title, numeric=numeric, spare=[4, 1]))
+    spare = [header.index("MACs"), header.index("size (px)")]
+    console.print(fit_table(console.width, header, lines, title=title, numeric=numeric, spare=spare))
     print(
         "params: all, frozen wavelet filters included. FLOPs: the paper's convention (multiply-add = 1, norms and "
         "pooling counted, wavelet-domain convolution left out). MACs: every multiply-add."
