@@ -125,12 +125,12 @@ def run_tool(command: str, function: str, args: list[str]) -> None:
     yes_or_no = [name for name, kind in kinds.items() if kind is bool]
     lists = [parameter.name for parameter in parameters if parameter.kind is Parameter.KEYWORD_ONLY]
     lists = [name for name in lists if {get_origin(kind) for kind in (kinds[name], *get_args(kinds[name]))} & _LISTS]
-    options = parser.parse(switches(gathered(args, lists), yes_or_no)).as_dict()
+    options = parser.parse(spell_out_switches(join_lists(args, lists), yes_or_no)).as_dict()
     values = [value for name in several for value in options.pop(name)]
     tool(*values, **options)
 
 
-def gathered(args: list[str], names: list[str]) -> list[str]:
+def join_lists(args: list[str], names: list[str]) -> list[str]:
     """Joins several values after ``--name`` to one list, as jsonargparse expects; a repeated option adds to its list.
 
     Args:
@@ -154,7 +154,7 @@ def gathered(args: list[str], names: list[str]) -> list[str]:
     return spelt
 
 
-def switches(args: list[str], names: list[str]) -> list[str]:
+def spell_out_switches(args: list[str], names: list[str]) -> list[str]:
     """Expands ``--name`` and ``--no-name`` of boolean settings to options with a value, as jsonargparse expects.
 
     Args:
