@@ -24,7 +24,7 @@ LIMITS_OF_CHANGES: dict[str, tuple[float, float, str]] = {
 
 
 class PictureFiles(DataModule):
-    """First base class of data modules with a folder of pictures, before that for their targets.
+    """Base class of data modules with a folder of pictures; listed before that of their kind of targets.
 
     It has no ``__init__``: each subclass lists the common arguments among its own, and passes them to
     :meth:`store_arguments`.

@@ -20,7 +20,7 @@ _LESS_IS_BETTER = re.compile(r"loss|err|mae|mse|perplexity", re.IGNORECASE)
 
 
 class TaskContract:
-    """What callbacks, sweeps and the command line use of a task; they need none of it of other LightningModules.
+    """What callbacks, sweeps and the command line use of a task; other LightningModules need not have it.
 
     Attributes:
         task: Name of the task in model cards; empty for any.
