@@ -1,8 +1,8 @@
 """Ablation sweeps: the rows of a YAML file, each trained in a separate process, and the table of their results."""
 
 from mobilemamba.sweep.network import build_task, network_kwargs, table_network
-from mobilemamba.sweep.plan import Row, expand, select
-from mobilemamba.sweep.row import fit_row
+from mobilemamba.sweep.plan import expand, select
+from mobilemamba.sweep.row import Row, fit_row
 from mobilemamba.sweep.runner import SweepFailedError, SweepRunner
 from mobilemamba.sweep.saved import PLAN_FILE
 from mobilemamba.sweep.section import Sweep

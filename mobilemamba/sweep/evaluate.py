@@ -24,8 +24,7 @@ from mobilemamba.files import read_json, write_json
 from mobilemamba.scores import LOSS, Score
 from mobilemamba.sweep.launchers import Event
 from mobilemamba.sweep.launchers.base import try_row
-from mobilemamba.sweep.plan import Row
-from mobilemamba.sweep.row import FitRow, run_logged
+from mobilemamba.sweep.row import FitRow, Row, run_logged
 from mobilemamba.sweep.settings import Config, lookup
 from mobilemamba.sweep.sheet import Sheet, cell
 from mobilemamba.sweep.table import labels

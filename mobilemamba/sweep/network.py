@@ -15,8 +15,8 @@ from mobilemamba.analysis import complexity
 from mobilemamba.errors import ConfigError, user_error
 from mobilemamba.models import fuse_norms
 from mobilemamba.models.config import VARIANTS
-from mobilemamba.sweep.plan import Row
 from mobilemamba.sweep.record import paper_columns
+from mobilemamba.sweep.row import Row
 from mobilemamba.sweep.settings import Config, lookup
 from mobilemamba.training.contract import TaskContract, scores_of
 from mobilemamba.training.provenance import TABLE_CHANNELS

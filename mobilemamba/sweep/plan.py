@@ -6,13 +6,12 @@ import itertools
 import json
 import unicodedata
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mobilemamba.errors import ConfigError, MobileMambaError
-from mobilemamba.scores import Score
+from mobilemamba.sweep.row import Row
 from mobilemamba.sweep.section import Sweep
 from mobilemamba.sweep.settings import Config, flatten, lookup, short_key
 
@@ -32,36 +31,6 @@ _TAKEN = {"hparams", "slurm", "sweep.json", *(f"results.{kind}" for kind in ("cs
 _TAKEN |= {f"{command}.{kind}" for command in ("validate", "test") for kind in ("csv", "md")}
 #: Length limit in bytes; file systems allow 255, and files of that name get suffixes.
 _LONGEST_NAME = 200
-
-
-@dataclass
-class Row:
-    """One run of a sweep.
-
-    Attributes:
-        name: Name of the row and of its folder.
-        run_dir: Folder with all files of the row.
-        config: The whole resolved configuration, as in ``run.yaml``.
-        values: Each setting that any row of the sweep changes -> its resolved value in this row.
-        paper: The paper's numbers.
-        note: What is inferred in this row; empty if nothing is.
-        group: The name without the grid's seed, which rows that differ only in their seed share. By default the name.
-        scores: Scores of its task, the headline first.
-        fused_of: Name of the row whose network this row evaluates with folded norms; None for a row that is trained.
-    """
-
-    name: str
-    run_dir: Path
-    config: Config
-    values: dict[str, Any] = field(default_factory=dict)
-    paper: dict[str, float] = field(default_factory=dict)
-    note: str = ""
-    group: str = ""
-    scores: tuple[Score, ...] = ()
-    fused_of: str | None = None
-
-    def __post_init__(self) -> None:
-        self.group = self.group or self.name
 
 
 def expand(sweep: Sweep, root: Path, resolve: Resolve, given: Iterable[str] = ()) -> list[Row]:

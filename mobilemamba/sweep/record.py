@@ -9,8 +9,7 @@ from typing import Any
 
 from mobilemamba.files import read_json
 from mobilemamba.scores import Score
-from mobilemamba.sweep.plan import Row
-from mobilemamba.sweep.row import is_finished, is_locked
+from mobilemamba.sweep.row import Row, is_finished, is_locked
 from mobilemamba.sweep.section import PAPER_COSTS
 
 #: What is known about a row, by the names of the columns; as returned by :func:`record`.

@@ -1,4 +1,4 @@
-"""A row on disk: its state, and ``fit_row``, which trains it in a separate process.
+"""A row of a sweep: its settings, its state on disk, and ``fit_row``, which trains it in a separate process.
 
 A row is finished if and only if ``results.json`` exists, which is written last and atomically. Exit codes are not
 reliable: a run that stops early after SIGTERM exits with 0.
@@ -16,12 +16,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from mobilemamba.files import read_json, write_json
+from mobilemamba.scores import Score
+from mobilemamba.sweep.settings import Config
 from mobilemamba.training.checkpoint_files import FOLDER, can_resume, checkpoints_newest_first
 
 #: (run_dir, environment, stop) -> None if finished, else the reason.
@@ -38,6 +41,36 @@ _FOREIGN_VARIABLES = {
     *("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
     *("MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED"),
 }
+
+
+@dataclass
+class Row:
+    """One run of a sweep.
+
+    Attributes:
+        name: Name of the row and of its folder.
+        run_dir: Folder with all files of the row.
+        config: The whole resolved configuration, as in ``run.yaml``.
+        values: Each setting that any row of the sweep changes -> its resolved value in this row.
+        paper: The paper's numbers.
+        note: What is inferred in this row; empty if nothing is.
+        group: The name without the grid's seed, which rows that differ only in their seed share. By default the name.
+        scores: Scores of its task, the headline first.
+        fused_of: Name of the row whose network this row evaluates with folded norms; None for a row that is trained.
+    """
+
+    name: str
+    run_dir: Path
+    config: Config
+    values: dict[str, Any] = field(default_factory=dict)
+    paper: dict[str, float] = field(default_factory=dict)
+    note: str = ""
+    group: str = ""
+    scores: tuple[Score, ...] = ()
+    fused_of: str | None = None
+
+    def __post_init__(self) -> None:
+        self.group = self.group or self.name
 
 
 def is_finished(run_dir: Path) -> bool:

@@ -27,9 +27,9 @@ from mobilemamba.sweep.hparams import write_hparams
 from mobilemamba.sweep.launchers import Event, Launch, launcher
 from mobilemamba.sweep.live import Display
 from mobilemamba.sweep.network import check_and_count, complete
-from mobilemamba.sweep.plan import PLACE, SEED, Row, select
+from mobilemamba.sweep.plan import PLACE, SEED, select
 from mobilemamba.sweep.record import FUSED_FILE, Record, record, state
-from mobilemamba.sweep.row import FitRow, fit_row, has_begun, is_finished, is_locked
+from mobilemamba.sweep.row import FitRow, Row, fit_row, has_begun, is_finished, is_locked
 from mobilemamba.sweep.saved import SavedSweep, save_plan, write_tables
 from mobilemamba.sweep.section import Sweep
 from mobilemamba.sweep.settings import differences, lookup, short_key

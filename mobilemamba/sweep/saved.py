@@ -9,9 +9,9 @@ from typing import Any
 from mobilemamba.errors import ConfigError
 from mobilemamba.files import read_json, write_json, write_text_atomic
 from mobilemamba.scores import Score
-from mobilemamba.sweep.plan import Row
 from mobilemamba.sweep.plot import plot, plot_receptive_fields
 from mobilemamba.sweep.record import Record, record
+from mobilemamba.sweep.row import Row
 from mobilemamba.sweep.table import to_csv, to_sheet
 from mobilemamba.text import printable
 from mobilemamba.training.callbacks.receptive_fields import PICTURE_FILE

@@ -10,8 +10,8 @@ import torch
 from mobilemamba.cli import plan
 from mobilemamba.dense import DETECTION_HEADS
 from mobilemamba.sweep.network import complete
-from mobilemamba.sweep.plan import Row
 from mobilemamba.sweep.record import record
+from mobilemamba.sweep.row import Row
 from mobilemamba.sweep.settings import lookup
 from mobilemamba.sweep.table import to_sheet
 from mobilemamba.tasks import DetectionTask
