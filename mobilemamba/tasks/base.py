@@ -20,7 +20,13 @@ from mobilemamba.tasks.evaluation import SAME_EVERYWHERE, EvaluatedTask
 from mobilemamba.tasks.settings import init_arguments, plain_settings
 from mobilemamba.training.loaders import pictures_a_step
 from mobilemamba.training.metrics import Comparison, DeviceMean, Metrics
-from mobilemamba.training.optimizer import DecayRule, can_be_fused, parameter_groups, rate_to_show
+from mobilemamba.training.optimizer import (
+    DecayRule,
+    can_be_fused,
+    keep_implementation,
+    parameter_groups,
+    rate_to_show,
+)
 from mobilemamba.training.schedule import Schedule, rate_of, set_rates_of_now
 
 
@@ -236,8 +242,9 @@ class Task(EvaluatedTask):
         self._made_for = hparams["lr"], self.total_batch_size
         groups = self.parameter_groups()
         groups = [{**group, "lr": lr} for group, lr in zip(groups, self._peak_rates(groups), strict=True)]
-        fused = can_be_fused(self.device, precision, bool(self.trainer.gradient_clip_val))
+        fused = can_be_fused(self.device, precision)
         optimizer = torch.optim.AdamW(groups, betas=tuple(hparams["betas"]), fused=fused or None)
+        keep_implementation(optimizer)
         scheduler = LambdaLR(optimizer, rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

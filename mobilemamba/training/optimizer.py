@@ -91,18 +91,30 @@ def _all_but_layer_norms(model: nn.Module, groups: list[dict[str, Any]], weight_
     ]
 
 
-def can_be_fused(device: torch.device, precision: str, clips: bool) -> bool:
+def can_be_fused(device: torch.device, precision: str) -> bool:
     """Whether AdamW can use its fused implementation, one kernel for all tensors.
 
     Without it, PyTorch updates the tensors one by one on a CPU, and on a GPU the host has to wait to know whether
-    gradients are finite. Lightning does not allow it together with AMP and gradient clipping.
+    gradients are finite. With a loss scaler it has to in any case.
 
     Args:
         device: Device of the weights.
         precision: The trainer's precision.
-        clips: Whether the trainer clips gradients.
     """
     on_gpu = device.type == "cuda"
-    return (precision == "32-true" and (on_gpu or device.type == "cpu")) or (
-        precision == "bf16-mixed" and on_gpu and not clips
-    )
+    return (precision == "32-true" and (on_gpu or device.type == "cpu")) or (precision == "bf16-mixed" and on_gpu)
+
+
+def keep_implementation(optimizer: Optimizer) -> None:
+    """Makes an optimiser keep its implementation, also if it is fused and the trainer clips gradients, or it is loaded.
+
+    Otherwise Lightning would refuse to clip in bf16-mixed, as a fused optimiser could be one that unscales gradients
+    itself; and a loaded state would bring the implementation of the device or the precision that it comes from.
+    """
+
+    def own(_: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        groups = zip(state["param_groups"], optimizer.param_groups, strict=False)  # PyTorch checks their number
+        return {**state, "param_groups": [{**saved, "fused": here["fused"]} for saved, here in groups]}
+
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]  # no public way
+    optimizer.register_load_state_dict_pre_hook(own)
