@@ -69,6 +69,11 @@ class Anchors:
             ]
         )
 
+    def counts(self, grids: Sequence[tuple[int, int]], size: tuple[int, int]) -> list[int]:
+        """Returns how many anchors of each level :meth:`within` chooses, without waiting for a device."""
+        cells = (_cells(grid, stride, size) for grid, stride in zip(grids, self.strides, strict=True))
+        return [rows * columns * self.per_cell for rows, columns in cells]
+
 
 def within(
     grid: tuple[int, int], stride: int, per_cell: int, size: tuple[int, int], device: torch.device | None = None
@@ -83,5 +88,11 @@ def within(
         device: Device of the result.
     """
     inside = torch.zeros(*grid, per_cell, dtype=torch.bool, device=device)
-    inside[: math.ceil(size[0] / stride), : math.ceil(size[1] / stride)] = True
+    rows, columns = _cells(grid, stride, size)
+    inside[:rows, :columns] = True
     return inside.flatten()
+
+
+def _cells(grid: tuple[int, int], stride: int, size: tuple[int, int]) -> tuple[int, int]:
+    rows, columns = (min(cells, math.ceil(side / stride)) for cells, side in zip(grid, size, strict=True))
+    return rows, columns

@@ -54,9 +54,8 @@ def wanted(target: Mapping[str, Any], num_classes: int) -> Wanted:
         kept &= ~target["iscrowd"].bool()
     places = kept.nonzero().squeeze(1)
     labels = labels[places]
-    if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
-        wrong = labels[(labels < 0) | (labels >= num_classes)][0]
-        raise ConfigError(f"label {wrong.item()} of a box: expected 0 to {num_classes - 1}; count classes from 0")
+    if len(wrong := labels[(labels < 0) | (labels >= num_classes)]):
+        raise ConfigError(f"label {wrong[0].item()} of a box: expected 0 to {num_classes - 1}; count classes from 0")
     return Wanted(boxes[places], labels, places)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mobilemamba.dense.network import DenseNetwork
@@ -106,8 +107,9 @@ def sizes_of(images: Tensor, sizes: Sizes | None) -> list[tuple[int, int]]:
 
 
 def sizes_of_targets(images: Tensor, targets: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
-    """Returns the ``size`` of each target; the full size for those without."""
-    return sizes_of(images, [target.get("size", images.shape[-2:]) for target in targets])
+    """Returns the ``size`` of each target; the full size for those without. Waits for the device once at most."""
+    given = [torch.as_tensor(target.get("size", images.shape[-2:]), device=images.device) for target in targets]
+    return sizes_of(images, torch.stack(given))
 
 
 def padded(size: Sequence[int], divisor: int) -> tuple[int, int]:

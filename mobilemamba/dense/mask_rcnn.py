@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -187,19 +188,25 @@ class MaskRCNN(Detector):
         candidates: int,
     ) -> list[Tensor]:
         """Returns the boxes (n, 4) of each picture that may hold an object."""
-        lengths = [len(level) for level in anchors]
+        lengths, joined = [len(level) for level in anchors], torch.cat(anchors)
+        starts = [0, *accumulate(lengths[:-1])]
         proposals = []
         for picture, size in enumerate(sizes):
-            boxes, scores, of_level = [], [], []
             # What lies beyond a picture, between larger ones, proposes nothing, as it was never trained.
-            inside = self.anchors.within(grids, padded(size, self.divisor), logits.device)
-            by_level = (x.split(lengths) for x in (logits[picture], codes[picture], inside))
-            for i, (level, logit, code, own) in enumerate(zip(anchors, *by_level, strict=True)):
-                score, at = logit.masked_fill(~own, -torch.inf).topk(min(candidates, int(own.sum())))
-                boxes.append(self.anchor_coder.decode_single(code[at], level[at]))
+            part = padded(size, self.divisor)
+            inside = self.anchors.within(grids, part, logits.device)
+            by_level = logits[picture].masked_fill(~inside, -torch.inf).split(lengths)
+            scores, places, of_level = [], [], []
+            for i, (logit, start, count) in enumerate(
+                zip(by_level, starts, self.anchors.counts(grids, part), strict=True)
+            ):
+                score, at = logit.topk(min(candidates, count))
                 scores.append(score)
+                places.append(at + start)
                 of_level.append(torch.full_like(at, i))
-            found = torch.cat(boxes), torch.cat(scores), torch.cat(of_level)
+            at = torch.cat(places)
+            boxes = self.anchor_coder.decode_single(codes[picture, at], joined[at])
+            found = boxes, torch.cat(scores), torch.cat(of_level)
             proposals.append(keep_best(*found, size, self.proposal_overlap, self.proposals)["boxes"])
         return proposals
 

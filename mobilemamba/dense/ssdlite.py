@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -135,13 +136,12 @@ class SSDLite(SingleStageDetector):
         """Sums over all positives and, for each, the three negatives of the picture with the highest loss."""
         labels = labels.where(labels != BACKGROUND, self.num_classes)
         losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
-        total = losses.new_zeros(())
-        for loss, label in zip(losses, labels, strict=True):
-            found = (label >= 0) & (label < self.num_classes)
-            others = loss[label == self.num_classes]
-            hardest = others.topk(min(3 * int(found.sum()), len(others))).values
-            total = total + loss[found].sum() + hardest.sum()
-        return total
+        found = (labels >= 0) & (labels < self.num_classes)
+        # All shapes are fixed, as the number of positives would make the host wait for a GPU. No loss is below 0.
+        hardest = losses.masked_fill(labels != self.num_classes, 0).sort(1, descending=True).values
+        rank = torch.arange(labels.shape[1], device=labels.device)
+        hardest = hardest.masked_fill(rank >= 3 * found.sum(1, keepdim=True), 0)
+        return losses.masked_fill(~found, 0).sum() + hardest.sum()
 
     def box_loss(self, codes: Tensor, expected: Tensor) -> Tensor:
         return F.smooth_l1_loss(codes, expected, reduction="sum")

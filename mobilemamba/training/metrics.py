@@ -25,6 +25,13 @@ class DeviceMean(MeanMetric):
         self.weight += counted.sum()
 
 
+class DeviceSum(SumMetric):
+    """Sum; unlike torchmetrics' own, it does not wait for the device at each update."""
+
+    def update(self, value: Tensor) -> None:  # type: ignore[override]  # no numbers
+        self.sum_value += value.sum()
+
+
 class Metrics(nn.Module):
     """Base class for the metrics of one network.
 
@@ -107,7 +114,7 @@ class Comparison(nn.Module):
         for name in self.SUFFIXES:
             self.metrics[name] = metrics()
             self.add_module(f"of_{name}", self.metrics[name])
-        self.changed = SumMetric()
+        self.changed = DeviceSum()
 
     def update(self, outputs: dict[str, Any], targets: Any) -> None:
         """Adds a batch.
