@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from mobilemamba.dense.pooled import resize
 
 _BAND = 1 << 19  # elements that are computed at a time on a CPU
 _WIDE_BAND = 1 << 24  # and elsewhere
@@ -72,5 +73,5 @@ def _rows(maps_BHWC: Tensor, sizes: Sequence[Size], top: int, bottom: int) -> Te
         scaled_BHWC = part_BHWC[:, upper_H].lerp(part_BHWC[:, lower_H], between_H11)
     if width == width_before:
         return scaled_BHWC
-    scaled_BCHW = F.interpolate(scaled_BHWC.permute(0, 3, 1, 2), (bottom - top, width), mode="bilinear")
+    scaled_BCHW = resize(scaled_BHWC.permute(0, 3, 1, 2), (bottom - top, width))
     return scaled_BCHW.permute(0, 2, 3, 1)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+import torchvision  # noqa: F401 - registers its operators
 from torch import Tensor
-from torchvision.ops import roi_align
 
 
 def pool_regions(levels: Sequence[Tensor], strides: Sequence[int], boxes: Sequence[Tensor], side: int) -> Tensor:
@@ -31,7 +31,7 @@ def pool_regions(levels: Sequence[Tensor], strides: Sequence[int], boxes: Sequen
     for i, (level, stride) in enumerate(zip(levels, strides, strict=True)):
         at = (suits == i).nonzero().squeeze(1)
         places.append(at)
-        parts.append(roi_align(level.float(), regions[at], side, 1 / stride, sampling_ratio=0, aligned=True))
+        parts.append(_align(level.float(), regions[at], side, 1 / stride))
     return torch.cat(parts)[torch.cat(places).argsort()].to(levels[0].dtype)
 
 
@@ -47,8 +47,23 @@ def cut_masks(masks: Tensor, of: Tensor, boxes: Tensor, side: int) -> Tensor:
     limits = boxes.new_tensor([masks.shape[2], masks.shape[1]]).repeat(2)
     boxes = boxes.clamp(min=0).minimum(limits)
     regions = torch.cat((of[:, None].to(boxes.dtype), boxes), 1)
-    parts = roi_align(masks[:, None].to(boxes.dtype), regions, side, 1.0, sampling_ratio=0, aligned=True)
+    parts = _align(masks[:, None].to(boxes.dtype), regions, side, 1.0)
     return (parts[:, 0] >= 0.5).to(boxes.dtype)
+
+
+def _align(maps: Tensor, regions: Tensor, side: int, scale: float) -> Tensor:
+    """Does what torchvision's ``roi_align`` does with ``aligned``, always by its operator.
+
+    On a GPU under deterministic algorithms, a run's default, its function instead weighs every cell of a map for every
+    cell of every region, which takes hours or more memory than there is.
+
+    Args:
+        maps: (B, D, h, w).
+        regions: Index of the map, then the box, (n, 5).
+        side: Side of the result, (n, D, side, side).
+        scale: Cells of the map per unit of a box.
+    """
+    return torch.ops.torchvision.roi_align(maps, regions, scale, side, side, 0, True)
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:

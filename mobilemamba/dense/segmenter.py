@@ -21,6 +21,7 @@ from mobilemamba.dense.classifier import AuxiliaryHead
 from mobilemamba.dense.deeplabv3 import DeepLabV3Head
 from mobilemamba.dense.network import DenseNetwork
 from mobilemamba.dense.pixels import likeliest
+from mobilemamba.dense.pooled import resize
 from mobilemamba.dense.pspnet import PSPNetHead
 from mobilemamba.dense.semantic_fpn import FPN, SemanticFPNHead
 from mobilemamba.errors import ConfigError, check_choice
@@ -65,11 +66,11 @@ class Segmenter(DenseNetwork):
         self.auxiliary_head = auxiliary_head
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.interpolate(self.coarse_logits(x), x.shape[-2:], mode="bilinear")
+        return resize(self.coarse_logits(x), x.shape[-2:])
 
     def forward_heads(self, x: Tensor) -> tuple[Tensor, ...]:
         """Returns the logits of the head and of the auxiliary head, if any, (B, classes, H, W) each, for training."""
-        return tuple(F.interpolate(each, x.shape[-2:], mode="bilinear") for each in self._logits(x, auxiliary=True))
+        return tuple(resize(each, x.shape[-2:]) for each in self._logits(x, auxiliary=True))
 
     def coarse_logits(self, x: Tensor) -> Tensor:
         """Returns the logits at a map's size, (B, classes, h, w); ``forward`` scales them to the pictures' size."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 
 from mobilemamba.dense.classifier import PixelClassifier
+from mobilemamba.dense.pooled import Doubling, resize
 from mobilemamba.layers.conv_norm import ConvNorm
 
 
@@ -50,12 +50,12 @@ class SemanticFPNHead(nn.Module):
             for step in range(max(1, doublings)):
                 level.append(ConvNorm(in_chans if step == 0 else dim, dim, 3, relu=True))
                 if doublings:
-                    level.append(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
+                    level.append(Doubling())
             self.levels.append(nn.Sequential(*level))
         self.classifier = PixelClassifier(dim, num_classes)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         finest, *coarser = (level(x) for level, x in zip(self.levels, maps, strict=True))
         # If a map's side was odd before it was halved, twice the halved side is one pixel too many.
-        fitting = (F.interpolate(x, finest.shape[-2:], mode="bilinear") for x in coarser)
+        fitting = (resize(x, finest.shape[-2:]) for x in coarser)
         return self.classifier(sum(fitting, start=finest))

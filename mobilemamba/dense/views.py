@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobilemamba.dense.network import SMALLEST
+from mobilemamba.dense.pooled import resize
 from mobilemamba.errors import ConfigError
 
 
@@ -83,7 +84,7 @@ class Views(nn.Module):
         size = x.shape[-2:]
         total: Tensor | None = None
         for view, mirrored in self._views(x):
-            probabilities = F.interpolate(self.network(view), size, mode="bilinear").float().softmax(1)
+            probabilities = resize(self.network(view), size).float().softmax(1)
             probabilities = probabilities.flip(-1) if mirrored else probabilities
             total = probabilities if total is None else total.add_(probabilities)
         assert total is not None

@@ -174,7 +174,8 @@ class SegmentationTask(DenseTask):
 
     def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Returns the cross entropy of logits (B, classes, H, W) and classes (B, H, W), averaged by ``loss_over``."""
-        total = F.cross_entropy(logits.float(), targets, ignore_index=IGNORED_PIXEL, reduction="sum")
+        # Summed afterwards, as on a GPU cross_entropy itself adds up pixels in no fixed order.
+        total = F.cross_entropy(logits.float(), targets, ignore_index=IGNORED_PIXEL, reduction="none").sum()
         if self.hparams["loss_over"] == "all":
             return total / targets.numel()
         return total / (targets != IGNORED_PIXEL).sum().clamp(min=1)

@@ -33,5 +33,5 @@ def test_levels_are_doubled_then_brought_to_the_finest_size() -> None:
 
 def test_levels_of_strides_4_to_32_and_dilated_ones() -> None:
     kinds = [[type(layer).__name__ for layer in level] for level in SemanticFPNHead(8, [4, 8, 16, 32], 3).levels]
-    assert kinds == [["ConvNorm"], *(["ConvNorm", "Upsample"] * doublings for doublings in (1, 2, 3))]
+    assert kinds == [["ConvNorm"], *(["ConvNorm", "Doubling"] * doublings for doublings in (1, 2, 3))]
     assert [len(level) for level in SemanticFPNHead(8, [8, 8, 8], 3).levels] == [1, 1, 1]
