@@ -1,10 +1,11 @@
-"""Loggers and callbacks that every trainer gets in addition to the user's choices."""
+"""What every trainer gets in addition to the user's choices."""
 
 from __future__ import annotations
 
 import sys
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -67,3 +68,12 @@ def trainer_callbacks(
     if given.enable_checkpointing is not False:
         callbacks = [*run_checkpoints(given.default_root_dir, module), *callbacks]
     return callbacks
+
+
+def leave_memory_unfilled(device: torch.device) -> None:
+    """Turns off, on a GPU, that deterministic algorithms fill all new memory, which only shows errors of operators.
+
+    In a step of T2 these would be 1,643 kernels more, as counted on a CPU.
+    """
+    if device.type == "cuda":
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -64,7 +64,7 @@ def _by_pytorch(x: Tensor) -> bool:
     gathers four values for each of the result and later sorts them to sum their gradients. The gradient of adaptive
     pooling stays one of no fixed order.
     """
-    return x.is_cpu or not torch.are_deterministic_algorithms_enabled()
+    return not (x.is_cuda and torch.are_deterministic_algorithms_enabled())
 
 
 def _by_products(x: Tensor, size: Sequence[int], scaled: Callable[[Tensor, int], Tensor]) -> Tensor:

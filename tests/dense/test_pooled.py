@@ -8,17 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from mobilemamba.dense.pooled import Doubling, GridMeans, resize
 from tests.pretended import PretendedCard
 
 
 @pytest.fixture
-def deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    def slow(*_: Any) -> None:
-        raise AssertionError("four values gathered for each")
-
-    monkeypatch.setattr(importlib.import_module("torch._decomp.decompositions"), "_upsample_linear_vec", slow)
+def deterministic() -> Iterator[None]:
     torch.use_deterministic_algorithms(mode=True)
     yield
     torch.use_deterministic_algorithms(mode=False)
@@ -37,7 +34,13 @@ def deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ],
     ids=["resize", "to a column", "doubling", "mean", "grid of means"],
 )
-def test_values_and_gradients_are_pytorch_s(shape: tuple[int, ...], ours: Any, expected: Any) -> None:
+def test_values_and_gradients_are_pytorch_s(
+    shape: tuple[int, ...], ours: Any, expected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*_: Any) -> None:
+        raise AssertionError("four values gathered for each")
+
+    monkeypatch.setattr(importlib.import_module("torch._decomp.decompositions"), "_upsample_linear_vec", slow)
     x = torch.randn(shape, requires_grad=True)
     y = expected(x)
     weights = torch.randn_like(y)
@@ -49,3 +52,12 @@ def test_values_and_gradients_are_pytorch_s(shape: tuple[int, ...], ours: Any, e
         assert there.grad is not None
         torch.testing.assert_close(found.cpu(), y.detach())
         torch.testing.assert_close(there.grad.cpu(), x.grad, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("deterministic")
+def test_deterministic_algorithms_do_not_change_counts() -> None:
+    """They are counted on the meta device, in a run that asks for such algorithms."""
+    with FlopCounterMode(display=False) as counter:
+        resize(torch.empty(1, 2, 4, 5, device="meta"), (8, 9))
+        GridMeans(2)(torch.empty(1, 2, 4, 5, device="meta"))
+    assert not counter.get_total_flops()
