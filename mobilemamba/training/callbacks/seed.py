@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loops.evaluation_loop import RestartStage
 
 from mobilemamba.data.sampling import global_seed
 
@@ -31,14 +32,19 @@ class StepSeed(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Resumes after an epoch that had ended, or restores the loader's position in one that had not."""
-        loop = trainer.fit_loop
-        epochs: Any = loop.epoch_progress.current
+        loop: Any = trainer.fit_loop
+        epoch, epochs = loop.epoch_loop, loop.epoch_progress.current
+        # A ModelCheckpoint that saves every so many steps does so before the validation after that step.
+        within_step = epoch.restarted_on_train_batch_end
+        validates = within_step and _validates_first(trainer)
         ended = epochs.ready == epochs.started == epochs.processed
-        if loop.restarting and ended and not loop.epoch_loop.restarted_on_train_batch_end:
-            # With max_steps, Lightning resumes within every epoch: one that had ended would be run again, empty, and be
-            # counted twice. So this does what Lightning does without max_steps.
-            loop._restarting = loop.epoch_loop.restarting = False
+        if loop.restarting and ended and not validates:
+            # Lightning resumes within such an epoch if max_steps is set, or if the checkpoint is of its last step. The
+            # epoch would be run again, empty, and counted twice, or the next one would not be counted. So this does
+            # what Lightning does otherwise.
+            loop._restarting = epoch.restarting = False
             loop.reset()
+            epoch._batches_that_stepped += within_step
         # Lightning does this when it creates the loader. But a schedule asks for the number of steps, which creates the
         # loader before the checkpoint is read, and its position would be lost.
         loop._load_combined_loader_states()
@@ -50,7 +56,7 @@ class StepSeed(Callback):
         # already, seeded by an arbitrary state, and its workers may have started. So it is created anew.
         loop = trainer.fit_loop
         if trainer.current_epoch == 0 or loop.is_resuming or loop.epoch_loop.restarting:
-            iter(loop._data_fetcher)  # type: ignore[arg-type]  # no public way; Lightning is pinned, a test watches it
+            iter(_fetcher(trainer))  # no public way; Lightning is pinned, a test watches it
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._seed_all(trainer, trainer.current_epoch, batch_idx + 1)
@@ -62,3 +68,26 @@ class StepSeed(Callback):
         torch.manual_seed(for_torch)
         np.random.seed(for_numpy)  # noqa: NPY002  the generator that timm's Mixup and the transforms of others draw from
         random.seed(for_random)
+
+
+def _fetcher(trainer: Trainer) -> Any:
+    return trainer.fit_loop._data_fetcher
+
+
+def _validates_first(trainer: Trainer) -> bool:
+    """Lets Lightning resume with a validation if one is due; it would take it for done, and its epoch for ended."""
+    loop: Any = trainer.fit_loop
+    epoch, counts = loop.epoch_loop, (loop.epoch_progress.current, loop.epoch_progress.total)
+    ended = int(epoch.batch_progress.is_last_batch)
+    for count in counts:
+        count.processed -= ended
+        count.completed -= ended
+    if not epoch._should_check_val_fx(_fetcher(trainer)):
+        for count in counts:
+            count.processed += ended
+            count.completed += ended
+        return False
+    epoch.batch_progress.increment_completed()
+    epoch.update_restart_stage()
+    epoch.val_loop._restart_stage = RestartStage.RESTARTED_MID_EVALUATION
+    return True

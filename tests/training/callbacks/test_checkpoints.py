@@ -198,6 +198,18 @@ class TestSeveralValidations:
         )
         assert place(results(tmp_path)) == (2, 8, 90)
 
+    @pytest.mark.parametrize("options", [{"val_check_interval": 0.5}, {"check_val_every_n_epoch": 2, "max_steps": 8}])
+    def test_any_step_that_a_callback_saves_is_one_to_go_on_from(self, tmp_path, options):
+        """Lightning by itself leaves out the validation after that step, and the count of an epoch that it ends."""
+        given = scores(at2=60, at4=70, at6=65, at8=80)
+        own = ModelCheckpoint(tmp_path / "own", "{step}", every_n_train_steps=2, save_top_k=-1)
+        fit(tmp_path / "straight", Counter(given), own, **options)
+        for step in (2, 4, 6):
+            folder = tmp_path / f"from-{step}"
+            trainer = fit(folder, Counter(given), ckpt_path=tmp_path / f"own/step={step}.ckpt", **options)
+            assert history(folder) == history(tmp_path / "straight")
+            assert (results(folder)["epochs"], trainer.global_step) == (2, 8)
+
     def test_a_run_killed_after_its_last_step_says_the_same(self, tmp_path, recwarn):
         options = {"max_epochs": 3, "max_steps": 6}
         fit(tmp_path / "straight", Counter(scores(at6=90)), **options)
