@@ -26,7 +26,7 @@ from mobilemamba.cli.checks import (
 from mobilemamba.cli.classes import DEFAULTS
 from mobilemamba.cli.parser import Parser, given_settings, plain
 from mobilemamba.cli.report import print_evaluation
-from mobilemamba.cli.resume import check_data, check_fits
+from mobilemamba.cli.resume import check_data, check_fits, without_searches
 from mobilemamba.cli.rows import passed_on, read_rows
 from mobilemamba.cli.run_folder import RunFolder
 from mobilemamba.cli.save_config import SaveFitConfig
@@ -273,6 +273,8 @@ class MobileMambaCLI(LightningCLI):
         kwargs |= trainer_options(self.command, config.trainer)
         show_bar = kwargs.get("enable_progress_bar", config.trainer.enable_progress_bar) is not False
         callbacks = trainer_callbacks(self.command, config.trainer, self.model, show_bar, config.table_size)
+        if self.command == "fit" and self.checkpoint is not None:
+            callbacks = without_searches(callbacks, self.checkpoint, self.datamodule)
         trainer = super().instantiate_trainer(**kwargs, callbacks=callbacks)
         leave_memory_unfilled(trainer.strategy.root_device)
         return trainer

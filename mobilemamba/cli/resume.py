@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint
@@ -163,6 +164,21 @@ def check_data(path: str | Path, checkpoint: Mapping[str, Any], data: DataModule
             f"{path} was trained on {card['data']} and goes on with {data.name}; if the pictures are others, the "
             "result is not that of one training, and some to validate on may have been trained on"
         )
+
+
+def without_searches(callbacks: list[Callback], checkpoint: Mapping[str, Any], data: DataModule) -> list[Callback]:
+    """Leaves out Lightning's searches for a learning rate and a batch size, whose results the checkpoint has.
+
+    After a search, Lightning does not restore optimiser and counts, so that the training would begin anew. The learning
+    rate is restored with its schedule; the batch size is set here.
+    """
+    searches = [callback for callback in callbacks if type(callback) in (LearningRateFinder, BatchSizeFinder)]
+    for search in searches:
+        if isinstance(search, BatchSizeFinder):
+            loaders = checkpoint["loops"]["fit_loop"].get("state_dict", {}).get("combined_loader") or [{}]
+            data.batch_size = loaders[0].get("pictures_per_step", data.batch_size)  # it works in one process alone
+        rank_zero_info(f"no {type(search).__name__}: the run goes on with what it has found before")
+    return [callback for callback in callbacks if callback not in searches]
 
 
 def _check_optimizer(path: str | Path, state: Any, groups: list[dict[str, Any]]) -> None:

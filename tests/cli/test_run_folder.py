@@ -192,6 +192,18 @@ def test_a_checkpoints_file_goes_on_in_its_unfinished_run_and_else_starts_anothe
     assert content(Path("runs/default")) == before
 
 
+@pytest.mark.parametrize(("finder", "batch_size"), [("LearningRateFinder", 4), ("BatchSizeFinder", 2)])
+def test_what_lightning_has_found_is_not_searched_again(run: Callable[..., Path], finder: str, batch_size: int) -> None:
+    """It would forget the optimiser and the steps done, and train all epochs once more."""
+    last = run() / "checkpoints/last.ckpt"
+    checkpoint = torch.load(last, weights_only=True)
+    checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]["pictures_per_step"] = 2
+    torch.save(checkpoint, last)
+    cli = main(["fit", *TINY, "--ckpt_path", "last", f"--trainer.callbacks+={finder}"])
+    assert finder not in [type(callback).__name__ for callback in cli.trainer.callbacks]
+    assert cli.datamodule.batch_size == batch_size
+
+
 def test_a_broken_checkpoint_falls_back_to_the_one_before_it(run: Callable[..., Path]) -> None:
     last = run() / "checkpoints/last.ckpt"
     previous = last.with_name("previous.ckpt")
