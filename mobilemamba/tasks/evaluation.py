@@ -104,6 +104,7 @@ class EvaluatedTask(TaskContract, LightningModule):
         return self.comparison.metrics[self.better].counts
 
     def on_validation_epoch_start(self) -> None:
+        self.comparison.reset()
         self._evaluated: dict[str, nn.Module] = {"raw": self.model}
         if self.ema is not None:
             self._evaluated["ema"] = self.ema.module

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, SumMetric
+from torchmetrics import MeanMetric, Metric, SumMetric
 
 from mobilemamba.data import IGNORED
 from mobilemamba.scores import Score
@@ -115,6 +115,15 @@ class Comparison(nn.Module):
             self.metrics[name] = metrics()
             self.add_module(f"of_{name}", self.metrics[name])
         self.changed = DeviceSum()
+
+    def reset(self) -> None:
+        """Forgets what an evaluation that did not end has added.
+
+        Also creates the counts anew, as processes that ``ddp_spawn`` starts share the memory of those that they got.
+        """
+        for module in self.modules():
+            if isinstance(module, Metric):
+                module.reset()
 
     def update(self, outputs: dict[str, Any], targets: Any) -> None:
         """Adds a batch.

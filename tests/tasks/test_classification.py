@@ -1,5 +1,6 @@
 """The classification task: network, losses, exact metrics, learning rate, checkpoints."""
 
+import contextlib
 import itertools
 import json
 import math
@@ -65,9 +66,11 @@ class TestFit:
         (logged,) = run(task, DataLoader(data, batch_size=batch_size), verbose=False)
         assert logged == pytest.approx({f"{prefix}/{name}": value for name, value in expected.items()}, rel=1e-5)
 
-    def test_metrics_start_afresh_each_time(self, tmp_path):
+    @pytest.mark.parametrize("broken", [[], [(torch.zeros(3), "no label")]], ids=["ended", "interrupted"])
+    def test_metrics_start_afresh_each_time(self, tmp_path, broken):
         task, trainer = make_task(), make_trainer(tmp_path)
-        trainer.validate(task, DataLoader(pictures(seed=1), batch_size=4), verbose=False)
+        with pytest.raises(RuntimeError) if broken else contextlib.nullcontext():
+            trainer.validate(task, DataLoader([*pictures(8, seed=1), *broken], batch_size=4), verbose=False)
         (again,) = trainer.validate(task, DataLoader(pictures(), batch_size=4), verbose=False)
         (alone,) = make_trainer(tmp_path).validate(make_task(), DataLoader(pictures(), batch_size=4), verbose=False)
         assert again == alone
