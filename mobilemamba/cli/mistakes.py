@@ -112,7 +112,7 @@ def _line(error: Exception, options: list[str]) -> str:
 def _said(error: Exception) -> str:
     root = _root(error)
     said = f"{root.strerror}: {root.filename}" if isinstance(root, OSError) and root.strerror else str(root)
-    text = explain_encoding(" ".join(said.split()))
+    text = explain_encoding(" ".join(said.split()).rstrip("."))
     if not text or isinstance(root, LookupError | AttributeError):  # their message is only a name
         text = f"{type(root).__name__} {text}".strip()
     installs = isinstance(root, ModuleNotFoundError) and "pip install" not in text

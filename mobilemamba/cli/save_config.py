@@ -31,6 +31,10 @@ class SaveFitConfig(SaveConfigCallback):
         """Adds the configuration to the checkpoint, which may be moved out of its run's folder."""
         checkpoint[RUN_CONFIG] = self._text
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns the text without the parser, which cannot be copied into the processes that ``ddp_spawn`` starts."""
+        return {**vars(self), "_text": self._text, "parser": None, "config": None}
+
     @cached_property
     def _text(self) -> str:
         config = self.config.clone()

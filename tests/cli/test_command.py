@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pickle
 import shlex
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import yaml
 from filelock import FileLock
 
 from mobilemamba.cli import plan
+from mobilemamba.cli.save_config import SaveFitConfig
 from mobilemamba.errors import ConfigError, MobileMambaError
 from mobilemamba.models import read_card
 from mobilemamba.sweep import network_kwargs
@@ -37,6 +39,9 @@ def test_fit_alone_trains_on_the_sample_and_keeps_runs_apart() -> None:
     config = yaml.safe_load((run_dir / "config.yaml").read_text())
     assert config["seed_everything"] == 0
     assert config["trainer"]["deterministic"] == "warn"
+    for callback in cli.trainer.callbacks:
+        if isinstance(callback, SaveFitConfig):  # as for a process of ddp_spawn
+            assert pickle.loads(pickle.dumps(callback))._text == (run_dir / "config.yaml").read_text()
 
     main(["fit", *TINY])
     assert Path("runs/default-2/results.json").exists()
