@@ -9,12 +9,12 @@ from datetime import timedelta
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import RichProgressBar, Timer
 from torch import Tensor
 
 from mobilemamba.scores import Score, score_of
 from mobilemamba.screen import say
-from mobilemamba.training.callbacks.trainer_state import epochs_begun
+from mobilemamba.training.callbacks.trainer_state import callbacks_of, epochs_begun
 from mobilemamba.training.contract import scores_of
 
 _READ_SECONDS = 0.3  # interval at which the progress bar reads the loss
@@ -133,9 +133,12 @@ class EpochLines(Callback):
         done = trainer.global_step - self._first_step
         if done < 1:
             return []
+        limits = [timer.time_remaining() for timer in callbacks_of(trainer, Timer)]  # of trainer.max_time
         try:
-            left = max(0, trainer.estimated_stepping_batches - trainer.global_step)
-            return [f"{timedelta(seconds=round((time.monotonic() - self._started) / done * left))} left"]
+            steps = max(0, trainer.estimated_stepping_batches - trainer.global_step)
+            seconds = (time.monotonic() - self._started) / done * steps
+            seconds = min([seconds, *(max(0, limit) for limit in limits if limit is not None)])
+            return [f"{timedelta(seconds=round(seconds))} left"]
         except OverflowError:  # the training has no end, or one in millions of years
             return []
 

@@ -71,14 +71,17 @@ def test_the_loss_is_that_of_a_batch_and_the_last_validation_is_of_the_last_epoc
     assert "top1" in lines[3]
 
 
-@pytest.mark.parametrize("epochs", [10**23, 10**400])
-def test_an_end_in_millions_of_years_is_not_told(capsys: pytest.CaptureFixture[str], epochs: int) -> None:
+@pytest.mark.parametrize(("epochs", "limit"), [(10**23, None), (10**400, None), (10**23, "00:00:05:00")])
+def test_an_end_in_millions_of_years_is_not_told(
+    capsys: pytest.CaptureFixture[str], epochs: int, limit: str | None
+) -> None:
     class Stop(Callback):
         def on_train_epoch_end(self, trainer, pl_module) -> None:
             trainer.should_stop = True
 
-    fit(EpochLines(), Stop(), max_epochs=epochs, limit_train_batches=2, enable_progress_bar=False)
-    assert "left" not in capsys.readouterr().out
+    fit(EpochLines(), Stop(), max_epochs=epochs, limit_train_batches=2, enable_progress_bar=False, max_time=limit)
+    out = capsys.readouterr().out
+    assert "left" not in out if limit is None else re.search(r" 0:0[45]:\d\d left$", out)
 
 
 def test_the_bar_shows_the_loss_alone_and_is_gone_before_the_end() -> None:
