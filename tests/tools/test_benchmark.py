@@ -11,7 +11,7 @@ from PIL import Image
 
 from mobilemamba.analysis.benchmark import networks
 from mobilemamba.analysis.benchmark.workload import Workshop
-from mobilemamba.cli.tool import switches
+from mobilemamba.cli.tool import spell_out_switches
 from mobilemamba.errors import BackendUnavailableError, ConfigError, MobileMambaError
 from mobilemamba.models.runtime import RUNTIMES
 from mobilemamba.tools.benchmark import SCALED_MODELS, SCALED_SIZES
@@ -169,7 +169,7 @@ def test_mistakes_are_one_line(printed, options: list[str], error: type, message
     ],
 )
 def test_yes_or_no_settings(given: list[str], spelt: list[str]) -> None:
-    assert switches(given, ["train", "fused"]) == spelt
+    assert spell_out_switches(given, ["train", "fused"]) == spelt
 
 
 def test_heads_on_backbones(printed, tmp_path: Path) -> None:
