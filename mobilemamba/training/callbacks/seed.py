@@ -77,15 +77,14 @@ def _fetcher(trainer: Trainer) -> Any:
 def _validates_first(trainer: Trainer) -> bool:
     """Lets Lightning resume with a validation if one is due; it would take it for done, and its epoch for ended."""
     loop: Any = trainer.fit_loop
-    epoch, counts = loop.epoch_loop, (loop.epoch_progress.current, loop.epoch_progress.total)
-    ended = int(epoch.batch_progress.is_last_batch)
-    for count in counts:
-        count.processed -= ended
-        count.completed -= ended
+    epoch, epochs = loop.epoch_loop, loop.epoch_progress
+    before = epochs.state_dict()
+    if epoch.batch_progress.is_last_batch:  # Lightning has counted its epoch
+        for count in (epochs.current, epochs.total):
+            count.processed -= 1
+            count.completed -= 1
     if not epoch._should_check_val_fx(_fetcher(trainer)):
-        for count in counts:
-            count.processed += ended
-            count.completed += ended
+        epochs.load_state_dict(before)
         return False
     epoch.batch_progress.increment_completed()
     epoch.update_restart_stage()

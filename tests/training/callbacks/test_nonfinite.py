@@ -100,6 +100,15 @@ def test_all_batches_of_an_accumulated_step_are_left_out(tmp_path, device_decide
     assert same(without_counter(net.states[1]), without_counter(net.states[3]))  # steps are taken after 1, 3 and 4
 
 
+@pytest.mark.parametrize(("own", "fused", "left"), [(False, True, True), (False, None, False), (True, None, False)])
+def test_only_a_fused_optimiser_skips_by_itself(own, fused, left):
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.ones(2))], fused=fused)
+    optimizer._step_supports_amp_scaling = False
+    if own:  # another's, which has no such option
+        del optimizer.param_groups[0]["fused"]
+    assert SkipNonFinite()._leaves_it_to_device(SimpleNamespace(is_cuda=True), optimizer) == left
+
+
 def test_an_overflow_in_fp16_is_left_to_the_loss_scaler():
     weight = nn.Parameter(torch.ones(2))
     weight.grad = torch.tensor([1.0, float("inf")])
