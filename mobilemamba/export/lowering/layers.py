@@ -16,7 +16,7 @@ from mobilemamba.export.lowering import onnx_functions
 from mobilemamba.export.lowering.convolution import conv2d, numbers
 from mobilemamba.export.lowering.scan import recurrence, softplus
 from mobilemamba.export.lowering.stem import Stem
-from mobilemamba.export.lowering.wavelet import wavelet_form
+from mobilemamba.export.lowering.wavelet import lowered_wavelet
 from mobilemamba.layers.conv_norm import ConvNorm
 from mobilemamba.layers.local_conv import MultiKernelConv
 from mobilemamba.layers.mrffi import MRFFI
@@ -147,7 +147,7 @@ class GlobalPart(nn.Module):
         self.register_buffer("bias_C", bias_C)
         self.wavelet = None
         if isinstance(mixer, WaveletMamba):
-            self.wavelet = wavelet_form(mixer.wavelet_conv, bias_C, any_size=any_size)
+            self.wavelet = lowered_wavelet(mixer.wavelet_conv, bias_C, any_size=any_size)
 
     out_DC: Tensor
     bias_C: Tensor

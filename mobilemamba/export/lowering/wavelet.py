@@ -22,7 +22,7 @@ from mobilemamba.layers.wavelet_mamba import WaveletConv
 _SMALL = 3
 
 
-def wavelet_form(conv: WaveletConv, bias_C: Tensor, *, any_size: bool = False) -> nn.Module:
+def lowered_wavelet(conv: WaveletConv, bias_C: Tensor, *, any_size: bool = False) -> nn.Module:
     """Returns a module that computes ``conv(x) + bias`` in the fewest operators, channels last.
 
     Raises:

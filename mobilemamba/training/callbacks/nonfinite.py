@@ -118,7 +118,7 @@ class SkipNonFinite(Callback):
 
     def _leaves_it_to_device(self, norm: Tensor, optimizer: Optimizer) -> bool:
         """Whether the optimiser's own kernel can skip a step, so that the host need not know."""
-        knows_how = hasattr(optimizer, "_step_supports_amp_scaling")  # PyTorch's own, once fused
+        knows_how = hasattr(optimizer, "_step_supports_amp_scaling")  # PyTorch's fused ones have it, if only as False
         return norm.is_cuda and knows_how and all(group.get("fused") for group in optimizer.param_groups)
 
     def _skip_on_device(self, bad: Tensor, optimizer: Any, place: _Place) -> _Awaited:
