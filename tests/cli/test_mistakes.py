@@ -7,7 +7,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jsonargparse
 import pytest
@@ -241,12 +241,23 @@ def test_a_checkpoint_that_cannot_be_evaluated_is_one_line(content: object, mess
     assert "\n" not in str(caught.value)
 
 
-def test_running_out_of_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mobilemamba.tasks.ClassificationTask.training_step", lambda *_: torch.empty(2**55))
-    with pytest.raises(
-        ConfigError, match=r"^out of memory \(tried to allocate 144115188075855872 bytes\); try a smaller"
-    ):
-        main(["fit", *TINY])
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (
+            lambda *_: torch.empty(2**55),
+            r"out of memory \(tried to allocate 144115188075855872 bytes\); try a smaller",
+        ),
+        (
+            lambda *_: torch.zeros(2).put_(torch.tensor([0]), torch.ones(1)),
+            "trainer.deterministic=true: put_, an operator of this training, .*; use --trainer.deterministic warn",
+        ),
+    ],
+)
+def test_what_a_step_cannot_do_is_one_line(monkeypatch: pytest.MonkeyPatch, step: Any, message: str) -> None:
+    monkeypatch.setattr("mobilemamba.tasks.ClassificationTask.training_step", step)
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        main(["fit", *TINY, "--trainer.deterministic", "true"])
 
 
 @pytest.mark.parametrize(
