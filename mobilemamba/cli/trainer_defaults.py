@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins import LayerSync
 
 from mobilemamba.cli.stopping import EndOnSecondInterrupt
 from mobilemamba.training.callbacks import (
@@ -26,10 +27,11 @@ from mobilemamba.training.callbacks import (
     ValidationExamples,
     run_checkpoints,
 )
+from mobilemamba.training.sync_norms import SyncNorms
 
 
 def trainer_options(command: str, given: Any) -> dict[str, Any]:
-    """Returns defaults for arguments of the trainer that the user did not give."""
+    """Returns arguments of the trainer: defaults for those that the user did not give, and our form of others."""
     options: dict[str, Any] = {}
     if given.logger in (None, True):
         # Only CSVLogger counts versions: with a fixed one, it would delete the metrics of a resumed run.
@@ -40,6 +42,10 @@ def trainer_options(command: str, given: Any) -> dict[str, Any]:
         options["enable_progress_bar"] = False
     if given.enable_model_summary is None:
         options["enable_model_summary"] = False  # Lightning's has no FLOPs here; `mobilemamba summary` has
+    if given.sync_batchnorm:
+        plugins = _as_list(given.plugins)
+        if not any(isinstance(plugin, LayerSync) for plugin in plugins):
+            options["plugins"] = [*plugins, SyncNorms()]
     return options
 
 
@@ -47,8 +53,7 @@ def trainer_callbacks(
     command: str, given: Any, module: LightningModule, show_bar: bool, table_size: int | None
 ) -> list[Callback]:
     """Returns the user's callbacks and ours, in the order in which they are called."""
-    chosen: list[Callback] = given.callbacks or []
-    chosen = chosen if isinstance(chosen, list) else [chosen]  # a single callback may be given without a list
+    chosen: list[Callback] = _as_list(given.callbacks)
 
     def among(kind: type[Callback]) -> bool:
         return any(isinstance(callback, kind) for callback in chosen)
@@ -68,6 +73,11 @@ def trainer_callbacks(
     if given.enable_checkpointing is not False:
         callbacks = [*run_checkpoints(given.default_root_dir, module), *callbacks]
     return callbacks
+
+
+def _as_list(given: Any) -> list[Any]:
+    """Returns what an argument of the trainer names, of which a single one may be given without a list."""
+    return list(given) if isinstance(given, list) else [given] if given else []
 
 
 def leave_memory_unfilled(device: torch.device) -> None:
