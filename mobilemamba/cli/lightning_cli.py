@@ -33,7 +33,7 @@ from mobilemamba.cli.save_config import SaveFitConfig
 from mobilemamba.cli.shorthand import expand_options
 from mobilemamba.cli.start import is_run
 from mobilemamba.cli.stopping import add_hint_to_continue
-from mobilemamba.cli.trainer_defaults import leave_memory_unfilled, trainer_callbacks, trainer_options
+from mobilemamba.cli.trainer_defaults import trainer_callbacks, trainer_options
 from mobilemamba.cli.weights import (
     cards,
     check_against_card,
@@ -268,16 +268,14 @@ class MobileMambaCLI(LightningCLI):
             model["weights"] = weights
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Adds our loggers, if the user chose none, and our callbacks; sets what suits the trainer's device."""
+        """Adds our loggers, if the user chose none, and our callbacks."""
         config = self.config_init[self.command]
         kwargs |= trainer_options(self.command, config.trainer)
         show_bar = kwargs.get("enable_progress_bar", config.trainer.enable_progress_bar) is not False
         callbacks = trainer_callbacks(self.command, config.trainer, self.model, show_bar, config.table_size)
         if self.command == "fit" and self.checkpoint is not None:
             callbacks = without_searches(callbacks, self.checkpoint, self.datamodule)
-        trainer = super().instantiate_trainer(**kwargs, callbacks=callbacks)
-        leave_memory_unfilled(trainer.strategy.root_device)
-        return trainer
+        return super().instantiate_trainer(**kwargs, callbacks=callbacks)
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning asks an object, not the class
         """Returns only the current command, as creating the parsers of the others would take longer than parsing."""

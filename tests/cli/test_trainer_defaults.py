@@ -4,20 +4,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy
 
-from mobilemamba.cli.trainer_defaults import leave_memory_unfilled, trainer_options
+from mobilemamba.cli.trainer_defaults import trainer_options
 from mobilemamba.training.sync_norms import SyncNorms
-
-
-@pytest.mark.parametrize(("device", "fills"), [("cpu", True), ("cuda:1", False)])
-def test_a_gpu_does_not_fill_memory(device: str, fills: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
-    leave_memory_unfilled(torch.device(device))
-    assert torch.utils.deterministic.fill_uninitialized_memory is fills
 
 
 @pytest.mark.parametrize("chosen", [None, MixedPrecision("bf16-mixed", "cpu"), [MixedPrecision("bf16-mixed", "cpu")]])

@@ -12,6 +12,7 @@ from mobilemamba.training.callbacks.receptive_fields import ReceptiveFields
 from mobilemamba.training.callbacks.results import RunResults
 from mobilemamba.training.callbacks.seed import StepSeed
 from mobilemamba.training.callbacks.stop_early import StopEarly
+from mobilemamba.training.callbacks.unfilled import UnfilledMemory
 from mobilemamba.training.callbacks.validation import ValidateAtEnd
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "TrainingBar",
     "TrainingExamples",
     "TrainingPlots",
+    "UnfilledMemory",
     "ValidateAtEnd",
     "ValidationExamples",
     "run_checkpoints",
