@@ -134,6 +134,11 @@ def test_a_worker_hands_small_targets_over_by_value(monkeypatch: pytest.MonkeyPa
     for name, received in handed.received().targets[0].items():
         assert torch.equal(received, alone.targets[0][name])
         assert received.dtype == alone.targets[0][name].dtype
+    pinned: list[torch.Tensor] = []  # as arrays are not, and the copy of what is not pinned waits for a GPU
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: pinned.append(x) or x)
+    batch = pin_memory(handed)
+    assert isinstance(batch, Batch)
+    assert {*map(id, pinned)} == {id(x) for x in (batch.images, *batch.targets[0].values())}
 
 
 def test_a_blank_of_boxes_does_not_count() -> None:
