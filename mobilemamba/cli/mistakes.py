@@ -60,7 +60,7 @@ def as_user_errors(options: list[str]) -> Iterator[None]:
                 f"the checkpoint is damaged or not of this Lightning: {type(error).__name__}: {_said(error)}; go "
                 "on from another one by --ckpt_path"
             ) from error
-        if unordered := re.match(r"(\S+) does not have a deterministic implementation", str(error)):
+        if unordered := re.search(r"(\S+) does not have a deterministic implementation", str(error)):
             raise ConfigError(
                 f"trainer.deterministic=true: {unordered[1]}, an operator of this training, has no deterministic form "
                 "on this device; use --trainer.deterministic warn"
