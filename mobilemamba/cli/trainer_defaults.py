@@ -27,7 +27,7 @@ from mobilemamba.training.callbacks import (
     ValidationExamples,
     run_checkpoints,
 )
-from mobilemamba.training.sync_norms import SyncNorms
+from mobilemamba.training.callbacks.sync_norms import SyncNorms
 
 
 def trainer_options(command: str, given: Any) -> dict[str, Any]:

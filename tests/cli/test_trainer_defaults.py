@@ -9,7 +9,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy
 
 from mobilemamba.cli.trainer_defaults import trainer_options
-from mobilemamba.training.sync_norms import SyncNorms
+from mobilemamba.training.callbacks.sync_norms import SyncNorms
 
 
 @pytest.mark.parametrize("chosen", [None, MixedPrecision("bf16-mixed", "cpu"), [MixedPrecision("bf16-mixed", "cpu")]])

@@ -8,7 +8,7 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 
 from mobilemamba.layers.conv_norm import ConvNorm
-from mobilemamba.training.sync_norms import SyncNorms
+from mobilemamba.training.callbacks.sync_norms import SyncNorms
 
 
 @pytest.mark.parametrize("norm", [BatchNormAct2d(6), ConvNorm(6, 6, relu=True), nn.BatchNorm2d(6)])
