@@ -17,10 +17,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 import mobilemamba
 
-if not hasattr(torch._C, "_ensureCUDADeviceGuardSet"):
-    pytest.skip("this PyTorch asks the driver of a GPU that is not there", allow_module_level=True)
-
 CARD = torch.device("cuda", 0)
+needs_no_driver = pytest.mark.skipif(
+    not hasattr(torch._C, "_ensureCUDADeviceGuardSet"), reason="this PyTorch asks the driver of a GPU that is not there"
+)
 _PACKAGE = Path(mobilemamba.__file__).parent
 _ATEN = torch.ops.aten
 _COPIES = {_ATEN._to_copy.default, _ATEN.copy_.default}

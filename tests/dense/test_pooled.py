@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mobilemamba.dense.pooled import Doubling, GridMeans, resize
-from tests.pretended import PretendedCard
+from tests.pretended import PretendedCard, needs_no_driver
 
 
 @pytest.fixture
@@ -21,6 +21,7 @@ def deterministic() -> Iterator[None]:
     torch.use_deterministic_algorithms(mode=False)
 
 
+@needs_no_driver
 @pytest.mark.usefixtures("deterministic")
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (1, 2, 7, 3), (2, 1, 1, 1)], ids=str)
 @pytest.mark.parametrize(

@@ -12,12 +12,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from mobilemamba.layers.kernels import use_scan_backend
 from mobilemamba.ops import jit
 from mobilemamba.ops.backends import forget_choices
+from tests.pretended import needs_no_driver
 
 BATCH = 2
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(torch._C, "_ensureCUDADeviceGuardSet"), reason="this PyTorch asks the driver of a GPU that is not there"
-)
+pytestmark = needs_no_driver
 
 
 @pytest.fixture(autouse=True)

@@ -24,6 +24,7 @@ from mobilemamba.ops.backends import forget_choices, standard_only
 from mobilemamba.ops.kernels import INFERENCE, NETWORK
 from mobilemamba.ops.native import library
 from tests.ops.scans import needs_native
+from tests.pretended import needs_no_driver
 
 CPU = torch.device("cpu")
 TABLES = pytest.mark.parametrize("table", [*NETWORK, *INFERENCE], ids=lambda table: table.op)
@@ -177,9 +178,7 @@ def triton_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     forget_choices()
 
 
-@pytest.mark.skipif(
-    not hasattr(torch._C, "_ensureCUDADeviceGuardSet"), reason="this PyTorch asks the driver of a GPU that is not there"
-)
+@needs_no_driver
 @pytest.mark.usefixtures("triton_anywhere")
 @pytest.mark.parametrize(
     ("size", "fused", "dtype"),

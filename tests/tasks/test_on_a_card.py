@@ -18,9 +18,10 @@ from mobilemamba.tasks import ClassificationTask, DetectionTask, SegmentationTas
 from mobilemamba.training.callbacks import EpochLines, SkipNonFinite, StepSeed
 from mobilemamba.training.distillation import Distillation
 from mobilemamba.training.mixing import Mixing
-from tests.pretended import CARD, CardAccelerator, CardEvent, PretendedCard
+from tests.pretended import CARD, CardAccelerator, CardEvent, PretendedCard, needs_no_driver
 
 pytestmark = [
+    needs_no_driver,
     pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::UserWarning:torch"),
     pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
 ]
