@@ -87,7 +87,7 @@ class ClassificationPictures(PictureFiles, ImageDataModule):
         Raises:
             DataError: If ``root`` does not contain such a data set.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # each layout of files lists its own
 
     @cached_property
     def name(self) -> str:  # type: ignore[override]  # found when asked for

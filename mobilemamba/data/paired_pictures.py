@@ -169,7 +169,7 @@ class PairedPictures(PictureFiles, SegmentationDataModule):
         Raises:
             DataError: If they are not defined.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # each layout of files lists its own
 
     @cached_property
     def pairs(self) -> Pairs:
