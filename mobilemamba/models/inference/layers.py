@@ -95,7 +95,7 @@ class InferencePatchEmbed(nn.Sequential):
         super().__init__(*map(PackedConv.of, patch_embed))
 
     def forward(self, x: Tensor) -> Tensor:
-        if by_pytorch(x) or len(x) <= _CHUNK:
+        if by_pytorch(x) or x.ndim != 4 or len(x) <= _CHUNK:  # what is no batch is refused whole
             return super().forward(x)
         embed = super().forward
         return torch.cat([embed(part) for part in x.split(_CHUNK)])

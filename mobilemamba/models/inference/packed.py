@@ -108,6 +108,11 @@ class PackedConv(_Packed):
         padding, stride, dilation, groups = self.geometry
         if is_traced():
             return ACTIVATIONS[self.act](F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups))
+        if x.ndim != 4:
+            raise ConfigError(
+                f"optimized for inference, the network got an input of shape {tuple(x.shape)}; expected a batch of "
+                "pictures, (B, C, H, W); make one of a single picture (C, H, W) by x[None]"
+            )
         if self.is_depthwise and (on_gpu(x) or (stride == [1, 1] and x.numel() <= _SMALL)):
             kernel = self.laid_out(x, "kkC", lambda weight: floats(weight[:, 0].permute(1, 2, 0)))
             return channels_first(depthwise_conv(channels_last(x), kernel, self.bias, self.act, stride[0]))

@@ -201,6 +201,12 @@ def test_another_dtype_is_one_clear_error(tiny: Build, dtype: torch.dtype) -> No
             call(pictures)
 
 
+@pytest.mark.parametrize("shape", [(3, 64, 64), (64, 64, 3), (1, 2, 3, 64, 64)], ids=str)
+def test_what_is_no_batch_of_pictures_is_one_clear_error(tiny: Build, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match=rf"an input of shape {re.escape(str(shape))}; expected a batch of pictures"):
+        optimize_for_inference(tiny())(torch.randn(shape))
+
+
 def test_autocast_is_named_where_it_hands_a_layer_another_dtype(tiny: Build) -> None:
     optimized = optimize_for_inference(tiny(global_mixer="attention"))
     with torch.autocast("cpu"), pytest.raises(ConfigError, match=r"got torch.bfloat16 on cpu; leave autocast out"):
