@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,8 @@ def measure_network(
 
     Parameters and FLOPs are those of the network as trained. The throughput is that of the network in evaluation mode;
     a network of ours is timed in the form in which it is deployed: laid out for inference on CPUs that support this,
-    otherwise with folded norms, as in the paper. The text names the form. Does not change the random state.
+    otherwise with folded norms, as in the paper. The text names the form. It is timed by PyTorch's usual kernels, as a
+    deployed network runs, not by the deterministic ones of a training. Does not change the random state.
 
     Args:
         build_model: Returns a new network, given ``num_classes`` and ``in_chans``.
@@ -52,7 +53,8 @@ def measure_network(
         model = build_model(num_classes=num_classes, in_chans=TABLE_CHANNELS)
     counts = complexity(model, img_size)
     model, form = for_inference(model.eval(), device)
-    throughput = measure_throughput(model, img_size, batch_size, device, budget_s=budget_s, form=form)
+    with _usual_kernels():
+        throughput = measure_throughput(model, img_size, batch_size, device, budget_s=budget_s, form=form)
     return {
         "img_size": img_size,
         "num_classes": num_classes,
@@ -61,6 +63,17 @@ def measure_network(
         "macs": counts.macs,
         "throughput": {**asdict(throughput), "text": throughput.describe()},
     }
+
+
+@contextlib.contextmanager
+def _usual_kernels() -> Iterator[None]:
+    """Context without the deterministic algorithms that a trainer may have turned on."""
+    before, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(mode=False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warns)
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -1,5 +1,6 @@
 """What a run says about its network, its memory and its source."""
 
+import contextlib
 import json
 import subprocess
 
@@ -48,6 +49,34 @@ def test_the_speed_says_in_which_form_the_network_was_timed(monkeypatch):
     monkeypatch.setattr(library, "why_not", lambda: "no kernels here")
     forget_choices()
     assert "no batch norms, norms folded, not optimized for inference: no kernels here, " in text()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("warns", [False, True])
+def test_the_speed_is_that_of_the_usual_kernels_whatever_a_training_uses(fails, warns):
+    deterministic = []
+
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = torch.nn.Linear(3, 2)
+
+        def forward(self, x):
+            if torch.is_inference_mode_enabled():  # timed, not counted
+                deterministic.append(torch.are_deterministic_algorithms_enabled())
+                if fails:
+                    raise RuntimeError
+            return self.head(x.mean((2, 3)))
+
+    torch.use_deterministic_algorithms(True, warn_only=warns)
+    try:
+        with pytest.raises(RuntimeError) if fails else contextlib.nullcontext():
+            provenance.measure_network(lambda **_: Network(), 8, torch.device("cpu"), budget_s=0.01)
+        assert set(deterministic) == {False}
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled() == warns
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_peak_memory_of_the_training_process():
