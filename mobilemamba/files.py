@@ -115,6 +115,16 @@ def remove_unfinished(path: Path) -> None:
             _unlock(lock)
 
 
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Context manager that threads and processes enter one by one for the same folder, where it supports locks."""
+    lock = _locked(folder, wait=True)
+    try:
+        yield
+    finally:
+        _unlock(lock)
+
+
 def _locked(path: Path, *, wait: bool) -> int | None:
     """Locks a file or folder and returns its descriptor; None if another process locks it, or locks are unsupported."""
     if fcntl is None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mobilemamba.errors import WeightsError
-from mobilemamba.files import remove_unfinished, temporary_beside, why_not_written
+from mobilemamba.files import one_at_a_time, remove_unfinished, temporary_beside, why_not_written
 from mobilemamba.text import printable
 
 
@@ -35,10 +35,11 @@ def staged(target: Path) -> Iterator[Path]:
             for file in folder.rglob("*"):
                 if file.is_file():
                     _reach_disk(file)
-            if (others or path.is_dir()) and os.path.lexists(target):
-                os.replace(target, folder / f"{target.name}.former")  # noqa: PTH105
-            for file in (*others, path):
-                os.replace(file, target.with_name(file.name))  # noqa: PTH105
+            with one_at_a_time(target.parent):  # else the files of two exports of one name could be mixed
+                if (others or path.is_dir()) and os.path.lexists(target):
+                    os.replace(target, folder / f"{target.name}.former")  # noqa: PTH105
+                for file in (*others, path):
+                    os.replace(file, target.with_name(file.name))  # noqa: PTH105
     except OSError as error:
         raise WeightsError(f"cannot write {printable(target)}: {why_not_written(error)}") from None
 

@@ -1,22 +1,24 @@
 """What takes its name when it is complete: the old or the new stands there, and nothing else is left."""
 
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from mobilemamba import files
 from mobilemamba.export.staging import staged
 
 
-def _write_folder(path: Path) -> None:
+def _write_folder(path: Path, text: str = "new") -> None:
     path.mkdir()
-    (path / "part").write_text("new")
+    (path / "part").write_text(text)
 
 
-def _write_files(path: Path) -> None:
-    path.write_text("new")
-    path.with_suffix(".bin").write_text("new")
+def _write_files(path: Path, text: str = "new") -> None:
+    path.write_text(text)
+    path.with_suffix(".bin").write_text(text)
 
 
 @pytest.mark.parametrize("write", [_write_folder, _write_files])
@@ -79,3 +81,30 @@ def test_the_name_never_stands_for_a_part(
     with staged(target) as path:
         write(path)
     assert seen == steps
+
+
+@pytest.mark.skipif(files.fcntl is None, reason="this system has no locks")
+@pytest.mark.parametrize("write", [_write_folder, _write_files])
+def test_two_at_the_same_time_are_not_mixed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path, str], None]
+) -> None:
+    """While one takes its name, another wants to."""
+    target, replace = tmp_path / "x.y", os.replace
+
+    def export(text: str) -> None:
+        with staged(target) as path:
+            write(path, text)
+
+    other = threading.Thread(target=export, args=["other"])
+
+    def interrupted(source: Path, to: Path) -> None:
+        replace(source, to)
+        if not other.ident:
+            other.start()
+            other.join(0.2)  # it would be over long ago
+
+    export("old")
+    monkeypatch.setattr(os, "replace", interrupted)
+    export("one")
+    other.join()
+    assert {file.read_text() for file in tmp_path.rglob("*") if file.is_file()} == {"other"}
