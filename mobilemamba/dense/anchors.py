@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+from mobilemamba.ops.backends import is_traced
 
 #: (x1, y1, x2, y2) of a box, in pixels, relative to the corner of the first cell.
 Box = tuple[float, float, float, float]
@@ -57,7 +60,7 @@ class Anchors:
             y, x = (stride * torch.arange(side, device=device, dtype=torch.float32) for side in (height, width))
             y, x = torch.meshgrid(y, x, indexing="ij")
             corners = torch.stack((x, y, x, y), -1)
-            levels.append((corners[:, :, None] + torch.tensor(boxes, device=device)).view(-1, 4))
+            levels.append((corners[:, :, None] + _on(device, boxes)).view(-1, 4))
         return levels
 
     def within(self, grids: Sequence[tuple[int, int]], size: tuple[int, int], device: torch.device) -> Tensor:
@@ -73,6 +76,16 @@ class Anchors:
         """Returns how many anchors of each level :meth:`within` chooses, without waiting for a device."""
         cells = (_cells(grid, stride, size) for grid, stride in zip(grids, self.strides, strict=True))
         return [rows * columns * self.per_cell for rows, columns in cells]
+
+
+def _on(device: torch.device, boxes: tuple[Box, ...]) -> Tensor:
+    """Returns boxes as a tensor (n, 4), kept for a GPU, as copies to it make the host wait; not to be changed."""
+    return torch.tensor(boxes, device=device) if device.type == "cpu" or is_traced() else _kept(device, boxes)
+
+
+@lru_cache(maxsize=1024)
+def _kept(device: torch.device, boxes: tuple[Box, ...]) -> Tensor:
+    return torch.tensor(boxes, device=device)
 
 
 def within(
