@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
+from lightning.pytorch.plugins.layer_sync import TorchSyncBatchNorm
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from mobilemamba.models.card import CARD_KEY
 from mobilemamba.models.runtime import runtime_of
 from mobilemamba.tasks.evaluation import SAME_EVERYWHERE, EvaluatedTask
 from mobilemamba.tasks.settings import init_arguments, plain_settings
+from mobilemamba.training.callbacks.sync_norms import SyncNorms
 from mobilemamba.training.loaders import pictures_a_step
 from mobilemamba.training.metrics import Comparison, DeviceMean, Metrics
 from mobilemamba.training.optimizer import (
@@ -167,6 +169,11 @@ class Task(EvaluatedTask):
         raise NotImplementedError
 
     # Training.
+
+    def setup(self, stage: str) -> None:
+        """Makes a trainer with ``sync_batchnorm`` keep the activations of timm's norms."""
+        if type(getattr(self.trainer.strategy, "_layer_sync", None)) is TorchSyncBatchNorm:
+            self.trainer.strategy._layer_sync = SyncNorms()  # type: ignore[attr-defined]  # those that synchronise
 
     def on_train_start(self) -> None:
         """Sets the first step's learning rate, as that in a checkpoint is for the length of its own training."""

@@ -162,6 +162,7 @@ class ClassificationTask(Task):
         return replace(super().model_card, distilled=self.hparams["distillation_head"])
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         if stage == "fit" and self.distillation is not None and "teacher" not in self._beside:
             card = self.model_card
             how = card.preprocessing

@@ -125,6 +125,7 @@ class DetectionTask(DenseTask):
         return DetectionMetrics(self.hparams["num_classes"], masks=self.finds_masks)
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         precision, data = self.trainer.precision, self.data
         if precision in ("16-true", "bf16-true"):  # Lightning converts all of a batch
             raise ConfigError(

@@ -144,6 +144,7 @@ class SegmentationTask(DenseTask):
         return [_drawn(data, image, {"truth": labels}) for image, labels in zip(images[:number], targets, strict=False)]
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         shared = stage == "fit" and self.hparams["sync_heads"] and self.trainer.world_size > 1
         if shared and isinstance(self.trainer.accelerator, CUDAAccelerator):  # SyncBatchNorm needs GPUs
             sync_heads(self.model)

@@ -6,14 +6,17 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
+from lightning.pytorch.plugins.layer_sync import TorchSyncBatchNorm
 from torch import nn
 from torch.utils.data import DataLoader
 
-from mobilemamba.models import ModelCard, Preprocessing
+from mobilemamba.models import ArchOverrides, ModelCard, Preprocessing
 from mobilemamba.models.predictor import Predictor
 from mobilemamba.scores import Score
+from mobilemamba.tasks import ClassificationTask, DetectionTask, SegmentationTask
 from mobilemamba.tasks.base import Task
 from mobilemamba.training.callbacks import RunResults, run_checkpoints
+from mobilemamba.training.callbacks.sync_norms import SyncNorms
 from mobilemamba.training.metrics import Metrics
 
 
@@ -160,3 +163,19 @@ def test_what_lightning_finds_is_what_the_schedule_uses(tmp_path, monkeypatch, l
     assert trainer.lr_scheduler_configs[0].scheduler.base_lrs == pytest.approx([peak])
     # It ends at the minimum, after as many steps as there are.
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.01 * peak)
+
+
+def test_each_task_keeps_the_activations_of_norms_that_a_trainer_synchronises():
+    """Also where the trainer is made by hand; one that synchronises in a way of its own does so."""
+    small = {"name": "mobilemamba_t2", "arch": ArchOverrides(embed_dims=(8, 8, 8), depths=(1, 1, 1))}
+    dense = {**small, "num_classes": 2, "head_dim": 8}
+    tasks = [Brightness(), ClassificationTask(**small), SegmentationTask(**dense), DetectionTask(**dense)]
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    own = type("Own", (TorchSyncBatchNorm,), {})
+    for task in tasks:
+        for plugins, expected in (([], SyncNorms), ([own()], own)):
+            task.trainer = Trainer(strategy="ddp", sync_batchnorm=not plugins, plugins=plugins, **quiet)
+            task.setup("validate")
+            assert type(task.trainer.strategy._layer_sync) is expected
+    task.trainer = Trainer(**quiet)
+    task.setup("validate")
