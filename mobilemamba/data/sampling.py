@@ -17,7 +17,7 @@ from typing import cast
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import Dataset, DistributedSampler, SequentialSampler
 
 #: Label of a picture that does not count: one that is repeated to give all processes equal shares of an evaluation.
 IGNORED = -1
@@ -144,7 +144,7 @@ class AspectSampler(EpochSampler):
         return order[full_at.argsort(stable=True)]
 
 
-class EvaluationSampler(DistributedSampler[int]):
+class EvaluationSampler(DistributedSampler[int], SequentialSampler):
     """Yields this process's share of the pictures in their fixed order, and marks repeats.
 
     Shares are equal, as processes with different numbers of batches would wait for each other forever. The keys of

@@ -210,6 +210,17 @@ def test_lightnings_overfitting_and_prediction_still_work(tmp_path: Path) -> Non
     assert torch.equal(torch.cat(predicted), torch.cat([labels for _, labels in data.val_dataloader()]))  # type: ignore[arg-type]
 
 
+def test_lightning_knows_that_an_evaluation_does_not_shuffle(tmp_path: Path) -> None:
+    module, data = Recorder(), sample()
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        trainer(tmp_path, overfit_batches=1, max_epochs=1).fit(module, data)
+    said = [str(warning.message) for warning in shown]
+    assert ["dataloader shuffling" in text for text in said].count(True) == 1, "which is of the training"
+    first = next(iter(data.val_dataloader()))[1].tolist()
+    assert module.validated == [first] * 2  # the first of them tries it
+
+
 def watch(module: Recorder, folder: Path) -> Callable[[], None]:
     def note() -> None:
         assert isinstance(module.trainer.train_dataloader.sampler, EpochSampler)
