@@ -7,10 +7,9 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -27,6 +26,7 @@ from mobilemamba.ops.selective_scan import triton as scan
 from mobilemamba.ops.selective_scan.definition import ScanInputs
 from mobilemamba.ops.wavelet import triton as wavelet
 from mobilemamba.ops.wavelet.native import by_band
+from tests.ops.launches import Launch, compiled, launches_by_ptx, noted_launches
 from tests.ops.scans import NAMES, assert_near, make_low_rank_inputs, make_map_inputs
 from tests.ops.test_inference import make_scan
 
@@ -37,7 +37,7 @@ CUDA = torch.device("cuda")
 def test_by_the_interpreter() -> None:
     pytest.importorskip("triton", reason="Triton is for Linux")
     root = Path(__file__).resolve().parents[2]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/ops/triton_interpreted.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/ops/triton_numbers.py"]
     run = subprocess.run(
         command, cwd=root, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False
     )
@@ -73,64 +73,38 @@ def test_on_a_gpu(side: int, directions: int, width: int, d_state: int, dtype: t
 # What the compiler makes of it
 
 
-class Kernel:
-    """In a kernel's place: keeps what it is called with, and does nothing."""
-
-    def __init__(self, kernel: Any, calls: list[Kernel]):
-        self.kernel, self.calls = kernel, calls
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Any:
-        return self
-
-    def __call__(self, *arguments: Any, num_warps: int, **constants: Any) -> None:
-        call = Kernel(self.kernel, [])
-        call.arguments, call.num_warps, call.constants = arguments, num_warps, constants
-        self.calls.append(call)
-
-
-@contextmanager
-def kernels_called() -> Iterator[list[Kernel]]:
-    """Within it kernels do nothing but to be listed."""
-    calls: list[Kernel] = []
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (scan, fused_scan, wavelet, depthwise):
-            kept = tuple(Kernel(kernel, calls) for kernel in module._kernels())
-            patch.setattr(module, "_kernels", lambda kept=kept: kept)
-        yield calls
-
-
-def scans(dtype: torch.dtype, directions: int, width: int, d_state: int, side: int) -> list[Kernel]:
+def scans(dtype: torch.dtype, directions: int, width: int, d_state: int, side: int) -> list[Launch]:
     """What is called for a network's scan: forward, backward, and two for inference."""
     size = (side, side)
     *inputs, weight = make_low_rank_inputs(2, directions, width, d_state, width // 32, size, dtype)
     low, weight = ScanInputs(*(v.detach().to("meta") for v in inputs)), weight.detach().to("meta")
     x = low._replace(dt=low.u[:, None].expand(2, directions, side**2, width))
     fused = [v.to("meta") for v in make_scan(directions, width, d_state, width // 32, size, dtype)]
-    with kernels_called() as calls:
+    with noted_launches() as launches:
         scan.backward(scan.forward(x, size), x, size)
         scan.backward(low.u, low, size, weight)
         fused_scan.compute(*fused, 1e-5)
-    return calls
+    return launches
 
 
-def wavelets(dtype: torch.dtype, side: int, channels: int, kernel: int) -> list[Kernel]:
+def wavelets(dtype: torch.dtype, side: int, channels: int, kernel: int) -> list[Launch]:
     """What is called for a network's wavelet branch: forward, backward, and with what follows in inference."""
     x = torch.empty(2, side, side, channels, dtype=dtype, device="meta")
     weight = torch.empty(4 * channels, 1, kernel, kernel, device="meta")
-    with kernels_called() as calls:
+    with noted_launches() as launches:
         wavelet.weight_gradient(wavelet.haar_conv(x, weight), x, weight)
         wavelet.convolve(x, by_band(weight), x, x, relu=True)
-    return calls
+    return launches
 
 
-def depthwises(dtype: torch.dtype, side: int, channels: int, kernel: int) -> list[Kernel]:
+def depthwises(dtype: torch.dtype, side: int, channels: int, kernel: int) -> list[Launch]:
     """What is called for a network's depthwise convolution, for large maps."""
     x, bias = (torch.empty(*shape, channels, dtype=dtype, device="meta") for shape in ((512, side, side), ()))
-    with kernels_called() as calls:
+    with noted_launches() as launches:
         for stride in (1, 2):
             depthwise.depthwise_conv(x, x.new_empty(kernel, kernel, channels), bias, "swish", stride)
         depthwise.convolve(RELU_AFFINE, x, x, x.new_empty(kernel, kernel, channels), *3 * [bias])
-    return calls
+    return launches
 
 
 @pytest.fixture(scope="module")
@@ -141,27 +115,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_CACHE_DIR", str(folder / "triton"))
         yield
-
-
-def compiled(call: Kernel, capability: int) -> dict[str, Any]:
-    """The code for a GPU in the compiler's forms, specialised as a launch there does."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-
-    types = {int: "i32", float: "fp32"}
-    pointers = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
-    signature, constants, attributes = {}, dict(call.constants), {}
-    for i, (name, value) in enumerate(zip(call.kernel.arg_names, call.arguments, strict=False)):
-        signature[name] = pointers[value.dtype] if isinstance(value, torch.Tensor) else types[type(value)]
-        if name in call.kernel.do_not_specialize:
-            continue
-        if isinstance(value, int) and value == 1:
-            constants[name] = value
-        elif isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
-            attributes[i,] = [["tt.divisibility", 16]]
-    signature |= dict.fromkeys(constants, "constexpr")
-    source = triton.compiler.ASTSource(call.kernel, signature, constants, attributes)
-    return triton.compile(source, GPUTarget("cuda", capability, 32), {"num_warps": call.num_warps}).asm
 
 
 def read_code(cubin: bytes, folder: Path, option: str) -> str:
@@ -217,19 +170,18 @@ ON_BOTH = [
     ],
 )
 def test_the_kernels_compile_without_spills_or_atomics(
-    calls: Callable[[], list[Kernel]], registers: int, capability: int, tmp_path: Path
+    calls: Callable[[], list[Launch]], registers: int, capability: int, tmp_path: Path
 ) -> None:
     triton = pytest.importorskip("triton", reason="Triton is for Linux")
     of_gradients = 24 if TorchVersion(triton.__version__) < "3.8" else 0  # bytes of stack
-    for call in calls():
-        code = compiled(call, capability)
-        is_backward = call.kernel.__name__ == "_backward"
-        assert not re.search(r"\b(atom|red)\.", code["ptx"]), call.kernel  # the same bits in every run
+    for launch in calls():
+        code, is_backward = compiled(launch, capability).asm, launch.kernel.__name__ == "_backward"
+        assert not re.search(r"\b(atom|red)\.", code["ptx"]), launch.kernel  # the same bits in every run
         used = resources(code["cubin"], tmp_path)
-        assert used["STACK"] <= (of_gradients if is_backward else 0), call.kernel
-        assert not used["LOCAL"], call.kernel
+        assert used["STACK"] <= (of_gradients if is_backward else 0), launch.kernel
+        assert not used["LOCAL"], launch.kernel
         # The scan's gradients take all that a thread can have.
-        assert 0 < used["REG"] <= (255 if is_backward else registers), call.kernel
+        assert 0 < used["REG"] <= (255 if is_backward else registers), launch.kernel
 
 
 @pytest.mark.usefixtures("cache")
@@ -238,15 +190,40 @@ def test_what_a_scan_s_position_costs(capability: int, tmp_path: Path) -> None:
     """Instructions for a channel and position, of S6's in half precision: they bound its speed, not the memory."""
     pytest.importorskip("triton", reason="Triton is for Linux")
     found = {}
-    for call in scans(torch.float16, directions=2, width=320, d_state=1, side=14):
-        if call.constants.get("R"):
-            a_thread_s = call.constants["BLOCK_T"] * call.constants["BLOCK_D"] / (32 * call.num_warps)
-            of_loops = loops(compiled(call, capability)["cubin"], tmp_path)
-            assert len(of_loops) == (2 if call.kernel.__name__ == "_forward" else 4)  # for both directions
-            found[call.kernel.__name__] = sum(of_loops) / 2 / a_thread_s
+    for launch in scans(torch.float16, directions=2, width=320, d_state=1, side=14):
+        name, constants = launch.kernel.__name__, launch.constants
+        if constants.get("R"):
+            a_thread_s = constants["BLOCK_T"] * constants["BLOCK_D"] / (32 * launch.num_warps)
+            of_loops = loops(compiled(launch, capability).asm["cubin"], tmp_path)
+            assert len(of_loops) == (2 if name == "_forward" else 4)  # for both directions
+            found[name] = sum(of_loops) / 2 / a_thread_s
     assert found.keys() == {"_forward", "_backward"}
     assert 20 < found["_forward"] <= 40
     assert 100 < found["_backward"] <= 206  # the latter with Triton 3.6 for sm_80
+
+
+# What the compiled code computes, without a GPU
+
+#: Which of ``triton_numbers`` run as compiled, mostly by what the tests above have compiled already.
+AS_COMPILED: dict[str, tuple[str, tuple[object, ...]]] = {
+    "scan of S6": ("test_low_rank_step_sizes", (1, (2, 14), 2, 64, 1, 10, torch.float16)),
+    "large scan": ("test_low_rank_step_sizes", (1, (2, 16), 2, 32, 16, 17, torch.bfloat16)),
+    "scan of T2": ("test_low_rank_step_sizes", (1, (3, 3), 2, 64, 1, 14, torch.float32)),
+    "scan, norm and gate": ("test_scan_norm_gate", ((5, 14), 2, 64, 1, 10, torch.float16)),
+    "wavelet of S6": ("test_wavelet_conv", (1, (5, 6), 48, 7, torch.float16)),
+    "odd wavelet": ("test_wavelet_conv", (1, (5, 7), 35, 5, torch.bfloat16)),
+    "depthwise": ("test_depthwise", ((5, 14), 3, 48, 2, torch.float16)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize("name", AS_COMPILED)
+def test_as_compiled(name: str) -> None:
+    pytest.importorskip("triton", reason="Triton is for Linux")
+    test, arguments = AS_COMPILED[name]
+    with launches_by_ptx(90):
+        getattr(import_module("tests.ops.triton_numbers"), test)(*arguments)
 
 
 # Where it runs

@@ -129,6 +129,16 @@ def _recurrence(
     return u_td, x_td, delta_td, B_tn, a_tdn, b_tdn
 
 
+def _sum_products(x, axis: constexpr, has):
+    """Sums products over an axis to the same bits in every thread that holds the sum, as any of them may write it.
+
+    Without the condition, the compiler would let a thread's own product enter the first addition unrounded.
+    """
+    if x.shape[axis] == 1:
+        return tl.sum(x, axis)
+    return tl.sum(tl.where(has, x, 0.0), axis)
+
+
 def _forward(
     u, dt, A, B, C, skip, bias,
     u_stride_b, u_stride_k, u_stride_l, u_stride_d,
@@ -175,7 +185,7 @@ def _forward(
             _, h_tdn = tl.associative_scan((a_tdn, b_tdn), 0, _after)
             h_dn = tl.sum(tl.where(last_t, h_tdn, 0.0), 0, keep_dims=True)
             C_tn = _columns(C_k, at_t, N, BLOCK_N)
-            y_td = tl.sum(h_tdn * C_tn[:, None, :], 2) + skip_d[None, :] * u_td
+            y_td = _sum_products(h_tdn * C_tn[:, None, :], 2, has_d[None, :, None]) + skip_d[None, :] * u_td
             here = at_t[:, None] * channels + d[None, :]
             has_td = has_t[:, None] & has_d[None, :]
             if MAP and k > 0:
@@ -269,7 +279,7 @@ def _backward(
             h_tdn = a_tdn * before_tdn + b_tdn
             here_tn = ((partial * K + k) * length + at_t[:, None]) * N + n[None, :]
             has_tn = has_t[:, None] & has_n[None, :]
-            tl.store(gC + here_tn, tl.sum(h_tdn * gy_td[:, :, None], 1), has_tn)
+            tl.store(gC + here_tn, _sum_products(h_tdn * gy_td[:, :, None], 1, has_d[None, :, None]), has_tn)
             gh_tdn = gy_td[:, :, None] * C_tn[:, None, :]
             gh_tdn = tl.where(last_t, gh_tdn + a_gh_dn, gh_tdn)
             _, gh_tdn, _ = tl.associative_scan((one_tdn, gh_tdn, a_tdn), 0, _backwards, reverse=True)
@@ -277,15 +287,17 @@ def _backward(
             a_gh_dn = tl.sum(tl.where(first_t, a_gh_tdn, 0.0), 0, keep_dims=True)
             a_ga_tdn = a_gh_tdn * before_tdn
             delta_td *= 0.6931471805599453
-            tl.store(gB + here_tn, tl.sum(gh_tdn * (delta_td * u_td)[:, :, None], 1), has_tn)
-            gh_B_td = tl.sum(gh_tdn * B_tn[:, None, :], 2)
-            gdelta_td = tl.sum(a_ga_tdn * A_dn[None, :, :], 2) + gh_B_td * u_td
+            tl.store(
+                gB + here_tn, _sum_products(gh_tdn * (delta_td * u_td)[:, :, None], 1, has_d[None, :, None]), has_tn
+            )
+            gh_B_td = _sum_products(gh_tdn * B_tn[:, None, :], 2, has_d[None, :, None])
+            gdelta_td = _sum_products(a_ga_tdn * A_dn[None, :, :], 2, has_d[None, :, None]) + gh_B_td * u_td
             z_td = tl.exp2(-tl.abs(x_td))
             gdt_td = gdelta_td * (tl.where(x_td >= 0, 1.0, z_td) / (1 + z_td))
             gu_td = gh_B_td * delta_td + skip_d[None, :] * gy_td
             gA_dn += tl.sum(a_ga_tdn * delta_td[:, :, None], 0)
-            gskip_d += tl.sum(gy_td * u_td, 0)
-            gbias_d += tl.sum(gdt_td, 0)
+            gskip_d += _sum_products(gy_td * u_td, 0, has_d[None, :])
+            gbias_d += _sum_products(gdt_td, 0, has_d[None, :])
 
             here = out + at_t[:, None] * channels + d[None, :]
             if MAP and k > 0:
@@ -306,4 +318,4 @@ def _backward(
 def kernels() -> list[Any]:
     """Returns the forward and the backward kernel."""
     parts = (_log2_softplus, _after, _before, _backwards, _positions, _rows, _columns, _dt_weight, _log2_dt)
-    return jit.compiled(globals(), _forward, _backward, _recurrence, _of_direction, *parts)[:2]
+    return jit.compiled(globals(), _forward, _backward, _recurrence, _of_direction, _sum_products, *parts)[:2]

@@ -1,18 +1,18 @@
-"""The Triton scan by Triton's interpreter, which must be on before it is imported: a process of its own runs this."""
+"""The numbers of the Triton kernels, by Triton's interpreter or as compiled for a GPU.
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+The interpreter must be on before Triton is imported, so that ``test_triton`` runs this in processes of their own.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+import triton
 from torch import Tensor
-from triton.runtime.interpreter import InterpretedFunction, ScanOps, interpreter_builder
 
 from mobilemamba.models.inference import lay_out, layers, packed
 from mobilemamba.ops import jit
@@ -30,6 +30,7 @@ from mobilemamba.ops.wavelet import triton as wavelet
 from mobilemamba.ops.wavelet.definition import haar_filters, wavelet_conv
 from mobilemamba.ops.wavelet.native import by_band
 from tests.models.conftest import randomize
+from tests.ops.launches import launches_by_ptx
 from tests.ops.recurrences import gradients
 from tests.ops.scans import (
     assert_near,
@@ -46,32 +47,15 @@ from tests.ops.test_inference import ARRANGEMENTS, make_parts, make_scan, mixed
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 2**-10, torch.bfloat16: 2**-7}
 
 
-def scan_by_rows(ops: Any, inputs: tuple[Any, ...]) -> list[Any]:
-    """Triton's interpreter combines number by number; this does all of a step at once, in a tenth of the time."""
-    rows = [np.moveaxis(x.handle.data, ops.axis, 0) for x in inputs]
-    found: list[list[np.ndarray]] = [[row[0]] for row in rows]
-    for i in range(1, len(rows[0])):
-        both = [
-            ops.to_tensor(row, x.dtype)
-            for which in ([y[-1] for y in found], [y[i] for y in rows])
-            for row, x in zip(which, inputs, strict=True)
-        ]
-        for y, new in zip(found, ops.combine_fn.fn(*both), strict=True):
-            y.append(new.handle.data)
-    return [ops.to_tensor(np.stack(y, ops.axis), x.dtype) for y, x in zip(found, inputs, strict=True)]
+INTERPRETED = triton.knobs.runtime.interpret
+if INTERPRETED:
+    import tests.ops.interpreter  # noqa: F401
+else:
 
-
-def call_from_a_kernel(function: InterpretedFunction, *args: Any, **kwargs: Any) -> Any:
-    """Triton's interpreter puts its own in the language's place for each call; for our functions the kernel's has."""
-    if "tl" in function.fn.__globals__:
-        return function.rewrite()(*args, **kwargs)
-    return call_of_triton(function, *args, **kwargs)
-
-
-ScanOps.generic_scan = scan_by_rows
-call_of_triton, InterpretedFunction.__call__ = InterpretedFunction.__call__, call_from_a_kernel
-# Sums of integers are computed once more to see whether they overflow; what is found goes nowhere without `debug`.
-interpreter_builder.options = replace(interpreter_builder.options, sanitize_overflow=False)
+    @pytest.fixture(autouse=True)
+    def _as_compiled() -> Iterator[None]:
+        with launches_by_ptx(90):
+            yield
 
 
 def in_precisions(*shapes: tuple[object, ...], others: Sequence[tuple[object, ...]] = ()) -> list[tuple[object, ...]]:
@@ -140,6 +124,7 @@ def test_pictures_whose_elements_32_bits_cannot_count(monkeypatch: pytest.Monkey
     assert_rounds_to(low_rank_scan("triton", size), low_rank_scan("reference", size), inputs, 1e-5)
 
 
+@pytest.mark.skipif(not INTERPRETED, reason="who reads and writes is noted for each byte of a tensor's file")
 def test_directions_whose_distance_32_bits_cannot_count(tmp_path: Path) -> None:
     """Those of u follow each other at 2^30 elements, in a file with nothing in between."""
     shape, K, D = (1, 4, 3, 2), 4, 2
@@ -376,8 +361,9 @@ def test_neither_of_nothing() -> None:
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 1e-2)], ids=str)
 def test_a_network_laid_out_for_a_gpu(dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """On tensors of the CPU, so that the kernels stand in for the operators and PyTorch for cuBLAS and cuDNN."""
-    monkeypatch.setattr(layers, "scan_norm_gate", Backends("1", norm_gate.compute, jit.backend(norm_gate.compute)))
-    monkeypatch.setattr(layers, "mix_channels", Backends("2", mix.mix_channels, jit.backend(mix.mix_channels)))
+    for name, function in (("scan_norm_gate", norm_gate.compute), ("mix_channels", mix.mix_channels)):
+        backends = Backends(name, function, jit.backend(function, unavailable=lambda *_: None))
+        monkeypatch.setattr(layers, name, backends)
     monkeypatch.setattr(packed, "depthwise_conv", depthwise.depthwise_conv)
     for module in (packed, layers):
         monkeypatch.setattr(module, "on_gpu", lambda x: True)

@@ -1,0 +1,104 @@
+"""The memory of a GPU that the tests make up: which threads share it, and what they may do without waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+WARP = 32
+
+
+class GPUError(AssertionError):
+    """What a GPU would stop at, or compute differently at another time."""
+
+
+class Threads:
+    """All threads of a launch, program by program, and the steps at which each has last waited for others."""
+
+    def __init__(self, grid: Sequence[int], warps: int):
+        self.per_program = warps * WARP
+        self.number = np.arange(int(np.prod(grid)) * self.per_program)
+        self.program = self.number // self.per_program
+        self.waited_for_program, self.waited_for_warp = np.zeros((2, len(self.number)), np.int64)
+
+    def ordered(self, other: Array, step: Array, thread: Array) -> Array:
+        """Whether what others (-1 is nobody) did at a step has happened for certain when a thread goes on."""
+        same_program = other // self.per_program == thread // self.per_program
+        same_warp = other // WARP == thread // WARP
+        waited = same_program & (step < self.waited_for_program[thread])
+        waited |= same_warp & (step < self.waited_for_warp[thread])
+        return waited | (other < 0) | (other == thread)
+
+
+class Segment:
+    """Bytes at successive addresses. For each two it notes who wrote them last, and since then the threads from the
+    first to the last that read them.
+    """
+
+    def __init__(self, start: int, data: Array):
+        self.start, self.data = start, data
+        self.writer, self.written, self.first, self.last, self.read = np.full((5, (len(data) + 1) // 2), -1)
+
+
+class Memory:
+    """Segments that all threads of a launch can reach."""
+
+    def __init__(self, segments: Sequence[Segment], threads: Threads):
+        self.segments, self.threads = sorted(segments, key=lambda segment: segment.start), threads
+        self.starts = np.array([segment.start for segment in self.segments])
+
+    def load(self, step: int, thread: Array, at: Array, size: int) -> Array:
+        """Returns the bytes at each thread's address, (threads, size)."""
+        found = np.empty((len(at), size), np.uint8)
+        for segment, here, offset in self._places(at, size):
+            who, unit = thread[here, None], offset[:, ::2] // 2
+            if not self.threads.ordered(segment.writer[unit], segment.written[unit], who).all():
+                raise GPUError("a thread reads what another has written, with no barrier in between")
+            over = [
+                self.threads.ordered(reader[unit], segment.read[unit], who) for reader in (segment.first, segment.last)
+            ]
+            done = unit[over[0] & over[1]]
+            segment.first[done], segment.last[done] = len(self.threads.number), -1
+            who = np.broadcast_to(who, unit.shape)
+            np.minimum.at(segment.first, unit, who)
+            np.maximum.at(segment.last, unit, who)
+            segment.read[unit] = step
+            found[here] = segment.data[offset]
+        return found
+
+    def store(self, step: int, thread: Array, at: Array, values: Array) -> None:
+        """Writes bytes at each thread's address, (threads, size)."""
+        for segment, here, offset in self._places(at, values.shape[1]):
+            who, unit, new = thread[here, None], offset[:, ::2] // 2, values[here]
+            free = self.threads.ordered(segment.writer[unit], segment.written[unit], who)
+            free &= self._read_before(segment, unit, who)
+            if not free[(segment.data[offset] != new).any(1)].all():
+                raise GPUError("a thread writes what another has read or written, with no barrier in between")
+            segment.data[offset] = new
+            if (segment.data[offset] != new).any():
+                raise GPUError("two threads write different values to one place")
+            segment.writer[unit], segment.written[unit] = who, step
+            segment.first[unit] = segment.last[unit] = -1
+
+    def _read_before(self, segment: Segment, unit: Array, thread: Array) -> Array:
+        """Whether all that have read bytes since they were written have done so for certain when a thread goes on."""
+        of_first, of_last = (
+            self.threads.ordered(reader[unit], segment.read[unit], thread) for reader in (segment.first, segment.last)
+        )
+        return of_first & of_last
+
+    def _places(self, at: Array, size: int) -> Iterator[tuple[Segment, Array, Array]]:
+        """Yields each segment accessed, by which of the threads, and their bytes of it, (threads, size)."""
+        if (at % size).any():
+            raise GPUError(f"{size} bytes at an address that is no multiple of {size}")
+        which = np.searchsorted(self.starts, at, "right") - 1
+        for i in np.unique(which):
+            here = np.flatnonzero(which == i)
+            offset = at[here, None] - self.segments[i].start + np.arange(size)
+            if i < 0 or offset.max() >= len(self.segments[i].data):
+                raise GPUError("an address beside all tensors")
+            yield self.segments[i], here, offset
