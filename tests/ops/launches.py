@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from mobilemamba.ops import jit
-from tests.ops import ptx
-from tests.ops.ptx_memory import Segment
+from tests.ops.ptx.machine import Machine
+from tests.ops.ptx.memory import Segment
+from tests.ops.ptx.program import parse
 
 _POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
 
@@ -42,16 +43,18 @@ def noted_launches() -> Iterator[list[Launch]]:
 
 
 @contextmanager
-def launches_by_ptx(capability: int) -> Iterator[None]:
-    """Within it kernels that get the CPU's tensors run as compiled for a GPU."""
+def launches_by_ptx(capability: int) -> Iterator[list[Machine]]:
+    """Within it kernels that get the CPU's tensors run as compiled for a GPU, by machines that are listed."""
+    machines: list[Machine] = []
 
     def run(kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int, **constants: Any) -> None:
-        run_as_compiled(Launch(kernel, grid, arguments, num_warps, constants), capability)
+        if all(grid):  # as Triton does
+            machines.append(run_as_compiled(Launch(kernel, grid, arguments, num_warps, constants), capability))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jit, "launch", run)
         patch.setattr(jit, "why_not_on", lambda *_: None)
-        yield
+        yield machines
 
 
 def compiled(launch: Launch, capability: int) -> Any:
@@ -74,12 +77,10 @@ def compiled(launch: Launch, capability: int) -> Any:
     return triton.compile(source, GPUTarget("cuda", capability, 32), {"num_warps": launch.num_warps})
 
 
-def run_as_compiled(launch: Launch, capability: int) -> None:
+def run_as_compiled(launch: Launch, capability: int) -> Machine:
     """Runs a launch on tensors of the CPU."""
-    if not all(launch.grid):
-        return
     kernel = compiled(launch, capability)
-    program = ptx.parse(kernel.asm["ptx"])
+    program = parse(kernel.asm["ptx"])
     left = zip(launch.kernel.arg_names, launch.arguments, strict=False)
     arguments = [value for name, value in left if kernel.src.signature[name] != "constexpr"]
     numbers = [_bits(value) for value in arguments]
@@ -88,9 +89,10 @@ def run_as_compiled(launch: Launch, capability: int) -> None:
     segments = [
         Segment(start, torch.empty(0, dtype=torch.uint8).set_(storage).numpy()) for start, storage in storages.items()
     ]
-    machine = ptx.Machine(program, launch.grid, launch.num_warps, numbers, kernel.metadata.shared)
+    machine = Machine(program, launch.grid, launch.num_warps, numbers, kernel.metadata.shared)
     with np.errstate(all="ignore"):
         machine.run(segments)
+    return machine
 
 
 def _bits(value: Any) -> int:

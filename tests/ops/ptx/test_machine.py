@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.ops.ptx import GPUError, Machine, parse
-from tests.ops.ptx_memory import Segment
+from tests.ops.ptx.machine import Machine
+from tests.ops.ptx.memory import GPUError, Segment
+from tests.ops.ptx.program import parse
 
 HEAD = ".visible .entry kernel(\n\t.param .u64 kernel_param_0\n)\n{\n"
 #: The number of a thread, and the address of its four bytes in a tensor and in shared memory.

@@ -11,142 +11,31 @@ It knows the instructions that our kernels consist of, and fails at any other.
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from tests.ops.ptx_memory import WARP, Array, GPUError, Memory, Segment, Threads
+from tests.ops.ptx.arithmetic import COMPARED, COMPUTED, OPERANDS, dtype_of, factors, flushed, from_bf16, rounded, wide
+from tests.ops.ptx.memory import WARP, Array, GPUError, Memory, Segment, Threads
+from tests.ops.ptx.program import Instruction, Program
 
-_KINDS = {"b": "uint", "u": "uint", "s": "int", "f": "float"}
-#: Types without a dtype of NumPy's are what they are made of.
-_OTHERS = {"pred": "bool", "bf16": "uint16", "f16x2": "uint32", "bf16x2": "uint32", "tf32": "uint32"}
 _LANES = np.arange(WARP)
+_REGISTERS = {"%p": "bool", "%rs": "u2", "%r": "u4", "%rd": "u8"}
 
 
-def _dtype(kind: str) -> np.dtype[Any]:
-    return np.dtype(_OTHERS.get(kind) or _KINDS[kind[0]] + kind[1:])
+class Registers(dict[str, Array]):
+    """Each register of all threads, as bits; all are set in one that nothing has written."""
 
+    def __init__(self, threads: int):
+        self.threads = threads
 
-class Instruction(NamedTuple):
-    """``@predicate name operands``, and the line of the kernel that it stems from; ``parts`` are those of its name."""
+    def __missing__(self, register: str) -> Array:
+        return ~np.zeros(self.threads, self.dtype(register))
 
-    predicate: str
-    name: str
-    parts: list[str]
-    operands: list[str]
-    source: str
-
-
-class Program(NamedTuple):
-    """A kernel: its parameters' names, its instructions, and where labels stand among them."""
-
-    parameters: list[str]
-    instructions: list[Instruction]
-    labels: dict[str, int]
-
-
-def parse(ptx: str) -> Program:
-    """Reads the one kernel of a module."""
-    head, body = ptx[ptx.index(".entry") :].split("\n{\n", 1)
-    instructions, labels, source = list[Instruction](), dict[str, int](), ""
-    for line in body.splitlines():
-        if place := re.match(r"\s*\.loc\b.*// (\S+)", line):
-            source = place[1]
-        elif label := re.match(r"(\$\w+):", line):
-            labels[label[1]] = len(instructions)
-        elif found := re.match(r"\s*(?:@(!?%\w+)\s+)?([a-z][\w.:]*)\s*(.*?)\s*;", line):
-            name = found[2].replace("::cta", "")
-            operands = re.findall(r"\{.*?\}|\[.*?\]|[^\s,]+", found[3])
-            instructions.append(Instruction(found[1] or "", name, name.split("."), operands, source))
-    return Program(re.findall(r"(\w+_param_\d+)", head), instructions, labels)
-
-
-# What instructions compute, from typed arrays of all threads
-
-
-def _flushed(x: Array) -> Array:
-    return np.where(np.abs(x) < np.finfo(x.dtype).tiny, x.dtype.type(0), x) if x.dtype.kind == "f" else x
-
-
-def _quotient(a: Array, b: Array) -> Array:
-    """As in C: towards zero."""
-    if a.dtype.kind == "f":
-        return a / b
-    b = np.where(b == 0, 1, b)  # of threads that do not compute
-    return np.sign(a) * np.sign(b) * (np.abs(a) // np.abs(b)) if a.dtype.kind == "i" else a // b
-
-
-def _wide(x: Array) -> Array:
-    return x.astype(f"{x.dtype.kind}{2 * x.dtype.itemsize}")
-
-
-def _shifted(shift: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
-    def function(x: Array, by: Array) -> Array:
-        bits = 8 * x.dtype.itemsize
-        inside = shift(x, np.minimum(by, bits - 1).astype(x.dtype))
-        all_out = inside if x.dtype.kind == "i" else x.dtype.type(0)
-        return np.where(by < bits, inside, all_out)
-
-    return function
-
-
-def _field(x: Array, first: Array, width: Array) -> Array:
-    bits = 8 * x.dtype.itemsize
-    left = (bits - width - first).astype(x.dtype)
-    return (x << left) >> (bits - width).astype(x.dtype)
-
-
-def _bytes_chosen(a: Array, b: Array, choice: Array) -> Array:
-    """``prmt``: four bytes of the eight of a and b, each by four bits of the choice."""
-    both = b.astype(np.uint64) << 32 | a
-    chosen = [(both >> (choice >> 4 * i & 7).astype(np.uint64) * 8 & 255) << 8 * i for i in range(4)]
-    assert not (choice & 0x8888).any()  # which would spread a sign
-    return sum(chosen).astype(np.uint32)
-
-
-_COMPUTED: dict[str, Callable[..., Array]] = {
-    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": _quotient, "rem": np.fmod,
-    "min": np.fmin, "max": np.fmax, "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor,
-    "not": np.invert, "neg": np.negative, "abs": np.abs, "mov": lambda a: a, "mad": lambda a, b, c: a * b + c,
-    "shl": _shifted(np.left_shift), "shr": _shifted(np.right_shift), "bfe": _field, "prmt": _bytes_chosen,
-    "ex2": np.exp2, "lg2": np.log2, "sqrt": np.sqrt,
-    "rsqrt": lambda a: 1 / np.sqrt(a), "rcp": lambda a: 1 / a, "selp": lambda a, b, which: np.where(which, a, b),
-    # In double precision: the product is exact, and the sum is rounded once more.
-    "fma": lambda a, b, c: (a.astype(np.float64) * b + c).astype(a.dtype),
-}  # fmt: skip
-_COMPARED = {"eq": np.equal, "ne": np.not_equal}
-_COMPARED |= {"lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal}
-#: Types of operands that are not an instruction's own.
-_OPERANDS = {"selp": {2: "pred"}, "shl": {1: "u32"}, "shr": {1: "u32"}, "bfe": {1: "u32", 2: "u32"}}
-
-
-def _to_bf16(x: Array) -> Array:
-    bits = x.view(np.uint32)
-    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
-    return np.where(np.isnan(x), 0x7FFF, rounded).astype(np.uint16)
-
-
-def _from_bf16(x: Array) -> Array:
-    return (x.astype(np.uint32) << 16).view(np.float32)
-
-
-def _rounded(x: Array, kind: str) -> Array:
-    """A number in single precision as bits of a shorter type."""
-    if kind.startswith("bf16"):
-        return _to_bf16(x)
-    if kind == "tf32":
-        return (x.view(np.uint32) + 0x1000) & np.uint32(0xFFFFE000)
-    return x.astype(np.float16).view(np.uint16)
-
-
-def _factors(x: Array, kind: str) -> Array:
-    """A register of a matrix product's factor as its numbers, (..., 1 or 2)."""
-    if kind == "tf32":
-        return (x & np.uint32(0xFFFFE000)).view(np.float32)[..., None]
-    halves = x[..., None].view(np.uint16)
-    return _from_bf16(halves) if kind == "bf16" else halves.view(np.float16).astype(np.float32)
+    @staticmethod
+    def dtype(register: str) -> np.dtype[Any]:
+        return np.dtype(_REGISTERS[register.rstrip("0123456789")])
 
 
 class Machine:
@@ -158,15 +47,13 @@ class Machine:
         warps: Warps of a program.
         arguments: Of the parameters, as 64 bits each; addresses of tensors are those of their segments.
         shared: Bytes of a program's shared memory.
-
-    Attributes:
-        counts: How often warps have executed each instruction.
     """
 
     def __init__(self, program: Program, grid: Sequence[int], warps: int, arguments: Sequence[int], shared: int):
         self.program, self.threads = program, Threads(grid, warps)
         self.parameters = dict(zip(program.parameters, arguments, strict=True))
-        self.registers = {"%tid.x": (self.threads.number % self.threads.per_program).astype(np.uint32)}
+        self.registers = Registers(len(self.threads.number))
+        self.registers["%tid.x"] = (self.threads.number % self.threads.per_program).astype(np.uint32)
         at = self.threads.program
         for axis, size in zip("xyz", (*grid, 1, 1), strict=False):
             self.registers[f"%ctaid.{axis}"] = (at % size).astype(np.uint32)
@@ -174,7 +61,7 @@ class Machine:
             at = at // size
         poison = np.full(int(np.prod(grid)) * shared, 255, np.uint8)
         self.shared, self.shared_start = Memory([Segment(0, poison)], self.threads), self.threads.program * shared
-        self.step, self.counts = 0, Counter[str]()
+        self.step = 0
 
     def run(self, tensors: Sequence[Segment]) -> None:
         """Runs until all threads have returned. Those that are least far go on: so they meet again after a branch."""
@@ -187,7 +74,6 @@ class Machine:
             self.active, goes_on = active, active
             if predicate := instruction.predicate:
                 self.active = active & (self._read(predicate.lstrip("!"), "pred") ^ (predicate[0] == "!"))
-            self.counts[instruction.name] += int(self.active.reshape(-1, WARP).any(1).sum())
             if instruction.parts[0] in ("bra", "ret"):
                 goes_on = active & ~self.active
                 if instruction.parts[0] == "bra" and self.active.any():
@@ -212,7 +98,7 @@ class Machine:
             special[operation](modifiers, operands)
         elif operation == "mov" and "{" in "".join(operands):
             self._repack(operands)
-        elif operation in _COMPUTED:
+        elif operation in COMPUTED:
             self._compute(operation, modifiers, operands)
         else:
             raise NotImplementedError(name)
@@ -221,7 +107,7 @@ class Machine:
 
     def _read(self, operand: str, kind: str) -> Array:
         """An operand of all threads: a register, a number, or the address of shared memory."""
-        dtype, count = _dtype(kind), len(self.threads.number)
+        dtype, count = dtype_of(kind), len(self.threads.number)
         if operand[0] == "%":
             return self.registers[operand].view(dtype)
         if kind == "pred":
@@ -236,13 +122,10 @@ class Machine:
         """Keeps an array of all threads in a register of as many bits or more, in those that are active."""
         if register == "_":
             return
-        bits = {"%p": 0, "%rs": 16, "%r": 32, "%rd": 64}[register.rstrip("0123456789")]
-        if bits:
-            x = x.astype(f"{x.dtype.kind}{bits // 8}") if x.dtype.itemsize < bits // 8 else x
-            x = x.view(f"u{bits // 8}")
-        if not self.active.all():
-            x = np.where(self.active, x, self.registers.get(register, ~x.dtype.type(0)))
-        self.registers[register] = x
+        dtype = self.registers.dtype(register)
+        if x.dtype.itemsize < dtype.itemsize:
+            x = x.astype(f"{x.dtype.kind}{dtype.itemsize}")
+        self.registers[register] = np.where(self.active, x.view(dtype), self.registers[register])
 
     @staticmethod
     def _listed(operand: str) -> list[str]:
@@ -251,23 +134,23 @@ class Machine:
     # Numbers
 
     def _compute(self, operation: str, modifiers: list[str], operands: list[str]) -> None:
-        kind, function = modifiers[-1], _COMPUTED[operation]
+        kind, function = modifiers[-1], COMPUTED[operation]
         if "NaN" in modifiers:
             function = {"max": np.maximum, "min": np.minimum}[operation]
-        own = _OPERANDS.get(operation, {})
+        own = OPERANDS.get(operation, {})
         values = [self._read(operand, own.get(i, kind)) for i, operand in enumerate(operands[1:])]
         if "wide" in modifiers or "hi" in modifiers:
-            values[:2] = map(_wide, values[:2])
+            values[:2] = map(wide, values[:2])
             if operation == "mad":
                 values[2] = self._read(
                     operands[3], values[0].dtype.kind.replace("i", "s") + str(8 * values[0].dtype.itemsize)
                 )
         if "ftz" in modifiers:
-            values = [_flushed(x) for x in values]
+            values = [flushed(x) for x in values]
         result = function(*values)
         if "hi" in modifiers:
-            result = (result >> 4 * result.dtype.itemsize).astype(_dtype(kind))
-        self._write(operands[0], _flushed(result) if "ftz" in modifiers else result)
+            result = (result >> 4 * result.dtype.itemsize).astype(dtype_of(kind))
+        self._write(operands[0], flushed(result) if "ftz" in modifiers else result)
 
     def _compare(self, modifiers: list[str], operands: list[str]) -> None:
         compare, kind = modifiers[0], modifiers[-1]
@@ -277,26 +160,26 @@ class Machine:
             asked = {"nan": has_nan, "num": ~has_nan}
             if compare in asked:
                 result = asked[compare]
-            elif compare in _COMPARED:
-                result = _COMPARED[compare](a, b) & ~has_nan
+            elif compare in COMPARED:
+                result = COMPARED[compare](a, b) & ~has_nan
             else:
-                result = _COMPARED[compare.removesuffix("u")](a, b) | has_nan
+                result = COMPARED[compare.removesuffix("u")](a, b) | has_nan
         else:
-            result = _COMPARED[compare](a, b)
+            result = COMPARED[compare](a, b)
         if modifiers[1] in ("and", "or"):
-            result = _COMPUTED[modifiers[1]](result, self._read(operands[3], "pred"))
+            result = COMPUTED[modifiers[1]](result, self._read(operands[3], "pred"))
         self._write(operands[0], result)
 
     def _convert(self, modifiers: list[str], operands: list[str]) -> None:
         to, source = modifiers[-2:]
         values = [self._read(operand, source) for operand in operands[1:]]
         if to in ("f16x2", "bf16x2"):
-            upper, lower = (_rounded(x, to).astype(np.uint32) for x in values)
+            upper, lower = (rounded(x, to).astype(np.uint32) for x in values)
             result = upper << 16 | lower
         elif source == "f32" and to in ("f16", "bf16", "tf32"):
-            result = _rounded(values[0], to)
+            result = rounded(values[0], to)
         else:
-            result = _from_bf16(values[0]) if source == "bf16" else values[0].astype(_dtype(to))
+            result = from_bf16(values[0]) if source == "bf16" else values[0].astype(dtype_of(to))
         self._write(operands[0], result)
 
     def _repack(self, operands: list[str]) -> None:
@@ -323,9 +206,11 @@ class Machine:
     def _load(self, modifiers: list[str], operands: list[str]) -> None:
         if modifiers[0] == "param":
             number = self.parameters[operands[1].strip("[]")]
-            self._write(operands[0], np.full(len(self.threads.number), number, np.int64).astype(_dtype(modifiers[-1])))
+            self._write(
+                operands[0], np.full(len(self.threads.number), number, np.int64).astype(dtype_of(modifiers[-1]))
+            )
             return
-        registers, dtype = self._listed(operands[0]), _dtype(modifiers[-1])
+        registers, dtype = self._listed(operands[0]), dtype_of(modifiers[-1])
         memory, at = self._place(modifiers, operands[1])
         who = np.flatnonzero(self.active)
         found = memory.load(self.step, who, at, dtype.itemsize * len(registers)).view(dtype)
@@ -397,7 +282,7 @@ class Machine:
         """``D = A B + C`` with A (16, k) by rows and B (k, 8) by columns."""
         kind, warps = modifiers[-2], self._warps()
         a, b = (
-            np.stack([_factors(self._read(x, "b32").reshape(-1, WARP)[warps], kind) for x in self._listed(operand)], 2)
+            np.stack([factors(self._read(x, "b32").reshape(-1, WARP)[warps], kind) for x in self._listed(operand)], 2)
             for operand in operands[1:3]
         )  # (warps, lane, register, successive columns)
         group, pair, width = _LANES // 4, _LANES % 4, a.shape[-1]

@@ -45,16 +45,24 @@ class Segment:
 
 
 class Memory:
-    """Segments that all threads of a launch can reach."""
+    """Segments that threads of a launch can reach.
+
+    Attributes:
+        sectors: How many times warps have moved 32 successive bytes.
+        needed: How many would be enough if all their bytes were needed.
+        turns: Of warps at shared memory, which gives each of 32 banks of four bytes one word a turn.
+        least: How many turns would be enough if all words were in different banks.
+    """
 
     def __init__(self, segments: Sequence[Segment], threads: Threads):
         self.segments, self.threads = sorted(segments, key=lambda segment: segment.start), threads
         self.starts = np.array([segment.start for segment in self.segments])
+        self.sectors = self.needed = self.turns = self.least = 0
 
     def load(self, step: int, thread: Array, at: Array, size: int) -> Array:
         """Returns the bytes at each thread's address, (threads, size)."""
         found = np.empty((len(at), size), np.uint8)
-        for segment, here, offset in self._places(at, size):
+        for segment, here, offset in self._places(at, size, thread):
             who, unit = thread[here, None], offset[:, ::2] // 2
             if not self.threads.ordered(segment.writer[unit], segment.written[unit], who).all():
                 raise GPUError("a thread reads what another has written, with no barrier in between")
@@ -72,7 +80,7 @@ class Memory:
 
     def store(self, step: int, thread: Array, at: Array, values: Array) -> None:
         """Writes bytes at each thread's address, (threads, size)."""
-        for segment, here, offset in self._places(at, values.shape[1]):
+        for segment, here, offset in self._places(at, values.shape[1], thread):
             who, unit, new = thread[here, None], offset[:, ::2] // 2, values[here]
             free = self.threads.ordered(segment.writer[unit], segment.written[unit], who)
             free &= self._read_before(segment, unit, who)
@@ -91,10 +99,11 @@ class Memory:
         )
         return of_first & of_last
 
-    def _places(self, at: Array, size: int) -> Iterator[tuple[Segment, Array, Array]]:
+    def _places(self, at: Array, size: int, thread: Array) -> Iterator[tuple[Segment, Array, Array]]:
         """Yields each segment accessed, by which of the threads, and their bytes of it, (threads, size)."""
         if (at % size).any():
             raise GPUError(f"{size} bytes at an address that is no multiple of {size}")
+        self._count(at, size, thread)
         which = np.searchsorted(self.starts, at, "right") - 1
         for i in np.unique(which):
             here = np.flatnonzero(which == i)
@@ -102,3 +111,15 @@ class Memory:
             if i < 0 or offset.max() >= len(self.segments[i].data):
                 raise GPUError("an address beside all tensors")
             yield self.segments[i], here, offset
+
+    def _count(self, at: Array, size: int, thread: Array) -> None:
+        places = np.unique(np.stack([thread // WARP, at // size], 1), axis=0)
+        self.sectors += len(np.unique(np.stack([places[:, 0], places[:, 1] * size // 32], 1), axis=0))
+        self.needed += int(np.ceil(np.bincount(places[:, 0]) * size / 32).sum())
+        together = thread // min(WARP, 128 // size)  # threads whose words make up 32 at most
+        words = at[:, None] // 4 + np.arange(max(size // 4, 1))
+        pairs = np.unique(np.stack([np.broadcast_to(together[:, None], words.shape).ravel(), words.ravel()], 1), axis=0)
+        in_bank = np.zeros((together.max() + 1, 32), np.int64)
+        np.add.at(in_bank, (pairs[:, 0], pairs[:, 1] % 32), 1)
+        self.turns += int(in_bank.max(1).sum())
+        self.least += len(np.unique(together))
