@@ -173,7 +173,7 @@ def test_the_kernels_compile_without_spills_or_atomics(
     calls: Callable[[], list[Launch]], registers: int, capability: int, tmp_path: Path
 ) -> None:
     triton = pytest.importorskip("triton", reason="Triton is for Linux")
-    of_gradients = 24 if TorchVersion(triton.__version__) < "3.8" else 0  # bytes of stack
+    of_gradients = 32 if TorchVersion(triton.__version__) < "3.8" else 0  # bytes of stack
     for launch in calls():
         code, is_backward = compiled(launch, capability).asm, launch.kernel.__name__ == "_backward"
         assert not re.search(r"\b(atom|red)\.", code["ptx"]), launch.kernel  # the same bits in every run

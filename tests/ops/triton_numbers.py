@@ -1,6 +1,6 @@
-"""The numbers of the Triton kernels, by Triton's interpreter or as compiled for a GPU.
+"""The numbers of the Triton kernels: by its interpreter if ``TRITON_INTERPRET=1``, otherwise as compiled for a GPU.
 
-The interpreter must be on before Triton is imported, so that ``test_triton`` runs this in processes of their own.
+The interpreter must be on before Triton is imported, so that ``test_triton`` starts a process for it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
