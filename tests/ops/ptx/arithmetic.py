@@ -68,10 +68,18 @@ COMPUTED: dict[str, Callable[..., Array]] = {
     # In double precision: the product is exact, and the sum is rounded once more.
     "fma": lambda a, b, c: (a.astype(np.float64) * b + c).astype(a.dtype),
 }  # fmt: skip
-COMPARED = {"eq": np.equal, "ne": np.not_equal}
-COMPARED |= {"lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal}
+_COMPARED: dict[str, Callable[[Array, Array], Array]] = {"eq": np.equal, "ne": np.not_equal}
+_COMPARED |= {"lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal}
 #: Types of operands that are not an instruction's own.
 OPERANDS = {"selp": {2: "pred"}, "shl": {1: "u32"}, "shr": {1: "u32"}, "bfe": {1: "u32", 2: "u32"}}
+
+
+def compared(how: str, a: Array, b: Array) -> Array:
+    """``setp``: false for a NaN, and true for it if a ``u`` follows the comparison's name."""
+    has_nan = (a != a) | (b != b)
+    if how in ("nan", "num"):
+        return has_nan == (how == "nan")
+    return _COMPARED[how](a, b) & ~has_nan if how in _COMPARED else _COMPARED[how.removesuffix("u")](a, b) | has_nan
 
 
 def to_bf16(x: Array) -> Array:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.ops.ptx.arithmetic import COMPARED, COMPUTED, OPERANDS, dtype_of, factors, flushed, from_bf16, rounded, wide
+from tests.ops.ptx.arithmetic import COMPUTED, OPERANDS, compared, dtype_of, factors, flushed, from_bf16, rounded, wide
 from tests.ops.ptx.memory import WARP, Array, GPUError, Memory, Segment, Threads
 from tests.ops.ptx.program import Instruction, Program
 
@@ -142,9 +142,7 @@ class Machine:
         if "wide" in modifiers or "hi" in modifiers:
             values[:2] = map(wide, values[:2])
             if operation == "mad":
-                values[2] = self._read(
-                    operands[3], values[0].dtype.kind.replace("i", "s") + str(8 * values[0].dtype.itemsize)
-                )
+                values[2] = self._read(operands[3], f"{kind[0]}{8 * values[0].dtype.itemsize}")
         if "ftz" in modifiers:
             values = [flushed(x) for x in values]
         result = function(*values)
@@ -154,18 +152,7 @@ class Machine:
 
     def _compare(self, modifiers: list[str], operands: list[str]) -> None:
         compare, kind = modifiers[0], modifiers[-1]
-        a, b = (self._read(operand, kind) for operand in operands[1:3])
-        if kind == "f32":
-            has_nan = np.isnan(a) | np.isnan(b)
-            asked = {"nan": has_nan, "num": ~has_nan}
-            if compare in asked:
-                result = asked[compare]
-            elif compare in COMPARED:
-                result = COMPARED[compare](a, b) & ~has_nan
-            else:
-                result = COMPARED[compare.removesuffix("u")](a, b) | has_nan
-        else:
-            result = COMPARED[compare](a, b)
+        result = compared(compare, *(self._read(operand, kind) for operand in operands[1:3]))
         if modifiers[1] in ("and", "or"):
             result = COMPUTED[modifiers[1]](result, self._read(operands[3], "pred"))
         self._write(operands[0], result)
@@ -206,9 +193,7 @@ class Machine:
     def _load(self, modifiers: list[str], operands: list[str]) -> None:
         if modifiers[0] == "param":
             number = self.parameters[operands[1].strip("[]")]
-            self._write(
-                operands[0], np.full(len(self.threads.number), number, np.int64).astype(dtype_of(modifiers[-1]))
-            )
+            self._write(operands[0], np.full(len(self.active), number, np.int64).astype(dtype_of(modifiers[-1])))
             return
         registers, dtype = self._listed(operands[0]), dtype_of(modifiers[-1])
         memory, at = self._place(modifiers, operands[1])

@@ -35,9 +35,7 @@ class Threads:
 
 
 class Segment:
-    """Bytes at successive addresses. For each two it notes who wrote them last, and since then the threads from the
-    first to the last that read them.
-    """
+    """Bytes at successive addresses; for each two, who wrote them last, and the first and last who read them since."""
 
     def __init__(self, start: int, data: Array):
         self.start, self.data = start, data
@@ -66,11 +64,8 @@ class Memory:
             who, unit = thread[here, None], offset[:, ::2] // 2
             if not self.threads.ordered(segment.writer[unit], segment.written[unit], who).all():
                 raise GPUError("a thread reads what another has written, with no barrier in between")
-            over = [
-                self.threads.ordered(reader[unit], segment.read[unit], who) for reader in (segment.first, segment.last)
-            ]
-            done = unit[over[0] & over[1]]
-            segment.first[done], segment.last[done] = len(self.threads.number), -1
+            over = unit[self._read_before(segment, unit, who)]
+            segment.first[over], segment.last[over] = len(self.threads.number), -1
             who = np.broadcast_to(who, unit.shape)
             np.minimum.at(segment.first, unit, who)
             np.maximum.at(segment.last, unit, who)
@@ -93,7 +88,7 @@ class Memory:
             segment.first[unit] = segment.last[unit] = -1
 
     def _read_before(self, segment: Segment, unit: Array, thread: Array) -> Array:
-        """Whether all that have read bytes since they were written have done so for certain when a thread goes on."""
+        """Whether those who have read bytes since they were written have done so for certain when a thread goes on."""
         of_first, of_last = (
             self.threads.ordered(reader[unit], segment.read[unit], thread) for reader in (segment.first, segment.last)
         )
