@@ -98,8 +98,8 @@ def short_benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
         return 1
 
     monkeypatch.setattr(timing, "calls_per_round", one_call)
-    monkeypatch.setattr(ceilings, "MATRIX_SIDE", {"cpu": 16})
-    monkeypatch.setattr(ceilings, "COPIED_BYTES", {"cpu": 4096})
+    monkeypatch.setattr(ceilings, "MATRIX_SIDE", {"cpu": 16, "cuda": 16})
+    monkeypatch.setattr(ceilings, "COPIED_BYTES", {"cpu": 4096, "cuda": 4096})
 
 
 @pytest.fixture(scope="session")

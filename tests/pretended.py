@@ -16,6 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 from torch.utils._pytree import tree_leaves, tree_map
 
 import mobilemamba
+from mobilemamba.models.inference import graphs
+from mobilemamba.ops import jit
+from tests.models.fake_cuda import FakeCuda
 
 CARD = torch.device("cuda", 0)
 needs_no_driver = pytest.mark.skipif(
@@ -59,6 +62,20 @@ class OnCard(Tensor):
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"OnCard({self.held})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        copied: Tensor = OnCard(self.held.detach().clone())
+        memo[id(self)] = copied = torch.nn.Parameter(copied) if isinstance(self, torch.nn.Parameter) else copied
+        return copied.requires_grad_(self.requires_grad)
+
+    @property  # type: ignore[override]
+    def data(self) -> Tensor:
+        return Tensor.data.__get__(self)  # type: ignore[attr-defined]
+
+    @data.setter
+    def data(self, new: OnCard) -> None:
+        Tensor.data.__set__(self, new)  # type: ignore[attr-defined]
+        self.held = new.held
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self.held.__reduce_ex__(protocol)
@@ -152,6 +169,30 @@ def _by_mask(args: Any) -> bool:
     """Whether the elements are chosen by a mask, which then are counted; a single value only fills it."""
     masks = [x for x in args[1] if x is not None and x.dtype in (torch.bool, torch.uint8)]
     return bool(masks) and (len(args) < 3 or args[2].numel() > 1 or len(args[1]) > 1)
+
+
+def play_card(monkeypatch: pytest.MonkeyPatch, card: PretendedCard) -> None:
+    """Answers for a card what the package asks a driver, CUDA graphs and Triton included, but compiles no kernel."""
+    answers = {
+        "is_available": True,
+        "device_count": 1,
+        "current_device": 0,
+        "get_device_name": "a card",
+        "get_device_capability": (9, 0),
+        "is_bf16_supported": True,
+        "synchronize": None,
+        "empty_cache": None,
+        "reset_peak_memory_stats": None,
+        "memory_allocated": 1000,
+        "max_memory_allocated": 2000,
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+    of_cpu = torch.Generator
+    monkeypatch.setattr(torch, "Generator", lambda *_: of_cpu())
+    monkeypatch.setattr(jit, "_why_no_driver", lambda: None)
+    monkeypatch.setattr(graphs, "cuda", FakeCuda(card.waits))
+    monkeypatch.setattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)  # this context is no mode there
 
 
 class CardAccelerator(CPUAccelerator):

@@ -6,6 +6,7 @@ from torch import nn
 
 from mobilemamba.layers.ss2d import SS2D
 from mobilemamba.layers.wavelet_mamba import WaveletConv, WaveletMamba
+from tests.pretended import CARD, PretendedCard, needs_no_driver
 
 pytestmark = pytest.mark.kernels
 
@@ -86,6 +87,22 @@ def test_filters_that_change_are_used_as_they_are(change) -> None:
 def test_haar_is_known_by_its_filters(wavelet: str, is_haar: bool) -> None:
     assert WaveletConv(4, 3, wavelet).is_haar == is_haar
     assert WaveletConv(4, 3, wavelet).to("meta").is_haar == is_haar
+
+
+@needs_no_driver
+def test_what_is_known_of_filters_on_a_gpu_no_mode_hides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as one that notes which operators run; the context of the card is one itself."""
+    with PretendedCard() as card, monkeypatch.context() as without_modes:
+        conv = WaveletConv(4, 3).to(CARD)
+        assert not conv.is_haar
+        without_modes.setattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
+        assert conv.is_haar
+        without_modes.undo()
+        waits = card.waits.total()
+        assert conv.is_haar
+        assert card.waits.total() == waits
+        conv.dwt_filters.mul_(2)
+        assert not conv.is_haar
 
 
 def test_a_compiler_sees_the_filters() -> None:

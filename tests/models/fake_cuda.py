@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -17,15 +18,18 @@ class Noting(TorchDispatchMode):
         self.graph = graph
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten.nonzero.default:  # as every other size or number that the host is to know
-            raise RuntimeError("operation not permitted when stream is capturing\nmore lines")
+        waits = self.graph.waits.total()
         out = func(*args, **(kwargs or {}))
+        # As every other size or number that the host is to know.
+        if func is torch.ops.aten.nonzero.default or self.graph.waits.total() != waits:
+            raise RuntimeError("operation not permitted when stream is capturing\nmore lines")
         self.graph.calls.append((func, args, kwargs or {}, out))
         return out
 
 
 class FakeGraph:
-    def __init__(self) -> None:
+    def __init__(self, waits: Counter[Any]) -> None:
+        self.waits = waits
         self.calls: list[Any] = []
         self.replays = 0
 
@@ -34,8 +38,13 @@ class FakeGraph:
         for func, args, kwargs, out in self.calls:
             again = func(*args, **kwargs)
             for new, old in zip(*((x if isinstance(x, tuple | list) else [x]) for x in (again, out)), strict=True):
-                if isinstance(old, Tensor) and new.data_ptr() != old.data_ptr():  # else a view, or done in place
+                if isinstance(old, Tensor) and _place(new) != _place(old):  # else a view, or done in place
                     old.copy_(new)
+
+
+def _place(x: Any) -> int:
+    place: int = getattr(x, "held", x).data_ptr()  # of a pretended GPU's tensor, where its numbers are
+    return place
 
 
 class FakeStream:
@@ -49,18 +58,22 @@ class FakeStream:
 class FakeCuda:
     """To be put in the place of ``graphs.cuda``.
 
+    Args:
+        waits: What a pretended GPU makes the host wait for, which no capture may.
+
     Attributes:
         captured: The graphs, in order.
         log: What was asked of streams and pools.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, waits: Counter[Any] | None = None) -> None:
+        self.waits = Counter() if waits is None else waits
         self.captured: list[FakeGraph] = []
         self.log: list[str] = []
         self.current = FakeStream(self.log, "main")
 
     def CUDAGraph(self) -> FakeGraph:  # noqa: N802
-        return FakeGraph()
+        return FakeGraph(self.waits)
 
     def Stream(self) -> FakeStream:  # noqa: N802
         return FakeStream(self.log, "side")

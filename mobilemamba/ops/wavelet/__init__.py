@@ -62,21 +62,22 @@ def are_haar(*filters: Tensor) -> bool:
     """
     if any(f.shape[-1] != 2 or torch._C._functorch.is_batchedtensor(f) for f in filters):  # vmap hides the values
         return False
-    if torch._C._len_torch_dispatch_stack():  # so does a tracer
-        return False
     return all(map(_is_haar, filters))
 
 
 def _is_haar(filters: Tensor) -> bool:
+    version, was_haar = _FOUND.get(filters, (-1, False))
+    now = None if filters.is_inference() else filters._version
+    if version == now:
+        return was_haar
+    if torch._C._len_torch_dispatch_stack():  # a tracer hides the values
+        return False
     if filters.is_meta:
         return True
-    if filters.is_cpu:
-        return _looks_haar(filters)
-    version = None if filters.is_inference() else filters._version
-    found = _FOUND.get(filters)
-    if found is None or found[0] != version:
-        found = _FOUND[filters] = version, _looks_haar(filters)
-    return found[1]
+    is_haar = _looks_haar(filters)
+    if not filters.is_cpu:
+        _FOUND[filters] = now, is_haar
+    return is_haar
 
 
 @torch.no_grad()
