@@ -204,3 +204,14 @@ def test_peak_memory_of_known_tensors():
     assert small == pytest.approx(weights + 4 * (pictures + 2 * stem), rel=0.05)
     assert large - small == pytest.approx(4 * (pictures + 2 * stem), rel=0.05)
     assert again == pytest.approx(small, abs=2**21)
+
+
+@pytest.mark.parametrize(("mode", "peak"), [("eager", 5), ("graph", None)])
+def test_the_memory_of_a_cuda_graph_is_not_measured(
+    mode: str, peak: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is there before a call and after it, so the peak of a call would leave out most of it."""
+    monkeypatch.setattr(networks, "cuda_peak", lambda *_: 5)
+    candidate = networks._Candidate(Case("mobilemamba_t2", 64, device="cuda", mode=mode, layout="channels_last"))
+    networks._prepare(candidate, SimpleNamespace(build=lambda case: SimpleNamespace(run=list)), None, memory=True)
+    assert (candidate.peak_bytes, candidate.error) == (peak, "")

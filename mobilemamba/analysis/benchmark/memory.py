@@ -1,11 +1,12 @@
 """Peak memory of a case.
 
 The definition is the same on all devices: the tensors that persist between calls (weights, pictures, in training
-AdamW's state), plus the most that a call needs in addition. On CUDA, torch's allocator counts this. On a CPU it is
-measured by the operating system, as libraries allocate memory without torch: a new process for each case warms up,
-makes the kernel reset its peak resident size (Linux), makes one more call, and reads the peak. The process returns
-every block of 64 KiB or more as soon as it is freed, so that memory used before does not hide what a call needs. A case
-that is too large for the machine ends only this process, not the benchmark.
+AdamW's state), plus the most that a call needs in addition. On CUDA, torch's allocator counts this, except for a CUDA
+graph, which keeps between calls what the allocator takes for free. On a CPU it is measured by the operating system, as
+libraries allocate memory without torch: a new process for each case warms up, makes the kernel reset its peak resident
+size (Linux), makes one more call, and reads the peak. The process returns every block of 64 KiB or more as soon as it
+is freed, so that memory used before does not hide what a call needs. A case that is too large for the machine ends only
+this process, not the benchmark.
 
 Run as a module, it reads cases as lines of JSON, and answers each by a line from a forked process.
 """
