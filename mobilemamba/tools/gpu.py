@@ -19,17 +19,17 @@ from mobilemamba.errors import ConfigError
 from mobilemamba.files import check_writable
 from mobilemamba.screen import make_console, say
 
-#: Parts that make the others worthless if they fail come first, the slowest last.
+#: First what makes the rest worthless if it fails, then what has goals; last what explains, and the slowest.
 PARTS = (
     Part("machine", "The machine", machine.machine, 20),
     Part("ahead", "Kernels compiled, side by side", ahead.kernels_ahead, 80),
     Part("scans", "The scan and its gradients against float64", correctness.scans, 60),
     Part("right", "Networks against the CPU", correctness.networks, 50),
+    Part("networks", "Networks against EfficientViT", speed.networks, 160),
     Part("steps", "Training steps", training.steps, 40),
+    Part("operators", "Operators against a copy", speed.operators, 50),
     Part("bits", "Gradients twice", training.same_bits, 15),
     Part("memory", "Memory against pixels", training.memory, 20),
-    Part("operators", "Operators against a copy", speed.operators, 50),
-    Part("networks", "Networks against EfficientViT", speed.networks, 150),
     Part("kernels", "Where the time goes", speed.kernels, 15),  # late, as the profiler's hooks may slow later launches
     Part("compiled", "torch.compile", speed.compiled, 90),
 )

@@ -18,6 +18,7 @@ from mobilemamba.analysis.gpu import correctness, speed, training
 from mobilemamba.analysis.gpu.run import Part, Run
 from mobilemamba.analysis.gpu.sizes import QUICK, Sizes
 from mobilemamba.analysis.timing import Timings
+from mobilemamba.errors import ConfigError
 from tests.analysis.gpu_runs import new_run, play_gpu
 
 
@@ -36,6 +37,55 @@ def test_a_wrong_kernel_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     run = new_run(tmp_path)
     run.do([Part("scans", "Scans", correctness.scans, 60)])
     assert False in {finding["ok"] for finding in run.parts["scans"]["findings"]}
+
+
+def test_what_fails_leaves_the_rest_of_its_part_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shape that no kernel takes, and a network that cannot be captured."""
+    right = correctness.check_scan
+
+    def check(shape: ScanShape) -> tuple[dict[str, float], bool]:
+        if shape.height * shape.map_width == 6:
+            raise RuntimeError("out of resource: shared memory\nand more")
+        return right(shape)
+
+    def capture(*_: object) -> None:
+        raise ConfigError("cannot be captured")
+
+    play_gpu(monkeypatch)
+    monkeypatch.setattr(correctness, "check_scan", check)
+    monkeypatch.setattr(correctness.CudaGraphs, "__call__", capture)
+    run = new_run(tmp_path, sizes=replace(QUICK, dtypes=("float32",)))
+    run.do([Part("scans", "Scans", correctness.scans, 60), Part("right", "Right", correctness.networks, 60)])
+    bad = [finding for part in run.parts.values() for finding in part["findings"] if not finding["ok"]]
+    assert [(finding["what"], finding["found"]) for finding in bad] == [
+        ("scan K2 D5 N1 2x3 float32", "failed: RuntimeError: out of resource: shared memory"),
+        ("mobilemamba_t2 float32, CUDA graph", "failed: ConfigError: cannot be captured"),
+    ]
+    assert [part["error"] for part in run.parts.values()] == ["", ""]
+    found = [finding["what"] for part in run.parts.values() for finding in part["findings"]]
+    assert {"opcheck of the scan", "mobilemamba_t2 gradients float32"} <= set(found)
+    monkeypatch.setattr(Run, "_is_useless", lambda self: True)  # then nothing in this process can go on
+    assert run.do([Part("scans", "Scans", correctness.scans, 60), Part("left", "Left", correctness.scans, 60)])
+
+
+def test_the_most_important_networks_come_first_and_a_peer_has_its_faster_layout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = list[list[Case]]()
+    monkeypatch.setattr(speed, "measure", lambda cases, *_, **__: measured.append(cases) or [])
+    run = new_run(tmp_path, 200, Sizes())
+    run.do([Part("networks", "Networks", speed.networks, 160)])
+    assert [(cases[0].batch, cases[0].dtype) for cases in measured[:4]] == [
+        *((256, "float32"), (1, "float32"), (256, "bfloat16"), (1, "bfloat16")),  # a CPU has no float16
+    ]
+    assert {(case.is_ours, case.layout) for case in measured[0]} == {(True, "channels_last"), (False, "auto")}
+
+
+def test_a_profiler_that_sees_no_kernel_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed.profile, "key_averages", lambda self: [])
+    run = new_run(tmp_path, sizes=replace(QUICK, img_size=32))
+    run.do([Part("kernels", "Kernels", speed.kernels, 60)])
+    assert [finding["found"] for finding in run.parts["kernels"]["findings"]] == ["unknown: the profiler sees none"]
 
 
 def test_a_wrong_gradient_of_the_wavelet_branch_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

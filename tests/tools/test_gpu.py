@@ -2,16 +2,26 @@
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, Self
 
 import pytest
+import timm
 from PIL import Image
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity
 
+from mobilemamba.analysis.benchmark import workload
+from mobilemamba.analysis.gpu import speed
 from mobilemamba.analysis.gpu.run import Run
+from mobilemamba.analysis.gpu.sizes import QUICK
 from mobilemamba.errors import ConfigError, DataError
+from mobilemamba.tools import gpu
 from mobilemamba.tools.gpu import PARTS
 from tests.analysis.gpu_runs import play_gpu
+from tests.pretended import PretendedCard, needs_no_driver, play_card
 
 
 @pytest.mark.slow
@@ -44,8 +54,8 @@ def test_the_whole_run(
         set(r["errors"]) == {"y", "u", "dt", "A", "B", "C", "D", "dt_bias", "dt_weight"} and r["same_bits"]
         for r in errors
     )
-    right = found["right"]["records"]
-    assert all(len(r["errors"]) == 3 for r in right)  # as it is, laid out, by a CUDA graph
+    right = [(r["dtype"], r["form"]) for r in found["right"]["records"]]
+    assert len(set(right)) == 2 * 3  # as it is, laid out, by a CUDA graph
     named = {record["operator"].split()[0] for record in found["operators"]["records"] if "operator" in record}
     assert {"selective_scan", "selective_scan_backward"} <= named
     modes = {(r["model"], r["mode"], r["precision"]) for r in found["networks"]["records"]}
@@ -61,6 +71,51 @@ def test_the_whole_run(
         assert 0 <= record["scores"][-1]["top1"] <= 100
     with Image.open(tmp_path / "gpu.png") as picture:
         assert picture.format == "PNG"
+
+
+class Profile:
+    """What the profiler of a card finds: kernels beside operators."""
+
+    def __init__(self, activities: list[ProfilerActivity]) -> None:
+        assert ProfilerActivity.CUDA in activities
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def key_averages(self) -> list[SimpleNamespace]:
+        kernel = SimpleNamespace(key="_forward", device_type=DeviceType.CUDA, self_device_time_total=30.0, count=15)
+        return [kernel, SimpleNamespace(key="aten::mm", device_type=DeviceType.CPU)]
+
+
+@pytest.mark.slow
+@needs_no_driver
+@pytest.mark.usefixtures("short_benchmarks")
+def test_the_run_on_a_card(printed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parts that call networks: no tensor is elsewhere, no capture waits, and nothing is skipped or fails."""
+    card = PretendedCard()
+    play_card(monkeypatch, card)
+    sizes: dict[str, Any] = {"mobilemamba_t2": {"embed_dims": (16, 16, 16), "depths": (1, 1, 1)}}
+    monkeypatch.setattr(
+        workload, "build_network", lambda card: timm.create_model(card.model, **sizes.get(card.model, {}))
+    )
+    monkeypatch.setattr(speed, "profile", Profile)
+    monkeypatch.setattr(gpu, "QUICK", replace(QUICK, dtypes=("bfloat16",), img_size=32))
+    parts = "right,networks,steps,operators,kernels"
+    with card:
+        printed("gpu", "--quick", "--parts", parts, "--output", str(tmp_path / "gpu.json"))
+    found = json.loads((tmp_path / "gpu.json").read_text())["parts"]
+    assert list(found) == parts.split(",")
+    assert not [(name, part) for name, part in found.items() if part["error"] or part["skipped"]]
+    records = {name: part["records"] for name, part in found.items()}
+    assert {record["error"] for record in records["networks"] + records["steps"]} == {""}
+    assert [record["form"] for record in records["right"]] == ["as it is", "optimized for inference", "CUDA graph"]
+    assert {record["mode"] for record in records["networks"]} == {"eager", "graph"}
+    operators = {record["operator"].split()[0] for record in records["operators"] if "operator" in record}
+    in_training = {"selective_scan", "selective_scan_backward", "haar_conv", "haar_conv_weight"}
+    assert operators == {"scan_norm_gate", "mix_channels", "depthwise_conv", *in_training}
+    assert [(r["kernel"], r["calls"]) for r in records["kernels"]] == [("_forward", 5)]
 
 
 @pytest.mark.parametrize(

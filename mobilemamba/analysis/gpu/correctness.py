@@ -35,26 +35,27 @@ _NAMES = ("y", "u", "dt", "A", "B", "C", "D", "dt_bias", "dt_weight")
 @rounded_to_tf32(on=False)
 def scans(run: Run) -> None:
     """Checks the output and all gradients of the scan over shapes and dtypes, twice, in poisoned memory."""
-    shapes, worst, failed = scan_shapes(run), dict[str, float](), list[str]()
+    shapes, worst = scan_shapes(run), dict[str, float]()
     for number, shape in enumerate(shapes):
         if not run.has_time(2, f"{len(shapes) - number} of {len(shapes)} shapes of the scan"):
             break
-        errors, same = check_scan(shape)
-        run.add(**vars(shape), errors=errors, same_bits=same)
-        worst[shape.dtype] = max(worst.get(shape.dtype, 0.0), *errors.values())
-        bad = [name for name, error in errors.items() if not error <= OPERATION[shape.dtype]] + ["bits"] * (not same)
-        if bad:
-            failed.append(f"{shape}: {', '.join(bad)}")
-            run.find(f"scan {_short(shape)}", f"wrong: {', '.join(bad)}", "right", ok=False)
+        with run.trying(f"scan {_short(shape)}"):
+            errors, same = check_scan(shape)
+            run.add(**vars(shape), errors=errors, same_bits=same)
+            worst[shape.dtype] = max(worst.get(shape.dtype, 0.0), *errors.values())
+            bad = [name for name, error in errors.items() if not error <= OPERATION[shape.dtype]]
+            bad += ["bits"] * (not same)
+            if bad:
+                run.find(f"scan {_short(shape)}", f"wrong: {', '.join(bad)}", "right", ok=False)
     backend = BACKENDS.choose("auto", run.device, torch.float32).name
     for dtype, error in worst.items():
         found = f"{error:.1e} at worst, by {backend}"
         run.find(f"scan and gradients, {dtype}", found, f"<= {OPERATION[dtype]:g}", error <= OPERATION[dtype])
     if run.has_time(5, "opcheck"):
-        inputs = [x.requires_grad_() for x in scan_inputs(ScanShape(2, 2, 32, 1, 3, 3, str(run.device)))]
-        checks = torch.library.opcheck(torch.ops.mobilemamba.selective_scan.default, (*inputs, 3, 3, "auto"))
-        answers = {*checks.values()}
-        run.find("opcheck of the scan", ", ".join(sorted(answers)), "SUCCESS", answers == {"SUCCESS"})
+        with run.trying("opcheck of the scan"):  # which raises what it finds
+            inputs = [x.requires_grad_() for x in scan_inputs(ScanShape(2, 2, 32, 1, 3, 3, str(run.device)))]
+            torch.library.opcheck(torch.ops.mobilemamba.selective_scan.default, (*inputs, 3, 3, "auto"))
+            run.find("opcheck of the scan", "SUCCESS", "SUCCESS", ok=True)
 
 
 def scan_shapes(run: Run) -> list[ScanShape]:
@@ -161,10 +162,10 @@ def networks(run: Run) -> None:
     Before them their wavelet branch in training, whose gradients are a small part of a network's.
     """
     for dtype in run.sizes.dtypes:
-        error = max(check_wavelet(run, dtype, kernel) for kernel in (3, 5, 7))
-        run.find(
-            f"wavelet and gradients, {dtype}", f"{error:.1e}", f"<= {OPERATION[dtype]:g}", error <= OPERATION[dtype]
-        )
+        what, goal = f"wavelet and gradients, {dtype}", OPERATION[dtype]
+        with run.trying(what):
+            error = max(check_wavelet(run, dtype, kernel) for kernel in (3, 5, 7))
+            run.find(what, f"{error:.1e}", f"<= {goal:g}", error <= goal)
     for name in run.sizes.ours:
         if run.has_time(8, f"{name} against the CPU"):
             _outputs_against_cpu(run, name)
@@ -181,16 +182,14 @@ def _outputs_against_cpu(run: Run, name: str) -> None:
     with torch.inference_mode():
         expected = network(pictures)
     for dtype in run.sizes.dtypes:
-        errors = {}
         for form, call in _forms(run, network, DTYPES[dtype]).items():
-            with torch.inference_mode():
+            with run.trying(f"{name} {dtype}, {form}"), torch.inference_mode():
                 x = pictures.to(run.device, DTYPES[dtype], memory_format=torch.channels_last)
                 for _ in range(2):  # a graph's second call is its first pure replay
-                    errors[form] = error_of(call(x).cpu(), expected)
-        run.add(model=name, dtype=dtype, errors=errors)
-        for form, error in errors.items():
-            goal = NETWORK[dtype] * (2 if form == _AS_IT_IS and dtype != "float32" else 1)
-            run.find(f"{name} {dtype}, {form}", f"{error:.1e}", f"<= {goal:g}", error <= goal)
+                    error = error_of(call(x).cpu(), expected)
+                goal = NETWORK[dtype] * (2 if form == _AS_IT_IS and dtype != "float32" else 1)
+                run.add(model=name, dtype=dtype, form=form, error=error)
+                run.find(f"{name} {dtype}, {form}", f"{error:.1e}", f"<= {goal:g}", error <= goal)
 
 
 def check_wavelet(run: Run, dtype: str, kernel: int) -> float:

@@ -77,10 +77,13 @@ class Run:
         return self._deadline - time.monotonic()
 
     def case(self, model: str, batch: int, dtype: str, mode: str = "eager", *, train: bool = False) -> Case:
-        """Returns a network to measure on the device; a CPU, which lacks kernels for float16, gets float32 instead."""
+        """Returns a network to measure on the device; a CPU, which lacks kernels for float16, gets float32 instead.
+
+        Ours are laid out for channels-last maps; of a peer, the faster layout counts.
+        """
         dtype = "float32" if dtype == "float16" and self.device.type != "cuda" else dtype
-        size = self.sizes.size_of(model)
-        return Case(model, size, batch, str(self.device), dtype, mode, "channels_last", fused=not train, train=train)
+        size, layout = self.sizes.size_of(model), "channels_last" if model in self.sizes.ours else "auto"
+        return Case(model, size, batch, str(self.device), dtype, mode, layout, fused=not train, train=train)
 
     def has_time(self, seconds: float, what: str) -> bool:
         """Returns whether the part has that many seconds left; if not, reports ``what`` as skipped.
@@ -103,6 +106,16 @@ class Run:
         self._part["findings"].append({"what": what, "found": found, "goal": goal, "ok": ok})
         verdict = "" if ok is None else f" ({goal}: {'yes' if ok else 'NO'})"
         say(f"  {what}: {found}{verdict}")
+
+    @contextmanager
+    def trying(self, what: str) -> Iterator[None]:
+        """Reports an error in this context, and lets the part go on unless the device is of no use any more."""
+        try:
+            yield
+        except Exception as error:  # whatever a kernel may raise; what follows is to be measured all the same
+            if self._is_useless():
+                raise
+            self.find(what, f"failed: {in_one_line(error)}", "runs", ok=False)
 
     def do(self, parts: Sequence[Part]) -> list[Part]:
         """Runs parts in order; one that fails has its error in the file, and the others go on.

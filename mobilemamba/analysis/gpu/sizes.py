@@ -31,7 +31,7 @@ class Sizes:
     memory_sizes: tuple[int, ...] = (256, 512, 768, 1024)
     rounds: int = 5
     seconds: float = 0.05  # per configuration in a round
-    warmup: float = 0.2  # seconds
+    warmup: float = 0.1  # seconds
     matrix_side: int = 8192
     copied_bytes: int = 2**30
     compiled: bool = True

@@ -39,12 +39,14 @@ def operators(run: Run) -> None:
         for batch in run.sizes.kernel_batches:
             what = f"{'training' if train else 'inference'}, batch {batch}"
             if run.has_time(6, f"operators in {what}"):
-                _operators(run, batch, train, what)
+                with run.trying(f"operators in {what}"):
+                    _operators(run, batch, train, what)
     for train in (False, True):
         for batch in run.sizes.kernel_batches:
             what = f"scan {'forward and backward' if train else 'forward'}, batch {batch}"
             if run.has_time(6, what):
-                _scans(run, batch, train, what)
+                with run.trying(what):
+                    _scans(run, batch, train, what)
 
 
 def _operators(run: Run, batch: int, train: bool, what: str) -> None:
@@ -55,7 +57,7 @@ def _operators(run: Run, batch: int, train: bool, what: str) -> None:
     }
     copy, copied = memory_copy(str(run.device), run.sizes.copied_bytes)
     clocks["copy"] = clock_of(copy, run.device)
-    timings, failed = interleave(clocks, run.sizes.rounds, run.sizes.seconds, run.sizes.warmup)
+    timings, failed = interleave(clocks, run.sizes.rounds, run.sizes.seconds, run.sizes.seconds)
     bandwidth = copied / timings["copy"].median / 1e9
     shares = {}
     for key, (_, moved, count) in calls.items():
@@ -139,9 +141,9 @@ def networks(run: Run) -> None:
     names = [*dict.fromkeys([name for pair in sizes.pairs for name in pair] + [*sizes.others])]
     modes = ("graph", "eager") if run.has_graphs else ("eager",)
     precisions = [dtype for dtype in sizes.dtypes if dtype != "float32"] + ["tf32", "float32"]
-    for batch in sizes.batches:
-        for precision in precisions:
-            if not run.has_time(2.0 * len(names), f"networks, {precision}, batch {batch}"):
+    for precision in precisions:  # of each the large batch, then single pictures
+        for batch in sizes.batches:
+            if not run.has_time(2.5 * len(names), f"networks, {precision}, batch {batch}"):
                 continue
             dtype = "float32" if precision == "tf32" else precision
             cases = [run.case(name, batch, dtype, mode=mode) for name in names for mode in modes]
@@ -166,7 +168,7 @@ def _compare(run: Run, records: list[Record], precision: str, batch: int) -> Non
         found = f"{speed:,.0f} img/s, {record.latency_ms:.4g} ms ({record.mode})"
         peer = best.get(peers.get(name, ""))
         if peer is None:
-            run.find(f"{name}, {precision}, batch {batch}", found)
+            run.find(f"{name}, {precision}, batch {batch}", f"{found}, {record.layout}")
         else:
             ratio = speed / (peer.images_per_second or 1.0)
             found = f"{ratio:.2f} x {peers[name]}: {found}"
@@ -188,7 +190,10 @@ def kernels(run: Run) -> None:
         synchronize(run.device)
     events = [e for e in profiled.key_averages() if (e.device_type == DeviceType.CUDA) == on_gpu]
     times = {event.key: event.self_device_time_total if on_gpu else event.self_cpu_time_total for event in events}
-    counts, whole = {event.key: event.count for event in events}, sum(times.values()) or 1.0
+    counts, whole = {event.key: event.count for event in events}, sum(times.values())
+    if not whole:
+        run.find("kernels a batch", "unknown: the profiler sees none")
+        return
     run.find("kernels a batch", f"{sum(counts.values()) / 3:.0f} in {whole / 3e3:.4g} ms")
     for name in sorted(times, key=lambda name: -times[name])[:_KERNELS_SHOWN]:
         run.add(kernel=name, microseconds=times[name] / 3, calls=counts[name] / 3)
