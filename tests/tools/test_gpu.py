@@ -21,6 +21,7 @@ from mobilemamba.errors import ConfigError, DataError
 from mobilemamba.tools import gpu
 from mobilemamba.tools.gpu import PARTS
 from tests.analysis.gpu_runs import play_gpu
+from tests.ops.scans import needs_native
 from tests.pretended import PretendedCard, needs_no_driver, play_card
 
 
@@ -91,6 +92,7 @@ class Profile:
 
 @pytest.mark.slow
 @needs_no_driver
+@needs_native  # which stand in for Triton's
 @pytest.mark.usefixtures("short_benchmarks")
 def test_the_run_on_a_card(printed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The parts that call networks: no tensor is elsewhere, no capture waits, and nothing is skipped or fails."""
