@@ -145,7 +145,7 @@ def test_a_step_is_held_against_the_peer_s(
     run.do([Part("steps", "Steps", training.steps, 60)])
     ours, peer, *ratios = run.parts["steps"]["findings"]
     assert ours["ok"] is (None if found[0][0] else False)
-    assert peer["what"] == "step of test_efficientnet, batch 2"
+    assert peer["what"] == "training step of test_efficientnet, batch 2"
     assert ("MiB at the peak" in peer["found"]) == (len(expected) > 1)
     assert [(ratio["found"], ratio["ok"]) for ratio in ratios] == expected
 

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import pytest
 import timm
+import torch
 from PIL import Image
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
@@ -92,6 +93,7 @@ class Profile:
 
 @pytest.mark.slow
 @needs_no_driver
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @needs_native  # which stand in for Triton's
 @pytest.mark.usefixtures("short_benchmarks")
 def test_the_run_on_a_card(printed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,15 +28,15 @@ def steps(run: Run) -> None:
         for record in records:
             run.add(**asdict(record))
             memory = "" if record.peak_memory_mib is None else f", {record.peak_memory_mib:,.0f} MiB at the peak"
-            found = record.error or f"{record.latency_ms:.4g} ms{memory}"
-            run.find(f"step of {record.model}, batch {record.batch}", found, ok=False if record.error else None)
+            what, found = f"training step of {record.model}", record.error or f"{record.latency_ms:.4g} ms{memory}"
+            run.find(f"{what}, batch {record.batch}", found, ok=False if record.error else None)
         first, second = (record.latency_ms for record in records)
         if first and second:
             ratio = second / first
-            run.find(f"speed of {ours} over {peer}", f"{ratio:.2f} x", ">= 0.9", ratio >= 0.9)
+            run.find(f"speed of a training step, {ours} over {peer}", f"{ratio:.2f} x", ">= 0.9", ratio >= 0.9)
         first, second = (record.peak_memory_mib for record in records)
         if first and second:
-            run.find(f"memory of {ours} over {peer}", f"{first / second:.2f} x")
+            run.find(f"memory of a training step, {ours} over {peer}", f"{first / second:.2f} x")
 
 
 def same_bits(run: Run) -> None:
