@@ -15,8 +15,8 @@ class MRFFI(nn.Module):
 
     Args:
         splits: (global, local, identity) channels; each may be 0.
-        global_mixer: Module for the first part; unused if that part has no channels.
-        local_mixer: Module for the second part; unused if that part has no channels.
+        global_mixer: Module for the first part; the identity if that part has no channels.
+        local_mixer: Module for the second part; the identity if that part has no channels.
     """
 
     def __init__(self, splits: tuple[int, int, int], global_mixer: nn.Module, local_mixer: nn.Module):
@@ -30,8 +30,5 @@ class MRFFI(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x_global, x_local, x_identity = x.split(self.splits, dim=1)
-        if self.splits[0]:
-            x_global = self.global_mixer(x_global)
-        if self.splits[1]:
-            x_local = self.local_mixer(x_local)
-        return self.proj(self.act(torch.cat([x_global, x_local, x_identity], dim=1)))
+        mixed = torch.cat([self.global_mixer(x_global), self.local_mixer(x_local), x_identity], dim=1)
+        return self.proj(self.act(mixed))

@@ -30,7 +30,7 @@ def test_each_part_goes_its_way(splits: tuple[int, int, int]) -> None:
     with torch.no_grad():
         torch.testing.assert_close(mixer(x), x * factors[:, None, None], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(mixer(-x), torch.zeros_like(x))  # a ReLU stands before the projection
-    assert (global_mixer.seen, local_mixer.seen) == splits[:2]  # without channels, a mixer is not called
+    assert (global_mixer.seen, local_mixer.seen) == splits[:2]
 
 
 def test_starts_as_nothing() -> None:

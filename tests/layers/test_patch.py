@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from mobilemamba.layers.conv_norm import ConvNorm
 from mobilemamba.layers.patch import PatchEmbed, PatchMerging
 
 pytestmark = pytest.mark.kernels
@@ -29,3 +30,11 @@ def test_merging_widens_fourfold_and_squeezes_to_a_quarter() -> None:
     merging = PatchMerging(16, 24)
     assert merging.dw.conv.groups == 64
     assert merging.se.fc1.out_channels == 16
+
+
+def test_rectifiers_stand_behind_all_convolutions_but_the_last() -> None:
+    for layers, last in ((PatchEmbed(3, 32).eval(), "6"), (PatchMerging(16, 24).eval(), "project")):
+        for name, layer in layers.named_children():
+            if isinstance(layer, ConvNorm):
+                y = layer(torch.randn(2, layer.conv.in_channels, 8, 8))
+                assert bool((y < 0).any()) == (name == last)

@@ -51,3 +51,5 @@ def test_start() -> None:
     memory = torch.exp(module.decay)  # tokens until a memory has faded: 1 / -log w
     assert 2 < (1 / memory).min() < 3
     assert 390 < (1 / memory).max() < 410
+    for down, up in ((module.mix_down, module.mix_up), (module.decay_down, module.decay_up)):
+        assert up(torch.tanh(down(torch.randn(2, 32, 3, 3)))).abs().max() < 1e-3  # nothing depends on the input yet

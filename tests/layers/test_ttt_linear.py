@@ -1,5 +1,6 @@
 """The TTT-Linear module against its equations written out for one picture."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -27,3 +28,9 @@ def test_the_module_is_its_equations() -> None:
             merged[order, own] += out[0, 0, 0]
     normed = F.layer_norm(merged, (32,), module.norm.weight, module.norm.bias)
     torch.testing.assert_close(module(x), module.out_proj(normed.T.reshape(1, 32, 3, 7)), rtol=1e-6, atol=1e-6)
+
+
+def test_start() -> None:
+    module = TTTLinear(64)
+    assert not any(p.any() for p in (module.share, module.inner_bias, module.inner_shift))
+    assert module.inner_weight.std().item() == pytest.approx(0.02, rel=0.1)
