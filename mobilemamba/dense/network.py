@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from timm.models import group_parameters
 from torch import Tensor, nn
 
@@ -49,7 +48,6 @@ class DenseNetwork(Released):
         model: Any = self.backbone.model
         return {f"backbone.model.{name}" for name in getattr(model, "no_weight_decay", set)()}
 
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> Callable[[str], float]:
         """timm's grouping of parameters by depth: the backbone's own layers, then all that is built on them."""
         model: Any = self.backbone.model

@@ -33,7 +33,7 @@ class Stage(nn.Module):
         self.blocks = nn.Sequential(*blocks)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.grad_checkpointing and not torch.jit.is_scripting():
+        if self.grad_checkpointing:
             return checkpoint_seq([self.downsample, *self.blocks], x)
         return self.blocks(self.downsample(x))
 
@@ -129,14 +129,12 @@ class Backbone(nn.Module):
         """Replaces the classifier by a fresh one for another number of classes; 0 removes it."""
         raise NotImplementedError
 
-    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trades computation for memory in training, by keeping only the inputs of blocks."""
         for stage in self.modules():
             if isinstance(stage, Stage):
                 stage.grad_checkpointing = enable
 
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """timm's grouping of parameters by depth, for layer-wise learning rates."""
         fine = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None)]

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from timm.layers import ClassifierHead, DropPath, LayerNorm2d, SqueezeExcite, register_notrace_module
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
@@ -201,7 +200,6 @@ class EMO(Backbone):
         """Maps (B, C, h, w) to logits (B, num_classes), or to pooled features (B, C)."""
         return self.head(x, pre_logits=pre_logits)
 
-    @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
         """Returns the linear layer."""
         return self.head.fc

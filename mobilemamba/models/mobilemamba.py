@@ -15,7 +15,6 @@ gain zero, so a fresh block doubles its input.
 
 from __future__ import annotations
 
-import torch
 from timm.layers import DropPath, SelectAdaptivePool2d
 from torch import Tensor, nn
 
@@ -174,7 +173,6 @@ class MobileMamba(Backbone, Released):
         x = self.forward_head(self.forward_features(x), pre_logits=True)
         return self.head(x), self.head_dist(x)
 
-    @torch.jit.ignore
     def get_classifier(self) -> nn.Module | tuple[nn.Module, ...]:
         """Returns the linear layer, or both of them for two classifiers, as timm's other distilled models do."""
         heads = [self.head] if self.head_dist is None else [self.head, self.head_dist]
@@ -193,15 +191,12 @@ class MobileMamba(Backbone, Released):
                 head = NormLinear(self.num_features * self.global_pool.feat_mult(), num_classes)
                 setattr(self, name, head.to(like.device, like.dtype).train(self.training))
 
-    @torch.jit.ignore
     def from_release(self, state: StateDict) -> StateDict:
         return release_to_ours(state, self.config.directions)
 
-    @torch.jit.ignore
     def to_release(self, state: StateDict) -> StateDict:
         return ours_to_release(state)
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Returns the parameters that weight decay would harm: state matrix, step-size biases, skip weights, scales."""
         leaves = ("A_log", "D", "dt_bias", "scale", "decay", "bonus", "mix")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor, nn
 
 StateDict = dict[str, Tensor]
@@ -57,12 +56,10 @@ _DIRECTION_AXIS = ("ss2d.A_log", "ss2d.D")
 class Released(nn.Module):
     """A network for which the authors' release has checkpoints."""
 
-    @torch.jit.ignore
     def from_release(self, state: StateDict) -> StateDict:
         """Renames the release's tensors, norms folded or not, to the network's names; unknown names stay."""
         raise NotImplementedError
 
-    @torch.jit.ignore
     def to_release(self, state: StateDict) -> StateDict:
         """Inverts ``from_release`` for a state dict whose norms are not folded."""
         raise NotImplementedError

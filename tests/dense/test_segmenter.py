@@ -158,6 +158,10 @@ def test_norms_of_heads_alone_can_be_synchronised(tiny: Tiny) -> None:
         ({"backbone": "mobilemamba_s7"}, "did you mean mobilemamba_s6"),
         ({"backbone": "hardcorenas_a"}, "model 'hardcorenas_a' gives no feature maps for a head"),
         ({"backbone": "vgg11", "output_stride": 8}, "model 'vgg11' gives no maps with output_stride=8; choose another"),
+        (
+            {"backbone": "mobilenetv2_100", "output_stride": 12},
+            "output_stride=12: the last map of mobilenetv2_100 has stride 8; leave it out",
+        ),
         ({"backbone": "resnet18", "arch": ArchOverrides(d_state=2)}, "arch.d_state: only the mobilemamba"),
         (
             {"arch": ONE_STAGE, "auxiliary": True},

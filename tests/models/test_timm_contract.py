@@ -136,6 +136,16 @@ def test_prune_intermediate_layers(small: Network) -> None:
         assert torch.equal(small(pictures), expected)
 
 
+def test_pruning_the_ends_alone(small: Network) -> None:
+    pictures = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected, maps = small.forward_intermediates(pictures)
+        small.prune_intermediate_layers([len(small.stages) - 1])
+        assert torch.equal(small(pictures), expected)
+        small.prune_intermediate_layers([len(small.stages) - 1], prune_norm=True)
+        assert torch.equal(small(pictures), maps[-1])
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_without_classifier(name: str) -> None:
     model = timm.create_model(name, num_classes=0).eval()
@@ -166,7 +176,7 @@ def test_reset_classifier(small: Network) -> None:
 
 @pytest.mark.parametrize("name", ["mobilemamba_t2", "emo_1m"])
 def test_pooling_of_twice_the_features(name: str) -> None:
-    model = timm.create_model(name, global_pool="catavgmax", num_classes=5).eval()
+    model = timm.create_model(name, global_pool="CatAvgMax", num_classes=5).eval()
     pictures = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         features = model.forward_features(pictures)
