@@ -162,7 +162,7 @@ def check_ends(num_classes: int, global_pool: str, in_chans: int = 3) -> None:
 
     Args:
         num_classes: Of the classifier; 0 for none.
-        global_pool: timm's name of a pooling, in either case; ``""`` for none, which a classifier cannot do without.
+        global_pool: timm's name of a pooling; ``""`` for none, which a classifier cannot do without.
         in_chans: Channels of the picture.
 
     Raises:
@@ -172,7 +172,7 @@ def check_ends(num_classes: int, global_pool: str, in_chans: int = 3) -> None:
         raise ConfigError(f"in_chans={in_chans}: expected 1 or more, the channels of a picture")
     if num_classes < 0:
         raise ConfigError(f"num_classes={num_classes}: expected 1 or more, or 0 for no classifier")
-    if global_pool and global_pool != "fast" and global_pool.lower().removeprefix("fast") not in POOLINGS:
+    if global_pool and global_pool != "fast" and global_pool.removeprefix("fast") not in POOLINGS:
         raise ConfigError(f"global_pool={global_pool!r}: expected one of {', '.join(POOLINGS)}, or '' for none")
     if num_classes and not global_pool:
         raise ConfigError(

@@ -163,7 +163,7 @@ def test_reset_classifier(small: Network) -> None:
         small.reset_classifier(5)
         assert small.num_classes == 5
         assert small(pictures).shape == (2, 5)
-        small.reset_classifier(5, "Max")  # in either case
+        small.reset_classifier(5, "max")
         assert torch.equal(small.forward_head(features, pre_logits=True), features.amax((2, 3)))
         small.reset_classifier(0)
         assert small(pictures).shape == (2, dim)
@@ -176,7 +176,7 @@ def test_reset_classifier(small: Network) -> None:
 
 @pytest.mark.parametrize("name", ["mobilemamba_t2", "emo_1m"])
 def test_pooling_of_twice_the_features(name: str) -> None:
-    model = timm.create_model(name, global_pool="CatAvgMax", num_classes=5).eval()
+    model = timm.create_model(name, global_pool="catavgmax", num_classes=5).eval()
     pictures = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         features = model.forward_features(pictures)
@@ -197,6 +197,7 @@ def test_pooling_of_twice_the_features(name: str) -> None:
         ({"num_classes": -1}, "num_classes=-1: expected 1 or more, or 0"),
         ({"drop_path_rate": 1.5}, "drop_path_rate=1.5: expected 0 to 1"),
         ({"global_pool": "mean"}, "global_pool='mean': expected one of avg, max, avgmax, catavgmax, or ''"),
+        ({"global_pool": "CatAvgMax"}, "global_pool='CatAvgMax': expected one of"),
         ({"global_pool": ""}, "global_pool='' with num_classes=1000: a classifier needs a pooling"),
     ],
 )
