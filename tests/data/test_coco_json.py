@@ -35,7 +35,7 @@ ANNOTATIONS: list[tuple[dict[str, Any], str]] = [
     ({"bbox": ...}, "lacks one of image_id, category_id, bbox"),
     ({"image_id": 2}, "has the image_id 2, of no picture"),
     ({"image_id": "1"}, 'has the image_id "1", of no picture'),
-    ({"image_id": 10**30}, "of no picture"),
+    ({"image_id": 2**63}, "of no picture"),
     ({"category_id": 5}, "has the category_id 5, of no category"),
     ({"category_id": None}, "has the category_id null"),
     ({"area": -1}, "has the area -1"),
@@ -143,6 +143,25 @@ def test_other_files_are_refused(tmp_path: Path, text: str, why: str) -> None:
         read_coco(file, Faults(file, skip=True))
     with pytest.raises(DataError, match="cannot be read"):
         read_coco(tmp_path / "none.json", Faults(file, skip=True))
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"images": []}, "has the image_id 9, of no picture"),
+        (
+            {"annotations": [{**entry, "bbox": [1, 2, 3, 4, 0.5]} for entry in content()["annotations"]]},
+            "expected left",
+        ),
+    ],
+    ids=["no pictures", "boxes of five numbers"],
+)
+def test_what_is_wrong_with_all_entries(tmp_path: Path, given: dict[str, Any], why: str) -> None:
+    file = tmp_path / "train.json"
+    file.write_text(json.dumps({**content(), **given}))
+    with pytest.raises(DataError, match=rf"annotations\[0\] .*{why}"):
+        read_coco(file, Faults(file, skip=False))
+    assert not len(read_coco(file, Faults(file, skip=True)).objects.entries)
 
 
 def test_no_annotations_at_all(tmp_path: Path) -> None:
