@@ -266,8 +266,10 @@ def test_evaluations_in_windows_and_views_alone() -> None:
         assert torch.equal(task(picture), plain)
     with pytest.raises(ConfigError, match="window=31: expected 32 px or more"):
         task.look_closely(31, tta=False)
-    with pytest.raises(ConfigError, match="--tta is for segmentation, not classification"):
-        ClassificationTask("test_resnet").look_closely(None, tta=True)
+    other = ClassificationTask("test_resnet")
+    for window, option in ((None, "--tta"), (32, "--window")):
+        with pytest.raises(ConfigError, match=f"{option} is for segmentation, not classification"):
+            other.look_closely(window, tta=window is None)
 
 
 def test_a_training_draws_validation_pictures(tmp_path: Path) -> None:

@@ -263,7 +263,9 @@ def test_a_mobilemamba_is_laid_out_for_inference_where_that_works(monkeypatch: p
             assert said == how
             torch.testing.assert_close(network(x), expected, atol=1e-4, rtol=1e-3)
     other = timm.create_model("test_efficientnet", num_classes=3)
-    assert for_inference(other, torch.device("cpu"))[1] == "norms folded"
+    network, said = for_inference(other, torch.device("cpu"), torch.bfloat16)
+    assert said == "norms folded"
+    assert {x.dtype for x in network.parameters()} == {torch.bfloat16}
 
 
 def test_unreadable_pictures_are_reported_and_skipped(

@@ -157,10 +157,13 @@ def test_answers_in_a_crowd_are_no_mistakes() -> None:
     assert result([(output, crowd)])["map"] == pytest.approx(100)
     assert result([(output, picture([HERE], [0]))])["map"] < 50
     metrics = DetectionMetrics(3)
-    metrics.update([output], [crowd])
-    metrics.compute()
-    assert metrics.counts is not None
-    assert metrics.counts.tolist() == [[0, 0, 1]]
+    mostly_outside = {"boxes": torch.cat([output["boxes"], torch.tensor([[20.0, 35, 60, 60]])])}
+    mostly_outside |= {"labels": torch.zeros(4, dtype=torch.int64), "scores": torch.tensor([0.5, 0.9, 0.8, 0.7])}
+    for given, mistakes in ((output, []), (mostly_outside, [[3, 0, 1]])):
+        metrics.update([given], [crowd])
+        metrics.compute()
+        assert metrics.counts is not None
+        assert metrics.counts.tolist() == [[0, 0, 1], *mistakes]
 
 
 def test_confusion_has_a_background() -> None:
