@@ -397,3 +397,13 @@ def test_describe_batch_names_what_the_loader_gives(tmp_path: Path) -> None:
         names = data.describe_batch(3, batch_idx)
         assert [int(Path(name).stem) for name in names] == (red * 255 / 30).round().int().tolist()
     assert data.describe_batch(3, 2) == []
+
+
+@pytest.mark.parametrize(("cpus", "processes", "workers"), [(6, None, 6), (6, 2, 3), (2, 4, 0), (64, 2, 8)])
+def test_the_nodes_cpus_are_shared_by_the_workers_of_its_processes(
+    monkeypatch: pytest.MonkeyPatch, cpus: int, processes: int | None, workers: int
+) -> None:
+    monkeypatch.setattr("mobilemamba.data.base.usable_cpus", lambda: cpus)
+    data = ImageFolder("nowhere")
+    data.trainer = None if processes is None else SimpleNamespace(num_devices=processes)  # type: ignore[assignment]
+    assert data.default_workers() == workers
