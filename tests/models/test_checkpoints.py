@@ -276,6 +276,7 @@ def test_a_file_by_order_gives_its_network(near: Callable, tmp_path: Path) -> No
     [
         ("absent.pth", None, "no weights at"),
         ("absent.safetensors", "mobilemamba_s6", "no weights at"),
+        ("numbers.pth", None, "numbers.pth .*no tensors"),
         ("plain.pth", None, "plain.pth does not say which network it is of; give --model"),
         ("plain.pth", "mobilemamba_y1", "model name 'mobilemamba_y1': expected"),
         ("plain.pth", "test_resnet", "holds no ResNet"),
@@ -286,6 +287,7 @@ def test_a_file_by_order_gives_its_network(near: Callable, tmp_path: Path) -> No
 def test_files_without_a_network(
     source: MobileMamba, tmp_path: Path, name: str, model: str | None, message: str
 ) -> None:
+    torch.save({"epoch": 3}, tmp_path / "numbers.pth")
     torch.save(source.state_dict(), tmp_path / "plain.pth")
     save_weights(source, tmp_path / "plain.safetensors")
     save_weights(source, tmp_path / "half.safetensors", card_of(source))
