@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning import Trainer
 
+from mobilemamba.data import FashionMNISTSample
 from mobilemamba.errors import ConfigError
 from mobilemamba.files import read_json
 from mobilemamba.sweep import SweepFailedError, evaluate, runner
-from mobilemamba.sweep.evaluate import evaluate_here, evaluates_here
+from mobilemamba.sweep.evaluate import SaveMetrics, evaluate_here, evaluates_here
+from mobilemamba.tasks import ClassificationTask
 from mobilemamba_command import main
 
 Sweeper = Callable[..., Any]
@@ -196,3 +199,21 @@ def test_a_real_sweep_its_fold_and_its_validation(write: Write) -> None:
     assert (found["pictures"], found["fused_changed"], found["img_size"]) == (12, 0, 32)
     assert found["top1"] == found["top1_fused"]
     assert lines("results.csv")["fold"] == table["fold"], "other pictures do not change the table"
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_what_a_rows_process_writes_for_the_table(tmp_path: Path, command: str) -> None:
+    data = FashionMNISTSample(img_size=32, batch_size=4, num_workers=0)
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=2,
+        limit_test_batches=2,
+        callbacks=[SaveMetrics(str(tmp_path / "found.json"))],
+    )
+    (metrics,) = getattr(trainer, command)(ClassificationTask("test_resnet", num_classes=10), data, verbose=False)
+    about = {"data": data.name, "pictures": 8, "img_size": 32}
+    assert read_json(tmp_path / "found.json") == {key.split("/")[1]: found for key, found in metrics.items()} | about
