@@ -1,10 +1,13 @@
 """A function as one operator: its precision, its gradients, what compilers, exports and counters see of it."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from mobilemamba.errors import ConfigError
 from mobilemamba.ops.operator import as_operator
 
 pytestmark = pytest.mark.kernels
@@ -110,3 +113,16 @@ def test_on_shapes_alone(inputs: list[Tensor]) -> None:
     leaves = [x.detach().to("meta").requires_grad_() for x in inputs]
     call(*leaves).sum().backward()
     assert [x.grad.shape for x in leaves if x.grad is not None] == [x.shape for x in inputs]
+
+
+def test_what_does_not_fit_is_refused_by_every_way_to_it(inputs: list[Tensor]) -> None:
+    raw = torch.ops.mobilemamba.weighted_cumsum_for_tests.default
+    x, weight = inputs[0].detach(), torch.randn(1)  # which would broadcast
+    ways: list[Callable[[], object]] = [
+        lambda: raw([x, weight]),
+        lambda: raw([x.to("meta"), weight.to("meta")]),
+        lambda: torch.func.jvp(lambda x: call(x, weight), (x,), (x,)),
+    ]
+    for way in ways:
+        with pytest.raises(ConfigError, match=r"weight has shape \(1,\); with the other arguments it must be \(4,\)"):
+            way()

@@ -1,5 +1,6 @@
 """The table of a running sweep on screens that are narrow or low, with names that read like markup."""
 
+import io
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -64,3 +65,14 @@ def test_speeds_measured_in_two_ways_are_marked() -> None:
     assert "10 (a)" in text
     assert "10 (b)" in text
     assert "img/s were measured in 2 ways and do not compare" in text
+
+
+def test_every_row_stays_on_a_terminal_in_the_end() -> None:
+    screen = io.StringIO()
+    rows = [row(f"row{number}", "finished") for number in range(10, 40)]
+    with Display("sweep", [], Console(file=screen, force_terminal=True, width=80, height=12)) as display:
+        display.update([{**entry, "status": "waiting"} for entry in rows], {})
+        display.update(rows, {})
+        assert "not shown on 12 lines" in screen.getvalue()
+        before = screen.tell()
+    assert all(f"row{number}" in screen.getvalue()[before:] for number in range(10, 40))
