@@ -229,6 +229,13 @@ def test_parts_with_other_categories_are_refused(tmp_path: Path) -> None:
     assert [target["labels"].tolist() for target in targets] == [[1], [], [1]]
 
 
+def test_pictures_for_the_test_alone(tmp_path: Path) -> None:
+    write(tmp_path, "test")
+    data = ready(tmp_path)
+    assert len(data.test_set) == 3
+    assert data.train_set is data.val_set is None
+
+
 def test_arguments_that_cannot_work_are_refused(tmp_path: Path) -> None:
     write(tmp_path)
     with pytest.raises(ConfigError, match=r"data\.augmentation\.sides \[40\] is for pictures that keep their shape"):

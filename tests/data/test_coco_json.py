@@ -47,6 +47,7 @@ MASKS: list[tuple[dict[str, Any], str]] = [
     ({"segmentation": []}, r"its segmentation is empty; data\.masks=false"),
     ({"segmentation": ...}, "its segmentation is empty"),
     ({"segmentation": [[1, 2, 3, 4]]}, "polygon of 4 numbers"),
+    ({"segmentation": [[1, 2, 3, 4, 5, 6], [1, 2, 3, 4]]}, "polygon of 4 numbers"),
     ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "polygon of 7 numbers"),
     ({"segmentation": [[1, 2, 3, 4, 5, float("nan")]]}, "not finite"),
     ({"segmentation": [["a", 2, 3, 4, 5, 6]]}, "neither polygons nor runs"),

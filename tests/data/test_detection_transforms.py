@@ -109,19 +109,37 @@ def test_some_pictures_are_not_cropped() -> None:
     assert 0 < sum(whole) < len(whole)
 
 
-def test_crops_overlap_all_boxes_as_much_as_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    pieces = []
+def crop_always(monkeypatch: pytest.MonkeyPatch, overlap: int) -> list[list[float]]:
+    """Every picture is cropped, with this one of the minimal overlaps; returns where the crops will be written."""
+    pieces: list[list[float]] = []
     real = torch.randint
 
     def pick(*args: Any, **options: Any) -> Tensor:
-        return torch.tensor(3) if args[0] == 7 else real(*args, **options)  # an overlap of 0.5
+        return torch.tensor(overlap) if args[0] == 7 else real(*args, **options)
 
     monkeypatch.setattr(torch, "randint", pick)
+    monkeypatch.setattr("mobilemamba.data.detection_transforms.TF.crop", recording(pieces))
+    return pieces
+
+
+def test_crops_keep_the_objects_whose_centres_they_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces, numbers = crop_always(monkeypatch, 0), set()  # any overlap
+    for key in range(20):
+        pieces.clear()
+        labels = drawn(key, augmentation=DetectionAugmentation(hflip=0, crop=True), resize="fit")[1]["labels"].tolist()
+        left, top, right, bottom = pieces[0]
+        centres = {3: (25, 20), 1: (65, 35), 4: (15, 47.5)}
+        assert labels == [label for label, (x, y) in centres.items() if left < x < right and top < y < bottom]
+        numbers.add(len(labels))
+    assert numbers == {1, 2, 3}
+
+
+def test_crops_overlap_all_boxes_as_much_as_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces = crop_always(monkeypatch, 3)  # an overlap of 0.5
     picture, target = scene()
     target = {name: value[:2] if value.ndim and len(value) == 3 else value for name, value in target.items()}
     target |= {"boxes": torch.tensor([[5.0, 5, 80, 50], [10, 2, 85, 58]])}
     change = train_transform((60, 90), DetectionAugmentation(hflip=0, crop=True), MEAN, STD, resize="fit")
-    monkeypatch.setattr("mobilemamba.data.detection_transforms.TF.crop", recording(pieces))
     for key in range(10):
         pieces.clear()
         with seeded(0, key):

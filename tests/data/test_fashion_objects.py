@@ -3,6 +3,7 @@ import torch
 
 from mobilemamba.data import FashionObjects
 from mobilemamba.data.fashion_objects import ObjectScenes
+from mobilemamba.errors import ConfigError
 
 
 def test_objects_are_those_of_the_scene() -> None:
@@ -52,3 +53,8 @@ def test_workers_change_nothing() -> None:
         for name, value in target.items():
             assert torch.equal(value, expected[name])
             assert value.dtype == expected[name].dtype
+
+
+def test_arguments_that_cannot_be() -> None:
+    with pytest.raises(ConfigError, match=r"data\.batch_size 0 is impossible"):
+        FashionObjects(batch_size=0).setup()

@@ -18,6 +18,7 @@ from mobilemamba.scores import Score
 from mobilemamba.sweep import Row, SweepFailedError, runner
 from mobilemamba.sweep.launchers import local
 from mobilemamba.sweep.launchers.base import Event
+from mobilemamba.sweep.network import complete
 from mobilemamba.sweep.record import record
 
 Sweeper = Callable[..., Any]
@@ -153,15 +154,25 @@ def test_changed_settings_stop_before_anything_runs(sweep_faked: Sweeper) -> Non
     sweep_faked("a", "bb", "cc", options=(*more, "--sweep.changed", "keep"))
     assert [starts(name) for name in ("a", "bb", "cc")] == [1, 1, 1]
     assert yaml.safe_load((ROOT / "a/run.yaml").read_text())["trainer"]["max_epochs"] == 2
-    (ROOT / "a/checkpoints").mkdir()
-    afresh = (*more, "--sweep.changed", "rerun", "--sweep.only", "[a, bb]")
+    for name in ("a", "cc"):
+        (ROOT / name / "checkpoints").mkdir()
+    afresh = (*more, "--sweep.changed", "rerun", "--sweep.only", "[a, bb, cc]")
     with FileLock(ROOT / "a/.lock"), pytest.raises(ConfigError, match="'a' is still being trained with its former"):
         sweep_faked("a", "bb", "cc", options=afresh)
     assert (ROOT / "a/results.json").exists()
     sweep_faked("a", "bb", "cc", options=afresh)
     assert yaml.safe_load((ROOT / "a/run.yaml").read_text())["trainer"]["max_epochs"] == 9
     assert not (ROOT / "a/checkpoints").exists()
+    assert (ROOT / "cc/checkpoints").exists(), "its settings are those it was trained with"
     assert [row["status"] for row in table().values()] == ["finished"] * 3
+
+
+def test_unset_values_are_the_networks_own() -> None:
+    values = {"model.arch.d_state": 4, "model.arch.depths": None, "model.lr": None}
+    model = {"class_path": "mobilemamba.tasks.ClassificationTask", "init_args": {"name": "mobilemamba_b1"}}
+    row = Row("a", ROOT / "a", {"model": model}, values=values)
+    complete(row)
+    assert row.values == {"model.arch.d_state": 4, "model.arch.depths": [2, 3, 2], "model.lr": None}
 
 
 def test_a_renamed_sweep_goes_on(sweep_faked: Sweeper) -> None:

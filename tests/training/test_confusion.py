@@ -83,6 +83,19 @@ def test_a_picture_names_few_classes_and_of_many_the_confused_pairs(
     assert (tmp_path / "x.png").exists()
 
 
+def test_the_most_frequent_mistakes_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = Figure()
+    monkeypatch.setattr(plots, "png_figure", lambda *_, **__: contextlib.nullcontext(figure))
+    mistakes = [[index, index + 1, 1 + index % 7 * 10] for index in range(99)]
+    counts = torch.tensor([*mistakes, [5, 5, 1000]])
+    plots.draw_confusion(counts, [f"c{index}" for index in range(100)], tmp_path / "x.png", "t")
+    axis = figure.axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()[:2]] == ["c6 → c7", "c13 → c14"]
+    assert [text.get_text() for text in axis.texts[:2]] == ["61 of 61", "61 of 61"]
+    assert "30 most frequent of 99 kinds of mistake" in axis.get_xlabel()
+    assert axis.yaxis_inverted()
+
+
 def test_names_in_any_letters_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By an installed font that has them; otherwise by the class's number."""
     drawn: list[str] = []

@@ -63,6 +63,9 @@ def test_the_last_one_is_the_newest_even_if_the_clock_is_set_back(tmp_path, monk
             io.load_checkpoint(last, weights_only=True)
         io.save_checkpoint({"optimizer_states": [], "global_step": step}, last)
         assert checkpoints_newest_first(tmp_path)[0] == last
+        if step:
+            former = torch.load(last.with_name("previous.ckpt"), weights_only=True)
+            assert former["global_step"] == step - 1
 
 
 def test_a_storage_of_one_s_own_is_used(tmp_path):

@@ -310,6 +310,11 @@ class TestOwnCheckpoint:
         assert place(results(tmp_path)) == (1, 4, 90)
         assert own.best_model_path
 
+    def test_one_in_another_folder_keeps_its_names(self, tmp_path):
+        own = ModelCheckpoint(tmp_path / "elsewhere", filename="best", save_last=True)
+        fit(tmp_path, Counter(scores(at4=90)), own)
+        assert {path.name for path in (tmp_path / "elsewhere").iterdir()} >= {"best.ckpt", "last.ckpt"}
+
     def test_export_is_of_our_best(self, tmp_path):
         own = ModelCheckpoint(tmp_path / "checkpoints", monitor="val/loss", filename="best")
         fit(tmp_path, small_task(), own, data=Data())
