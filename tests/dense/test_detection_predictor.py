@@ -1,6 +1,7 @@
 """What a detector says of pictures: objects in the pixels of the picture as it was read, drawings, COCO's results."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from mobilemamba.data.coco_masks import mask_library
 from mobilemamba.dense.detection_predictor import RESULTS_FILE, DetectionPredictor
+from mobilemamba.errors import ConfigError
 from mobilemamba.models import ModelCard, Preprocessing
 from mobilemamba.models.predictor import MASKS
 
@@ -99,6 +101,13 @@ def test_masks_are_drawn_and_written_as_coco_s_runs(picture: Image.Image) -> Non
     assert not changed[390:].any()
     large = picture.resize((400, 800))
     assert predictor.draw(large, {"objects": []}).size == large.size
+
+
+def test_masks_need_the_library_that_writes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faster_coco_eval.core", None)
+    asked().check()
+    with pytest.raises(ConfigError, match=r"masks .* need faster-coco-eval"):
+        asked(masks=True).check()
 
 
 def test_results_are_coco_s(picture: Image.Image, tmp_path: Path) -> None:

@@ -68,11 +68,19 @@ def test_the_scores_are_those_of_the_better_network(sweep_faked: Sweeper) -> Non
         "ccc": {"top1_ema": 1.0, "top5_ema": 2.0},
     }.items():
         path = ROOT / name / "results.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | averages))
+        results = json.loads(path.read_text()) | averages
+        results["measured"]["throughput"]["text"] = f"{len(name)} img/s (median of 5 rounds), batch {len(name)}, cpu"
+        path.write_text(json.dumps(results))
     sweep_faked("a", "bb", "ccc")
     found = [(row["top1"], row["top5"], row["averaged"]) for row in table().values()]
     assert found == [("81.0", "99.0", "false"), ("90.0", "95.0", "true"), ("83.0", "99.0", "false")]
-    assert "The scores of bb are those of the averaged weights (EMA)" in (ROOT / "results.md").read_text()
+    text = (ROOT / "results.md").read_text()
+    assert "The scores of bb are those of the averaged weights (EMA)" in text
+    assert "FLOPs (the paper's convention) and Params are for 32 px" in text
+    for way in ("(a): measured in an unknown way", "(b): batch 2, cpu", "(c): batch 3, cpu"):
+        assert f"- img/s {way}.\n" in text
+    assert "img/s with different letters were measured in different ways and do not compare." in text
+    assert "| 20 (b) |" in text
     smallest = (Score("top1", "top-1", "min"),)
     assert not record(Row("bb", ROOT / "bb", {}, scores=smallest), {})["averaged"]
     assert record(Row("ccc", ROOT / "ccc", {}, scores=smallest), {})["averaged"]
