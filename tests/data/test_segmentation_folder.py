@@ -155,7 +155,10 @@ def truncate(path: Path, by: int) -> None:
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
-        (lambda root: save_mask(root, np.zeros((16, 40), np.uint8)), "40 x 16 pixels for a picture of 21 x 16"),
+        (
+            lambda root: save_mask(root, np.zeros((16, 40), np.uint8)),
+            r"40 x 16 pixels for a picture of 21 x 16\b(?!, turned)",
+        ),
         (lambda root: save_mask(root, np.full((16, 21), 7, np.uint8)), "value 7 is of none of the 2 classes"),
         (lambda root: save_mask(root, np.full((16, 21), 700, np.uint16)), "value 700 is of none"),
         (lambda root: save_mask(root, np.full((16, 21), 255, np.uint8)), "ignored pixels alone"),

@@ -73,6 +73,7 @@ def test_a_file_is_told_by_its_tensors(
     card = card_of_release({name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, "resnet18")
     assert card is not None
     assert (card.head, card.num_classes, card.preprocessing.img_size, card.model) == (head, classes, size, "resnet18")
+    assert not card.preprocessing.antialias
     assert card.task == ("detection" if head in DETECTION_HEADS else "segmentation")
     assert card.head_options == ({"auxiliary": True} if head in ("deeplabv3", "pspnet") else {})
     fitted = "stretch" if head == "ssdlite" else "fit"

@@ -29,7 +29,7 @@ class Averaged(ClassificationTask):
         super().__init__("test_efficientnet", num_classes=5, warmup_epochs=0, ema_decay=0.5)
 
     def on_validation_epoch_end(self):
-        self.log_dict({"val/top1": 40.0, "val/top1_ema": 60.0, "val/top1_max": 60.0})
+        self.log_dict({"val/top1": 40.0, "val/top1_ema": 60.0, "val/top1_max": 60.0, "val/none": float("nan")})
 
 
 @pytest.mark.usefixtures("quick_measure")
@@ -58,6 +58,9 @@ class TestRunResults:
         }
         assert {key: written[key] for key in expected} == expected
         assert (tmp_path / "run" / written["checkpoint"]).is_file()
+        files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        trainer.validate(trainer.lightning_module, Data(), verbose=False)
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
         assert written["hours"] > 0
         assert written["peak_mem_gib"] > 0
         assert json.loads((tmp_path / "run" / "measure.json").read_text())["flops"] == 7
@@ -65,9 +68,12 @@ class TestRunResults:
         assert (progress["epoch"], progress["max_epochs"], progress["top1"]) == (2, 2, written["top1_last"])
 
     def test_the_best_is_that_of_the_better_network(self, tmp_path):
-        fit(tmp_path, 1, module=Averaged, extra=(RunResults(tmp_path),))
+        results = RunResults(tmp_path)
+        fit(tmp_path, 2, module=Averaged, extra=(results,))
         written, progress = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("results", "progress"))
         assert (written["top1"], written["top1_ema"], written["score"], progress["best"]) == (40, 60, 60, 60)
+        assert all("val/top1" in entry and "val/none" not in entry for entry in results.history), "NaN is no JSON"
+        assert not any("train" in name for entry in results.history for name in entry), "of the epoch before"
 
     def test_a_killed_run_has_none_and_goes_on_counting(self, tmp_path):
         folder = tmp_path / "run"
