@@ -1,5 +1,7 @@
 """Boxes and masks go where the picture goes."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from torchvision.ops import box_iou, masks_to_boxes
 from mobilemamba.data.detection_transforms import DetectionAugmentation, eval_transform, train_transform
 from mobilemamba.data.objects import make_target
 from mobilemamba.data.sampling import seeded
-from mobilemamba.data.shared_transforms import fitted_size
+from mobilemamba.data.shared_transforms import Distort, fitted_size
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 EVERYTHING = DetectionAugmentation(
@@ -100,6 +102,44 @@ def test_channels_are_swapped_as_often_as_asked(swap: float, least: int, most: i
             image, _ = change(Image.new("RGB", (90, 60), (10, 100, 200)), scene()[1])
         orders.add(tuple(image[:, 0, 0].tolist()))
     assert least <= len(orders) <= most
+
+
+CHANGES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "brightness": lambda old, new: new - old,
+    "contrast": lambda old, new: new / old - 1,
+    "saturation": lambda old, new: (new.amax(0) - new.amin(0)) / (old.amax(0) - old.amin(0)) - 1,
+    "hue": lambda old, new: torch.stack([new.amax(0) - old.amax(0), new.amin(0) - old.amin(0)]),  # stay as they are
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_colours_of_half_of_the_pictures_change_within_limits(kind: str) -> None:
+    picture = 0.3 + 0.4 * torch.rand(3, 8, 9)
+    distort = Distort(**dict.fromkeys(CHANGES, 0.0) | {kind: 0.2})
+    changes, same = [], 0
+    for key in range(40):
+        with seeded(0, key):
+            found, _ = distort(picture, {})
+        change = CHANGES[kind](picture, found)
+        assert change.std() < 1e-5, "alike for all pixels"
+        changes.append(float(change.mean()))
+        same += torch.allclose(found, picture, atol=1e-5)
+    assert 10 < same < 30
+    if kind == "hue":
+        assert max(map(abs, changes)) < 1e-5
+    else:
+        assert -0.2 <= min(changes) < -0.1 < 0.1 < max(changes) <= 0.2
+
+
+def test_colours_stay_in_their_range_and_are_changed_in_training() -> None:
+    distort = Distort(0.5, 0.9, 0.9, 0.5)
+    for key in range(20):
+        with seeded(0, key):
+            found, _ = distort(torch.rand(3, 8, 9), {})
+        assert -1e-6 < found.min() < found.max() < 1 + 1e-6
+    plain = DetectionAugmentation(hflip=0)
+    pairs = [[drawn(key, augmentation=one)[0] for one in (plain, replace(plain, contrast=0.5))] for key in range(9)]
+    assert 0 < sum(torch.equal(*pair) for pair in pairs) < 9
 
 
 def test_some_pictures_are_not_cropped() -> None:

@@ -119,7 +119,9 @@ def test_what_is_not_to_be_found(tiny_detector: Tiny, head: str) -> None:
     crowded = target([nothing[-1], *nothing[:-1], [4, 6, 50, 60]], [1, 1, 1, 1, 1, 2], iscrowd=crowd)
     found = losses(crowded, target([[0, 0, 96, 96]], [1], iscrowd=torch.tensor([True])))
     assert found == expected
-    assert all(loss.isfinite() for loss in found.values())
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = losses(target([[4, 6, 50, 60]], [2]), target([], []))
+    assert all(loss.isfinite() and loss.dtype == torch.float32 for loss in (*found.values(), *rounded.values()))
     empty = losses(target([], []), target([], []))
     assert all(loss.isfinite() for loss in empty.values())
     assert empty["box"] == 0
