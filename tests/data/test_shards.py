@@ -219,13 +219,16 @@ class _Reads(Dataset[int]):
         return read_picture(self.source.open(index)).getpixel((0, 0))[0]  # type: ignore[index]
 
 
-def test_processes_do_not_share_a_place_in_a_file(tmp_path: Path) -> None:
+def test_processes_do_not_share_a_place_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     members = {f"n01440764/{i:03}.png": picture(i) for i in range(200)}
     source = ShardSource([pack(tmp_path / "train-0.tar", members)], CLASSES, INDEX)
     source.open(0)  # this process has the file open when it forks
     loader = DataLoader(_Reads(source), batch_size=10, num_workers=2, multiprocessing_context="fork")
     assert torch.cat(list(loader)).tolist() == list(range(200))
     assert source.open(5).read() == members["n01440764/005.png"]
+    shared_place, process = source._files.get(source.shards[0]), os.getpid()
+    monkeypatch.setattr(os, "getpid", lambda: process + 1)
+    assert source._files.get(source.shards[0]) is not shared_place
 
 
 def test_a_source_travels_to_a_process_that_starts_afresh(tmp_path: Path) -> None:
