@@ -11,8 +11,7 @@ from lightning.pytorch.accelerators import CUDAAccelerator
 from PIL import Image
 from torch import Tensor, nn
 
-from mobilemamba.data import IGNORED_PIXEL
-from mobilemamba.data.batches import Masks
+from mobilemamba.data.batches import IGNORED_PIXEL, Masks
 from mobilemamba.data.segmentation import SegmentationDataModule
 from mobilemamba.dense import Segmenter, create_segmenter, look_closely
 from mobilemamba.dense.pixels import likeliest

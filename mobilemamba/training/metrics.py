@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric, SumMetric
 
-from mobilemamba.data import IGNORED
+from mobilemamba.data.sampling import IGNORED
 from mobilemamba.scores import Score
 from mobilemamba.training.confusion import ConfusionCounts
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from mobilemamba.data import IGNORED_PIXEL
+from mobilemamba.data.batches import IGNORED_PIXEL
 from mobilemamba.dense.pixels import cross_entropies, likeliest
 from mobilemamba.scores import Score
 from mobilemamba.training.metrics import DeviceMean, Metrics
