@@ -146,13 +146,12 @@ class COCOFolder(DetectionPictures):
         present = {folder: _present(folder, names[:20]) for folder in folders}
         best = max(folders, key=lambda folder: sum(present[folder]), default=Path(self.root))
         there = np.array(_present(best, names), bool)
-        faults.leave_out(
-            ~there,
-            lambda n: (
+        missing = np.flatnonzero(~there)
+        for n in missing:
+            faults.add(
                 f"images[{content.entries[n]}], {printable(best / names[n])}, does not exist "
-                f"({int((~there).sum()):,} of {len(names):,} pictures are missing)"
-            ),
-        )
+                f"({len(missing):,} of {len(names):,} pictures are missing)"
+            )
         kept = np.flatnonzero(there)
         if not len(kept):
             raise DataError(f"{printable(file)} has no pictures: list some, or remove it")

@@ -3,13 +3,14 @@
 import gc
 import json
 import os
-from collections.abc import Callable
+from collections import defaultdict
+from math import isfinite
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
-from mobilemamba.data.arrays import find, numbers, repeated, whole
 from mobilemamba.data.blobs import Blobs, Texts
 from mobilemamba.data.coco_masks import pack
 from mobilemamba.data.objects import Objects
@@ -36,8 +37,16 @@ class CocoFile(NamedTuple):
     entries: np.ndarray
 
 
+class _Picture(NamedTuple):
+    entry: int  # index in the file's list
+    id: int
+    name: str
+    height: int
+    width: int
+
+
 class Faults:
-    """Handles entries that cannot be used: raises an error for the first, or skips them and counts them by kind.
+    """Handles entries that cannot be used: raises an error for the first, or skips them and counts them.
 
     Args:
         file: File that contains the entries; or a folder, where each entry names its own file.
@@ -46,32 +55,30 @@ class Faults:
 
     def __init__(self, file: Path, *, skip: bool) -> None:
         self.file, self.skip = file, skip
-        self._notes: list[str] = []
+        self._skipped = defaultdict[str, list[str]](list)  # what was done -> with which entries
 
     @property
     def notes(self) -> list[str]:
-        """Description of the skipped entries, one line for each kind."""
-        return [f"{self.file.name}: {note}" for note in self._notes]
+        """Description of the skipped entries, one line for each thing done with them."""
+        return [
+            f"{self.file.name}: {len(found):,} entr{'y' if len(found) == 1 else 'ies'} {done}, the first is {found[0]}"
+            for done, found in self._skipped.items()
+        ]
 
-    def leave_out(self, which_N: np.ndarray, entry: Callable[[int], str], done: str = "left out") -> None:
-        """Reports entries of one kind.
+    def add(self, entry: str, done: str = "left out") -> None:
+        """Reports an entry.
 
         Args:
-            which_N: Which entries cannot be used, (N,) bool.
-            entry: Returns the name of the entry at an index and what is wrong with it.
-            done: What is done with skipped entries.
+            entry: Its name and what is wrong with it.
+            done: What is done with it if it is skipped.
 
         Raises:
-            DataError: If there are any and they are not to be skipped.
+            DataError: If it is not to be skipped.
         """
-        if not which_N.any():
-            return
-        first = entry(int(which_N.argmax()))
         if not self.skip:
             place = "" if self.file.is_dir() else f"{printable(self.file)}: "
-            raise DataError(f"{place}{first}; mend it, or data.on_error=skip goes on without what cannot be used")
-        count = int(which_N.sum())
-        self._notes.append(f"{count:,} entr{'y' if count == 1 else 'ies'} {done}, the first is {first}")
+            raise DataError(f"{place}{entry}; mend it, or data.on_error=skip goes on without what cannot be used")
+        self._skipped[done].append(entry)
 
 
 def read_coco(file: Path, faults: Faults, *, masks: bool = False, overhang: float = ROUNDING) -> CocoFile:
@@ -90,31 +97,36 @@ def read_coco(file: Path, faults: Faults, *, masks: bool = False, overhang: floa
     Raises:
         DataError: If it is no such JSON, or an entry cannot be used and is not to be skipped.
     """
-    content = _load(file, masks=masks)
-    categories = _categories(content["categories"], file)
-    entries, ids, names, sizes_N2 = _pictures(content["images"], faults)
-    return CocoFile(
-        categories,
-        _annotations(content["annotations"], faults, categories, ids, names, sizes_N2, masks=masks, overhang=overhang),
-        entries,
-    )
+    collecting = gc.isenabled()
+    gc.disable()  # it would traverse millions of numbers again and again
+    try:
+        content = _load(file, masks=masks)
+        categories = _categories(content["categories"], file)
+        pictures = _pictures(content["images"], faults)
+        objects = _objects(content["annotations"], faults, categories, pictures, masks=masks, overhang=overhang)
+    finally:
+        if collecting:
+            gc.enable()
+    return CocoFile(categories, objects, np.array([picture.entry for picture in pictures], np.int64))
 
 
 def _load(file: Path, *, masks: bool) -> dict[str, list[Any]]:
+    required = itemgetter(*_KEYS)
+
     def compact(entry: dict[str, Any]) -> Any:
         # Called for each entry as soon as it is read, as all of them as dicts would take several GB.
-        if all(key in entry for key in _KEYS):
-            segmentation: bytes | DataError | None = None
-            if masks:
-                try:
-                    segmentation = pack(entry.get("segmentation"))
-                except DataError as error:
-                    segmentation = error
-            return *(entry[key] for key in _KEYS), entry.get("area"), entry.get("iscrowd", 0), segmentation
-        return entry
+        try:
+            values = required(entry)
+        except KeyError:
+            return entry
+        segmentation: bytes | DataError | None = None
+        if masks:
+            try:
+                segmentation = pack(entry.get("segmentation"))
+            except DataError as error:
+                segmentation = error
+        return *values, entry.get("area"), entry.get("iscrowd", 0), segmentation
 
-    collecting = gc.isenabled()
-    gc.disable()  # it would traverse millions of numbers again and again
     try:
         with file.open(encoding="utf-8-sig") as text:
             content = json.load(text, object_hook=compact)
@@ -122,9 +134,6 @@ def _load(file: Path, *, masks: bool) -> dict[str, list[Any]]:
         raise DataError(f"{printable(file)} cannot be read ({error.strerror}): mend it or give another") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{printable(file)} is no complete JSON ({error}): load or write it again") from error
-    finally:
-        if collecting:
-            gc.enable()
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise DataError(
@@ -153,36 +162,45 @@ def _categories(given: list[Any], file: Path) -> dict[int, str]:
     return dict(sorted(found.items()))
 
 
-def _pictures(given: list[Any], faults: Faults) -> tuple[np.ndarray, np.ndarray, list[str], np.ndarray]:
-    """Returns indices, ids, file names, and heights and widths of the usable pictures."""
-    rows = [entry if isinstance(entry, dict) else {} for entry in given]
-    ids, ids_good = whole([row.get("id") for row in rows])
-    sides = [whole([row.get(key) for row in rows]) for key in ("height", "width")]
-    names = [row.get("file_name") for row in rows]
-    texts = [name.replace("\\", "/") if isinstance(name, str) else "" for name in names]
+def _pictures(given: list[Any], faults: Faults) -> list[_Picture]:
+    """Returns the usable pictures."""
+    by_id: dict[int, _Picture] = {}
+    names = set[str]()
+    for n, entry in enumerate(given):
+        fields = entry if isinstance(entry, dict) else {}
+        try:
+            picture = _picture(n, fields)
+            if picture.id in by_id:
+                raise DataError("has the id of another: which of them is meant?")
+            if picture.name in names:
+                raise DataError("has the file_name of another: which of them is meant?")
+        except DataError as error:
+            faults.add(f"images[{n}] ({_shown(fields.get('file_name'))}) {error}")
+        else:
+            by_id[picture.id] = picture
+            names.add(picture.name)
+    return list(by_id.values())
 
-    def shown(n: int) -> str:
-        return f"images[{n}] ({_shown(names[n])})"
 
-    def shares(what: str) -> Callable[[int], str]:
-        return lambda n: f"{shown(n)} has the {what} of another: which of them is meant?"
+def _picture(n: int, fields: dict[str, Any]) -> _Picture:
+    """Checks the n-th picture.
 
-    bad = ~ids_good
-    faults.leave_out(bad, lambda n: f"{shown(n)} has no whole number as id, but {_shown(rows[n].get('id'))}")
-    nameless = np.array([not _may_be_a_path(text) for text in texts], bool) & ~bad
-    faults.leave_out(nameless, lambda n: f"{shown(n)} has no file_name")
-    bad |= nameless
-    flat = ~np.logical_and.reduce([good & (values > 0) for values, good in sides]) & ~bad
-    faults.leave_out(
-        flat, lambda n: f"{shown(n)} is of {_shown(rows[n].get('width'))} x {_shown(rows[n].get('height'))} pixels"
-    )
-    bad |= flat
-    for what, values in (("id", ids), ("file_name", np.array(texts, object))):
-        again = repeated(values, ~bad)
-        faults.leave_out(again, shares(what))
-        bad |= again
-    kept = np.flatnonzero(~bad)
-    return kept, ids[kept], [texts[n] for n in kept], np.stack([values[kept] for values, _ in sides], axis=1)
+    Raises:
+        DataError: If it cannot be used; the message is only the reason.
+    """
+    number, name = fields.get("id"), fields.get("file_name")
+    height, width = fields.get("height"), fields.get("width")
+    if not _is_whole(number):
+        raise DataError(f"has no whole number as id, but {_shown(number)}")
+    if not isinstance(name, str) or not _may_be_a_path(name):
+        raise DataError("has no file_name")
+    if not (_is_whole(height, 1) and _is_whole(width, 1)):
+        raise DataError(f"is of {_shown(width)} x {_shown(height)} pixels")
+    return _Picture(n, number, name.replace("\\", "/"), height, width)
+
+
+def _is_whole(value: Any, least: int = -(2**63)) -> TypeGuard[int]:
+    return type(value) is int and least <= value < 2**63
 
 
 def _may_be_a_path(text: str) -> bool:
@@ -192,93 +210,85 @@ def _may_be_a_path(text: str) -> bool:
         return False
 
 
-def _annotations(
+def _objects(
     given: list[Any],
     faults: Faults,
     categories: dict[int, str],
-    ids: np.ndarray,
-    names: list[str],
-    sizes_N2: np.ndarray,
+    pictures: list[_Picture],
     *,
     masks: bool,
     overhang: float,
 ) -> Objects:
-    complete = [isinstance(row, tuple) for row in given]
-    rows = (
-        given
-        if all(complete)
-        else [row if is_whole else (None,) * 6 for row, is_whole in zip(given, complete, strict=True)]
-    )
-    image_ids, image_good = whole([row[0] for row in rows])
-    category_ids, category_good = whole([row[1] for row in rows])
-    boxes = numbers([row[2] for row in rows], 4)
-    absent = np.array([row[3] is None for row in rows], bool)
-    areas = np.where(absent, boxes[:, 2] * boxes[:, 3], numbers([[row[3]] for row in rows], 1)[:, 0])
-    crowds = np.array([-1 if row[4] not in (0, 1) else int(row[4]) for row in rows], np.int64)
+    """Returns the usable annotations, in the order of the pictures."""
+    places = {picture.id: place for place, picture in enumerate(pictures)}
+    labels = {number: label for label, number in enumerate(categories)}
 
-    places, known = find(ids, image_ids)
-    labels, named = find(np.array(list(categories)), category_ids)
-    finite = np.isfinite(boxes).all(1)
-    height_M, width_M = sizes_N2[places].T if len(ids) else np.zeros((2, len(rows)))
-    with np.errstate(invalid="ignore"):
-        boxes[:, 2:] += boxes[:, :2]  # the right and lower edges
-        negative = (boxes[:, 2:] < boxes[:, :2]).any(1)
-        limits = np.stack([width_M, height_M, width_M, height_M], axis=1)
-        beyond = np.maximum(-boxes, boxes - limits).max(1, initial=0) > overhang
-        outside = beyond & ((boxes[:, 2:] <= 0) | (boxes[:, :2] >= limits[:, :2])).any(1)
+    def checked(n: int, row: Any) -> tuple[Any, ...]:
+        """Checks the n-th annotation.
 
-    def box(n: int) -> str:
-        return f"annotations[{n}] has the bbox {_shown(rows[n][2])}"
+        Raises:
+            DataError: If it cannot be used; the message is only the reason.
+        """
+        if not isinstance(row, tuple):
+            raise DataError(f"lacks one of {', '.join(_KEYS)}")
+        image_id, category_id, bbox, area, crowd, mask = row
+        if type(image_id) is not int or image_id not in places:
+            raise DataError(f"has the image_id {_shown(image_id)}, of no picture")
+        if type(category_id) is not int or category_id not in labels:
+            raise DataError(f"has the category_id {_shown(category_id)}, of no category")
+        numbers = _finite(bbox)
+        if len(numbers) != 4:
+            raise DataError(f"has the bbox {_shown(bbox)}, expected left, top, width and height")
+        left, top, width, height = numbers
+        if width < 0 or height < 0:
+            raise DataError(f"has the bbox {_shown(bbox)}, of negative width or height")
+        areas = _finite([width * height if area is None else area])
+        if not areas or areas[0] < 0:
+            raise DataError(f"has the area {_shown(area)}")
+        if crowd not in (0, 1):
+            raise DataError(f"has the iscrowd {_shown(crowd)}, expected 0 or 1")
+        if masks and (not mask or isinstance(mask, DataError)):
+            raise DataError(f"has no mask: {mask or 'its segmentation is empty; data.masks=false does without'}")
+        place = places[image_id]
+        _, _, name, high, wide = pictures[place]
+        right, bottom = left + width, top + height
+        if left < -overhang or top < -overhang or right > wide + overhang or bottom > high + overhang:
+            reason = f"has the bbox {_shown(bbox)}, which reaches out of {printable(name)} of {wide} x {high} pixels"
+            if not faults.skip or left >= wide or top >= high or right <= 0 or bottom <= 0:
+                raise DataError(f"{reason}; it is left, top, width and height")
+            faults.add(f"annotations[{n}] {reason}", "cut off at the edge of their picture")
+            left, top, right, bottom = max(left, 0), max(top, 0), min(right, wide), min(bottom, high)
+        return n, place, left, top, right, bottom, labels[category_id], areas[0], crowd, mask
 
-    def picture(n: int) -> str:
-        at = places[n]
-        return f"{printable(names[at])} of {sizes_N2[at, 1]} x {sizes_N2[at, 0]} pixels"
-
-    checks: list[tuple[Any, Callable[[int], str]]] = [
-        (~np.array(complete, bool), lambda n: f"annotations[{n}] lacks one of {', '.join(_KEYS)}"),
-        (
-            ~(image_good & known),
-            lambda n: f"annotations[{n}] has the image_id {_shown(rows[n][0])}, of no picture",
-        ),
-        (
-            ~(category_good & named),
-            lambda n: f"annotations[{n}] has the category_id {_shown(rows[n][1])}, of no category",
-        ),
-        (~finite, lambda n: f"{box(n)}, expected left, top, width and height"),
-        (negative, lambda n: f"{box(n)}, of negative width or height"),
-        (
-            outside if faults.skip else beyond,
-            lambda n: f"{box(n)}, which reaches out of {picture(n)}; it is left, top, width and height",
-        ),
-        (~((areas >= 0) & np.isfinite(areas)), lambda n: f"annotations[{n}] has the area {_shown(rows[n][3])}"),
-        (crowds < 0, lambda n: f"annotations[{n}] has the iscrowd {_shown(rows[n][4])}, expected 0 or 1"),
-    ]
-    if masks:
-        refused = np.array([not row[5] or isinstance(row[5], DataError) for row in rows], bool)
-        none = "its segmentation is empty; data.masks=false does without"
-        checks.append((refused, lambda n: f"annotations[{n}]: {rows[n][5] or none}"))
-    bad = np.zeros(len(rows), bool)
-    for which, entry in checks:
-        faults.leave_out(which & ~bad, entry)
-        bad |= which
-    cut = beyond & ~bad & np.isfinite(overhang)
-    faults.leave_out(cut, lambda n: f"{box(n)}, in {picture(n)}", done="cut off at the edge of their picture")
-    boxes[cut] = np.clip(boxes[cut], 0, limits[cut])
-
-    kept = np.flatnonzero(~bad)
-    kept = kept[places[kept].argsort(kind="stable")]
+    found: list[tuple[Any, ...]] = []
+    for n, row in enumerate(given):
+        try:
+            found.append(checked(n, row))
+        except DataError as error:
+            faults.add(f"annotations[{n}] {error}")
+    found.sort(key=itemgetter(1))
+    entries, owners, *boxes, classes, areas, crowds, packed = zip(*found, strict=True) if found else [()] * 10
     return Objects(
-        Texts(names),
-        ids,
-        sizes_N2,
-        np.searchsorted(places[kept], np.arange(len(ids) + 1)),
-        boxes[kept].astype(np.float32),
-        labels[kept],
-        areas[kept].astype(np.float32),
-        crowds[kept] == 1,
-        kept,
-        Blobs(rows[n][5] or b"" for n in kept) if masks else None,
+        Texts(picture.name for picture in pictures),
+        np.array([picture.id for picture in pictures], np.int64),
+        np.array([(picture.height, picture.width) for picture in pictures], np.int64).reshape(-1, 2),
+        np.searchsorted(owners, np.arange(len(pictures) + 1)),
+        np.stack([np.array(edges, np.float32) for edges in boxes], axis=1),
+        np.array(classes, np.int64),
+        np.array(areas, np.float32),
+        np.array(crowds, bool),
+        np.array(entries, np.int64),
+        Blobs(packed) if masks else None,
     )
+
+
+def _finite(values: Any) -> list[float]:
+    """Returns a list of numbers; empty if it is none, or any is not finite."""
+    try:
+        found = list(map(float, values)) if isinstance(values, list) else []
+    except (TypeError, ValueError, OverflowError):
+        return []
+    return found if isfinite(sum(found)) else []
 
 
 def _shown(value: Any) -> str:

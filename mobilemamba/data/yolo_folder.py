@@ -128,13 +128,13 @@ class YOLOFolder(DetectionPictures):
         sizes: list[tuple[int, int]] = []
         counts, entries = [0], []
         rows: list[tuple[int, np.ndarray, bytes]] = []
-        wrong: list[str] = []
+        faults = Faults(labels, skip=self.on_error == "skip")
         for path in paths:
             try:
                 with open_picture(path) as picture:
                     size = turned_size(picture) if self.upright else picture.size
             except DataError as error:
-                wrong.append(f"{printable(path)} ({error})")
+                faults.add(f"{printable(path)} ({error})")
                 continue
             text = labels / Path(path).relative_to(folder).with_suffix(".txt")
             for number, words in _lines(text):
@@ -142,12 +142,10 @@ class YOLOFolder(DetectionPictures):
                     rows.append(self._object(words, size))
                     entries.append(number)
                 except DataError as error:
-                    wrong.append(f"{printable(text)}, line {number}, {error}")
+                    faults.add(f"{printable(text)}, line {number}, {error}")
             kept.append(path)
             sizes.append((size[1], size[0]))
             counts.append(len(rows))
-        faults = Faults(labels, skip=self.on_error == "skip")
-        faults.leave_out(np.ones(len(wrong), bool), lambda n: wrong[n])
         self.notes += faults.notes
         boxes = np.array([box for _, box, _ in rows], np.float32).reshape(-1, 4)
         return Objects(

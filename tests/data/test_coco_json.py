@@ -87,7 +87,7 @@ def test_annotations_are_refused_by_entry_or_left_out(tmp_path: Path, values: di
 def test_masks_are_refused_only_where_they_are_wanted(tmp_path: Path, values: dict[str, Any], why: str) -> None:
     file = tmp_path / "train.json"
     file.write_text(json.dumps(changed("annotations", 1, **values)))
-    with pytest.raises(DataError, match=rf"annotations\[1\]: .*{why}"):
+    with pytest.raises(DataError, match=rf"annotations\[1\] has no mask: .*{why}"):
         read_coco(file, Faults(file, skip=False), masks=True)
     assert read_coco(file, Faults(file, skip=True), masks=True).objects.entries.tolist() == [2, 3, 0]
     assert len(read_coco(file, Faults(file, skip=False)).objects.entries) == 4
@@ -101,7 +101,7 @@ def test_pictures_are_refused_by_entry_or_left_out(tmp_path: Path, values: dict[
         data.setup()
     data = COCOFolder(str(tmp_path), num_workers=0, on_error="skip")
     assert sum(len(part) for part in data.parts.values()) == 2
-    assert any("1 entry left out" in note for note in data.notes)
+    assert any("left out, the first is images[" in note for note in data.notes)
 
 
 def test_a_box_over_the_edge_is_cut_off_if_faults_are_skipped(tmp_path: Path) -> None:
