@@ -31,21 +31,12 @@ class ClassificationPictures(PictureFiles, ImageDataModule):
 
     Args:
         root: Folder of the data set.
-        mean: Mean per channel, of pictures in 0..1; None for the model's own, or ImageNet's outside the command line.
-        std: Standard deviation per channel, of pictures in 0..1; None as for ``mean``.
         interpolation: Interpolation of the scaling; None for the model's own, or bicubic outside the command line.
             ``random`` draws bilinear or bicubic for each training picture.
         crop_pct: Validation scales the short side to ``img_size / crop_pct`` and crops the centre; None for the model's
             own, or 0.875 outside the command line.
         augmentation: Random changes of training pictures.
-        on_error: What to do with pictures that cannot be read: ``stop`` the run; or ``skip`` them with a warning, and
-            count them.
-        upright: Whether to rotate pictures by their EXIF orientation; None for the setting of the weights, or else the
-            default of the data set.
-        **options: Arguments of :class:`~mobilemamba.data.base.DataModule`.
-
-    Attributes:
-        notes: Messages about unused pictures and folders that are printed at the start, one line each.
+        **options: Arguments of :class:`~mobilemamba.data.picture_files.PictureFiles`.
 
     Raises:
         DataError: From ``name`` and :meth:`setup`, if ``root`` does not contain such a data set; from the loaders, if a
@@ -64,17 +55,12 @@ class ClassificationPictures(PictureFiles, ImageDataModule):
     def __init__(
         self,
         root: str,
-        mean: tuple[float, float, float] | None = None,
-        std: tuple[float, float, float] | None = None,
         interpolation: Interpolation | None = None,
         crop_pct: float | None = None,
         augmentation: Augmentation = Augmentation(),  # noqa: B008 - read only
-        on_error: Literal["stop", "skip"] = "stop",
-        upright: bool | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(**options)
-        self.store_arguments(root, mean, std, on_error, upright)
+        super().__init__(root, **options)
         self.train_interpolation = interpolation or "bicubic"
         self.interpolation = "bicubic" if self.train_interpolation == "random" else self.train_interpolation
         self.crop_pct = 0.875 if crop_pct is None else crop_pct

@@ -2,7 +2,7 @@
 
 from functools import cached_property
 from math import inf
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
@@ -26,8 +26,6 @@ class DetectionPictures(PictureFiles, DetectionDataModule):
 
     Args:
         root: Folder of the data set.
-        mean: Mean per channel, of pictures in 0..1; None for the model's own, or ImageNet's outside the command line.
-        std: Standard deviation per channel, of pictures in 0..1; None as for ``mean``.
         img_size: With ``resize`` ``fit``, the limits of the shorter and the longer side, or only that of the shorter
             (the longer's is then 1333/800 of it); None for 800. With ``stretch``, the side or (height, width); None for
             320.
@@ -39,14 +37,8 @@ class DetectionPictures(PictureFiles, DetectionDataModule):
         val_fraction: Fraction of the training pictures used for validation if there is no validation part, above 0 and
             below 1; always the same pictures, evenly spaced.
         augmentation: Random changes of training pictures.
-        on_error: What to do with annotations or pictures that cannot be used: ``stop`` the run, or ``skip`` and count
-            them.
-        upright: Whether to rotate pictures by their EXIF orientation; None for the setting of the weights, or else the
-            default of the data set.
-        **options: Arguments of :class:`~mobilemamba.data.detection.DetectionDataModule`.
-
-    Attributes:
-        notes: Messages about unused data that are printed at the start, one line each.
+        **options: Arguments of :class:`~mobilemamba.data.picture_files.PictureFiles` and of
+            :class:`~mobilemamba.data.detection.DetectionDataModule`.
 
     Raises:
         DataError: From ``name`` and :meth:`setup`, if ``root`` does not contain such a data set; from the loaders, if a
@@ -65,22 +57,17 @@ class DetectionPictures(PictureFiles, DetectionDataModule):
     def __init__(
         self,
         root: str,
-        mean: tuple[float, float, float] | None = None,
-        std: tuple[float, float, float] | None = None,
         img_size: int | tuple[int, int] | None = None,
         batch_size: int = 4,
         resize: Resize | None = None,
         repeats: int = 1,
         val_fraction: float = 0.2,
         augmentation: DetectionAugmentation = DetectionAugmentation(),  # noqa: B008 - read only
-        on_error: Literal["stop", "skip"] = "stop",
-        upright: bool | None = None,
         **options: Any,
     ) -> None:
         resize = resize or "fit"
         usual = {"fit": 800, "stretch": 320}[resize]
-        super().__init__(usual if img_size is None else img_size, batch_size, **options)
-        self.store_arguments(root, mean, std, on_error, upright)
+        super().__init__(root, img_size=usual if img_size is None else img_size, batch_size=batch_size, **options)
         self.repeats = repeats
         self.val_fraction = val_fraction
         self.resize = resize

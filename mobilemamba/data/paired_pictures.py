@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import cached_property
 from math import inf
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from PIL import Image
@@ -104,21 +104,12 @@ class PairedPictures(PictureFiles, SegmentationDataModule):
 
     Args:
         root: Folder of the data set.
-        mean: Mean per channel, of pictures in 0..1; None for the model's own, or ImageNet's outside the command line.
-        std: Standard deviation per channel, of pictures in 0..1; None as for ``mean``.
         img_size: Side of training pictures in pixels, or (height, width); None for 512.
         batch_size: Training pictures per batch and process.
         val_fraction: Fraction of the training pictures used for validation if there is no folder for it, above 0 and
             below 1; always the same pictures, evenly spaced in the sorted names.
         augmentation: Random changes of training pictures.
-        on_error: What to do with pictures or masks that cannot be used: ``stop`` the run; or ``skip`` the pair with a
-            warning, and count it.
-        upright: Whether to rotate pictures by their EXIF orientation; None for the setting of the weights, or else the
-            default of the data set.
-        **options: Arguments of :class:`~mobilemamba.data.base.DataModule`.
-
-    Attributes:
-        notes: Messages about unused files that are printed at the start, one line each.
+        **options: Arguments of :class:`~mobilemamba.data.picture_files.PictureFiles`.
 
     Raises:
         DataError: From ``name`` and :meth:`setup`, if ``root`` does not contain such a data set; from the loaders, if a
@@ -137,18 +128,13 @@ class PairedPictures(PictureFiles, SegmentationDataModule):
     def __init__(
         self,
         root: str,
-        mean: tuple[float, float, float] | None = None,
-        std: tuple[float, float, float] | None = None,
         img_size: int | tuple[int, int] | None = None,
         batch_size: int = 8,
         val_fraction: float = 0.2,
         augmentation: SegmentationAugmentation = SegmentationAugmentation(),  # noqa: B008 - read only
-        on_error: Literal["stop", "skip"] = "stop",
-        upright: bool | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(512 if img_size is None else img_size, batch_size, **options)
-        self.store_arguments(root, mean, std, on_error, upright)
+        super().__init__(root, img_size=512 if img_size is None else img_size, batch_size=batch_size, **options)
         self.val_fraction = val_fraction
         self.augmentation = augmentation
 

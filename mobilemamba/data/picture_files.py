@@ -26,8 +26,15 @@ LIMITS_OF_CHANGES: dict[str, tuple[float, float, str]] = {
 class PictureFiles(DataModule):
     """Base class of data modules with a folder of pictures; listed before that of their kind of targets.
 
-    It has no ``__init__``: each subclass lists the common arguments among its own, and passes them to
-    :meth:`store_arguments`.
+    Args:
+        root: Folder of the data set.
+        mean: Mean per channel, of pictures in 0..1; None for the model's own, or ImageNet's outside the command line.
+        std: Standard deviation per channel, of pictures in 0..1; None as for ``mean``.
+        on_error: What to do with pictures and annotations that cannot be used: ``stop`` the run; or ``skip`` them with
+            a warning, and count them.
+        upright: Whether to rotate pictures by their EXIF orientation; None for the setting of the weights, or else the
+            default of the data set.
+        **options: Arguments of the base class for the kind of targets.
 
     Attributes:
         notes: Messages about unused data that are printed at the start, one line each.
@@ -40,18 +47,17 @@ class PictureFiles(DataModule):
         "std": (ABOVE_0, inf, "more than 0: pictures are divided by it"),
         "augmentation.hflip": (0, 1, "a probability, 0 to 1"),
     }
-    root: str
-    on_error: Literal["stop", "skip"]
 
-    def store_arguments(
+    def __init__(
         self,
         root: str,
-        mean: tuple[float, float, float] | None,
-        std: tuple[float, float, float] | None,
-        on_error: Literal["stop", "skip"],
-        upright: bool | None,
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
+        on_error: Literal["stop", "skip"] = "stop",
+        upright: bool | None = None,
+        **options: Any,
     ) -> None:
-        """Stores the common arguments; None stands for ImageNet's mean and std, and for the class's ``upright``."""
+        super().__init__(**options)
         self.root = root
         self.mean = IMAGENET_DEFAULT_MEAN if mean is None else mean
         self.std = IMAGENET_DEFAULT_STD if std is None else std
