@@ -2,7 +2,6 @@
 
 from collections import Counter
 from functools import cached_property
-from math import inf
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,7 +11,6 @@ from mobilemamba.data.folders import describe_left_out, list_classes, scan_folde
 from mobilemamba.data.imagenet_labels import find_val_labels, imagenet_classes, read_val_labels
 from mobilemamba.data.labelled_pictures import FileSource
 from mobilemamba.data.layout import find_parts, require_folder
-from mobilemamba.data.sampling import EpochSampler
 from mobilemamba.data.shards import ShardSource, find_shards
 from mobilemamba.errors import DataError
 
@@ -40,9 +38,6 @@ class ImageNet(ClassificationPictures):
         val_labels: File with the labels of a flat ``val`` folder: Kaggle's ``LOC_val_solution.csv``; lines with a
             picture's name and its WordNet id or its number from 0; or lines with only WordNet ids, in the order of the
             names. None searches for it in ``root``.
-        shard_window: For tar files on storage with slow random access. None shuffles over all pictures, as in folders;
-            a number shuffles the tar files, and the pictures only within each group of this many files. The pictures
-            must have been packed in random order, or batches would contain few classes.
         **options: Arguments of :class:`ClassificationPictures`.
 
     Attributes:
@@ -51,22 +46,16 @@ class ImageNet(ClassificationPictures):
 
     title: ClassVar[str] = "ImageNet-1k"
     upright = False
-    LIMITS: ClassVar[dict[str, tuple[float, float, str]]] = {
-        **ClassificationPictures.LIMITS,
-        "shard_window": (1, inf, "1 tar file or more, or null"),
-    }
 
     def __init__(
         self,
         root: str,
         val_labels: str | None = None,
-        shard_window: int | None = None,
         augmentation: Augmentation = PAPERS,
         **options: Any,
     ) -> None:
         super().__init__(root, augmentation=augmentation, **options)
         self.val_labels = val_labels
-        self.shard_window = shard_window
         self.wnids, self.class_names = imagenet_classes()
 
     @cached_property
@@ -87,12 +76,6 @@ class ImageNet(ClassificationPictures):
         """Indexes tar files in one process per machine; the other processes then read the index."""
         self.check_arguments()
         _ = self.sources
-
-    def train_sampler(self) -> EpochSampler:
-        train = self.sources.train
-        if self.shard_window is None or not isinstance(train, ShardSource):
-            return super().train_sampler()
-        return EpochSampler(len(train.labels), self.seed, *self._place, shards=train.shard_of, window=self.shard_window)
 
     def _source(self, part: str, folder: Path | None, left_out: Counter[str]) -> FileSource | ShardSource | None:
         root = Path(self.root)

@@ -11,7 +11,7 @@ wraps any other kind, which would undo the marks of :class:`EvaluationSampler`.
 
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
 
@@ -70,27 +70,14 @@ class EpochSampler(DistributedSampler[int]):
         seed: 0 or more.
         rank: Rank of this process, from 0.
         ranks: Number of processes.
-        shards: Index of the file that contains each picture, from 0; (size,). Needed only by ``window``.
-        window: If given, shuffles the files, and then the pictures within each group of this many files. Reading is
-            then local: only this many files are in use at a time.
 
     Attributes:
         start: Number of keys that iterations skip at the beginning of the share; for a resumed epoch.
     """
 
-    def __init__(
-        self,
-        size: int,
-        seed: int = 0,
-        rank: int = 0,
-        ranks: int = 1,
-        shards: Sequence[int] | np.ndarray | None = None,
-        window: int | None = None,
-    ) -> None:
+    def __init__(self, size: int, seed: int = 0, rank: int = 0, ranks: int = 1) -> None:
         super().__init__(cast(Dataset[int], range(size)), num_replicas=ranks, rank=rank, seed=seed)
         self.size = size
-        self.shards = None if shards is None or window is None else torch.as_tensor(shards).long()
-        self.window = window
         self.start = 0
 
     def keys(self, epoch: int) -> list[int]:
@@ -101,13 +88,7 @@ class EpochSampler(DistributedSampler[int]):
 
     def order(self, epoch: int) -> torch.Tensor:
         """Returns the order of the pictures of all processes in an epoch, (size,) int64."""
-        generator = make_generator(self.seed, epoch)
-        order = torch.randperm(self.size, generator=generator)
-        if self.shards is not None and self.window is not None:
-            shard_order = torch.randperm(int(self.shards.max()) + 1, generator=generator)
-            window_of = shard_order.argsort() // self.window
-            order = order[window_of[self.shards[order]].argsort(stable=True)]
-        return order
+        return torch.randperm(self.size, generator=make_generator(self.seed, epoch))
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.keys(self.epoch)[self.start :])

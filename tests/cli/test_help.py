@@ -70,7 +70,7 @@ def test_the_help_of_a_part(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--model.arch.global_ratio" in printed(capsys, "fit", "--model.arch.help")
     assert "--data.augmentation.auto_augment" in printed(capsys, "fit", "--data", "ImageFolder", "--data.help")
     assert "--data.max_shift" in printed(capsys, "fit", "--data.help")
-    assert "--data.shard_window" in printed(capsys, "fit", "--data.help", "ImageNet")
+    assert "--data.val_labels" in printed(capsys, "fit", "--data.help", "ImageNet")
     with pytest.raises(ConfigError, match=r"--model.lr.help: .*no such group of settings; .*arch, mixing"):
         main(["fit", "--model.lr.help"])
 

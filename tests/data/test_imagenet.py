@@ -165,26 +165,15 @@ def test_given_labels_come_before_those_beside(folders: Path, tmp_path: Path) ->
         ready(root, val_labels=str(tmp_path / "none.txt"))
 
 
-def test_a_window_of_tar_files(folders: Path, tmp_path: Path) -> None:
-    data = ready(shards(folders, tmp_path / "packed"), shard_window=2, batch_size=20)
-    for epoch in range(3):
-        files = [Path(name).parent.name for name in data.describe_batch(epoch, 0)]
-        assert len(files) == 20
-        assert len(set(files[:5])) == 2  # two files hold 5 pictures or 6
-    assert data.describe_batch(0, 0) != data.describe_batch(1, 0)
-    (images, labels), *_ = epoch_of(data, 1)
-    assert images.shape[0] == len(labels) == 20
-
-
 def test_an_epoch_over_tar_files_goes_on_in_its_middle(folders: Path, tmp_path: Path) -> None:
     packed = shards(folders, tmp_path / "packed")
-    whole = epoch_of(ready(packed, shard_window=2), 1)
-    stopped = ready(packed, shard_window=2).train_dataloader()
+    whole = epoch_of(ready(packed), 1)
+    stopped = ready(packed).train_dataloader()
     stopped.sampler.set_epoch(1)  # type: ignore[attr-defined]
     iterator = iter(stopped)
     for _ in range(2):
         next(iterator)
-    resumed = ready(packed, shard_window=2).train_dataloader()
+    resumed = ready(packed).train_dataloader()
     resumed.load_state_dict(stopped.state_dict())
     resumed.sampler.set_epoch(1)  # type: ignore[attr-defined]
     assert same(list(resumed), whole[2:])
@@ -282,7 +271,6 @@ def test_a_flat_folder_without_labels_is_refused(folders: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"shard_window": 0}, "data.shard_window 0"),
         ({"crop_pct": 1.5}, "data.crop_pct 1.5"),
         ({"std": (0.1, 0.0, 0.1)}, r"data.std \[0.1, 0.0, 0.1\]"),
         ({"augmentation": Augmentation(hflip=2.0)}, "data.augmentation.hflip 2.0"),

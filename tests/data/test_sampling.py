@@ -67,31 +67,6 @@ def test_start_leaves_out_the_beginning_and_no_more() -> None:
     assert len(sampler) == 10
 
 
-@given(sizes=st.lists(st.integers(1, 20), min_size=1, max_size=12), window=st.integers(1, 15), epoch=st.integers(0, 9))
-def test_a_window_keeps_few_files_in_use(sizes: list[int], window: int, epoch: int) -> None:
-    rng = np.random.default_rng(0)
-    shards = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
-    order = [key % len(shards) for key in EpochSampler(len(shards), 1, shards=shards, window=window).keys(epoch)]
-    assert sorted(order) == list(range(len(shards)))
-    visited = shards[order]
-    groups: list[set[int]] = []
-    for shard in visited:
-        if not groups or (shard not in groups[-1] and len(groups[-1]) == window):
-            groups.append(set())
-        groups[-1].add(int(shard))
-    assert len(groups) == -(-len(sizes) // window)
-    assert sum(map(len, groups)) == len(sizes)  # no file is met in two windows
-
-
-def test_within_a_window_all_is_shuffled() -> None:
-    shards = np.repeat(np.arange(8), 50)
-    first, second = (EpochSampler(400, 1, shards=shards, window=4).keys(epoch) for epoch in (0, 1))
-    assert [key % 400 for key in first] != [key % 400 for key in second]
-    visited = shards[np.array(first) % 400][:200]
-    assert {int(shard) for shard in visited[:30]} == {int(shard) for shard in visited}  # 4 files from the start
-    assert EpochSampler(400, 1, shards=shards, window=8).keys(3) == EpochSampler(400, 1).keys(3)
-
-
 @given(size=st.integers(1, 60), ranks=st.integers(1, 7))
 def test_an_evaluation_counts_each_picture_once(size: int, ranks: int) -> None:
     shares = [list(EvaluationSampler(size, rank, ranks)) for rank in range(ranks)]
