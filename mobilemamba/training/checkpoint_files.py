@@ -14,18 +14,11 @@ from mobilemamba.models.weights_file import read_checkpoint
 #: the state before that one, in case the newest cannot be read.
 FOLDER = "checkpoints"
 BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
-#: Entries of a checkpoint from which Lightning restores a training, and entries of our own, which may be absent.
-_ENTRIES: dict[str, type | tuple[type, ...]] = {
-    "state_dict": Mapping,
-    "optimizer_states": list,
-    "lr_schedulers": list,
-    "loops": Mapping,
-    "callbacks": Mapping,
-    "epoch": int,
-    "global_step": int,
-    "pytorch-lightning_version": str,
-}
-_OWN_ENTRIES: dict[str, type | tuple[type, ...]] = {"hyper_parameters": Mapping, "run_config": str}
+#: Entries of a checkpoint from which Lightning restores a training.
+_ENTRIES = (
+    *("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks"),
+    *("epoch", "global_step", "pytorch-lightning_version"),
+)
 #: Entry with the time a checkpoint was written, in seconds since 1970, as a copy of the file has another date.
 SAVED_AT = "saved_at"
 
@@ -53,39 +46,15 @@ def read_training_checkpoint(path: Path) -> Mapping[str, Any]:
         ConfigError: If it contains only weights.
     """
     checkpoint = read_checkpoint(path)  # with all tensors, as only reading one shows that it is damaged
-    if "optimizer_states" not in checkpoint or "loops" not in checkpoint:
+    missing = [entry for entry in _ENTRIES if entry not in checkpoint]
+    if "optimizer_states" in missing or "loops" in missing:
         raise ConfigError(
             f"ckpt_path={path} holds weights, not the state of a training; start from them by --weights {path}, or go "
             "on from a last.ckpt"
         )
-    wrong = [
-        f"{name} is {f'of type {type(checkpoint[name]).__name__}' if name in checkpoint else 'missing'}"
-        for name, kind in (_ENTRIES | {name: kind for name, kind in _OWN_ENTRIES.items() if name in checkpoint}).items()
-        if not isinstance(checkpoint.get(name), kind)
-    ]
-    if not wrong and not _has_counts(checkpoint["loops"].get("fit_loop")):
-        wrong = ["loops have no counts of what was trained"]
-    elif not wrong:
-        stepped = checkpoint["loops"]["fit_loop"].get("epoch_loop.scheduler_progress", {}).get("total", {}).get("ready")
-        empty = [name for name in ("optimizer_states", "lr_schedulers") if stepped and not checkpoint[name]]
-        wrong = [f"{name} is empty" for name in empty]
-    if wrong:
-        raise WeightsError(f"{path} is damaged: {', '.join(wrong)}; go on from another checkpoint")
+    if missing:
+        raise WeightsError(f"{path} is damaged: it lacks {', '.join(missing)}; go on from another checkpoint")
     return checkpoint
-
-
-def _has_counts(loop: Any) -> bool:
-    """Whether the state of Lightning's training loop contains its counts, and all of them are numbers."""
-
-    def are_numbers(counts: Any) -> bool:
-        if isinstance(counts, Mapping):
-            return all(map(are_numbers, counts.values()))
-        return counts is None or isinstance(counts, int)
-
-    if not isinstance(loop, Mapping) or not {"epoch_progress", "epoch_loop.batch_progress"} <= loop.keys():
-        return False
-    progress = [counts for name, counts in loop.items() if name.endswith("progress")]
-    return all(isinstance(counts, Mapping) and counts and are_numbers(counts) for counts in progress)
 
 
 def can_resume(run_dir: Path) -> bool:
