@@ -16,7 +16,7 @@ from mobilemamba.drawing import drawable, legend, overlay, panels
 from mobilemamba.errors import ConfigError
 from mobilemamba.models.predictor import LABELS, Predictor, Row
 
-_BYTE = 256  # classes that the pixels of a palette's picture can name
+_MOST_CLASSES = 256  # that the pixels of a palette's picture can name
 
 
 class CoarseLogits(NamedTuple):
@@ -29,7 +29,7 @@ class CoarseLogits(NamedTuple):
 class SegmentationPredictor(Predictor):
     """Returns the class of each pixel, and the classes by area, the largest first.
 
-    Rows are ``{"classes": [{"index", "name", "pixels", "share"}, ...], LABELS: (H, W) uint8 or uint16}``.
+    Rows are ``{"classes": [{"index", "name", "pixels", "share"}, ...], LABELS: (H, W) uint8}``.
     """
 
     columns = ("rank", "index", "class", "pixels", "share")
@@ -59,9 +59,8 @@ class SegmentationPredictor(Predictor):
         """Returns the rows for logits, scaled to each picture's own size, see :meth:`Predictor.rows`."""
         prepared = outputs.size
         sizes = [prepared] * len(outputs.logits) if sizes is None else sizes
-        kind = np.uint8 if self.card.num_classes <= _BYTE else np.uint16
         found = (likeliest(logits[None], prepared, size)[0] for logits, size in zip(outputs.logits, sizes, strict=True))
-        return [self._row(labels.cpu().numpy().astype(kind)) for labels in found]
+        return [self._row(labels.cpu().numpy().astype(np.uint8)) for labels in found]
 
     def _row(self, labels_HW: np.ndarray) -> Row:
         pixels = np.bincount(labels_HW.ravel(), minlength=self.card.num_classes)
@@ -94,15 +93,13 @@ class SegmentationPredictor(Predictor):
         return panels([("", drawn)], legend(entries, drawn.width))
 
     def drawings(self, picture: Image.Image, row: Row) -> dict[str, Image.Image]:
-        """Adds ``_labels``: a picture with classes as pixel values, which shows their colours for up to 256 classes."""
-        labels = Image.fromarray(row[LABELS])
-        if self.card.num_classes <= _BYTE:
-            labels = labels.copy()
-            labels.putpalette(np.asarray(self.palette, np.uint8).tobytes())
+        """Adds ``_labels``: a picture with classes as pixel values, which shows their colours."""
+        labels = Image.fromarray(row[LABELS]).copy()
+        labels.putpalette(np.asarray(self.palette, np.uint8).tobytes())
         return {**super().drawings(picture, row), "_labels": labels}
 
     def check(self) -> None:
         """Also refuses networks with more classes than pixel values can name; see :meth:`Predictor.check`."""
         super().check()
-        if self.card.num_classes > 1 << 16:
-            raise ConfigError(f"the network has {self.card.num_classes:,} classes; a pixel names one of 65,536 at most")
+        if self.card.num_classes > _MOST_CLASSES:
+            raise ConfigError(f"the network has {self.card.num_classes:,} classes; a pixel names one of 256 at most")

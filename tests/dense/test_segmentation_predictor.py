@@ -97,12 +97,8 @@ def test_drawings_have_the_palette_s_colours_and_every_label(picture: Image.Imag
     assert overlaid.getpixel((50, 50)) == (255, 0, 0)
 
 
-def test_without_a_palette_colours_differ_and_many_classes_are_numbers(picture: Image.Image) -> None:
+def test_without_a_palette_colours_differ() -> None:
     assert len(set(asked(palette=()).palette)) == 3
-    many = asked(num_classes=300, class_names=(), palette=())
-    assert many.rows(CoarseLogits(torch.randn(1, 300, 4, 4), (4, 4)))[0][LABELS].dtype == np.uint16
-    labels = many.drawings(picture, row_of(many, picture))["_labels"]
-    assert labels.mode.startswith("I;16")
 
 
 def test_a_file_alone_builds_and_draws(tiny: Callable[..., Segmenter], tmp_path: Any) -> None:
@@ -161,8 +157,8 @@ def test_a_palette_has_a_colour_for_each_class(palette: list[list[int]]) -> None
 
 
 def test_more_classes_than_a_pixel_has_numbers() -> None:
-    with pytest.raises(ConfigError, match="70,000 classes; a pixel names one of 65,536 at most"):
-        asked(num_classes=70_000, class_names=(), palette=()).check()
+    with pytest.raises(ConfigError, match="257 classes; a pixel names one of 256 at most"):
+        asked(num_classes=257, class_names=(), palette=()).check()
 
 
 def test_in_windows_and_views_a_pixel_keeps_its_class(picture: Image.Image) -> None:
