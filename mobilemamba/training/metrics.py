@@ -25,13 +25,6 @@ class DeviceMean(MeanMetric):
         self.weight += counted.sum()
 
 
-class DeviceSum(SumMetric):
-    """Sum; unlike torchmetrics' own, it does not wait for the device at each update."""
-
-    def update(self, value: Tensor) -> None:  # type: ignore[override]  # no numbers
-        self.sum_value += value.sum()
-
-
 class Metrics(nn.Module):
     """Base class for the metrics of one network.
 
@@ -114,7 +107,7 @@ class Comparison(nn.Module):
         for name in self.SUFFIXES:
             self.metrics[name] = metrics()
             self.add_module(f"of_{name}", self.metrics[name])
-        self.changed = DeviceSum()
+        self.changed = SumMetric(nan_strategy="disable")  # a check would wait for the device at each update
 
     def reset(self) -> None:
         """Forgets what an evaluation that did not end has added.
