@@ -30,9 +30,8 @@ class Rules:
     candidates: int
     max_boxes: int
     overlap: float
-    #: Rows, columns and stride in pixels of each level's cells; empty in files of earlier versions.
-    cells: tuple[tuple[int, int, int], ...] = ()
-    divisor: int = 1  # pictures are padded to multiples of it
+    cells: tuple[tuple[int, int, int], ...]  # rows, columns and stride in pixels of each level's cells
+    divisor: int  # pictures are padded to multiples of it
 
     def within(self, shown: tuple[int, int]) -> list[Tensor]:
         """Returns which candidates of each level are of cells that begin within a picture, padded on its own.
@@ -40,8 +39,6 @@ class Rules:
         Args:
             shown: Height and width of the picture, at the top left of the network's input.
         """
-        if not self.cells:
-            return [torch.ones(length, dtype=torch.bool) for length in self.levels]
         part = padded(shown, self.divisor)
         return [
             within((rows, columns), stride, length // (rows * columns), part)
@@ -132,7 +129,7 @@ class RuntimeDetector(RuntimeNetwork):
     def __init__(self, network: RuntimeNetwork, metadata: Mapping[str, str]) -> None:
         super().__init__(network.run, network.shape, network.how)
         content = json.loads(metadata[RULES_KEY])
-        cells = tuple(map(tuple, content.get("cells", ())))
+        cells = tuple(map(tuple, content["cells"]))
         self.rules = Rules(**{**content, "levels": tuple(content["levels"]), "cells": cells})
 
     def forward(self, x: Tensor) -> Tensor:

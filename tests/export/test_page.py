@@ -19,7 +19,7 @@ import timm
 import torch
 from torch import nn
 
-from mobilemamba.dense.candidates import RuntimeDetector
+from mobilemamba.dense.candidates import Rules, RuntimeDetector
 from mobilemamba.errors import ConfigError
 from mobilemamba.export import web
 from mobilemamba.models import ModelCard, Preprocessing, save_weights
@@ -78,7 +78,7 @@ def test_pictures_are_prepared_as_in_training(tmp_path: Path, size: tuple[int, i
             if task == "segmentation":
                 prepared = nn.functional.interpolate(prepared[None], taken, mode="bilinear", antialias=True)[0]
             else:
-                kept = '{"levels": [], "score_threshold": 0, "candidates": 0, "max_boxes": 0, "overlap": 0}'
+                kept = json.dumps(asdict(Rules((), 0, 0, 0, 0, (), 1)))
                 own = prepared.shape[1], prepared.shape[2]
                 prepared = RuntimeDetector(network, {"kept": kept})._placed(prepared[None], [own])[0][0]
         expected.append(prepared.numpy())

@@ -35,10 +35,10 @@ function overlap(a, b) {
 export function objects(values, count, kept, shown, canvas) {
   const width = 4 + count, share = [canvas[0] / shown[0], canvas[1] / shown[1]];
   // Cells beyond the picture are never trained, so their scores mean nothing.
-  const part = shown.map((side) => Math.ceil(side / (kept.divisor ?? 1)) * (kept.divisor ?? 1));
+  const part = shown.map((side) => Math.ceil(side / kept.divisor) * kept.divisor);
   let first = 0;
   const found = kept.levels.flatMap((length, level) => {
-    const of = [], [rows, columns, stride] = kept.cells?.[level] ?? [1, 1, 0];
+    const of = [], [rows, columns, stride] = kept.cells[level];
     for (let n = first; n < first + length; n++) {
       const cell = Math.floor((n - first) / (length / (rows * columns)));
       if ((cell % columns) * stride >= part[0] || Math.floor(cell / columns) * stride >= part[1]) continue;
