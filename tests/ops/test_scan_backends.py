@@ -213,9 +213,9 @@ def test_adapter_says_why_not(device: str, d_state: int, dtype: torch.dtype, rea
 
 
 @pytest.mark.usefixtures("stand_in_kernel")
-def test_auto_takes_the_kernel_on_cuda_and_chunked_for_large_states() -> None:
+def test_auto_takes_the_kernel_on_cuda_for_more_states_than_triton_s_and_chunked_for_more_yet() -> None:
     cuda = torch.device("cuda")
-    for d_state, backend in ((16, "mamba_ssm"), (257, "chunked")):
+    for d_state, backend in ((17, "mamba_ssm"), (257, "chunked")):
         assert BACKENDS.choose("auto", cuda, torch.float32, d_state=d_state).name == backend
 
 

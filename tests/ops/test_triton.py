@@ -285,7 +285,7 @@ def test_auto_takes_it_on_a_gpu_for_what_it_computes(monkeypatch: pytest.MonkeyP
     pytest.importorskip("triton", reason="Triton is for Linux")
     monkeypatch.setattr(jit, "_why_no_driver", lambda: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setitem(sys.modules, "selective_scan_cuda", None)
+    monkeypatch.setattr("mobilemamba.ops.selective_scan.mamba_ssm._kernel", lambda: sys)  # as if it were installed
     forget_choices()
-    for d_state, backend in ((1, "triton"), (16, "triton"), (17, "chunked")):
+    for d_state, backend in ((1, "triton"), (16, "triton"), (17, "mamba_ssm"), (257, "chunked")):
         assert BACKENDS.choose("auto", CUDA, torch.bfloat16, d_state=d_state).name == backend

@@ -34,9 +34,9 @@ from mobilemamba.ops.transforms import refuse_forward_mode, refuse_second_deriva
 BACKENDS = Backends(
     "scan",
     definition.forward,
-    mamba_ssm.BACKEND,
     library.backend(native.forward, native.backward),
     triton.BACKEND,
+    mamba_ssm.BACKEND,  # after Triton's, as it copies its inputs and its gradients differ from call to call
     Backend("chunked", "plain PyTorch, any device", chunked.forward, chunked.backward),
 )
 
