@@ -47,10 +47,9 @@ def make_data(**changes: Any) -> FashionObjects:
 @pytest.mark.parametrize("head", ["ssdlite", "mask_rcnn"])
 def test_a_training_learns_is_evaluated_and_leaves_a_whole_network(tmp_path: Path, head: str) -> None:
     masks = head == "mask_rcnn"
-    task, data, results = make_task(head=head, ema_decay=0.5, regions=24), make_data(masks=masks), RunResults(tmp_path)
+    task, data, results = make_task(head=head, ema_decay=0.5, regions=24), make_data(masks=masks), RunResults(None)
     plots = TrainingPlots()
     callbacks = [*run_checkpoints(tmp_path, task), results, plots, TrainingExamples(2), ValidationExamples(2)]
-    results.table_img_size = None
     assert not masks or task.model.region_samples == 24
     before = {name: value.clone() for name, value in task.model.state_dict().items()}
     trainer = make_trainer(tmp_path, enable_checkpointing=True, callbacks=callbacks)

@@ -63,7 +63,7 @@ def trained(folder: Path, task: Task, data: Any, **options: Any) -> tuple[list[f
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     limits = {"max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 1, "num_sanity_val_steps": 0} | options
     trainer = Trainer(
-        default_root_dir=folder, strategy=strategy, callbacks=[steps, StepSeed(0), SkipNonFinite(), EpochLines()],
+        default_root_dir=folder, strategy=strategy, callbacks=[steps, StepSeed(), SkipNonFinite(), EpochLines()],
         enable_checkpointing=False, gradient_clip_val=1.0, **quiet, **limits,
     )  # fmt: skip
     with card:

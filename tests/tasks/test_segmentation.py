@@ -175,7 +175,7 @@ def test_an_evaluation_scores_every_pixel_once_and_a_checkpoint_is_its_network(t
     data.setup()
     data.val_set.number = 6
     task = make_task(num_classes=11, ema_decay=0.5)
-    results = RunResults(tmp_path, table_img_size=None)
+    results = RunResults(None)
     trainer = make_trainer(
         tmp_path, max_epochs=2, enable_checkpointing=True, callbacks=[*run_checkpoints(tmp_path, task), results]
     )

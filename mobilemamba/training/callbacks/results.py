@@ -31,7 +31,7 @@ Kept = TypeVar("Kept")
 
 
 class RunResults(AtEnd):
-    """Writes the results of a run to its folder, each number with its conditions.
+    """Writes the results of a run to the trainer's ``default_root_dir``, each number with its conditions.
 
     ``measure.json`` is written at the start: params, FLOPs, MACs and throughput, for tasks of ours. ``progress.json``
     is written after every validation, for live views. ``results.json`` is written last, and only if the training is
@@ -40,16 +40,14 @@ class RunResults(AtEnd):
     validation's (``KEY_last``).
     """
 
-    def __init__(self, run_dir: str | None = None, table_img_size: int | None = 224) -> None:
-        """Sets where to write and what to measure.
+    def __init__(self, table_img_size: int | None = 224) -> None:
+        """Sets what to measure.
 
         Args:
-            run_dir: Folder for the files; by default the trainer's ``default_root_dir``.
             table_img_size: Side in pixels of the pictures for which FLOPs and throughput are measured. The number of
                 classes is that of the paper, whatever the data set, so that rows compare with the paper's tables. None
                 measures nothing.
         """
-        self.run_dir = run_dir
         self.table_img_size = table_img_size
         self.history: list[Validation] = []
         self.classes: dict[int, dict[str, float]] = {}
@@ -174,7 +172,7 @@ class RunResults(AtEnd):
             return None
 
     def _folder(self, trainer: Trainer) -> Path:
-        return Path(self.run_dir if self.run_dir is not None else trainer.default_root_dir)
+        return Path(trainer.default_root_dir)
 
     def _seconds(self) -> float:
         return self.seconds_before + time.monotonic() - self._started

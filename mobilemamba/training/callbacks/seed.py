@@ -14,21 +14,13 @@ from mobilemamba.data.sampling import global_seed
 
 
 class StepSeed(Callback):
-    """Seeds each epoch and each step by (seed, epoch, batch, rank) alone.
+    """Seeds each epoch and each step by (seed, epoch, batch, rank) alone, with the seed of ``seed_everything`` or 0.
 
     Checkpoints therefore need no random state: a resumed run draws the same numbers as an uninterrupted one (Mixup,
     dropout, DropPath), even from the middle of an epoch. Our data sets seed their random numbers by picture in the same
     way, see :mod:`mobilemamba.data.sampling`; for other data sets, the workers of each epoch are seeded here, except
     persistent workers, which keep their state from epoch to epoch.
     """
-
-    def __init__(self, seed: int | None = None) -> None:
-        """Sets the seed.
-
-        Args:
-            seed: By default the seed given to ``seed_everything``, or 0 if there was none.
-        """
-        self.seed = seed
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Resumes after an epoch that had ended, or restores the loader's position in one that had not."""
@@ -62,8 +54,7 @@ class StepSeed(Callback):
         self._seed_all(trainer, trainer.current_epoch, batch_idx + 1)
 
     def _seed_all(self, trainer: Trainer, *place: int) -> None:
-        seed = self.seed if self.seed is not None else global_seed() or 0
-        sequence = np.random.SeedSequence((seed, *place, trainer.global_rank))
+        sequence = np.random.SeedSequence((global_seed() or 0, *place, trainer.global_rank))
         for_torch, for_numpy, for_random = (int(word) for word in sequence.generate_state(3))
         torch.manual_seed(for_torch)
         np.random.seed(for_numpy)  # noqa: NPY002  the generator that timm's Mixup and the transforms of others draw from

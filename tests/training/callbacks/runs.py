@@ -95,7 +95,7 @@ def fit(folder, max_epochs, *, module=Net, data=None, seed=0, extra=None, ckpt_p
     trainer = Trainer(
         max_epochs=max_epochs,
         max_steps=max_steps,
-        callbacks=[*(extra if extra is not None else [StepSeed(0)]), DrawAtStart(), saver],
+        callbacks=[*(extra if extra is not None else [StepSeed()]), DrawAtStart(), saver],
         default_root_dir=folder,
         logger=False,
         enable_progress_bar=False,
@@ -122,7 +122,7 @@ class StopAfter(Callback):
 
 
 def killed_and_resumed(folder, after, **options):
-    extra = options.pop("extra", (StepSeed(0),))
+    extra = options.pop("extra", (StepSeed(),))
     with pytest.raises(ConnectionAbortedError):
         fit(folder, 3, extra=(*extra, StopAfter(after)), **options)
     return fit(folder, 3, seed=99, extra=extra, ckpt_path=str(folder / "last.ckpt"), **options)

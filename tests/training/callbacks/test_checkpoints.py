@@ -79,7 +79,7 @@ def fit(folder, module, *callbacks, ckpt_path=None, data=None, validation=True, 
         callbacks=[
             *(run_checkpoints(folder, module) if options.get("enable_checkpointing", True) else []),
             *callbacks,
-            *(StepSeed(0), ValidateAtEnd(), ExportBest(), RunResults(table_img_size=None)),
+            *(StepSeed(), ValidateAtEnd(), ExportBest(), RunResults(table_img_size=None)),
         ],
         default_root_dir=folder,
         **{"logger": False, "accelerator": "cpu", "max_epochs": 2} | options,

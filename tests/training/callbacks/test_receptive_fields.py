@@ -80,14 +80,14 @@ def test_the_maps_are_those_of_the_network_on_validation_pictures(tmp_path: Path
 
 def test_a_resumed_training_leaves_what_an_uninterrupted_one_leaves(tmp_path: Path, drawn: list[list[str]]) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    fit(whole, 3, module=small_task, extra=[StepSeed(0), ReceptiveFields(2, 2)])
+    fit(whole, 3, module=small_task, extra=[StepSeed(), ReceptiveFields(2, 2)])
     with pytest.raises(ConnectionAbortedError):
-        fit(broken, 3, module=small_task, extra=[StepSeed(0), ReceptiveFields(2, 2), StopAfter(2)])
+        fit(broken, 3, module=small_task, extra=[StepSeed(), ReceptiveFields(2, 2), StopAfter(2)])
     assert moments(broken) == [(0, 0), (2, 6)]
     (broken / MAPS_FILE).unlink()
     last = broken / "last.ckpt"
     torch.load(last, weights_only=True)
-    fit(broken, 3, module=small_task, seed=9, extra=[StepSeed(0), ReceptiveFields(2, 2)], ckpt_path=str(last))
+    fit(broken, 3, module=small_task, seed=9, extra=[StepSeed(), ReceptiveFields(2, 2)], ckpt_path=str(last))
     assert (broken / MAPS_FILE).read_bytes() == (whole / MAPS_FILE).read_bytes()
     assert drawn[-1] == drawn[2] == ["epoch 0", "epoch 2", "epoch 3"]
 

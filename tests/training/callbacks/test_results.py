@@ -36,7 +36,7 @@ class Averaged(ClassificationTask):
 class TestRunResults:
     def test_a_finished_run_leaves_its_numbers(self, tmp_path, monkeypatch):
         monkeypatch.setenv("PL_GLOBAL_SEED", "3")
-        results = RunResults(tmp_path / "run")
+        results = RunResults()
         trainer, _ = fit(tmp_path / "run", 2, module=small_task, extra=(results,))
         written = json.loads((tmp_path / "run" / "results.json").read_text())
         assert written["top1_last"] == pytest.approx(float(trainer.callback_metrics["val/top1"]))
@@ -68,7 +68,7 @@ class TestRunResults:
         assert (progress["epoch"], progress["max_epochs"], progress["top1"]) == (2, 2, written["top1_last"])
 
     def test_the_best_is_that_of_the_better_network(self, tmp_path):
-        results = RunResults(tmp_path)
+        results = RunResults()
         fit(tmp_path, 2, module=Averaged, extra=(results,))
         written, progress = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("results", "progress"))
         assert (written["top1"], written["top1_ema"], written["score"], progress["best"]) == (40, 60, 60, 60)
@@ -79,7 +79,7 @@ class TestRunResults:
         folder = tmp_path / "run"
 
         def start(kill_at=None):
-            results = RunResults(folder)
+            results = RunResults()
             last = folder / "last.ckpt"
             extra = (results, *([StopAfter(kill_at)] if kill_at is not None else []))
             fit(folder, 3, module=small_task, extra=extra, ckpt_path=str(last) if last.exists() else None)
@@ -108,13 +108,13 @@ class TestRunResults:
                 raise KeyboardInterrupt
 
         with pytest.raises(SystemExit):
-            fit(tmp_path, 1, module=small_task, extra=(RunResults(tmp_path), CtrlC()))
+            fit(tmp_path, 1, module=small_task, extra=(RunResults(), CtrlC()))
         assert not (tmp_path / "results.json").exists()
 
     def test_a_new_run_takes_an_older_one_s_results_away(self, tmp_path):
         (tmp_path / "results.json").write_text("{}")
         with pytest.raises(ConnectionAbortedError):
-            fit(tmp_path, 1, module=small_task, extra=(RunResults(tmp_path), StopAfter(0)))
+            fit(tmp_path, 1, module=small_task, extra=(RunResults(), StopAfter(0)))
         assert not (tmp_path / "results.json").exists()
 
     def test_a_limited_validation_says_on_how_many_pictures(self, tmp_path):
@@ -122,7 +122,7 @@ class TestRunResults:
             max_epochs=1,
             limit_val_batches=1,
             limit_train_batches=2,
-            callbacks=[RunResults(tmp_path)],
+            callbacks=[RunResults()],
             default_root_dir=tmp_path,
             logger=False,
             enable_progress_bar=False,
@@ -141,7 +141,7 @@ class TestRunResults:
 
         monkeypatch.setattr(results_module, "measure_network", refuse)
         with pytest.warns(UserWarning, match="table_img_size"):
-            fit(tmp_path, 1, module=small_task, extra=(RunResults(tmp_path),))
+            fit(tmp_path, 1, module=small_task, extra=(RunResults(),))
         assert json.loads((tmp_path / "results.json").read_text())["measured"] is None
 
     @pytest.mark.parametrize(("task", "batch"), [(ClassificationTask, None), (DetectionTask, 1), (SegmentationTask, 1)])

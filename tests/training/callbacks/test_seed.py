@@ -27,7 +27,7 @@ class TestStepSeed:
         options = {"max_steps": 100, **saving}
         _, straight = fit(tmp_path / "a", 3, **options)
         with pytest.raises(ConnectionAbortedError):
-            killed_and_resumed(tmp_path / "b", 1, extra=(StepSeed(0), StopAfter(2)), **options)
+            killed_and_resumed(tmp_path / "b", 1, extra=(StepSeed(), StopAfter(2)), **options)
         trainer, resumed = fit(tmp_path / "b", 3, ckpt_path=str(tmp_path / "b/last.ckpt"), seed=99, **options)
         assert (trainer.global_step, trainer.current_epoch) == (9, 3)
         assert resumed.seen == [entry for entry in straight.seen if entry[0] >= 2]
@@ -44,17 +44,15 @@ class TestStepSeed:
         _, resumed = killed_and_resumed(tmp_path / "b", 2, extra=())
         assert not same_weights(straight, resumed)
 
-    def test_epochs_and_seeds_draw_differently(self, tmp_path):
+    def test_epochs_and_seeds_of_seed_everything_draw_differently(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("PL_GLOBAL_SEED", "5")
         _, first = fit(tmp_path / "a", 2)
-        _, second = fit(tmp_path / "b", 2, extra=(StepSeed(1),))
+        _, again = fit(tmp_path / "c", 2, seed=1)
+        assert first.seen == again.seen
+        monkeypatch.setenv("PL_GLOBAL_SEED", "6")
+        _, second = fit(tmp_path / "b", 2)
         sums = [total for model in (first, second) for _, _, total in model.seen]
         assert len(set(sums)) == len(sums) == 12
-
-    def test_takes_the_seed_of_seed_everything(self, tmp_path, monkeypatch):
-        monkeypatch.setenv("PL_GLOBAL_SEED", "5")
-        _, first = fit(tmp_path / "a", 1, extra=(StepSeed(),))
-        _, second = fit(tmp_path / "b", 1, seed=1, extra=(StepSeed(5),))
-        assert first.seen == second.seen
 
     def test_persistent_workers_follow_the_epoch_too(self, tmp_path):
         data = {"workers": 1, "persistent_workers": True}
@@ -68,7 +66,7 @@ def test_each_process_draws_its_own_numbers():
     def drawn(rank):
         trainer = SimpleNamespace(current_epoch=0, global_rank=rank)
         with torch.random.fork_rng(devices=[]):
-            StepSeed(0).on_train_batch_start(trainer, None, None, 0)
+            StepSeed().on_train_batch_start(trainer, None, None, 0)
             return torch.rand(())
 
     assert drawn(0) == drawn(0) != drawn(1)
