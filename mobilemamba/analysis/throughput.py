@@ -31,7 +31,7 @@ class Throughput:
     device: str  # name of the processor; for a CPU with torch's number of threads
     #: Dtype of weights and pictures, e.g. ``"float32"``, or ``"float32 (tf32 convolutions)"`` if CUDA rounds them.
     dtype: str
-    layout: str  # ``"channels_last"`` or ``"channels_first"``
+    layout: str  # of weights and pictures, ``"channels_last"``
     batch_norms: int  # BatchNorm layers in the network; 0 if they were folded into the weights
     torch: str  # version of torch
     form: str = ""  # description of how the network was prepared; empty if it was not
@@ -53,10 +53,9 @@ def measure_throughput(
     device: torch.device | str | None = None,
     rounds: int = 5,
     budget_s: float = 3.0,
-    channels_last: bool = True,
     form: str = "",
 ) -> Throughput:
-    """Times inference (eval mode, no autograd) on pictures that are already on the device.
+    """Times inference (eval mode, no autograd) on pictures that are already on the device, in channels-last layout.
 
     The model is copied, so its device, layout and mode do not change; neither does the global random state.
 
@@ -67,7 +66,6 @@ def measure_throughput(
         device: Device for timing; by default that of the model.
         rounds: Number of timed rounds; the result is their median.
         budget_s: Approximate total time of all rounds in seconds. Each round has at least one batch.
-        channels_last: Whether weights and pictures are in channels-last layout.
         form: Description of how the network was prepared.
 
     Raises:
@@ -79,11 +77,10 @@ def measure_throughput(
     for name, value in (("rounds", rounds), ("batch_size", batch_size), ("budget_s", budget_s)):
         if value <= 0:
             raise ConfigError(f"{name}={value}: expected a number above 0; leave it out for the default")
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = copy.deepcopy(model).eval().to(device).to(memory_format=layout)
+    model = copy.deepcopy(model).eval().to(device).to(memory_format=torch.channels_last)
     pictures = example_pictures(model, example, batch_size)
     batch_size, (height, width) = len(pictures), pictures.shape[-2:]
-    pictures = pictures.to(device=device, dtype=parameter.dtype, memory_format=layout)
+    pictures = pictures.to(device=device, dtype=parameter.dtype, memory_format=torch.channels_last)
 
     clock = partial(time_batches, model, pictures)
     batches = calls_per_round(clock, budget_s / rounds, min(WARMUP_SECONDS, budget_s))
@@ -99,7 +96,7 @@ def measure_throughput(
         batches_per_round=batches,
         device=device_name(device),
         dtype=_dtype_name(parameter.dtype, device),
-        layout="channels_last" if channels_last else "channels_first",
+        layout="channels_last",
         batch_norms=count_batch_norms(model),
         torch=torch.__version__,
         form=form,
