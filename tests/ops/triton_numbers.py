@@ -124,7 +124,7 @@ def test_pictures_whose_elements_32_bits_cannot_count(monkeypatch: pytest.Monkey
     assert_rounds_to(low_rank_scan("triton", size), low_rank_scan("reference", size), inputs, 1e-5)
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="who reads and writes is noted for each byte of a tensor's file")
+@pytest.mark.skipif(not INTERPRETED, reason="readers and writers would be noted for the whole file, 8 GB")
 def test_directions_whose_distance_32_bits_cannot_count(tmp_path: Path) -> None:
     """Those of u follow each other at 2^30 elements, in a file with nothing in between."""
     shape, K, D = (1, 4, 3, 2), 4, 2

@@ -16,7 +16,18 @@ from typing import Any
 
 import numpy as np
 
-from tests.ops.ptx.arithmetic import COMPUTED, OPERANDS, compared, dtype_of, factors, flushed, from_bf16, rounded, wide
+from tests.ops.ptx.arithmetic import (
+    COMPUTED,
+    KNOWN,
+    OPERANDS,
+    compared,
+    dtype_of,
+    factors,
+    flushed,
+    from_bf16,
+    rounded,
+    wide,
+)
 from tests.ops.ptx.memory import WARP, Array, GPUError, Memory, Segment, Threads
 from tests.ops.ptx.program import Instruction, Program
 
@@ -25,7 +36,7 @@ _REGISTERS = {"%p": "bool", "%rs": "u2", "%r": "u4", "%rd": "u8"}
 
 
 class Registers(dict[str, Array]):
-    """Each register of all threads, as bits; all are set in one that nothing has written."""
+    """Each register of all threads, as bits; a register that nothing has written has all bits set."""
 
     def __init__(self, threads: int):
         self.threads = threads
@@ -90,6 +101,8 @@ class Machine:
 
     def _execute(self, instruction: Instruction) -> None:
         _, name, (operation, *modifiers), operands, _ = instruction
+        if not KNOWN.issuperset(modifiers) or (operation in COMPUTED and modifiers[-1] in ("f16x2", "bf16", "bf16x2")):
+            raise NotImplementedError(name)
         special = {
             "ld": self._load, "st": self._store, "cvt": self._convert, "setp": self._compare, "shfl": self._shuffle,
             "ldmatrix": self._load_matrices, "stmatrix": self._store_matrices, "mma": self._multiply, "bar": self._wait,
@@ -213,6 +226,7 @@ class Machine:
 
     def _wait(self, modifiers: list[str], operands: list[str]) -> None:
         of = WARP if "warp" in modifiers else self.threads.per_program
+        assert operands == (["-1"] if "warp" in modifiers else ["0"]), operands  # all threads
         there = self.active.reshape(-1, of)
         if (there.any(1) != there.all(1)).any():
             raise GPUError("some threads do not reach a barrier")

@@ -35,7 +35,9 @@ class Threads:
 
 
 class Segment:
-    """Bytes at successive addresses; for each two, who wrote them last, and the first and last who read them since."""
+    """Bytes at successive addresses; for each two, the last writer, and the readers since with the least number and the
+    greatest: who goes on after both does so after all readers, as those between are of the same program or warp.
+    """
 
     def __init__(self, start: int, data: Array):
         self.start, self.data = start, data
@@ -64,28 +66,34 @@ class Memory:
             who, unit = thread[here, None], offset[:, ::2] // 2
             if not self.threads.ordered(segment.writer[unit], segment.written[unit], who).all():
                 raise GPUError("a thread reads what another has written, with no barrier in between")
-            over = unit[self._read_before(segment, unit, who)]
-            segment.first[over], segment.last[over] = len(self.threads.number), -1
-            who = np.broadcast_to(who, unit.shape)
-            np.minimum.at(segment.first, unit, who)
-            np.maximum.at(segment.last, unit, who)
-            segment.read[unit] = step
+            self._note_readers(step, segment, unit, np.broadcast_to(who, unit.shape))
             found[here] = segment.data[offset]
         return found
 
     def store(self, step: int, thread: Array, at: Array, values: Array) -> None:
         """Writes bytes at each thread's address, (threads, size)."""
         for segment, here, offset in self._places(at, values.shape[1], thread):
-            who, unit, new = thread[here, None], offset[:, ::2] // 2, values[here]
+            unit, new = offset[:, ::2] // 2, values[here]
+            who, changes = np.broadcast_to(thread[here, None], unit.shape), (segment.data[offset] != new).any(1)
             free = self.threads.ordered(segment.writer[unit], segment.written[unit], who)
             free &= self._read_before(segment, unit, who)
-            if not free[(segment.data[offset] != new).any(1)].all():
+            if not free[changes].all():
                 raise GPUError("a thread writes what another has read or written, with no barrier in between")
             segment.data[offset] = new
             if (segment.data[offset] != new).any():
                 raise GPUError("two threads write different values to one place")
-            segment.writer[unit], segment.written[unit] = who, step
-            segment.first[unit] = segment.last[unit] = -1
+            free |= changes[:, None]
+            segment.writer[unit[free]], segment.written[unit[free]] = who[free], step
+            segment.first[unit[free]] = segment.last[unit[free]] = -1
+            # To write what is there is no fault, and hides none of those before: it counts as having seen it.
+            self._note_readers(step, segment, unit[~free], who[~free])
+
+    def _note_readers(self, step: int, segment: Segment, unit: Array, thread: Array) -> None:
+        over = unit[self._read_before(segment, unit, thread)]
+        segment.first[over], segment.last[over] = len(self.threads.number), -1
+        np.minimum.at(segment.first, unit, thread)
+        np.maximum.at(segment.last, unit, thread)
+        segment.read[unit] = step
 
     def _read_before(self, segment: Segment, unit: Array, thread: Array) -> Array:
         """Whether those who have read bytes since they were written have done so for certain when a thread goes on."""

@@ -183,6 +183,20 @@ FAULTS = {
     ld.shared.b32 %r9, [%r4];
     st.shared.b32 [%r2], %r1;
 """,
+    "writes what another has read or written": """
+    xor.b32 %r4, %r2, 4;
+    ld.shared.b32 %r9, [%r4];
+    mov.b32 %r5, -1;
+    st.shared.b32 [%r2], %r5;
+    st.shared.b32 [%r2], %r1;
+""",
+    "writes what another has .* written": """
+    mov.b32 %r5, 5;
+    st.shared.b32 [%r2], %r5;
+    xor.b32 %r4, %r2, 4;
+    st.shared.b32 [%r4], %r5;
+    st.shared.b32 [%r4], %r1;
+""",
     "do not reach a barrier": """
     setp.lt.u32 %p1, %r1, 10;
     @%p1 bar.sync 0;
@@ -245,6 +259,17 @@ def test_programs_have_their_own_shared_memory() -> None:
     assert run(body, np.zeros(64, np.uint32), programs=2).tolist() == [0] * 32 + [1] * 32
 
 
-def test_an_instruction_that_it_does_not_know() -> None:
-    with pytest.raises(NotImplementedError, match=r"atom\.global\.add\.u32"):
-        run("atom.global.add.u32 %r9, [%rd1], 1;", np.zeros(32, np.uint32))
+@pytest.mark.parametrize(
+    "instruction",
+    [
+        "atom.global.add.u32 %r9, [%rd1], 1;",
+        "add.rn.f16x2 %r9, %r1, %r1;",
+        "cvt.rni.s32.f32 %r9, %r1;",
+        "add.sat.f32 %r9, %r1, %r1;",
+        "setp.eq.xor.u32 %p1, %r1, %r1, %p1;",
+        "bar.arrive 0, 64;",
+    ],
+)
+def test_an_instruction_that_it_does_not_know(instruction: str) -> None:
+    with pytest.raises(NotImplementedError, match=instruction.split()[0]):
+        run(instruction, np.zeros(32, np.uint32))
