@@ -149,8 +149,8 @@ class COCOFolder(DetectionPictures):
         missing = np.flatnonzero(~there)
         for n in missing:
             faults.add(
-                f"images[{content.entries[n]}], {printable(best / names[n])}, does not exist "
-                f"({len(missing):,} of {len(names):,} pictures are missing)"
+                f"images[{content.entries[n]}], {printable(best / names[n])},",
+                f"does not exist ({len(missing):,} of {len(names):,} pictures are missing)",
             )
         kept = np.flatnonzero(there)
         if not len(kept):

@@ -3,7 +3,7 @@
 import gc
 import json
 import os
-from collections import defaultdict
+from collections import Counter
 from math import isfinite
 from operator import itemgetter
 from pathlib import Path
@@ -55,21 +55,23 @@ class Faults:
 
     def __init__(self, file: Path, *, skip: bool) -> None:
         self.file, self.skip = file, skip
-        self._skipped = defaultdict[str, list[str]](list)  # what was done -> with which entries
+        self._first: dict[tuple[str, str], str] = {}  # what was done, and the kind of fault -> the first such entry
+        self._counts = Counter[tuple[str, str]]()
 
     @property
     def notes(self) -> list[str]:
-        """Description of the skipped entries, one line for each thing done with them."""
+        """Description of the skipped entries, one line for each kind."""
         return [
-            f"{self.file.name}: {len(found):,} entr{'y' if len(found) == 1 else 'ies'} {done}, the first is {found[0]}"
-            for done, found in self._skipped.items()
+            f"{self.file.name}: {n:,} entr{'y' if n == 1 else 'ies'} {kind[0]}, the first is {self._first[kind]}"
+            for kind, n in self._counts.items()
         ]
 
-    def add(self, entry: str, done: str = "left out") -> None:
+    def add(self, entry: str, reason: object, done: str = "left out") -> None:
         """Reports an entry.
 
         Args:
-            entry: Its name and what is wrong with it.
+            entry: Its name.
+            reason: What is wrong with it; the first three words, as ``has the bbox``, are the kind.
             done: What is done with it if it is skipped.
 
         Raises:
@@ -77,8 +79,12 @@ class Faults:
         """
         if not self.skip:
             place = "" if self.file.is_dir() else f"{printable(self.file)}: "
-            raise DataError(f"{place}{entry}; mend it, or data.on_error=skip goes on without what cannot be used")
-        self._skipped[done].append(entry)
+            raise DataError(
+                f"{place}{entry} {reason}; mend it, or data.on_error=skip goes on without what cannot be used"
+            )
+        kind = done, " ".join(str(reason).split()[:3])
+        self._counts[kind] += 1
+        self._first.setdefault(kind, f"{entry} {reason}")
 
 
 def read_coco(file: Path, faults: Faults, *, masks: bool = False, overhang: float = ROUNDING) -> CocoFile:
@@ -175,7 +181,7 @@ def _pictures(given: list[Any], faults: Faults) -> list[_Picture]:
             if picture.name in names:
                 raise DataError("has the file_name of another: which of them is meant?")
         except DataError as error:
-            faults.add(f"images[{n}] ({_shown(fields.get('file_name'))}) {error}")
+            faults.add(f"images[{n}] ({_shown(fields.get('file_name'))})", error)
         else:
             by_id[picture.id] = picture
             names.add(picture.name)
@@ -256,7 +262,7 @@ def _objects(
             reason = f"has the bbox {_shown(bbox)}, which reaches out of {printable(name)} of {wide} x {high} pixels"
             if not faults.skip or left >= wide or top >= high or right <= 0 or bottom <= 0:
                 raise DataError(f"{reason}; it is left, top, width and height")
-            faults.add(f"annotations[{n}] {reason}", "cut off at the edge of their picture")
+            faults.add(f"annotations[{n}]", reason, "cut off at the edge of their picture")
             left, top, right, bottom = max(left, 0), max(top, 0), min(right, wide), min(bottom, high)
         return n, place, left, top, right, bottom, labels[category_id], areas[0], crowd, mask
 
@@ -265,7 +271,7 @@ def _objects(
         try:
             found.append(checked(n, row))
         except DataError as error:
-            faults.add(f"annotations[{n}] {error}")
+            faults.add(f"annotations[{n}]", error)
     found.sort(key=itemgetter(1))
     entries, owners, *boxes, classes, areas, crowds, packed = zip(*found, strict=True) if found else [()] * 10
     return Objects(

@@ -130,7 +130,8 @@ class EvaluationSampler(DistributedSampler[int], SequentialSampler):
 
     Shares are equal, as processes with different numbers of batches would wait for each other forever. The keys of
     repeated pictures are ``size`` or more, by which :class:`~mobilemamba.data.batches.MarkedByKey` recognises them, so
-    that no picture counts twice.
+    that no picture counts twice. By being a ``SequentialSampler`` it tells Lightning's ``overfit_batches`` that it does
+    not shuffle, so that it is left in place.
 
     Args:
         size: Number of pictures.

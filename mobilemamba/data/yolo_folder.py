@@ -134,7 +134,7 @@ class YOLOFolder(DetectionPictures):
                 with open_picture(path) as picture:
                     size = turned_size(picture) if self.upright else picture.size
             except DataError as error:
-                faults.add(f"{printable(path)} ({error})")
+                faults.add(printable(path), f"({error})")
                 continue
             text = labels / Path(path).relative_to(folder).with_suffix(".txt")
             for number, words in _lines(text):
@@ -142,7 +142,7 @@ class YOLOFolder(DetectionPictures):
                     rows.append(self._object(words, size))
                     entries.append(number)
                 except DataError as error:
-                    faults.add(f"{printable(text)}, line {number}, {error}")
+                    faults.add(f"{printable(text)}, line {number},", error)
             kept.append(path)
             sizes.append((size[1], size[0]))
             counts.append(len(rows))

@@ -83,6 +83,19 @@ def test_annotations_are_refused_by_entry_or_left_out(tmp_path: Path, values: di
     assert note.startswith("train.json: 1 entry left out, the first is annotations[1]")
 
 
+def test_each_kind_of_fault_has_its_note(tmp_path: Path) -> None:
+    file, given = tmp_path / "train.json", changed("annotations", 1, category_id=5)
+    for n, wrong in ((0, {"category_id": 6}), (2, {"bbox": [1, 1, -1, 1]})):
+        given["annotations"][n] |= wrong
+    file.write_text(json.dumps(given))
+    faults = Faults(file, skip=True)
+    assert read_coco(file, faults).objects.entries.tolist() == [3]
+    assert [note[: note.index("]") + 1] for note in faults.notes] == [
+        "train.json: 2 entries left out, the first is annotations[0]",
+        "train.json: 1 entry left out, the first is annotations[2]",
+    ]
+
+
 @pytest.mark.parametrize(("values", "why"), MASKS)
 def test_masks_are_refused_only_where_they_are_wanted(tmp_path: Path, values: dict[str, Any], why: str) -> None:
     file = tmp_path / "train.json"
