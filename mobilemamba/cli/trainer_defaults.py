@@ -45,7 +45,7 @@ def trainer_options(command: str, given: Any) -> dict[str, Any]:
     if given.sync_batchnorm:
         plugins = _as_list(given.plugins)
         if not any(isinstance(plugin, LayerSync) for plugin in plugins):
-            options["plugins"] = [*plugins, SyncNorms()]
+            options["plugins"] = [*plugins, SyncNorms()]  # for modules that are no task of ours
     return options
 
 

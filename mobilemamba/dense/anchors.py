@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -52,16 +51,25 @@ class Anchors:
         self.strides = tuple(strides)
         self.boxes = tuple(tuple(level) for level in boxes)
         self.per_cell = len(self.boxes[0])
+        self._on_gpus: dict[torch.device, list[Tensor]] = {}
 
     def __call__(self, grids: Sequence[tuple[int, int]], device: torch.device) -> list[Tensor]:
         """Returns each level's anchors (h * w * per_cell, 4), by row, then column, then box, for grids (h, w)."""
         levels = []
-        for (height, width), stride, boxes in zip(grids, self.strides, self.boxes, strict=True):
+        for (height, width), stride, boxes in zip(grids, self.strides, self._boxes_on(device), strict=True):
             y, x = (stride * torch.arange(side, device=device, dtype=torch.float32) for side in (height, width))
             y, x = torch.meshgrid(y, x, indexing="ij")
             corners = torch.stack((x, y, x, y), -1)
-            levels.append((corners[:, :, None] + _on(device, boxes)).view(-1, 4))
+            levels.append((corners[:, :, None] + boxes).view(-1, 4))
         return levels
+
+    def _boxes_on(self, device: torch.device) -> list[Tensor]:
+        """Returns each level's boxes as (n, 4), kept for a GPU, as a copy to it makes the host wait; for reading."""
+        if device.type == "cpu" or is_traced():
+            return [torch.tensor(boxes, device=device) for boxes in self.boxes]
+        if device not in self._on_gpus:
+            self._on_gpus[device] = [torch.tensor(boxes, device=device) for boxes in self.boxes]
+        return self._on_gpus[device]
 
     def within(self, grids: Sequence[tuple[int, int]], size: tuple[int, int], device: torch.device) -> Tensor:
         """Returns which anchors are of cells that begin within the top left part (height, width) of the picture."""
@@ -76,16 +84,6 @@ class Anchors:
         """Returns how many anchors of each level :meth:`within` chooses, without waiting for a device."""
         cells = (_cells(grid, stride, size) for grid, stride in zip(grids, self.strides, strict=True))
         return [rows * columns * self.per_cell for rows, columns in cells]
-
-
-def _on(device: torch.device, boxes: tuple[Box, ...]) -> Tensor:
-    """Returns boxes as a tensor (n, 4), kept for a GPU, as copies to it make the host wait; not to be changed."""
-    return torch.tensor(boxes, device=device) if device.type == "cpu" or is_traced() else _kept(device, boxes)
-
-
-@lru_cache(maxsize=1024)
-def _kept(device: torch.device, boxes: tuple[Box, ...]) -> Tensor:
-    return torch.tensor(boxes, device=device)
 
 
 def within(

@@ -173,7 +173,7 @@ class Task(EvaluatedTask):
     def setup(self, stage: str) -> None:
         """Makes a trainer with ``sync_batchnorm`` keep the activations of timm's norms."""
         if type(getattr(self.trainer.strategy, "_layer_sync", None)) is TorchSyncBatchNorm:
-            self.trainer.strategy._layer_sync = SyncNorms()  # type: ignore[attr-defined]  # those that synchronise
+            self.trainer.strategy._layer_sync = SyncNorms()  # type: ignore[attr-defined]  # private, but read only after this hook
 
     def on_train_start(self) -> None:
         """Sets the first step's learning rate, as that in a checkpoint is for the length of its own training."""

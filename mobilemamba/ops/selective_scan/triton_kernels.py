@@ -295,7 +295,7 @@ def _backward(
             z_td = tl.exp2(-tl.abs(x_td))
             gdt_td = gdelta_td * (tl.where(x_td >= 0, 1.0, z_td) / (1 + z_td))
             gu_td = gh_B_td * delta_td + skip_d[None, :] * gy_td
-            gA_dn += tl.sum(a_ga_tdn * delta_td[:, :, None], 0)
+            gA_dn += tl.sum(a_ga_tdn * delta_td[:, :, None], 0)  # each thread has all of these positions
             gskip_d += _sum_products(gy_td * u_td, 0, has_d[None, :])
             gbias_d += _sum_products(gdt_td, 0, has_d[None, :])
 
