@@ -54,7 +54,7 @@ def record(row: Row, counts: dict[str, float], running: bool = False) -> Record:
         **row.values,
         "scores": row.scores,
         "status": now,
-        "reason": status.get("reason") if now in ("failed", "stopped") else None,
+        "reason": status.get("reason") if now == "failed" else None,
         **{key: counts.get(key) for key in ("flops_m", "macs_m", "params_m")},
         "throughput": throughput.get("images_per_second"),
         "batch": throughput.get("batch_size"),

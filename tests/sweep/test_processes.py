@@ -89,7 +89,7 @@ def test_a_signal_stops_the_rows_and_the_same_command_goes_on(
         assert sweep.process.exitcode == 128 + number
         assert said.strip().endswith("mobilemamba: error: stopped; the same command goes on from here")
         assert "Traceback" not in said
-        assert "| stopped" in Path("runs/table/results.md").read_text()
+        assert "| stopped |" in Path("runs/table/results.md").read_text()
         assert not Path("runs/table/bb/starts").exists()
     Path("runs/go").touch()
     monkeypatch.setattr(row, "_command", fake_command)
