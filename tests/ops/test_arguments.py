@@ -44,6 +44,7 @@ def valid_arguments(dims: random.Random) -> dict[str, list[Any]]:
         "scan_norm_gate": [*fused, r(K, D), r(K, D), r(D), r(D), 1e-5],
         "mix_channels": [r(B, H, W, D), r(B, H, W, G), r(4, k, k, G), [r(k, k, D - G), *(r(D - G) for _ in range(3))]],
         "depthwise_conv": [r(B, H, W, D), r(k, k, D), r(D), "swish", 2],
+        "stem_conv": [r(B, H, W, N), r(3, 3, N, D), r(D), 2, True],
         "batch_norm": [maps, *of_channels, 1e-5, True],
         "batch_norm_backward": [maps.clone(), maps, *of_channels, r(D), r(D).abs(), False],
     }
@@ -156,6 +157,8 @@ def test_on_shapes_alone_the_same_is_refused(name: str) -> None:
         ("depthwise_conv", 3, lambda _: "gelu", "activation 'gelu'; expected one of none, relu, swish, sigmoid"),
         ("depthwise_conv", 4, lambda _: 0, "stride=0; expected 1 to 2147483647"),
         ("depthwise_conv", 4, lambda _: 2**31, "stride=2147483648; expected 1 to 2147483647"),
+        ("stem_conv", 1, lambda w: w[:2, :2], "kernel size 2; expected an odd one"),
+        ("stem_conv", 3, lambda _: 0, "stride=0; expected 1 to 2147483647"),
         ("batch_norm", 0, lambda x: x[:1, :, :1, :1], "a variance needs two pixels"),
         ("batch_norm", 1, lambda weight: weight.long(), "weight is of torch.int64; expected real numbers"),
     ],

@@ -16,7 +16,7 @@ import torch
 from torch.torch_version import TorchVersion
 
 from mobilemamba.errors import BackendUnavailableError
-from mobilemamba.ops import jit
+from mobilemamba.ops import jit, stem_conv
 from mobilemamba.ops.backends import forget_choices
 from mobilemamba.ops.depthwise import triton as depthwise
 from mobilemamba.ops.depthwise.native import RELU_AFFINE
@@ -107,6 +107,14 @@ def depthwises(dtype: torch.dtype, side: int, channels: int, kernel: int) -> lis
     return launches
 
 
+def stems(dtype: torch.dtype, side: int, channels: int) -> list[Launch]:
+    """What is called for a network's first convolution, for many pictures."""
+    x = torch.empty(64, side, side, 3, dtype=dtype, device="meta")
+    with noted_launches() as launches:
+        stem_conv._by_triton(x, x.new_empty(3, 3, 3, channels), x.new_empty(channels), 2, relu=True)
+    return launches
+
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What Triton has compiled for one of these tests, and for nothing else, the others find, in any process."""
@@ -150,6 +158,8 @@ CALLS = {
     "wavelet of T2": (partial(wavelets, torch.float32, 3, 224, 3), 128),
     "depthwise of S6": (partial(depthwises, torch.float16, 14, 320, 3), 168),
     "depthwise of T2": (partial(depthwises, torch.float32, 12, 48, 7), 224),
+    "stem of S6": (partial(stems, torch.float16, 224, 24), 168),
+    "stem of T2": (partial(stems, torch.float32, 192, 18), 192),
     "odd wavelet": (partial(wavelets, torch.bfloat16, 33, 115, 5), 192),
 }
 ON_BOTH = [
@@ -214,6 +224,7 @@ AS_COMPILED: dict[str, tuple[str, tuple[object, ...], float]] = {
     "wavelet of S6": ("test_wavelet_conv", (1, (5, 6), 48, 7, torch.float16), 1.0),
     "odd wavelet": ("test_wavelet_conv", (1, (5, 7), 35, 5, torch.bfloat16), 0.7),
     "depthwise": ("test_depthwise", ((5, 14), 3, 48, 2, torch.float16), 1.0),
+    "stem": ("test_stem_conv", ((5, 7), 3, 3, 24, 2, torch.float16), 0.5),
 }
 
 

@@ -15,7 +15,7 @@ import triton
 from torch import Tensor
 
 from mobilemamba.models.inference import lay_out, layers, packed
-from mobilemamba.ops import jit
+from mobilemamba.ops import jit, stem_conv
 from mobilemamba.ops.backends import Backends
 from mobilemamba.ops.depthwise import ACTIVATIONS
 from mobilemamba.ops.depthwise import definition as depthwise_definition
@@ -289,6 +289,46 @@ def test_wavelet_conv_adds_cuts_off_and_writes_beside_others() -> None:
     assert (y[..., 24:] == 7).all()
 
 
+# The convolution of pictures
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "channels", "width", "dtype"),
+    in_precisions(((1, 1), 1, 1, 5), ((5, 7), 3, 3, 24), others=[((4, 3), 3, 7, 33), ((9, 10), 5, 2, 3)]),
+    ids=str,
+)
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_stem_conv(
+    size: tuple[int, int], kernel: int, channels: int, width: int, stride: int, dtype: torch.dtype
+) -> None:
+    x, bias = torch.randn(2, *size, channels).to(dtype), torch.randn(width).to(dtype)
+    weight = torch.randn(kernel, kernel, channels, width).to(dtype)
+    for relu in (False, True):
+        with poisoned_memory():
+            y = stem_conv._by_triton(x, weight, bias, stride, relu)
+        assert y.dtype == dtype
+        exact = stem_conv.stem_conv(x.double(), weight.double(), bias.double(), stride, relu)
+        assert_near(y, exact, TOLERANCES[dtype], least=(kernel**2 * channels) ** 0.5)
+
+
+@pytest.mark.parametrize("arrange", [transposed, every_other, expanded], ids=lambda f: f.__name__)
+def test_stem_conv_of_any_strides_by_long_programs(
+    arrange: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many pictures are cut up, whose pixels here are three tiles, the last of them with two."""
+    monkeypatch.setattr(stem_conv, "_ENOUGH", 0)
+    x, weight, bias = arrange(torch.randn(2, 10, 13, 3)), arrange(torch.randn(3, 3, 3, 8)), torch.randn(8)
+    assert_near(stem_conv._by_triton(x, weight, bias), stem_conv.stem_conv(x.double(), weight, bias), 1e-5, least=5.0)
+
+
+def test_stem_conv_lets_nan_through() -> None:
+    x = torch.zeros(1, 4, 4, 3)
+    x[0, 0, 0, 1] = torch.nan
+    y = stem_conv._by_triton(x, torch.ones(3, 3, 3, 8), torch.zeros(8), 1, relu=True)
+    assert y[0, :2, :2].isnan().all()
+    assert y.isnan().sum() == 2 * 2 * 8
+
+
 # The depthwise convolution, and MRFFI's parts
 
 
@@ -348,11 +388,15 @@ def test_mix_channels(
     assert_near(y, mixed(x, branch, *parts), TOLERANCES[dtype])
 
 
-def test_neither_of_nothing() -> None:
+def test_none_of_them_of_nothing() -> None:
     parts = make_parts(20, (8, 8), (3, 5), 3)
     for shape in ((0, 4, 5), (2, 0, 5)):
         assert mix.mix_channels(torch.randn(*shape, 40), torch.randn(*shape, 20), *parts).shape == (*shape, 40)
         assert depthwise.depthwise_conv(torch.randn(*shape, 8), *parts[1][:2]).shape == (*shape, 8)
+        assert stem_conv._by_triton(torch.randn(*shape, 3), torch.randn(3, 3, 3, 8), torch.randn(8)).shape == (
+            *shape,
+            8,
+        )
 
 
 # A network whose layers are those of a GPU
@@ -365,6 +409,7 @@ def test_a_network_laid_out_for_a_gpu(dtype: torch.dtype, tolerance: float, monk
         backends = Backends(name, function, jit.backend(function, unavailable=lambda *_: None))
         monkeypatch.setattr(layers, name, backends)
     monkeypatch.setattr(packed, "depthwise_conv", depthwise.depthwise_conv)
+    monkeypatch.setattr(packed, "stem_conv", stem_conv._by_triton)
     for module in (packed, layers):
         monkeypatch.setattr(module, "on_gpu", lambda x: True)
     model = timm.create_model("mobilemamba_s6", embed_dims=(16, 24, 32), depths=(1, 1, 1), num_classes=7)

@@ -118,7 +118,7 @@ def test_the_run_on_a_card(printed, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert {record["mode"] for record in records["networks"]} == {"eager", "graph"}
     operators = {record["operator"].split()[0] for record in records["operators"] if "operator" in record}
     in_training = {"selective_scan", "selective_scan_backward", "haar_conv", "haar_conv_weight"}
-    assert operators == {"scan_norm_gate", "mix_channels", "depthwise_conv", *in_training}
+    assert operators == {"scan_norm_gate", "mix_channels", "depthwise_conv", "stem_conv", *in_training}
     assert [(r["kernel"], r["calls"]) for r in records["kernels"]] == [("_forward", 5)]
 
 

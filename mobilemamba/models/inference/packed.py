@@ -15,6 +15,7 @@ from mobilemamba.ops import onednn
 from mobilemamba.ops.backends import is_traced
 from mobilemamba.ops.depthwise import ACTIVATIONS, Activation, depthwise_conv
 from mobilemamba.ops.operator import autocasts
+from mobilemamba.ops.stem_conv import MOST, stem_conv
 
 #: Elements of a map up to which our depthwise kernel is used on a CPU instead of oneDNN's, which takes longer to call.
 _SMALL = 2**16
@@ -95,7 +96,9 @@ class PackedConv(_Packed):
     ):
         super().__init__(weight, weight.new_zeros(len(weight)) if bias is None else bias, act)
         self.geometry: onednn.Geometry = [weight.shape[-1] // 2] * 2, [stride] * 2, [1, 1], groups
-        self.is_depthwise = groups == len(weight) and weight.shape[1] == 1 and weight.shape[-1] % 2 == 1
+        odd = weight.shape[-1] % 2 == 1
+        self.is_depthwise = groups == len(weight) and weight.shape[1] == 1 and odd
+        self.is_of_pictures = groups == 1 and weight[0].numel() <= MOST and act in ("none", "relu") and odd
 
     @classmethod
     def of(cls, conv: nn.Module) -> PackedConv:
@@ -116,6 +119,9 @@ class PackedConv(_Packed):
         if self.is_depthwise and (on_gpu(x) or (stride == [1, 1] and x.numel() <= _SMALL)):
             kernel = self.laid_out(x, "kkC", lambda weight: floats(weight[:, 0].permute(1, 2, 0)))
             return channels_first(depthwise_conv(channels_last(x), kernel, self.bias, self.act, stride[0]))
+        if self.is_of_pictures and on_gpu(x):
+            kernel = self.laid_out(x, "kkCD", lambda weight: weight.permute(2, 3, 1, 0).contiguous())
+            return channels_first(stem_conv(channels_last(x), kernel, self.bias, stride[0], self.act == "relu"))
         if on_gpu(x):  # bias and activation in one pass; PyTorch would take two
             y = F.conv2d(x, self.fitting(x), None, stride, padding, dilation, groups)
             one = self.laid_out(x, "one", lambda weight: weight.new_ones(1, 1, len(weight), dtype=torch.float32))

@@ -49,6 +49,28 @@ def test_small_and_large_depthwise_convolutions(bias: bool, side: int, monkeypat
     assert bool(called) == (side == 9)
 
 
+@pytest.mark.parametrize(
+    ("channels", "kernel", "groups", "act", "ours"),
+    [
+        *((3, 3, 1, "relu", True), (3, 3, 1, "none", True), (2, 5, 1, "relu", True), (7, 3, 1, "relu", True)),
+        *((8, 3, 1, "relu", False), (3, 3, 1, "swish", False), (6, 3, 2, "relu", False), (3, 2, 1, "relu", False)),
+    ],
+)
+def test_which_convolutions_on_a_gpu_are_of_pictures(
+    channels: int, kernel: int, groups: int, act: Any, ours: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = []
+    stem_conv = inference.stem_conv
+    monkeypatch.setattr(inference, "stem_conv", lambda *args: called.append(args) or stem_conv(*args))
+    monkeypatch.setattr(inference, "on_gpu", lambda _: True)
+    conv = nn.Conv2d(channels, 8, kernel, 2, kernel // 2, groups=groups)
+    x = torch.randn(2, channels, 7, 8)
+    with torch.no_grad():
+        expected = dict(ACTIVATIONS)[act](conv(x))
+        torch.testing.assert_close(PackedConv(conv.weight, conv.bias, 2, groups, act)(x), expected)
+    assert bool(called) == ours
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("act", "function"), ACTIVATIONS)
 def test_packed_linear(bias: bool, act: Any, function: nn.Module) -> None:

@@ -72,9 +72,9 @@ _COMPARED: dict[str, Callable[[Array, Array], Array]] = {"eq": np.equal, "ne": n
 _COMPARED |= {"lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal}
 #: What may follow an operation's name, beside the shapes of matrices and vectors.
 KNOWN = {
-    *("b16", "b32", "b64", "u16", "u32", "u64", "s16", "s32", "s64", "f16", "f32", "bf16", "f16x2", "bf16x2", "tf32"),
+    *("b16", "b32", "b64", "u16", "u32", "u64", "s8", "s16", "s32", "s64", "f16", "f32", "bf16", "f16x2", "bf16x2"),
     *("pred", "eq", "ne", "lt", "le", "gt", "ge", "equ", "neu", "ltu", "leu", "gtu", "geu", "num", "nan", "and", "or"),
-    *("rn", "rna", "approx", "full", "ftz", "NaN", "lo", "hi", "wide", "global", "shared", "param", "v2", "v4"),
+    *("tf32", "rn", "rna", "approx", "full", "ftz", "NaN", "lo", "hi", "wide", "global", "shared", "param", "v2", "v4"),
     *("sync", "warp", "aligned", "bfly", "idx", "m8n8", "x1", "x2", "x4", "trans", "m16n8k8", "m16n8k16", "row", "col"),
 }
 #: Types of operands that are not an instruction's own.

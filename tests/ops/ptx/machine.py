@@ -122,7 +122,8 @@ class Machine:
         """An operand of all threads: a register, a number, or the address of shared memory."""
         dtype, count = dtype_of(kind), len(self.threads.number)
         if operand[0] == "%":
-            return self.registers[operand].view(dtype)
+            parts = self.registers[operand].view(dtype)  # the low bits, where the register has more
+            return parts if len(parts) == count else parts.reshape(count, -1)[:, 0]
         if kind == "pred":
             return np.full(count, operand != "0")
         if operand.startswith("0f"):
