@@ -50,9 +50,8 @@ def _result_shape(x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1, relu
     return [batch, (height + stride - 1) // stride, (width + stride - 1) // stride, bias.shape[0]]
 
 
-@inference_operator(_check_arguments, _result_shape)
-def stem_conv(x_BHWC: Tensor, weight_kkCD: Tensor, bias: Tensor, stride: int = 1, relu: bool = False) -> Tensor:
-    """Convolves with zero padding; on a CPU by PyTorch.
+def definition(x_BHWC: Tensor, weight_kkCD: Tensor, bias: Tensor, stride: int = 1, relu: bool = False) -> Tensor:
+    """Convolves with zero padding, by PyTorch.
 
     Args:
         x_BHWC: Pictures, of any strides.
@@ -66,7 +65,13 @@ def stem_conv(x_BHWC: Tensor, weight_kkCD: Tensor, bias: Tensor, stride: int = 1
     """
     weight, bias = weight_kkCD.permute(3, 2, 0, 1).to(x_BHWC.dtype), bias.to(x_BHWC.dtype)
     y = F.conv2d(x_BHWC.permute(0, 3, 1, 2), weight, bias, stride, len(weight_kkCD) // 2)
-    return (F.relu(y) if relu else y).permute(0, 2, 3, 1).contiguous()
+    return (F.relu(y) if relu else y).permute(0, 2, 3, 1)
+
+
+@inference_operator(_check_arguments, _result_shape)
+def stem_conv(x_BHWC: Tensor, weight_kkCD: Tensor, bias: Tensor, stride: int = 1, relu: bool = False) -> Tensor:
+    """Computes ``definition``, on a GPU by the kernel; the result is contiguous."""
+    return definition(x_BHWC, weight_kkCD, bias, stride, relu).contiguous()
 
 
 def _stem_conv(

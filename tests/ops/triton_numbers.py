@@ -307,7 +307,7 @@ def test_stem_conv(
         with poisoned_memory():
             y = stem_conv._by_triton(x, weight, bias, stride, relu)
         assert y.dtype == dtype
-        exact = stem_conv.stem_conv(x.double(), weight.double(), bias.double(), stride, relu)
+        exact = stem_conv.definition(x.double(), weight.double(), bias.double(), stride, relu)
         assert_near(y, exact, TOLERANCES[dtype], least=(kernel**2 * channels) ** 0.5)
 
 
@@ -318,7 +318,7 @@ def test_stem_conv_of_any_strides_by_long_programs(
     """As many pictures are cut up, whose pixels here are three tiles, the last of them with two."""
     monkeypatch.setattr(stem_conv, "_ENOUGH", 0)
     x, weight, bias = arrange(torch.randn(2, 10, 13, 3)), arrange(torch.randn(3, 3, 3, 8)), torch.randn(8)
-    assert_near(stem_conv._by_triton(x, weight, bias), stem_conv.stem_conv(x.double(), weight, bias), 1e-5, least=5.0)
+    assert_near(stem_conv._by_triton(x, weight, bias), stem_conv.definition(x.double(), weight, bias), 1e-5, least=5.0)
 
 
 def test_stem_conv_lets_nan_through() -> None:

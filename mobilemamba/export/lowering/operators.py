@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from mobilemamba.export.lowering.scan import scan
+from mobilemamba.ops import stem_conv
 from mobilemamba.ops.backends import standard_operators
 from mobilemamba.ops.depthwise import depthwise_conv
 from mobilemamba.ops.mix_channels import mix_channels
@@ -26,7 +27,12 @@ def decompositions() -> dict[Any, Callable[..., Tensor]]:
     Operators of training are left out: gradients, and norms by the batch's own statistics.
     """
     ours = torch.ops.mobilemamba
-    plain = {ours.depthwise_conv: depthwise_conv, ours.mix_channels: mix_channels, ours.scan_norm_gate: scan_norm_gate}
+    plain: dict[Any, Callable[..., Tensor]] = {
+        ours.depthwise_conv: depthwise_conv,
+        ours.mix_channels: mix_channels,
+        ours.scan_norm_gate: scan_norm_gate,
+        ours.stem_conv: stem_conv.definition,
+    }
     of_lists = {ours.mlstm: mlstm, ours.rwkv6: rwkv6, ours.ttt_linear: ttt_linear}
     return {
         ours.selective_scan.default: scan,
