@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobilemamba.layers.conv_norm import ConvNorm
+from mobilemamba.layers.layer_norm import LayerNorm
 from mobilemamba.ops.selective_scan import ScanInputs, expand_dt, selective_scan_2d
 from mobilemamba.ops.transforms import is_channels_last
 
@@ -51,7 +52,7 @@ class SS2D(nn.Module):
         self.dt_bias = nn.Parameter(torch.empty(directions, inner))
         self.A_log = nn.Parameter(torch.zeros(directions, inner, d_state))  # A = -1
         self.D = nn.Parameter(torch.ones(directions, inner))
-        self.out_norm = nn.LayerNorm(inner)
+        self.out_norm = LayerNorm(inner)
         self.out_proj = ConvNorm(inner, dim)
         self.reset_parameters()
 

@@ -60,4 +60,5 @@ class WaveletMamba(nn.Module):
         self.scale = nn.Parameter(torch.ones(1, dim, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.scale * self.ss2d(x) + self.wavelet_conv(x)
+        mixed = self.ss2d(x)
+        return self.scale.to(mixed.dtype) * mixed + self.wavelet_conv(x)  # half precision under autocast

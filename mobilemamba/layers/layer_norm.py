@@ -1,0 +1,22 @@
+"""LayerNorm in half precision under autocast."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mobilemamba.ops.operator import autocasts, without_autocast
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm whose result keeps the input's dtype under autocast as well; PyTorch's becomes float32 on a GPU there.
+
+    What follows would become float32 with it, and take twice the memory. The sums are in float32 in any case.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not autocasts(x.device):
+            return super().forward(x)
+        assert self.bias is not None
+        with without_autocast(x.device):
+            return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
