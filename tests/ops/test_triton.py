@@ -214,11 +214,11 @@ def test_what_a_scan_s_position_costs(capability: int, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("cache")
 def test_what_a_pixel_of_the_first_convolution_costs(tmp_path: Path) -> None:
-    """Instructions of a warp for a pixel of S6's in half precision; 23 take as long as the bytes do."""
+    """Instructions of a warp for a pixel of S6's in half precision; 23 take as long as the bytes, and 3.6 has 10."""
     pytest.importorskip("triton", reason="Triton is for Linux")
     (launch,) = stems(torch.float16, 224, 24)
     (of_tile,) = loops(compiled(launch, 90).asm["cubin"], tmp_path)
-    assert 16 < of_tile * launch.num_warps / launch.constants["BLOCK_P"] <= 23
+    assert 8 < of_tile * launch.num_warps / launch.constants["BLOCK_P"] <= 23
 
 
 # What the compiled code computes, without a GPU
