@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from mobilemamba.analysis.complexity import example_pictures
 from mobilemamba.analysis.machine import device_name, rounds_to_tf32
-from mobilemamba.analysis.timing import WARMUP_SECONDS, calls_per_round, time_calls
+from mobilemamba.analysis.timing import WARMUP_SECONDS, Timings, interleave, time_calls
 from mobilemamba.errors import ConfigError
 from mobilemamba.models.fuse import count_batch_norms
 
@@ -46,6 +46,16 @@ class Throughput:
         )
 
 
+@dataclass(frozen=True)
+class Subject:
+    """A network to be timed, and on what; see :func:`measure_throughput`."""
+
+    model: nn.Module
+    example: int | tuple[int, int] | torch.Tensor = 224
+    batch_size: int | None = None
+    form: str = ""
+
+
 def measure_throughput(
     model: nn.Module,
     example: int | tuple[int, int] | torch.Tensor = 224,
@@ -71,31 +81,71 @@ def measure_throughput(
     Raises:
         ConfigError: If ``rounds``, ``batch_size`` or ``budget_s`` is not positive.
     """
-    parameter = next(model.parameters())
-    device = torch.device(device) if device is not None else parameter.device
-    batch_size = batch_size if batch_size is not None else 32 if device.type == "cpu" else 256
-    for name, value in (("rounds", rounds), ("batch_size", batch_size), ("budget_s", budget_s)):
-        if value <= 0:
-            raise ConfigError(f"{name}={value}: expected a number above 0; leave it out for the default")
-    model = copy.deepcopy(model).eval().to(device).to(memory_format=torch.channels_last)
-    pictures = example_pictures(model, example, batch_size)
-    batch_size, (height, width) = len(pictures), pictures.shape[-2:]
-    pictures = pictures.to(device=device, dtype=parameter.dtype, memory_format=torch.channels_last)
+    subject = Subject(model, example, batch_size, form)
+    measured, failed = compare_throughputs({"": subject}, device, rounds, budget_s)
+    for error in failed.values():
+        raise error
+    return measured[""]
 
-    clock = partial(time_batches, model, pictures)
-    batches = calls_per_round(clock, budget_s / rounds, min(WARMUP_SECONDS, budget_s))
-    seconds = [clock(batches) / batches for _ in range(rounds)]
-    median = statistics.median(seconds)
+
+def compare_throughputs(
+    subjects: Mapping[str, Subject],
+    device: torch.device | str | None = None,
+    rounds: int = 5,
+    budget_s: float = 3.0,
+) -> tuple[dict[str, Throughput], dict[str, Exception]]:
+    """Measures several networks as :func:`measure_throughput` does one, in common rounds.
+
+    What else the machine does then slows all of them.
+
+    Args:
+        subjects: The networks by their names.
+        device: Device for timing; by default that of each model.
+        rounds: Number of timed rounds.
+        budget_s: Approximate total time of all rounds of each network in seconds.
+
+    Returns:
+        The throughputs of networks that never failed, and the errors of the others.
+
+    Raises:
+        ConfigError: If ``rounds``, a batch size or ``budget_s`` is not positive.
+    """
+    for name, value in (("rounds", rounds), ("budget_s", budget_s)):
+        _check(name, value)
+    ready = {key: _ready(subject, device) for key, subject in subjects.items()}
+    clocks = {key: partial(time_batches, model, pictures) for key, (model, pictures) in ready.items()}
+    timings, failed = interleave(clocks, rounds, budget_s / rounds, min(WARMUP_SECONDS, budget_s))
+    return {key: _throughput(*ready[key], subjects[key].form, timings[key]) for key in timings}, failed
+
+
+def _check(name: str, value: float) -> None:
+    if value <= 0:
+        raise ConfigError(f"{name}={value}: expected a number above 0; leave it out for the default")
+
+
+def _ready(subject: Subject, device: torch.device | str | None) -> tuple[nn.Module, torch.Tensor]:
+    """Returns a copy of the network, and pictures for it, on the device."""
+    parameter = next(subject.model.parameters())
+    device = torch.device(device) if device is not None else parameter.device
+    batch_size = subject.batch_size if subject.batch_size is not None else 32 if device.type == "cpu" else 256
+    _check("batch_size", batch_size)
+    model = copy.deepcopy(subject.model).eval().to(device).to(memory_format=torch.channels_last)
+    pictures = example_pictures(model, subject.example, batch_size)
+    return model, pictures.to(device=device, dtype=parameter.dtype, memory_format=torch.channels_last)
+
+
+def _throughput(model: nn.Module, pictures: torch.Tensor, form: str, timings: Timings) -> Throughput:
+    batch_size, _, height, width = pictures.shape
     return Throughput(
-        images_per_second=batch_size / median,
-        spread=median / min(seconds) - median / max(seconds),
-        latency_ms=median * 1000,
+        images_per_second=batch_size / timings.median,
+        spread=timings.median / min(timings.rounds) - timings.median / max(timings.rounds),
+        latency_ms=timings.median * 1000,
         batch_size=batch_size,
         img_size=(height, width),
-        rounds=rounds,
-        batches_per_round=batches,
-        device=device_name(device),
-        dtype=_dtype_name(parameter.dtype, device),
+        rounds=len(timings.rounds),
+        batches_per_round=timings.calls,
+        device=device_name(pictures.device),
+        dtype=_dtype_name(pictures.dtype, pictures.device),
         layout="channels_last",
         batch_norms=count_batch_norms(model),
         torch=torch.__version__,

@@ -24,6 +24,8 @@ _RESULTS = (
 
 #: File in a run's folder with the metrics of its network with folded norms; see ``Row.fused_of``.
 FUSED_FILE = "fused.json"
+#: File with its network's throughput, timed with those of the other rows; and with the names of all these rows.
+SPEED_FILE = "throughput.json"
 
 
 def record(row: Row, counts: dict[str, float], running: bool = False) -> Record:
@@ -45,7 +47,8 @@ def record(row: Row, counts: dict[str, float], running: bool = False) -> Record:
         now = state(row.run_dir, running)
     averaged = _average_is_better(row, results)
     measured = results.get("measured") or read_json(row.run_dir / "measure.json")
-    throughput = measured.get("throughput") or {}
+    beside_others = read_json(row.run_dir / SPEED_FILE)
+    throughput = beside_others or measured.get("throughput") or {}
     slot = status.get("environment", {})
     of_scores = [f"{score.key}{suffix}" for suffix in ("", "_ema") for score in row.scores]
     entry: Record = {
@@ -59,8 +62,8 @@ def record(row: Row, counts: dict[str, float], running: bool = False) -> Record:
         "throughput": throughput.get("images_per_second"),
         "batch": throughput.get("batch_size"),
         "device": throughput.get("device") or results.get("device"),
-        # Rows on the same cores slow each other down; GPUs are not shared.
-        "shared_device": "OMP_NUM_THREADS" in slot and "CUDA_VISIBLE_DEVICES" not in slot,
+        # Rows that are trained on the same cores slow each other down; GPUs are not shared.
+        "shared_device": not beside_others and "OMP_NUM_THREADS" in slot and "CUDA_VISIBLE_DEVICES" not in slot,
         "throughput_spread": throughput.get("spread"),
         "throughput_conditions": throughput.get("text"),
         **{key: results.get(key) for key in (*of_scores, *_RESULTS)},

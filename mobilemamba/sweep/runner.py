@@ -15,6 +15,7 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 from mobilemamba.errors import ConfigError, MobileMambaError
 from mobilemamba.files import make_folder, read_json, remove_unfinished, write_text_atomic
 from mobilemamba.signals import stop_on_signals
+from mobilemamba.sweep import speed
 from mobilemamba.sweep.evaluate import (
     Command,
     Run,
@@ -181,12 +182,24 @@ class SweepRunner:
             folds = {row.run_dir: row.name for row in self.selected if row.fused_of and is_finished(row.run_dir)}
             pending = {run_dir: name for run_dir, name in folds.items() if not read_json(run_dir / FUSED_FILE)}
             self._follow(display, pending, self._evaluations(launch, list(pending), "validate", FUSED_FILE, []))
+            self._compare_speed(display)
         finally:
             self._running.clear()
             self._unstarted.clear()
             self._refresh(display)
         display.say(f"table: {self.root / 'results.md'}")
         self._raise_failures()
+
+    def _compare_speed(self, display: Display) -> None:
+        rows = speed.uncompared(self.rows)
+        if not rows:
+            return
+        display.say(f"timing the networks of {len(rows)} rows in common rounds, about {speed.seconds(rows):.0f} s")
+        try:
+            for name, reason in speed.compare(rows).items():
+                display.say(f"{name}: not timed with the others: {reason}")
+        except (AssertionError, OSError, RuntimeError, ValueError) as error:  # a full disk, too little memory
+            display.say(f"the networks could not be timed ({error}); the table has each row's own measurement")
 
     def _evaluations(
         self, launch: Launch, run_dirs: list[Path], command: Command, file: str, options: Sequence[str]

@@ -53,7 +53,7 @@ def measure_network(
         model = build_model(num_classes=num_classes, in_chans=TABLE_CHANNELS)
     counts = complexity(model, img_size)
     model, form = for_inference(model.eval(), device)
-    with _usual_kernels():
+    with usual_kernels():
         throughput = measure_throughput(model, img_size, batch_size, device, budget_s=budget_s, form=form)
     return {
         "img_size": img_size,
@@ -66,7 +66,7 @@ def measure_network(
 
 
 @contextlib.contextmanager
-def _usual_kernels() -> Iterator[None]:
+def usual_kernels() -> Iterator[None]:
     """Context without the deterministic algorithms that a trainer may have turned on."""
     before, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(mode=False)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mobilemamba.sweep import row
+from mobilemamba.sweep import row, speed
 from mobilemamba_command import main
 
 Sweeper = Callable[..., Any]
@@ -16,6 +16,12 @@ FAKE = Path(__file__).with_name("fake_child.py")
 def fake_command(run_dir: Path) -> list[str]:
     """For a row that takes no time."""
     return [sys.executable, str(FAKE), str(run_dir)]
+
+
+@pytest.fixture(autouse=True)
+def _short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "_ROUNDS", 2)
+    monkeypatch.setattr(speed, "_BUDGET", 0.01)
 
 
 @pytest.fixture

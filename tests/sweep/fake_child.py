@@ -43,7 +43,7 @@ with FileLock(run_dir / ".lock", timeout=0):
                         "images_per_second": 10.0 * len(kind),
                         "spread": 0.01,
                         "batch_size": 32,
-                        "device": "cpu",
+                        "device": os.environ.get("FAKE_DEVICE", "cpu"),
                     }
                 },
             }
