@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from mobilemamba.ops.operator import autocasts, without_autocast
 
 
+@register_notrace_module  # a single node for torch.fx, as PyTorch's is
 class LayerNorm(nn.LayerNorm):
     """LayerNorm whose result keeps the input's dtype under autocast as well; PyTorch's becomes float32 on a GPU there.
 
