@@ -137,19 +137,20 @@ def _run_to_go_on_with(folder: Path, runs: Sequence[Path], config: Config, saved
                 return run
             found.append(f"{run} ({_progress(run)}) has other settings: {abridged(changed)}")
     reasons = abridged(found or [f"there is no run in {folder}"], "; ")
-    raise ConfigError(
-        f"ckpt_path=last finds no unfinished run of this configuration: {reasons}; {_remedy(folder, runs)}"
-    )
+    remedy = _remedy(folder, runs, config, saved)
+    raise ConfigError(f"ckpt_path=last finds no unfinished run of this configuration: {reasons}; {remedy}")
 
 
-def _remedy(folder: Path, runs: Sequence[Path]) -> str:
+def _remedy(folder: Path, runs: Sequence[Path], config: Config, saved: SavedConfig) -> str:
     if any(not is_finished(run) and not checkpoints_newest_first(run) for run in runs):
         return "leave --ckpt_path out to start it again"
     afresh = "leave --ckpt_path out for a new run"
     if unfinished := _unfinished(runs) or _unfinished(_newest_first(folder.parent.glob("*/"))):
         return f"go on with {unfinished[0]} by --config {unfinished[0] / 'config.yaml'} --ckpt_path last, or {afresh}"
-    if finished := [run for run in runs if is_finished(run) and checkpoints_newest_first(run)]:
-        return f"train further in a new run by --ckpt_path {checkpoints_newest_first(finished[0])[0]}, or {afresh}"
+    for checkpoint in [path for run in runs for path in checkpoints_newest_first(run)[:1]]:  # of finished runs
+        with contextlib.suppress(MobileMambaError, OSError):  # this command could not start from it
+            check_kept_settings(checkpoint, {}, saved(checkpoint.parent.parent / "config.yaml"), config)
+            return f"train for more --trainer.max_epochs in a new run by --ckpt_path {checkpoint}, or {afresh}"
     return afresh
 
 

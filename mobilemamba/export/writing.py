@@ -158,7 +158,11 @@ def _try(network: nn.Module, source: Source) -> None:
     if not isinstance(answer, Tensor):
         raise ConfigError(f"the network answers with a {type(answer).__name__}; expected one tensor")
     if not math.isfinite(float(answer.abs().max())):
-        raise ConfigError("the network answers with NaN or infinity; give weights from before that")
+        height, width = source.sizes[0]  # a size unlike the training's may be the reason
+        raise ConfigError(
+            f"the network answers pictures of {height}x{width} pixels with NaN or infinity; give the --size of its "
+            "training, or weights from before that"
+        )
 
 
 def _check_target(target: Path) -> None:

@@ -168,6 +168,14 @@ def test_a_refused_resume_says_why_and_leaves_every_run_as_it_was(
     assert content(Path()) == before
 
 
+def test_a_finished_run_is_named_to_train_further_if_this_command_can(run: Callable[..., Path]) -> None:
+    run(finished=True)
+    remedy = "--ckpt_path runs/default/checkpoints/last.ckpt"
+    assert f"train for more --trainer.max_epochs in a new run by {remedy}" in refusal("--ckpt_path last")
+    assert remedy in refusal("--ckpt_path last --trainer.max_epochs 3")
+    assert remedy not in refusal("--ckpt_path last --model.lr 0.5"), "it would be refused"
+
+
 def test_a_run_goes_on_wherever_its_folder_is_and_whatever_its_name(run: Callable[..., Path]) -> None:
     shutil.move(run(), "moved")
     cli = main(["fit", "--config", "moved/config.yaml", "--ckpt_path", "last"])

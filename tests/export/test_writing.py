@@ -293,7 +293,8 @@ def test_networks_with_nan_or_several_answers_are_refused(plain: Plain, tmp_path
             return self.answer(x)
 
     network = Odd()
-    for answer, message in ((lambda x: x / 0, "NaN or infinity"), (lambda x: (x, x), "answers with a tuple")):
+    refused = "8x8 pixels with NaN or infinity; give the --size of its training"
+    for answer, message in ((lambda x: x / 0, refused), (lambda x: (x, x), "answers with a tuple")):
         network.answer = answer
         with pytest.raises(ConfigError, match=message):
             export_network(network, SMALL, tmp_path / "x.plain")
