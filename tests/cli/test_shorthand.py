@@ -10,7 +10,7 @@ from jsonargparse import Namespace
 from PIL import Image
 
 from mobilemamba.cli import plan
-from mobilemamba.cli.shorthand import expand_options
+from mobilemamba.cli.shorthand import expand_options, load_settings
 from mobilemamba.cli.weights import check_against_card, fill_preprocessing
 from mobilemamba.errors import ConfigError, WeightsError
 from mobilemamba.models import ModelCard, Preprocessing, save_weights
@@ -199,6 +199,21 @@ def test_a_path_is_no_settings(tmp_path: Path, folder: str) -> None:
         (tmp_path / folder).mkdir()
     (row,) = plan(["--data", "ImageFolder", "--data.root", folder])
     assert row.config["data"]["init_args"]["root"] == folder
+
+
+@pytest.mark.parametrize("file", ["part.yaml", "part.yml", "part.json"])
+def test_the_name_of_a_section_s_file_is_no_short_form(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(file).touch()
+    for section in ("data", "model"):
+        assert load_settings(f"{section}: {file}") == {section: file}
+
+
+@pytest.mark.parametrize(("text", "value"), [("[a/b, c]", ["a/b", "c"]), ("{a: b/c}", {"a": "b/c"})])
+def test_a_list_of_paths_is_a_list(text: str, value: object) -> None:
+    assert load_settings(text) == value
 
 
 def test_files_take_a_model_by_its_name_and_data_by_their_folder(pictures: Path, tmp_path: Path) -> None:

@@ -220,7 +220,9 @@ def test_data_of_another_task_draw_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"num_classes": 0}, "num_classes=0: expected 1 or more"),
         ({"head_dim": 2}, "head_dim=2: expected 4 or more"),
+        ({"regions": 0}, "regions=0: expected 1 or more"),
         ({"head": "yolo"}, "head 'yolo': expected one of: mask_rcnn, retinanet, ssdlite"),
         ({"drop_path_rate": 2.0}, "drop_path_rate=2.0: expected 0 to 1"),
     ],

@@ -153,6 +153,13 @@ def test_a_classifier_s_weights_go_into_the_backbone(tmp_path: Path, carded: boo
         assert torch.equal(value, theirs[name]), name
     with pytest.raises((ConfigError, WeightsError), match=r"mobilemamba_t[24]"):
         make_task(weights=path, name="mobilemamba_t4")
+    if carded:
+        wider = ArchOverrides(embed_dims=(16, 16, 24), depths=(1, 1, 1))
+        backbone = make_task(weights=path, arch=wider, partial_weights=True).model.backbone
+        ours = backbone.get_submodule("model").state_dict()
+        fits = [name for name in ours.keys() & theirs.keys() if ours[name].shape == theirs[name].shape]
+        assert 0 < len(fits) < len(ours)
+        assert all(torch.equal(ours[name], theirs[name]) for name in fits)
 
 
 @pytest.mark.parametrize("carded", [True, False])
