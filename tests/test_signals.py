@@ -1,5 +1,6 @@
 """A signal ends a command as Ctrl-C does; one that was ignored from the start stays ignored."""
 
+import multiprocessing
 import shlex
 import signal
 import sys
@@ -51,6 +52,14 @@ def test_what_nohup_has_ignored_stays_ignored() -> None:
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_forked_worker_ends_as_it_would_without() -> None:
+    with stop_on_signals():
+        worker = multiprocessing.get_context("fork").Process(target=signal.raise_signal, args=(signal.SIGTERM,))
+        worker.start()
+        worker.join()
+    assert worker.exitcode == -signal.SIGTERM
 
 
 def test_a_signal_that_meets_the_loaders_workers_first_stops_all_the_same() -> None:

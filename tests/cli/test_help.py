@@ -5,11 +5,17 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 import pytest
+from lightning.pytorch import Callback
 
 from mobilemamba.cli import plan
+from mobilemamba.cli.help import in_words
 from mobilemamba.errors import ConfigError
+from mobilemamba.models import ArchOverrides
 from mobilemamba.sweep.settings import lookup
 from mobilemamba_command import COMMANDS, main, quick_answer
 
@@ -43,6 +49,7 @@ def test_its_options_and_defaults_are_the_commands(command: str, capsys: pytest.
         assert known in ("--weights", "--help-all", "--sweep") or known in every, option
     assert not re.search(r"type:|Optional\[|Union\[|Literal\[|default: (None|True|False|\()", every)
     (row,) = plan([])
+    assert lookup(row.config, "model.reference_batch_size") == lookup(row.config, "data.batch_size"), "lr is as it is"
     for name in ("lr", "reference_batch_size", "warmup_epochs"):  # not as in the task's class
         told = (
             rf"--model.{name} [A-Z_]+ (?:(?!--).)*\(a (whole )?number; default: {lookup(row.config, f'model.{name}')}\)"
@@ -73,6 +80,24 @@ def test_the_help_of_a_part(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--data.val_labels" in printed(capsys, "fit", "--data.help", "ImageNet")
     with pytest.raises(ConfigError, match=r"--model.lr.help: .*no such group of settings; .*arch, mixing"):
         main(["fit", "--model.lr.help"])
+
+
+@pytest.mark.parametrize(
+    ("hint", "words"),
+    [
+        (int | None, "a whole number or null"),
+        (Literal["a", "b"] | None, "a or b or null"),
+        (tuple[float, float], "[a number, a number]"),
+        (tuple[int, ...], "[a whole number, ...]"),
+        (Sequence[str] | None, "[text, ...] or null"),
+        (dict[str, Any], "settings"),
+        (ArchOverrides, "settings"),
+        (Path, "text"),
+        (Callback, "a class"),
+    ],
+)
+def test_a_type_is_told_by_what_to_write(hint: object, words: str) -> None:
+    assert in_words(hint) == words
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name not in LIGHTNINGS])

@@ -120,6 +120,10 @@ TINY = shlex.split(
         ("--config null.yaml", "trainer=None: expected a section of settings; leave it out for the defaults"),
         # What Lightning, torch and timm complain of while they are given the settings.
         ("--trainer.strategy nonsense", "trainer.strategy=nonsense: You selected an invalid strategy name"),
+        pytest.param(
+            *("--trainer.accelerator gpu", "trainer.accelerator=gpu: expected cpu or auto, as torch finds no GPU here"),
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
         ("--trainer.accelerator mps", "`MPSAccelerator` can not run on your system"),
         ("--trainer.devices abc", "trainer.devices=abc: expected 1 to"),
         ("--trainer.profiler nonsense", "trainer.profiler=nonsense: When passing string value"),
@@ -318,9 +322,13 @@ def test_a_warning_is_one_line_without_its_place_in_the_code(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("mobilemamba.cli.exits.keep_freed_memory", lambda: None)
-    with warnings.catch_warnings(), console():
-        warnings.simplefilter("always")
-        warnings.warn("a.png cannot be read\n and is skipped", stacklevel=1)
+    with warnings.catch_warnings():
+        before = warnings.showwarning
+        with console():
+            warnings.simplefilter("always")
+            warnings.warn("a.png cannot be read\n and is skipped", stacklevel=1)
+            warnings.warn("for those who write code", DeprecationWarning, stacklevel=1)
+        assert warnings.showwarning is before
     assert capsys.readouterr().err == "warning: a.png cannot be read and is skipped\n"
 
 

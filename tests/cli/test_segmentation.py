@@ -80,14 +80,15 @@ def test_the_weights_say_the_task_and_all_of_the_network(capsys: pytest.CaptureF
 
 
 def test_classes_of_pixels_stand_in_their_order(capsys: pytest.CaptureFixture[str]) -> None:
-    counts = torch.tensor([[0, 0, 1000], [0, 1, 3000], [1, 1, 20]])
-    print_classes(counts, ["wall", "sky"], None, "pixels", worst_first=False)
+    counts = torch.tensor([[0, 0, 1000], [0, 1, 3000], [1, 1, 20], [1, 2, 1]])
+    print_classes(counts, ["wall", "sky", "door"], None, "pixels", worst_first=False)
     printed = capsys.readouterr().out
-    assert printed.index("wall") < printed.index("│ sky")
+    assert printed.index("wall") < printed.index("│ sky") < printed.index("│ door"), "of which there is no pixel"
     assert "4,000" in printed
+    assert "3,000" in printed
     assert "25.00" in printed  # 1000 of 4000, which is also their accuracy
-    assert "0.66" in printed  # 20 of 3020
-    print_classes(counts, ["wall", "sky"], None, "pixels", worst_first=True)
+    assert "0.66" in printed  # 20 of 3021
+    print_classes(counts, ["wall", "sky", "door"], None, "pixels", worst_first=True)
     printed = capsys.readouterr().out
     assert printed.index("│ sky") < printed.index("│ wall")
 

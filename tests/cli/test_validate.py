@@ -48,7 +48,7 @@ def test_raw_and_fused_agree(weights: str, tmp_path: Path, capsys: pytest.Captur
     rows = table(printed)
     assert rows["as trained"][:2] == rows["norms folded"][:2]
     assert "changes the answer to 0 of 2,000 pictures" in printed
-    assert "mobilemamba_t2 on Fashion-MNIST sample (8,000/2,000), 32x32 px" in printed
+    assert "mobilemamba_t2 on Fashion-MNIST sample (8,000/2,000), 32x32 px\n" in printed
     assert cli.trainer.callback_metrics["val/top1"] == cli.trainer.callback_metrics["val/top1_fused"]
     with (tmp_path / "classes.csv").open() as file:
         classes = list(csv.DictReader(file))

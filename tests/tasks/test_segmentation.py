@@ -279,6 +279,20 @@ def test_evaluations_in_windows_and_views_alone() -> None:
             other.look_closely(window, tta=window is None)
 
 
+def test_pictures_and_masks_of_another_size_are_drawn(tmp_path: Path) -> None:
+    task, data = make_task(num_classes=11), FashionScenes(img_size=32, num_workers=0)
+    task.trainer = make_trainer(tmp_path)
+    task.trainer._data_connector.attach_datamodule(task, datamodule=data)
+    images, targets = torch.randn(2, 3, 32, 64), torch.randint(11, (2, 48, 96))
+    for drawn, panels in (
+        (task.eval().draw_example(images, targets), 3),
+        *((one, 2) for one in task.draw_training(images, targets, 2)),
+    ):
+        assert drawn.width == panels * 320 + (panels - 1) * 6
+        assert drawn.height > 20 + 160
+    assert len(task.draw_training(images, targets, 1)) == 1
+
+
 def test_a_training_draws_validation_pictures(tmp_path: Path) -> None:
     data = FashionScenes(img_size=32, scenes=4, batch_size=2, num_workers=0)
     trainer = make_trainer(
