@@ -85,12 +85,12 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_last_takes_the_newest_unfinished_run_of_the_same_settings(run: Callable[..., Path], said: list[str]) -> None:
-    finished, older, newer = run(finished=True), run("default-2"), run("default-3")
+    finished, newer, older = run(finished=True), run("default-2"), run("default-3")
     os.utime(older / "checkpoints/last.ckpt", (1, 1))
     os.utime(older, (1, 1))
     before = content(finished) | content(older)
     assert fit("--ckpt_path last") == newer
-    assert said == ["run folder: runs/default-3, going on from last.ckpt, 4 steps done"]
+    assert said == ["run folder: runs/default-2, going on from last.ckpt, 4 steps done"]
     assert (newer / "results.json").exists()
     assert content(finished) | content(older) == before
 

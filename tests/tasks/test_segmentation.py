@@ -248,6 +248,16 @@ def test_every_parameter_learns() -> None:
         assert not idle, "several processes would wait for it"
 
 
+@pytest.mark.parametrize("auxiliary", [False, True])
+def test_what_is_trained_is_compiled(monkeypatch: pytest.MonkeyPatch, auxiliary: bool) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr(torch, "compile", lambda function: lambda *given: calls.append(given) or function(*given))
+    task = make_task(head="pspnet", auxiliary=auxiliary, compile=True)
+    task.log_dict = lambda *_: None  # type: ignore[method-assign]
+    task.train().training_loss(*pairs(2).tensors)
+    assert len(calls) == 1
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

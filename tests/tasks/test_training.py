@@ -131,6 +131,14 @@ def test_the_second_head_learns_from_the_teacher_alone(tmp_path, teacher):
     assert of_teacher.shape == logits.shape
 
 
+def test_both_heads_are_compiled(tmp_path, teacher, monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch, "compile", lambda function: lambda *given: calls.append(given) or function(*given))
+    task = make_task(**TINY, distillation=teacher, distillation_head=True, compile=True)
+    fit(tmp_path, task, limit_train_batches=2)
+    assert len(calls) == 2
+
+
 @pytest.mark.parametrize("interrupted", [False, True])
 def test_a_checkpoint_waits_for_no_process_after_an_error(tmp_path, monkeypatch, interrupted):
     """With a second process whose loss is three times as large: each of both resumes from the mean of their sums."""
