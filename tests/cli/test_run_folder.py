@@ -18,8 +18,10 @@ from lightning.pytorch import LightningModule
 from torch.utils._pytree import tree_leaves
 
 from mobilemamba.cli.resume import check_data, check_fits, newest_readable_checkpoint
+from mobilemamba.cli.start import free_folder, runs_named
 from mobilemamba.data import DataModule, FashionMNISTSample
 from mobilemamba.errors import ConfigError, MobileMambaError, WeightsError
+from mobilemamba.sweep import PLAN_FILE
 from mobilemamba.training.callbacks.checkpoint_io import AtomicCheckpointIO
 from mobilemamba.training.contract import TaskContract
 from mobilemamba_command import main
@@ -93,6 +95,16 @@ def test_last_takes_the_newest_unfinished_run_of_the_same_settings(run: Callable
     assert said == ["run folder: runs/default-2, going on from last.ckpt, 4 steps done"]
     assert (newer / "results.json").exists()
     assert content(finished) | content(older) == before
+
+
+def test_a_sweeps_folder_is_taken_and_is_no_run(tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    folder.mkdir()
+    assert free_folder(folder) == folder
+    (folder / PLAN_FILE).touch()
+    (folder / "config.yaml").touch()
+    assert free_folder(folder) == tmp_path / "base-2"
+    assert runs_named(folder) == []
 
 
 def test_a_job_that_slurm_queues_again_goes_on(

@@ -65,11 +65,12 @@ def folder() -> Path:
 
 def test_the_weights_say_the_task_and_all_of_the_network(capsys: pytest.CaptureFixture[str]) -> None:
     weights = save("best.safetensors", head="pspnet")
-    cli = main(["validate", *SCENES, "--weights", weights, "--worst_first", "true", "--per_class", "classes.csv"])
+    options = ["--worst_first", "true", "--per_class", "classes.csv", "--window", "32"]
+    cli = main(["validate", *SCENES, "--weights", weights, *options])
     printed = capsys.readouterr().out
     assert type(cli.model).__name__ == "SegmentationTask"
     assert (cli.model.hparams["head"], cli.model.hparams["head_dim"]) == ("pspnet", 8)
-    assert "mobilemamba_t2 with pspnet on Fashion scenes (2,000/200), 32x32 px" in printed
+    assert "mobilemamba_t2 with pspnet on Fashion scenes (2,000/200), 32x32 px, in windows of 32 px\n" in printed
     assert "mIoU (%)" in printed
     assert f"of {64 * 32 * 32:,} pixels" in printed
     rows = table("classes.csv")
@@ -140,6 +141,8 @@ def test_what_does_not_go_together_is_refused(folder: Path) -> None:
         ConfigError, match=r"^seg.safetensors knows 11 classes, and SegmentationFolder has 2; give data"
     ):
         main(["validate", "--weights", weights, "--data", str(folder), *shlex.split(QUIET)])
+    with pytest.raises(ConfigError, match="window=31: expected 32 px or more"):
+        main(["validate", "--weights", weights, *SCENES, "--window", "31"])
     other = save("other.safetensors", ("ground", "roof"))
     (folder / "classes.txt").write_text("ground\nhouse\n")
     with pytest.raises(ConfigError, match="'house' where the weights know 'roof'; give data of the same classes"):
