@@ -80,6 +80,7 @@ TINY = shlex.split(
         ),
         ("--model MobileMamba_T2", "model: expected a class, got MobileMamba_T2; did you mean mobilemamba_t2?"),
         ("--sweep '{row: {a: {}}}'", "unknown setting sweep.row; did you mean sweep.rows?"),
+        ("--sweep.rows '{a: {}}' --ckpt_path last", "ckpt_path=last with a sweep: rows go on by themselves; leave it"),
         ("--sweep.row.a.lr 3", "unknown setting sweep.row; did you mean sweep.rows?"),
         (
             "--trainer.callbacks '{class_path: EarlyStopping, init_args: {monitr: x}}'",

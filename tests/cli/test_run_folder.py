@@ -9,6 +9,7 @@ import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from filelock import Timeout
 from lightning.pytorch import LightningModule
 from torch.utils._pytree import tree_leaves
 
-from mobilemamba.cli.resume import check_data, check_fits, newest_readable_checkpoint
+from mobilemamba.cli.resume import changed_settings, check_data, check_fits, newest_readable_checkpoint
 from mobilemamba.cli.start import free_folder, runs_named
 from mobilemamba.data import DataModule, FashionMNISTSample
 from mobilemamba.errors import ConfigError, MobileMambaError, WeightsError
@@ -95,6 +96,23 @@ def test_last_takes_the_newest_unfinished_run_of_the_same_settings(run: Callable
     assert said == ["run folder: runs/default-2, going on from last.ckpt, 4 steps done"]
     assert (newer / "results.json").exists()
     assert content(finished) | content(older) == before
+
+
+def test_what_leaves_the_result_as_it_is_may_change() -> None:
+    """Where and on what a training runs, what it shows, and what it keeps."""
+    free = shlex.split(
+        "default_root_dir logger plugins profiler accelerator log_every_n_steps enable_progress_bar "
+        "enable_model_summary enable_checkpointing num_sanity_val_steps detect_anomaly benchmark deterministic"
+    )
+
+    def config(value: int, lr: float = 0.1) -> dict[str, Any]:
+        own = dict.fromkeys(("name", "config", "ckpt_path", "table_size"), value)
+        parts = {"model": {"lr": lr, "compile": value}, "data": {"num_workers": value}}
+        named = {part: {"init_args": settings} for part, settings in parts.items()}
+        return {**own, **named, "trainer": dict.fromkeys(free, value)}
+
+    assert changed_settings(config(1), config(2)) == []
+    assert changed_settings(config(1), config(2, lr=0.2)) == ["model.lr: 0.1 -> 0.2"]
 
 
 def test_a_sweeps_folder_is_taken_and_is_no_run(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from lightning.pytorch import LightningModule
 
 from mobilemamba.cli.report import print_classes
 from mobilemamba.errors import ConfigError
@@ -93,6 +94,23 @@ def test_a_file_in_the_place_of_the_plots_is_refused_before_the_work(tmp_path: P
 def test_a_part_of_the_pictures_is_told_as_such(weights: str, capsys: pytest.CaptureFixture[str]) -> None:
     main(["validate", *TINY, "--weights", weights, "--data.batch_size", "20", "--trainer.limit_val_batches", "2"])
     assert re.search(r"changes the answer to \d+ of 40 pictures", capsys.readouterr().out)
+
+
+class Own(LightningModule):
+    """No task of this package."""
+
+    def validation_step(self, batch: object) -> None:
+        self.log("val/right", 0.25)
+
+
+def test_a_module_of_another_kind_is_evaluated(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["validate", *TINY, "--model", f"{__name__}.Own", "--trainer.limit_val_batches", "1"]
+    main(options)
+    printed = capsys.readouterr().out
+    assert "Own on Fashion-MNIST sample" in printed
+    assert re.search(r"val/right *│ *0.25", printed)
+    with pytest.raises(ConfigError, match=r"per_class=x.csv: the task counts no classes; leave it out"):
+        main([*options, "--per_class", "x.csv"])
 
 
 @pytest.mark.slow

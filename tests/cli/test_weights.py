@@ -106,6 +106,15 @@ def test_pictures_are_labelled_by_the_names_of_the_weights_classes(tmp_path: Pat
         main(["validate", *options])
 
 
+def test_a_training_learns_the_classes_of_its_own_pictures(weights: str, tmp_path: Path) -> None:
+    for part in ("train/cow", "train/hen", "train/pig", "val/cow"):
+        (tmp_path / "farm" / part).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / "farm" / part / "0.png")
+    options = ["--weights", weights, "--model.new_head", "true", "--data", f"{tmp_path}/farm"]
+    with pytest.raises(ConfigError, match=r"model.num_classes=7: the data decide it, and have 3 classes"):
+        main(["fit", *options, "--model.num_classes", "7"])
+
+
 def test_weights_of_another_task_are_named(weights: str) -> None:
     _, card = load_network(weights, verbose=False)
     save_weights(torch.nn.Linear(2, 2), "masks.safetensors", replace(card, task="masks"))

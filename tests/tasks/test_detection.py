@@ -85,6 +85,7 @@ def test_an_evaluation_is_also_of_the_network_that_predict_runs(tmp_path: Path) 
     assert float(logged["val/map_fused"]) == pytest.approx(float(logged["val/map"]), abs=1e-3)
 
 
+@pytest.mark.filterwarnings("error:model.frozen_norms")  # as they are not
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
     def run(folder: Path, epochs: int, checkpoint: Path | None = None) -> DetectionTask:
         task = make_task(schedule="half_cosine_by_epoch", ema_decay=0.5)

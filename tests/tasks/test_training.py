@@ -86,6 +86,7 @@ def test_a_checkpoint_says_which_network_is_better_and_what_it_is(tmp_path, spli
     expected = task.model if better == "raw" else task.ema.module
     task.comparison.metrics[better].counts = torch.tensor([[0, 1, 7]])  # the others have none, as nothing was evaluated
     assert task.confusion.tolist() == [[0, 1, 7]]
+    assert task.better_network is expected
     assert_same_state(expected, network)
     assert (card.model, card.num_classes) == ("mobilemamba_t2", CLASSES)
     assert ArchOverrides(**{name: tuple(value) for name, value in card.arch.items()}) == TINY["arch"]
