@@ -216,6 +216,7 @@ def test_a_run_goes_on_wherever_its_folder_is_and_whatever_its_name(run: Callabl
     assert cli.trainer.default_root_dir == "runs/other"
     saved = yaml.safe_load(Path("runs/other/config.yaml").read_text())
     assert (saved["name"], saved["ckpt_path"], saved["trainer"]["default_root_dir"]) == ("other", None, None)
+    assert saved["model"]["init_args"]["weights"] is None, "only an evaluation takes those that the run has learned"
 
 
 def test_a_checkpoints_file_goes_on_in_its_unfinished_run_and_else_starts_another(run: Callable[..., Path]) -> None:

@@ -73,9 +73,18 @@ def test_few_classes_on_the_screen_and_all_in_the_file(tmp_path: Path, capsys: p
     assert r"0\tcaf\xe9\n" in "".join(lines)
 
 
-def test_no_classes_are_asked_of_a_training() -> None:
-    with pytest.raises(ConfigError, match=r"per_class=x.csv is for validate and test; leave it out of fit"):
-        main(["fit", "--per_class", "x.csv"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--per_class x.csv", "per_class=x.csv is for validate and test; leave it out of fit"),
+        ("--plots x", "plots=x is for validate and test; leave it out of fit"),
+        ("--window 32", "window and tta are for validate and test; leave them out of fit"),
+        ("--tta", "window and tta are for validate and test; leave them out of fit"),
+    ],
+)
+def test_no_evaluation_is_asked_of_a_training(options: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{message}$"):
+        main(["fit", *options.split()])
 
 
 def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:

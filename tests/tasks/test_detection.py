@@ -62,6 +62,7 @@ def test_a_training_learns_is_evaluated_and_leaves_a_whole_network(tmp_path: Pat
     assert sum(parts) == pytest.approx(float(logged["train/loss_step"]), rel=1e-5)
     key = "mask_map" if masks else "map"
     assert task.scores[0].key == key
+    assert {"map", "map50", "map75"} <= {score.key for score in task.scores}
     assert float(logged[f"val/{key}_max"]) == max(float(logged[f"val/{key}"]), float(logged[f"val/{key}_ema"]))
     known = results.results(trainer, task)["classes"]
     assert known == task.of_classes
