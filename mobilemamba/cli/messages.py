@@ -58,7 +58,8 @@ def mistake(
         text = f"{name}missing {found[1]}; {remedy}"
     elif found := _FILE.search(message):
         text = f"{name}no such file: {found[1]}; in a file, give its path from that file's folder, else from here"
-    elif found := re.search(r"Problem with given class_path '([^']+)':\s*(.*)", message):
+    # What a class says of its own settings is not that there is no such class.
+    elif found := re.search(r"Problem with given class_path '([^']+)':\s*+(?!Parser key|Option)(.*)", message):
         text = f"{name}no such class: {found[1]} ({found[2]}); {_of_class(found[1], classes.get(key, ()))}"
     elif expected := _expected(message):
         given = _given(message)
@@ -116,7 +117,8 @@ def _of_class(given: str, names: Collection[str]) -> str:
     own = [name for name in names if not name.islower() and not name.startswith("_")]  # classes, not timm's models
     if near := likely_meant(given, own if "." in given else names):
         return f"did you mean {' or '.join(near)}?"
-    return f"give {', '.join([*own[:_MOST_NAMES], 'or a class by the path that Python imports it by'])}"
+    by_path = "a class by the path that Python imports it by"
+    return f"give {', '.join([*own[:_MOST_NAMES], f'or {by_path}'])}" if own else f"give {by_path}"
 
 
 def _unknown_setting(message: str) -> str | None:

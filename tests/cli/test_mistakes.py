@@ -16,6 +16,8 @@ import torch
 from mobilemamba.cli.exits import console
 from mobilemamba.cli.messages import mistake
 from mobilemamba.errors import ConfigError, DataError, MobileMambaError, user_error
+from mobilemamba.training.distillation import Distillation
+from mobilemamba.training.mixing import Mixing
 from mobilemamba_command import main, run
 
 TINY = shlex.split(
@@ -61,6 +63,10 @@ TINY = shlex.split(
         (
             "--data.root x --data ImageFolder",
             "unknown setting data.root; the data that is chosen has none; choose a",
+        ),
+        (
+            "--trainer.plugins x",
+            "trainer.plugins: expected a class, got x; give a class by the path that Python imports it",
         ),
         ("--model nosuch.Task", "model: no such class: nosuch.Task (No module named 'nosuch')"),
         ("--trainer.callbacks nosuch.C", "trainer.callbacks: no such class: nosuch.C (No module named 'nosuch')"),
@@ -356,6 +362,10 @@ def test_errors_from_data_workers_are_one_line() -> None:
             "a: expected settings, such as {name: value} with a blank after",
         ),
         (Literal[1, 2, "1", "x"], "3", "a: expected one of 1, 2, x, got 3"),
+        (list[Mixing], "[{prob: x}]", "a.prob: expected a number, got x; give that, or leave it out"),
+        (Mixing | Distillation, "{prob: x}", "a.prob: expected a number, got x; give that, or leave it out"),
+        (Distillation | Mixing, "{prob: x}", "a.prob: expected a number, got x; give that, or leave it out"),
+        (Mixing | Distillation, "{prb: 1}", "unknown setting a.prb; leave it out"),
     ],
 )
 def test_messages_of_the_installed_jsonargparse(annotation: type, given: str, message: str) -> None:
