@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule, Trainer
 
 import mobilemamba_command
 from mobilemamba.cli.mistakes import as_user_errors
+from mobilemamba.cli.stopping import EndOnSecondInterrupt
 from mobilemamba.signals import stop_on_signals
 
 FIT = shlex.split(
@@ -52,6 +54,16 @@ def test_what_nohup_has_ignored_stays_ignored() -> None:
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_second_ctrl_c_ends_a_training_that_is_slow_to_stop() -> None:
+    """After the first, Lightning ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    callback, trainer, module = EndOnSecondInterrupt(), Trainer(accelerator="cpu", logger=False), LightningModule()
+    callback.on_exception(trainer, module, ValueError())
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    callback.on_exception(trainer, module, KeyboardInterrupt())
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
 
 
 def test_a_forked_worker_ends_as_it_would_without() -> None:

@@ -13,7 +13,9 @@ import pytest
 from lightning.pytorch import Callback
 
 from mobilemamba.cli import plan
+from mobilemamba.cli.classes import KINDS
 from mobilemamba.cli.help import in_words
+from mobilemamba.data import DataModule, DetectionDataModule, ImageDataModule, SegmentationDataModule, modules
 from mobilemamba.errors import ConfigError
 from mobilemamba.models import ArchOverrides
 from mobilemamba.sweep.settings import lookup
@@ -37,6 +39,12 @@ def test_the_first_help_is_short(command: str) -> None:
     assert len(lines) <= 50
     assert max(map(len, lines)) <= 80
     assert all(name in text for name in (COMMANDS if command == "main" else ["--model NAME", "--weights", "--data"]))
+
+
+def test_every_data_set_has_a_help() -> None:
+    bases = {DataModule, ImageDataModule, SegmentationDataModule, DetectionDataModule}
+    named = {kind for kind in vars(modules).values() if isinstance(kind, type) and issubclass(kind, DataModule)}
+    assert named - bases == {*KINDS["data"]}
 
 
 @pytest.mark.parametrize("command", LIGHTNINGS)

@@ -15,6 +15,7 @@ import torch
 
 from mobilemamba.cli.exits import console
 from mobilemamba.cli.messages import mistake
+from mobilemamba.cli.mistakes import as_user_errors
 from mobilemamba.errors import ConfigError, DataError, MobileMambaError, user_error
 from mobilemamba.training.distillation import Distillation
 from mobilemamba.training.mixing import Mixing
@@ -337,6 +338,16 @@ def test_a_warning_is_one_line_without_its_place_in_the_code(
             warnings.warn("for those who write code", DeprecationWarning, stacklevel=1)
         assert warnings.showwarning is before
     assert capsys.readouterr().err == "warning: a.png cannot be read and is skipped\n"
+
+
+def test_a_mistake_that_a_library_has_wrapped_is_said_alone() -> None:
+    with pytest.raises(DataError, match=r"^cannot read a.png$"), as_user_errors([]):
+        raise RuntimeError("a worker has failed") from DataError("cannot read a.png")
+
+
+def test_a_message_of_an_unknown_form_is_passed_on() -> None:
+    found = mistake('Parser key "a.b":  odd,\n and no more', [], [], {}, "--help-all")
+    assert str(found) == "a.b: odd, and no more; --help-all says what it takes"
 
 
 def test_errors_from_data_workers_are_one_line() -> None:

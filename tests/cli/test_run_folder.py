@@ -19,7 +19,7 @@ from lightning.pytorch import LightningModule
 from torch.utils._pytree import tree_leaves
 
 from mobilemamba.cli.resume import changed_settings, check_data, check_fits, newest_readable_checkpoint
-from mobilemamba.cli.start import free_folder, runs_named
+from mobilemamba.cli.start import free_folder, runs_named, start_from_file
 from mobilemamba.data import DataModule, FashionMNISTSample
 from mobilemamba.errors import ConfigError, MobileMambaError, WeightsError
 from mobilemamba.sweep import PLAN_FILE
@@ -113,6 +113,29 @@ def test_what_leaves_the_result_as_it_is_may_change() -> None:
 
     assert changed_settings(config(1), config(2)) == []
     assert changed_settings(config(1), config(2, lr=0.2)) == ["model.lr: 0.1 -> 0.2"]
+
+
+def test_only_the_newest_checkpoint_of_an_unfinished_run_goes_on_in_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "base"
+    previous, last = (run / "checkpoints" / name for name in ("previous.ckpt", "last.ckpt"))
+    last.parent.mkdir(parents=True)
+    for path in (run / "config.yaml", previous, last):
+        path.touch()
+    os.utime(previous, (1, 1))
+    content, settings = {"global_step": 4}, {"model": {}, "data": {}, "trainer": {}}
+    monkeypatch.setattr("mobilemamba.cli.start.read_resumed", lambda _: content)
+    monkeypatch.setattr("mobilemamba.cli.start.newest_readable_checkpoint", lambda _: (last, content))
+
+    def start(path: Path) -> tuple[Path, Path | None]:
+        found = start_from_file(path, run, True, settings, lambda _: settings)
+        return found.folder, found.checkpoint_path
+
+    assert start(last) == (run, last)
+    assert start(previous) == (tmp_path / "base-2", previous)
+    (run / "results.json").write_text('{"epochs": 2}')
+    assert start(last) == (tmp_path / "base-2", last)
 
 
 def test_a_sweeps_folder_is_taken_and_is_no_run(tmp_path: Path) -> None:

@@ -69,6 +69,10 @@ def test_the_weights_say_the_task_and_all_of_the_network(capsys: pytest.CaptureF
     cli = main(["validate", *SCENES, "--weights", weights, *options])
     printed = capsys.readouterr().out
     assert type(cli.model).__name__ == "SegmentationTask"
+    Path("weights.yaml").write_text(f"model: {{weights: {weights}}}")
+    (row,) = plan(["--config", "weights.yaml", *SCENES])
+    assert row.config["model"]["class_path"].endswith("SegmentationTask")
+    assert row.config["model"]["init_args"]["head"] == "pspnet"
     assert (cli.model.hparams["head"], cli.model.hparams["head_dim"]) == ("pspnet", 8)
     assert "mobilemamba_t2 with pspnet on Fashion scenes (2,000/200), 32x32 px, in windows of 32 px\n" in printed
     assert "mIoU (%)" in printed

@@ -44,7 +44,8 @@ def table(printed: str) -> dict[str, list[str]]:
 
 def test_raw_and_fused_agree(weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--weights", weights, "--data.batch_size", "500", "--per_class", str(tmp_path / "classes.csv")]
-    cli = main(["validate", *TINY, *options])
+    cli = main(["validate", *TINY, *options, "--plots", str(tmp_path / "plots")])
+    assert (tmp_path / "plots/confusion_matrix.png").exists()
     printed = capsys.readouterr().out
     rows = table(printed)
     assert rows["as trained"][:2] == rows["norms folded"][:2]

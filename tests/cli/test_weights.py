@@ -9,7 +9,7 @@ import torch
 from jsonargparse import Namespace
 from PIL import Image
 
-from mobilemamba.cli.weights import check_checkpoint, check_classes, fill_classes
+from mobilemamba.cli.weights import check_checkpoint, check_classes, fill_classes, use_trained
 from mobilemamba.errors import ConfigError, DataError, WeightsError
 from mobilemamba.models import ModelCard, Preprocessing, load_network, save_weights
 from mobilemamba_command import main
@@ -62,6 +62,28 @@ def test_other_classes_are_refused(weights: str) -> None:
             check_classes(given, ("cat", "cow"))
     with pytest.raises(WeightsError, match="absent"):
         check_classes(config(weights="absent.pth"), ("cat", "dog"))
+
+
+@pytest.mark.parametrize(
+    ("file", "ckpt_path", "given", "is_used"),
+    [
+        ("config.yaml", None, [], True),
+        ("other.yaml", None, [], False),
+        ("config.yaml", "run/checkpoints/last.ckpt", [], False),
+        ("config.yaml", None, ["model.weights"], False),
+    ],
+)
+def test_a_run_s_configuration_alone_stands_for_its_trained_network(
+    file: str, ckpt_path: str | None, given: list[str], is_used: bool
+) -> None:
+    for path in ("run/checkpoints/last.ckpt", "run/best.safetensors"):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).touch()
+    chosen = config(ckpt_path, weights="start.pth")
+    chosen.config = [f"run/{file}"]
+    use_trained("validate", chosen, given)
+    trained = {"weights": "run/best.safetensors", "partial_weights": False, "new_head": False, "ema_decay": None}
+    assert vars(chosen.model.init_args) == (trained if is_used else {"weights": "start.pth"})
 
 
 def test_weights_that_name_no_classes_fit_all() -> None:
