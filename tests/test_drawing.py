@@ -101,6 +101,8 @@ def test_a_picture_comes_back_from_what_a_network_is_given():
     mean, std = np.array([0.4, 0.5, 0.6]), np.array([0.2, 0.3, 0.4])
     given = np.moveaxis((rgb / 255 - mean) / std, -1, 0)
     assert np.array_equal(np.asarray(unnormalised(given, mean, std)), rgb)
+    beyond = np.full((3, 1, 2), [-3.0, 9.0])  # as an augmentation may have left it
+    assert np.asarray(unnormalised(beyond, mean, std)).tolist() == [[[0] * 3, [255] * 3]]
 
 
 def test_truth_and_prediction_beside_the_picture_with_the_classes_that_occur():

@@ -11,7 +11,7 @@ from mobilemamba.errors import in_one_line, is_out_of_memory
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "out of memory"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory"),
-        (ValueError("first\nsecond"), "ValueError: first"),
+        (ValueError("\n first\nsecond"), "ValueError: first"),
         (KeyError(), "KeyError: "),
     ],
 )

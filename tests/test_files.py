@@ -12,6 +12,7 @@ from mobilemamba.files import (
     check_writable,
     link_atomic,
     make_folder,
+    read_json,
     remove_unfinished,
     temporary_beside,
     write_atomic,
@@ -118,6 +119,16 @@ def test_names_are_no_patterns(tmp_path):
         (tmp_path / name).touch()
     check_writable(tmp_path / "[a]", "x")
     assert [path.name for path in tmp_path.iterdir()] == [".a.01234567.tmp"]
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [(None, {}), ("", {}), ('{"a": ', {}), ("[1]", {}), ("\udcff", {}), ('{"a": "ξ"}', {"a": "ξ"})],
+)
+def test_what_is_no_json_object_is_an_empty_one(tmp_path, text, content):
+    if text is not None:
+        (tmp_path / "x.json").write_bytes(text.encode(errors="surrogateescape"))
+    assert read_json(tmp_path / "x.json") == content
 
 
 @pytest.mark.parametrize(("make", "what"), [(check_writable, "file"), (make_folder, "folder")])

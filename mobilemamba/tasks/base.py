@@ -122,7 +122,7 @@ class Task(EvaluatedTask):
         Raises:
             ConfigError: If a value is out of range.
         """
-        self.save_hyperparameters({**self.hparams, **plain_settings(given, self.LIMITS)})
+        self.save_hyperparameters(plain_settings(given, self.LIMITS))
 
     def use_network(self, model: nn.Module) -> None:
         """Sets the network to train: loads its weights, and sets up memory layout, average, compilation and metrics.

@@ -216,7 +216,7 @@ def test_predictions_of_a_batch_are_of_its_pictures_without_their_padding() -> N
 def test_data_of_another_task_draw_nothing(tmp_path: Path) -> None:
     task = attached(make_task(), FashionScenes(img_size=32, num_workers=0), tmp_path)
     assert task.draw_example(torch.zeros(1, 3, 64, 64), []) is None
-    assert task.draw_training(torch.zeros(1, 3, 64, 64), [], 1) == []
+    assert task.draw_training(torch.zeros(1, 3, 64, 64), [{}], 1) == []
 
 
 @pytest.mark.parametrize(
