@@ -153,7 +153,9 @@ def test_a_job_that_slurm_queues_again_goes_on(
 ) -> None:
     run()
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    assert fit() == Path("runs/default")
+    cli = main(["fit", *TINY])
+    assert cli.trainer.default_root_dir == "runs/default"
+    assert cli.config.fit.ckpt_path == "runs/default/checkpoints/last.ckpt", "which Lightning restores"
     assert fit("--model.lr 0.5") == Path("runs/default-2"), "another one of the same script has nothing to go on from"
     assert said == [
         "run folder: runs/default, going on from last.ckpt, 4 steps done",
