@@ -12,6 +12,7 @@ from typing import Any, Literal
 import jsonargparse
 import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mobilemamba.cli.exits import console
 from mobilemamba.cli.messages import mistake
@@ -343,6 +344,12 @@ def test_a_warning_is_one_line_without_its_place_in_the_code(
 def test_a_mistake_that_a_library_has_wrapped_is_said_alone() -> None:
     with pytest.raises(DataError, match=r"^cannot read a.png$"), as_user_errors([]):
         raise RuntimeError("a worker has failed") from DataError("cannot read a.png")
+
+
+def test_the_option_that_lightning_complains_of_is_named_beside_others() -> None:
+    expected = "^trainer.x=5: `x`=5 is wrong; change it, or leave it out$"
+    with pytest.raises(ConfigError, match=expected), as_user_errors(["word", "--tta", "--y", "6", "--trainer.x", "5"]):
+        raise MisconfigurationException("`x`=5 is wrong.")
 
 
 def test_a_message_of_an_unknown_form_is_passed_on() -> None:

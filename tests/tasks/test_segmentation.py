@@ -301,6 +301,7 @@ def test_pictures_and_masks_of_another_size_are_drawn(tmp_path: Path) -> None:
         assert drawn.width == panels * 320 + (panels - 1) * 6
         assert drawn.height > 20 + 160
     assert len(task.draw_training(images, targets, 1)) == 1
+    assert task.of_classes == {}, "nothing has been evaluated"
 
 
 def test_a_training_draws_validation_pictures(tmp_path: Path) -> None:

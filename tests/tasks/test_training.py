@@ -101,6 +101,8 @@ def test_a_frozen_backbone_does_not_move(tmp_path):
     changed = {name for name, value in task.model.state_dict().items() if not torch.equal(value, before[name])}
     assert {"head.linear.weight", "head.norm.running_mean"} <= changed
     assert all(name.startswith("head.") for name in changed)
+    learning = {name for name, parameter in make_task(**TINY).model.named_parameters() if parameter.requires_grad}
+    assert any(name.startswith("stages.") for name in learning), "unless it is chosen"
 
 
 def test_the_loss_is_the_tasks_and_the_teachers(tmp_path, teacher):
