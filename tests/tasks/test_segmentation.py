@@ -122,13 +122,14 @@ def test_layers_learn_more_slowly_by_their_depth(name: str) -> None:
     assert len(set(backbone)) > 3
 
 
-def test_norms_of_the_heads_alone_are_shared() -> None:
-    model = create_segmenter("pspnet", "mobilemamba_t2", CLASSES, auxiliary=True, head_dim=8, arch=ARCH)
+@pytest.mark.parametrize("auxiliary", [True, False])
+def test_norms_of_the_heads_alone_are_shared(auxiliary: bool) -> None:
+    model = create_segmenter("pspnet", "mobilemamba_t2", CLASSES, auxiliary=auxiliary, head_dim=8, arch=ARCH)
     before, names = [id(parameter) for parameter in model.parameters()], list(model.state_dict())
     sync_heads(model)
     shared = {name.split(".")[0] for name, part in model.named_modules() if isinstance(part, nn.SyncBatchNorm)}
     own = {name.split(".")[0] for name, part in model.named_modules() if type(part).__name__ == "BatchNorm2d"}
-    assert (shared, own) == ({"head", "auxiliary_head"}, {"backbone"})
+    assert (shared, own) == ({"head", "auxiliary_head"} if auxiliary else {"head"}, {"backbone"})
     assert [id(parameter) for parameter in model.parameters()] == before
     assert list(model.state_dict()) == names
 
