@@ -133,6 +133,10 @@ TINY = shlex.split(
             *("--trainer.accelerator gpu", "trainer.accelerator=gpu: expected cpu or auto, as torch finds no GPU here"),
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
         ),
+        pytest.param(
+            *("--trainer.accelerator auto --trainer.devices 9999", "trainer.devices=9999: expected 1 to"),
+            marks=pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU"),
+        ),
         ("--trainer.accelerator mps", "`MPSAccelerator` can not run on your system"),
         ("--trainer.devices abc", "trainer.devices=abc: expected 1 to"),
         ("--trainer.profiler nonsense", "trainer.profiler=nonsense: When passing string value"),
