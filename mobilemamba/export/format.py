@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from mobilemamba.errors import ConfigError, WeightsError
 from mobilemamba.export.calibration import Calibration
@@ -103,7 +104,7 @@ class Source:
             (name,) = program.graph_signature.user_inputs
             taken = next(node.meta["val"].shape for node in program.graph.nodes if node.name == name)
             for what, asked, size in zip(("batch", "channels", "size", "size"), self.shape, taken, strict=True):
-                if asked is None and isinstance(size, int) and not (self.onnx_functions and what == "size"):
+                if asked is None and is_concrete_int(size) and not (self.onnx_functions and what == "size"):
                     raise ConfigError(f"--{what} dynamic: the network takes {size} alone; give that")
             return program
 

@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 import timm
 import torch
+from timm.layers import SelectAdaptivePool2d
 from torch import Tensor, nn
 from torch.torch_version import TorchVersion
 
 from mobilemamba.errors import ConfigError
+from mobilemamba.export.format import Source
 from mobilemamba.export.lowering import decompositions, exportable, without_idle_steps
 from mobilemamba.export.lowering.layers import Scan
 from mobilemamba.export.lowering.scan import recurrence, softplus
@@ -51,6 +53,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "odd stem": {"embed_dims": (36, 48, 64)},
 }
+
+
+class Undecided(nn.Module):
+    """Goes one way or the other, depending on the picture."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
 
 
 def small(**choices: Any) -> nn.Module:
@@ -227,3 +236,25 @@ def test_softplus_is_exact_far_from_zero() -> None:
 def test_layers_of_one_size_are_refused_for_any(choices: dict[str, Any], reason: str) -> None:
     with pytest.raises(ConfigError, match=f"--size dynamic: {reason}"):
         exportable(small(**choices), any_size=True)
+
+
+def test_a_classifier_by_the_average_over_the_map_is_traced_for_any_size() -> None:
+    """As most of timm's are, without functions of ONNX."""
+    layers = (nn.Conv2d(3, 8, 3, 2, 1), SelectAdaptivePool2d(pool_type="avg", flatten=True), nn.Linear(8, 5))
+    network = nn.Sequential(*layers).eval()
+    program = Source(exportable(network), 3, size=None, batch=None).program
+    for shape in ((1, 3, 64, 96), (3, 3, 81, 47)):
+        assert_same(program.module(), network, torch.randn(shape))
+
+
+@pytest.mark.parametrize(
+    ("network", "size", "message"),
+    [
+        (nn.Linear(256, 4), None, "--size dynamic: the network takes 256 alone; give that"),
+        (Undecided(), None, "the network cannot be traced for pictures of any size; give --size in pixels: "),
+        (Undecided(), (8, 8), "the network cannot be traced: "),
+    ],
+)
+def test_what_cannot_be_traced_is_said(network: nn.Module, size: tuple[int, int] | None, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        _ = Source(network, 3, size, batch=None).traced

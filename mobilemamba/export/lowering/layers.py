@@ -260,7 +260,8 @@ class Pooling(nn.Module):
         self.any_size = any_size
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.mean((2, 3), keepdim=True) if self.any_size else F.avg_pool2d(x, x.shape[2:])
+        known = not self.any_size and all(isinstance(side, int) for side in x.shape[2:])  # else traced for any size
+        return F.avg_pool2d(x, x.shape[2:]) if known else x.mean((2, 3), keepdim=True)
 
 
 def replacement(layer: nn.Module, *, any_size: bool = False) -> nn.Module | None:
