@@ -4,9 +4,11 @@ import pytest
 import torch
 from rich.console import Console
 
+from mobilemamba.analysis.benchmark import scans
 from mobilemamba.analysis.benchmark.cases import expand
 from mobilemamba.analysis.benchmark.scans import ScanShape, measure_scans, scan_cost, scan_inputs, scan_shapes
 from mobilemamba.analysis.benchmark.tables import scan_notes, scan_table
+from mobilemamba.analysis.timing import Timings
 from mobilemamba.errors import ConfigError
 
 
@@ -64,6 +66,23 @@ def test_every_backend_that_runs_is_measured(short_benchmarks, train):
     console.print(scan_table(found, console.width))
     assert console.export_text().count("chunked") == 3
     assert "ceilings in the same rounds" in scan_notes(found)[0]
+
+
+def test_rates_and_ceilings_of_known_times(short_benchmarks, monkeypatch):
+    """Scans take 2 ms, a copy of 4096 bytes and a product of sides of 16 take 4 ms."""
+
+    def time_all(clocks, *_):
+        return {key: Timings((4e-3 if key[0] in ("copy", "product") else 2e-3,), 1) for key in clocks}, {}
+
+    monkeypatch.setattr(scans, "interleave", time_all)
+    for found in measure_scans(expand(["mobilemamba_t2"], sizes=(64,), batches=(1,)), 1, 0.001, ["chunked"]):
+        shape = ScanShape(1, found.directions, found.width, found.d_state, found.height, found.map_width)
+        moved, operations = scan_cost(shape, scan_inputs(shape), train=False)
+        assert found.latency_ms == pytest.approx(2)
+        assert found.gbytes_per_second == pytest.approx(moved / 2e-3 / 1e9)
+        assert found.gflops_per_second == pytest.approx(operations / 2e-3 / 1e9)
+        assert found.copy_gbytes_per_second == pytest.approx(2 * 4096 / 4e-3 / 1e9)
+        assert found.product_gflops_per_second == pytest.approx(2 * 16**3 / 4e-3 / 1e9)
 
 
 def test_one_backend_by_name(short_benchmarks):

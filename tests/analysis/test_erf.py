@@ -176,7 +176,10 @@ def test_squares_about_a_centre() -> None:
     np.testing.assert_allclose(contribution_sides(flat, (4, 4), (0.1, 0.12)), [3, 5])
     np.testing.assert_allclose(contribution_sides(flat, (3.5, 4.5), (0.04, 0.05)), [2, 4])  # more than t
     np.testing.assert_allclose(contribution_ratios(flat, (0, 0), (0.2, 0.999)), [25 / 80, 1.0])  # cut by the border
-    assert np.isnan(contribution_ratios(np.zeros((4, 4)), (2, 2))).all()
+    nothing = np.zeros((4, 4))
+    assert np.isnan(contribution_ratios(nothing, (2, 2))).all()
+    assert np.isnan(superlevel_areas(nothing)).all()
+    assert np.isnan(share_beyond(nothing, (2, 2), (0, 1))).all()
     peak = np.diag([4.0, 3.0, 2.0, 1.0])
     np.testing.assert_allclose(superlevel_areas(peak, (0.4, 0.5, 0.99)), [1 / 16, 2 / 16, 4 / 16])
     np.testing.assert_allclose(share_beyond(peak, (0, 0), (0, 1.5, 3)), [0.6, 0.3, 0.1])
@@ -255,7 +258,7 @@ def test_what_cannot_be(network: nn.Module) -> None:
         (network, [given, pictures(1, 32)], {}, r"\(32, 32\) px after such of \(64, 64\)"),
         (network, given[:0], {}, "no pictures"),
         (network, given * torch.nan, {}, "no picture has a finite gradient"),
-        (timm.create_model("test_vit", dynamic_img_size=False), given, {}, "takes no pictures of 64 x 64 px"),
+        (timm.create_model("test_vit", dynamic_img_size=False), given, {}, r"takes no pictures of 64 x 64 px \(Input"),
         (nn.Conv2d(3, 1, 1), given, {}, "does not name its stages"),
         (nn.Sequential(nn.Unflatten(3, (8, 8)), nn.Identity()), given, {"taps": ["1"]}, "no feature map"),
     ]

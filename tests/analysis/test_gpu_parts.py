@@ -3,20 +3,23 @@
 import json
 import math
 import subprocess
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from mobilemamba.analysis.benchmark.cases import Case
+from mobilemamba.analysis.benchmark.cases import Case, own_size
 from mobilemamba.analysis.benchmark.ceilings import matrix_product
+from mobilemamba.analysis.benchmark.records import Record
 from mobilemamba.analysis.benchmark.scans import ScanShape
 from mobilemamba.analysis.benchmark.workload import Workload, Workshop
 from mobilemamba.analysis.gpu import correctness, speed, training
+from mobilemamba.analysis.gpu.machine import rounded_to_tf32
 from mobilemamba.analysis.gpu.run import Part, Run
 from mobilemamba.analysis.gpu.sizes import QUICK, Sizes
+from mobilemamba.analysis.machine import rounds_to_tf32
 from mobilemamba.analysis.timing import Timings
 from mobilemamba.errors import ConfigError
 from tests.analysis.gpu_runs import new_run, play_gpu
@@ -36,7 +39,9 @@ def test_a_wrong_kernel_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not same  # NaN is unequal to itself
     run = new_run(tmp_path)
     run.do([Part("scans", "Scans", correctness.scans, 60)])
-    assert False in {finding["ok"] for finding in run.parts["scans"]["findings"]}
+    wrong = [finding["found"] for finding in run.parts["scans"]["findings"] if finding["ok"] is False]
+    assert sum(found.startswith("wrong: y, ") and found.endswith(", bits") for found in wrong) == 4  # shapes
+    assert sum(found.startswith("inf at worst, by ") for found in wrong) == 2  # dtypes
 
 
 def test_what_fails_leaves_the_rest_of_its_part_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,6 +84,54 @@ def test_the_most_important_networks_come_first_and_a_peer_has_its_faster_layout
         *((256, "float32"), (1, "float32"), (256, "bfloat16"), (1, "bfloat16")),  # a CPU has no float16
     ]
     assert {(case.is_ours, case.layout) for case in measured[0]} == {(True, "channels_last"), (False, "auto")}
+    assert all(case.fused for cases in measured for case in cases), "norms are folded"
+    assert all(case.size == own_size(case.model) for cases in measured for case in cases)
+
+
+def test_speed_is_held_against_the_peer_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the faster mode of each; a mode that fails is told, and one without a peer has no goal."""
+    speeds = {("mobilemamba_t2", "graph"): 300.0, ("mobilemamba_t2", "eager"): 100.0, ("shvit_s2", "eager"): 50.0}
+    speeds |= {("test_efficientnet", "graph"): 200.0, ("test_efficientnet", "eager"): 250.0}
+
+    def measured(cases: list[Case], *_: object, **__: object) -> list[Any]:
+        return [timed(case, speeds.get((case.model, case.mode))) for case in cases]
+
+    monkeypatch.setattr(speed, "measure", measured)
+    monkeypatch.setattr(Run, "has_graphs", True)
+    sizes = replace(QUICK, dtypes=("bfloat16", "float32"), others=("shvit_s2",), batches=(2,))
+    run = new_run(tmp_path, sizes=sizes)
+    run.do([Part("networks", "Networks", speed.networks, 160)])
+    for precision, goal in (("bfloat16", ">= 1.3"), ("tf32", ">= 1.1"), ("float32", ">= 1.1")):
+        found = [f for f in run.parts["networks"]["findings"] if precision == f["what"].split(", ")[1]]
+        assert [tuple(finding.values()) for finding in found] == [
+            (f"shvit_s2 graph, {precision}, batch 2", "it fails", "", False),
+            (
+                f"mobilemamba_t2, {precision}, batch 2",
+                "1.20 x test_efficientnet: 300 img/s, 6.667 ms (graph)",
+                goal,
+                goal == ">= 1.1",
+            ),
+            (f"test_efficientnet, {precision}, batch 2", "250 img/s, 8 ms (eager), auto", "", None),
+            (f"shvit_s2, {precision}, batch 2", "50 img/s, 40 ms (eager), auto", "", None),
+        ]
+
+
+def timed(case: Case, images_per_second: float | None) -> Record:
+    """A record of a case with what a comparison reads."""
+    values = dict.fromkeys((field.name for field in fields(Record)), None) | asdict(case)
+    latency = None if images_per_second is None else 1e3 * case.batch / images_per_second
+    error = "it fails" if images_per_second is None else ""
+    return Record(**values | {"images_per_second": images_per_second, "latency_ms": latency, "error": error})
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_products_are_rounded_to_tf32_in_a_context_alone(on: bool) -> None:
+    before = rounds_to_tf32("cuda")
+    with rounded_to_tf32(on=not on):
+        with rounded_to_tf32(on=on):
+            assert rounds_to_tf32("cuda") == (on, on)
+        assert rounds_to_tf32("cuda") == (not on, not on)
+    assert rounds_to_tf32("cuda") == before
 
 
 def test_a_profiler_that_sees_no_kernel_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +219,11 @@ def test_operators_are_timed_without_the_host_s_time(tmp_path: Path, monkeypatch
     run.do([Part("operators", "Operators", lambda run: speed._operators(run, 2, False, "inference"), 60)])
     records = run.parts["operators"]["records"]
     assert [record["microseconds"] for record in records] == pytest.approx([1000] * len(records))
-    assert records
+    findings = run.parts["operators"]["findings"]
+    moved = {f"{record['operator']}, inference": record["gbytes_per_second"] for record in records}
+    assert [finding["what"] for finding in findings] == sorted(moved, key=lambda what: -moved[what])[:6]
+    scans = [what for what in moved if "scan" in what]
+    assert [f["what"] for f in findings if f["ok"] is not None] == [max(scans, key=lambda what: moved[what])]
 
 
 def test_memory_against_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,13 +24,19 @@ def figure() -> Figure:
 @pytest.mark.parametrize("signed", [True, False])
 def test_attention_lies_over_the_picture(figure: Figure, directions: int, panels: int, signed: bool) -> None:
     weights = torch.zeros(directions, 4, 5, dtype=torch.float64)
-    weights[:, 0, 1], weights[:, 1, 2] = 0.25, -1.0 if signed else 1.0
+    weights[:, 0, 1], weights[:, 1, 2] = 0.25, 1.0
+    weights[0, 1, 2] = -0.5 if signed else 1.0  # in one direction
     attention = ScanAttention((1, 2), weights, weights.sum(0), torch.ones(directions))
     draw_scan_attention(figure, attention, torch.randn(3, 224, 300))  # 224 px in 4 cells of 64, at 0, 64, 128, 192
     figure.canvas.draw()
     drawn = figure.axes[:panels]
     assert len(figure.axes) == panels + 1  # and the colours' scale
+    shown = drawn[0].images[0].get_array()
+    assert (shown.min(), shown.max()) == (0, 1)
     meshes = [next(c for c in axis.collections if isinstance(c, QuadMesh)) for axis in drawn[1:]]
+    most = max(float(abs(weights).max()), float(abs(weights.sum(0)).max()))
+    assert {mesh.norm.vmax for mesh in meshes} == {most}
+    assert {mesh.norm.vmin for mesh in meshes} == ({-most} if signed else {10.0 ** np.floor(np.log10(most) - 3)})
     for mesh, expected in zip(meshes, [weights.sum(0), *weights], strict=False):
         np.testing.assert_array_equal(mesh.get_array().filled(0), expected)
         assert mesh.get_array().mask.sum() == 18  # bare where nothing was taken in

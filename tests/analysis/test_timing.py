@@ -80,6 +80,13 @@ def test_progress_is_told_of_every_step():
     assert len(steps) == 2 * (3 + 1)
 
 
+def test_a_gpu_is_waited_for_before_and_after(monkeypatch):
+    done = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: done.append(device))
+    time_calls(lambda: done.append("call"), 2, device := torch.device("cuda", 1))
+    assert done == [device, "call", "call", device]
+
+
 def test_time_calls_calls_so_often():
     calls = []
     assert time_calls(lambda: calls.append(1), 5, torch.device("cpu")) > 0

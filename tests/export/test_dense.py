@@ -15,6 +15,7 @@ from torch import nn
 
 from mobilemamba.data import FashionObjects, FashionScenes
 from mobilemamba.dense.candidates import Candidates, RuntimeDetector, as_candidates
+from mobilemamba.dense.detection_predictor import RESULTS_FILE
 from mobilemamba.dense.single_stage import SingleStageDetector
 from mobilemamba.errors import ConfigError
 from mobilemamba.export import FORMATS
@@ -129,6 +130,7 @@ def test_a_file_answers_as_the_weights_do(
     assert (drawn[0] != drawn[1]).mean() < 1e-3, "but for edges that are rounded to another pixel"
     if "objects" in rows[0]:
         assert_same_objects(*rows)
+        assert len(json.loads((out / RESULTS_FILE).read_text())) == len(rows[1]["objects"])
     else:
         np.testing.assert_array_equal(rows[0]["labels"], rows[1]["labels"])
         assert len(rows[0]["classes"]) > 1
@@ -265,6 +267,7 @@ def test_a_file_chooses_the_objects_itself(tmp_path: Path, head: str, suffix: st
     [
         ("mask_rcnn", (), "MaskRCNN reads the regions that it has just found, .*; export a retinanet or an ssdlite"),
         ("ssdlite", ("--size", "dynamic"), "--size dynamic: a network on a mobilemamba backbone is laid out for"),
+        ("retinanet", ("--size", "dynamic"), "--size dynamic: a detector's boxes are laid out for one size of pictur"),
         ("ssdlite", ("--softmax",), "--softmax: not for detectors, which answer with probabilities; leave it out"),
         ("semantic_fpn", ("--nms",), "--nms: only detectors answer with boxes; leave it out"),
         (

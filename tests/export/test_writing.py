@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from mobilemamba.dense.segmenter import RuntimeSegmenter
 from mobilemamba.errors import ConfigError, DataError, MobileMambaError, WeightsError
-from mobilemamba.export import FORMATS, Options, calibration, export_network
+from mobilemamba.export import FORMATS, Options, calibration, export_network, verification
 from mobilemamba.export import in_runtime as in_runtimes
 from mobilemamba.export.calibration import Calibration, compare, read_calibration, whole_batches
 from mobilemamba.export.format import Format, Source
@@ -84,6 +85,41 @@ def test_what_is_not_exact_is_refused(plain: Plain, tmp_path: Path, kept: bool) 
         export_network(Twice(), SMALL, tmp_path / "x.plain")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"] * kept
     export_network(Twice(), SMALL, tmp_path / "x.plain", Options(verify=False))
+    plain.factor = "2.0001"
+    found = export_network(Twice(), SMALL, tmp_path / "x.plain").check
+    assert found is not None
+    assert found.error == pytest.approx(5e-5, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        (lambda x: x.no_such_thing, "fails on pictures of 1 x 3 x 8 x 8: 'numpy.ndarray' object has no attribute 'no_"),
+        (lambda x: x.mean(3), r"answers with a shape of \(1, 3, 8\) where the network has \(1, 3\)$"),
+    ],
+)
+def test_a_runtime_that_fails_or_answers_otherwise_is_named(
+    plain: Plain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[[np.ndarray], Any], message: str
+) -> None:
+    monkeypatch.setattr(Plain, "load", lambda *_: RuntimeNetwork(run, (None, 3, 8, 8), "NumPy"))
+    with pytest.raises(WeightsError, match=f"^x.plain is not written: NumPy {message}"):
+        export_network(Twice(), SMALL, tmp_path / "x.plain")
+    assert not list(tmp_path.iterdir())
+
+
+def test_objects_that_are_not_those_of_the_candidates_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of two objects is elsewhere; in any order they are the same."""
+    objects = torch.tensor([[[0.0, 0.0, 0.5, 0.5, 0.9, 1.0], [0.2, 0.2, 0.6, 0.6, 0.8, 0.0], [0.0] * 6]])
+    monkeypatch.setattr(verification, "objects_of", lambda *_: objects)
+    found = objects.flip(1).clone()
+    monkeypatch.setattr(Plain, "load", lambda *_: RuntimeNetwork(lambda x: x, (None, 3, 8, 8), "NumPy"))
+    monkeypatch.setattr(Plain, "load_objects", lambda *_: lambda _: found)
+    given: Any = Plain(), Path("x.plain"), Source(nn.Identity(), 3, (8, 8), 1), None
+    verification.check_objects(*given)
+    found[0, 1, 2] += 0.1
+    message = "^x.plain is not written: 50 % of the objects that NumPy chooses are not those of its candidates$"
+    with pytest.raises(WeightsError, match=message):
+        verification.check_objects(*given)
 
 
 def test_nan_is_refused_even_in_8_bits_where_no_limit_holds(plain: Plain, tmp_path: Path) -> None:
@@ -205,6 +241,7 @@ def test_probabilities_stand_for_logits() -> None:
         ("x.onx", ConfigError, r"x.onx: expected a name that ends in .onnx or .*; did you mean x.onnx\?"),
         ("x.param --batch 2", ConfigError, "--batch 2: .param files take one picture at a time; leave it out"),
         ("x.param --batch dynamic", ConfigError, ".param files take no dynamic batch; give a number"),
+        ("x.param --nms", ConfigError, "--nms: only .onnx and .xml files can choose among boxes; leave it out"),
         ("x.param --dtype int8", ConfigError, "--dtype int8: .param files take float32 or float16"),
         ("bad/y.param", ConfigError, "bad/y.param: y.bin beside it has the weights of bad/y.xml; take another name"),
         ("texts/y.xml", ConfigError, "texts/y.xml: y.bin beside it has the weights of texts/y.param; take another"),
@@ -286,6 +323,9 @@ def test_pictures_that_the_network_does_not_take_are_refused(plain: Plain, tmp_p
 
 
 def test_networks_with_nan_or_several_answers_are_refused(plain: Plain, tmp_path: Path) -> None:
+    def minus_infinity(x: Tensor) -> Tensor:
+        return x.mean((2, 3)) + torch.tensor([0.0, -torch.inf, 0.0])
+
     class Odd(Twice):
         answer: Any = None
 
@@ -294,7 +334,11 @@ def test_networks_with_nan_or_several_answers_are_refused(plain: Plain, tmp_path
 
     network = Odd()
     refused = "8x8 pixels with NaN or infinity; give the --size of its training"
-    for answer, message in ((lambda x: x / 0, refused), (lambda x: (x, x), "answers with a tuple")):
+    for answer, message in (
+        (lambda x: x / 0, refused),
+        (minus_infinity, refused),
+        (lambda x: (x, x), "answers with a tuple"),
+    ):
         network.answer = answer
         with pytest.raises(ConfigError, match=message):
             export_network(network, SMALL, tmp_path / "x.plain")

@@ -40,6 +40,8 @@ def test_drawings_of_an_earlier_run_go_and_no_other_picture(tmp_path: Path) -> N
     for other in ("mine.png", "0003.txt", ".0002.png.01234567.tmp"):
         (tmp_path / other).touch()
     second = Drawings(tmp_path, "--draw")
+    places = (tmp_path / "0002.png", tmp_path / "mine.png", tmp_path.parent / "0002.png")
+    assert [second.has_drawn(path) for path in places] == [True, False, False]
     second.save(1, {"": BLUE})
     assert (tmp_path / "0002.png").exists(), "until the new ones are there"
     second.end()
@@ -48,6 +50,15 @@ def test_drawings_of_an_earlier_run_go_and_no_other_picture(tmp_path: Path) -> N
     RED.save(tmp_path / "0007.png")
     with pytest.raises(ConfigError, match=r"^--draw .*: 0007.png in it was not drawn by predict and would be lost; ch"):
         Drawings(tmp_path, "--draw")
+
+
+def test_the_table_says_where_nothing_was_found_or_read(capsys: pytest.CaptureFixture[str]) -> None:
+    card = ModelCard("x", Preprocessing((32, 32), (0.5,) * 3, (0.5,) * 3), 1)
+    predictor = ClassificationPredictor(torch.nn.Identity(), card, torch.device("cpu"))
+    answers.print_table([{"picture": "a.png", "classes": []}, {"picture": "b.png", "error": "broken"}], predictor)
+    rows = [line.strip("│").split("│") for line in capsys.readouterr().out.splitlines() if ".png" in line]
+    cells = [[cell.strip() for cell in row] for row in rows]
+    assert cells == [["a.png", "nothing found", ""], ["b.png", "unreadable", ""]]
 
 
 def test_a_full_disk_leaves_no_part_of_a_drawing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from mobilemamba.analysis.benchmark import networks
+from mobilemamba.analysis.benchmark.cases import Case
 from mobilemamba.analysis.benchmark.workload import Workshop
 from mobilemamba.cli.tool import spell_out_switches
 from mobilemamba.errors import BackendUnavailableError, ConfigError, MobileMambaError
@@ -104,6 +105,20 @@ def test_kernels_are_told_only_where_a_row_runs_in_pytorch(printed) -> None:
         out = printed("benchmark", "test_efficientnet", "--size", "32", "--batch", "1", "--mode", modes, *QUICK)
         assert "│ onnxruntime │" in out
         assert ("\nkernels: " in out) == told
+
+
+def test_by_default_all_takes_ten_minutes_at_most(printed, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def stop(cases: list[Case], rounds: int, seconds: float, *_: object) -> None:
+        asked.append((len(cases), rounds, seconds))
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(importlib.import_module("mobilemamba.tools.benchmark"), "measure", stop)
+    for rounds in (15, 1000, 100_000):
+        with pytest.raises(ConfigError, match="enough"):
+            printed("benchmark", "test_resnet", "test_efficientnet", "--batch", "1", "--rounds", str(rounds))
+    assert asked == [(2, 15, 0.5), (2, 1000, pytest.approx(0.3)), (2, 100_000, 0.05)]
 
 
 def test_missing_networks_are_named(printed, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,8 +106,18 @@ def test_before_and_after_training(printed, folder: Path, tmp_path: Path) -> Non
     assert not np.allclose(a[lines[0]["map"]], a[lines[half]["map"]])
     for line in lines:
         centre = float(line["centre_row"]), float(line["centre_column"])
-        (beyond,) = share_beyond(a[line["map"]], centre, [48 / 4])
-        assert float(line["beyond_1/4"]) == pytest.approx(beyond, rel=1e-4, abs=1e-5)
+        for name, beyond in zip(("1/8", "1/4", "1/2"), share_beyond(a[line["map"]], centre, (6, 12, 24)), strict=True):
+            assert float(line[f"beyond_{name}"]) == pytest.approx(beyond, rel=1e-4, abs=1e-5)
+
+
+def test_a_batch_that_no_memory_holds_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("tried to allocate everything")
+
+    monkeypatch.setattr("mobilemamba.tools.erf.receptive_fields", fail)
+    message = f"^{MODEL}: the batch is too large for the memory of cpu; lower --batch_size$"
+    with pytest.raises(ConfigError, match=message):
+        main(["erf", MODEL, "--pictures", "1", "--output", str(tmp_path)])
 
 
 def test_the_table_fits_a_narrow_screen(printed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ def test_backends_say_what_runs_and_why_not(printed, monkeypatch: pytest.MonkeyP
     for op in ("scan", "wavelet", "batch norm", "scan, norm, gate", "mix channels", "depthwise", "mlstm", "ttt"):
         assert re.search(rf"^│ {op} +│ (native|chunked|PyTorch) +│", out, re.MULTILINE), op
     assert "On cpu, 1 thread" in out
+    assert "On cuda" not in out
     row = {
         name: next(line for line in out.splitlines() if re.match(rf"\W*{name} ", line))
         for name in ("chunked", "reference")
