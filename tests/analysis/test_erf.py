@@ -244,6 +244,17 @@ def test_blocks(name: str, blocks: list[str]) -> None:
         assert find_taps(timm.create_model(name), "blocks") == blocks
 
 
+class Aside(nn.Module):
+    """One of its modules does not see the picture, and another is not used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blind, self.unused = (nn.Conv2d(3, 3, 1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.blind(torch.zeros(1, 3, 64, 64))
+
+
 def test_what_cannot_be(network: nn.Module) -> None:
     given = pictures(1)
     small = timm.create_model("mobilemamba_t2").eval()
@@ -260,6 +271,8 @@ def test_what_cannot_be(network: nn.Module) -> None:
         (network, given * torch.nan, {}, "no picture has a finite gradient"),
         (timm.create_model("test_vit", dynamic_img_size=False), given, {}, r"takes no pictures of 64 x 64 px \(Input"),
         (nn.Conv2d(3, 1, 1), given, {}, "does not name its stages"),
+        (Aside(), given, {"taps": ["blind"]}, "tap 'blind': nothing leads from the picture to it"),
+        (Aside(), given, {"taps": ["unused"]}, "tap 'unused': the network does not use this module"),
         (nn.Sequential(nn.Unflatten(3, (8, 8)), nn.Identity()), given, {"taps": ["1"]}, "no feature map"),
     ]
     for wrong, data, options, message in mistakes:

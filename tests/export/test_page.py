@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import timm
 import torch
 from torch import nn
 
-from mobilemamba.dense.candidates import Rules, RuntimeDetector
+from mobilemamba.dense.candidates import RULES_KEY, Rules, RuntimeDetector
 from mobilemamba.errors import ConfigError
 from mobilemamba.export import web
 from mobilemamba.models import ModelCard, Preprocessing, save_weights
@@ -256,6 +257,31 @@ def test_mistakes_are_one_line(exported: Path, line: str, message: str) -> None:
     with pytest.raises(ConfigError, match=f"^{message}"):
         main(["export", *shlex.split(line)])
     assert [path.name for path in Path().iterdir()] == ["x.onnx"]
+
+
+@pytest.mark.parametrize("batch", [None, 2])
+def test_the_page_knows_what_the_file_says(batch: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = {"score_threshold": 0.05, "overlap": 0.5}
+    said = {"outputs": "candidates", RULES_KEY: json.dumps(rules)} if batch else {"outputs": "probabilities"}
+    shape = [batch, 3, 40, 56]
+    runtime = SimpleNamespace(metadata=lambda _: said, load=lambda _: SimpleNamespace(shape=tuple(shape)))
+    how = replace(HOW, img_size=(48, 64), upright=False if batch else None)
+    card = ModelCard("test_resnet", how, 2, class_names=("a", "b"), data="pets", head="ssdlite" if batch else "")
+    monkeypatch.setattr(web, "read_card", lambda _: card)
+    monkeypatch.setattr(web, "runtime_of", lambda _: runtime)
+    about = web._about(Path("x.onnx"))
+    assert (about["size"], about["batch"], about["names"]) == ((40, 56), batch, ("a", "b"))
+    assert (about["kept"], about["probabilities"]) == ((rules, False) if batch else (None, True))
+    assert about["how"] == {**asdict(how), "task": "classification", "upright": not batch}
+    assert about["title"] == ("ssdlite on test_resnet" if batch else "test_resnet")
+    assert about["about"].startswith(f"{about['title']}, trained on pets; 64 x 48 px; written by mobilemamba ")
+    assert len(set(about["palette"])) == 2
+    shape[2:] = [None, None]
+    with pytest.raises(ConfigError, match=r"^x.onnx takes pictures of any size; export it anew with a size, for the p"):
+        web._about(Path("x.onnx"))
+    card = replace(card, in_chans=1)
+    with pytest.raises(ConfigError, match=r"^x.onnx: a page shows pictures of three colours, and their classes$"):
+        web._about(Path("x.onnx"))
 
 
 def test_npm_is_named_where_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
