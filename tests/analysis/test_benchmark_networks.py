@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from mobilemamba.analysis import complexity
-from mobilemamba.analysis.benchmark import networks
+from mobilemamba.analysis.benchmark import networks, workload
 from mobilemamba.analysis.benchmark.cases import Case
 from mobilemamba.analysis.benchmark.memory import CpuMeter, can_measure_cpu
 from mobilemamba.analysis.benchmark.networks import measure
@@ -99,6 +99,25 @@ def test_inference_runs_on_what_is_described(layout):
     convolution = next(m for m in workload.network.modules() if isinstance(m, nn.Conv2d) and m.weight.shape[2] > 1)
     expected = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     assert convolution.weight.is_contiguous(memory_format=expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "laid_out"),
+    [
+        ({"layout": "channels_last"}, True),
+        ({"layout": "channels_last", "scan_backend": "native"}, True),
+        ({"layout": "channels_last", "scan_backend": "chunked"}, False),
+        ({"layout": "channels_last", "fused": False}, False),
+        ({"layout": "contiguous"}, False),
+        ({"layout": "channels_last", "model": "test_resnet"}, False),
+    ],
+)
+def test_ours_are_laid_out_for_kernels_unless_asked_otherwise(options, laid_out, monkeypatch):
+    calls = []
+    monkeypatch.setattr(workload, "create", lambda case: nn.Identity())
+    monkeypatch.setattr(workload, "for_inference", lambda network, *how: (calls.append(how), (network, ""))[1])
+    Workshop().build(Case(**{"model": "mobilemamba_t2", "size": 64, **options}))
+    assert calls == [(torch.device("cpu"), torch.float32)] * laid_out
 
 
 @pytest.mark.parametrize("model", ["test_efficientnet", "ssdlite+test_resnet"])

@@ -110,7 +110,7 @@ LAYERS = {
     ],
     "dilated": [nn.Conv2d(1, 1, 3, 2, 1), nn.Conv2d(1, 1, 3, 1, 2, dilation=2), nn.Conv2d(1, 1, 4, 1, (0, 2))],
     "pools": [nn.AvgPool2d(3, 2, 1), nn.AvgPool2d(2), nn.Conv2d(1, 1, 3, 2, 1)],
-    "up again": [nn.Conv2d(1, 1, 2, 2), nn.Conv2d(1, 1, 3, 2, 1), nn.ConvTranspose2d(1, 1, 3, 2, 1)],
+    "up again": [nn.Conv2d(1, 1, 2, 2), nn.Conv2d(1, 1, 3, 2, 1), nn.ConvTranspose2d(1, 1, 5, 2, 1)],
     "resized": [nn.Conv2d(1, 1, 3, 2, 1), nn.Conv2d(1, 1, 3, 2, 1), nn.Upsample(scale_factor=2, mode="bilinear")],
     "tiles": [nn.PixelUnshuffle(2), nn.Conv2d(4, 1, 3, 2, 1)],
 }

@@ -27,7 +27,7 @@ def test_attention_lies_over_the_picture(figure: Figure, directions: int, panels
     weights[:, 0, 1], weights[:, 1, 2] = 0.25, 1.0
     weights[0, 1, 2] = -0.5 if signed else 1.0  # in one direction
     attention = ScanAttention((1, 2), weights, weights.sum(0), torch.ones(directions))
-    draw_scan_attention(figure, attention, torch.randn(3, 224, 300))  # 224 px in 4 cells of 64, at 0, 64, 128, 192
+    draw_scan_attention(figure, attention, torch.rand(3, 224, 300) / 2)  # 224 px in 4 cells of 64, at 0, 64, 128, 192
     figure.canvas.draw()
     drawn = figure.axes[:panels]
     assert len(figure.axes) == panels + 1  # and the colours' scale

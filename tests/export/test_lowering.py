@@ -247,6 +247,14 @@ def test_a_classifier_by_the_average_over_the_map_is_traced_for_any_size() -> No
         assert_same(program.module(), network, torch.randn(shape))
 
 
+def test_a_graph_is_decomposed_for_a_converter_only_if_it_has_operators_of_ours() -> None:
+    layer = awaken(SS2D(8)).requires_grad_(requires_grad=False)
+    ours, plain = (Source(network, 8, (3, 5), 2) for network in (layer, nn.Conv2d(8, 5, 3)))
+    assert "mobilemamba" in str(ours.traced.graph)
+    assert "mobilemamba" not in str(ours.without_ours.graph)
+    assert plain.without_ours is plain.traced
+
+
 @pytest.mark.parametrize(
     ("network", "size", "message"),
     [

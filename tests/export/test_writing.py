@@ -18,13 +18,15 @@ from torch import Tensor, nn
 
 from mobilemamba.dense.segmenter import RuntimeSegmenter
 from mobilemamba.errors import ConfigError, DataError, MobileMambaError, WeightsError
-from mobilemamba.export import FORMATS, Options, calibration, export_network, verification
+from mobilemamba.export import FORMATS, Exported, Options, calibration, export_network, verification
 from mobilemamba.export import in_runtime as in_runtimes
-from mobilemamba.export.calibration import Calibration, compare, read_calibration, whole_batches
+from mobilemamba.export.calibration import Agreement, Calibration, compare, read_calibration, whole_batches
 from mobilemamba.export.format import Format, Source
 from mobilemamba.export.quiet import quiet
+from mobilemamba.export.verification import Check
 from mobilemamba.models import ModelCard, Preprocessing, load_network, optimize_for_inference, read_card, save_weights
 from mobilemamba.models.runtime import RUNTIMES, RuntimeNetwork
+from mobilemamba.tools.export import describe
 from mobilemamba_command import main
 from tests.export.conftest import CARD
 
@@ -142,6 +144,44 @@ def test_probabilities_too_small_for_float32_are_no_inexactness(
     monkeypatch.setattr(Plain, "load", load)
     export_network(Twice(), SMALL, tmp_path / "x.plain", Options(softmax=True))
     assert (tmp_path / "x.plain").exists()
+
+
+@pytest.mark.parametrize(
+    ("size", "batch", "check", "lines"),
+    [
+        ((64, 96), None, None, ["wrote x.onnx: 64x96 px, any number of pictures, 1.5 MB"]),
+        (
+            None,
+            2,
+            Check(None, (), "Core ML runs elsewhere"),
+            ["not verified: Core ML runs elsewhere", "wrote x.onnx: any size, 2 at a time, 1.5 MB"],
+        ),
+        (
+            (64, 96),
+            1,
+            Check(5e-5, (1, 2), "NumPy", None, "the largest logit", 1e-4),
+            [
+                "verified: NumPy is off by 5.0e-05 of the largest logit, on batches of 1, 2",
+                "wrote x.onnx: 64x96 px, 1 at a time, 1.5 MB",
+            ],
+        ),
+        (
+            (64, 96),
+            1,
+            Check(0.03, (1,), "NumPy", Agreement(1200, 97.5, pixels=True), "the largest logit", None),
+            [
+                "runs, and no limit holds in 8 bits: NumPy is off by 3.0e-02 of the largest logit, on batches of 1",
+                "on 1,200 pictures of the calibration: 97.5 % of the pixels answered as by the original",
+                "wrote x.onnx: 64x96 px, 1 at a time, 1.5 MB",
+            ],
+        ),
+    ],
+    ids=["unasked", "not here", "exact", "8 bits"],
+)
+def test_what_was_written_is_described(
+    size: tuple[int, int] | None, batch: int | None, check: Check | None, lines: list[str]
+) -> None:
+    assert describe(Exported(Path("x.onnx"), 1_500_000, size, batch, check)) == lines
 
 
 def full(*_: object) -> None:

@@ -121,6 +121,11 @@ def test_by_default_all_takes_ten_minutes_at_most(printed, monkeypatch: pytest.M
     assert asked == [(2, 15, 0.5), (2, 1000, pytest.approx(0.3)), (2, 100_000, 0.05)]
 
 
+def test_layouts_to_compare_are_all_shown(printed) -> None:
+    layouts = ("--size", "32", "--batch", "1", "--layout", "contiguous,channels_last")
+    assert printed("benchmark", "test_efficientnet", *layouts, *QUICK).count("│ test_efficientnet") == 2
+
+
 def test_missing_networks_are_named(printed, monkeypatch: pytest.MonkeyPatch) -> None:
     tool = importlib.import_module("mobilemamba.tools.benchmark")  # the package has the function by that name
     monkeypatch.setattr(tool, "DEFAULT_MODELS", ("test_efficientnet",))

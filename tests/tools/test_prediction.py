@@ -356,6 +356,23 @@ def test_weights_of_no_use_are_named_with_what_predict_can_do(
         assert not re.search(r"new_head|partial|\n", str(caught.value))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_classes": 0}, "the network has no classifier; give weights of one with its classes"),
+        ({"in_chans": 1}, "the network takes 1 channels; pictures are given to it in RGB"),
+    ],
+)
+def test_networks_that_cannot_answer_pictures_are_refused(
+    folder: Path, tmp_path: Path, options: dict[str, int], message: str
+) -> None:
+    options = {"num_classes": 3, "in_chans": 3, **options}
+    card = ModelCard("test_resnet", Preprocessing((32, 32), (0.5,) * 3, (0.5,) * 3), **options)
+    save_weights(timm.create_model("test_resnet", **options), tmp_path / "w.safetensors", card)
+    with pytest.raises(ConfigError, match=f"w.safetensors: {message}$"):
+        main(["predict", str(folder / "pictures"), "--weights", str(tmp_path / "w.safetensors")])
+
+
 def test_answers_are_drawn(printed, folder: Path, weights: str, tmp_path: Path, capsys) -> None:
     printed("predict", str(folder / "pictures"), "--weights", weights, "--draw", str(tmp_path / "drawn"))
     drawn = [Image.open(path) for path in sorted((tmp_path / "drawn").iterdir())]
