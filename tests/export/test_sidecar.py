@@ -51,6 +51,12 @@ def test_they_are_read_as_they_were_written(path: Path) -> None:
     torch.testing.assert_close(network(torch.ones(3, 3, 64, 96)), torch.full((3, 3), 4.0))
 
 
+def test_what_is_left_of_a_removed_file_describes_none(path: Path) -> None:
+    path.unlink()
+    with pytest.raises(WeightsError, match=r"^no weights at .*x.paired: expected"):
+        Paired().metadata(path)
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [

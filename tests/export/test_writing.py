@@ -146,6 +146,26 @@ def test_probabilities_too_small_for_float32_are_no_inexactness(
     assert (tmp_path / "x.plain").exists()
 
 
+@pytest.mark.parametrize(("suffix", "dtype"), [(".onnx", "float16"), (".xml", "float16"), (".xml", "bfloat16")])
+def test_lower_precision_is_that_of_the_file_alone(suffix: str, dtype: str, tmp_path: Path) -> None:
+    pytest.importorskip({".onnx": "onnxruntime", ".xml": "openvino"}[suffix])
+    pytest.importorskip("onnxscript")
+    layers = (nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.AvgPool2d(8), nn.Flatten(), nn.Linear(64, 3))
+    network, x = nn.Sequential(*layers).eval(), torch.randn(3, 3, 8, 8)
+    found = export_network(network, SMALL, tmp_path / f"x{suffix}", Options(dtype=dtype)).check
+    assert found is not None
+    assert found.limit == {"float16": 2e-2, "bfloat16": 1e-1}[dtype]
+    if dtype == "float16":  # a processor without bfloat16 computes in float32
+        assert 1e-5 < found.error < 1e-2
+        weights = tmp_path / ("x.bin" if suffix == ".xml" else "x.onnx")
+        numbers = sum(parameter.numel() for parameter in network.parameters())
+        assert 2 * numbers <= weights.stat().st_size < 4 * numbers
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+    exported = FORMATS[suffix].load(tmp_path / f"x{suffix}")
+    with torch.no_grad():
+        torch.testing.assert_close(exported(x), network(x), rtol=0, atol=0.05)
+
+
 @pytest.mark.parametrize(
     ("size", "batch", "check", "lines"),
     [
@@ -182,6 +202,37 @@ def test_what_was_written_is_described(
     size: tuple[int, int] | None, batch: int | None, check: Check | None, lines: list[str]
 ) -> None:
     assert describe(Exported(Path("x.onnx"), 1_500_000, size, batch, check)) == lines
+
+
+@pytest.mark.parametrize(
+    ("options", "any_batch", "expected"),
+    [
+        ({}, True, None),
+        ({}, False, 1),
+        ({"batch": 8}, True, 8),
+        ({"any_batch": True}, True, None),
+        ({"any_batch": False}, True, 1),
+        ({"nms": True}, True, 1),
+        ({"nms": True, "batch": 4}, True, 4),
+    ],
+)
+def test_pictures_at_a_time(
+    options: dict[str, Any], any_batch: bool, expected: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Plain, "any_batch", any_batch)
+    assert Options(**options).batch_size(Plain()) == expected
+
+
+def test_a_folder_is_replaced_only_where_it_is_a_package_of_core_ml(
+    plain: Plain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FORMATS, ".mlpackage", plain)
+    for name in ("x.plain", "x.mlpackage"):
+        (tmp_path / name / "inside").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"x.plain: Is a directory; choose"):
+        export_network(Twice(), SMALL, tmp_path / "x.plain")
+    export_network(Twice(), SMALL, tmp_path / "x.mlpackage")
+    assert (tmp_path / "x.mlpackage").read_text() == plain.factor
 
 
 def full(*_: object) -> None:
@@ -399,6 +450,19 @@ def test_files_of_other_programs_are_refused(tmp_path: Path, content: str | None
         assert not re.search(r"\[ONNXRuntimeError\]|Exception from", str(caught.value))
         if content == "" and suffix == ".onnx":
             assert "it is empty" in str(caught.value)
+
+
+def test_files_that_take_no_pictures_are_refused(tmp_path: Path) -> None:
+    openvino, onnx = pytest.importorskip("openvino"), pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    x = openvino.opset13.parameter([1, 3], np.float32)
+    openvino.save_model(openvino.Model([openvino.opset13.relu(x)], [x]), tmp_path / "x.xml")
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 3]) for name in "xy")
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "relu", [x], [y])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)]), tmp_path / "x.onnx")
+    for suffix, what in ((".xml", "other things than one batch"), (".onnx", r"\['x'\], and not one batch")):
+        with pytest.raises(WeightsError, match=f"^cannot read .*x{suffix}: it takes {what} of pictures"):
+            FORMATS[suffix].load(tmp_path / f"x{suffix}")
 
 
 def test_a_network_without_a_card_is_refused(tmp_path: Path) -> None:

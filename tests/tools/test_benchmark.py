@@ -40,12 +40,15 @@ def test_networks_side_by_side(printed, tmp_path: Path) -> None:
     assert "of ceiling" in out
     assert f"torch {torch.__version__}" in out
     assert "LocalVim" not in out  # only of the paper's table
+    assert "Inference, medians of 2 common rounds" in out
     with Image.open(tmp_path / "out.png") as picture:
         assert picture.format == "PNG"
 
 
 def test_training_steps_as_json(printed, tmp_path: Path) -> None:
-    printed("benchmark", "test_efficientnet", "--train", "--batch", "2", *QUICK, "--output", str(tmp_path / "out.JSON"))
+    output = ("--output", str(tmp_path / "out.JSON"))
+    out = printed("benchmark", "test_efficientnet", "--train", "--batch", "2", *QUICK, *output)
+    assert "Training steps, medians of 2 common rounds" in out
     (found,) = json.loads((tmp_path / "out.JSON").read_text())
     assert (found["train"], found["fused"], found["error"]) == (True, False, "")
 
