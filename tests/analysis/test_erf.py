@@ -99,6 +99,13 @@ def test_boxes_convolved_are_the_field() -> None:
     np.testing.assert_allclose(field.quartiles, [expected] * 3)
 
 
+class Cut(nn.Module):
+    """Takes the last 40 rows, and columns from the sixth on."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[..., -40:, 5:]
+
+
 LAYERS = {
     "stem": [nn.Conv2d(1, 1, 3, 2, 1) for _ in range(4)],
     "patches": [nn.Conv2d(1, 1, 4, 4), nn.Conv2d(1, 1, 7, 1, 3), nn.Conv2d(1, 1, 2, 2)],
@@ -112,6 +119,7 @@ LAYERS = {
     "pools": [nn.AvgPool2d(3, 2, 1), nn.AvgPool2d(2), nn.Conv2d(1, 1, 3, 2, 1)],
     "up again": [nn.Conv2d(1, 1, 2, 2), nn.Conv2d(1, 1, 3, 2, 1), nn.ConvTranspose2d(1, 1, 5, 2, 1)],
     "resized": [nn.Conv2d(1, 1, 3, 2, 1), nn.Conv2d(1, 1, 3, 2, 1), nn.Upsample(scale_factor=2, mode="bilinear")],
+    "cut": [nn.Conv2d(1, 1, 3, 2, 1), Cut(), nn.Conv2d(1, 1, 3, 2, 1)],
     "tiles": [nn.PixelUnshuffle(2), nn.Conv2d(4, 1, 3, 2, 1)],
 }
 

@@ -1,5 +1,6 @@
 """The order of a GPU run: what fits, what fails, what hangs, and what is left of it."""
 
+import io
 import json
 import threading
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from mobilemamba.analysis.gpu.run import Part, Run, table
 from mobilemamba.analysis.gpu.sizes import QUICK
@@ -27,6 +29,20 @@ def test_what_does_not_fit_is_skipped_and_named(tmp_path: Path, capsys: pytest.C
     out = capsys.readouterr().out
     assert "  second: skipped, the part's time is spent" in out
     assert "Late: skipped, the 1 s are spent" in out
+
+
+def test_the_table_has_what_has_a_goal_and_what_is_missing() -> None:
+    found = [("a", "1", ">= 2", False), ("b", "3", ">= 2", True), ("c", "4", "", None)]
+    findings = [dict(zip(("what", "found", "goal", "ok"), values, strict=True)) for values in found]
+    parts = {"one": {"findings": findings, "error": "", "skipped": []}}
+    parts["two"] = {"findings": [], "error": "it hangs", "skipped": ["d", "e"]}
+    console = Console(width=80, file=io.StringIO())
+    console.print(table(parts, 80))
+    lines = console.file.getvalue().splitlines()
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
+    assert rows == [["a", "1", ">= 2", "NO"], ["b", "3", ">= 2", "yes"]]
+    notes = [line.strip() for line in lines if "one" in line or "two" in line]
+    assert notes == ["two FAILED: it hangs", "two: skipped for want of time: d, e"]
 
 
 def test_a_part_that_fails_does_not_take_the_others_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

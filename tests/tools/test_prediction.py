@@ -395,8 +395,9 @@ def test_a_batch_that_no_memory_holds_is_named(
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")
 
     monkeypatch.setattr(ClassificationPredictor, "forward", fail)
-    with pytest.raises(ConfigError, match=r"^--batch_size 32: too many for the memory of cpu; give fewer$"):
-        printed("predict", str(folder / "pictures"), "--weights", weights)
+    for options, number in (((), 32), (("--batch_size", "2"), 2)):
+        with pytest.raises(ConfigError, match=rf"^--batch_size {number}: too many for the memory of cpu; give fewer$"):
+            printed("predict", str(folder / "pictures"), "--weights", weights, *options)
 
 
 def test_no_pictures_at_all(weights: str, tmp_path: Path) -> None:
