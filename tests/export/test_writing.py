@@ -2,7 +2,6 @@
 
 import errno
 import os
-import re
 import shlex
 import warnings
 from collections.abc import Callable
@@ -16,15 +15,14 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from mobilemamba.dense.segmenter import RuntimeSegmenter
 from mobilemamba.errors import ConfigError, DataError, MobileMambaError, WeightsError
-from mobilemamba.export import FORMATS, Exported, Options, calibration, export_network, verification
+from mobilemamba.export import FORMATS, Exported, Options, export_network, verification
 from mobilemamba.export import in_runtime as in_runtimes
-from mobilemamba.export.calibration import Agreement, Calibration, compare, read_calibration, whole_batches
+from mobilemamba.export.calibration import Agreement
 from mobilemamba.export.format import Format, Source
 from mobilemamba.export.quiet import quiet
 from mobilemamba.export.verification import Check
-from mobilemamba.models import ModelCard, Preprocessing, load_network, optimize_for_inference, read_card, save_weights
+from mobilemamba.models import ModelCard, Preprocessing, optimize_for_inference, read_card, save_weights
 from mobilemamba.models.runtime import RUNTIMES, RuntimeNetwork
 from mobilemamba.tools.export import describe
 from mobilemamba_command import main
@@ -275,57 +273,6 @@ def test_a_lack_of_memory_is_said_as_such(
         export_network(Twice(), SMALL, tmp_path / "x.plain", Options(batch=3))
 
 
-def test_a_fixed_number_of_pictures_is_filled_up() -> None:
-    seen = []
-    network = RuntimeNetwork(lambda x: (seen.append(len(x)), x.sum((2, 3)))[1], (4, 3, 8, 8), "")
-    x = torch.randn(9, 3, 8, 8)
-    torch.testing.assert_close(network(x), x.sum((2, 3)))
-    assert seen == [4, 4, 4]
-    with pytest.raises(ConfigError, match="pictures of 3 x 8 x 9: the exported network takes 3 x 8 x 8; export"):
-        network(torch.randn(1, 3, 8, 9))
-
-
-def test_scales_are_fitted_by_whole_batches() -> None:
-    pictures = torch.arange(5.0)[:, None, None, None]
-    assert [batch.flatten().tolist() for batch in whole_batches(pictures, 3)] == [[0, 1, 2], [3, 4, 0]]
-    assert [batch.flatten().tolist() for batch in whole_batches(pictures, 7)] == [[0, 1, 2, 3, 4, 0, 1]]
-
-
-def test_of_many_pictures_some_are_taken_all_over_the_folder(
-    pictures: Path, network: nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    every = read_calibration(pictures, CARD, network)
-    monkeypatch.setattr(calibration, "MOST", 7)
-    some = read_calibration(pictures, CARD, network)
-    assert torch.equal(some.pictures, every.pictures[::2])
-    assert torch.equal(some.labels, every.labels[::2])
-
-
-def test_probabilities_of_a_detector_are_compared_where_they_are_sure() -> None:
-    boxes, chances = torch.zeros(20, 2, 4), torch.tensor([[0.9, 0.1], [0.2, 0.3]]).expand(20, 2, 2)
-    given = Calibration(torch.zeros(20, 3, 8, 8), None)
-    original = lambda x: torch.cat([boxes, chances], 2)[: len(x)]  # noqa: E731
-    exported = lambda x: torch.cat([boxes + 9, chances + torch.tensor([0.02, 0.05])], 2)[: len(x)]  # noqa: E731
-    found = compare(original, exported, given, "candidates")  # type: ignore[arg-type]
-    assert (found.pictures, found.same) == (20, None)
-    assert found.off == pytest.approx(((0.02 + 0.05) / 2, 0.05), abs=1e-6)  # of 0.9 and 0.3, and of all
-
-
-def test_maps_of_pixels_have_the_pictures_own_size() -> None:
-    network = RuntimeSegmenter(RuntimeNetwork(lambda x: x[:, :2], (None, 3, 8, 8), ""), {})
-    x = torch.arange(12.0).repeat_interleave(2)[None, None, None, :].expand(1, 3, 16, 24)
-    answer = network(x)
-    assert answer.shape == (1, 2, 16, 24)
-    assert (answer[0, 0, 0, 1:] >= answer[0, 0, 0, :-1]).all()
-    assert (answer - x[:, :2]).abs().max() < 1.5
-
-
-def test_probabilities_stand_for_logits() -> None:
-    logits = torch.randn(2, 5)
-    network = RuntimeNetwork(lambda _: logits.softmax(-1).numpy(), (None, 3, 8, 8), "", probabilities=True)
-    torch.testing.assert_close(network(torch.zeros(2, 3, 8, 8)), logits.log_softmax(-1))
-
-
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -433,46 +380,6 @@ def test_networks_with_nan_or_several_answers_are_refused(plain: Plain, tmp_path
         network.answer = answer
         with pytest.raises(ConfigError, match=message):
             export_network(network, SMALL, tmp_path / "x.plain")
-
-
-@pytest.mark.parametrize("content", ["", "text", None])
-def test_files_of_other_programs_are_refused(tmp_path: Path, content: str | None) -> None:
-    pytest.importorskip("onnxruntime")
-    pytest.importorskip("openvino")
-    for suffix in (".onnx", ".xml"):
-        path = tmp_path / f"x{suffix}"
-        if content is not None:
-            path.write_text(content)
-        reason = f"no weights at .*x{suffix}: expected" if content is None else f"cannot read .*x{suffix}: .*; expected"
-        with pytest.raises(WeightsError, match=f"{reason} a file that mobilemamba export wrote$") as caught:
-            load_network(path)
-        assert "\n" not in str(caught.value)
-        assert not re.search(r"\[ONNXRuntimeError\]|Exception from", str(caught.value))
-        if content == "" and suffix == ".onnx":
-            assert "it is empty" in str(caught.value)
-
-
-def test_files_that_take_no_pictures_are_refused(tmp_path: Path) -> None:
-    openvino, onnx = pytest.importorskip("openvino"), pytest.importorskip("onnx")
-    pytest.importorskip("onnxruntime")
-    x = openvino.opset13.parameter([1, 3], np.float32)
-    openvino.save_model(openvino.Model([openvino.opset13.relu(x)], [x]), tmp_path / "x.xml")
-    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 3]) for name in "xy")
-    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "relu", [x], [y])
-    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)]), tmp_path / "x.onnx")
-    for suffix, what in ((".xml", "other things than one batch"), (".onnx", r"\['x'\], and not one batch")):
-        with pytest.raises(WeightsError, match=f"^cannot read .*x{suffix}: it takes {what} of pictures"):
-            FORMATS[suffix].load(tmp_path / f"x{suffix}")
-
-
-def test_a_network_without_a_card_is_refused(tmp_path: Path) -> None:
-    openvino = pytest.importorskip("openvino")
-    ops = openvino.opset13
-    x = ops.parameter([1, 3, 8, 8], np.float32)
-    openvino.save_model(openvino.Model([ops.reduce_mean(x, np.array([2, 3]), False)], [x]), tmp_path / "x.xml")
-    for read in (load_network, lambda path: main(["benchmark", str(path)])):
-        with pytest.raises(WeightsError, match=r"x.xml was written by another program: it does not describe its outp"):
-            read(tmp_path / "x.xml")
 
 
 @pytest.mark.parametrize(
