@@ -230,7 +230,7 @@ def test_without_openmp_it_says_that_it_has_one_thread() -> None:
 def test_a_lack_of_memory_is_an_error() -> None:
     for name, arguments in valid_arguments(random.Random(0)).items():
         operator = getattr(torch.ops.mobilemamba, name).default
-        if name == "depthwise_conv":  # which needs none
+        if name in ("depthwise_conv", "stem_conv"):  # which need none
             assert operator(*arguments).isfinite().all()
             continue
         with pytest.raises(MemoryError, match="no memory for its intermediate results; use smaller"):
