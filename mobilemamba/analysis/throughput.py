@@ -12,7 +12,7 @@ from torch import nn
 
 from mobilemamba.analysis.complexity import example_pictures
 from mobilemamba.analysis.machine import device_name, rounds_to_tf32
-from mobilemamba.analysis.timing import WARMUP_SECONDS, Timings, interleave, time_calls
+from mobilemamba.analysis.timing import WARMUP_SECONDS, Timings, calls_per_round, interleave, time_calls
 from mobilemamba.errors import ConfigError
 from mobilemamba.models.fuse import count_batch_norms
 
@@ -48,7 +48,7 @@ class Throughput:
 
 @dataclass(frozen=True)
 class Subject:
-    """A network to be timed, and on what; see :func:`measure_throughput`."""
+    """A network to be timed, and on what; the fields are arguments of :func:`measure_throughput`."""
 
     model: nn.Module
     example: int | tuple[int, int] | torch.Tensor = 224
@@ -81,11 +81,11 @@ def measure_throughput(
     Raises:
         ConfigError: If ``rounds``, ``batch_size`` or ``budget_s`` is not positive.
     """
-    subject = Subject(model, example, batch_size, form)
-    measured, failed = compare_throughputs({"": subject}, device, rounds, budget_s)
-    for error in failed.values():
-        raise error
-    return measured[""]
+    _check_positive(rounds=rounds, budget_s=budget_s)
+    model, pictures = _ready(Subject(model, example, batch_size), device)
+    clock = partial(time_batches, model, pictures)
+    calls = calls_per_round(clock, budget_s / rounds, min(WARMUP_SECONDS, budget_s))
+    return _throughput(model, pictures, form, Timings(tuple(clock(calls) / calls for _ in range(rounds)), calls))
 
 
 def compare_throughputs(
@@ -94,9 +94,9 @@ def compare_throughputs(
     rounds: int = 5,
     budget_s: float = 3.0,
 ) -> tuple[dict[str, Throughput], dict[str, Exception]]:
-    """Measures several networks as :func:`measure_throughput` does one, in common rounds.
+    """Measures several networks as :func:`measure_throughput` does one, but in common rounds.
 
-    What else the machine does then slows all of them.
+    What else the machine does then slows all of them. Networks that take pictures of the same shape share them.
 
     Args:
         subjects: The networks by their names.
@@ -110,17 +110,21 @@ def compare_throughputs(
     Raises:
         ConfigError: If ``rounds``, a batch size or ``budget_s`` is not positive.
     """
-    for name, value in (("rounds", rounds), ("budget_s", budget_s)):
-        _check(name, value)
-    ready = {key: _ready(subject, device) for key, subject in subjects.items()}
+    _check_positive(rounds=rounds, budget_s=budget_s)
+    ready: dict[str, tuple[nn.Module, torch.Tensor]] = {}
+    shared: dict[object, torch.Tensor] = {}
+    for key, subject in subjects.items():
+        model, pictures = _ready(subject, device)
+        ready[key] = model, shared.setdefault((pictures.shape, pictures.dtype, pictures.device), pictures)
     clocks = {key: partial(time_batches, model, pictures) for key, (model, pictures) in ready.items()}
     timings, failed = interleave(clocks, rounds, budget_s / rounds, min(WARMUP_SECONDS, budget_s))
     return {key: _throughput(*ready[key], subjects[key].form, timings[key]) for key in timings}, failed
 
 
-def _check(name: str, value: float) -> None:
-    if value <= 0:
-        raise ConfigError(f"{name}={value}: expected a number above 0; leave it out for the default")
+def _check_positive(**values: float) -> None:
+    for name, value in values.items():
+        if value <= 0:
+            raise ConfigError(f"{name}={value}: expected a number above 0; leave it out for the default")
 
 
 def _ready(subject: Subject, device: torch.device | str | None) -> tuple[nn.Module, torch.Tensor]:
@@ -128,7 +132,7 @@ def _ready(subject: Subject, device: torch.device | str | None) -> tuple[nn.Modu
     parameter = next(subject.model.parameters())
     device = torch.device(device) if device is not None else parameter.device
     batch_size = subject.batch_size if subject.batch_size is not None else 32 if device.type == "cpu" else 256
-    _check("batch_size", batch_size)
+    _check_positive(batch_size=batch_size)
     model = copy.deepcopy(subject.model).eval().to(device).to(memory_format=torch.channels_last)
     pictures = example_pictures(model, subject.example, batch_size)
     return model, pictures.to(device=device, dtype=parameter.dtype, memory_format=torch.channels_last)

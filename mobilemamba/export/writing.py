@@ -160,8 +160,8 @@ def _try(network: nn.Module, source: Source) -> None:
     if not math.isfinite(float(answer.abs().max())):
         height, width = source.sizes[0]  # a size unlike the training's may be the reason
         raise ConfigError(
-            f"the network answers pictures of {height}x{width} pixels with NaN or infinity; give the --size of its "
-            "training, or weights from before that"
+            f"the network answers pictures of {height}x{width} pixels with NaN or infinity; give weights from before "
+            "it did, or the --size of its training"
         )
 
 

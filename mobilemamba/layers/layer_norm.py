@@ -19,6 +19,6 @@ class LayerNorm(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         if not autocasts(x.device):
             return super().forward(x)
-        assert self.bias is not None
+        weight, bias = (None if v is None else v.to(x.dtype) for v in (self.weight, self.bias))
         with without_autocast(x.device):
-            return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+            return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)

@@ -38,9 +38,9 @@ _LAYOUT = {"x": "BHWC", "weight": "kkCD", "bias": "D"}
 def _check_arguments(x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1, relu: bool = False) -> None:
     sizes = check("stem_conv", _LAYOUT, (x, weight, bias))
     check_kernel("stem_conv", sizes["k"])
-    if not 1 <= sizes["k"] ** 2 * sizes["C"] <= MOST:
-        most = MOST // sizes["k"] ** 2
-        raise ConfigError(f"stem_conv: x has {sizes['C']} channels; expected 1 to {most} for kernel size {sizes['k']}")
+    k, channels = sizes["k"], sizes["C"]
+    if not 1 <= k * k * channels <= MOST:
+        raise ConfigError(f"stem_conv: kernels of {k} x {k} x {channels} numbers; expected 1 to {MOST} numbers")
     if not 1 <= stride < 2**31:
         raise ConfigError(f"stem_conv: stride={stride}; expected 1 to {2**31 - 1}")
 
@@ -87,10 +87,10 @@ def _stem_conv(
     weight_nd = tl.load(weight + n[:, None] * D + d[None, :], has_n[:, None] & has_d[None, :], 0.0).to(DOT)
     bias_pd = tl.broadcast_to(tl.load(bias + d, has_d, 0.0).to(tl.float32)[None, :], (BLOCK_P, BLOCK_D))
     down, across = n // (KERNEL * C) - KERNEL // 2, n // C % KERNEL - KERNEL // 2
-    x += (down.to(tl.int64) * x_stride_h + across * x_stride_w + (n % C).to(tl.int64) * x_stride_c)[None, :]
+    at_n = down.to(tl.int64) * x_stride_h + across.to(tl.int64) * x_stride_w + (n % C).to(tl.int64) * x_stride_c
     strips = tl.cdiv(y_height * y_width, TILES * BLOCK_P)
     picture, strip = tl.program_id(0) // strips, tl.program_id(0) % strips
-    x += picture.to(tl.int64) * x_stride_b
+    x += picture.to(tl.int64) * x_stride_b + at_n[None, :]
     y += picture.to(tl.int64) * y_height * y_width * D
     for tile in tl.range(TILES, num_stages=1):  # other programs hide the time that loads take
         p = (strip * TILES + tile) * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -99,7 +99,7 @@ def _stem_conv(
         # As unsigned numbers, those before the first are larger than any side.
         has_pn = (row.to(tl.uint32) < height) & (column.to(tl.uint32) < width) & has_n[None, :]
         has_p = p < y_height * y_width
-        at_p = h.to(tl.int64) * x_stride_h + w * x_stride_w
+        at_p = h.to(tl.int64) * x_stride_h + w.to(tl.int64) * x_stride_w
         x_pn = tl.load(x + at_p[:, None], has_pn, 0.0).to(DOT)
         y_pd = tl.dot(x_pn, weight_nd, bias_pd, input_precision="tf32x3", out_dtype=tl.float32)
         if RELU:

@@ -24,7 +24,7 @@ _RESULTS = (
 
 #: File in a run's folder with the metrics of its network with folded norms; see ``Row.fused_of``.
 FUSED_FILE = "fused.json"
-#: File with its network's throughput, timed with those of the other rows; and with the names of all these rows.
+#: File in a row's folder with its throughput, timed together with other rows', and with the names of all these rows.
 SPEED_FILE = "throughput.json"
 
 
@@ -48,7 +48,8 @@ def record(row: Row, counts: dict[str, float], running: bool = False) -> Record:
     averaged = _average_is_better(row, results)
     measured = results.get("measured") or read_json(row.run_dir / "measure.json")
     beside_others = read_json(row.run_dir / SPEED_FILE)
-    throughput = beside_others or measured.get("throughput") or {}
+    compared = "images_per_second" in beside_others  # else it failed there
+    throughput = beside_others if compared else measured.get("throughput") or {}
     slot = status.get("environment", {})
     of_scores = [f"{score.key}{suffix}" for suffix in ("", "_ema") for score in row.scores]
     entry: Record = {
@@ -63,7 +64,7 @@ def record(row: Row, counts: dict[str, float], running: bool = False) -> Record:
         "batch": throughput.get("batch_size"),
         "device": throughput.get("device") or results.get("device"),
         # Rows that are trained on the same cores slow each other down; GPUs are not shared.
-        "shared_device": not beside_others and "OMP_NUM_THREADS" in slot and "CUDA_VISIBLE_DEVICES" not in slot,
+        "shared_device": not compared and "OMP_NUM_THREADS" in slot and "CUDA_VISIBLE_DEVICES" not in slot,
         "throughput_spread": throughput.get("spread"),
         "throughput_conditions": throughput.get("text"),
         **{key: results.get(key) for key in (*of_scores, *_RESULTS)},

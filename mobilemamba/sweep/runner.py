@@ -198,8 +198,8 @@ class SweepRunner:
         try:
             for name, reason in speed.compare(rows).items():
                 display.say(f"{name}: not timed with the others: {reason}")
-        except (AssertionError, OSError, RuntimeError, ValueError) as error:  # a full disk, too little memory
-            display.say(f"the networks could not be timed ({error}); the table has each row's own measurement")
+        except Exception as error:  # of a network or a lack of memory: all rows are trained, and are to be told of
+            display.say(f"the networks could not be timed together ({speed.in_one_line(error)})")
 
     def _evaluations(
         self, launch: Launch, run_dirs: list[Path], command: Command, file: str, options: Sequence[str]

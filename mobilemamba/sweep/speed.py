@@ -7,7 +7,7 @@ changes from row to row; such numbers do not compare.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -24,53 +24,73 @@ from mobilemamba.training.provenance import TABLE_CHANNELS, usual_kernels
 
 _ROUNDS = 7
 _BUDGET = 2.5  # seconds for all rounds of a network
+_BEFORE = 2.0  # seconds to build a network and to warm up
 
 
 def uncompared(rows: Sequence[Row]) -> list[Row]:
     """Returns the finished rows whose networks can be timed against each other here, unless just these were already.
 
-    A row's network can be if the row could time it, on a device of this machine; there must be two at least.
+    A row's network can be if the row could time it, on this machine's GPU or its CPU; there must be two networks.
     """
-    own = {row.name: _measured_by_itself(row) for row in rows if not row.fused_of and is_finished(row.run_dir)}
-    measured = [row for row in rows if own.get(row.name)]
-    if len(measured) < 2 or _device(own[row.name]["device"] for row in measured) is None:
+    finished = [row for row in rows if not row.fused_of and is_finished(row.run_dir)]
+    products = {row.name: _product(_measured_by_itself(row).get("device", "")) for row in finished}
+    for device in _devices():
+        here = [row for row in finished if products[row.name] == _product(device_name(device))]
+        if len(set(map(_network, here))) > 1:
+            break
+    else:
         return []
-    names = [row.name for row in measured]
-    return [] if all(read_json(row.run_dir / SPEED_FILE).get("rows") == names for row in measured) else measured
+    names = [row.name for row in here]
+    found = [read_json(row.run_dir / SPEED_FILE) for row in here]
+    known = [(entry.get("rows"), entry.get("network")) for entry in found]
+    return [] if known == [(names, _network(row)) for row in here] else here
 
 
 def compare(rows: Sequence[Row]) -> dict[str, str]:
-    """Times the rows' networks in common rounds, and writes what each reached to its folder.
+    """Times the rows' networks in common rounds, and writes to each row's folder what its network reached.
 
     Args:
-        rows: Those that :func:`uncompared` returns. Rows with the same network share its time.
+        rows: Those that :func:`uncompared` returns. Rows with the same model settings, e.g. those that differ in their
+            seed, share a network's time.
 
     Returns:
-        Row name -> the reason in one line, for networks that failed, which keep what they measured by themselves.
-
-    Raises:
-        OSError: If a folder cannot be written.
+        Row name -> the reason in one line, for rows without a result, which keep what they measured by themselves.
     """
-    device = _device(_measured_by_itself(row)["device"] for row in rows)
-    assert device is not None
-    of_row = {row.name: json.dumps([row.config["model"], row.config["table_size"]], sort_keys=True) for row in rows}
-    networks = {of_row[row.name]: row for row in rows}
+    product = _product(_measured_by_itself(rows[0])["device"])
+    device = next(device for device in _devices() if _product(device_name(device)) == product)
     with usual_kernels():
-        subjects = {key: _subject(row, device) for key, row in networks.items()}
+        subjects = {key: _subject(row, device) for key, row in {_network(row): row for row in rows}.items()}
         found, failed = compare_throughputs(subjects, device, _ROUNDS, _BUDGET)
+    reasons: dict[str, str] = {}
     for row in rows:
-        if throughput := found.get(of_row[row.name]):
-            text = f"{throughput.describe()}, in rounds common to all rows"
-            write_json(
-                row.run_dir / SPEED_FILE, {**asdict(throughput), "text": text, "rows": [row.name for row in rows]}
-            )
-    return {row.name: str(failed[of_row[row.name]]) for row in rows if of_row[row.name] in failed}
+        key = _network(row)
+        result: dict[str, Any] = {"network": key, "rows": [row.name for row in rows]}
+        if key in found:
+            text = f"{found[key].describe()}, in rounds common to {len(rows)} rows"
+            result |= {**asdict(found[key]), "text": text}
+        else:
+            reasons[row.name] = in_one_line(failed[key])
+        try:
+            write_json(row.run_dir / SPEED_FILE, result)
+        except OSError as error:
+            reasons[row.name] = in_one_line(error)
+    return reasons
 
 
 def seconds(rows: Sequence[Row]) -> float:
     """Returns about how long :func:`compare` takes, by what the rows measured by themselves."""
-    batches = [_measured_by_itself(row).get("latency_ms", 0) / 1000 for row in rows]
-    return sum(max(_BUDGET, _ROUNDS * batch) + 2 * max(batch, 1) for batch in batches)  # the rest is for starting up
+    of_network = {_network(row): _measured_by_itself(row).get("latency_ms", 0) / 1000 for row in rows}
+    return sum(max(_BUDGET, _ROUNDS * batch) + _BEFORE + 2 * batch for batch in of_network.values())
+
+
+def in_one_line(error: Exception) -> str:
+    """Returns an error's first line, or its type if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _network(row: Row) -> str:
+    """Returns all that a row's network depends on, and more: settings of its training, too."""
+    return json.dumps([row.config["model"], row.config.get("table_size")], sort_keys=True)
 
 
 def _subject(row: Row, device: torch.device) -> Subject:
@@ -86,11 +106,10 @@ def _measured_by_itself(row: Row) -> dict[str, Any]:
     return measured.get("throughput") or {}
 
 
-def _device(names: Iterable[str]) -> torch.device | None:
-    """Returns the device of this machine that has all these names; None if there is none.
+def _devices() -> list[torch.device]:
+    return [choose_device("auto"), torch.device("cpu")]
 
-    The number of threads, which ends a CPU's name, does not count: rows that run side by side have fewer.
-    """
-    products = {name.partition(",")[0] for name in names}
-    here = (choose_device("auto"), torch.device("cpu"))
-    return next((device for device in here if products == {device_name(device).partition(",")[0]}), None)
+
+def _product(name: str) -> str:
+    """Returns a device's name without the number of threads, of which rows that run side by side have fewer."""
+    return name.partition(",")[0]

@@ -371,7 +371,7 @@ def test_networks_with_nan_or_several_answers_are_refused(plain: Plain, tmp_path
             return self.answer(x)
 
     network = Odd()
-    refused = "8x8 pixels with NaN or infinity; give the --size of its training"
+    refused = "8x8 pixels with NaN or infinity; give weights from before"
     for answer, message in (
         (lambda x: x / 0, refused),
         (minus_infinity, refused),

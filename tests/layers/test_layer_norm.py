@@ -31,6 +31,13 @@ def test_under_autocast_it_rounds_to_the_input_s_dtype(norm: LayerNorm) -> None:
     assert_near(y, expected, 2**-7)
 
 
+def test_under_autocast_it_needs_neither_weight_nor_bias() -> None:
+    x = torch.randn(4, 6).bfloat16()
+    for options in ({"bias": False}, {"elementwise_affine": False}):
+        with torch.autocast("cpu", torch.bfloat16):
+            assert_near(LayerNorm(6, **options)(x), nn.functional.layer_norm(x.double(), (6,)), 2**-7)
+
+
 def test_otherwise_it_is_pytorch_s(norm: LayerNorm) -> None:
     x = torch.randn(4, 5, 6)
     plain = nn.LayerNorm(6)

@@ -98,7 +98,8 @@ class PackedConv(_Packed):
         self.geometry: onednn.Geometry = [weight.shape[-1] // 2] * 2, [stride] * 2, [1, 1], groups
         odd = weight.shape[-1] % 2 == 1
         self.is_depthwise = groups == len(weight) and weight.shape[1] == 1 and odd
-        self.is_of_pictures = groups == 1 and weight[0].numel() <= MOST and act in ("none", "relu") and odd
+        few = weight.shape[1] < 8 and weight[0].numel() <= MOST  # cuDNN would widen them to 8
+        self.is_of_pictures = few and groups == 1 and odd and act in ("none", "relu")
 
     @classmethod
     def of(cls, conv: nn.Module) -> PackedConv:

@@ -53,7 +53,8 @@ def test_small_and_large_depthwise_convolutions(bias: bool, side: int, monkeypat
     ("channels", "kernel", "groups", "act", "ours"),
     [
         *((3, 3, 1, "relu", True), (3, 3, 1, "none", True), (2, 5, 1, "relu", True), (7, 3, 1, "relu", True)),
-        *((8, 3, 1, "relu", False), (3, 3, 1, "swish", False), (6, 3, 2, "relu", False), (3, 2, 1, "relu", False)),
+        *((8, 1, 1, "relu", False), (3, 3, 1, "swish", False), (7, 5, 1, "relu", False)),
+        *((6, 3, 2, "relu", False), (3, 2, 1, "relu", False)),
     ],
 )
 def test_which_convolutions_on_a_gpu_are_of_pictures(
