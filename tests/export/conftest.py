@@ -14,6 +14,7 @@ from mobilemamba_command import main
 
 CLASSES = ("dark", "middling", "bright")
 ARCH = ArchOverrides(embed_dims=(16, 24, 32), depths=(1, 1, 1))
+SMALL = ModelCard("test_resnet", Preprocessing((8, 8), (0.5,) * 3, (0.5,) * 3), 3)
 CARD = ModelCard(
     "mobilemamba_t2",
     Preprocessing((64, 96), (0.4,) * 3, (0.3,) * 3, "bilinear", 0.9),
